@@ -1,0 +1,232 @@
+"""The contract of every data set: ragged splits in memory, batches on demand, the training scale."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from beartype.vale import Is
+from numpy.typing import NDArray
+
+from vrnn_lab.series import Scale, TimeSeries
+from vrnn_lab.tasks import Density, Task
+
+SPLITS = ("train", "val", "test")
+Count = Annotated[int, Is[lambda x: x >= 1]]
+Positive = Annotated[float, Is[lambda x: x > 0]]
+Natural = Annotated[int, Is[lambda x: x >= 0]]
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Series of any lengths, end to end. NaN = not observed."""
+
+    times: NDArray[np.float64]  # (points,)
+    values: NDArray[np.float64]  # (points, dim)
+    offsets: NDArray[np.int64]  # (series + 1,): series i is points offsets[i] to offsets[i + 1]
+    windows: NDArray[np.float64]  # (series, 2)
+    ids: NDArray[np.int64]  # (series,)
+    clean: NDArray[np.float64] | None = None  # (points, dim)
+    names: tuple[str, ...] | None = None  # what the user calls the series
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @classmethod
+    def of(cls, times, values, window=None, first_id: int = 0, clean=None) -> "Ragged":
+        """From equal-length series: times (series, time), values (series, time, dim)."""
+        count, length = times.shape
+        flat = lambda x: None if x is None else np.ascontiguousarray(x).reshape(count * length, -1)  # noqa: E731
+        windows = times[:, [0, -1]] if window is None else np.tile(np.asarray(window, float), (count, 1))
+        return cls(
+            times=np.ascontiguousarray(times, dtype=np.float64).ravel(),
+            values=flat(values),
+            offsets=np.arange(count + 1) * length,
+            windows=windows.astype(np.float64),
+            ids=np.arange(first_id, first_id + count),
+            clean=flat(clean),
+        )
+
+    def part(self, index) -> "Ragged":
+        """Some of the series, in the order of the indices."""
+        index = np.asarray(index)
+        lengths = np.diff(self.offsets)[index]
+        points = np.concatenate([np.arange(*self.offsets[i : i + 2]) for i in index] or [np.arange(0)])
+        return replace(
+            self,
+            times=self.times[points],
+            values=self.values[points],
+            offsets=np.concatenate([[0], np.cumsum(lengths)]),
+            windows=self.windows[index],
+            ids=self.ids[index],
+            clean=None if self.clean is None else self.clean[points],
+            names=None if self.names is None else tuple(self.names[i] for i in index),
+        )
+
+    def batch(self, index: NDArray[np.int64], task: Task, rngs, in_training: bool = False) -> TimeSeries:
+        """The series of these indices under a task, padded to the longest; rngs yields a generator a row."""
+        lengths = np.diff(self.offsets)[index]
+        longest = max(1, lengths.max(initial=0))
+        real = np.arange(longest) < lengths[:, None]
+        last = np.maximum(lengths - 1, 0)[:, None]
+        place = self.offsets[index][:, None] + np.minimum(np.arange(longest), last)
+        place = np.minimum(place, max(len(self.times) - 1, 0))
+        times, values = self.times[place], self.values[place]
+        times = np.where(lengths[:, None] > 0, times, self.windows[index][:, :1])
+        known = real[..., None] & ~np.isnan(values)
+        seen, scored = np.zeros_like(known), np.zeros_like(known)
+        for row, (length, rng) in enumerate(zip(lengths, rngs, strict=False)):
+            seen[row, :length], scored[row, :length] = task(
+                times[row, :length], known[row, :length], self.windows[index[row]], rng
+            )
+        clean = None if self.clean is None else torch.from_numpy(self.clean[place])
+        return TimeSeries(
+            times=torch.from_numpy(times),
+            values=torch.from_numpy(np.where(seen | scored, values, 0.0)),
+            seen=torch.from_numpy(seen),
+            scored=torch.from_numpy(scored),
+            window=torch.from_numpy(self.windows[index]),
+            ids=torch.from_numpy(self.ids[index]),
+            clean=clean,
+            most_seen=int(seen.any(-1).sum(1).max(initial=0)),
+            in_training=in_training,
+        )
+
+    def scale(self, channels: tuple[str, ...], support: str) -> Scale:
+        """The spread and the clock of these series, which must be the training ones."""
+        observed = (~np.isnan(self.values)).sum(0)
+        for name, count in zip(channels, observed, strict=True):
+            if not count:
+                raise ValueError(
+                    f"channel '{name}' has no observed value in the training split; leave it out, or choose "
+                    "a split that trains on some of it."
+                )
+        mean = np.nanmean(self.values, 0) if support == "real" else np.zeros(len(channels))
+        std = np.nanstd(self.values, 0) if support == "real" else np.ones(len(channels))
+        # A channel that never changes in training has no spread to divide by; rounding is no spread either.
+        std = np.where(std > 1e-12 * np.maximum(1.0, np.abs(mean)), std, 1.0)
+        spans = np.diff(self.windows, axis=1)[:, 0]
+        steps = np.diff(self.times)
+        inner = np.ones(len(steps), bool)
+        inner[self.offsets[1:-1][(self.offsets[1:-1] > 0) & (self.offsets[1:-1] < len(self.times))] - 1] = False
+        clock = np.median(spans[spans > 0]) if (spans > 0).any() else 1.0
+        gap = np.median(steps[inner & (steps > 0)]) if (inner & (steps > 0)).any() else clock
+        start = self.windows[:, 0].min()
+        number = lambda x: torch.tensor(float(x), dtype=torch.float64)  # noqa: E731
+        return Scale(
+            channels=channels,
+            support=support,
+            mean=torch.from_numpy(mean),
+            std=torch.from_numpy(std),
+            clock=number(clock),
+            gap=number(gap),
+            longest=number(spans.max()),
+            start=number(start),
+            reach=number(self.windows[:, 1].max() - start),
+        )
+
+
+def generator(*numbers: int) -> np.random.Generator:
+    """A generator that is a function of some numbers alone."""
+    return np.random.default_rng([n % 2**64 for n in numbers])
+
+
+class Batches:
+    """An endless supply of epochs over a split, each a function of (seed, epoch); it knows its place.
+
+    Training shuffles and draws the task anew each epoch; evaluation keeps the order, and what is seen of a
+    series is a function of (seed, id).
+    """
+
+    def __init__(self, data: Ragged, task: Task, batch_size: int, seed: int, training: bool = False):
+        self.data, self.task, self.batch_size, self.seed, self.training = data, task, batch_size, seed, training
+        self.epoch = self.position = 0
+
+    def __len__(self) -> int:
+        return -(-len(self.data) // self.batch_size)
+
+    def __iter__(self) -> Iterator[TimeSeries]:
+        order = np.arange(len(self.data))
+        if self.training:
+            order = generator(self.seed, self.epoch).permutation(order)
+        for place in range(self.position, len(self)):
+            index = order[place * self.batch_size : (place + 1) * self.batch_size]
+            rngs = self._generators(index, place)
+            # Before the yield: a checkpoint written while the batch is worked on, or after, goes on behind it.
+            self.epoch, self.position = (
+                (self.epoch, place + 1) if place + 1 < len(self) else (self.epoch + 1, 0)
+            )
+            yield self.data.batch(index, self.task, rngs, in_training=self.training)
+
+    def _generators(self, index, place: int):
+        if self.training:
+            return [generator(self.seed, self.epoch, place)] * len(index)
+        return (generator(self.seed, self.data.ids[i]) for i in index)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self.position = state["epoch"], state["position"]
+
+
+class SeriesData(pl.LightningDataModule, ABC):
+    """A data set: a leaf names its channels and makes its three splits."""
+
+    support: ClassVar[str] = "real"
+    time_unit: str = ""
+    phase_plane: ClassVar[bool] = False  # two channels that are coordinates of one plane
+    noise_std: float | None = None  # of the observations, where it is known
+
+    def __init__(self, batch_size: Count = 50, seed: Natural = 0):
+        super().__init__()
+        self.batch_size, self.seed = batch_size, seed
+        self.task: Task = Density()
+        self._splits: dict[str, Ragged] | None = None
+
+    @property
+    @abstractmethod
+    def channels(self) -> tuple[str, ...]: ...
+
+    @abstractmethod
+    def make(self) -> dict[str, Ragged]:
+        """The splits train, val and test: a function of the configuration alone."""
+
+    def exact(self, batch: TimeSeries):
+        """Where the process is known: (log p(known), Gaussian of every value given what is seen), in data units.
+
+        log p: (batch,) of all known values; the Gaussian's tensors: (batch, time, dim). None elsewhere.
+        """
+        return None
+
+    @property
+    def splits(self) -> dict[str, Ragged]:
+        if self._splits is None:
+            made = self.make()
+            for split in SPLITS:
+                if not len(made[split]):
+                    raise ValueError(
+                        f"the {split} split has no series; give the data set more series or other shares."
+                    )
+            self._splits = made
+        return self._splits
+
+    @property
+    def scale(self) -> Scale:
+        return self.splits["train"].scale(self.channels, self.support)
+
+    def batches(self, split: str, task: Task, batch_size: int | None = None) -> Batches:
+        """A split under a task, with evaluation's fixed patterns."""
+        return Batches(self.splits[split], task, batch_size or self.batch_size, self.seed)
+
+    def train_dataloader(self) -> Batches:
+        return Batches(self.splits["train"], self.task, self.batch_size, self.seed, training=True)
+
+    def val_dataloader(self) -> Batches:
+        return self.batches("val", self.task)
+
+    def test_dataloader(self) -> Batches:
+        return self.batches("test", self.task)

@@ -1,0 +1,91 @@
+"""Noisy windows of two Archimedean-like spirals, and their one-dimensional version."""
+
+from typing import Literal
+
+import numpy as np
+
+from vrnn_lab.data.base import Count, Natural, Positive, Ragged, SeriesData, generator
+
+TIMES = np.linspace(0, 6 * np.pi, 500)
+
+
+def curve(clockwise: np.ndarray) -> np.ndarray:
+    """(series, 500, 2): the whole curve each series is a window of (Chen et al. 2018; torchdiffeq's example)."""
+    inverse = 6 * np.pi + 1 - TIMES
+    one = 50 * 0.3 / inverse
+    two = 0.3 * TIMES
+    left = np.stack([one * np.cos(inverse) - 5, one * np.sin(inverse)], -1)
+    right = np.stack([two * np.cos(TIMES) + 5, two * np.sin(TIMES)], -1)
+    return np.where(clockwise[:, None, None], left, right)
+
+
+class Spirals(SeriesData):
+    """A fair coin chooses the spiral, a uniform start the window of `points` points; N(0, noise^2) is added.
+
+    clock=own keeps a window's own time stamps; clock=shared relabels every window with the first ones, as the
+    public code does. Chen et al. 2018 (arXiv 1806.07366), section 5.1.
+    """
+
+    phase_plane = True
+
+    def __init__(
+        self,
+        train: Count = 800,
+        val: Count = 100,
+        test: Count = 100,
+        points: Count = 100,
+        start: list[Natural] | tuple[Natural, ...] = (100, 399),
+        noise: Positive = 0.3,
+        clock: Literal["own", "shared"] = "own",
+        batch_size: Count = 50,
+        seed: Natural = 0,
+    ):
+        super().__init__(batch_size, seed)
+        if len(start) != 2 or start[0] > start[1] or start[1] + points > len(TIMES):
+            raise ValueError(
+                f"data.start={list(start)} with data.points={points} leaves the curve's {len(TIMES)} points; "
+                f"expected [first, last] with first <= last <= {len(TIMES) - points}."
+            )
+        self.sizes, self.points, self.start, self.noise_std, self.clock = (
+            (train, val, test),
+            points,
+            tuple(start),
+            noise,
+            clock,
+        )
+
+    @property
+    def channels(self):
+        return ("x", "y")
+
+    def make(self):
+        rng = generator(self.seed, 1)
+        count = sum(self.sizes)
+        clockwise = rng.random(count) < 0.5
+        first = rng.integers(self.start[0], self.start[1] + 1, count)
+        place = first[:, None] + np.arange(self.points)
+        clean = np.take_along_axis(curve(clockwise), place[..., None], 1)[..., : len(self.channels)]
+        values = clean + self.noise_std * rng.standard_normal(clean.shape)
+        times = TIMES[place] if self.clock == "own" else np.tile(TIMES[: self.points], (count, 1))
+        return in_order(Ragged.of(times, values, clean=clean), self.sizes)
+
+
+class Spirals1D(Spirals):
+    """The spirals' x alone (torchdiffeq issue 91).
+
+    With one clock for all (clock=shared) and z_0 at a common time (model.origin=common), windows that start
+    elsewhere contradict each other; with their own time stamps (clock=own) they do not.
+    """
+
+    phase_plane = False
+
+    @property
+    def channels(self):
+        return ("x",)
+
+
+def in_order(all_series: Ragged, sizes: tuple[int, ...]) -> dict[str, Ragged]:
+    """train, val and test, one after the other: for series that are drawn independently."""
+    ends = np.cumsum((0, *sizes))
+    names = ("train", "val", "test")
+    return {n: all_series.part(np.arange(*ends[i : i + 2])) for i, n in enumerate(names)}

@@ -1,0 +1,203 @@
+"""The contract of every model, and all that models share: units, steps, logging, optimizer."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from vrnn_lab.likelihoods import Gaussian, Head
+from vrnn_lab.losses import LossTerms
+from vrnn_lab.noise import Noise
+from vrnn_lab.recipe import Recipe
+from vrnn_lab.series import Scale, TimeSeries
+
+LOG_EVERY = 50  # steps; each logged scalar costs about 0.25 ms
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Joint draws at every point given what is seen, and each point's output distribution given its path."""
+
+    paths: Float[Tensor, "samples batch time dim"]
+    density: Gaussian  # its tensors are (samples, batch, time, dim)
+
+    @property
+    def mean(self) -> Float[Tensor, "batch time dim"]:
+        """The predictive mean: of the densities' means, not of noisy draws."""
+        return self.density.mean.mean(0)
+
+
+class SequenceModel(pl.LightningModule, ABC):
+    """A model of p(known values of a series).
+
+    A leaf is its constructor and `_loss_terms`, `_log_weights`, `_predict`. It lives in standardised units:
+    values with the training data's mean 0 and std 1 a channel, times in typical training windows. The public
+    methods take and give the data's own units and add the log-determinant of that change to the nats.
+
+    causal: predictions at a query cannot use points after it (a step model).
+    """
+
+    causal = False
+
+    def __init__(self, scale: Scale, recipe: Recipe, head: Head):
+        super().__init__()
+        if head.support != scale.support:
+            raise ValueError(
+                f"the head speaks of {head.support} values, the data set's are {scale.support}; "
+                f"choose a head with support {scale.support}, or other data."
+            )
+        self.scale, self.recipe, self.head = scale, recipe, head
+        self.noise = Noise()
+        for name in ("mean", "std", "clock", "gap", "longest", "start", "reach"):
+            self.register_buffer(f"data_{name}", getattr(scale, name).double())
+        # Python numbers, so that no step has to ask the device: all in the model's clock.
+        self.usual_gap = (scale.gap / scale.clock).item()
+        self._held: list[Tensor] = []
+
+    # ---- what a leaf gives, in standardised units ---------------------------------------------------
+
+    @abstractmethod
+    def _loss_terms(self, series: TimeSeries) -> LossTerms:
+        """The model's own negative ELBO or NLL of the scored values, each part (batch,), in nats."""
+
+    @abstractmethod
+    def _log_weights(self, series: TimeSeries, samples: int) -> Float[Tensor, "samples batch"]:
+        """log p(x, z_s) - log q(z_s | x) of all known values; without latents log p(x), repeated."""
+
+    @abstractmethod
+    def _predict(self, series: TimeSeries, samples: int) -> Prediction:
+        """Draws at every point that counts; reads what is seen alone. At padding anything finite."""
+
+    # ---- what users call, in the data's units ---------------------------------------------------------
+
+    def loss_terms(self, batch: TimeSeries) -> LossTerms:
+        """The negative ELBO (or NLL) of the scored values: nll and kl, each (batch,), in nats a series."""
+        terms = self._loss_terms(self.standardise(batch))
+        return LossTerms(terms.nll + self._log_det(batch).to(terms.nll), terms.kl)
+
+    def log_weights(self, batch: TimeSeries, samples: int) -> Float[Tensor, "samples batch"]:
+        """log p(x, z_s) - log q(z_s | x), in nats; logmeanexp over samples bounds log p(x) from below.
+
+        Defined where what is seen is what is scored (the density task); ValueError elsewhere.
+        """
+        if not torch.equal(batch.seen, batch.scored):
+            raise ValueError(
+                "log_weights needs seen == scored (the density task); here some values are only seen or only "
+                "scored. Use dataclasses.replace(batch, seen=batch.known, scored=batch.known)."
+            )
+        weights = self._log_weights(self.standardise(batch), samples)
+        return weights - self._log_det(batch).to(weights)
+
+    def predict(self, batch: TimeSeries, samples: int) -> Prediction:
+        """Joint draws (samples, batch, time, dim) at every point given only what is seen, and their densities.
+
+        What is to be predicted is marked `scored`. Where a value is seen, its path is that value; at padding
+        the paths mean nothing.
+        """
+        given = batch.given()
+        standard = self._predict(self.standardise(given), samples)
+        std, mean = self.data_std, self.data_mean
+        density = standard.density.map(torch.Tensor.double).affine(std, mean)
+        paths = standard.paths.double() * std + mean
+        return Prediction(torch.where(given.seen, given.values.to(paths), paths), density)
+
+    def standardise(self, batch: TimeSeries) -> TimeSeries:
+        """The batch in the model's units and precision; its times count from the window's start (float64)."""
+        start = batch.window[:, :1]
+        values = torch.where(batch.known, (batch.values - self.data_mean) / self.data_std, 0)
+        return replace(
+            batch,
+            times=(batch.times - start) / self.data_clock,
+            window=(batch.window - self.data_start) / self.data_clock,
+            values=values.to(self.dtype_of_weights),
+        )
+
+    @property
+    def dtype_of_weights(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    def _log_det(self, batch: TimeSeries) -> Float[Tensor, " batch"]:
+        return torch.where(batch.scored, self.data_std.log(), 0).sum((1, 2))
+
+    @contextmanager
+    def fixed_noise(self, seed: int) -> Iterator[None]:
+        """Within, the model evaluates: its noise is a function of (seed, series id), and no gradients flow."""
+        before, training = self.noise.fixed, self.training
+        self.noise.fixed = seed
+        self.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.noise.fixed = before
+            self.train(training)
+
+    # ---- how it is fitted -------------------------------------------------------------------------------
+
+    def training_step(self, batch: TimeSeries, batch_idx: int) -> Tensor:
+        self.noise.seed(self.trainer.datamodule.seed, self.global_step, self.global_rank, device=self.device)
+        terms = self.loss_terms(batch)
+        count = batch.scored.sum().clamp(min=1)
+        beta = self.recipe.beta(self.global_step, self._total_steps)
+        nll, kl = terms.nll.sum() / count, terms.kl.sum() / count
+        loss = nll + beta * kl
+        self._held.append(torch.stack([loss, nll, kl]).detach())
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: TimeSeries, batch_idx: int) -> None:
+        if (self.global_step % LOG_EVERY == 0 or self.trainer.is_last_batch) and self._held:
+            self._log_held(batch)
+
+    def _log_held(self, batch: TimeSeries) -> None:
+        loss, nll, kl = torch.stack(self._held).mean(0)
+        self._held.clear()
+        named = {"train/loss": loss, "train/nll": nll, "train/kl": kl}
+        self.log_dict(named, batch_size=len(batch.ids))
+
+    def on_before_optimizer_step(self, optimizer) -> None:
+        if (self.global_step + 1) % LOG_EVERY == 0 and self.trainer.logger:
+            squares = [p.grad.square().sum() for p in self.parameters() if p.grad is not None]
+            self.log("gradient_norm", torch.stack(squares).sum().sqrt())
+
+    def validation_step(self, batch: TimeSeries, batch_idx: int) -> None:
+        self._evaluation_step(batch, "val")
+
+    def test_step(self, batch: TimeSeries, batch_idx: int) -> None:
+        self._evaluation_step(batch, "test")
+
+    def _evaluation_step(self, batch: TimeSeries, split: str) -> None:
+        with self.fixed_noise(self.trainer.datamodule.seed):
+            terms = self.loss_terms(batch)
+        count = batch.scored.sum().clamp(min=1)
+        nll, kl = terms.nll.sum() / count, terms.kl.sum() / count
+        # Weighing each batch's mean by its count makes the epoch's number a mean over all scored values.
+        named = {f"{split}/loss": nll + kl, f"{split}/nll": nll, f"{split}/kl": kl}
+        self.log_dict(named, batch_size=int(count), sync_dist=self.trainer.world_size > 1)
+
+    @property
+    def _total_steps(self) -> int:
+        return int(self.trainer.estimated_stepping_batches)
+
+    def configure_optimizers(self):
+        optimizer = self.recipe.optim(self.parameters())
+        schedule = self.recipe.schedule(optimizer, self._total_steps)
+        each = {"scheduler": schedule, "interval": "step"}
+        if isinstance(schedule, ReduceLROnPlateau):
+            each = {
+                "scheduler": schedule,
+                "interval": "epoch",
+                "monitor": "val/loss",
+                "frequency": self.trainer.check_val_every_n_epoch or 1,
+            }
+        return {"optimizer": optimizer, "lr_scheduler": each}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["channels"] = list(self.scale.channels)
+        checkpoint["support"] = self.scale.support

@@ -1,0 +1,63 @@
+"""Parts that models share."""
+
+from typing import Annotated, Literal
+
+import torch
+from beartype.vale import Is
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Width = Annotated[int, Is[lambda x: x >= 1]]
+Depth = Annotated[int, Is[lambda x: x >= 0]]
+Activation = Literal["tanh", "relu", "elu", "silu", "softplus"]
+ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU, "softplus": nn.Softplus}
+
+
+def mlp(inputs: int, width: int, outputs: int, depth: int, activation: Activation) -> nn.Sequential:
+    """`depth` hidden layers of `width` units; depth 0 is one linear map."""
+    sizes = [inputs] + [width] * depth
+    layers: list[nn.Module] = []
+    for size, following in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [nn.Linear(size, following), ACTIVATIONS[activation]()]
+    return nn.Sequential(*layers, nn.Linear(sizes[-1], outputs))
+
+
+GAP_FEATURES = 2
+
+
+def gap_features(gap: Float[Tensor, "..."]) -> Float[Tensor, "... 2"]:
+    """Elapsed time, in usual gaps, as an RNN can use it: its logarithm and what an exponential decay leaves."""
+    return torch.stack([torch.log1p(gap), torch.exp(-gap)], -1)
+
+
+def rnn_inputs(values: Tensor, known: Tensor, gap: Tensor) -> Tensor:
+    """What an RNN reads of points: values, which of them are known, features of a gap in usual gaps."""
+    return torch.cat([values, known.to(values), gap_features(gap)], -1)
+
+
+class Memory(nn.Module):
+    """A gated recurrent unit (Cho et al. 2014) whose two halves stand apart.
+
+    Input gates can be made for all times at once, so that only what depends on the state stays in a loop;
+    where all inputs are known beforehand, `over` runs the whole sequence fused. torch.nn.GRU's equations.
+    """
+
+    def __init__(self, inputs: int, state: int):
+        super().__init__()
+        self.gates, self.recur, self.size = nn.Linear(inputs, 3 * state), nn.Linear(state, 3 * state), state
+
+    def forward(
+        self, gates: Float[Tensor, "*rows three"], state: Float[Tensor, "*rows state"]
+    ) -> Float[Tensor, "*rows state"]:
+        """The next state from the input's gates, self.gates(input), and the state."""
+        both = self.recur(state)
+        split = 2 * self.size
+        reset, keep = torch.sigmoid(gates[..., :split] + both[..., :split]).chunk(2, -1)
+        new = torch.tanh(torch.addcmul(gates[..., split:], reset, both[..., split:]))
+        return torch.lerp(new, state, keep)
+
+    def over(self, inputs: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time state"]:
+        """The states after each of a sequence of inputs, from the zero state."""
+        start = inputs.new_zeros(1, len(inputs), self.size)
+        weights = [self.gates.weight, self.recur.weight, self.gates.bias, self.recur.bias]
+        return torch.gru(inputs, start, weights, True, 1, 0.0, False, False, True)[0]

@@ -1,0 +1,147 @@
+"""The one value that flows: a batch of series, each on its own clock."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int64
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TimeSeries:
+    """A batch of series. *Known* = seen or scored; a *query* is a scored point nothing of which is seen.
+
+    A point with nothing known and nothing asked is padding, wherever it stands: it changes no loss and no
+    other prediction.
+    """
+
+    times: Float64[Tensor, "batch time"]  # non-decreasing per row, in the data's own unit
+    values: Float[Tensor, "batch time dim"]  # in the data's own units; zero where nothing is known
+    seen: Bool[Tensor, "batch time dim"]  # what may be conditioned on
+    scored: Bool[Tensor, "batch time dim"]  # what the model is held to, or asked for
+    window: Float64[Tensor, "batch 2"]  # the span the row was watched, fixed by the data before any task
+    ids: Int64[Tensor, " batch"]  # names the series: evaluation noise is a function of (seed, id)
+    clean: Float[Tensor, "batch time dim"] | None = None  # the noise-free curve, where it is known
+    labels: Int64[Tensor, "batch ..."] | None = None  # a class per series or point, -1 = none
+    # Facts the training loader knows without asking the device; None and False are always right.
+    most_seen: int | None = None  # no row has more points with something seen
+    in_training: bool = False  # all points lie in windows the model's scale was measured on
+
+    @property
+    def known(self) -> Bool[Tensor, "batch time dim"]:
+        return self.seen | self.scored
+
+    @property
+    def counts(self) -> Bool[Tensor, "batch time"]:
+        """The points that are not padding."""
+        return self.known.any(-1)
+
+    def to(self, device) -> "TimeSeries":
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "TimeSeries":
+        """The batch with `change` applied to every tensor of it."""
+        named = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: change(v) for k, v in named.items() if isinstance(v, Tensor)})
+
+    def rows(self, index) -> "TimeSeries":
+        """Some rows of the batch: a slice, a list or a tensor of indices."""
+        return self.map(lambda tensor: tensor[index])
+
+    def given(self) -> "TimeSeries":
+        """What prediction may read: no value that is unseen, and of a query its time alone."""
+        asked = self.scored.any(-1, keepdim=True).expand_as(self.scored)
+        values = torch.where(self.seen, self.values, 0)
+        return replace(self, values=values, scored=asked, clean=None, labels=None)
+
+    def check(self) -> "TimeSeries":
+        """Itself, if it keeps the promises above; else ValueError naming the first that is broken."""
+        if self.values.shape[:2] != self.times.shape or self.seen.shape != self.values.shape:
+            raise ValueError(
+                f"times {tuple(self.times.shape)}, values {tuple(self.values.shape)} and seen "
+                f"{tuple(self.seen.shape)} do not fit; expected (batch, time), (batch, time, dim) twice."
+            )
+        if not self.times.isfinite().all():
+            raise ValueError("times must be finite; NaN or infinity found. Drop those points first.")
+        falls = (self.times.diff(dim=1) < 0).any(1).nonzero()
+        if len(falls):
+            raise ValueError(f"times must not decrease; row {falls[0].item()} does. Sort each row by time.")
+        if not torch.where(self.known, self.values, 0).isfinite().all():
+            raise ValueError("known values must be finite; mark what was not observed as not seen instead.")
+        return self
+
+
+def series_of(times, values, seen=None, scored=None, window=None, ids=None) -> TimeSeries:
+    """A checked TimeSeries from anything torch.as_tensor takes.
+
+    times (batch, time); values (batch, time, dim), NaN = not observed. By default all that was observed is
+    seen, nothing is scored, and the window runs from a row's first time to its last.
+    """
+    times = torch.as_tensor(times, dtype=torch.float64)
+    values = torch.as_tensor(values, dtype=torch.float64)
+    observed = ~values.isnan()
+    seen = observed if seen is None else torch.as_tensor(seen, dtype=torch.bool)
+    scored = torch.zeros_like(seen) if scored is None else torch.as_tensor(scored, dtype=torch.bool)
+    if window is None:
+        window = torch.stack([times[:, 0], times[:, -1]], 1)
+    ids = torch.arange(len(times)) if ids is None else torch.as_tensor(ids)
+    window = torch.as_tensor(window, dtype=torch.float64)
+    return TimeSeries(times, values.nan_to_num(0.0), seen, scored, window, ids).check()
+
+
+def front_first(mask: Bool[Tensor, "batch time"]) -> Int64[Tensor, "batch time"]:
+    """For each row, the positions of its marked points in order, then the others."""
+    return torch.sort((~mask).to(torch.uint8), dim=1, stable=True).indices
+
+
+def pick(tensor: Tensor, index: Int64[Tensor, "batch place"], dim: int = 1) -> Tensor:
+    """tensor[..., b, index[b, i], ...]: each row's own choice along its time axis `dim` (batch is dim - 1)."""
+    shape = [1] * tensor.ndim
+    shape[dim - 1 : dim + 1] = index.shape
+    out = list(tensor.shape)
+    out[dim] = index.shape[1]
+    return torch.gather(tensor, dim, index.view(shape).expand(out))
+
+
+def put_back(tensor: Tensor, index: Int64[Tensor, "batch place"], dim: int = 1) -> Tensor:
+    """The inverse of `pick` by the same (complete) index."""
+    return pick(tensor, torch.argsort(index, dim=1), dim)
+
+
+def compact(series: TimeSeries, mask: Bool[Tensor, "batch time"]) -> tuple[TimeSeries, Tensor]:
+    """The series with the marked points moved to the front, and the index that undoes it (`put_back`)."""
+    index = front_first(mask)
+    moved = {
+        name: pick(getattr(series, name), index)
+        for name in ("times", "values", "seen", "scored")
+        if getattr(series, name) is not None
+    }
+    return replace(series, **moved, clean=None, labels=None), index
+
+
+def gaps(
+    times: Float64[Tensor, "batch time"], mask: Bool[Tensor, "batch time"]
+) -> Float64[Tensor, "batch time"]:
+    """Time since the point before, for compacted rows; zero at the first point and outside `mask`."""
+    gap = torch.diff(times, dim=1, prepend=times[:, :1])
+    return torch.where(mask, gap, 0.0)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a model must know of its training data: names, spread and clock. Never read from other splits."""
+
+    channels: tuple[str, ...]
+    support: str  # real, binary or events
+    mean: Float64[Tensor, " dim"]
+    std: Float64[Tensor, " dim"]
+    clock: Float64[Tensor, ""]  # the median length of a training window: the unit of a model's time
+    gap: Float64[Tensor, ""]  # the median positive time between neighbouring points
+    longest: Float64[Tensor, ""]  # the longest training window
+    start: Float64[Tensor, ""]  # the earliest window start: the data's time zero
+    reach: Float64[Tensor, ""]  # from there to the last window's end
+
+    @property
+    def dim(self) -> int:
+        return len(self.channels)
