@@ -1,0 +1,26 @@
+"""A laboratory for time-series models with latent variables or continuous time."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vrnn_lab.data.base import SeriesData
+    from vrnn_lab.models.base import SequenceModel
+
+
+def build(overrides: "list[str] | None" = None) -> "tuple[SequenceModel, SeriesData]":
+    """An untrained model and its data set from Hydra overrides: `build(["model=vrnn", "data=ou"])`."""
+    from vrnn_lab.config import compose
+    from vrnn_lab.experiment import assemble
+
+    parts = assemble(compose(overrides or []))
+    return parts.model, parts.data
+
+
+def load(run: "str | Path") -> "tuple[SequenceModel, SeriesData]":
+    """The fitted model (best checkpoint, in evaluation mode) and the data set of a run folder."""
+    from vrnn_lab.experiment import load_parts
+
+    parts = load_parts(run)
+    return parts.model, parts.data

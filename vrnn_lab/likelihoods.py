@@ -3,17 +3,16 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from math import log, sqrt
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from beartype.vale import Is
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from vrnn_lab.checks import Positive
 from vrnn_lab.series import Scale
 
 FLOOR = 1e-3  # of every predicted std, in training standard deviations of its channel; there is no other
-Positive = Annotated[float, Is[lambda x: x > 0]]
 
 
 @dataclass(frozen=True)
@@ -46,9 +45,7 @@ class Gaussian:
     @staticmethod
     def stack(steps: list["Gaussian"], join) -> "Gaussian":
         """One density from those of single points; `join` joins a list of like tensors."""
-        return Gaussian(
-            join([d.mean for d in steps]), join([d.std.expand_as(d.mean) for d in steps])
-        )
+        return Gaussian(join([d.mean for d in steps]), join([d.std.expand_as(d.mean) for d in steps]))
 
 
 class Head(nn.Module, ABC):

@@ -25,7 +25,7 @@ class Normal:
 
     @classmethod
     def of(cls, raw: Float[Tensor, "*shape double"]) -> "Normal":
-        """From a network's output; the log-std is kept within e^-7 .. e^3 smoothly (2 and -2 pass nearly as is)."""
+        """From a network's output; the log-std is kept within -7 .. 3, smoothly."""
         mean, log_std = raw.chunk(2, -1)
         return cls(mean, 5 * torch.tanh((log_std + 2) / 5) - 2)
 

@@ -1,14 +1,15 @@
 """Parts that models share."""
 
-from typing import Annotated, Literal
+import itertools
+from typing import Literal
 
 import torch
-from beartype.vale import Is
 from jaxtyping import Float
 from torch import Tensor, nn
 
-Width = Annotated[int, Is[lambda x: x >= 1]]
-Depth = Annotated[int, Is[lambda x: x >= 0]]
+from vrnn_lab.checks import Count, Natural
+
+Width, Depth = Count, Natural
 Activation = Literal["tanh", "relu", "elu", "silu", "softplus"]
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU, "softplus": nn.Softplus}
 
@@ -17,7 +18,7 @@ def mlp(inputs: int, width: int, outputs: int, depth: int, activation: Activatio
     """`depth` hidden layers of `width` units; depth 0 is one linear map."""
     sizes = [inputs] + [width] * depth
     layers: list[nn.Module] = []
-    for size, following in zip(sizes[:-1], sizes[1:], strict=True):
+    for size, following in itertools.pairwise(sizes):
         layers += [nn.Linear(size, following), ACTIVATIONS[activation]()]
     return nn.Sequential(*layers, nn.Linear(sizes[-1], outputs))
 

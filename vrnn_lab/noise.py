@@ -2,20 +2,23 @@
 
 from zlib import crc32
 
-import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from vrnn_lab.series import TimeSeries
 
+GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # as signed numbers, which is what torch has
+FIRST, SECOND = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
+
 
 class Noise:
-    """Standard normal draws, shape (samples, batch, points, dim).
+    """Standard normal draws for a batch of series.
 
     While `fixed` is None (training), from a generator of its own, which `seed` sets. Else (evaluation) a
-    function of (fixed, stream, series id, place in the row) alone: the same whatever else is in the batch
-    and whatever was drawn before, so evaluation never advances the training generator.
+    function of (fixed, stream, series id, time, sample, dim) alone: the same on every device, whatever else
+    is in the batch, wherever padding stands and whatever else is asked. So evaluation never advances the
+    training generator.
     """
 
     def __init__(self):
@@ -27,17 +30,60 @@ class Noise:
             self.generator = torch.Generator(device)
         self.generator.manual_seed(crc32(repr(numbers).encode()))
 
-    def __call__(
-        self, stream: str, series: TimeSeries, samples: int, points: int, dim: int, like: Tensor
-    ) -> Float[Tensor, "samples batch points dim"]:
-        shape = (samples, len(series.ids), points, dim)
+    def at_points(
+        self, stream: str, series: TimeSeries, samples: int, dim: int, like: Tensor
+    ) -> Float[Tensor, "samples batch time dim"]:
+        """A draw for every point."""
         if self.fixed is None:
-            if self.generator is None or self.generator.device != like.device:
-                self.seed(torch.initial_seed(), device=like.device)
-            return torch.randn(shape, generator=self.generator, device=like.device, dtype=like.dtype)
-        key = crc32(f"{self.fixed} {stream}".encode())
-        out = np.empty((len(series.ids), points, samples, dim))
-        for row, name in zip(out, series.ids.tolist(), strict=True):
-            # Points before samples: a row padded to more points keeps the draws of the points it had.
-            np.random.Generator(np.random.Philox(key=[key, name % 2**64])).standard_normal(out=row)
-        return torch.from_numpy(out).to(like).permute(2, 0, 1, 3)
+            return self._generated((samples, *series.times.shape, dim), like)
+        times = (series.times + 0.0).view(torch.int64)  # adding 0 makes -0 the same time as 0
+        return self._hashed(stream, series, [times, _rank(series)], samples, dim, like)
+
+    def of_series(
+        self, stream: str, series: TimeSeries, samples: int, dim: int, like: Tensor
+    ) -> Float[Tensor, "samples batch dim"]:
+        """A draw for every series."""
+        if self.fixed is None:
+            return self._generated((samples, len(series.ids), dim), like)
+        return self._hashed(stream, series, [torch.zeros_like(series.ids[:, None])], samples, dim, like)[
+            :, :, 0
+        ]
+
+    def _generated(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        if self.generator is None or self.generator.device != like.device:
+            self.seed(torch.initial_seed(), device=like.device)
+        return torch.randn(shape, generator=self.generator, device=like.device, dtype=like.dtype)
+
+    def _hashed(
+        self, stream: str, series: TimeSeries, keys: list[Tensor], samples: int, dim: int, like: Tensor
+    ):
+        name = series.ids[:, None] ^ crc32(f"{self.fixed} {stream}".encode())
+        state = _mix(name)
+        for key in keys:
+            state = _mix(state ^ key)
+        count = torch.arange(samples * dim, device=state.device).view(samples, 1, 1, dim)
+        bits = _mix(_mix(state[None, :, :, None] ^ _mix(count)))
+        uniform = (_shift(bits, 11).double() + 0.5) * 2.0**-53
+        return torch.special.ndtri(uniform).to(like)
+
+
+def _shift(bits: Int64[Tensor, "..."], places: int) -> Int64[Tensor, "..."]:
+    """To the right, zeros from the left."""
+    return (bits >> places) & ((1 << (64 - places)) - 1)
+
+
+def _mix(bits: Int64[Tensor, "..."]) -> Int64[Tensor, "..."]:
+    """SplitMix64 (Steele, Lea & Flood 2014): every bit of the result depends on every bit put in."""
+    bits = bits + GOLDEN
+    bits = (bits ^ _shift(bits, 30)) * FIRST
+    bits = (bits ^ _shift(bits, 27)) * SECOND
+    return bits ^ _shift(bits, 31)
+
+
+def _rank(series: TimeSeries) -> Int64[Tensor, "batch time"]:
+    """Of points at one time, which it is among those that count: they must not share a draw."""
+    counts = series.counts.long()
+    before = counts.cumsum(1) - counts
+    fresh = torch.ones_like(before, dtype=torch.bool)
+    fresh[:, 1:] = series.times[:, 1:] != series.times[:, :-1]
+    return before - torch.where(fresh, before, 0).cummax(1).values

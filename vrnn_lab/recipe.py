@@ -3,15 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import cos, pi
-from typing import Annotated
 
-from beartype.vale import Is
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
-Share = Annotated[float, Is[lambda x: 0 <= x <= 1]]
-Decay = Annotated[float, Is[lambda x: 0 < x <= 1]]
-Count = Annotated[int, Is[lambda x: x >= 0]]
+from vrnn_lab.checks import Decay, Natural, NonNegative, Share
 
 
 @dataclass(frozen=True)
@@ -28,9 +24,7 @@ def constant(optimizer: Optimizer, total_steps: int) -> LRScheduler:
     return LambdaLR(optimizer, lambda step: 1.0)
 
 
-def cosine(
-    optimizer: Optimizer, total_steps: int, warmup: Share = 0.02, final: Share = 0.01
-) -> LRScheduler:
+def cosine(optimizer: Optimizer, total_steps: int, warmup: Share = 0.02, final: Share = 0.01) -> LRScheduler:
     """Up linearly over the first share of the steps, then down along a cosine to `final` of the peak."""
     rise = max(1, round(warmup * total_steps))
 
@@ -58,7 +52,7 @@ def exponential(optimizer: Optimizer, total_steps: int, final: Decay = 0.1) -> L
 
 
 def plateau(
-    optimizer: Optimizer, total_steps: int, factor: Decay = 0.5, patience: Count = 5
+    optimizer: Optimizer, total_steps: int, factor: Decay = 0.5, patience: Natural = 5
 ) -> ReduceLROnPlateau:
     """Down by a factor whenever val/loss has not improved for some validations."""
     return ReduceLROnPlateau(optimizer, factor=factor, patience=patience)
@@ -68,7 +62,7 @@ def plateau(
 class ConstantBeta:
     """The KL counts by `weight`; 1 is the bound itself."""
 
-    weight: Annotated[float, Is[lambda x: x >= 0]] = 1.0
+    weight: NonNegative = 1.0
 
     def __call__(self, step: int, total_steps: int) -> float:
         return self.weight

@@ -1,16 +1,16 @@
 """Tasks: which of the observed values may be seen, and which the model is held to."""
 
 from abc import ABC, abstractmethod
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
-from beartype.vale import Is
 from numpy.typing import NDArray
 
-Share = Annotated[float, Is[lambda x: 0 <= x <= 1]]
-Number = Annotated[int, Is[lambda x: x >= 0]]
-Range = Annotated[list[Share] | tuple[Share, ...], Is[lambda x: len(x) == 2 and x[0] <= x[1]]]
-Amount = Share | Number | Range  # a share (0.5, 1.0), a number (30), or a share drawn between two ([0.1, 0.9])
+from vrnn_lab.checks import Natural, Range, Share
+
+Amount = (
+    Share | Natural | Range
+)  # a share (0.5, 1.0), a number (30), or a share drawn between two ([0.1, 0.9])
 Mask = NDArray[np.bool_]
 
 

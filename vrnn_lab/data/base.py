@@ -3,21 +3,20 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from beartype.vale import Is
 from numpy.typing import NDArray
+from torch import Tensor
 
+from vrnn_lab.checks import Count, Natural, Positive  # noqa: F401
+from vrnn_lab.likelihoods import Gaussian
 from vrnn_lab.series import Scale, TimeSeries
 from vrnn_lab.tasks import Density, Task
 
 SPLITS = ("train", "val", "test")
-Count = Annotated[int, Is[lambda x: x >= 1]]
-Positive = Annotated[float, Is[lambda x: x > 0]]
-Natural = Annotated[int, Is[lambda x: x >= 0]]
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,9 @@ class Ragged:
         spans = np.diff(self.windows, axis=1)[:, 0]
         steps = np.diff(self.times)
         inner = np.ones(len(steps), bool)
-        inner[self.offsets[1:-1][(self.offsets[1:-1] > 0) & (self.offsets[1:-1] < len(self.times))] - 1] = False
+        inner[self.offsets[1:-1][(self.offsets[1:-1] > 0) & (self.offsets[1:-1] < len(self.times))] - 1] = (
+            False
+        )
         clock = np.median(spans[spans > 0]) if (spans > 0).any() else 1.0
         gap = np.median(steps[inner & (steps > 0)]) if (inner & (steps > 0)).any() else clock
         start = self.windows[:, 0].min()
@@ -131,7 +132,7 @@ class Ragged:
 
 def generator(*numbers: int) -> np.random.Generator:
     """A generator that is a function of some numbers alone."""
-    return np.random.default_rng([n % 2**64 for n in numbers])
+    return np.random.default_rng([int(n) % 2**64 for n in numbers])
 
 
 class Batches:
@@ -142,7 +143,13 @@ class Batches:
     """
 
     def __init__(self, data: Ragged, task: Task, batch_size: int, seed: int, training: bool = False):
-        self.data, self.task, self.batch_size, self.seed, self.training = data, task, batch_size, seed, training
+        self.data, self.task, self.batch_size, self.seed, self.training = (
+            data,
+            task,
+            batch_size,
+            seed,
+            training,
+        )
         self.epoch = self.position = 0
 
     def __len__(self) -> int:
@@ -195,7 +202,7 @@ class SeriesData(pl.LightningDataModule, ABC):
     def make(self) -> dict[str, Ragged]:
         """The splits train, val and test: a function of the configuration alone."""
 
-    def exact(self, batch: TimeSeries):
+    def exact(self, batch: TimeSeries) -> tuple[Tensor, Gaussian] | None:
         """Where the process is known: (log p(known), Gaussian of every value given what is seen), in data units.
 
         log p: (batch,) of all known values; the Gaussian's tensors: (batch, time, dim). None elsewhere.

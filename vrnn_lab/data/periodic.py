@@ -25,7 +25,12 @@ class Periodic(SeriesData):
         seed: Natural = 0,
     ):
         super().__init__(batch_size, seed)
-        self.sizes, self.points, self.noise, self.shared_times = (train, val, test), points, noise, shared_times
+        self.sizes, self.points, self.noise, self.shared_times = (
+            (train, val, test),
+            points,
+            noise,
+            shared_times,
+        )
         self.noise_std = noise / 12**0.5
 
     @property

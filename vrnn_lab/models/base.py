@@ -60,6 +60,7 @@ class SequenceModel(pl.LightningModule, ABC):
         # Python numbers, so that no step has to ask the device: all in the model's clock.
         self.usual_gap = (scale.gap / scale.clock).item()
         self._held: list[Tensor] = []
+        self.seed = 0  # of all noise; set by the run
 
     # ---- what a leaf gives, in standardised units ---------------------------------------------------
 
@@ -142,7 +143,7 @@ class SequenceModel(pl.LightningModule, ABC):
     # ---- how it is fitted -------------------------------------------------------------------------------
 
     def training_step(self, batch: TimeSeries, batch_idx: int) -> Tensor:
-        self.noise.seed(self.trainer.datamodule.seed, self.global_step, self.global_rank, device=self.device)
+        self.noise.seed(self.seed, self.global_step, self.global_rank, device=self.device)
         terms = self.loss_terms(batch)
         count = batch.scored.sum().clamp(min=1)
         beta = self.recipe.beta(self.global_step, self._total_steps)
@@ -173,7 +174,7 @@ class SequenceModel(pl.LightningModule, ABC):
         self._evaluation_step(batch, "test")
 
     def _evaluation_step(self, batch: TimeSeries, split: str) -> None:
-        with self.fixed_noise(self.trainer.datamodule.seed):
+        with self.fixed_noise(self.seed):
             terms = self.loss_terms(batch)
         count = batch.scored.sum().clamp(min=1)
         nll, kl = terms.nll.sum() / count, terms.kl.sum() / count

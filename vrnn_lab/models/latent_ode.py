@@ -81,7 +81,9 @@ class LatentODE(SequenceModel):
         elapsed = pick(pick(elapsed, index), place)
         values, seen = pick(series.values, place), pick(series.seen, place).to(series.values)
         gap = (elapsed.diff(dim=1, prepend=elapsed[:, :1]).neg() / self.usual_gap).to(values)
-        read = torch.cat([values * seen, seen, torch.log1p(gap)[..., None], elapsed.to(values)[..., None]], -1)
+        read = torch.cat(
+            [values * seen, seen, torch.log1p(gap)[..., None], elapsed.to(values)[..., None]], -1
+        )
         states = self.encoder.over(read)
         last = (count - 1).clamp(min=0)
         summary = torch.cat([pick(states, last)[:, 0], pick(elapsed, last).to(values)], -1)
@@ -101,8 +103,7 @@ class LatentODE(SequenceModel):
         return self.head(self.decoder(path.at(elapsed)))
 
     def _draw(self, posterior: Normal, series: TimeSeries, samples: int) -> Tensor:
-        noise = self.noise("latent", series, samples, 1, self.latent, posterior.mean)
-        return posterior.draw(noise[:, :, 0])
+        return posterior.draw(self.noise.of_series("latent", series, samples, self.latent, posterior.mean))
 
     def _log_prob(self, series: TimeSeries, samples: int):
         posterior = self._encode(series)
@@ -120,5 +121,5 @@ class LatentODE(SequenceModel):
 
     def _predict(self, series, samples):
         density = self._decode(series, self._draw(self._encode(series), series, samples))
-        noise = self.noise("value", series, samples, series.times.shape[1], self.head.draws, density.mean)
+        noise = self.noise.at_points("value", series, samples, self.head.draws, density.mean)
         return Prediction(density.draw(noise), density)

@@ -52,8 +52,8 @@ class StepModel(SequenceModel):
         series, index = compact(series, series.counts)
         batch, time, dim = series.values.shape
         fed = series.known  # at a query all channels are drawn and fed back
-        draws = self.noise("value", series, samples, time, self.head.draws, series.values).unbind(2)
-        latents = self.noise("latent", series, samples, time, self.latent, series.values).unbind(2)
+        draws = self.noise.at_points("value", series, samples, self.head.draws, series.values).unbind(2)
+        latents = self.noise.at_points("latent", series, samples, self.latent, series.values).unbind(2)
         spread = (samples, batch, dim)
         values, seen = series.values.unbind(1), series.seen.unbind(1)
         gap, known = gap_features(self._gap(series)).unbind(1), fed.to(series.values).unbind(1)

@@ -69,7 +69,7 @@ class VRNN(StepModel):
         gap = gap_features(self._gap(series))
         gates = self.memory.gates(torch.cat([before, gap], -1)).unbind(1)
         from_x = self.posterior_of_x(features).unbind(1)
-        noise = self.noise("latent", series, samples, time, self.latent, features).unbind(2)
+        noise = self.noise.at_points("latent", series, samples, self.latent, features).unbind(2)
         state = features.new_zeros(samples, batch, self.width)
         gates_of_z = self._gates_of(features.new_zeros(self.latent))
         states, raw, draws, from_z = [], [], [], []
@@ -84,9 +84,7 @@ class VRNN(StepModel):
             draws.append(z)
             from_z.append(feature)
         state, z = torch.stack(states, 2), torch.stack(draws, 2)
-        posterior = Normal(
-            torch.stack([p.mean for p in raw], 2), torch.stack([p.log_std for p in raw], 2)
-        )
+        posterior = Normal(torch.stack([p.mean for p in raw], 2), torch.stack([p.log_std for p in raw], 2))
         prior = Normal.of(self.prior(state))
         density = self._density(torch.stack(from_z, 2), state)
         real = series.counts

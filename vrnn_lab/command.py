@@ -1,0 +1,78 @@
+"""What the commands share: messages instead of tracebacks, exit codes, arguments as key=value."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+# Third parties' own deprecations and advice; what concerns the user is said by us.
+QUIET = (
+    ".*_register_pytree_node.*",
+    ".*LeafSpec.*",
+    ".*does not have many workers.*",
+    ".*You defined a `validation_step`.*",
+    ".*exists and is not empty.*",
+    ".*GPU available but not used.*",
+)
+
+
+def quiet() -> None:
+    """Before heavy imports: our log lines plainly on the terminal, no chatter of others."""
+    for pattern in QUIET:
+        warnings.filterwarnings("ignore", pattern)
+    for name in (
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.fabric.utilities.seed",
+        "lightning.pytorch",
+    ):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    log = logging.getLogger("vrnn_lab")
+    log.setLevel(logging.INFO)
+    if not any(isinstance(h, logging.StreamHandler) and h.stream is sys.stderr for h in log.handlers):
+        log.addHandler(logging.StreamHandler(sys.stderr))
+
+
+def guarded(command: Callable[[], int | None]) -> int:
+    """A command's exit code. What a user can cause becomes one message; VRNN_LAB_TRACEBACK=1 shows where."""
+    try:
+        return command() or 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        return explain(error)
+
+
+def explain(error: BaseException) -> int:
+    """Say what went wrong and return the exit code: 2 for a config or file that cannot work, else 1."""
+    if os.environ.get("VRNN_LAB_TRACEBACK"):
+        raise error
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    print(f"error: {kind}{error}", file=sys.stderr)
+    if not isinstance(error, (ValueError, OSError)):
+        print("VRNN_LAB_TRACEBACK=1 before the command shows where.", file=sys.stderr)
+    return 2 if isinstance(error, ValueError) else 1
+
+
+def arguments(usage: str, allowed: tuple[str, ...], argv: list[str]) -> dict[str, str]:
+    """key=value arguments of a small command; anything else is refused by name."""
+    if not argv or {"-h", "--help"} & set(argv):
+        print(usage)
+        raise SystemExit(0 if argv else 2)
+    found = {}
+    for argument in argv:
+        key, equals, value = argument.partition("=")
+        if not equals or not (key in allowed or any(a.endswith(".") and key.startswith(a) for a in allowed)):
+            raise ValueError(
+                f"'{argument}' is not understood; expected key=value with key one of {', '.join(allowed)}."
+            )
+        found[key] = value
+    return found
+
+
+def folder_of(found: dict[str, str]) -> Path:
+    if "run" not in found:
+        raise ValueError("run=<run folder> is missing.")
+    return Path(found["run"])

@@ -1,0 +1,223 @@
+"""Configs: find them, compose them, and check every value against the constructor it goes to."""
+
+import difflib
+import hashlib
+import importlib
+import inspect
+import json
+import re
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vrnn_lab.checks import conforms, words
+
+PACKAGE = Path(__file__).parent
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+# What a run folder from somebody else may construct; beyond these only subclasses of our own contracts.
+TRUSTED = ("vrnn_lab.", "torch.optim.", "lightning.pytorch.Trainer", "lightning.pytorch.callbacks.")
+TRUSTED += ("lightning.pytorch.Callback",)
+VOLATILE = ("sweep", "resume", "retry", "trainer.accelerator", "trainer.devices")
+
+
+class ConfigError(ValueError):
+    """A config that cannot work; its text says where, what was found, what was expected and the cure."""
+
+
+def job_id(_root_: DictConfig) -> str:
+    """A sweep job's folder: a hash of its resolved config less what does not change the result."""
+    config = {k: v for k, v in _root_.items_ex(resolve=False) if k not in ("hydra", *VOLATILE)}
+    plain = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
+    for key in VOLATILE:
+        *groups, leaf = key.split(".")
+        node = plain
+        for group in groups:
+            node = node.get(group, {})
+        node.pop(leaf, None)
+    text = json.dumps(plain, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+OmegaConf.register_new_resolver("job_id", lambda *, _root_: job_id(_root_), replace=True)
+
+
+def near(word: str, among) -> str:
+    """' Did you mean ...?' where something is like it."""
+    close = difflib.get_close_matches(word, list(among), n=1, cutoff=0.5)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def compose(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> DictConfig:
+    """The config of a run from Hydra overrides such as `model=vrnn`, `optim.lr=1e-3`; ConfigError if none."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    search = [f"hydra.searchpath=[{','.join(f'file://{Path(d).resolve()}' for d in config_dirs)}]"]
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            try:
+                config = hydra.compose("config", overrides=(search if config_dirs else []) + overrides)
+            except (HydraException, OmegaConfBaseException) as error:
+                raise ConfigError(_explain(str(error), hydra)) from error
+    finally:
+        GlobalHydra.instance().hydra = before
+    check_tricks(config, config_dirs)
+    return config
+
+
+def _explain(message: str, hydra) -> str:
+    """Hydra's message, with the nearest name that exists."""
+    first = message.strip()
+    if found := re.search(r"Could not find '(\w+)/([^']+)'", message):
+        group, option = found.groups()
+        return (
+            f"{group}={option}: there is no such option.{near(option, options(group))} Allowed: "
+            + ", ".join(options(group))
+        )
+    if found := re.search(r"Could not override '([^']+)'", message):
+        key = found.group(1)
+        keys = flat(OmegaConf.to_container(hydra.compose("config"), resolve=False))
+        for group in ("model", "data", "task", "optim", "schedule", "beta", "stop", "trainer"):
+            for option in options(group):
+                text = (CONF / group / f"{option}.yaml").read_text()
+                keys |= {f"{group}.{k}": v for k, v in flat(yaml.safe_load(text) or {}).items()}
+        names = {k for k in keys if "_target_" not in k} | set(groups())
+        hint = near(key, [n for n in names if n.startswith(key.split(".")[0] + ".")] or names) or near(
+            key, names
+        )
+        look = key.split(".")[0] if key.split(".")[0] in groups() else ""
+        return (
+            f"{key}: this run has no such key or group.{hint} `python -m vrnn_lab.describe {look}`".rstrip(
+                "` "
+            )
+            + "` lists what there is."
+        )
+    return first
+
+
+def groups() -> list[str]:
+    return sorted(str(p.relative_to(CONF)) for p in CONF.rglob("*") if p.is_dir() and any(p.glob("*.yaml")))
+
+
+def options(group: str) -> list[str]:
+    return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+
+
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, its keys joined by dots."""
+    if not isinstance(node, dict) or (not node and prefix):
+        return {prefix: node}
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return found
+
+
+def check_tricks(config: DictConfig, config_dirs: tuple[str, ...] = ()) -> None:
+    """Two tricks that set one key would mix silently: an error instead."""
+    owner: dict[str, str] = {}
+    for trick in config.get("tricks", {}):
+        files = [Path(d) / "trick" / f"{trick}.yaml" for d in (CONF, *config_dirs)]
+        for file in filter(Path.exists, files):
+            for key in flat(yaml.safe_load(file.read_text()) or {}):
+                if key != "defaults" and key in owner:
+                    raise ConfigError(
+                        f"tricks '{owner[key]}' and '{trick}' both set {key}; choose one of them, and set "
+                        f"{key}=... yourself if you want another value."
+                    )
+                owner[key] = str(trick)
+
+
+def nodes(node: Any, path: str = "") -> Iterator[tuple[str, dict]]:
+    """Every node that constructs something, with its path."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield path, node
+        for key, value in node.items():
+            yield from nodes(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list):
+        for place, value in enumerate(node):
+            yield from nodes(value, f"{path}[{place}]")
+
+
+def target(name: str, path: str) -> Any:
+    """What a `_target_` names, if a config may construct it."""
+    module, _, attribute = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"{path}._target_={name} cannot be imported ({error}). Is the module on the Python path?"
+        ) from error
+    if not name.startswith(TRUSTED) and not _is_ours(found):
+        raise ConfigError(
+            f"{path}._target_={name} is none of vrnn_lab's models, data sets, tasks or heads, nor a subclass "
+            "of their contracts; such a target could run anything, so it is refused."
+        )
+    return found
+
+
+def _is_ours(found: Any) -> bool:
+    from vrnn_lab.data.base import SeriesData
+    from vrnn_lab.likelihoods import Head
+    from vrnn_lab.models.base import SequenceModel
+    from vrnn_lab.tasks import Task
+
+    return isinstance(found, type) and issubclass(found, (SeriesData, Head, SequenceModel, Task))
+
+
+def check(
+    config: Any, given: tuple[str, ...] = ("scale", "recipe", "optimizer", "total_steps", "params")
+) -> None:
+    """Every value of a config against the signature it goes to; ConfigError names the first that cannot work."""
+    plain = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
+    for path, node in nodes(plain):
+        made = target(node["_target_"], path)
+        signature = inspect.signature(made)
+        hints = typing.get_type_hints(made.__init__ if isinstance(made, type) else made)
+        for key, value in node.items():
+            if key not in ("_target_", "_partial_"):
+                _check_value(f"{path}.{key}", value, key, signature, hints, made.__name__)
+        for key, parameter in signature.parameters.items():
+            required = (
+                parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+            )
+            if required and key not in node and key not in given:
+                raise ConfigError(f"{path}.{key} is missing; {made.__name__} needs it.")
+
+
+def _check_value(path: str, value: Any, key: str, signature, hints, name: str) -> None:
+    if key not in signature.parameters:
+        raise ConfigError(f"{path}: {name} has no such parameter.{near(key, signature.parameters)}")
+    if value == "???":
+        raise ConfigError(f"{path} is required; say {path}=...")
+    built = isinstance(value, dict) or (isinstance(value, list) and any(isinstance(v, dict) for v in value))
+    if key in hints and not built and not conforms(value, hints[key]):
+        raise ConfigError(f"{path}={value!r}: expected {words(hints[key])}.")
+
+
+def make(node: Any, path: str, **given: Any) -> Any:
+    """What a checked node constructs; what its constructor refuses becomes a ConfigError."""
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    try:
+        if not given:
+            return instantiate(node, _convert_="all")
+        # Not through instantiate itself: it would turn our dataclasses into dicts.
+        return instantiate(node, _convert_="all", _partial_=True)(**given)
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+    except (ValueError, TypeError) as error:
+        cause = error
+    if isinstance(cause, (ValueError, TypeError)):
+        raise ConfigError(f"{path}: {cause}") from cause
+    raise cause

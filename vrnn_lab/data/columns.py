@@ -1,0 +1,236 @@
+"""From the cells of a CSV or Parquet file to numbers, times and names; errors name the column, line and cell."""
+
+import difflib
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pandas.api import types
+
+ENDINGS = (".csv", ".csv.gz", ".parquet")
+MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "none", "-nan", "-NaN", "<NA>"]
+OTHER_NAMES = {  # what Nixtla, GluonTS and others call these columns
+    "id": ("unique_id", "item_id", "series_id", "ID", "Id"),
+    "time": ("ds", "timestamp", "datetime", "date", "Time", "Date"),
+    "channel": ("kind", "variable", "parameter", "Channel"),
+    "value": ("y", "target", "Value"),
+}
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Rows of a file as they were read; the frame's index counts the file's data rows from 0."""
+
+    path: Path
+    frame: pd.DataFrame
+
+    def where(self, place: int) -> str:
+        """Where the row at this place of the frame stands in the file."""
+        row = int(self.frame.index[place])
+        return f"row {row + 1}" if self.path.suffix == ".parquet" else f"line {row + 2}"
+
+    def text(self, column: str, place: int) -> str:
+        return str(self.frame[column].iloc[place])
+
+    def rows(self, mask: NDArray[np.bool_]) -> "Cells":
+        return self if mask.all() else replace(self, frame=self.frame[mask])
+
+
+def column_names(path: Path) -> list[str]:
+    """The columns a file has; ValueError if it is missing or of no known kind."""
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise ValueError(f"data.path={path} {found} (looked in {Path.cwd()}); expected a CSV or Parquet file.")
+    if not path.name.lower().endswith(ENDINGS):
+        raise ValueError(f"data.path={path} has no ending we read; expected one of {', '.join(ENDINGS)}.")
+    if path.suffix == ".parquet":
+        return [name for name in _parquet(path).names if not name.startswith("__index_level_")]
+    return [str(name) for name in _read_csv(path, nrows=0).columns]
+
+
+def demand(path: Path, found: list[str], wanted: Mapping[str, str]) -> None:
+    """ValueError unless every wanted column, {config key: name}, is among those found."""
+    missing = {key: name for key, name in wanted.items() if name not in found}
+    if not missing:
+        return
+    cures = [f"data.{key}={near}" for key, name in missing.items() if (near := _nearest(key, name, found))]
+    text = f"{path} has no column {_listed(missing.values())}; it has {_listed(found)}."
+    text += f" Did you mean {' '.join(cures)}?" if cures else " Name yours: " + _example(missing)
+    if "id" in missing:
+        text += " A file of one series has no need of it: data.id=null."
+    if len(found) == 1 and (mark := next((m for m in ";\t|" if m in found[0]), None)):
+        text += f" The cells seem to be separated by {mark!r}; save the file with commas."
+    raise ValueError(text)
+
+
+def read(path: Path, wanted: list[str], words: Iterable[str]) -> Cells:
+    """The wanted columns of a file; those named in `words` are kept as text. ValueError if there is no row."""
+    words = set(words)
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        frame = pyarrow.parquet.read_table(path, columns=wanted).to_pandas(ignore_metadata=True)
+    else:
+        missing = {name: MISSING for name in wanted if name not in words}
+        frame = _read_csv(path, usecols=wanted, dtype=dict.fromkeys(words, "category"), na_values=missing)
+    if not len(frame):
+        raise ValueError(f"{path} has no rows, only the columns {_listed(wanted)}; expected a row per time.")
+    return Cells(path, frame)
+
+
+def _read_csv(path: Path, **options) -> pd.DataFrame:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            return pd.read_csv(
+                path,
+                keep_default_na=False,
+                skip_blank_lines=False,  # so that the line numbers of messages are the file's
+                skipinitialspace=True,
+                index_col=False,
+                low_memory=False,
+                **options,
+            )
+    except pd.errors.EmptyDataError:
+        raise ValueError(f"{path} has no rows; expected a header with the columns' names, then data.") from None
+    except pd.errors.ParserWarning:
+        raise ValueError(f"{path} has rows with more cells than its header; give every column a name.") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); save it as CSV in UTF-8.") from None
+    except (pd.errors.ParserError, EOFError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as CSV: {str(error).strip()}. Expected equal rows.") from None
+
+
+def _parquet(path: Path):
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise ValueError(
+            f"data.path={path} is a Parquet file, and pyarrow, which reads it, is not installed; "
+            "run: pip install 'vrnn_lab[parquet]', or save the table as CSV."
+        ) from None
+    try:
+        return pq.read_schema(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path} cannot be read as Parquet: {str(error).strip()}") from None
+
+
+def looks_like_numbers(cells: Cells, column: str) -> bool:
+    """Whether most of a column's cells are numbers: then a text among them is a slip, not another column."""
+    content = cells.frame[column].dropna()
+    if types.is_bool_dtype(content) or not len(content):
+        return False
+    if types.is_numeric_dtype(content):
+        return True
+    if not (types.is_object_dtype(content) or types.is_string_dtype(content)):
+        return False
+    return bool(_parsed(content).notna().mean() > 0.5)
+
+
+def numbers(cells: Cells, column: str) -> NDArray[np.float64]:
+    """(rows,), NaN for an empty cell. ValueError for text and for infinite values."""
+    content = cells.frame[column]
+    found = _parsed(content)
+    wrong = np.flatnonzero(np.isnan(found) & content.notna().to_numpy())
+    if len(wrong):
+        raise ValueError(
+            f"{cells.path}: column '{column}' holds the text '{cells.text(column, wrong[0])}' in "
+            f"{cells.where(wrong[0])}; expected numbers, empty where nothing was observed. Correct the cell, or "
+            "name the columns to use: data.values=[...]."
+        )
+    infinite = np.flatnonzero(np.isinf(found))
+    if len(infinite):
+        raise ValueError(
+            f"{cells.path}: column '{column}' is infinite in {cells.where(infinite[0])}; expected finite numbers, "
+            "empty where nothing was observed."
+        )
+    return found
+
+
+def _parsed(content: pd.Series) -> NDArray[np.float64]:
+    """(rows,): the numbers a column holds, NaN for all else."""
+    if not types.is_numeric_dtype(content):
+        if isinstance(content.dtype, pd.CategoricalDtype) or types.is_datetime64_any_dtype(content):
+            return np.full(len(content), np.nan)
+        content = pd.to_numeric(content, errors="coerce")
+    return content.to_numpy(np.float64, na_value=np.nan)
+
+
+def times(cells: Cells, column: str) -> tuple[NDArray[np.float64], bool]:
+    """(rows,) and whether they were dates: numbers as they are, ISO dates as days since 1970 (UTC)."""
+    content = cells.frame[column]
+    empty = np.flatnonzero(content.isna())
+    if len(empty):
+        raise ValueError(f"{cells.path}: {cells.where(empty[0])} has no '{column}'; expected a time in every row.")
+    if types.is_datetime64_any_dtype(content):
+        return _days(content), True
+    if types.is_bool_dtype(content) or types.is_timedelta64_dtype(content):
+        raise ValueError(f"{cells.path}: column '{column}' is {content.dtype}; expected numbers or dates.")
+    found = _parsed(content)
+    if np.isnan(found).all():
+        return _dates(cells, column), True
+    wrong = np.flatnonzero(~np.isfinite(found))
+    if len(wrong):
+        raise ValueError(
+            f"{cells.path}: column '{column}' holds numbers, but '{cells.text(column, wrong[0])}' in "
+            f"{cells.where(wrong[0])}; expected finite numbers in every row, or ISO dates in every row."
+        )
+    return found, False
+
+
+def _dates(cells: Cells, column: str) -> NDArray[np.float64]:
+    content = cells.frame[column].astype(str)
+    found = pd.to_datetime(content, format="ISO8601", errors="coerce", utc=True)
+    wrong = np.flatnonzero(found.isna())
+    if len(wrong):
+        raise ValueError(
+            f"{cells.path}: column '{column}' holds '{content.iloc[wrong[0]]}' in {cells.where(wrong[0])}; expected "
+            "numbers, or ISO dates throughout: 2024-05-31 or 2024-05-31T14:30:00."
+        )
+    return _days(found)
+
+
+def _days(moments: pd.Series) -> NDArray[np.float64]:
+    if getattr(moments.dtype, "tz", None) is not None:
+        moments = moments.dt.tz_convert("UTC").dt.tz_localize(None)
+    return moments.to_numpy().astype("datetime64[us]").astype(np.int64) / 86_400e6
+
+
+def words(cells: Cells, column: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """(rows,) indices into the sorted distinct texts of a column, and those; -1 for an empty cell."""
+    content = cells.frame[column].astype("category")
+    labels = np.array([str(x) for x in content.cat.categories], dtype=object)
+    filled = sorted(set(labels) - {""})
+    place = {text: i for i, text in enumerate(filled)} | {"": -1}
+    index = np.array([*(place[text] for text in labels), -1])
+    return index[content.cat.codes.to_numpy()], tuple(filled)
+
+
+def all_filled(cells: Cells, column: str, codes: NDArray[np.int64]) -> None:
+    """ValueError for the first row whose text in this column is empty."""
+    empty = np.flatnonzero(codes < 0)
+    if len(empty):
+        raise ValueError(
+            f"{cells.path}: {cells.where(empty[0])} has no '{column}'; expected one in every row with a value."
+        )
+
+
+def _nearest(key: str, name: str, found: list[str]) -> str | None:
+    known = [other for other in OTHER_NAMES.get(key, ()) if other in found]
+    near = difflib.get_close_matches(name, found, 1)
+    return next(iter(near + known), None)
+
+
+def _example(missing: Mapping[str, str]) -> str:
+    return " ".join(f"data.{key}=<column>" for key in missing) + "."
+
+
+def _listed(names: Iterable[str]) -> str:
+    shown = list(dict.fromkeys(names))
+    more = f" and {len(shown) - 20} more" if len(shown) > 20 else ""
+    return ", ".join(f"'{name}'" for name in shown[:20]) + more

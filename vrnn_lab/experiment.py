@@ -1,0 +1,288 @@
+"""Config <-> fitted model: build, fit, score, load. The only place that instantiates."""
+
+import json
+import logging
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from filelock import FileLock, Timeout
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import DictConfig, OmegaConf
+
+from vrnn_lab import callbacks, plots
+from vrnn_lab.config import ConfigError, check, flat, make
+from vrnn_lab.data.base import SeriesData
+from vrnn_lab.metrics import Yardstick, evaluate, references
+from vrnn_lab.models.base import SequenceModel
+from vrnn_lab.recipe import Recipe
+from vrnn_lab.series import Scale
+
+log = logging.getLogger("vrnn_lab")
+SCORE = "val/loss"  # what models, tricks and searches are chosen by
+
+
+@dataclass
+class Parts:
+    """All that a config builds, checked before anything is trained."""
+
+    config: DictConfig
+    model: SequenceModel
+    data: SeriesData
+    yardstick: Yardstick
+
+
+def assemble(config: DictConfig, scale: Scale | None = None) -> Parts:
+    """The parts of a config; with the scale of a fitted model its data set is not read."""
+    check(OmegaConf.masked_copy(config, [k for k in config if k not in ("hydra", "resume")]))
+    data = make(config.data, "data")
+    data.task = make(config.task, "task")
+    scale = scale or data.scale
+    recipe = Recipe(make(config.optim, "optim"), make(config.schedule, "schedule"), make(config.beta, "beta"))
+    _try(recipe)
+    pl.seed_everything(config.seed, verbose=False)
+    model = make(config.model, "model", scale=scale, recipe=recipe)
+    model.seed = config.seed
+    return Parts(config, model, data, make(config.evaluate, "evaluate"))
+
+
+def _try(recipe: Recipe) -> None:
+    """Optimizer and schedule refuse what cannot work when they are made; better now than in training."""
+    try:
+        recipe.schedule(recipe.optim([torch.nn.Parameter(torch.zeros(1))]), 100)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"optim or schedule: {error}") from error
+
+
+def check_accelerator(config: DictConfig) -> None:
+    if config.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise ConfigError(
+            f"trainer.accelerator={config.trainer.accelerator}, and this machine has no GPU that torch "
+            f"{torch.__version__} can use; choose trainer=auto or trainer=cpu, or install a GPU build of torch."
+        )
+
+
+# ---- a run folder -----------------------------------------------------------------------------------------
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Beside, then renamed: a reader never meets half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text)
+    beside.replace(path)
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """The metrics of a run that was completed, else None."""
+    file = folder / "metrics.json"
+    metrics = json.loads(file.read_text()) if file.exists() else {}
+    return metrics if metrics.get("status") == "completed" else None
+
+
+def config_of(folder: Path) -> DictConfig:
+    file = Path(folder) / ".hydra" / "config.yaml"
+    if not file.is_file():
+        raise ConfigError(
+            f"{folder} is no run folder: {file} does not exist. Expected outputs/<date>/<time>."
+        )
+    loaded = OmegaConf.load(file)
+    assert isinstance(loaded, DictConfig)
+    return loaded
+
+
+@contextmanager
+def only_one(folder: Path, wait: bool):
+    """One process a run folder; the second waits (equal jobs of a sweep) or is told."""
+    lock = FileLock(folder / ".lock", timeout=-1 if wait else 0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(f"another process is at work on {folder}; wait until it has ended.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def prepare(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".lock").touch()
+    except OSError as error:
+        raise ConfigError(
+            f"the run folder {folder} cannot be written ({error.strerror}); choose another with "
+            "hydra.run.dir=<folder>, or mend its permissions."
+        ) from error
+
+
+def run(config: DictConfig, folder: Path, overrides: list[str] | None = None, wait: bool = False) -> dict:
+    """Fit, score and draw the model of a config in a run folder; go on where an earlier try was cut short.
+
+    Returns the metrics (also in metrics.json). Errors are recorded as status=failed, and raised.
+    """
+    prepare(folder)
+    with only_one(folder, wait):
+        if metrics := finished(folder):
+            log.info("%s is finished already; its recorded result stands.", folder)
+            return metrics
+        if not (folder / ".hydra" / "config.yaml").exists():
+            check_accelerator(config)
+            assembled = assemble(config)  # refuses what cannot work before the folder claims to be a run
+            write_whole(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+            write_whole(folder / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(overrides or []))
+        else:
+            check_accelerator(config)
+            assembled = assemble(config)
+        with _log_to(folder / "run.log"):
+            try:
+                return _run(assembled, folder)
+            except Exception as error:
+                log.error("failed: %s", error)
+                failure = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+                write_whole(folder / "metrics.json", json.dumps(failure, indent=1))
+                raise
+
+
+@contextmanager
+def _log_to(file: Path):
+    handler = logging.FileHandler(file)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    loggers = [log, logging.getLogger("lightning.pytorch")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        handler.close()
+
+
+def trainer_of(parts: Parts, folder: Path) -> pl.Trainer:
+    """The Trainer of a run: its checkpoints, TensorBoard events and figures go to the folder."""
+    # Nodes by hand: every validation writes last.ckpt, the best by val/loss besides.
+    checkpoints = ModelCheckpoint(
+        dirpath=folder / "checkpoints",
+        filename="best",
+        monitor=SCORE,
+        save_last=True,
+        enable_version_counter=False,
+    )
+    board = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
+    parts_of_run = [
+        make(parts.config.stop, "stop"),
+        callbacks.StopOnNaN(),
+        callbacks.Figures(),
+        callbacks.Timer(),
+        callbacks.Progress(),
+        LearningRateMonitor("step"),
+        checkpoints,
+    ]
+    return make(
+        parts.config.trainer,
+        "trainer",
+        logger=board,
+        callbacks=parts_of_run,
+        default_root_dir=str(folder),
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+    )
+
+
+def _run(parts: Parts, folder: Path) -> dict[str, Any]:
+    trainer = trainer_of(parts, folder)
+    fit = _fit(parts, trainer, folder)
+    best = folder / "checkpoints" / "best.ckpt"
+    _read_weights(parts.model, best)
+    parts.model.to(trainer.strategy.root_device)
+    metrics = {"status": "completed", **score(parts), **fit}
+    plots.write(plots.figures(parts.model, parts.data, parts.config.seed), folder / "figures")
+    callbacks.log_hparams(trainer.logger, _choices(parts.config), metrics)
+    write_whole(folder / "metrics.json", json.dumps(metrics, indent=1))
+    return metrics
+
+
+def _fit(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, float]:
+    """Train, or go on from last.ckpt; what the fit cost is kept so that a run cut later need not train again."""
+    done = folder / "checkpoints" / "fit.json"
+    if not done.exists():
+        last = folder / "checkpoints" / "last.ckpt"
+        if last.exists():
+            log.info("going on from %s", last)
+        trainer.fit(
+            parts.model,
+            datamodule=parts.data,
+            ckpt_path=str(last) if last.exists() else None,
+            weights_only=True,
+        )
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        timer = next(c for c in trainer.callbacks if isinstance(c, callbacks.Timer))
+        facts = {"fit/epochs": trainer.current_epoch, **timer.metrics}
+        facts["model/parameters"] = sum(p.numel() for p in parts.model.parameters())
+        write_whole(done, json.dumps(facts))
+    return json.loads(done.read_text())
+
+
+def _choices(config: DictConfig) -> dict[str, Any]:
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    chosen = {
+        k: plain[k] for k in ("seed", "model", "data", "task", "optim", "schedule", "beta", "stop", "trainer")
+    }
+    short = {k.replace("._target_", ""): v for k, v in flat(chosen).items() if not k.endswith("_partial_")}
+    return {k: v.rpartition(".")[2] if isinstance(v, str) else v for k, v in short.items()}
+
+
+def score(parts: Parts) -> dict[str, float]:
+    """Validation and test scores of the model as it is, and those of the reference rows."""
+    found: dict[str, float] = {}
+    for split in ("val", "test"):
+        found |= evaluate(parts.model, parts.data, split, parts.yardstick, parts.config.seed)
+    if parts.data.noise_std is not None:
+        found["noise_floor"] = parts.data.noise_std**2
+    return found | references(parts.data, parts.yardstick)
+
+
+# ---- using a run --------------------------------------------------------------------------------------------
+
+
+def _read_weights(model: SequenceModel, file: Path) -> None:
+    model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["state_dict"])
+
+
+def load_parts(folder: str | Path, changes: DictConfig | None = None) -> Parts:
+    """The fitted parts of a run folder, at the best checkpoint, on the CPU; its data set is read when asked for."""
+    folder = Path(folder)
+    config = config_of(folder)
+    if changes is not None:
+        config = OmegaConf.merge(config, changes)
+    file = folder / "checkpoints" / "best.ckpt"
+    if not file.is_file():
+        raise ConfigError(
+            f"{folder} has no checkpoint yet ({file} does not exist); train it: resume={folder}"
+        )
+    checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    parts = assemble(config, _scale(checkpoint))
+    parts.model.load_state_dict(checkpoint["state_dict"])
+    if tuple(checkpoint["channels"]) != parts.data.channels:
+        raise ConfigError(
+            f"the model of {folder} was trained on channels {', '.join(checkpoint['channels'])}; the data set "
+            f"now has {', '.join(parts.data.channels)}. Give it data with the channels it knows."
+        )
+    parts.model.eval()
+    return parts
+
+
+def _scale(checkpoint: dict[str, Any]) -> Scale:
+    """What the model knew of its training data, from its buffers."""
+    names = ("mean", "std", "clock", "gap", "longest", "start", "reach")
+    numbers = {name: checkpoint["state_dict"][f"data_{name}"] for name in names}
+    return Scale(channels=tuple(checkpoint["channels"]), support=checkpoint["support"], **numbers)

@@ -1,0 +1,292 @@
+"""The fixed yardstick: the same questions and the same scores for every model, and what plain rows reach."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import pi, sqrt
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from vrnn_lab.checks import Count
+from vrnn_lab.data.base import SeriesData
+from vrnn_lab.likelihoods import Gaussian, on_floor
+from vrnn_lab.losses import log_mean_exp
+from vrnn_lab.models.base import Prediction, SequenceModel
+from vrnn_lab.series import TimeSeries
+from vrnn_lab.tasks import Density, Task
+
+POINTS_AT_ONCE = 400_000  # samples x rows x points of one evaluation batch: bounds the memory it takes
+COVERAGES = (50, 90)
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What every model is asked: which points are held out, K of the bound, how many draws a prediction has.
+
+    With 99 draws the order statistics cut the line into 100 parts that are equally likely under a calibrated
+    model, so the 5th and the 95th enclose exactly 90 % of it.
+    """
+
+    interpolation: Task
+    forecast: Task
+    samples: Count = 100
+    draws: Count = 99
+
+    @property
+    def questions(self) -> dict[str, Task]:
+        return {"interpolation": self.interpolation, "forecast": self.forecast}
+
+
+Scores = dict[str, Float[Tensor, "batch time dim"]]
+
+
+def sample_scores(prediction: Prediction, values: Float[Tensor, "batch time dim"]) -> Scores:
+    """Scores of a predictive mixture, value by value, in the data's units."""
+    log_prob = log_mean_exp(prediction.density.log_prob_each(values))
+    paths = prediction.paths.sort(0).values
+    scores = {"nll": -log_prob, "mse": (prediction.mean - values) ** 2, "crps": fair_crps(paths, values)}
+    for share in COVERAGES:
+        low, high = central(paths, share)
+        scores[f"coverage_{share}"] = ((low <= values) & (values <= high)).to(values)
+    return scores
+
+
+def fair_crps(paths: Float[Tensor, "samples ..."], values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """The unbiased estimator of the CRPS from sorted draws (Ferro 2014; Zamo & Naveau 2018, eq. PWM)."""
+    count = len(paths)
+    rank = torch.arange(1, count + 1, device=paths.device, dtype=paths.dtype)
+    weight = (2 * rank - count - 1) / max(1, count * (count - 1))
+    spread = (paths * weight.view(-1, *[1] * values.ndim)).sum(0)
+    return (paths - values).abs().mean(0) - spread
+
+
+def central(paths: Float[Tensor, "samples ..."], share: int) -> tuple[Tensor, Tensor]:
+    """The ends of the central interval of sorted draws: at ranks p (samples + 1), between draws linearly."""
+    ends = []
+    for probability in (0.5 - share / 200, 0.5 + share / 200):
+        place = min(max(probability * (len(paths) + 1) - 1, 0), len(paths) - 1)
+        left = min(int(place + 1e-9), max(len(paths) - 2, 0))
+        right = min(left + 1, len(paths) - 1)
+        ends.append(paths[left] + (place - left) * (paths[right] - paths[left]))
+    return ends[0], ends[1]
+
+
+def gaussian_scores(density: Gaussian, values: Float[Tensor, "batch time dim"]) -> Scores:
+    """The same scores of a single Gaussian, in closed form (CRPS: Gneiting & Raftery 2007, eq. 21)."""
+    z = (values - density.mean) / density.std
+    normal = torch.distributions.Normal(0.0, 1.0)
+    crps = z * torch.erf(z / sqrt(2)) + 2 * normal.log_prob(z).exp() - 1 / sqrt(pi)
+    scores = {
+        "nll": -density.log_prob_each(values),
+        "mse": (density.mean - values) ** 2,
+        "crps": density.std * crps,
+    }
+    for share in COVERAGES:
+        inside = z.abs() <= normal.icdf(torch.tensor(0.5 + share / 200))
+        scores[f"coverage_{share}"] = inside.to(values)
+    return scores
+
+
+class Tally:
+    """Sums of scores over values, channel by channel; divided once, at the end."""
+
+    def __init__(self, channels: tuple[str, ...], std: Float[Tensor, " dim"]):
+        self.channels, self.std = channels, std
+        self.sums: dict[str, Tensor] = defaultdict(lambda: std.new_zeros(len(channels)))
+        self.count = std.new_zeros(len(channels))
+
+    def add(self, scores: Scores, scored: Bool[Tensor, "batch time dim"]) -> None:
+        self.count += scored.sum((0, 1)).to(self.count)
+        for name, each in scores.items():
+            self.sums[name] += torch.where(scored, each, 0).sum((0, 1)).to(self.count)
+
+    def result(self, prefix: str) -> dict[str, float]:
+        """prefix/<score>, and prefix/channel/<name>/{mse,crps} where there is more than one channel."""
+        if not self.count.sum():
+            return {}
+        sums = {**self.sums}
+        if "mse" in sums:
+            sums["nmse"] = sums["mse"] / self.std**2
+        total = {f"{prefix}/{name}": (each.sum() / self.count.sum()).item() for name, each in sums.items()}
+        if len(self.channels) > 1:
+            for name in ("mse", "crps"):
+                each = (sums[name] / self.count).tolist()
+                known = zip(self.channels, each, self.count.tolist(), strict=True)
+                total |= {f"{prefix}/channel/{c}/{name}": x for c, x, count in known if count}
+        return total
+
+
+def evaluate(
+    model: SequenceModel, data: SeriesData, split: str, yardstick: Yardstick, seed: int
+) -> dict[str, float]:
+    """Every score of a model on a split, keys `<split>/...`. Noise is a function of (seed, series id)."""
+    with model.fixed_noise(seed):
+        found = _nll(model, data, split, yardstick)
+        for name, task in yardstick.questions.items():
+            found |= _answers(model, data, split, yardstick, name, task)
+    return found
+
+
+def _rows(data: SeriesData, split: str, samples: int) -> int:
+    series = data.splits[split]
+    longest = int((series.offsets[1:] - series.offsets[:-1]).max(initial=1))
+    return max(1, min(len(series), POINTS_AT_ONCE // (samples * max(1, longest))))
+
+
+def _batches(model: SequenceModel, data: SeriesData, split: str, task: Task, samples: int):
+    for batch in data.batches(split, task, _rows(data, split, samples)):
+        yield batch.to(model.device)
+
+
+def _nll(model: SequenceModel, data: SeriesData, split: str, yardstick: Yardstick) -> dict[str, float]:
+    """The loss, and -log p(x) by the importance-weighted bound; beside the exact value where there is one."""
+    loss = values = 0.0
+    for batch in _batches(model, data, split, data.task, 1):
+        terms = model.loss_terms(batch)
+        loss += (terms.nll + terms.kl).double().sum().item()
+        values += batch.scored.sum().item()
+    bounds, exact, counts = [], [], []
+    for batch in _batches(model, data, split, Density(), yardstick.samples):
+        bounds.append(log_mean_exp(model.log_weights(batch, yardstick.samples)).double())
+        counts.append(batch.scored.sum((1, 2)))
+        truth = data.exact(batch)
+        exact += [] if truth is None else [truth[0]]
+    nll, count = -torch.cat(bounds), torch.cat(counts)
+    found = {
+        f"{split}/loss": loss / max(values, 1),
+        f"{split}/nll": (nll.sum() / count.sum()).item(),
+        f"{split}/nll_samples": float(yardstick.samples),
+    }
+    if exact:
+        above = nll + torch.cat(exact)
+        found[f"{split}/nll_above_exact"] = (above.sum() / count.sum()).item()
+        spread = above.std() * sqrt(len(above)) / count.sum()
+        found[f"{split}/nll_above_exact_se"] = spread.item()
+    return found
+
+
+def _answers(model, data, split, yardstick, name: str, task: Task) -> dict[str, float]:
+    tally = Tally(data.channels, model.data_std)
+    floored = 0.0
+    for batch in _batches(model, data, split, task, yardstick.draws):
+        prediction = model.predict(batch, yardstick.draws)
+        scores = sample_scores(prediction, batch.values)
+        if batch.clean is not None:
+            scores["mse_clean"] = (prediction.mean - batch.clean) ** 2
+        tally.add(scores, batch.scored)
+        low = on_floor(prediction.density, model.data_std).to(batch.values).mean(0)
+        floored += torch.where(batch.scored, low, 0).sum().item()
+    found = tally.result(f"{split}/{name}")
+    if found:
+        found[f"{split}/{name}/on_floor"] = floored / tally.count.sum().item()
+    return found
+
+
+# ---- reference rows: what needs no model ------------------------------------------------------------------
+
+
+def constant(series: TimeSeries, mean: Tensor) -> Float[Tensor, "batch time dim"]:
+    """The mean of a row's seen values, the training mean where nothing is seen."""
+    return _row_mean(series, mean, 0.0).expand_as(series.values)
+
+
+def _row_mean(series: TimeSeries, mean: Tensor, shrink: float) -> Float[Tensor, "batch 1 dim"]:
+    count = series.seen.sum(1, keepdim=True).to(series.values)
+    total = torch.where(series.seen, series.values, 0).sum(1, keepdim=True)
+    none = (count + shrink == 0).to(total)
+    return (total + (shrink + none) * mean) / (count + shrink + none)
+
+
+def _neighbour(series: TimeSeries, later: bool) -> tuple[Tensor, Tensor]:
+    """Per value, where the last seen one up to it (or the next one from it) stands, and whether there is one."""
+    places = torch.arange(series.times.shape[1], device=series.times.device)[None, :, None]
+    if later:
+        at = torch.where(series.seen, places, places.numel())
+        at = at.flip(1).cummin(1).values.flip(1)
+        return at.clamp(max=places.numel() - 1), at < places.numel()
+    at = torch.where(series.seen, places, -1).cummax(1).values
+    return at.clamp(min=0), at >= 0
+
+
+def last(series: TimeSeries, mean: Tensor) -> Float[Tensor, "batch time dim"]:
+    """The last seen value before a point; before the first the row's mean."""
+    at, exists = _neighbour(series, later=False)
+    return torch.where(exists, series.values.gather(1, at), constant(series, mean))
+
+
+def linear(series: TimeSeries, mean: Tensor) -> Float[Tensor, "batch time dim"]:
+    """Between the seen neighbours in time; flat beyond the ends."""
+    (left, has_left), (right, has_right) = _neighbour(series, False), _neighbour(series, True)
+    times = series.times[..., None].expand_as(series.values)
+    low, high = series.values.gather(1, left), series.values.gather(1, right)
+    start, end = times.gather(1, left), times.gather(1, right)
+    share = torch.where(end > start, (times - start) / (end - start), 0)
+    inside = low + share.to(low) * (high - low)
+    flat = torch.where(has_left, low, torch.where(has_right, high, constant(series, mean)))
+    return torch.where(has_left & has_right, inside, flat)
+
+
+def blend(series: TimeSeries, mean: Tensor) -> Float[Tensor, "batch time dim"]:
+    """Half the last value, half the row's mean shrunk to the training mean by one pseudo-observation."""
+    return 0.5 * last(series, mean) + 0.5 * _row_mean(series, mean, 1.0)
+
+
+REFERENCES: dict[str, Callable[[TimeSeries, Tensor], Tensor]] = {
+    "constant": constant,
+    "last": last,
+    "blend": blend,
+    "linear": linear,
+}
+
+
+def references(data: SeriesData, yardstick: Yardstick, split: str = "test") -> dict[str, float]:
+    """`reference/<row>/<question>/...`: each row a Gaussian whose spread per channel is fitted on validation."""
+    scale = data.scale
+    found: dict[str, float] = {}
+    for name, task in yardstick.questions.items():
+        for row, guess in REFERENCES.items():
+            spread = _spread(data, task, guess)
+            tally = Tally(data.channels, scale.std)
+            for batch in data.batches(split, task, 256):
+                mean = guess(replace(batch.given(), scored=batch.scored), scale.mean)
+                scores = gaussian_scores(Gaussian(mean, spread), batch.values)
+                tally.add(_with_clean(scores, mean, batch), batch.scored)
+            found |= tally.result(f"reference/{row}/{name}")
+        found |= _exact(data, task, split, name)
+    return found | _exact_nll(data, split)
+
+
+def _with_clean(scores: Scores, mean: Tensor, batch: TimeSeries) -> Scores:
+    return scores if batch.clean is None else {**scores, "mse_clean": (mean - batch.clean) ** 2}
+
+
+def _spread(data: SeriesData, task: Task, guess) -> Float[Tensor, " dim"]:
+    tally = Tally(data.channels, data.scale.std)
+    for batch in data.batches("val", task, 256):
+        mean = guess(batch.given(), data.scale.mean)
+        tally.add({"mse": (mean - batch.values) ** 2}, batch.scored)
+    mse = tally.sums["mse"] / tally.count.clamp(min=1)
+    return mse.sqrt().clamp(min=1e-3 * data.scale.std)
+
+
+def _exact(data: SeriesData, task: Task, split: str, name: str) -> dict[str, float]:
+    tally = Tally(data.channels, data.scale.std)
+    for batch in data.batches(split, task, 256):
+        truth = data.exact(batch)
+        if truth is None:
+            return {}
+        tally.add(_with_clean(gaussian_scores(truth[1], batch.values), truth[1].mean, batch), batch.scored)
+    return tally.result(f"reference/exact/{name}")
+
+
+def _exact_nll(data: SeriesData, split: str) -> dict[str, float]:
+    total = count = 0.0
+    for batch in data.batches(split, Density(), 256):
+        truth = data.exact(batch)
+        if truth is None:
+            return {}
+        total -= truth[0].sum().item()
+        count += batch.scored.sum().item()
+    return {"reference/exact/nll": total / count}

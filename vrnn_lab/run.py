@@ -1,0 +1,134 @@
+"""python -m vrnn_lab.run: train a model, score it, draw it; -m sweeps, resume=<run folder> goes on."""
+
+import itertools
+import sys
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from vrnn_lab.command import explain, guarded, quiet
+from vrnn_lab.config import CONF, ConfigError, compose, flat, near
+
+PASSED_ON = (
+    "--help",
+    "-h",
+    "--hydra-help",
+    "--version",
+    "--cfg",
+    "-c",
+    "--info",
+    "-i",
+    "--shell-completion",
+    "-sc",
+)
+
+
+def job(config: DictConfig, folder: Path, overrides: list[str], wait: bool = False) -> float:
+    """One run in its folder; prints its table and returns its score, val/loss."""
+    quiet()
+    from vrnn_lab import experiment
+    from vrnn_lab.table import print_run
+
+    metrics = experiment.run(config, folder, overrides, wait)
+    print_run(folder, metrics)
+    return metrics[experiment.SCORE]
+
+
+def resume(folder: Path, changes: list[str]) -> int:
+    """Go on with a run from its own config; beside it only trainer.* may be set."""
+    from vrnn_lab.experiment import config_of
+
+    config = config_of(folder)
+    for change in changes:
+        key = change.split("=")[0]
+        if not key.startswith("trainer."):
+            raise ConfigError(
+                f"{key} beside resume=: a run goes on with its own config, of which only trainer.* may change. "
+                "Start a new run to change anything else."
+            )
+        if key not in flat(OmegaConf.to_container(config)):
+            raise ConfigError(
+                f"{key}: the run has no such key.{near(key, flat(OmegaConf.to_container(config)))}"
+            )
+    job(OmegaConf.merge(config, OmegaConf.from_dotlist(changes)), folder, changes)
+    return 0
+
+
+def jobs(overrides: list[str]) -> list[list[str]]:
+    """Every job's overrides in a sweep."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    return [each for batch in BasicSweeper.split_arguments(parsed, None) for each in batch]
+
+
+def check_beforehand(argv: list[str]) -> None:
+    """What does not compose, or cannot work, stops here, before any folder is made."""
+    from vrnn_lab.experiment import check_accelerator
+
+    overrides = [a for a in argv if not a.startswith("-")]
+    dirs = _values(argv, ("--config-dir", "-cd"))
+    own = [o for o in overrides if not o.lstrip("+").startswith("hydra") and o not in dirs]
+    for each in jobs(own) if _sweeps(argv) else [own]:
+        try:
+            config = compose(each, tuple(dirs))
+            from vrnn_lab.config import check
+
+            check(OmegaConf.masked_copy(config, [k for k in config if k != "sweep"]))
+            check_accelerator(config)
+        except ConfigError as error:
+            raise ConfigError(f"{' '.join(each)}: {error}" if _sweeps(argv) else str(error)) from error
+
+
+def _sweeps(argv: list[str]) -> bool:
+    return bool({"-m", "--multirun"} & set(argv))
+
+
+def _values(argv: list[str], flags: tuple[str, ...]) -> list[str]:
+    """The values of a flag, as --flag value or --flag=value."""
+    found = [b for a, b in itertools.pairwise(argv) if a in flags]
+    return found + [a.partition("=")[2] for a in argv if a.partition("=")[0] in flags and "=" in a]
+
+
+def through_hydra(argv: list[str]) -> int:
+    """Compose and launch: one run, or the jobs of a sweep by whichever launcher is chosen."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+
+    failures: list[BaseException] = []
+
+    @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
+    def launch(config: DictConfig) -> Any:
+        of_hydra = HydraConfig.get()
+        folder = Path(of_hydra.runtime.output_dir)
+        try:
+            return job(config, folder, list(of_hydra.overrides.task), wait=_sweeps(argv))
+        except Exception as error:
+            failures.append(error)
+            raise
+
+    try:
+        launch()
+    except SystemExit as stop:
+        if failures:
+            return explain(failures[0])
+        return stop.code if isinstance(stop.code, int) else 1
+    return 0
+
+
+def main() -> int:
+    argv = sys.argv[1:]
+    if any(a.split("=")[0] in PASSED_ON for a in argv):
+        return through_hydra(argv)
+    quiet()
+    folders = [a.partition("=")[2] for a in argv if a.startswith("resume=")]
+    if folders:
+        return resume(Path(folders[-1]), [a for a in argv if not a.startswith("resume=")])
+    check_beforehand(argv)
+    return through_hydra(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

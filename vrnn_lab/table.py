@@ -1,0 +1,72 @@
+"""The table a run ends with: its numbers beside the reference rows."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+COLUMNS = ("nll", "mse", "mse_clean", "nmse", "crps", "coverage_50", "coverage_90")
+
+
+def print_run(folder: Path, metrics: dict[str, Any], split: str = "test") -> None:
+    """Scores of the model and of the plain rows on held-out points, then where everything lies."""
+    console = Console(width=None, highlight=False)
+    console.print(table(metrics, split))
+    console.print(_facts(metrics, split))
+    figures = sorted((folder / "figures").glob("*.png"))
+    console.print(f"run      {folder}", soft_wrap=True)
+    for figure in figures:
+        console.print(f"figure   {figure}", soft_wrap=True)
+
+
+def rows(metrics: dict[str, Any], split: str) -> list[tuple[str, str]]:
+    """(name, key prefix) of the model and of each reference row, best rows last."""
+    names = dict.fromkeys(k.split("/")[1] for k in metrics if k.startswith("reference/"))
+    return [("this model", split)] + [(name, f"reference/{name}") for name in names]
+
+
+def table(metrics: dict[str, Any], split: str) -> Table:
+    shown = Table(title=f"{split}: held-out points, in the data's units", title_justify="left", box=None)
+    shown.add_column("")
+    shown.add_column("")
+    columns = [c for c in COLUMNS if any(k.endswith(f"/{c}") for k in metrics)]
+    for column in columns:
+        shown.add_column(column.replace("_", " "), justify="right")
+    for question in ("interpolation", "forecast"):
+        for place, (name, prefix) in enumerate(rows(metrics, split)):
+            cells = [metrics.get(f"{prefix}/{question}/{c}") for c in columns]
+            if any(c is not None for c in cells):
+                style = "bold" if prefix == split else None
+                shown.add_row(question if not place else "", name, *map(number, cells), style=style)
+        shown.add_section()
+    return shown
+
+
+def number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _facts(metrics: dict[str, Any], split: str) -> str:
+    get = lambda key: number(metrics.get(key))  # noqa: E731
+    k = int(metrics[f"{split}/nll_samples"])
+    lines = [f"nll      {get(f'{split}/nll')} nats a value, all points (bound with K = {k} samples)"]
+    if "reference/exact/nll" in metrics:
+        lines[0] += (
+            f"; exact {get('reference/exact/nll')}, above it by {get(f'{split}/nll_above_exact')} "
+            f"+- {get(f'{split}/nll_above_exact_se')}"
+        )
+    floored = max(metrics.get(f"{split}/{q}/on_floor", 0.0) for q in ("interpolation", "forecast"))
+    floor = f"scale floor 1e-3 of the training std: {floored:.1%} of predicted stds lie on it"
+    lines.append(("warning: " if floored > 0.01 else "") + floor)
+    if "noise_floor" in metrics:
+        lines.append(f"noise    {get('noise_floor')} is the mse that observation noise alone makes")
+    if "fit/seconds" in metrics:
+        lines.append(
+            f"fit      {metrics['fit/epochs']:.0f} epochs, {metrics['fit/steps']:.0f} steps in "
+            f"{metrics['fit/seconds']:.0f} s, {get('fit/steps_per_second')} steps a second, "
+            f"{metrics['model/parameters']:.0f} parameters"
+        )
+    if metrics.get("model/causal"):
+        lines.append("causal   a step model: at a query it cannot use what is seen after it")
+    return "\n".join(lines)
