@@ -34,9 +34,7 @@ def conforms(value: Any, hint: Any) -> bool:
     """Whether a value read from YAML or a command line may go where `hint` is annotated."""
     parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     if isinstance(value, bool):  # to Python a bool is an int; to a person it is not
-        return any(
-            part in (bool, Any) or (get_origin(part) is Literal and value in get_args(part)) for part in parts
-        )
+        return any(part in (bool, Any) or (get_origin(part) is Literal and value in get_args(part)) for part in parts)
     if is_bearable(value, hint):
         return True
     if isinstance(value, int):

@@ -78,9 +78,8 @@ def _explain(message: str, hydra) -> str:
     first = message.strip()
     if found := re.search(r"Could not find '(\w+)/([^']+)'", message):
         group, option = found.groups()
-        return (
-            f"{group}={option}: there is no such option.{near(option, options(group))} Allowed: "
-            + ", ".join(options(group))
+        return f"{group}={option}: there is no such option.{near(option, options(group))} Allowed: " + ", ".join(
+            options(group)
         )
     if found := re.search(r"Could not override '([^']+)'", message):
         key = found.group(1)
@@ -90,14 +89,10 @@ def _explain(message: str, hydra) -> str:
                 text = (CONF / group / f"{option}.yaml").read_text()
                 keys |= {f"{group}.{k}": v for k, v in flat(yaml.safe_load(text) or {}).items()}
         names = {k for k in keys if "_target_" not in k} | set(groups())
-        hint = near(key, [n for n in names if n.startswith(key.split(".")[0] + ".")] or names) or near(
-            key, names
-        )
+        hint = near(key, [n for n in names if n.startswith(key.split(".")[0] + ".")] or names) or near(key, names)
         look = key.split(".")[0] if key.split(".")[0] in groups() else ""
         return (
-            f"{key}: this run has no such key or group.{hint} `python -m vrnn_lab.describe {look}`".rstrip(
-                "` "
-            )
+            f"{key}: this run has no such key or group.{hint} `python -m vrnn_lab.describe {look}`".rstrip("` ")
             + "` lists what there is."
         )
     return first
@@ -174,9 +169,7 @@ def _is_ours(found: Any) -> bool:
     return isinstance(found, type) and issubclass(found, (SeriesData, Head, SequenceModel, Task))
 
 
-def check(
-    config: Any, given: tuple[str, ...] = ("scale", "recipe", "optimizer", "total_steps", "params")
-) -> None:
+def check(config: Any, given: tuple[str, ...] = ("scale", "recipe", "optimizer", "total_steps", "params")) -> None:
     """Every value of a config against the signature it goes to; ConfigError names the first that cannot work."""
     plain = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
     for path, node in nodes(plain):
@@ -187,9 +180,7 @@ def check(
             if key not in ("_target_", "_partial_"):
                 _check_value(f"{path}.{key}", value, key, signature, hints, made.__name__)
         for key, parameter in signature.parameters.items():
-            required = (
-                parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-            )
+            required = parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
             if required and key not in node and key not in given:
                 raise ConfigError(f"{path}.{key} is missing; {made.__name__} needs it.")
 

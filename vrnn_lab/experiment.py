@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
 from vrnn_lab import callbacks, plots
-from vrnn_lab.config import ConfigError, check, flat, make
+from vrnn_lab.config import ConfigError, check, make
 from vrnn_lab.data.base import SeriesData
 from vrnn_lab.metrics import Yardstick, evaluate, references
 from vrnn_lab.models.base import SequenceModel
@@ -88,9 +88,7 @@ def finished(folder: Path) -> dict[str, Any] | None:
 def config_of(folder: Path) -> DictConfig:
     file = Path(folder) / ".hydra" / "config.yaml"
     if not file.is_file():
-        raise ConfigError(
-            f"{folder} is no run folder: {file} does not exist. Expected outputs/<date>/<time>."
-        )
+        raise ConfigError(f"{folder} is no run folder: {file} does not exist. Expected outputs/<date>/<time>.")
     loaded = OmegaConf.load(file)
     assert isinstance(loaded, DictConfig)
     return loaded
@@ -204,7 +202,7 @@ def _run(parts: Parts, folder: Path) -> dict[str, Any]:
     parts.model.to(trainer.strategy.root_device)
     metrics = {"status": "completed", **score(parts), **fit}
     plots.write(plots.figures(parts.model, parts.data, parts.config.seed), folder / "figures")
-    callbacks.log_hparams(trainer.logger, _choices(parts.config), metrics)
+    callbacks.log_hparams(trainer.logger, _choices(parts.config), metrics, trainer.global_step)
     write_whole(folder / "metrics.json", json.dumps(metrics, indent=1))
     return metrics
 
@@ -234,11 +232,7 @@ def _fit(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, float]:
 def _choices(config: DictConfig) -> dict[str, Any]:
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
-    chosen = {
-        k: plain[k] for k in ("seed", "model", "data", "task", "optim", "schedule", "beta", "stop", "trainer")
-    }
-    short = {k.replace("._target_", ""): v for k, v in flat(chosen).items() if not k.endswith("_partial_")}
-    return {k: v.rpartition(".")[2] if isinstance(v, str) else v for k, v in short.items()}
+    return {str(k): v for k, v in plain.items() if k not in ("evaluate", "sweep")}
 
 
 def score(parts: Parts) -> dict[str, float]:
@@ -266,9 +260,7 @@ def load_parts(folder: str | Path, changes: DictConfig | None = None) -> Parts:
         config = OmegaConf.merge(config, changes)
     file = folder / "checkpoints" / "best.ckpt"
     if not file.is_file():
-        raise ConfigError(
-            f"{folder} has no checkpoint yet ({file} does not exist); train it: resume={folder}"
-        )
+        raise ConfigError(f"{folder} has no checkpoint yet ({file} does not exist); train it: resume={folder}")
     checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     parts = assemble(config, _scale(checkpoint))
     parts.model.load_state_dict(checkpoint["state_dict"])

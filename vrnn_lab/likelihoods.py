@@ -91,7 +91,8 @@ class GaussianHead(Head):
                 )
             self.register_buffer("log_std", 0.5 * torch.log(inside**2 - FLOOR**2).float())
         elif noise != "point":
-            self.log_std = nn.Parameter(torch.full((scale.dim if noise == "channel" else 1,), -1.0))
+            # Small at first: from a wide start a path model learns to call everything noise, and stays there.
+            self.log_std = nn.Parameter(torch.full((scale.dim if noise == "channel" else 1,), log(0.05)))
 
     def forward(self, raw):
         mean, log_std = raw.chunk(2, -1) if self.noise == "point" else (raw, self.log_std)

@@ -49,9 +49,7 @@ class Normal:
 
     def where(self, mask: Tensor, other: "Normal") -> "Normal":
         """Itself where the mask is set, the other elsewhere."""
-        return Normal(
-            torch.where(mask, self.mean, other.mean), torch.where(mask, self.log_std, other.log_std)
-        )
+        return Normal(torch.where(mask, self.mean, other.mean), torch.where(mask, self.log_std, other.log_std))
 
 
 def log_mean_exp(log_weights: Float[Tensor, "samples ..."]) -> Float[Tensor, "..."]:

@@ -118,9 +118,7 @@ class Tally:
         return total
 
 
-def evaluate(
-    model: SequenceModel, data: SeriesData, split: str, yardstick: Yardstick, seed: int
-) -> dict[str, float]:
+def evaluate(model: SequenceModel, data: SeriesData, split: str, yardstick: Yardstick, seed: int) -> dict[str, float]:
     """Every score of a model on a split, keys `<split>/...`. Noise is a function of (seed, series id)."""
     with model.fixed_noise(seed):
         found = _nll(model, data, split, yardstick)

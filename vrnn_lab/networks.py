@@ -48,8 +48,8 @@ class Memory(nn.Module):
         self.gates, self.recur, self.size = nn.Linear(inputs, 3 * state), nn.Linear(state, 3 * state), state
 
     def forward(
-        self, gates: Float[Tensor, "*rows three"], state: Float[Tensor, "*rows state"]
-    ) -> Float[Tensor, "*rows state"]:
+        self, gates: Float[Tensor, "*#rows three"], state: Float[Tensor, "*#rows state"]
+    ) -> Float[Tensor, "*#rows state"]:
         """The next state from the input's gates, self.gates(input), and the state."""
         both = self.recur(state)
         split = 2 * self.size

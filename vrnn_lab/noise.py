@@ -45,18 +45,14 @@ class Noise:
         """A draw for every series."""
         if self.fixed is None:
             return self._generated((samples, len(series.ids), dim), like)
-        return self._hashed(stream, series, [torch.zeros_like(series.ids[:, None])], samples, dim, like)[
-            :, :, 0
-        ]
+        return self._hashed(stream, series, [torch.zeros_like(series.ids[:, None])], samples, dim, like)[:, :, 0]
 
     def _generated(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         if self.generator is None or self.generator.device != like.device:
             self.seed(torch.initial_seed(), device=like.device)
         return torch.randn(shape, generator=self.generator, device=like.device, dtype=like.dtype)
 
-    def _hashed(
-        self, stream: str, series: TimeSeries, keys: list[Tensor], samples: int, dim: int, like: Tensor
-    ):
+    def _hashed(self, stream: str, series: TimeSeries, keys: list[Tensor], samples: int, dim: int, like: Tensor):
         name = series.ids[:, None] ^ crc32(f"{self.fixed} {stream}".encode())
         state = _mix(name)
         for key in keys:

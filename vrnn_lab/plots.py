@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
@@ -23,7 +25,7 @@ INK, FORWARD, BACKWARD, TRUTH = "#1a1a1a", "#0072b2", "#d55e00", "#009e73"
 CANDIDATES = 40  # series the shown ones are chosen from
 SAMPLES, LINES, REPEATS = 100, 5, 10  # paths, of which so many are drawn as lines; noise draws a path
 QUANTILES = (0.05, 0.25, 0.75, 0.95)
-STYLE = {"linewidth": 0.8, "alpha": 0.55}
+STYLE: dict[str, Any] = {"linewidth": 0.8, "alpha": 0.55}
 
 
 @dataclass(frozen=True)
@@ -32,23 +34,30 @@ class Fan:
 
     times: Float64[Tensor, "batch place"]
     there: Bool[Tensor, "batch place"]  # the others are padding
+    causal: bool  # each place from those before it
     lines: Float[Tensor, "samples batch place dim"]  # curves without observation noise
     mean: Float[Tensor, "batch place dim"]
     bands: Float[Tensor, "quantiles batch place dim"]  # of observations: the QUANTILES
 
     def row(self, row: int):
-        """A row's times, lines, mean and bands, without padding."""
-        there = self.there[row]
+        """A row's times, lines, mean and bands, without padding.
+
+        Of a step model also without the first place, where it has nothing to go by and answers with the
+        spread of all data.
+        """
+        there = self.there[row].clone()
+        if self.causal and there.sum() > 1:
+            there[there.to(torch.uint8).argmax()] = False
         times, mean = self.times[row, there], self.mean[row, there]
         return times, self.lines[:, row, there], mean, self.bands[:, row, there]
 
 
-def figures(model, data, seed: int, split: str = "test", tasks: dict[str, Task] | None = None):
+def figures(model, data, seed: int, split: str = "test", tasks: dict[str, Task] | None = None) -> dict[str, Figure]:
     """Figures by name of any SequenceModel on a handful of series of a split of any SeriesData.
 
-    `forecast` and `interpolation` (or the names of `tasks`): bands and draws over time. `phase_plane`, for data
-    that has one: curves forward and backward from the window's start. A function of the model, the data and
-    the seed alone: no other random state is read or moved.
+    `forecast` and `interpolation` (or the names of `tasks`): bands and draws over time. `phase_plane`, for
+    data that has one: curves forward and backward from the window's start. A function of the model, the data
+    and the seed alone: no other random state is read or moved.
     """
     drawn = {}
     if data.phase_plane:
@@ -109,15 +118,16 @@ def _times(model, batch: TimeSeries, last: float) -> Float64[Tensor, "batch grid
     only what lies beyond the window is asked on a grid, about as dense as the points within.
     """
     if not model.causal:
-        return _grid(model, batch, 0, last, 120)
+        return _grid(model, batch, 0.0, last, 120)
     points = batch.counts.sum(1).double().mean().clamp(4, 100).item()
     count = round((last - 1) * points)
     return _grid(model, batch, 1 + 1 / points, last, count)
 
 
 def _ask(batch: TimeSeries, grid: Float64[Tensor, "batch grid"], own: bool) -> tuple[TimeSeries, Tensor]:
-    """The batch with its seen points and a query at each time of the grid, and at its `own` unseen points too;
-    and where the queries of the grid stand.
+    """The batch with its seen points and a query at each time of the grid, and where those queries stand.
+
+    own: a query at each held-out point of the batch too.
     """
     nothing = torch.zeros_like(batch.seen[:, :1]).expand(-1, grid.shape[1], -1)
     times, order = torch.sort(torch.cat([batch.times, grid], 1), dim=1, stable=True)
@@ -147,7 +157,7 @@ def _fan(model, batch: TimeSeries, grid: Float64[Tensor, "batch grid"], seed: in
             values = pick(torch.cat(draws).cpu(), place, 2)
     bands = torch.quantile(values, values.new_tensor(QUANTILES), dim=0)
     there = pick(asked.counts, place)
-    return Fan(pick(asked.times, place), there, means[:LINES], means.mean(0), bands)
+    return Fan(pick(asked.times, place), there, model.causal, means[:LINES], means.mean(0), bands)
 
 
 def _noises(model, like: Tensor, seed: int):
@@ -165,7 +175,7 @@ def _over_time(model, data, seed: int, split: str, name: str, task: Task) -> Fig
     ahead = isinstance(task, Forecast)
     channels = data.channels[:8]
     batch = _shown(data, split, task, {1: 4, 2: 3, 3: 2, 4: 2}.get(len(channels), 1))
-    fan = _fan(model, batch, _times(model, batch, 1.3 if ahead else 1), seed)
+    fan = _fan(model, batch, _times(model, batch, 1.3 if ahead else 1.0), seed)
     rows = len(batch.ids)
     columns = rows if rows > 1 and len(channels) > 1 else 2
     figure, axes = _canvas(rows * len(channels), columns, (4.1, 2.6))
@@ -212,7 +222,7 @@ def _limits(batch: TimeSeries, bands: Tensor, row: int, channel: int) -> tuple[f
     known = batch.known[row, :, channel]
     values = batch.values[row, known, channel] if known.any() else bands.flatten()
     low, high = values.min(), values.max()
-    room = (high - low).clamp(min=1e-6 * high.abs() + 1e-12)
+    room = 0.4 * (high - low).clamp(min=1e-6 * high.abs() + 1e-12)
     if bands.numel():
         low, high = (
             torch.maximum(torch.minimum(low, bands.min()), low - room),
@@ -233,8 +243,8 @@ def _mark_start(ax: Axes, batch: TimeSeries, row: int) -> None:
 
 def _phase_plane(model, data, seed: int, split: str) -> Figure:
     batch = _shown(data, split, Interpolate(0.5), 6)
-    after = _fan(model, batch, _times(model, batch, 2), seed)
-    before = None if model.causal else _fan(model, batch, _grid(model, batch, -1, 0, 80), seed)
+    after = _fan(model, batch, _times(model, batch, 2.0), seed)
+    before = None if model.causal else _fan(model, batch, _grid(model, batch, -1.0, 0.0, 80), seed)
     figure, axes = _canvas(len(batch.ids), min(3, len(batch.ids)), (3.4, 3.2))
     for row, ax in enumerate(axes):
         _plane(ax, batch, before, after, row)
@@ -245,7 +255,7 @@ def _phase_plane(model, data, seed: int, split: str) -> Figure:
     backward = [Line2D([], [], color=BACKWARD, linewidth=1.5, label="draws, t < 0")] if before else []
     forward = Line2D([], [], color=FORWARD, linewidth=1.5, label="draws, t > 0")
     _legend(figure, [_seen_key(), *truth, forward, *backward])
-    span = "two windows forward" if model.causal else "from one window before to one after"
+    span = "to one window after" if model.causal else "from one window before to one after"
     figure.suptitle(f"{split.capitalize()} series, t = 0 at the window's start; draws {span}", fontsize=11)
     return figure
 
@@ -253,7 +263,7 @@ def _phase_plane(model, data, seed: int, split: str) -> Figure:
 def _plane(ax: Axes, batch: TimeSeries, before: Fan | None, after: Fan, row: int) -> None:
     for fan, color in ((before, BACKWARD), (after, FORWARD)):
         if fan:
-            x, y = fan.row(row)[1].unbind(-1)
+            x, y = _curves(fan, batch, row).unbind(-1)
             ax.plot(x.T, y.T, color=color, **STYLE)
     if batch.clean is not None:
         ax.plot(*batch.clean[row, batch.counts[row]].T, **_TRUTH)
@@ -262,6 +272,14 @@ def _plane(ax: Axes, batch: TimeSeries, before: Fan | None, after: Fan, row: int
     ax.set_xlim(middle[0] - half, middle[0] + half)
     ax.set_ylim(middle[1] - half, middle[1] + half)
     ax.set_aspect("equal")
+
+
+def _curves(fan: Fan, batch: TimeSeries, row: int) -> Float[Tensor, "samples place dim"]:
+    """A row's lines; those of a step model from the first seen point on: before it, they start anywhere."""
+    times, lines, _, _ = fan.row(row)
+    seen = batch.times[row, batch.seen[row].any(-1)]
+    first = seen[0] if fan.causal and len(seen) else times[0] - 1
+    return lines[:, times > first]
 
 
 def _square(batch: TimeSeries, row: int) -> tuple[list[float], float]:
@@ -274,10 +292,17 @@ def _square(batch: TimeSeries, row: int) -> tuple[list[float], float]:
 
 # ---- the look ---------------------------------------------------------------------------------------------
 
-_SEEN = {"color": INK, "linestyle": "", "marker": "o", "markersize": 3.2, "markeredgewidth": 0, "zorder": 5}
-_HELD_OUT = {**_SEEN, "markerfacecolor": "white", "markeredgewidth": 0.7, "alpha": 0.8, "zorder": 4}
-_TRUTH = {"color": TRUTH, "linewidth": 1.4, "linestyle": (0, (4, 1.5)), "zorder": 3}
-_START = {"color": INK, "linewidth": 0.9, "linestyle": ":"}
+_SEEN: dict[str, Any] = {
+    "color": INK,
+    "linestyle": "",
+    "marker": "o",
+    "markersize": 3.2,
+    "markeredgewidth": 0,
+    "zorder": 5,
+}
+_HELD_OUT: dict[str, Any] = {**_SEEN, "markerfacecolor": "white", "markeredgewidth": 0.7, "alpha": 0.8, "zorder": 4}
+_TRUTH: dict[str, Any] = {"color": TRUTH, "linewidth": 1.4, "linestyle": (0, (4, 1.5)), "zorder": 3}
+_START: dict[str, Any] = {"color": INK, "linewidth": 0.9, "linestyle": ":"}
 
 
 def _seen_key() -> Line2D:
@@ -306,7 +331,9 @@ def _time_keys() -> list[Line2D | Patch]:
 def _canvas(panels: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
     """A figure that belongs to no global state, and its panels row by row."""
     rows = -(-panels // columns)
-    figure = Figure(figsize=(size[0] * columns, size[1] * rows + 0.9), layout="constrained")
+    figure = Figure(
+        figsize=(size[0] * columns, size[1] * rows + 0.9), layout=ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.08)
+    )
     FigureCanvasAgg(figure)
     axes = [figure.add_subplot(rows, columns, place + 1) for place in range(panels)]
     for ax in axes:

@@ -41,9 +41,7 @@ def onecycle(optimizer: Optimizer, total_steps: int, rise: Share = 0.3) -> LRSch
     """One cycle (Smith & Topin 2018): from lr / 25 up to lr over a share of the steps, then down to nothing."""
     # One more step than are taken: the scheduler raises when it is called beyond its end.
     peak = [group["lr"] for group in optimizer.param_groups]
-    return OneCycleLR(
-        optimizer, max_lr=peak, total_steps=total_steps + 1, pct_start=rise, cycle_momentum=False
-    )
+    return OneCycleLR(optimizer, max_lr=peak, total_steps=total_steps + 1, pct_start=rise, cycle_momentum=False)
 
 
 def exponential(optimizer: Optimizer, total_steps: int, final: Decay = 0.1) -> LRScheduler:
@@ -51,9 +49,7 @@ def exponential(optimizer: Optimizer, total_steps: int, final: Decay = 0.1) -> L
     return LambdaLR(optimizer, lambda step: final ** (step / max(1, total_steps)))
 
 
-def plateau(
-    optimizer: Optimizer, total_steps: int, factor: Decay = 0.5, patience: Natural = 5
-) -> ReduceLROnPlateau:
+def plateau(optimizer: Optimizer, total_steps: int, factor: Decay = 0.5, patience: Natural = 5) -> ReduceLROnPlateau:
     """Down by a factor whenever val/loss has not improved for some validations."""
     return ReduceLROnPlateau(optimizer, factor=factor, patience=patience)
 

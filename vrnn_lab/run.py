@@ -48,9 +48,7 @@ def resume(folder: Path, changes: list[str]) -> int:
                 "Start a new run to change anything else."
             )
         if key not in flat(OmegaConf.to_container(config)):
-            raise ConfigError(
-                f"{key}: the run has no such key.{near(key, flat(OmegaConf.to_container(config)))}"
-            )
+            raise ConfigError(f"{key}: the run has no such key.{near(key, flat(OmegaConf.to_container(config)))}")
     job(OmegaConf.merge(config, OmegaConf.from_dotlist(changes)), folder, changes)
     return 0
 

@@ -120,9 +120,7 @@ def compact(series: TimeSeries, mask: Bool[Tensor, "batch time"]) -> tuple[TimeS
     return replace(series, **moved, clean=None, labels=None), index
 
 
-def gaps(
-    times: Float64[Tensor, "batch time"], mask: Bool[Tensor, "batch time"]
-) -> Float64[Tensor, "batch time"]:
+def gaps(times: Float64[Tensor, "batch time"], mask: Bool[Tensor, "batch time"]) -> Float64[Tensor, "batch time"]:
     """Time since the point before, for compacted rows; zero at the first point and outside `mask`."""
     gap = torch.diff(times, dim=1, prepend=times[:, :1])
     return torch.where(mask, gap, 0.0)

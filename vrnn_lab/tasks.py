@@ -8,9 +8,7 @@ from numpy.typing import NDArray
 
 from vrnn_lab.checks import Natural, Range, Share
 
-Amount = (
-    Share | Natural | Range
-)  # a share (0.5, 1.0), a number (30), or a share drawn between two ([0.1, 0.9])
+Amount = Share | Natural | Range  # a share (0.5, 1.0), a number (30), or a share drawn between two ([0.1, 0.9])
 Mask = NDArray[np.bool_]
 
 
@@ -65,9 +63,7 @@ class Forecast(Task):
     `seen` thins the past to a random share or number of its points.
     """
 
-    def __init__(
-        self, until: Amount = 0.5, seen: Amount = 1.0, scored: Literal["known", "held_out"] = "known"
-    ):
+    def __init__(self, until: Amount = 0.5, seen: Amount = 1.0, scored: Literal["known", "held_out"] = "known"):
         self.until, self.seen, self.scored = until, seen, scored
 
     def __call__(self, times, known, window, rng):

@@ -110,9 +110,7 @@ class Ragged:
         spans = np.diff(self.windows, axis=1)[:, 0]
         steps = np.diff(self.times)
         inner = np.ones(len(steps), bool)
-        inner[self.offsets[1:-1][(self.offsets[1:-1] > 0) & (self.offsets[1:-1] < len(self.times))] - 1] = (
-            False
-        )
+        inner[self.offsets[1:-1][(self.offsets[1:-1] > 0) & (self.offsets[1:-1] < len(self.times))] - 1] = False
         clock = np.median(spans[spans > 0]) if (spans > 0).any() else 1.0
         gap = np.median(steps[inner & (steps > 0)]) if (inner & (steps > 0)).any() else clock
         start = self.windows[:, 0].min()
@@ -163,9 +161,7 @@ class Batches:
             index = order[place * self.batch_size : (place + 1) * self.batch_size]
             rngs = self._generators(index, place)
             # Before the yield: a checkpoint written while the batch is worked on, or after, goes on behind it.
-            self.epoch, self.position = (
-                (self.epoch, place + 1) if place + 1 < len(self) else (self.epoch + 1, 0)
-            )
+            self.epoch, self.position = (self.epoch, place + 1) if place + 1 < len(self) else (self.epoch + 1, 0)
             yield self.data.batch(index, self.task, rngs, in_training=self.training)
 
     def _generators(self, index, place: int):

@@ -2,7 +2,7 @@
 
 import difflib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -52,16 +52,16 @@ def column_names(path: Path) -> list[str]:
     return [str(name) for name in _read_csv(path, nrows=0).columns]
 
 
-def demand(path: Path, found: list[str], wanted: Mapping[str, str]) -> None:
-    """ValueError unless every wanted column, {config key: name}, is among those found."""
-    missing = {key: name for key, name in wanted.items() if name not in found}
+def demand(path: Path, found: list[str], wanted: Iterable[tuple[str, str]]) -> None:
+    """ValueError unless every wanted column, (config key, name), is among those found."""
+    missing = [(key, name) for key, name in wanted if name not in found]
     if not missing:
         return
-    cures = [f"data.{key}={near}" for key, name in missing.items() if (near := _nearest(key, name, found))]
-    text = f"{path} has no column {_listed(missing.values())}; it has {_listed(found)}."
-    text += f" Did you mean {' '.join(cures)}?" if cures else " Name yours: " + _example(missing)
-    if "id" in missing:
-        text += " A file of one series has no need of it: data.id=null."
+    text = f"{path} has no column {_listed(name for _, name in missing)}; it has {_listed(found)}."
+    cures = [_cure(key, name, near) for key, name in missing if (near := _nearest(key, name, found))]
+    text += f" Did you mean {', '.join(cures)}?" if cures else f" Name yours with data.{missing[0][0]}=..."
+    if missing[0][0] == "id":
+        text += " A file of one series needs none: data.id=null."
     if len(found) == 1 and (mark := next((m for m in ";\t|" if m in found[0]), None)):
         text += f" The cells seem to be separated by {mark!r}; save the file with commas."
     raise ValueError(text)
@@ -76,7 +76,8 @@ def read(path: Path, wanted: list[str], words: Iterable[str]) -> Cells:
         frame = pyarrow.parquet.read_table(path, columns=wanted).to_pandas(ignore_metadata=True)
     else:
         missing = {name: MISSING for name in wanted if name not in words}
-        frame = _read_csv(path, usecols=wanted, dtype=dict.fromkeys(words, "category"), na_values=missing)
+        # All columns, since pandas overlooks a row with too many cells when it is asked for some.
+        frame = _read_csv(path, dtype=dict.fromkeys(words, "category"), na_values=missing)[wanted]
     if not len(frame):
         raise ValueError(f"{path} has no rows, only the columns {_listed(wanted)}; expected a row per time.")
     return Cells(path, frame)
@@ -102,7 +103,7 @@ def _read_csv(path: Path, **options) -> pd.DataFrame:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); save it as CSV in UTF-8.") from None
     except (pd.errors.ParserError, EOFError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as CSV: {str(error).strip()}. Expected equal rows.") from None
+        raise ValueError(f"{path} cannot be read as a table: {str(error).strip()}") from None
 
 
 def _parquet(path: Path):
@@ -120,6 +121,12 @@ def _parquet(path: Path):
         raise ValueError(f"{path} cannot be read as Parquet: {str(error).strip()}") from None
 
 
+def first(mask) -> int | None:
+    """The place of the first True of a mask (rows,)."""
+    found = np.flatnonzero(mask)
+    return int(found[0]) if len(found) else None
+
+
 def looks_like_numbers(cells: Cells, column: str) -> bool:
     """Whether most of a column's cells are numbers: then a text among them is a slip, not another column."""
     content = cells.frame[column].dropna()
@@ -129,24 +136,24 @@ def looks_like_numbers(cells: Cells, column: str) -> bool:
         return True
     if not (types.is_object_dtype(content) or types.is_string_dtype(content)):
         return False
-    return bool(_parsed(content).notna().mean() > 0.5)
+    return bool(np.isnan(_parsed(content)).mean() < 0.5)
 
 
 def numbers(cells: Cells, column: str) -> NDArray[np.float64]:
     """(rows,), NaN for an empty cell. ValueError for text and for infinite values."""
     content = cells.frame[column]
     found = _parsed(content)
-    wrong = np.flatnonzero(np.isnan(found) & content.notna().to_numpy())
-    if len(wrong):
+    wrong = first(np.isnan(found) & content.notna().to_numpy())
+    if wrong is not None:
         raise ValueError(
-            f"{cells.path}: column '{column}' holds the text '{cells.text(column, wrong[0])}' in "
-            f"{cells.where(wrong[0])}; expected numbers, empty where nothing was observed. Correct the cell, or "
+            f"{cells.path}: column '{column}' holds the text '{cells.text(column, wrong)}' in "
+            f"{cells.where(wrong)}; expected numbers, empty where nothing was observed. Correct the cell, or "
             "name the columns to use: data.values=[...]."
         )
-    infinite = np.flatnonzero(np.isinf(found))
-    if len(infinite):
+    infinite = first(np.isinf(found))
+    if infinite is not None:
         raise ValueError(
-            f"{cells.path}: column '{column}' is infinite in {cells.where(infinite[0])}; expected finite numbers, "
+            f"{cells.path}: column '{column}' is infinite in {cells.where(infinite)}; expected finite numbers, "
             "empty where nothing was observed."
         )
     return found
@@ -164,9 +171,9 @@ def _parsed(content: pd.Series) -> NDArray[np.float64]:
 def times(cells: Cells, column: str) -> tuple[NDArray[np.float64], bool]:
     """(rows,) and whether they were dates: numbers as they are, ISO dates as days since 1970 (UTC)."""
     content = cells.frame[column]
-    empty = np.flatnonzero(content.isna())
-    if len(empty):
-        raise ValueError(f"{cells.path}: {cells.where(empty[0])} has no '{column}'; expected a time in every row.")
+    empty = first(content.isna())
+    if empty is not None:
+        raise ValueError(f"{cells.path}: {cells.where(empty)} has no '{column}'; expected a time in every row.")
     if types.is_datetime64_any_dtype(content):
         return _days(content), True
     if types.is_bool_dtype(content) or types.is_timedelta64_dtype(content):
@@ -174,11 +181,11 @@ def times(cells: Cells, column: str) -> tuple[NDArray[np.float64], bool]:
     found = _parsed(content)
     if np.isnan(found).all():
         return _dates(cells, column), True
-    wrong = np.flatnonzero(~np.isfinite(found))
-    if len(wrong):
+    wrong = first(~np.isfinite(found))
+    if wrong is not None:
         raise ValueError(
-            f"{cells.path}: column '{column}' holds numbers, but '{cells.text(column, wrong[0])}' in "
-            f"{cells.where(wrong[0])}; expected finite numbers in every row, or ISO dates in every row."
+            f"{cells.path}: column '{column}' holds numbers, but '{cells.text(column, wrong)}' in "
+            f"{cells.where(wrong)}; expected finite numbers in every row, or ISO dates in every row."
         )
     return found, False
 
@@ -186,10 +193,10 @@ def times(cells: Cells, column: str) -> tuple[NDArray[np.float64], bool]:
 def _dates(cells: Cells, column: str) -> NDArray[np.float64]:
     content = cells.frame[column].astype(str)
     found = pd.to_datetime(content, format="ISO8601", errors="coerce", utc=True)
-    wrong = np.flatnonzero(found.isna())
-    if len(wrong):
+    wrong = first(found.isna())
+    if wrong is not None:
         raise ValueError(
-            f"{cells.path}: column '{column}' holds '{content.iloc[wrong[0]]}' in {cells.where(wrong[0])}; expected "
+            f"{cells.path}: column '{column}' holds '{content.iloc[wrong]}' in {cells.where(wrong)}; expected "
             "numbers, or ISO dates throughout: 2024-05-31 or 2024-05-31T14:30:00."
         )
     return _days(found)
@@ -213,10 +220,10 @@ def words(cells: Cells, column: str) -> tuple[NDArray[np.int64], tuple[str, ...]
 
 def all_filled(cells: Cells, column: str, codes: NDArray[np.int64]) -> None:
     """ValueError for the first row whose text in this column is empty."""
-    empty = np.flatnonzero(codes < 0)
-    if len(empty):
+    empty = first(codes < 0)
+    if empty is not None:
         raise ValueError(
-            f"{cells.path}: {cells.where(empty[0])} has no '{column}'; expected one in every row with a value."
+            f"{cells.path}: {cells.where(empty)} has no '{column}'; expected one in every row with a value."
         )
 
 
@@ -226,8 +233,8 @@ def _nearest(key: str, name: str, found: list[str]) -> str | None:
     return next(iter(near + known), None)
 
 
-def _example(missing: Mapping[str, str]) -> str:
-    return " ".join(f"data.{key}=<column>" for key in missing) + "."
+def _cure(key: str, name: str, near: str) -> str:
+    return f"'{near}' for '{name}' in data.values" if key == "values" else f"data.{key}={near}"
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -35,9 +35,7 @@ class OU(SeriesData):
     ):
         super().__init__(batch_size, seed)
         if len(points) != 2 or points[0] > points[1]:
-            raise ValueError(
-                f"data.points={list(points)} is no range; expected [least, most] with least <= most."
-            )
+            raise ValueError(f"data.points={list(points)} is no range; expected [least, most] with least <= most.")
         self.sizes, self.points, self.length = (train, val, test), tuple(points), length
         self.theta, self.mean = theta, mean
         self.noise = self.noise_std = noise

@@ -155,8 +155,9 @@ def make_splits(series: Ragged, runs: dict[str, Runs], window: int | None, strid
             part = cut(part, window, step if split == "train" else max(step, window))
         if not len(part):
             raise ValueError(
-                f"the {split} split is empty: it has {runs[split].lengths.sum()} points in {len(runs[split])} "
-                "stretches, and a window takes two at least. Give it a larger share, or the data more series."
+                f"the {split} split is empty: {runs[split].lengths.sum()} points in {len(runs[split])} stretches "
+                "are no series, or no window of two points. Give it a larger share (data.shares) or rows of its "
+                "own (column split), or the data set more points."
             )
         ids = series.ids[part.owner] if window is None else window_ids(series, part, split)
         made[split] = gather(series, part, ids)
@@ -222,7 +223,9 @@ def _multiples(values, power: int) -> bool:
 
 def _uniform(series: Ragged, channel: int, seed: int) -> NDArray[np.float64]:
     """(points,) in [0, 1): a hash of (seed, id, channel, time) and nothing else."""
-    start = _mixed(_mixed(_mixed(np.array([seed % 2**64], np.uint64)) + np.uint64(channel)) + series.ids.view(np.uint64))
+    start = _mixed(
+        _mixed(_mixed(np.array([seed % 2**64], np.uint64)) + np.uint64(channel)) + series.ids.view(np.uint64)
+    )
     times = (series.times + 0.0).view(np.uint64)  # -0.0 and 0.0 are one time
     return (_mixed(np.repeat(start, np.diff(series.offsets)) + times) >> np.uint64(11)) * 2.0**-53
 

@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from vrnn_lab.checks import Positive
 from vrnn_lab.losses import LossTerms, Normal
 from vrnn_lab.models.base import Prediction, SequenceModel
 from vrnn_lab.networks import Activation, Depth, Memory, Width, mlp
@@ -14,14 +15,14 @@ from vrnn_lab.series import Scale, TimeSeries, compact, pick
 
 
 class VectorField(nn.Module):
-    """dz/dt = f(z), t in windows."""
+    """dz/dt = rate f(z), t in windows: fresh weights move a state of size one `rate` times in a window."""
 
-    def __init__(self, latent: int, width: int, depth: int, activation: Activation):
+    def __init__(self, latent: int, width: int, depth: int, activation: Activation, rate: float):
         super().__init__()
-        self.layers = mlp(latent, width, latent, depth, activation)
+        self.layers, self.rate = mlp(latent, width, latent, depth, activation), rate
 
     def forward(self, time: Tensor, state: Tensor) -> Tensor:
-        return self.layers(state)
+        return self.rate * self.layers(state)
 
 
 class LatentODE(SequenceModel):
@@ -47,6 +48,7 @@ class LatentODE(SequenceModel):
         decoder_width: Width = 64,
         decoder_depth: Depth = 1,
         activation: Activation = "tanh",
+        rate: Positive = 5.0,
         origin: Literal["row", "common"] = "row",
         nodes: Width = 20,
         method: Method = "rk4",
@@ -57,7 +59,7 @@ class LatentODE(SequenceModel):
     ):
         super().__init__(scale, recipe, head(scale))
         self.latent, self.origin, self.samples = latent, origin, samples
-        self.field = VectorField(latent, width, depth, activation)
+        self.field = VectorField(latent, width, depth, activation, rate)
         self.encoder = Memory(2 * scale.dim + 2, encoder_width)
         self.posterior = mlp(encoder_width + 1, encoder_width, 2 * latent, 1, activation)
         self.decoder = mlp(latent, decoder_width, self.head.width, decoder_depth, activation)
@@ -81,9 +83,7 @@ class LatentODE(SequenceModel):
         elapsed = pick(pick(elapsed, index), place)
         values, seen = pick(series.values, place), pick(series.seen, place).to(series.values)
         gap = (elapsed.diff(dim=1, prepend=elapsed[:, :1]).neg() / self.usual_gap).to(values)
-        read = torch.cat(
-            [values * seen, seen, torch.log1p(gap)[..., None], elapsed.to(values)[..., None]], -1
-        )
+        read = torch.cat([values * seen, seen, torch.log1p(gap)[..., None], elapsed.to(values)[..., None]], -1)
         states = self.encoder.over(read)
         last = (count - 1).clamp(min=0)
         summary = torch.cat([pick(states, last)[:, 0], pick(elapsed, last).to(values)], -1)

@@ -1,0 +1,47 @@
+# Everything a checkout needs. Each command sets up its own environment first.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/installed
+RUN := $(BIN)/python -m vrnn_lab.run
+
+.PHONY: help demo train sweep board test check bench wheel clean
+
+help: ## what there is
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 16
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	@touch $@
+
+demo: $(STAMP) ## the main job: a latent ODE on spirals, about 3 minutes
+	$(RUN) model=latent_ode optim=adamw
+
+train: $(STAMP) ## any run: make train ARGS="model=vrnn data=ou"
+	$(RUN) $(ARGS)
+
+sweep: $(STAMP) ## any sweep: make sweep ARGS="model=rnn,vrnn optim=adam,adamw"
+	$(RUN) -m $(ARGS)
+
+board: $(STAMP) ## TensorBoard over outputs/
+	$(BIN)/tensorboard --logdir outputs
+
+test: $(STAMP) ## all tests
+	$(BIN)/python -m pytest
+
+check: $(STAMP) ## format, lint, layers, types, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+	$(BIN)/python -m pytest
+
+bench: $(STAMP) ## timings
+	$(BIN)/python -m bench.trainer
+
+wheel: $(STAMP) ## dist/*.whl
+	$(BIN)/python -m build --wheel
+
+clean: ## the environment and what tools left
+	rm -rf .venv dist build .pytest_cache .ruff_cache

@@ -1,0 +1,14 @@
+"""Shapes in signatures are checked while tests run; small models and batches that many tests share."""
+
+from jaxtyping import install_import_hook
+
+install_import_hook("vrnn_lab", "beartype.beartype")
+
+import os  # noqa: E402
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)

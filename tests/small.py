@@ -1,0 +1,108 @@
+"""Small models, scales and batches for tests."""
+
+from dataclasses import replace
+
+import torch
+
+from vrnn_lab.config import check, compose, make, options
+from vrnn_lab.recipe import ConstantBeta, Recipe, constant
+from vrnn_lab.series import Scale, TimeSeries, series_of
+
+MODELS = options("model")
+SMALL = {"width": 12, "latent": 3, "encoder_width": 12, "decoder_width": 12, "nodes": 6}
+
+
+def scale_of(dim: int = 2, support: str = "real", factor: float = 3.0, shift: float = -7.0, clock: float = 5.0):
+    """A training scale with nothing about it zero or one, unless asked."""
+    number = lambda x: torch.tensor(x, dtype=torch.float64)  # noqa: E731
+    names = tuple("abcdefgh"[:dim])
+    mean = shift + torch.arange(dim, dtype=torch.float64)
+    std = factor * (1 + torch.arange(dim, dtype=torch.float64))
+    return Scale(
+        names, support, mean, std, number(clock), number(clock / 10), number(clock), number(100.0), number(clock)
+    )
+
+
+def recipe_of(lr: float = 3e-3) -> Recipe:
+    from functools import partial
+
+    return Recipe(partial(torch.optim.Adam, lr=lr), constant, ConstantBeta())
+
+
+def model_of(name: str, scale: Scale | None = None, double: bool = False, seed: int = 0, **keys):
+    """A small model of conf/model/<name>.yaml."""
+    node = compose([f"model={name}"]).model
+    for key, value in {**{k: v for k, v in SMALL.items() if k in node}, **keys}.items():
+        node[key] = value
+    check({"model": node})
+    torch.manual_seed(seed)
+    model = make(node, "model", scale=scale or scale_of(), recipe=recipe_of())
+    return model.double() if double else model
+
+
+def batch_of(rows: int = 5, time: int = 8, dim: int = 2, seed: int = 1, scale: Scale | None = None) -> TimeSeries:
+    """Random series in the units of `scale_of`, each on its own clock, with values missing at random."""
+    scale = scale or scale_of(dim)
+    rng = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.rand(*shape, generator=rng, dtype=torch.float64)  # noqa: E731
+    start = scale.start + draw(rows, 1)
+    times = start + scale.clock * torch.sort(draw(rows, time), 1).values
+    values = scale.mean + scale.std * torch.randn(rows, time, dim, generator=rng, dtype=torch.float64)
+    known = draw(rows, time, dim) < 0.8
+    window = torch.cat([start, start + scale.clock], 1)
+    return series_of(times, torch.where(known, values, torch.nan), window=window, ids=torch.arange(rows) + 40)
+
+
+def density(batch: TimeSeries) -> TimeSeries:
+    return replace(batch, seen=batch.known, scored=batch.known)
+
+
+def held_out(batch: TimeSeries, share: float = 0.5, seed: int = 2) -> TimeSeries:
+    """Some of the points seen, all known values scored."""
+    rng = torch.Generator().manual_seed(seed)
+    seen = batch.known & (torch.rand(batch.times.shape, generator=rng) < share)[..., None]
+    return replace(batch, seen=seen, scored=batch.known)
+
+
+def asked(batch: TimeSeries, share: float = 0.5, seed: int = 2) -> TimeSeries:
+    """Some of the points seen, the other known values asked."""
+    out = held_out(batch, share, seed)
+    return replace(out, scored=out.known & ~out.seen)
+
+
+def with_empty_points(batch: TimeSeries, seed: int = 3) -> tuple[TimeSeries, torch.Tensor]:
+    """The batch with empty points put in anywhere, also at both ends; and where the old points went (time,)."""
+    rng = torch.Generator().manual_seed(seed)
+    time = batch.times.shape[1]
+    total = time + 5
+    place = torch.cat([torch.tensor([1]), 2 + torch.randperm(total - 3, generator=rng)[: time - 1].sort().values])
+    times = torch.zeros(len(batch.times), total, dtype=torch.float64)
+    times[:, place] = batch.times
+    for i in range(total):
+        if i not in place:
+            before = times[:, i - 1] if i else batch.times[:, 0] - 1.0
+            after = batch.times[:, (place < i).sum()] if (place > i).any() else before + 50.0
+            times[:, i] = before + 0.3 * (after - before)
+    spread = lambda x, fill: torch.full((*times.shape, x.shape[2]), fill, dtype=x.dtype).index_copy(1, place, x)  # noqa: E731
+    empty = replace(
+        batch,
+        times=times,
+        values=spread(batch.values, 0.0),
+        seen=spread(batch.seen, False),
+        scored=spread(batch.scored, False),
+    )
+    return empty.check(), place
+
+
+def fit(model, batches, steps: int) -> None:
+    """A bare training loop on the model's own objective."""
+    optimizer = model.recipe.optim(model.parameters())
+    model.train()
+    for step in range(steps):
+        batch = batches(step)
+        model.noise.seed(0, step, device=torch.device("cpu"))
+        terms = model.loss_terms(batch)
+        loss = (terms.nll + terms.kl).sum() / batch.scored.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()

@@ -1,0 +1,148 @@
+"""Figures: what is on them, that they are a function of model, data and seed, and that they reach the disk whole."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+from small import MODELS, model_of
+
+from vrnn_lab import plots
+from vrnn_lab.data.periodic import Periodic
+from vrnn_lab.data.spirals import Spirals, Spirals1D
+from vrnn_lab.tasks import Density, Forecast, Interpolate
+
+SIZES = {"train": 12, "val": 6, "test": 9, "points": 20}
+DATA = [Spirals(start=(0, 400), **SIZES), Spirals1D(**SIZES), Periodic(**SIZES)]
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    monkeypatch.setattr(plots, "SAMPLES", 6)
+
+
+def batch_of(data, task=None, count=3):
+    return plots._shown(data, "test", task or Interpolate(0.5), count)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("data", DATA, ids=lambda d: type(d).__name__)
+def test_every_figure_has_labelled_axes_titles_and_one_legend(name, data):
+    drawn = plots.figures(model_of(name, scale=data.scale), data, seed=0)
+    assert set(drawn) == {"forecast", "interpolation"} | ({"phase_plane"} if data.phase_plane else set())
+    for figure in drawn.values():
+        assert len(figure.legends) == 1
+        assert {"seen", "truth without noise"} <= {t.get_text() for t in figure.legends[0].get_texts()}
+        assert all(ax.get_xlabel() and ax.get_ylabel() for ax in figure.axes)
+        assert figure.axes[0].get_title().startswith("series ")
+
+
+def test_the_phase_plane_goes_backward_except_for_step_models():
+    data = DATA[0]
+    for name, backward in (("latent_ode", True), ("rnn", False)):
+        drawn = plots._phase_plane(model_of(name, scale=data.scale), data, 0, "test")
+        words = {text.get_text() for text in drawn.legends[0].get_texts()}
+        assert ("draws, t < 0" in words) == backward
+        assert "draws, t > 0" in words
+
+
+def test_units_and_names_of_the_data_set_are_on_the_figure():
+    data = Periodic(**SIZES)
+    data.time_unit, data.units = "kyr", ("ppm",)
+    data.splits["test"] = replace(data.splits["test"], names=tuple("abcdefghi"))
+    ax = plots.figures(model_of("rnn", scale=data.scale), data, seed=0)["forecast"].axes[0]
+    assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_title()) == ("time [kyr]", "x [ppm]", "series a")
+
+
+def test_figures_are_whole_png_files(tmp_path):
+    data = DATA[2]
+    drawn = plots.figures(model_of("rnn", scale=data.scale), data, seed=0)
+    paths = plots.write(drawn, tmp_path / "figures")
+    assert {p.name for p in (tmp_path / "figures").iterdir()} == {p.name for p in paths}
+    for path in paths:
+        image = imread(path)
+        assert min(image.shape[:2]) > 300
+        assert image.std() > 0.05
+
+
+def test_figures_touch_no_random_state_and_leave_the_model_as_it_was():
+    data = DATA[1]
+    model = model_of("vrnn", scale=data.scale)
+    model.noise.seed(3, device=torch.device("cpu"))
+    before = (model.noise.generator.get_state(), torch.get_rng_state(), np.random.get_state()[1].copy())  # noqa: NPY002
+    for training in (True, False):
+        model.train(training)
+        plots.figures(model, data, seed=0)
+        assert model.training is training
+        assert model.noise.fixed is None
+    after = (model.noise.generator.get_state(), torch.get_rng_state(), np.random.get_state()[1])  # noqa: NPY002
+    assert all(np.array_equal(x, y) for x, y in zip(before, after, strict=True))
+
+
+def test_the_same_seed_draws_the_same_picture_and_another_seed_another():
+    data, batch = DATA[0], batch_of(DATA[0])
+    model = model_of("latent_ode", scale=data.scale)
+    grid = plots._times(model, batch, 1.3)
+    one, same, other = (plots._fan(model, batch, grid, seed) for seed in (1, 1, 2))
+    assert torch.equal(one.bands, same.bands)
+    assert not torch.equal(one.bands, other.bands)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_nothing_that_is_held_out_reaches_the_model(name):
+    data, batch = DATA[0], batch_of(DATA[0], Forecast(0.5))
+    other = replace(batch, values=torch.where(batch.seen, batch.values, 1e3), clean=batch.clean + 5)
+    model = model_of(name, scale=data.scale)
+    grid = plots._times(model, batch, 1.3)
+    one, two = (plots._fan(model, b, grid, 0) for b in (batch, other))
+    assert torch.equal(one.mean, two.mean)
+    assert torch.equal(one.bands, two.bands)
+
+
+def test_a_step_model_is_asked_at_its_rows_own_points_and_beyond():
+    batch = batch_of(DATA[0])
+    model = model_of("rnn", scale=DATA[0].scale)
+    fan = plots._fan(model, batch, plots._times(model, batch, 1.3), 0)
+    points = batch.times.shape[1]
+    assert torch.equal(fan.times[:, :points], batch.times)
+    assert fan.times.shape[1] == points + round(0.3 * points)
+    assert fan.there.all()
+    torch.testing.assert_close(fan.times[:, -1], batch.window[:, 0] + 1.3 * batch.window.diff(dim=1)[:, 0])
+
+
+def test_the_queries_of_the_grid_stand_in_time_order_among_the_seen_points():
+    batch = batch_of(DATA[2])
+    model = model_of("latent_ode", scale=DATA[2].scale)
+    grid = plots._times(model, batch, 1.3)
+    asked, place = plots._ask(batch, grid, own=False)
+    assert torch.equal(asked.check().times.gather(1, place), grid)
+    assert asked.scored.any(-1).sum() == grid.numel()
+    assert asked.seen.sum() == batch.seen.sum()
+
+
+def test_bands_are_the_quantiles_of_observations():
+    data = DATA[1]
+    model = model_of("rnn", scale=data.scale)
+    batch = batch_of(data, Density())
+    fan = plots._fan(model, batch, plots._times(model, batch, 1.0), 0)
+    with model.fixed_noise(0):
+        density = model.predict(batch, 1).density
+    z = torch.tensor([-1.645, -0.674, 0.674, 1.645], dtype=torch.float64).view(4, 1, 1, 1)
+    exact = density.mean + z * density.std  # with all points seen the RNN's density has no path to average over
+    torch.testing.assert_close((fan.bands - exact) / density.std, torch.zeros_like(exact), atol=0.45, rtol=0)
+
+
+def test_the_series_shown_differ():
+    batch = batch_of(DATA[0], count=6)
+    assert len(set(batch.ids.tolist())) == 6
+    left = batch.clean[..., 0].mean(1) < 0
+    assert left.any()
+    assert not left.all()
+
+
+def test_curves_that_run_away_do_not_flatten_the_values():
+    batch = batch_of(DATA[1])
+    values = batch.values[0, batch.known[0, :, 0], 0]
+    low, high = plots._limits(batch, torch.tensor([-1e6, 1e6]), 0, 0)
+    assert high - low < 3 * (values.max() - values.min())

@@ -1,0 +1,264 @@
+"""What watches a fit: figures, the stop on NaN, the progress bar, the clock, and the table of choices."""
+
+import sys
+from collections.abc import Iterator
+from math import isfinite, nan
+from time import monotonic
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from torch import Tensor
+
+from vrnn_lab import plots
+from vrnn_lab.models.base import LOG_EVERY
+
+
+class Figures(Callback):
+    """Figures of the validation split in TensorBoard, at the first validation after every few epochs.
+
+    every: epochs between them; None is a fifth of the fit.
+    """
+
+    def __init__(self, every: int | None = None):
+        if every is not None and every < 1:
+            raise ValueError(f"every={every} epochs between figures; expected 1 or more.")
+        self.every, self.drawn = every, 0
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        due = (trainer.current_epoch + 1) // (self.every or max(1, (trainer.max_epochs or 0) // 5))
+        if trainer.sanity_checking or due <= self.drawn or not trainer.is_global_zero:
+            return
+        self.drawn = due
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                drawn = plots.figures(pl_module, trainer.datamodule, pl_module.seed, "val")
+                for name, figure in drawn.items():
+                    logger.experiment.add_figure(name, figure, trainer.global_step)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.drawn = state_dict["drawn"]
+
+
+class NotFiniteError(RuntimeError):
+    """A loss, or a weight, became NaN or infinite."""
+
+
+class StopOnNaN(Callback):
+    """Stops the fit when a training loss is not finite, before a validation or a checkpoint can follow on it.
+
+    It looks only when the losses are logged, so that no step waits for the device, and before every validation
+    and checkpoint; it names the step all the same.
+    """
+
+    def __init__(self):
+        self.last = nan  # the last loss of those looked at before
+
+    # Callbacks come before the model's own hook, which forgets the losses it has logged.
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if trainer.global_step % LOG_EVERY == 0 or trainer.is_last_batch:
+            self._look(trainer, pl_module)
+
+    def on_validation_start(self, trainer, pl_module) -> None:
+        if not trainer.sanity_checking:
+            self._look(trainer, pl_module)
+
+    def on_save_checkpoint(self, trainer, pl_module, checkpoint: dict[str, Any]) -> None:
+        self._look(trainer, pl_module)
+        for name, weight in checkpoint["state_dict"].items():
+            if weight.is_floating_point() and not weight.isfinite().all():
+                raise NotFiniteError(
+                    f"the weights {name} are not finite after step {trainer.global_step}, though the last loss was "
+                    f"{self.last:.6g}: the last gradient was not. {CURE}"
+                )
+
+    def on_exception(self, trainer, pl_module, exception: BaseException) -> None:
+        """No checkpoint of what has failed: ModelCheckpoint(save_on_exception=True) comes after this."""
+        if isinstance(exception, NotFiniteError):
+            for checkpoint in trainer.checkpoint_callbacks:
+                if isinstance(checkpoint, ModelCheckpoint):
+                    checkpoint.save_on_exception = False
+
+    def _look(self, trainer, pl_module) -> None:
+        if not pl_module._held:
+            return
+        held = torch.stack(pl_module._held).cpu()
+        if held.isfinite().all():
+            self.last = held[-1, 0].item()
+            return
+        bad = int((~held.isfinite().all(1)).nonzero()[0])
+        after = (len(held) - 1 - bad) // trainer.accumulate_grad_batches
+        if bad:
+            self.last = held[bad - 1, 0].item()
+        raise NotFiniteError(_what(trainer.global_step - after, held[bad], self.last))
+
+
+CURE = (
+    "Try a smaller learning rate (optim.lr), a limit on the gradient (trick=clip), a warm-up (schedule=cosine), or "
+    "an output whose noise cannot vanish (model.head.noise=global); look for extreme values in the data. "
+    "trainer=debug says which operation it was."
+)
+
+
+def _what(step: int, terms: Tensor, last: float) -> str:
+    loss, nll, kl = terms.tolist()
+    before = f"the last finite one was {last:.6g}" if isfinite(last) else "and it was the first"
+    return f"the training loss at step {step} is {loss} (nll {nll:.6g}, kl {kl:.6g}); {before}. {CURE}"
+
+
+class Timer(Callback):
+    """Seconds and steps of a fit over all its segments: what came before a resume is in the checkpoint."""
+
+    def __init__(self):
+        self.seconds, self.steps, self.started = 0.0, 0, None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        seconds = self._elapsed()
+        rate = self.steps / seconds if seconds else 0.0
+        return {"fit/seconds": seconds, "fit/steps": self.steps, "fit/steps_per_second": rate}
+
+    def _elapsed(self) -> float:
+        return self.seconds + (0.0 if self.started is None else monotonic() - self.started)
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        self.started, self.steps = monotonic(), trainer.global_step
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.steps = trainer.global_step
+
+    def _stop(self) -> None:
+        self.seconds, self.started = self._elapsed(), None
+
+    def on_train_end(self, trainer, pl_module) -> None:
+        self._stop()
+
+    def on_exception(self, trainer, pl_module, exception: BaseException) -> None:
+        self._stop()
+
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": self._elapsed()}
+
+    def on_load_checkpoint(self, trainer, pl_module, checkpoint: dict[str, Any]) -> None:
+        # Not load_state_dict: `trainer.test(ckpt_path=...)` calls that too, and would turn the clock back.
+        if trainer.state.fn == "fit":
+            self.seconds = checkpoint["callbacks"].get(self.state_key, {}).get("seconds", 0.0)
+
+
+class Progress(ProgressBar):
+    """One bar for the whole fit: epoch, losses, steps a second. Into a file: a line every tenth of the epochs."""
+
+    def __init__(self, console: Console | None = None):
+        super().__init__()
+        self.console, self.enabled = console or Console(), True
+        self.bar: Bar | None = None
+        self.shown = self.measured = (0.0, 0)  # when, and at which step
+
+    def disable(self) -> None:
+        self.enabled = False
+
+    def enable(self) -> None:
+        self.enabled = True
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        self.console.print(*args, **kwargs)
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        self.shown = self.measured = (monotonic(), trainer.global_step)
+        self.rate = nan
+        if self.enabled and self.console.is_terminal:
+            self.bar = Bar(*COLUMNS, console=self.console, refresh_per_second=4)
+            total = trainer.estimated_stepping_batches
+            self.bar.add_task("", total=total if isfinite(total) else None, completed=trainer.global_step, text="")
+            self.bar.start()
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if self.bar and monotonic() - self.shown[0] > 0.25:  # asking for the losses at every step would cost
+            self._show(trainer)
+
+    def on_train_epoch_end(self, trainer, pl_module) -> None:
+        if self.enabled and not self.bar and self._tenth(trainer):
+            self._measure(trainer)
+            self.console.print(self._text(trainer), soft_wrap=True, highlight=False)
+
+    def on_train_end(self, trainer, pl_module) -> None:
+        if self.bar:
+            self._show(trainer)
+        self._close()
+
+    def on_exception(self, trainer, pl_module, exception: BaseException) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self.bar:
+            self.bar.stop()
+        self.bar = None
+
+    def _tenth(self, trainer) -> bool:
+        """Whether this epoch completes another tenth of them all (of 100, when there is no end)."""
+        epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else 100
+        tenths = lambda epoch: 10 * epoch // epochs  # noqa: E731
+        return tenths(trainer.current_epoch + 1) > tenths(trainer.current_epoch)
+
+    def _measure(self, trainer) -> None:
+        now, steps = monotonic(), trainer.global_step
+        self.rate = (steps - self.measured[1]) / max(now - self.measured[0], 1e-9)
+        self.measured = (now, steps)
+
+    def _show(self, trainer) -> None:
+        assert self.bar is not None
+        self.shown = (monotonic(), trainer.global_step)
+        if self.shown[0] - self.measured[0] > 2:
+            self._measure(trainer)
+        self.bar.update(self.bar.task_ids[0], completed=trainer.global_step, text=self._text(trainer))
+
+    def _text(self, trainer) -> str:
+        epochs = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
+        epoch = min(trainer.current_epoch + 1, trainer.max_epochs if epochs else sys.maxsize)
+        known = {name: trainer.callback_metrics.get(name) for name in ("train/loss", "val/loss")}
+        losses = "".join(f"  {name} {value:.4g}" for name, value in known.items() if value is not None)
+        speed = f"  {self.rate:.3g} steps/s" if isfinite(self.rate) else ""
+        return f"epoch {epoch}{epochs}{losses}{speed}"
+
+
+COLUMNS = (
+    BarColumn(24),
+    TaskProgressColumn(),
+    TimeElapsedColumn(),
+    TimeRemainingColumn(),
+    TextColumn("{task.fields[text]}"),
+)
+
+
+def log_hparams(logger, config: dict[str, Any], metrics: dict[str, Any], step: int = 0) -> None:
+    """A row of TensorBoard's HParams tab: the choices of a run and its final numbers.
+
+    Other loggers are left alone; of the metrics, so is what is no finite number.
+    """
+    if not isinstance(logger, TensorBoardLogger):
+        return
+    numbers = {k: v for k, v in metrics.items() if _plain(v) and not isinstance(v, str) and isfinite(v)}
+    logger.log_hyperparams(dict(_choices(config)), numbers, step)
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, (bool, int, float, str))
+
+
+def _choices(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
+    """model.width and the like; a class by its name alone; lists and nothing as text."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _choices(value, f"{prefix}{key}.")
+        elif key == "_target_":
+            yield prefix.rstrip("."), value.rpartition(".")[2]
+        elif not key.startswith("_"):
+            yield prefix + key, value if _plain(value) else str(value)

@@ -1,0 +1,278 @@
+"""The user's own series, from a CSV or Parquet file."""
+
+import logging
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vrnn_lab.checks import Count, Natural, Positive
+from vrnn_lab.data import columns, windows
+from vrnn_lab.data.base import SPLITS, Ragged, SeriesData
+from vrnn_lab.data.columns import Cells
+from vrnn_lab.data.windows import Runs
+
+log = logging.getLogger("vrnn_lab")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file holds: every series, sorted by name and time."""
+
+    channels: tuple[str, ...]
+    series: Ragged
+    label: NDArray[np.int64] | None  # (points,): which split the file puts a point in
+    dates: bool  # times are days since 1970
+
+
+@dataclass(frozen=True)
+class Points:
+    """The rows of a table as numbers, in the file's order."""
+
+    cells: Cells
+    owner: NDArray[np.int64]  # (rows,): index into names
+    names: tuple[str, ...]
+    times: NDArray[np.float64]  # (rows,)
+    dates: bool
+
+
+class Table(SeriesData):
+    """A file with one row a time: columns `id`, `time` and one a channel; or long, with `channel` and `value`.
+
+    Empty or NaN = not observed, so channels may be seen at different times. Rows come in any order. Times are
+    numbers in any unit, kept as they are, or ISO dates, which become days since 1970. `id=null`: the file is
+    one series. `values`: the channels, by default all other columns of numbers (in the long form, all that
+    occur, by name).
+
+    Splits: as the column `split` says (train, val, test), where there is one; else whole series by a hash of
+    (seed, id), by rank, so that the shares hold exactly; a single series is cut in time, the earliest part for
+    training. With `window`, every series is then cut into windows of that many points; windows of different
+    splits share no point, those of val and test none at all. Rounded values get uniform noise of a rounding
+    step (`dequantise`), found on training values.
+
+    A file that cannot be used is a ValueError that names the file, the line and the cure.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        id: str | None = "id",
+        time: str = "time",
+        values: list[str] | tuple[str, ...] | None = None,
+        channel: str | None = None,
+        value: str | None = None,
+        split: str | None = "split",
+        shares: list[Positive] | tuple[Positive, ...] = (0.7, 0.15, 0.15),
+        window: Count | None = None,
+        stride: Count | None = None,
+        dequantise: bool = True,
+        batch_size: Count = 50,
+        seed: Natural = 0,
+    ):
+        super().__init__(batch_size, seed)
+        windows.check_cut(shares, window, stride)
+        if (channel is None) != (value is None):
+            raise ValueError(
+                f"data.channel={channel} and data.value={value}; the long form has both columns, the wide neither."
+            )
+        self.path, self.id, self.time, self.split = Path(path).expanduser(), id, time, split
+        self.values = None if values is None else tuple(values)
+        self.channel, self.value = channel, value
+        self.shares, self.window, self.stride, self.dequantise = tuple(shares), window, stride, dequantise
+        self._check_roles()
+
+    @property
+    def channels(self):
+        return self._contents.channels
+
+    def whole(self) -> Ragged:
+        """Every series of the file, uncut and as written."""
+        return self._contents.series
+
+    def make(self):
+        series, runs = self.whole(), self._runs()
+        if self.dequantise:
+            series = windows.dequantised(series, runs["train"], self.channels, self.seed)
+        return windows.make_splits(series, runs, self.window, self.stride)
+
+    def _runs(self) -> dict[str, Runs]:
+        series, label = self.whole(), self._contents.label
+        if label is not None:
+            return windows.by_label(series, label)
+        if len(series) > 1:
+            return windows.by_name(series, self.shares, self.seed)
+        if self.window is None:
+            raise ValueError(
+                f"{self.path} holds a single series, '{series.names[0]}', of {len(series.times)} points, which "
+                "cannot be split as a whole; cut it into windows of so many points: data.window=50. If it holds "
+                "several series, name the column that tells them apart: data.id=..."
+            )
+        return windows.by_time(series, self.shares)
+
+    def _check_roles(self) -> None:
+        named = [("id", self.id), ("time", self.time), ("channel", self.channel), ("value", self.value)]
+        named += [("values", name) for name in self.values or () if self.channel is None]
+        taken: dict[str | None, str] = {}
+        for key, name in named:
+            if name is not None and name in taken:
+                raise ValueError(
+                    f"data.{taken[name]} and data.{key} both name the column '{name}'; each needs its own."
+                )
+            taken[name] = key
+        if self.values is not None and len(set(self.values)) < max(1, len(self.values)):
+            raise ValueError(f"data.values={list(self.values)}; expected at least one name, and each once.")
+
+    @cached_property
+    def _contents(self) -> Contents:
+        contents = self._read_long() if self.channel is not None else self._read_wide()
+        self.time_unit = "days" if contents.dates else ""
+        return contents
+
+    def _cells(self, needed: list[tuple[str, str]]) -> Cells:
+        """The rows of the file, its columns checked; all its columns where the channels are not named."""
+        found = columns.column_names(self.path)
+        roles = [(key, name) for key, name in (("id", self.id), ("time", self.time)) if name is not None]
+        if self.split not in (None, "split"):
+            roles.append(("split", self.split))
+        columns.demand(self.path, found, [*roles, *needed])
+        texts = [name for name in (self.id, self.split, self.channel) if name in found]
+        named = {*texts, *(name for _, name in [*roles, *needed])}
+        return columns.read(self.path, [name for name in found if name in named or not needed], texts)
+
+    def _read_wide(self) -> Contents:
+        cells = self._cells([("values", name) for name in self.values or ()])
+        channels = self.values or self._number_columns(cells)
+        values = np.stack([columns.numbers(cells, name) for name in channels], 1)
+        observed = ~np.isnan(values).all(1)
+        points = self._points(cells, observed)
+        order = time_order(points)
+        self._refuse_twice(points, order, points.owner[order], points.times[order])
+        return self._assemble(points, order, channels, values[observed][order])
+
+    def _read_long(self) -> Contents:
+        assert self.channel is not None and self.value is not None
+        cells = self._cells([("channel", self.channel), ("value", self.value)])
+        numbers = columns.numbers(cells, self.value)
+        kind, occurring = columns.words(cells, self.channel)
+        channels = self.values or occurring
+        self._refuse_unknown_channels(channels, occurring)
+        columns.all_filled(cells.rows(~np.isnan(numbers)), self.channel, kind[~np.isnan(numbers)])
+        place = np.array([*(channels.index(x) if x in channels else -1 for x in occurring), -1])[kind]
+        observed = ~np.isnan(numbers) & (place >= 0)
+        points = self._points(cells, observed)
+        numbers, place = numbers[observed], place[observed]
+        order = time_order(points)
+        owner, times = points.owner[order], points.times[order]
+        new = (np.diff(owner, prepend=-1) != 0) | (np.diff(times, prepend=np.nan) != 0)
+        point = np.cumsum(new) - 1
+        again = np.lexsort((order, place[order], point))
+        self._refuse_twice(points, order[again], point[again], place[order][again])
+        values = np.full((new.sum(), len(channels)), np.nan)
+        values[point, place[order]] = numbers[order]
+        return self._assemble(points, order[new], channels, values)
+
+    def _points(self, cells: Cells, observed: NDArray[np.bool_]) -> Points:
+        """The rows where something was observed; a notice names series that have none."""
+        if not observed.any():
+            raise ValueError(f"{self.path} has rows, but no observed value in any; expected numbers in some.")
+        if self.id is None:
+            owner, names = np.zeros(len(observed), np.int64), (self.path.name.split(".")[0],)
+        else:
+            owner, names = columns.words(cells, self.id)
+        empty = np.setdiff1d(np.arange(len(names)), owner[observed])
+        cells, owner = cells.rows(observed), owner[observed]
+        if self.id is not None:
+            columns.all_filled(cells, self.id, owner)
+        if len(empty):
+            shown = ", ".join(f"'{names[i]}'" for i in empty[:5])
+            log.warning("%s: %d series have no observed value and are left out: %s", self.path, len(empty), shown)
+            owner = np.searchsorted(np.setdiff1d(np.arange(len(names)), empty), owner)
+            names = tuple(np.delete(np.array(names, dtype=object), empty))
+        times, dates = columns.times(cells, self.time)
+        return Points(cells, owner, names, times, dates)
+
+    def _assemble(self, points: Points, order, channels, values) -> Contents:
+        """order (points,): the row each point takes its time and split from; values (points, dim)."""
+        owner, times = points.owner[order], points.times[order]
+        offsets = np.searchsorted(owner, np.arange(len(points.names) + 1))
+        series = Ragged(
+            times=times,
+            values=values,
+            offsets=offsets,
+            windows=np.stack([times[offsets[:-1]], times[offsets[1:] - 1]], 1),
+            ids=windows.hashed(points.names),
+            names=points.names,
+        )
+        return Contents(tuple(channels), series, self._label(points.cells, order), points.dates)
+
+    def _label(self, cells: Cells, order) -> NDArray[np.int64] | None:
+        if self.split not in cells.frame:
+            return None
+        codes, found = columns.words(cells, self.split)
+        columns.all_filled(cells, self.split, codes)
+        unknown = [i for i, word in enumerate(found) if word not in SPLITS and (codes == i).any()]
+        if unknown:
+            place = int(np.flatnonzero(np.isin(codes, unknown))[0])
+            raise ValueError(
+                f"{self.path}: column '{self.split}' says '{found[codes[place]]}' in {cells.where(place)}; expected "
+                "train, val or test. data.split=null leaves the column alone and splits by the seed."
+            )
+        number = np.array([SPLITS.index(word) if word in SPLITS else -1 for word in found])
+        return number[codes][order]
+
+    def _number_columns(self, cells: Cells) -> tuple[str, ...]:
+        others = [c for c in cells.frame if c not in (self.id, self.time, self.split)]
+        others = [c for c in others if not c.startswith("Unnamed: ")]  # row numbers that pandas wrote
+        channels = tuple(c for c in others if columns.looks_like_numbers(cells, c))
+        if not channels:
+            raise ValueError(
+                f"{self.path} has no column of numbers beside '{self.id}' and '{self.time}'; it has {others}. "
+                "Expected one a channel, or the long form: data.channel=<column> data.value=<column>."
+            )
+        if left := [c for c in others if c not in channels]:
+            log.info("%s: columns without numbers are left out: %s", self.path, ", ".join(left))
+        return channels
+
+    def _refuse_unknown_channels(self, channels, occurring) -> None:
+        unknown = [name for name in channels if name not in occurring]
+        if unknown:
+            raise ValueError(
+                f"{self.path}: data.values names channels that do not occur, {unknown}; column '{self.channel}' "
+                f"holds {list(occurring)[:20]}."
+            )
+
+    def _refuse_twice(self, points: Points, order, *keys) -> None:
+        """keys, each (rows,) in the given order of the file's rows: neighbours that agree in all are twice."""
+        same = np.logical_and.reduce([np.diff(key) == 0 for key in keys])
+        if not same.any():
+            return
+        pairs = np.sort(np.stack([order[:-1][same], order[1:][same]], 1), 1)
+        first, second = map(int, pairs[pairs[:, 1].argmin()])
+        cells = points.cells
+        kind = "" if self.channel is None else f", channel '{cells.text(self.channel, first)}'"
+        raise ValueError(
+            f"{self.path}: series '{points.names[points.owner[first]]}'{kind} has two rows at {self.time}="
+            f"{cells.text(self.time, first)}, {cells.where(first)} and {cells.where(second)}; expected one. Delete "
+            "or average them, or name the column that tells the series apart: data.id=..."
+        )
+
+
+def time_order(points: Points) -> NDArray[np.int64]:
+    """(rows,): the rows sorted by series, then time; rows that tie keep the file's order. A notice says so."""
+    owner, times = points.owner, points.times
+    order = np.arange(len(owner))
+    if (np.diff(owner) < 0).any():
+        order = np.argsort(owner, kind="stable")
+    falls = np.flatnonzero((np.diff(times[order]) < 0) & (np.diff(owner[order]) == 0))
+    if not len(falls):
+        return order
+    place = int(order[falls[0] + 1])
+    log.warning(
+        "%s: times decrease (series '%s', %s); the rows are sorted by time.",
+        points.cells.path,
+        points.names[owner[place]],
+        points.cells.where(place),
+    )
+    return np.lexsort((times, owner))

