@@ -245,7 +245,7 @@ def _phase_plane(model, data, seed: int, split: str) -> Figure:
     batch = _shown(data, split, Interpolate(0.5), 6)
     after = _fan(model, batch, _times(model, batch, 2.0), seed)
     before = None if model.causal else _fan(model, batch, _grid(model, batch, -1.0, 0.0, 80), seed)
-    figure, axes = _canvas(len(batch.ids), min(3, len(batch.ids)), (3.4, 3.2))
+    figure, axes = _canvas(len(batch.ids), min(3, len(batch.ids)), (3.4, 3.4))
     for row, ax in enumerate(axes):
         _plane(ax, batch, before, after, row)
         ax.set_xlabel(_label(data.channels[0], _unit(data, 0)))
@@ -332,7 +332,7 @@ def _canvas(panels: int, columns: int, size: tuple[float, float]) -> tuple[Figur
     """A figure that belongs to no global state, and its panels row by row."""
     rows = -(-panels // columns)
     figure = Figure(
-        figsize=(size[0] * columns, size[1] * rows + 0.9), layout=ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.08)
+        figsize=(size[0] * columns, size[1] * rows + 0.9), layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.08)
     )
     FigureCanvasAgg(figure)
     axes = [figure.add_subplot(rows, columns, place + 1) for place in range(panels)]

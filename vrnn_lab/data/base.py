@@ -130,7 +130,7 @@ class Ragged:
 
 def generator(*numbers: int) -> np.random.Generator:
     """A generator that is a function of some numbers alone."""
-    return np.random.default_rng([int(n) % 2**64 for n in numbers])
+    return np.random.default_rng([n % 2**64 for n in numbers])
 
 
 class Batches:
@@ -167,7 +167,7 @@ class Batches:
     def _generators(self, index, place: int):
         if self.training:
             return [generator(self.seed, self.epoch, place)] * len(index)
-        return (generator(self.seed, self.data.ids[i]) for i in index)
+        return (generator(self.seed, int(self.data.ids[i])) for i in index)
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.epoch, "position": self.position}
@@ -181,6 +181,7 @@ class SeriesData(pl.LightningDataModule, ABC):
 
     support: ClassVar[str] = "real"
     time_unit: str = ""
+    units: tuple[str, ...] = ()  # of each channel, where they are known
     phase_plane: ClassVar[bool] = False  # two channels that are coordinates of one plane
     noise_std: float | None = None  # of the observations, where it is known
 

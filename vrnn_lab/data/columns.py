@@ -31,7 +31,7 @@ class Cells:
     def where(self, place: int) -> str:
         """Where the row at this place of the frame stands in the file."""
         row = int(self.frame.index[place])
-        return f"row {row + 1}" if self.path.suffix == ".parquet" else f"line {row + 2}"
+        return f"row {row + 1}" if self.path.suffix.lower() == ".parquet" else f"line {row + 2}"
 
     def text(self, column: str, place: int) -> str:
         return str(self.frame[column].iloc[place])
@@ -47,7 +47,7 @@ def column_names(path: Path) -> list[str]:
         raise ValueError(f"data.path={path} {found} (looked in {Path.cwd()}); expected a CSV or Parquet file.")
     if not path.name.lower().endswith(ENDINGS):
         raise ValueError(f"data.path={path} has no ending we read; expected one of {', '.join(ENDINGS)}.")
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         return [name for name in _parquet(path).names if not name.startswith("__index_level_")]
     return [str(name) for name in _read_csv(path, nrows=0).columns]
 
@@ -70,7 +70,7 @@ def demand(path: Path, found: list[str], wanted: Iterable[tuple[str, str]]) -> N
 def read(path: Path, wanted: list[str], words: Iterable[str]) -> Cells:
     """The wanted columns of a file; those named in `words` are kept as text. ValueError if there is no row."""
     words = set(words)
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         import pyarrow.parquet
 
         frame = pyarrow.parquet.read_table(path, columns=wanted).to_pandas(ignore_metadata=True)

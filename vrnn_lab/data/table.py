@@ -48,8 +48,8 @@ class Table(SeriesData):
 
     Splits: as the column `split` says (train, val, test), where there is one; else whole series by a hash of
     (seed, id), by rank, so that the shares hold exactly; a single series is cut in time, the earliest part for
-    training. With `window`, every series is then cut into windows of that many points; windows of different
-    splits share no point, those of val and test none at all. Rounded values get uniform noise of a rounding
+    training. With `window`, every series is then cut into windows of that many points; no point lies
+    in windows of two splits, nor in two of val or test. Rounded values get uniform noise of a rounding
     step (`dequantise`), found on training values.
 
     A file that cannot be used is a ValueError that names the file, the line and the cure.
