@@ -15,7 +15,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vrnn_lab.checks import conforms, words
+from vrnn_lab.checks import Natural, conforms, words
 
 PACKAGE = Path(__file__).parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
@@ -75,27 +75,33 @@ def compose(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> DictConf
 
 def _explain(message: str, hydra) -> str:
     """Hydra's message, with the nearest name that exists."""
-    first = message.strip()
-    if found := re.search(r"Could not find '(\w+)/([^']+)'", message):
+    if found := re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", message):
         group, option = found.groups()
-        return f"{group}={option}: there is no such option.{near(option, options(group))} Allowed: " + ", ".join(
-            options(group)
-        )
+        if group in groups():
+            allowed = options(group)
+            return f"{group}={option}: there is no such option.{near(option, allowed)} Allowed: {', '.join(allowed)}"
     if found := re.search(r"Could not override '([^']+)'", message):
-        key = found.group(1)
-        keys = flat(OmegaConf.to_container(hydra.compose("config"), resolve=False))
-        for group in ("model", "data", "task", "optim", "schedule", "beta", "stop", "trainer"):
-            for option in options(group):
-                text = (CONF / group / f"{option}.yaml").read_text()
-                keys |= {f"{group}.{k}": v for k, v in flat(yaml.safe_load(text) or {}).items()}
-        names = {k for k in keys if "_target_" not in k} | set(groups())
-        hint = near(key, [n for n in names if n.startswith(key.split(".")[0] + ".")] or names) or near(key, names)
-        look = key.split(".")[0] if key.split(".")[0] in groups() else ""
-        return (
-            f"{key}: this run has no such key or group.{hint} `python -m vrnn_lab.describe {look}`".rstrip("` ")
-            + "` lists what there is."
-        )
-    return first
+        return _unknown(found.group(1), OmegaConf.to_container(hydra.compose("config"), resolve=False))
+    if "parsing override" in message:
+        return message.splitlines()[0] + ": expected key=value, such as model=vrnn or optim.lr=1e-3."
+    return message.strip()
+
+
+def _unknown(key: str, default: Any) -> str:
+    """Why a key cannot be set: another option of its group has it, or none has."""
+    group = key.split(".")[0]
+    owners: dict[str, list[str]] = {}
+    for each in groups():
+        for option in options(each):
+            node = yaml.safe_load((CONF / each / f"{option}.yaml").read_text()) or {}
+            for name in flat(node):
+                owners.setdefault(f"{each.replace('/', '.')}.{name}", []).append(f"{each}={option}")
+    if key in owners:
+        return f"{key} belongs to {', '.join(owners[key])}, and this run has chosen another {group}."
+    names = {k for k in (*flat(default), *owners) if "_target_" not in k and "defaults" not in k} | set(groups())
+    hint = near(key, [n for n in names if n.startswith(group + ".")]) or near(key, names)
+    look = group if group in groups() else ""
+    return f"{key}: there is no such key or group.{hint} `{f'python -m vrnn_lab.describe {look}'.strip()}` lists all."
 
 
 def groups() -> list[str]:
@@ -172,10 +178,15 @@ def _is_ours(found: Any) -> bool:
 def check(config: Any, given: tuple[str, ...] = ("scale", "recipe", "optimizer", "total_steps", "params")) -> None:
     """Every value of a config against the signature it goes to; ConfigError names the first that cannot work."""
     plain = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
+    if "seed" in plain and not conforms(plain["seed"], Natural):
+        raise ConfigError(f"seed={plain['seed']!r}: expected {words(Natural)}.")
+    trainer = plain.get("trainer", {})
+    if trainer.get("max_epochs") in (-1, None) and trainer.get("max_steps") == -1:
+        raise ConfigError("trainer.max_epochs and trainer.max_steps set no end; schedules need one. Set either.")
     for path, node in nodes(plain):
         made = target(node["_target_"], path)
         signature = inspect.signature(made)
-        hints = typing.get_type_hints(made.__init__ if isinstance(made, type) else made)
+        hints = typing.get_type_hints(made.__init__ if isinstance(made, type) else made, include_extras=True)
         for key, value in node.items():
             if key not in ("_target_", "_partial_"):
                 _check_value(f"{path}.{key}", value, key, signature, hints, made.__name__)

@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,22 +129,33 @@ def run(config: DictConfig, folder: Path, overrides: list[str] | None = None, wa
         if metrics := finished(folder):
             log.info("%s is finished already; its recorded result stands.", folder)
             return metrics
-        if not (folder / ".hydra" / "config.yaml").exists():
-            check_accelerator(config)
-            assembled = assemble(config)  # refuses what cannot work before the folder claims to be a run
-            write_whole(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
-            write_whole(folder / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(overrides or []))
-        else:
-            check_accelerator(config)
-            assembled = assemble(config)
+        parts = _begin(config, folder, overrides or [])
         with _log_to(folder / "run.log"):
             try:
-                return _run(assembled, folder)
+                return _run(parts, folder)
             except Exception as error:
                 log.error("failed: %s", error)
                 failure = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
                 write_whole(folder / "metrics.json", json.dumps(failure, indent=1))
                 raise
+
+
+def _begin(config: DictConfig, folder: Path, overrides: list[str]) -> Parts:
+    """The parts of a run, and its config on disk; what cannot work leaves no folder that claims to be a run."""
+    known = (folder / ".hydra" / "config.yaml").exists()
+    try:
+        check_accelerator(config)
+        parts = assemble(config)
+    except Exception:
+        if not known:
+            (folder / ".lock").unlink(missing_ok=True)
+            with suppress(OSError):  # a folder that holds anything stays
+                folder.rmdir()
+        raise
+    if not known:
+        write_whole(folder / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(overrides))
+        write_whole(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    return parts
 
 
 @contextmanager

@@ -1,14 +1,15 @@
 """python -m vrnn_lab.run: train a model, score it, draw it; -m sweeps, resume=<run folder> goes on."""
 
 import itertools
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from vrnn_lab.command import explain, guarded, quiet
-from vrnn_lab.config import CONF, ConfigError, compose, flat, near
+from vrnn_lab.command import guarded, quiet
+from vrnn_lab.config import CONF, ConfigError, check, compose, flat, near
 
 PASSED_ON = (
     "--help",
@@ -72,8 +73,6 @@ def check_beforehand(argv: list[str]) -> None:
     for each in jobs(own) if _sweeps(argv) else [own]:
         try:
             config = compose(each, tuple(dirs))
-            from vrnn_lab.config import check
-
             check(OmegaConf.masked_copy(config, [k for k in config if k != "sweep"]))
             check_accelerator(config)
         except ConfigError as error:
@@ -95,6 +94,7 @@ def through_hydra(argv: list[str]) -> int:
     import hydra
     from hydra.core.hydra_config import HydraConfig
 
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us, who say them in one line
     failures: list[BaseException] = []
 
     @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
@@ -105,14 +105,20 @@ def through_hydra(argv: list[str]) -> int:
             return job(config, folder, list(of_hydra.overrides.task), wait=_sweeps(argv))
         except Exception as error:
             failures.append(error)
-            raise
+            if _sweeps(argv):  # the launcher counts it; in a single run Hydra would only add to what is said
+                raise
 
     try:
         launch()
-    except SystemExit as stop:
         if failures:
-            return explain(failures[0])
-        return stop.code if isinstance(stop.code, int) else 1
+            raise failures[0]
+    except OSError as error:
+        if error in failures:
+            raise
+        raise ConfigError(
+            f"the run folder {error.filename} cannot be made ({error.strerror}); choose another with "
+            "hydra.run.dir=<folder>, or mend its permissions."
+        ) from error
     return 0
 
 

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -33,11 +34,14 @@ class Cells:
         row = int(self.frame.index[place])
         return f"row {row + 1}" if self.path.suffix.lower() == ".parquet" else f"line {row + 2}"
 
+    def column(self, name: str) -> pd.Series:
+        return cast(pd.Series, self.frame[name])
+
     def text(self, column: str, place: int) -> str:
-        return str(self.frame[column].iloc[place])
+        return str(self.column(column).iloc[place])
 
     def rows(self, mask: NDArray[np.bool_]) -> "Cells":
-        return self if mask.all() else replace(self, frame=self.frame[mask])
+        return self if mask.all() else replace(self, frame=self.frame.loc[mask])
 
 
 def column_names(path: Path) -> list[str]:
@@ -77,7 +81,7 @@ def read(path: Path, wanted: list[str], words: Iterable[str]) -> Cells:
     else:
         missing = {name: MISSING for name in wanted if name not in words}
         # All columns, since pandas overlooks a row with too many cells when it is asked for some.
-        frame = _read_csv(path, dtype=dict.fromkeys(words, "category"), na_values=missing)[wanted]
+        frame = _read_csv(path, dtype=dict.fromkeys(words, "category"), na_values=missing).loc[:, wanted]
     if not len(frame):
         raise ValueError(f"{path} has no rows, only the columns {_listed(wanted)}; expected a row per time.")
     return Cells(path, frame)
@@ -129,7 +133,7 @@ def first(mask) -> int | None:
 
 def looks_like_numbers(cells: Cells, column: str) -> bool:
     """Whether most of a column's cells are numbers: then a text among them is a slip, not another column."""
-    content = cells.frame[column].dropna()
+    content = cells.column(column).dropna()
     if types.is_bool_dtype(content) or not len(content):
         return False
     if types.is_numeric_dtype(content):
@@ -141,7 +145,7 @@ def looks_like_numbers(cells: Cells, column: str) -> bool:
 
 def numbers(cells: Cells, column: str) -> NDArray[np.float64]:
     """(rows,), NaN for an empty cell. ValueError for text and for infinite values."""
-    content = cells.frame[column]
+    content = cells.column(column)
     found = _parsed(content)
     wrong = first(np.isnan(found) & content.notna().to_numpy())
     if wrong is not None:
@@ -164,13 +168,13 @@ def _parsed(content: pd.Series) -> NDArray[np.float64]:
     if not types.is_numeric_dtype(content):
         if isinstance(content.dtype, pd.CategoricalDtype) or types.is_datetime64_any_dtype(content):
             return np.full(len(content), np.nan)
-        content = pd.to_numeric(content, errors="coerce")
+        content = cast(pd.Series, pd.to_numeric(content, errors="coerce"))
     return content.to_numpy(np.float64, na_value=np.nan)
 
 
 def times(cells: Cells, column: str) -> tuple[NDArray[np.float64], bool]:
     """(rows,) and whether they were dates: numbers as they are, ISO dates as days since 1970 (UTC)."""
-    content = cells.frame[column]
+    content = cells.column(column)
     empty = first(content.isna())
     if empty is not None:
         raise ValueError(f"{cells.path}: {cells.where(empty)} has no '{column}'; expected a time in every row.")
@@ -191,7 +195,7 @@ def times(cells: Cells, column: str) -> tuple[NDArray[np.float64], bool]:
 
 
 def _dates(cells: Cells, column: str) -> NDArray[np.float64]:
-    content = cells.frame[column].astype(str)
+    content = cells.column(column).astype(str)
     found = pd.to_datetime(content, format="ISO8601", errors="coerce", utc=True)
     wrong = first(found.isna())
     if wrong is not None:
@@ -210,7 +214,7 @@ def _days(moments: pd.Series) -> NDArray[np.float64]:
 
 def words(cells: Cells, column: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """(rows,) indices into the sorted distinct texts of a column, and those; -1 for an empty cell."""
-    content = cells.frame[column].astype("category")
+    content = cells.column(column).astype("category")
     labels = np.array([str(x) for x in content.cat.categories], dtype=object)
     filled = sorted(set(labels) - {""})
     place = {text: i for i, text in enumerate(filled)} | {"": -1}

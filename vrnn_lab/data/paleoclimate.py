@@ -68,14 +68,11 @@ class Paleoclimate(SeriesData):
         windows.check_cut(shares, window, stride)
         self.record, self.window, self.stride, self.split = record, window, stride, split
         self.shares, self.dequantise = tuple(shares), dequantise
+        self.units = (RECORDS[record].unit,)
 
     @property
     def channels(self):
         return (RECORDS[self.record].channel,)
-
-    @property
-    def units(self):
-        return (RECORDS[self.record].unit,)
 
     def whole(self) -> Ragged:
         """The record as one series, uncut and as written."""

@@ -48,9 +48,9 @@ class Table(SeriesData):
 
     Splits: as the column `split` says (train, val, test), where there is one; else whole series by a hash of
     (seed, id), by rank, so that the shares hold exactly; a single series is cut in time, the earliest part for
-    training. With `window`, every series is then cut into windows of that many points; no point lies
-    in windows of two splits, nor in two of val or test. Rounded values get uniform noise of a rounding
-    step (`dequantise`), found on training values.
+    training. With `window`, every series is then cut into windows of that many points; no point lies in windows
+    of two splits, nor in two windows of val or test. Rounded values get uniform noise of a rounding step
+    (`dequantise`), found on training values.
 
     A file that cannot be used is a ValueError that names the file, the line and the cure.
     """
@@ -105,9 +105,9 @@ class Table(SeriesData):
             return windows.by_name(series, self.shares, self.seed)
         if self.window is None:
             raise ValueError(
-                f"{self.path} holds a single series, '{series.names[0]}', of {len(series.times)} points, which "
-                "cannot be split as a whole; cut it into windows of so many points: data.window=50. If it holds "
-                "several series, name the column that tells them apart: data.id=..."
+                f"{self.path} holds a single series, '{windows.names_of(series)[0]}', of {len(series.times)} points, "
+                "which cannot be split as a whole; cut it into windows of so many points: data.window=50. If there "
+                "are several series, name the column that tells them apart: data.id=..."
             )
         return windows.by_time(series, self.shares)
 
@@ -145,7 +145,7 @@ class Table(SeriesData):
         cells = self._cells([("values", name) for name in self.values or ()])
         channels = self.values or self._number_columns(cells)
         values = np.stack([columns.numbers(cells, name) for name in channels], 1)
-        observed = ~np.isnan(values).all(1)
+        observed = np.any(~np.isnan(values), axis=1)
         points = self._points(cells, observed)
         order = time_order(points)
         self._refuse_twice(points, order, points.owner[order], points.times[order])
@@ -208,7 +208,7 @@ class Table(SeriesData):
         return Contents(tuple(channels), series, self._label(points.cells, order), points.dates)
 
     def _label(self, cells: Cells, order) -> NDArray[np.int64] | None:
-        if self.split not in cells.frame:
+        if self.split is None or self.split not in cells.frame:
             return None
         codes, found = columns.words(cells, self.split)
         columns.all_filled(cells, self.split, codes)

@@ -74,7 +74,7 @@ def sizes(count: int, shares, what: str) -> list[int]:
 
 def by_name(series: Ragged, shares, seed: int) -> dict[str, Runs]:
     """Whole series to splits by the rank of a hash of (seed, name): the order of the series plays no part."""
-    rank = np.argsort(np.argsort(hashed([f"{seed}\n{name}" for name in _names(series)]), kind="stable"))
+    rank = np.argsort(np.argsort(hashed([f"{seed}\n{name}" for name in names_of(series)]), kind="stable"))
     split = np.searchsorted(np.cumsum(sizes(len(series), shares, "series")), rank, side="right")
     return {name: whole_series(series).rows(np.flatnonzero(split == i)) for i, name in enumerate(SPLITS)}
 
@@ -108,7 +108,7 @@ def by_label(series: Ragged, label: Integers) -> dict[str, Runs]:
     if (again > 1).any():
         place = first[position[again > 1][0]]
         raise ValueError(
-            f"series '{_names(series)[owner[place]]}' goes into the {SPLITS[label[place]]} split, out of it and "
+            f"series '{names_of(series)[owner[place]]}' goes into the {SPLITS[label[place]]} split, out of it and "
             "into it again in time; expected a series to lie in one split, or in one stretch of time each."
         )
     runs = Runs(owner[first], first, np.append(first[1:], len(label)))
@@ -130,7 +130,7 @@ def cut(runs: Runs, window: int, stride: int) -> Runs:
 
 def gather(series: Ragged, runs: Runs, ids: Integers) -> Ragged:
     """The runs as series of their own, each watched from its first point to its last."""
-    points, names = runs.points, _names(series)
+    points, names = runs.points, names_of(series)
     return Ragged(
         times=series.times[points],
         values=series.values[points],
@@ -166,7 +166,7 @@ def make_splits(series: Ragged, runs: dict[str, Runs], window: int | None, strid
 
 def window_ids(series: Ragged, runs: Runs, split: str) -> Integers:
     """An id a window: a function of its series' name, the split and its number among that series' windows."""
-    names = _names(series)
+    names = names_of(series)
     start = np.flatnonzero(np.diff(runs.owner, prepend=-1))
     number = np.arange(len(runs)) - np.repeat(start, np.diff(np.append(start, len(runs))))
     return hashed([f"{names[i]}\n{split}\n{n}" for i, n in zip(runs.owner, number, strict=True)])
@@ -227,7 +227,8 @@ def _uniform(series: Ragged, channel: int, seed: int) -> NDArray[np.float64]:
         _mixed(_mixed(np.array([seed % 2**64], np.uint64)) + np.uint64(channel)) + series.ids.view(np.uint64)
     )
     times = (series.times + 0.0).view(np.uint64)  # -0.0 and 0.0 are one time
-    return (_mixed(np.repeat(start, np.diff(series.offsets)) + times) >> np.uint64(11)) * 2.0**-53
+    bits = _mixed(np.repeat(start, np.diff(series.offsets)) + times) >> np.uint64(11)
+    return bits.astype(np.float64) * 2.0**-53
 
 
 def _mixed(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -238,7 +239,7 @@ def _mixed(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return state ^ (state >> np.uint64(31))
 
 
-def _names(series: Ragged) -> tuple[str, ...]:
+def names_of(series: Ragged) -> tuple[str, ...]:
     return series.names if series.names is not None else tuple(map(str, series.ids))
 
 

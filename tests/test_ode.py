@@ -1,0 +1,105 @@
+"""Paths against closed forms and tight solves, read at each row's own times, forward and backward."""
+
+import pytest
+import torch
+from torch import nn
+from torchdiffeq import odeint
+
+from vrnn_lab.ode import MOST_NODES, Path, Solver, rk4, steps_to_cover
+
+TURN = torch.tensor([[-0.1, 2.0], [-2.0, -0.1]], dtype=torch.float64)
+
+
+class Linear(nn.Module):
+    """dz/dt = z A, whose solution is z exp(A t)."""
+
+    def forward(self, time, state):
+        return state @ TURN
+
+
+def exactly(start, elapsed):
+    return torch.einsum("sbi,btij->sbtj", start, torch.matrix_exp(elapsed[..., None, None] * TURN))
+
+
+def own_times(rows=4, count=30, low=-1.0, high=3.0):
+    rng = torch.Generator().manual_seed(0)
+    return (low + (high - low) * torch.rand(rows, count, generator=rng, dtype=torch.float64)).sort(1).values
+
+
+def start(samples=2, rows=4):
+    return torch.randn(samples, rows, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("method", "error"),
+    [("rk4", 1e-5), ("midpoint", 2e-2), ("euler", 0.5), ("dopri5", 1e-4), ("dopri8", 1e-4), ("bosh3", 1e-3)],
+)
+@pytest.mark.parametrize("adjoint", [False, True])
+def test_every_method_follows_a_linear_field_both_ways(method, error, adjoint):
+    elapsed, step = own_times(), 0.05
+    solver = Solver(method, 1e-7, 1e-8, adjoint)
+    after, before = steps_to_cover(elapsed, step, 1)
+    path = solver.path(Linear(), start(), step, after, before)
+    assert (path.at(elapsed) - exactly(start(), elapsed)).abs().max() < error
+
+
+def test_the_error_falls_with_the_fourth_power_of_the_step():
+    elapsed = own_times(low=0.0)
+    errors = []
+    for step in (0.1, 0.05):
+        path = Solver().path(Linear(), start(), step, *steps_to_cover(elapsed, step, 1))
+        errors.append((path.at(elapsed) - exactly(start(), elapsed)).abs().max())
+    assert 12 < errors[0] / errors[1] < 20
+
+
+def test_a_nonlinear_field_agrees_with_a_tight_solve():
+    torch.manual_seed(0)
+    field = nn.Sequential(nn.Linear(2, 20), nn.Tanh(), nn.Linear(20, 2)).double()
+    elapsed = own_times(rows=1, low=0.0)
+    path = Solver().path(lambda t, z: field(z), start(rows=1), 0.02, *steps_to_cover(elapsed, 0.02, 1))
+    tight = odeint(
+        lambda t, z: field(z), start(rows=1), torch.cat([torch.zeros(1), elapsed[0]]), rtol=1e-10, atol=1e-10
+    )
+    torch.testing.assert_close(path.at(elapsed)[:, 0], tight[1:, :, 0].transpose(0, 1), rtol=1e-6, atol=1e-6)
+
+
+def test_reading_is_exact_for_cubics():
+    """A cubic path is its own Hermite interpolant, whatever the nodes."""
+    nodes = torch.linspace(-1, 2, 4, dtype=torch.float64)
+    cubic, slope = lambda t: t**3 - 2 * t**2 + 3, lambda t: 3 * t**2 - 4 * t
+    path = Path(cubic(nodes).view(4, 1, 1, 1), slope(nodes).view(4, 1, 1, 1), 1.0, 1)
+    elapsed = own_times(rows=1, low=-1.0, high=2.0)
+    torch.testing.assert_close(path.at(elapsed)[0, :, :, 0], cubic(elapsed))
+
+
+def test_the_read_out_has_the_gradient_of_the_path():
+    z = start().requires_grad_()
+    elapsed = own_times()
+    path = Solver().path(Linear(), z, 0.02, *steps_to_cover(elapsed, 0.02, 1))
+    (gradient,) = torch.autograd.grad(path.at(elapsed).sum(), z)
+    (expected,) = torch.autograd.grad(exactly(z, elapsed).sum(), z)
+    torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_far_times_take_more_nodes_and_spoil_nothing_near():
+    near = own_times(low=0.0, high=1.0)
+    far = torch.cat([near, torch.full((4, 1), 40.0, dtype=torch.float64)], 1)
+    paths = [Solver().path(Linear(), start(), 0.05, *steps_to_cover(t, 0.05, 20)) for t in (near, far)]
+    assert torch.equal(paths[0].at(near), paths[1].at(near))
+    assert (paths[1].at(far) - exactly(start(), far)).abs().max() < 1e-3
+
+
+def test_too_far_is_an_error_that_names_the_limit():
+    with pytest.raises(ValueError, match=str(MOST_NODES)):
+        steps_to_cover(torch.tensor([[1e9]], dtype=torch.float64), 0.05, 20)
+
+
+def test_steps_cover_what_is_asked_and_no_less_than_the_least():
+    elapsed = torch.tensor([[-0.26, 0.0, 0.5]], dtype=torch.float64)
+    assert steps_to_cover(elapsed, 0.25, 1) == (2, 2)
+    assert steps_to_cover(elapsed, 0.25, 7) == (7, 2)
+
+
+def test_rk4_slopes_are_the_field_at_the_nodes():
+    states, slopes = rk4(Linear(), start(), 0.1, 5)
+    torch.testing.assert_close(slopes, states @ TURN)

@@ -1,0 +1,150 @@
+"""What every schedule makes of a learning rate, through a real optimizer."""
+
+from functools import partial
+from math import cos, pi, sqrt
+
+import pytest
+import torch
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from vrnn_lab import recipe
+from vrnn_lab.config import compose, make, options
+
+LR, STEPS = 0.5, 100
+# Factors of the learning rate at some steps, with the defaults of conf/schedule and 100 steps in all.
+FACTORS = {
+    "constant": {0: 1, 50: 1, 100: 1},
+    "cosine": {0: 0.5, 1: 1, 2: 1, 51: 0.01 + 0.99 / 2, 100: 0.01},
+    "exponential": {0: 1, 50: sqrt(0.1), 100: 0.1},
+    "onecycle": {0: 1 / 25, 100: 1 / 25e4},
+    "plateau": {0: 1, 100: 1},  # it goes by validations, not by steps
+}
+
+
+def optimizer_of(*rates: float) -> torch.optim.Optimizer:
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in rates or (LR,)]
+    return torch.optim.SGD(groups)
+
+
+def rates(schedule, steps: int = STEPS, total: int | None = None) -> list[float]:
+    """The learning rate of each step, and the one after the last."""
+    optimizer = optimizer_of()
+    scheduler = schedule(optimizer, total or steps)
+    found = [optimizer.param_groups[0]["lr"]]
+    for _ in range(steps):
+        optimizer.step()
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step()
+        found.append(optimizer.param_groups[0]["lr"])
+    return found
+
+
+def test_every_schedule_is_looked_at_here():
+    assert set(FACTORS) == set(options("schedule"))
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_a_schedule_has_its_rates_at_the_start_on_its_way_and_at_the_end(name):
+    found = rates(make(compose([f"schedule={name}"]).schedule, "schedule"))
+    assert {step: found[step] for step in FACTORS[name]} == pytest.approx(
+        {step: LR * factor for step, factor in FACTORS[name].items()}
+    )
+    assert max(found) <= LR * (1 + 1e-9)
+    assert min(found) > 0
+
+
+def test_cosine_rises_linearly_and_falls_along_half_a_cosine():
+    found = rates(partial(recipe.cosine, warmup=0.2, final=0.1))
+    rise = [LR * (i + 1) / 20 for i in range(20)]
+    fall = [LR * (0.1 + 0.9 * (1 + cos(pi * (i - 20) / 80)) / 2) for i in range(20, 101)]
+    assert found == pytest.approx(rise + fall)
+
+
+def test_cosine_stays_at_its_end_when_stepped_on():
+    assert rates(recipe.cosine, 130, total=100)[100:] == pytest.approx([0.01 * LR] * 31)
+
+
+@pytest.mark.parametrize("rise", [0.2, 0.3, 0.5])
+def test_onecycle_is_at_its_peak_where_it_says(rise):
+    found = rates(partial(recipe.onecycle, rise=rise), 200)
+    peak = max(range(201), key=found.__getitem__)
+    assert peak == pytest.approx(rise * 200, abs=1)
+    assert found[peak] == pytest.approx(LR, rel=0.01)
+    assert all(a < b for a, b in zip(found[:peak], found[1 : peak + 1], strict=True))
+    assert all(a > b for a, b in zip(found[peak:], found[peak + 1 :], strict=False))
+
+
+@pytest.mark.parametrize("steps, rise", [(1, 0.5), (4, 0.2), (9, 0.1), (99, 0.01), (10, 0.0), (10, 1.0), (1, 0.3)])
+def test_onecycle_works_for_any_number_of_steps_and_any_rise(steps, rise):
+    found = rates(partial(recipe.onecycle, rise=rise), steps)
+    assert all(0 < rate <= LR * (1 + 1e-9) for rate in found)
+
+
+@pytest.mark.parametrize("name", ["constant", "cosine", "exponential", "onecycle"])
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_schedules_take_very_short_runs(name, steps):
+    found = rates(getattr(recipe, name), steps)
+    assert all(0 < rate <= LR * (1 + 1e-9) for rate in found)
+
+
+def test_exponential_loses_the_same_factor_at_every_step():
+    found = rates(partial(recipe.exponential, final=0.01))
+    assert [b / a for a, b in zip(found, found[1:], strict=False)] == pytest.approx([0.01**0.01] * STEPS)
+
+
+@pytest.mark.parametrize("name", ["cosine", "exponential", "onecycle"])
+def test_groups_of_parameters_keep_their_proportions(name):
+    optimizer = optimizer_of(0.5, 0.05)
+    scheduler = getattr(recipe, name)(optimizer, 20)
+    for _ in range(20):
+        one, two = (group["lr"] for group in optimizer.param_groups)
+        assert one == pytest.approx(10 * two)
+        optimizer.step()
+        scheduler.step()
+
+
+def plateau_after(losses: list[float], **keys) -> float:
+    optimizer = optimizer_of()
+    scheduler = recipe.plateau(optimizer, 100, **keys)
+    for loss in losses:
+        scheduler.step(loss)
+    return optimizer.param_groups[0]["lr"] / LR
+
+
+def test_plateau_waits_for_its_patience_and_then_halves_the_rate():
+    assert plateau_after([2.0] * 6) == 1
+    assert plateau_after([2.0] * 7) == 0.5
+    assert plateau_after([2.0] * 13) == 0.25
+    assert plateau_after([2.0] * 4, factor=0.1, patience=2) == pytest.approx(0.1)
+
+
+def test_plateau_leaves_the_rate_while_the_loss_gets_better():
+    assert plateau_after([2.0 - 0.1 * i for i in range(40)]) == 1
+
+
+@pytest.mark.parametrize("loss", [2.0, 0.0, -2.0])
+def test_plateau_sees_a_stalled_loss_whatever_its_sign(loss):
+    """Nats of a density are negative as often as not."""
+    assert plateau_after([loss] * 7) == 0.5
+
+
+@pytest.mark.parametrize("share", [0.2, 1.0])
+def test_the_warmup_of_the_kl_is_a_line_from_zero_to_one(share):
+    beta = recipe.WarmupBeta(share)
+    assert [beta(step, 200) for step in (0, 10, 20)] == pytest.approx([0, 10 / (200 * share), 20 / (200 * share)])
+    assert beta(int(200 * share), 200) == pytest.approx(1)
+    assert beta(200, 200) == beta(500, 200) == 1
+    assert beta(0, 0) == 0
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0, 4.0])
+def test_a_constant_weight_of_the_kl_is_constant(weight):
+    assert {recipe.ConstantBeta(weight)(step, 10) for step in (0, 5, 10)} == {weight}
+
+
+def test_the_weights_of_the_kl_in_conf_are_these():
+    made = {name: make(compose([f"beta={name}"]).beta, "beta") for name in options("beta")}
+    assert {name: (beta(0, 100), beta(10, 100), beta(100, 100)) for name, beta in made.items()} == {
+        "constant": (1, 1, 1),
+        "warmup": (0, 0.5, 1),
+    }
