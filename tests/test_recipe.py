@@ -1,5 +1,6 @@
 """What every schedule makes of a learning rate, through a real optimizer."""
 
+import itertools
 from functools import partial
 from math import cos, pi, sqrt
 
@@ -70,8 +71,8 @@ def test_onecycle_is_at_its_peak_where_it_says(rise):
     peak = max(range(201), key=found.__getitem__)
     assert peak == pytest.approx(rise * 200, abs=1)
     assert found[peak] == pytest.approx(LR, rel=0.01)
-    assert all(a < b for a, b in zip(found[:peak], found[1 : peak + 1], strict=True))
-    assert all(a > b for a, b in zip(found[peak:], found[peak + 1 :], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(found[: peak + 1]))
+    assert all(a > b for a, b in itertools.pairwise(found[peak:]))
 
 
 @pytest.mark.parametrize("steps, rise", [(1, 0.5), (4, 0.2), (9, 0.1), (99, 0.01), (10, 0.0), (10, 1.0), (1, 0.3)])
@@ -89,7 +90,7 @@ def test_schedules_take_very_short_runs(name, steps):
 
 def test_exponential_loses_the_same_factor_at_every_step():
     found = rates(partial(recipe.exponential, final=0.01))
-    assert [b / a for a, b in zip(found, found[1:], strict=False)] == pytest.approx([0.01**0.01] * STEPS)
+    assert [b / a for a, b in itertools.pairwise(found)] == pytest.approx([0.01**0.01] * STEPS)
 
 
 @pytest.mark.parametrize("name", ["cosine", "exponential", "onecycle"])

@@ -1,5 +1,6 @@
 """What watches a fit: figures, the stop on NaN, the progress bar, the clock, and the table of choices."""
 
+import logging
 import sys
 from collections.abc import Iterator
 from math import isfinite, nan
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from vrnn_lab import plots
 from vrnn_lab.models.base import LOG_EVERY
+
+log = logging.getLogger("vrnn_lab")
 
 
 class Figures(Callback):
@@ -46,6 +49,25 @@ class Figures(Callback):
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self.drawn = state_dict["drawn"]
+
+
+class Checkpoints(ModelCheckpoint):
+    """ModelCheckpoint whose folder may have been moved since: it keeps its best score all the same."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        before, now = str(state_dict["dirpath"]), str(self.dirpath)
+        move = lambda path: path.replace(before, now, 1)  # noqa: E731
+        moved = {k: move(v) if isinstance(v, str) else v for k, v in state_dict.items()}
+        best = {move(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**moved, "best_k_models": best})
+
+
+class Log(Callback):
+    """A line of run.log for every validation."""
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        losses = {k: f"{v:.6g}" for k, v in trainer.callback_metrics.items() if k.endswith("/loss")}
+        log.debug("epoch %d, step %d: %s", trainer.current_epoch + 1, trainer.global_step, losses)
 
 
 class NotFiniteError(RuntimeError):

@@ -29,9 +29,11 @@ def quiet() -> None:
     ):
         logging.getLogger(name).setLevel(logging.WARNING)
     log = logging.getLogger("vrnn_lab")
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.DEBUG)  # run.log takes it all
     if not any(isinstance(h, logging.StreamHandler) and h.stream is sys.stderr for h in log.handlers):
-        log.addHandler(logging.StreamHandler(sys.stderr))
+        terminal = logging.StreamHandler(sys.stderr)
+        terminal.setLevel(logging.INFO)
+        log.addHandler(terminal)
 
 
 def guarded(command: Callable[[], int | None]) -> int:

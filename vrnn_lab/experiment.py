@@ -11,7 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from filelock import FileLock, Timeout
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
@@ -175,8 +175,8 @@ def _log_to(file: Path):
 
 def trainer_of(parts: Parts, folder: Path) -> pl.Trainer:
     """The Trainer of a run: its checkpoints, TensorBoard events and figures go to the folder."""
-    # Nodes by hand: every validation writes last.ckpt, the best by val/loss besides.
-    checkpoints = ModelCheckpoint(
+    # Every validation writes last.ckpt; best.ckpt is the best by val/loss.
+    checkpoints = callbacks.Checkpoints(
         dirpath=folder / "checkpoints",
         filename="best",
         monitor=SCORE,
@@ -189,6 +189,7 @@ def trainer_of(parts: Parts, folder: Path) -> pl.Trainer:
         callbacks.StopOnNaN(),
         callbacks.Figures(),
         callbacks.Timer(),
+        callbacks.Log(),
         callbacks.Progress(),
         LearningRateMonitor("step"),
         checkpoints,
@@ -207,6 +208,7 @@ def trainer_of(parts: Parts, folder: Path) -> pl.Trainer:
 
 def _run(parts: Parts, folder: Path) -> dict[str, Any]:
     trainer = trainer_of(parts, folder)
+    log.debug("torch %s, %d threads, %s", torch.__version__, torch.get_num_threads(), trainer.strategy.root_device)
     fit = _fit(parts, trainer, folder)
     best = folder / "checkpoints" / "best.ckpt"
     _read_weights(parts.model, best)
@@ -215,6 +217,7 @@ def _run(parts: Parts, folder: Path) -> dict[str, Any]:
     plots.write(plots.figures(parts.model, parts.data, parts.config.seed), folder / "figures")
     callbacks.log_hparams(trainer.logger, _choices(parts.config), metrics, trainer.global_step)
     write_whole(folder / "metrics.json", json.dumps(metrics, indent=1))
+    log.debug("completed: %s", metrics)
     return metrics
 
 
@@ -225,14 +228,11 @@ def _fit(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, float]:
         last = folder / "checkpoints" / "last.ckpt"
         if last.exists():
             log.info("going on from %s", last)
-        trainer.fit(
-            parts.model,
-            datamodule=parts.data,
-            ckpt_path=str(last) if last.exists() else None,
-            weights_only=True,
-        )
-        if trainer.interrupted:
-            raise KeyboardInterrupt
+        try:
+            start = str(last) if last.exists() else None
+            trainer.fit(parts.model, datamodule=parts.data, ckpt_path=start, weights_only=True)
+        except SystemExit as stop:  # Lightning's answer to Ctrl-C
+            raise KeyboardInterrupt if trainer.interrupted else stop from None
         timer = next(c for c in trainer.callbacks if isinstance(c, callbacks.Timer))
         facts = {"fit/epochs": trainer.current_epoch, **timer.metrics}
         facts["model/parameters"] = sum(p.numel() for p in parts.model.parameters())

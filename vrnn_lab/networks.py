@@ -31,6 +31,15 @@ def gap_features(gap: Float[Tensor, "..."]) -> Float[Tensor, "... 2"]:
     return torch.stack([torch.log1p(gap), torch.exp(-gap)], -1)
 
 
+CLOCK_FEATURES = 9
+
+
+def clock_features(elapsed: Float[Tensor, "..."]) -> Float[Tensor, "... 9"]:
+    """Where in a window a time lies, as a network can tell it: coarse to fine, as in positional encodings."""
+    turns = 2 * torch.pi * elapsed[..., None] * elapsed.new_tensor([1.0, 2.0, 4.0, 8.0])
+    return torch.cat([2 * elapsed[..., None] - 1, turns.sin(), turns.cos()], -1)
+
+
 def rnn_inputs(values: Tensor, known: Tensor, gap: Tensor) -> Tensor:
     """What an RNN reads of points: values, which of them are known, features of a gap in usual gaps."""
     return torch.cat([values, known.to(values), gap_features(gap)], -1)

@@ -12,7 +12,7 @@ from vrnn_lab.checks import Decay, Natural, NonNegative, Share
 
 @dataclass(frozen=True)
 class Recipe:
-    """Parts a run is fitted with: optimizer(parameters), schedule(optimizer, total_steps), beta(step, total_steps)."""
+    """optimizer(parameters), schedule(optimizer, total_steps), beta(step, total_steps): a run is fitted with them."""
 
     optim: Callable
     schedule: Callable

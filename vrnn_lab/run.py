@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -122,8 +123,16 @@ def through_hydra(argv: list[str]) -> int:
     return 0
 
 
+def _terminated(number, frame) -> None:
+    raise SystemExit(128 + number)  # Lightning alone would end with 0, as if the run were finished
+
+
 def main() -> int:
     argv = sys.argv[1:]
+    if _sweeps(argv):  # wherever it stands among the overrides
+        argv = ["-m", *(a for a in argv if a not in ("-m", "--multirun"))]
+        sys.argv[1:] = argv
+    signal.signal(signal.SIGTERM, _terminated)
     if any(a.split("=")[0] in PASSED_ON for a in argv):
         return through_hydra(argv)
     quiet()

@@ -1,7 +1,7 @@
 """The contract of every data set: ragged splits in memory, batches on demand, the training scale."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -141,28 +141,27 @@ class Batches:
     """
 
     def __init__(self, data: Ragged, task: Task, batch_size: int, seed: int, training: bool = False):
-        self.data, self.task, self.batch_size, self.seed, self.training = (
-            data,
-            task,
-            batch_size,
-            seed,
-            training,
-        )
-        self.epoch = self.position = 0
+        self.data, self.task, self.batch_size = data, task, batch_size
+        self.seed, self.training = seed, training
+        self.epoch = self.position = self.resume_at = 0
+        self.now: Callable[[], int] | None = None  # who knows the epoch better: a trainer that has resumed
 
     def __len__(self) -> int:
         return -(-len(self.data) // self.batch_size)
 
     def __iter__(self) -> Iterator[TimeSeries]:
         order = np.arange(len(self.data))
+        self.epoch = self.now() if self.now else self.epoch
         if self.training:
             order = generator(self.seed, self.epoch).permutation(order)
-        for place in range(self.position, len(self)):
+        first, self.resume_at = self.resume_at, 0  # the next epoch starts at its start, also after a cut one
+        for place in range(first, len(self)):
             index = order[place * self.batch_size : (place + 1) * self.batch_size]
             rngs = self._generators(index, place)
             # Before the yield: a checkpoint written while the batch is worked on, or after, goes on behind it.
-            self.epoch, self.position = (self.epoch, place + 1) if place + 1 < len(self) else (self.epoch + 1, 0)
+            self.position = (place + 1) % len(self)
             yield self.data.batch(index, self.task, rngs, in_training=self.training)
+        self.epoch += 1
 
     def _generators(self, index, place: int):
         if self.training:
@@ -170,10 +169,10 @@ class Batches:
         return (generator(self.seed, int(self.data.ids[i])) for i in index)
 
     def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.epoch, "position": self.position}
+        return {"position": self.position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.epoch, self.position = state["epoch"], state["position"]
+        self.resume_at = state["position"]
 
 
 class SeriesData(pl.LightningDataModule, ABC):
@@ -227,7 +226,11 @@ class SeriesData(pl.LightningDataModule, ABC):
         return Batches(self.splits[split], task, batch_size or self.batch_size, self.seed)
 
     def train_dataloader(self) -> Batches:
-        return Batches(self.splits["train"], self.task, self.batch_size, self.seed, training=True)
+        loader = Batches(self.splits["train"], self.task, self.batch_size, self.seed, training=True)
+        if self.trainer is not None:
+            trainer = self.trainer
+            loader.now = lambda: trainer.current_epoch
+        return loader
 
     def val_dataloader(self) -> Batches:
         return self.batches("val", self.task)

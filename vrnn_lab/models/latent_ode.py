@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from vrnn_lab.checks import Positive
 from vrnn_lab.losses import LossTerms, Normal
 from vrnn_lab.models.base import Prediction, SequenceModel
-from vrnn_lab.networks import Activation, Depth, Memory, Width, mlp
+from vrnn_lab.networks import CLOCK_FEATURES, Activation, Depth, Memory, Width, clock_features, mlp
 from vrnn_lab.ode import Method, Path, Solver, steps_to_cover
 from vrnn_lab.recipe import Recipe
 from vrnn_lab.series import Scale, TimeSeries, compact, pick
@@ -60,8 +60,8 @@ class LatentODE(SequenceModel):
         super().__init__(scale, recipe, head(scale))
         self.latent, self.origin, self.samples = latent, origin, samples
         self.field = VectorField(latent, width, depth, activation, rate)
-        self.encoder = Memory(2 * scale.dim + 2, encoder_width)
-        self.posterior = mlp(encoder_width + 1, encoder_width, 2 * latent, 1, activation)
+        self.encoder = Memory(2 * scale.dim + 1 + CLOCK_FEATURES, encoder_width)
+        self.posterior = mlp(2 * encoder_width + 1, encoder_width, 2 * latent, 1, activation)
         self.decoder = mlp(latent, decoder_width, self.head.width, decoder_depth, activation)
         self.solver = Solver(method, rtol, atol, adjoint)
         self.step = 1 / nodes
@@ -83,10 +83,13 @@ class LatentODE(SequenceModel):
         elapsed = pick(pick(elapsed, index), place)
         values, seen = pick(series.values, place), pick(series.seen, place).to(series.values)
         gap = (elapsed.diff(dim=1, prepend=elapsed[:, :1]).neg() / self.usual_gap).to(values)
-        read = torch.cat([values * seen, seen, torch.log1p(gap)[..., None], elapsed.to(values)[..., None]], -1)
+        read = torch.cat([values * seen, seen, torch.log1p(gap)[..., None], clock_features(elapsed.to(values))], -1)
         states = self.encoder.over(read)
         last = (count - 1).clamp(min=0)
-        summary = torch.cat([pick(states, last)[:, 0], pick(elapsed, last).to(values)], -1)
+        # The mean of the states beside the last one: a short way for the gradient to every point.
+        real = (torch.arange(states.shape[1], device=count.device) < count)[..., None]
+        mean = torch.where(real, states, 0).sum(1) / count.clamp(min=1)
+        summary = torch.cat([pick(states, last)[:, 0], mean, pick(elapsed, last).to(values)], -1)
         posterior = Normal.of(self.posterior(summary))
         return posterior.where(count > 0, Normal.standard(posterior.mean))
 

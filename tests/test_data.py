@@ -1,0 +1,353 @@
+"""The data sets: their formulas, and what every one in conf/data promises."""
+
+from dataclasses import replace
+from math import cos, pi, sin
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from small import model_of
+
+from vrnn_lab.config import CONF, compose, make, options
+from vrnn_lab.data.base import SPLITS, Batches, generator
+from vrnn_lab.data.periodic import Periodic
+from vrnn_lab.data.spirals import TIMES, Spirals, Spirals1D
+from vrnn_lab.tasks import Density, Forecast, Interpolate, Mixed
+
+SIZES = {"train": 30, "val": 8, "test": 9}
+MIXED = Mixed([Density(), Interpolate([0.1, 0.9]), Interpolate(0.5, unit="value"), Forecast([0.2, 0.8], [0.3, 1.0])])
+
+
+def needs_a_file(name: str) -> bool:
+    text = (CONF / "data" / f"{name}.yaml").read_text()
+    return "path: ???" in text or "vrnn_lab.fetch" in text
+
+
+NAMES = [name for name in options("data") if not needs_a_file(name)]
+every_data_set = pytest.mark.parametrize("name", NAMES)
+
+
+def data_of(name: str, **keys):
+    """A small data set of conf/data/<name>.yaml."""
+    node = compose([f"data={name}"]).data
+    for key, value in {**{k: v for k, v in SIZES.items() if k in node}, **keys}.items():
+        node[key] = value
+    return make(node, "data")
+
+
+def arrays(split):
+    return [split.times, split.values, split.offsets, split.windows, split.ids]
+
+
+def same(one, two) -> bool:
+    return all(np.array_equal(a, b, equal_nan=True) for a, b in zip(arrays(one), arrays(two), strict=True))
+
+
+# ---- what every data set promises ------------------------------------------------------------------------
+
+
+def test_the_usual_data_sets_are_looked_at_here():
+    assert {"spirals", "spirals_1d", "periodic", "ou", "lgssm"} <= set(NAMES)
+
+
+@every_data_set
+def test_a_data_set_is_a_function_of_its_seed(name):
+    one, again, other = data_of(name), data_of(name), data_of(name, seed=1)
+    for split in SPLITS:
+        assert same(one.splits[split], again.splits[split])
+        assert not same(one.splits[split], other.splits[split])
+
+
+@every_data_set
+def test_making_a_data_set_leaves_everyones_generators_alone(name):
+    np.random.seed(0)  # noqa: NPY002
+    torch.manual_seed(0)
+    before = np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
+    data_of(name).splits["train"].batch(np.arange(3), MIXED, [generator(i) for i in range(3)])
+    assert (before[0] == np.random.get_state()[1]).all()  # noqa: NPY002
+    assert torch.equal(before[1], torch.get_rng_state())
+
+
+@every_data_set
+def test_no_series_is_in_two_splits(name):
+    splits = data_of(name).splits
+    ids = np.concatenate([splits[s].ids for s in SPLITS])
+    assert len(set(ids.tolist())) == len(ids)
+    rows = [part.tobytes() for s in SPLITS for part in np.split(splits[s].values, splits[s].offsets[1:-1])]
+    assert len(set(rows)) == len(rows)
+
+
+@every_data_set
+def test_the_splits_have_the_sizes_asked_for(name):
+    assert {split: len(series) for split, series in data_of(name).splits.items()} == SIZES
+
+
+@every_data_set
+def test_the_scale_is_read_from_training_alone(name):
+    data = data_of(name)
+    scale, train = data.scale, data.splits["train"]
+    np.testing.assert_allclose(scale.mean, np.nanmean(train.values, 0))
+    np.testing.assert_allclose(scale.std, np.nanstd(train.values, 0))
+    assert scale.channels == data.channels and scale.support == data.support
+    for split in ("val", "test"):
+        other = data.splits[split]
+        data.splits[split] = replace(other, values=1e6 + other.values, windows=other.windows * 9)
+    for field in ("mean", "std", "clock", "gap", "longest", "start", "reach"):
+        assert torch.equal(getattr(data.scale, field), getattr(scale, field))
+
+
+@every_data_set
+def test_every_window_holds_its_series(name):
+    for series in data_of(name).splits.values():
+        for (start, end), a, b in zip(series.windows, series.offsets, series.offsets[1:], strict=False):
+            assert start <= series.times[a:b].min() and series.times[a:b].max() <= end
+
+
+@every_data_set
+@pytest.mark.parametrize("split", SPLITS)
+def test_batches_keep_the_promises_of_a_batch_of_series(name, split):
+    data = data_of(name, batch_size=7)
+    data.task = MIXED
+    loader = {"train": data.train_dataloader, "val": data.val_dataloader, "test": data.test_dataloader}[split]()
+    batches = list(loader)
+    assert len(batches) == len(loader) == -(-SIZES[split] // 7)
+    assert sorted(int(i) for b in batches for i in b.ids) == sorted(data.splits[split].ids.tolist())
+    for batch in batches:
+        batch.check()
+        assert batch.values.isfinite().all()  # also where nothing is known
+        assert (batch.values[~batch.known] == 0).all()
+        assert batch.values.shape[2] == len(data.channels)
+        assert batch.in_training == (split == "train")
+        assert batch.most_seen == batch.seen.any(-1).sum(1).max()
+        if batch.clean is not None:
+            assert batch.clean.shape == batch.values.shape and batch.clean.isfinite().all()
+
+
+@every_data_set
+def test_a_batch_holds_the_series_as_they_were_observed(name):
+    data = data_of(name)
+    series = data.splits["test"]
+    batch = next(iter(data.batches("test", Density())))
+    for row, (a, b) in enumerate(zip(series.offsets, series.offsets[1:], strict=False)):
+        observed = ~np.isnan(series.values[a:b])
+        np.testing.assert_array_equal(batch.seen[row, : b - a], observed)
+        np.testing.assert_array_equal(batch.scored[row, : b - a], observed)
+        np.testing.assert_array_equal(batch.times[row, : b - a], series.times[a:b])
+        np.testing.assert_array_equal(batch.values[row, : b - a].numpy()[observed], series.values[a:b][observed])
+        assert not batch.known[row, b - a :].any()
+
+
+@every_data_set
+def test_the_observation_noise_is_what_stands_beside_the_clean_curve(name):
+    data = data_of(name, train=300)
+    train = data.splits["train"]
+    if train.clean is None or data.noise_std is None:
+        pytest.skip("the clean curve or the noise of this data set is not known")
+    noise = (train.values - train.clean)[1:]
+    assert noise.std() == pytest.approx(data.noise_std, rel=5 * (1 / (2 * noise.size)) ** 0.5 + 0.01)
+    assert abs(noise.mean()) < 5 * data.noise_std / noise.size**0.5
+
+
+# ---- spirals ---------------------------------------------------------------------------------------------
+
+
+def published(clockwise: bool, place: int) -> tuple[float, float]:
+    """torchdiffeq's examples/latent_ode.py: ts = linspace(0, 6 pi, 500), a = 0, b = 0.3."""
+    t = 6 * pi * place / 499
+    if clockwise:
+        theta = 6 * pi + 1 - t
+        r = 0 + 0.3 * 50 / theta
+        return r * cos(theta) - 5, r * sin(theta)
+    r = 0 + 0.3 * t
+    return r * cos(t) + 5, r * sin(t)
+
+
+def starts(series, points: int) -> np.ndarray:
+    return np.rint(series.times.reshape(-1, points)[:, 0] / (6 * pi / 499)).astype(int)
+
+
+def test_spirals_are_windows_of_the_published_curves():
+    train = Spirals(train=60, val=1, test=1, points=20, start=(5, 400)).splits["train"]
+    clean = train.clean.reshape(60, 20, 2)
+    sides = set()
+    for row, first in enumerate(starts(train, 20)):
+        truth = {side: np.array([published(side, first + i) for i in range(20)]) for side in (True, False)}
+        side = min(truth, key=lambda s: abs(truth[s] - clean[row]).max())
+        np.testing.assert_allclose(clean[row], truth[side], atol=1e-9)
+        np.testing.assert_allclose(train.times.reshape(60, 20)[row], [6 * pi * (first + i) / 499 for i in range(20)])
+        sides.add(side)
+    assert sides == {True, False}
+
+
+def test_a_fair_coin_chooses_the_spiral_and_starts_are_uniform():
+    train = Spirals(train=3000, val=1, test=1, points=2, start=(10, 29)).splits["train"]
+    left = (train.clean.reshape(3000, 2, 2)[:, 0, 0] < 0).mean()
+    assert left == pytest.approx(0.5, abs=4 * (0.25 / 3000) ** 0.5)
+    counts = np.bincount(starts(train, 2), minlength=30)
+    assert counts[:10].sum() == 0 and len(counts) == 30
+    assert stats.chisquare(counts[10:]).pvalue > 1e-3
+
+
+def test_the_noise_of_spirals_is_gaussian_and_independent():
+    train = Spirals(train=200, val=1, test=1, points=50, noise=0.3).splits["train"]
+    noise = (train.values - train.clean) / 0.3
+    assert stats.kstest(noise.ravel(), "norm").pvalue > 1e-3
+    assert abs(np.corrcoef(noise[:, 0], noise[:, 1])[0, 1]) < 4 / len(noise) ** 0.5
+    assert abs(np.corrcoef(noise[1:, 0], noise[:-1, 0])[0, 1]) < 4 / len(noise) ** 0.5
+
+
+@pytest.mark.parametrize(
+    "start, points", [((100, 401), 100), ((5, 4), 100), ((0,), 100), ((0, 0), 501), ((1, 2, 3), 9)]
+)
+def test_a_start_that_leaves_the_curve_is_refused(start, points):
+    with pytest.raises(ValueError, match="first <= last"):
+        Spirals(start=start, points=points)
+
+
+@pytest.mark.parametrize("start, points", [((400, 400), 100), ((0, 0), 500), ((499, 499), 1)])
+def test_the_last_possible_start_is_allowed(start, points):
+    splits = Spirals(train=3, val=1, test=1, start=start, points=points).splits
+    assert splits["train"].times.reshape(3, points)[:, -1] == pytest.approx(
+        [6 * pi * (start[0] + points - 1) / 499] * 3
+    )
+
+
+@pytest.mark.parametrize("made", [Spirals, Spirals1D])
+def test_the_clock_relabels_times_and_nothing_else(made):
+    own, shared = (made(**SIZES, clock=clock).splits["train"] for clock in ("own", "shared"))
+    np.testing.assert_array_equal(own.values, shared.values)
+    np.testing.assert_array_equal(own.clean, shared.clean)
+    assert (shared.times.reshape(-1, 100) == TIMES[:100]).all()
+    assert len(np.unique(own.windows[:, 0])) > 10
+    np.testing.assert_allclose(np.diff(own.windows), np.diff(shared.windows))
+
+
+def test_the_one_dimensional_spirals_are_windows_of_x():
+    data = Spirals1D(**SIZES)
+    train = data.splits["train"]
+    assert data.channels == ("x",) and train.values.shape[1] == 1
+    for first, clean in zip(starts(train, 100), train.clean.reshape(-1, 100), strict=True):
+        truth = [[published(side, first + i)[0] for i in range(100)] for side in (True, False)]
+        assert min(abs(clean - t).max() for t in truth) < 1e-9
+
+
+def clocked(origin: str, clock: str, made=Spirals1D):
+    """A latent ODE's loss and predictive means on spirals of a clock, from the same weights."""
+    data = made(**SIZES, points=30, clock=clock)
+    model = model_of("latent_ode", data.scale, double=True, origin=origin)
+    batch = next(iter(data.batches("test", Forecast(10))))
+    with model.fixed_noise(0):
+        terms, prediction = model.loss_terms(batch), model.predict(batch, 3)
+    return torch.stack([terms.nll, terms.kl]), prediction.density.mean
+
+
+@pytest.mark.parametrize("made", [Spirals, Spirals1D])
+def test_with_the_origin_at_each_rows_start_the_clock_changes_nothing(made):
+    own, shared = (clocked("row", clock, made) for clock in ("own", "shared"))
+    for one, two in zip(own, shared, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-8, atol=1e-8)
+
+
+def test_with_a_common_origin_the_clock_matters():
+    own, shared = (clocked("common", clock) for clock in ("own", "shared"))
+    assert not torch.isclose(own[0][0], shared[0][0], rtol=1e-3).any()
+
+
+# ---- periodic --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def waves():
+    return Periodic(train=400, val=5, test=5, points=60, noise=0.02).splits["train"]
+
+
+def sine(series, points: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(frequency, offset, times) of each clean curve: the two that fit sin(2 pi f t) + c best, refined."""
+    times, clean = series.times.reshape(-1, points), series.clean.reshape(-1, points)
+    offset = series.values.reshape(-1, points)[:, 0]  # at time 0 without noise the curve is c
+    grid = np.linspace(0.39, 0.81, 421)
+    left = clean[:, 1:] - offset[:, None] - 0.01
+    error = [((np.sin(2 * np.pi * f * times[:, 1:]) - left) ** 2).sum(1) for f in grid]
+    return grid[np.argmin(error, 0)], offset, times
+
+
+def test_periodic_series_are_sines_of_their_own_frequency_and_offset(waves):
+    frequency, offset, times = sine(waves, 60)
+    curve = np.sin(2 * np.pi * frequency[:, None] * times) + offset[:, None]
+    clean = waves.clean.reshape(-1, 60)
+    assert abs(clean - curve - 0.01 * (times > 0)).max() < 2 * np.pi * 5 * 0.0005 + 1e-9  # half a grid step of f
+    assert stats.kstest(frequency, stats.uniform(0.4, 0.4).cdf).pvalue > 1e-3
+    assert stats.kstest(offset, stats.norm(1, 0.1).cdf).pvalue > 1e-3
+
+
+def test_periodic_noise_is_uniform_and_spares_the_first_point(waves):
+    clean, observed = waves.clean.reshape(-1, 60), waves.values.reshape(-1, 60)
+    np.testing.assert_array_equal(clean[:, 0], observed[:, 0])
+    noise = (observed - clean)[:, 1:].ravel() + 0.01
+    assert stats.kstest(noise, stats.uniform(0, 0.02).cdf).pvalue > 1e-3
+    assert Periodic(noise=0.02).noise_std == pytest.approx(0.02 / 12**0.5)
+
+
+def test_periodic_times_are_zero_and_uniform_draws_in_order(waves):
+    times = waves.times.reshape(-1, 60)
+    assert (times[:, 0] == 0).all() and (np.diff(times) >= 0).all()
+    assert stats.kstest(times[:, 1:].ravel(), stats.uniform(0, 5).cdf).pvalue > 1e-3
+    assert (waves.windows == [0, 5]).all()
+    assert len(np.unique(times[:, 1])) == len(times)
+
+
+def test_shared_times_are_the_same_for_all_and_values_are_not():
+    splits = Periodic(**SIZES, shared_times=True).splits
+    times = np.concatenate([splits[s].times.reshape(-1, 100) for s in SPLITS])
+    assert (times == times[0]).all() and len(np.unique(times[0])) == 100
+    assert len(np.unique(splits["train"].values)) == splits["train"].values.size
+
+
+# ---- batches and their place -----------------------------------------------------------------------------
+
+
+def order(batches: Batches, count: int | None = None) -> list[list[int]]:
+    found = []
+    for batch in batches:
+        found.append(batch.ids.tolist())
+        if len(found) == count:
+            break
+    return found
+
+
+def test_training_that_was_cut_goes_on_where_it_stopped():
+    data = Periodic(**SIZES, points=5, batch_size=7)
+    whole = data.train_dataloader()
+    expected = order(whole) + order(whole)
+    cut = data.train_dataloader()
+    start = order(cut, 3)
+    resumed = data.train_dataloader()
+    resumed.load_state_dict(cut.state_dict())
+    assert start + order(resumed) + order(resumed) == expected
+
+
+def test_training_that_was_cut_sees_the_same_points():
+    data = Periodic(**SIZES, points=20, batch_size=7)
+    data.task = Interpolate([0.1, 0.9])
+    expected = [batch.seen for batch in data.train_dataloader()][3:]
+    resumed = data.train_dataloader()
+    resumed.load_state_dict({"epoch": 0, "position": 3})
+    assert all(torch.equal(a.seen, b) for a, b in zip(resumed, expected, strict=True))
+
+
+def test_an_evaluation_that_was_broken_off_starts_again_at_the_beginning():
+    """A Trainer with limit_val_batches breaks every validation off; each must score the same series."""
+    data = Periodic(**SIZES, points=5, batch_size=3)
+    for loader in (data.val_dataloader(), data.batches("test", Density())):
+        assert order(loader, 1) == order(loader, 1) == order(loader)[:1]
+
+
+def test_an_empty_split_is_refused_by_name():
+    class Hollow(Periodic):
+        def make(self):
+            made = super().make()
+            return {**made, "val": made["val"].part(np.arange(0))}
+
+    with pytest.raises(ValueError, match="the val split has no series"):
+        Hollow(**SIZES, points=5).scale  # noqa: B018

@@ -1,0 +1,224 @@
+"""The commands end to end, small: train, read again, cut short, go on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+import vrnn_lab
+
+FAST = [
+    "model=latent_ode",
+    "model.width=8",
+    "model.encoder_width=8",
+    "model.decoder_width=8",
+    "model.nodes=5",
+    "data=periodic",
+    "data.train=40",
+    "data.val=10",
+    "data.test=10",
+    "data.points=12",
+    "data.batch_size=10",
+    "evaluate.samples=5",
+    "evaluate.draws=9",
+    "trainer=cpu",
+    "trainer.max_epochs=6",
+    "trainer.check_val_every_n_epoch=1",
+]
+PRELUDE = "import torch; torch.set_num_threads(1)\n"
+
+
+def command(module: str, *arguments: str, folder: Path, before: str = "", check: bool = True):
+    """A command in a process of its own; `before` is Python run first, to cut it short at a place."""
+    code = (
+        f"{PRELUDE}import sys; sys.argv = {['x', *arguments]!r}\n{before}\n"
+        f"from vrnn_lab import {module}\nfrom vrnn_lab.command import guarded\nsys.exit(guarded({module}.main))"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning:vrnn_lab", "-c", code],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    if check:
+        assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def metrics(folder: Path) -> dict:
+    found = json.loads((folder / "metrics.json").read_text())
+    return {k: v for k, v in found.items() if k not in ("fit/seconds", "fit/steps_per_second")}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    command("run", *FAST, "hydra.run.dir=run", folder=folder)
+    return folder / "run"
+
+
+def test_a_run_folder_holds_all_that_is_promised(whole):
+    for name in (".hydra/config.yaml", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "run.log", "metrics.json"):
+        assert (whole / name).stat().st_size > 0
+    assert list(whole.glob("events*")) and len(list((whole / "figures").glob("*.png"))) >= 2
+    assert not [p for p in whole.rglob("*") if p.name.startswith(".metrics")]
+
+
+def test_the_metrics_have_the_promised_keys(whole):
+    found = json.loads((whole / "metrics.json").read_text())
+    scores = ("nll", "mse", "nmse", "crps", "coverage_50", "coverage_90", "mse_clean")
+    for split in ("val", "test"):
+        assert {f"{split}/loss", f"{split}/nll"} <= set(found)
+        assert {f"{split}/{q}/{s}" for q in ("interpolation", "forecast") for s in scores} <= set(found)
+    for row in ("constant", "last", "linear", "blend"):
+        assert {f"reference/{row}/{q}/{s}" for q in ("interpolation", "forecast") for s in scores} <= set(found)
+    assert found["status"] == "completed" and found["test/nll_samples"] == 5
+    assert found["noise_floor"] == pytest.approx(0.01**2 / 12)
+    assert found["fit/epochs"] == 6 and found["fit/steps"] == 24 and found["fit/seconds"] > 0
+    assert found["model/parameters"] > 100
+
+
+def test_evaluate_prints_the_same_table_from_the_folder_alone(whole):
+    before = {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
+    done = command("evaluate", f"run={whole}", folder=whole.parent)
+    for key in ("test/nll", "test/interpolation/mse", "test/forecast/crps", "reference/linear/forecast/nll"):
+        assert f"{metrics(whole)[key]:.4g}" in done.stdout
+    assert before == {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
+
+
+def test_load_gives_the_fitted_model_and_its_data(whole):
+    model, data = vrnn_lab.load(whole)
+    batch = next(iter(data.test_dataloader()))
+    assert not model.training and model.predict(batch, 3).paths.shape == (3, 10, 12, 1)
+    stored = torch.load(whole / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(v, stored[k]) for k, v in model.state_dict().items())
+
+
+def test_the_same_command_again_gives_the_same_numbers(whole, tmp_path):
+    command("run", *FAST, "hydra.run.dir=run", folder=tmp_path)
+    assert metrics(tmp_path / "run") == metrics(whole)
+
+
+# Where a run is cut: `kill -9` from within, at the n-th call of a function.
+CUT = """
+import os, signal
+from {module} import {owner} as owner
+kept, calls = owner.{name}, [0]
+def cut(*a, **k):
+    calls[0] += 1
+    if calls[0] == {call}:
+        os.kill(os.getpid(), signal.SIG{signal})
+    return kept(*a, **k)
+owner.{name} = cut
+"""
+MODEL = {"module": "vrnn_lab.models.latent_ode", "owner": "LatentODE"}
+CUTS = {
+    "before the first checkpoint": {**MODEL, "name": "training_step", "call": 2},
+    "in the middle of an epoch": {**MODEL, "name": "training_step", "call": 15},
+    "in validation": {**MODEL, "name": "validation_step", "call": 4},
+    "in the final test": {"module": "vrnn_lab", "owner": "experiment", "name": "score", "call": 1},
+    "while figures are drawn": {"module": "vrnn_lab", "owner": "plots", "name": "write", "call": 1},
+}
+
+
+@pytest.mark.parametrize("place", CUTS)
+def test_a_run_that_was_killed_goes_on_to_the_same_numbers(place, whole, tmp_path):
+    cut = CUT.format(**CUTS[place], signal="KILL")
+    done = command("run", *FAST, "hydra.run.dir=run", folder=tmp_path, before=cut, check=False)
+    assert done.returncode == -signal.SIGKILL and not (tmp_path / "run" / "metrics.json").exists()
+    command("run", f"resume={tmp_path / 'run'}", folder=tmp_path)
+    assert metrics(tmp_path / "run") == metrics(whole)
+
+
+def test_a_run_folder_may_be_moved_before_it_goes_on(whole, tmp_path):
+    cut = CUT.format(**CUTS["in validation"], signal="KILL")
+    command("run", *FAST, "hydra.run.dir=run", folder=tmp_path, before=cut, check=False)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    command("run", "resume=moved", folder=tmp_path)
+    assert metrics(tmp_path / "moved") == metrics(whole)
+
+
+def test_sigterm_is_no_success_and_the_run_goes_on(whole, tmp_path):
+    cut = CUT.format(**CUTS["in the middle of an epoch"], signal="TERM")
+    done = command("run", *FAST, "hydra.run.dir=run", folder=tmp_path, before=cut, check=False)
+    assert done.returncode == 143 and not (tmp_path / "run" / "metrics.json").exists()
+    command("run", f"resume={tmp_path / 'run'}", folder=tmp_path)
+    assert metrics(tmp_path / "run") == metrics(whole)
+
+
+def test_a_checkpoint_in_the_middle_of_an_epoch_goes_on_there(tmp_path):
+    """The loader knows its place: from a mid-epoch checkpoint the weights are those of the whole run."""
+    import lightning.pytorch as pl
+
+    def trained(folder, **keys):
+        model, data = vrnn_lab.build([a for a in FAST if not a.startswith("trainer")])
+        saver = pl.callbacks.ModelCheckpoint(folder, every_n_train_steps=7, save_top_k=-1, filename="{step}")
+        trainer = pl.Trainer(
+            max_epochs=4, accelerator="cpu", callbacks=[saver], logger=False, enable_progress_bar=False,
+            enable_model_summary=False, num_sanity_val_steps=0,
+        )  # fmt: skip
+        trainer.fit(model, datamodule=data, **keys)
+        return model.state_dict()
+
+    one = trained(tmp_path / "one")
+    two = trained(tmp_path / "one", ckpt_path=tmp_path / "one" / "step=7.ckpt", weights_only=True)
+    assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_a_finished_run_is_not_trained_again(whole):
+    before = (whole / "metrics.json").stat().st_mtime_ns
+    started = time.monotonic()
+    command("run", f"resume={whole}", folder=whole.parent)
+    assert (whole / "metrics.json").stat().st_mtime_ns == before and time.monotonic() - started < 60
+
+
+def test_beside_resume_only_the_trainer_may_change(whole):
+    done = command("run", f"resume={whole}", "optim.lr=1", folder=whole.parent, check=False)
+    assert done.returncode == 2 and "trainer.*" in done.stderr
+
+
+def test_a_loss_that_is_no_number_fails_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
+    spoil = """
+import torch
+from vrnn_lab.models.latent_ode import LatentODE as owner
+kept, calls = owner.training_step, [0]
+def spoiled(self, *a, **k):
+    calls[0] += 1
+    return kept(self, *a, **k) if calls[0] < 11 else self._spoil(kept(self, *a, **k))
+def spoil(self, loss):
+    self._held[-1] = self._held[-1] * float('nan')
+    return loss * float('nan')
+owner.training_step, owner._spoil = spoiled, spoil
+"""
+    done = command("run", *FAST, "hydra.run.dir=run", folder=tmp_path, before=spoil, check=False)
+    assert done.returncode == 1 and "step 11" in done.stderr and "Traceback" not in done.stderr
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["status"] == "failed"
+    weights = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(w.isfinite().all() for w in weights.values())
+
+
+def test_a_sweep_gives_every_job_a_folder_of_its_own_and_the_same_again(tmp_path):
+    sweep = [*FAST, "-m", "sweep=s", "model.width=4,6", "trainer.max_epochs=1"]
+    command("run", *sweep, folder=tmp_path)
+    folders = sorted(p.parent for p in (tmp_path / "outputs" / "s").glob("*/metrics.json"))
+    widths = {OmegaConf.load(f / ".hydra" / "config.yaml").model.width for f in folders}
+    assert widths == {4, 6}
+    before = [(f / "metrics.json").stat().st_mtime_ns for f in folders]
+    wider = [*FAST, "-m", "sweep=s", "model.width=8,6,4", "trainer.max_epochs=1"]
+    command("run", *wider, folder=tmp_path)
+    assert [(f / "metrics.json").stat().st_mtime_ns for f in folders] == before
+    assert len(list((tmp_path / "outputs" / "s").glob("*/metrics.json"))) == 3
+
+
+def test_tricks_sweep_as_lists(tmp_path):
+    few = [*FAST, "-m", "sweep=t", "trick=none,[clip],[clip,early_stop]", "trainer.max_epochs=1"]
+    command("run", *few, folder=tmp_path)
+    configs = [OmegaConf.load(p) for p in (tmp_path / "outputs" / "t").glob("*/.hydra/config.yaml")]
+    assert sorted(len(c.tricks) for c in configs) == [0, 1, 2]
