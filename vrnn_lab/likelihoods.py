@@ -62,7 +62,8 @@ class Head(nn.Module, ABC):
 class GaussianHead(Head):
     """A Gaussian with a mean per point and a std per point, per channel or one for all (global).
 
-    A global or channel std is learned, or fixed to `fixed`, in the data's own units. Every std is
+    A global or channel std is learned (global: one in training standard deviations), or fixed to `fixed`, in
+    the data's own units. Every std is
     sqrt(exp(2 r) + FLOOR^2) with r unbounded, in training standard deviations.
     """
 
@@ -97,7 +98,7 @@ class GaussianHead(Head):
     def forward(self, raw):
         mean, log_std = raw.chunk(2, -1) if self.noise == "point" else (raw, self.log_std)
         floor = torch.full_like(log_std, 2 * log(FLOOR))
-        std = torch.exp(0.5 * torch.logaddexp(2 * log_std.clamp(max=10.0), floor))
+        std = torch.exp(0.5 * torch.logaddexp(2 * log_std.clamp(max=40.0), floor))
         return Gaussian(mean, std.expand_as(mean) if self.noise == "global" else std)
 
 

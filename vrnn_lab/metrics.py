@@ -160,8 +160,9 @@ def _nll(model: SequenceModel, data: SeriesData, split: str, yardstick: Yardstic
     if exact:
         above = nll + torch.cat(exact)
         found[f"{split}/nll_above_exact"] = (above.sum() / count.sum()).item()
-        spread = above.std() * sqrt(len(above)) / count.sum()
-        found[f"{split}/nll_above_exact_se"] = spread.item()
+        if len(above) > 1:
+            spread = above.std() * sqrt(len(above)) / count.sum()
+            found[f"{split}/nll_above_exact_se"] = spread.item()
     return found
 
 
@@ -265,7 +266,7 @@ def _spread(data: SeriesData, task: Task, guess) -> Float[Tensor, " dim"]:
     for batch in data.batches("val", task, 256):
         mean = guess(batch.given(), data.scale.mean)
         tally.add({"mse": (mean - batch.values) ** 2}, batch.scored)
-    mse = tally.sums["mse"] / tally.count.clamp(min=1)
+    mse = torch.where(tally.count > 0, tally.sums["mse"] / tally.count, data.scale.std**2)
     return mse.sqrt().clamp(min=1e-3 * data.scale.std)
 
 

@@ -59,7 +59,7 @@ class Noise:
             state = _mix(state ^ key)
         count = torch.arange(samples * dim, device=state.device).view(samples, 1, 1, dim)
         bits = _mix(_mix(state[None, :, :, None] ^ _mix(count)))
-        uniform = (_shift(bits, 11).double() + 0.5) * 2.0**-53
+        uniform = (_shift(bits, 12).double() + 0.5) * 2.0**-52
         return torch.special.ndtri(uniform).to(like)
 
 

@@ -39,9 +39,10 @@ def cosine(optimizer: Optimizer, total_steps: int, warmup: Share = 0.02, final: 
 
 def onecycle(optimizer: Optimizer, total_steps: int, rise: Share = 0.3) -> LRScheduler:
     """One cycle (Smith & Topin 2018): from lr / 25 up to lr over a share of the steps, then down to nothing."""
-    # One more step than are taken: the scheduler raises when it is called beyond its end.
+    total = total_steps + 1  # one more than are taken: the scheduler raises when it is called beyond its end
     peak = [group["lr"] for group in optimizer.param_groups]
-    return OneCycleLR(optimizer, max_lr=peak, total_steps=total_steps + 1, pct_start=rise, cycle_momentum=False)
+    share = rise if rise * total != 1 else 1.5 / total  # a rise of exactly one step divides by zero in torch
+    return OneCycleLR(optimizer, max_lr=peak, total_steps=total, pct_start=share, cycle_momentum=False)
 
 
 def exponential(optimizer: Optimizer, total_steps: int, final: Decay = 0.1) -> LRScheduler:
@@ -51,7 +52,8 @@ def exponential(optimizer: Optimizer, total_steps: int, final: Decay = 0.1) -> L
 
 def plateau(optimizer: Optimizer, total_steps: int, factor: Decay = 0.5, patience: Natural = 5) -> ReduceLROnPlateau:
     """Down by a factor whenever val/loss has not improved for some validations."""
-    return ReduceLROnPlateau(optimizer, factor=factor, patience=patience)
+    # Absolute: relative to a negative loss, standing still would count as better.
+    return ReduceLROnPlateau(optimizer, factor=factor, patience=patience, threshold_mode="abs")
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,9 @@ def series_of(times, values, seen=None, scored=None, window=None, ids=None) -> T
         window = torch.stack([times[:, 0], times[:, -1]], 1)
     ids = torch.arange(len(times)) if ids is None else torch.as_tensor(ids)
     window = torch.as_tensor(window, dtype=torch.float64)
-    return TimeSeries(times, values.nan_to_num(0.0), seen, scored, window, ids).check()
+    if seen.shape == observed.shape and (seen & ~observed).any():
+        raise ValueError("a value that is NaN is marked seen; mark it not seen, or give its value.")
+    return TimeSeries(times, torch.where(observed, values, 0.0), seen, scored, window, ids).check()
 
 
 def front_first(mask: Bool[Tensor, "batch time"]) -> Int64[Tensor, "batch time"]:

@@ -83,7 +83,8 @@ class Within(Task):
 
     def __call__(self, times, known, window, rng):
         past = before(times, known, window, settle(self.until, rng))
-        return self.task(times, known & past[:, None], window, rng)
+        end = times[past].max(initial=window[0])
+        return self.task(times, known & past[:, None], np.array([window[0], end]), rng)
 
 
 class Mixed(Task):

@@ -17,6 +17,7 @@ from vrnn_lab.series import Scale, TimeSeries
 from vrnn_lab.tasks import Density, Task
 
 SPLITS = ("train", "val", "test")
+SHUFFLE, TASKS, PATTERN = 101, 102, 103  # what a generator is for: no two purposes share a stream
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Ragged:
 
     def part(self, index) -> "Ragged":
         """Some of the series, in the order of the indices."""
-        index = np.asarray(index)
+        index = np.asarray(index, dtype=np.int64)
         lengths = np.diff(self.offsets)[index]
         points = np.concatenate([np.arange(*self.offsets[i : i + 2]) for i in index] or [np.arange(0)])
         return replace(
@@ -67,6 +68,9 @@ class Ragged:
 
     def batch(self, index: NDArray[np.int64], task: Task, rngs, in_training: bool = False) -> TimeSeries:
         """The series of these indices under a task, padded to the longest; rngs yields a generator a row."""
+        if not len(self.times):  # a point to stand in for none at all
+            dim = self.values.shape[1]
+            self = replace(self, times=np.zeros(1), values=np.full((1, dim), np.nan), clean=None)
         lengths = np.diff(self.offsets)[index]
         longest = max(1, lengths.max(initial=0))
         real = np.arange(longest) < lengths[:, None]
@@ -106,7 +110,7 @@ class Ragged:
         mean = np.nanmean(self.values, 0) if support == "real" else np.zeros(len(channels))
         std = np.nanstd(self.values, 0) if support == "real" else np.ones(len(channels))
         # A channel that never changes in training has no spread to divide by; rounding is no spread either.
-        std = np.where(std > 1e-12 * np.maximum(1.0, np.abs(mean)), std, 1.0)
+        std = np.where(std > 1e-12 * np.nanmax(np.abs(self.values), 0), std, 1.0)
         spans = np.diff(self.windows, axis=1)[:, 0]
         steps = np.diff(self.times)
         inner = np.ones(len(steps), bool)
@@ -130,7 +134,7 @@ class Ragged:
 
 def generator(*numbers: int) -> np.random.Generator:
     """A generator that is a function of some numbers alone."""
-    return np.random.default_rng([n % 2**64 for n in numbers])
+    return np.random.default_rng([len(numbers), *(n % 2**64 for n in numbers)])
 
 
 class Batches:
@@ -153,7 +157,7 @@ class Batches:
         order = np.arange(len(self.data))
         self.epoch = self.now() if self.now else self.epoch
         if self.training:
-            order = generator(self.seed, self.epoch).permutation(order)
+            order = generator(SHUFFLE, self.seed, self.epoch).permutation(order)
         first, self.resume_at = self.resume_at, 0  # the next epoch starts at its start, also after a cut one
         for place in range(first, len(self)):
             index = order[place * self.batch_size : (place + 1) * self.batch_size]
@@ -165,8 +169,8 @@ class Batches:
 
     def _generators(self, index, place: int):
         if self.training:
-            return [generator(self.seed, self.epoch, place)] * len(index)
-        return (generator(self.seed, int(self.data.ids[i])) for i in index)
+            return [generator(TASKS, self.seed, self.epoch, place)] * len(index)
+        return (generator(PATTERN, self.seed, int(self.data.ids[i])) for i in index)
 
     def state_dict(self) -> dict[str, int]:
         return {"position": self.position}
