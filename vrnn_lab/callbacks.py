@@ -175,6 +175,10 @@ class Timer(Callback):
             self.seconds = checkpoint["callbacks"].get(self.state_key, {}).get("seconds", 0.0)
 
 
+def timer_of(trainer: Any) -> Timer:
+    return next(c for c in trainer.callbacks if isinstance(c, Timer))
+
+
 class Progress(ProgressBar):
     """One bar for the whole fit: epoch, losses, steps a second. Into a file: a line every tenth of the epochs."""
 

@@ -32,7 +32,7 @@ class ConfigError(ValueError):
 def job_id(_root_: DictConfig) -> str:
     """A sweep job's folder: a hash of its resolved config less what does not change the result."""
     config = {k: v for k, v in _root_.items_ex(resolve=False) if k not in ("hydra", *VOLATILE)}
-    plain = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
+    plain = contents(OmegaConf.create(config))
     for key in VOLATILE:
         *groups, leaf = key.split(".")
         node = plain
@@ -44,6 +44,13 @@ def job_id(_root_: DictConfig) -> str:
 
 
 OmegaConf.register_new_resolver("job_id", lambda *, _root_: job_id(_root_), replace=True)
+
+
+def contents(config: Any, resolve: bool = True) -> dict[str, Any]:
+    """A config as plain Python."""
+    found = OmegaConf.to_container(config, resolve=resolve) if isinstance(config, DictConfig) else config
+    assert isinstance(found, dict)
+    return {str(k): v for k, v in found.items()}
 
 
 def near(word: str, among) -> str:
@@ -81,7 +88,7 @@ def _explain(message: str, hydra) -> str:
             allowed = options(group)
             return f"{group}={option}: there is no such option.{near(option, allowed)} Allowed: {', '.join(allowed)}"
     if found := re.search(r"Could not override '([^']+)'", message):
-        return _unknown(found.group(1), OmegaConf.to_container(hydra.compose("config"), resolve=False))
+        return _unknown(found.group(1), contents(hydra.compose("config"), resolve=False))
     if "parsing override" in message:
         return message.splitlines()[0] + ": expected key=value, such as model=vrnn or optim.lr=1e-3."
     return message.strip()
@@ -177,7 +184,7 @@ def _is_ours(found: Any) -> bool:
 
 def check(config: Any, given: tuple[str, ...] = ("scale", "recipe", "optimizer", "total_steps", "params")) -> None:
     """Every value of a config against the signature it goes to; ConfigError names the first that cannot work."""
-    plain = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
+    plain = contents(config)
     if "seed" in plain and not conforms(plain["seed"], Natural):
         raise ConfigError(f"seed={plain['seed']!r}: expected {words(Natural)}.")
     trainer = plain.get("trainer", {})

@@ -16,21 +16,21 @@ Scores the best checkpoint of a run again and prints its table; writes nothing.
 def main() -> int:
     found = arguments(USAGE, ("run", "split", "evaluate.", "data."), sys.argv[1:])
     quiet()
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
 
-    from vrnn_lab.config import ConfigError, flat, near
+    from vrnn_lab.config import ConfigError, contents, flat, near
     from vrnn_lab.experiment import config_of, load_parts, score
     from vrnn_lab.table import print_run
 
     folder, split = folder_of(found), found.get("split", "test")
     if split not in ("val", "test"):
         raise ConfigError(f"split={split}: expected val or test.")
-    keys = flat(OmegaConf.to_container(config_of(folder)))
+    keys = flat(contents(config_of(folder), resolve=False))
     changes = {k: v for k, v in found.items() if "." in k}
     for key in changes:
         if key not in keys:
             raise ConfigError(f"{key}: the run's config has no such key.{near(key, keys)}")
-    parts = load_parts(folder, OmegaConf.from_dotlist([f"{k}={v}" for k, v in changes.items()]))
+    parts = load_parts(folder, DictConfig(OmegaConf.from_dotlist([f"{k}={v}" for k, v in changes.items()])))
     metrics = score(parts)
     print_run(folder, metrics, split)
     return 0

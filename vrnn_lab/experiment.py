@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
 from vrnn_lab import callbacks, plots
-from vrnn_lab.config import ConfigError, check, make
+from vrnn_lab.config import ConfigError, check, contents, make
 from vrnn_lab.data.base import SeriesData
 from vrnn_lab.metrics import Yardstick, evaluate, references
 from vrnn_lab.models.base import SequenceModel
@@ -39,7 +39,7 @@ class Parts:
 
 def assemble(config: DictConfig, scale: Scale | None = None) -> Parts:
     """The parts of a config; with the scale of a fitted model its data set is not read."""
-    check(OmegaConf.masked_copy(config, [k for k in config if k not in ("hydra", "resume")]))
+    check(config)
     data = make(config.data, "data")
     data.task = make(config.task, "task")
     scale = scale or data.scale
@@ -233,7 +233,7 @@ def _fit(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, float]:
             trainer.fit(parts.model, datamodule=parts.data, ckpt_path=start, weights_only=True)
         except SystemExit as stop:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt if trainer.interrupted else stop from None
-        timer = next(c for c in trainer.callbacks if isinstance(c, callbacks.Timer))
+        timer = callbacks.timer_of(trainer)
         facts = {"fit/epochs": trainer.current_epoch, **timer.metrics}
         facts["model/parameters"] = sum(p.numel() for p in parts.model.parameters())
         write_whole(done, json.dumps(facts))
@@ -241,9 +241,7 @@ def _fit(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, float]:
 
 
 def _choices(config: DictConfig) -> dict[str, Any]:
-    plain = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(plain, dict)
-    return {str(k): v for k, v in plain.items() if k not in ("evaluate", "sweep")}
+    return {k: v for k, v in contents(config).items() if k not in ("evaluate", "sweep")}
 
 
 def score(parts: Parts) -> dict[str, float]:
@@ -268,7 +266,7 @@ def load_parts(folder: str | Path, changes: DictConfig | None = None) -> Parts:
     folder = Path(folder)
     config = config_of(folder)
     if changes is not None:
-        config = OmegaConf.merge(config, changes)
+        config = DictConfig(OmegaConf.merge(config, changes))
     file = folder / "checkpoints" / "best.ckpt"
     if not file.is_file():
         raise ConfigError(f"{folder} has no checkpoint yet ({file} does not exist); train it: resume={folder}")

@@ -7,9 +7,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vrnn_lab.checks import Count, Natural
-
-Width, Depth = Count, Natural
 Activation = Literal["tanh", "relu", "elu", "silu", "softplus"]
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU, "softplus": nn.Softplus}
 

@@ -75,7 +75,7 @@ class Solver:
         times = torch.arange(count + 1, dtype=start.dtype, device=start.device) * step
         solve = odeint_adjoint if self.adjoint else odeint
         tolerances = {"rtol": self.rtol, "atol": self.atol} if self.method in ADAPTIVE else {}
-        states = solve(field, start, times, method=self.method, **tolerances)
+        states: Tensor = solve(field, start, times, method=self.method, **tolerances)  # pyright: ignore
         return states, field(times[0], states)
 
     def path(

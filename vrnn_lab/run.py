@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from vrnn_lab.command import guarded, quiet
-from vrnn_lab.config import CONF, ConfigError, check, compose, flat, near
+from vrnn_lab.config import CONF, ConfigError, check, compose, contents, flat, near
 
 PASSED_ON = (
     "--help",
@@ -49,9 +49,9 @@ def resume(folder: Path, changes: list[str]) -> int:
                 f"{key} beside resume=: a run goes on with its own config, of which only trainer.* may change. "
                 "Start a new run to change anything else."
             )
-        if key not in flat(OmegaConf.to_container(config)):
-            raise ConfigError(f"{key}: the run has no such key.{near(key, flat(OmegaConf.to_container(config)))}")
-    job(OmegaConf.merge(config, OmegaConf.from_dotlist(changes)), folder, changes)
+        if key not in flat(contents(config)):
+            raise ConfigError(f"{key}: the run has no such key.{near(key, flat(contents(config)))}")
+    job(DictConfig(OmegaConf.merge(config, OmegaConf.from_dotlist(changes))), folder, changes)
     return 0
 
 
@@ -74,7 +74,7 @@ def check_beforehand(argv: list[str]) -> None:
     for each in jobs(own) if _sweeps(argv) else [own]:
         try:
             config = compose(each, tuple(dirs))
-            check(OmegaConf.masked_copy(config, [k for k in config if k != "sweep"]))
+            check(config)
             check_accelerator(config)
         except ConfigError as error:
             raise ConfigError(f"{' '.join(each)}: {error}" if _sweeps(argv) else str(error)) from error

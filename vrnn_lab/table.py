@@ -11,9 +11,9 @@ COLUMNS = ("nll", "mse", "mse_clean", "nmse", "crps", "coverage_50", "coverage_9
 
 def print_run(folder: Path, metrics: dict[str, Any], split: str = "test") -> None:
     """Scores of the model and of the plain rows on held-out points, then where everything lies."""
-    console = Console(width=None, highlight=False)
+    console = Console(highlight=False)
     console.print(table(metrics, split))
-    console.print(_facts(metrics, split))
+    console.print(_facts(metrics, split), soft_wrap=True)
     figures = sorted((folder / "figures").glob("*.png"))
     console.print(f"run      {folder}", soft_wrap=True)
     for figure in figures:
@@ -28,18 +28,16 @@ def rows(metrics: dict[str, Any], split: str) -> list[tuple[str, str]]:
 
 def table(metrics: dict[str, Any], split: str) -> Table:
     shown = Table(title=f"{split}: held-out points, in the data's units", title_justify="left", box=None)
-    shown.add_column("")
-    shown.add_column("")
+    shown.add_column("", no_wrap=True)
     columns = [c for c in COLUMNS if any(k.endswith(f"/{c}") for k in metrics)]
     for column in columns:
-        shown.add_column(column.replace("_", " "), justify="right")
+        shown.add_column(column.replace("coverage_", "in ").replace("_", " "), justify="right", no_wrap=True)
     for question in ("interpolation", "forecast"):
-        for place, (name, prefix) in enumerate(rows(metrics, split)):
+        shown.add_row(question, style="italic")
+        for name, prefix in rows(metrics, split):
             cells = [metrics.get(f"{prefix}/{question}/{c}") for c in columns]
             if any(c is not None for c in cells):
-                style = "bold" if prefix == split else None
-                shown.add_row(question if not place else "", name, *map(number, cells), style=style)
-        shown.add_section()
+                shown.add_row(f"  {name}", *map(number, cells), style="bold" if prefix == split else None)
     return shown
 
 
@@ -50,9 +48,10 @@ def number(value: float | None) -> str:
 def _facts(metrics: dict[str, Any], split: str) -> str:
     get = lambda key: number(metrics.get(key))  # noqa: E731
     k = int(metrics[f"{split}/nll_samples"])
-    lines = [f"nll      {get(f'{split}/nll')} nats a value, all points (bound with K = {k} samples)"]
+    lines = ["in 50, in 90: the share of values inside the central 50 % and 90 % of the prediction"]
+    lines += [f"nll      {get(f'{split}/nll')} nats a value, all points (bound with K = {k} samples)"]
     if "reference/exact/nll" in metrics:
-        lines[0] += (
+        lines[-1] += (
             f"; exact {get('reference/exact/nll')}, above it by {get(f'{split}/nll_above_exact')} "
             f"+- {get(f'{split}/nll_above_exact_se')}"
         )

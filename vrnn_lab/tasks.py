@@ -14,7 +14,7 @@ Mask = NDArray[np.bool_]
 
 def settle(wanted: Amount, rng: np.random.Generator) -> float | int:
     """The amount for this series: a range becomes a draw from it."""
-    return wanted if isinstance(wanted, (int, float)) else float(rng.uniform(*wanted))
+    return wanted if isinstance(wanted, (int, float)) else float(rng.uniform(wanted[0], wanted[1]))
 
 
 class Task(ABC):
@@ -68,7 +68,8 @@ class Forecast(Task):
 
     def __call__(self, times, known, window, rng):
         past = before(times, known, window, settle(self.until, rng))
-        seen = known & choose(past & known.any(1), self.seen, rng)[:, None]
+        observed: Mask = np.asarray(known.any(1))
+        seen = known & choose(past & observed, self.seen, rng)[:, None]
         scored = _score(known, seen, self.scored)
         if self.scored == "held_out":
             scored = scored & ~past[:, None]  # a thinned point of the past is no forecast

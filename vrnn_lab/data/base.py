@@ -39,7 +39,7 @@ class Ragged:
     def of(cls, times, values, window=None, first_id: int = 0, clean=None) -> "Ragged":
         """From equal-length series: times (series, time), values (series, time, dim)."""
         count, length = times.shape
-        flat = lambda x: None if x is None else np.ascontiguousarray(x).reshape(count * length, -1)  # noqa: E731
+        flat = lambda x: np.ascontiguousarray(x).reshape(count * length, -1)  # noqa: E731
         windows = times[:, [0, -1]] if window is None else np.tile(np.asarray(window, float), (count, 1))
         return cls(
             times=np.ascontiguousarray(times, dtype=np.float64).ravel(),
@@ -47,7 +47,7 @@ class Ragged:
             offsets=np.arange(count + 1) * length,
             windows=windows.astype(np.float64),
             ids=np.arange(first_id, first_id + count),
-            clean=flat(clean),
+            clean=None if clean is None else flat(clean),
         )
 
     def part(self, index) -> "Ragged":

@@ -55,7 +55,7 @@ class Spirals(SeriesData):
         )
 
     @property
-    def channels(self):
+    def channels(self) -> tuple[str, ...]:
         return ("x", "y")
 
     def make(self):
@@ -65,7 +65,7 @@ class Spirals(SeriesData):
         first = rng.integers(self.start[0], self.start[1] + 1, count)
         place = first[:, None] + np.arange(self.points)
         clean = np.take_along_axis(curve(clockwise), place[..., None], 1)[..., : len(self.channels)]
-        values = clean + self.noise_std * rng.standard_normal(clean.shape)
+        values = clean + (self.noise_std or 0.0) * rng.standard_normal(clean.shape)
         times = TIMES[place] if self.clock == "own" else np.tile(TIMES[: self.points], (count, 1))
         return in_order(Ragged.of(times, values, clean=clean), self.sizes)
 
@@ -80,7 +80,7 @@ class Spirals1D(Spirals):
     phase_plane = False
 
     @property
-    def channels(self):
+    def channels(self) -> tuple[str, ...]:
         return ("x",)
 
 

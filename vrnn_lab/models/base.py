@@ -45,6 +45,10 @@ class SequenceModel(pl.LightningModule, ABC):
     """
 
     causal = False
+    data_mean: Tensor
+    data_std: Tensor
+    data_clock: Tensor
+    data_start: Tensor
 
     def __init__(self, scale: Scale, recipe: Recipe, head: Head):
         super().__init__()
@@ -186,7 +190,7 @@ class SequenceModel(pl.LightningModule, ABC):
     def _total_steps(self) -> int:
         return int(self.trainer.estimated_stepping_batches)
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> Any:
         optimizer = self.recipe.optim(self.parameters())
         schedule = self.recipe.schedule(optimizer, self._total_steps)
         each = {"scheduler": schedule, "interval": "step"}

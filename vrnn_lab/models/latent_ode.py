@@ -5,10 +5,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vrnn_lab.checks import Positive
+from vrnn_lab.checks import Count, Natural, Positive
 from vrnn_lab.losses import LossTerms, Normal
 from vrnn_lab.models.base import Prediction, SequenceModel
-from vrnn_lab.networks import CLOCK_FEATURES, Activation, Depth, Memory, Width, clock_features, mlp
+from vrnn_lab.networks import CLOCK_FEATURES, Activation, Memory, clock_features, mlp
 from vrnn_lab.ode import Method, Path, Solver, steps_to_cover
 from vrnn_lab.recipe import Recipe
 from vrnn_lab.series import Scale, TimeSeries, compact, pick
@@ -41,21 +41,21 @@ class LatentODE(SequenceModel):
         scale: Scale,
         recipe: Recipe,
         head,
-        latent: Width = 8,
-        width: Width = 64,
-        depth: Depth = 2,
-        encoder_width: Width = 64,
-        decoder_width: Width = 64,
-        decoder_depth: Depth = 1,
+        latent: Count = 8,
+        width: Count = 64,
+        depth: Natural = 2,
+        encoder_width: Count = 64,
+        decoder_width: Count = 64,
+        decoder_depth: Natural = 1,
         activation: Activation = "tanh",
         rate: Positive = 5.0,
         origin: Literal["row", "common"] = "row",
-        nodes: Width = 20,
+        nodes: Count = 20,
         method: Method = "rk4",
         rtol: float = 1e-4,
         atol: float = 1e-5,
         adjoint: bool = False,
-        samples: Width = 1,
+        samples: Count = 1,
     ):
         super().__init__(scale, recipe, head(scale))
         self.latent, self.origin, self.samples = latent, origin, samples

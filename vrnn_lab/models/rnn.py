@@ -2,9 +2,10 @@
 
 from torch import Tensor
 
+from vrnn_lab.checks import Count, Natural
 from vrnn_lab.losses import LossTerms
 from vrnn_lab.models.steps import StepModel
-from vrnn_lab.networks import GAP_FEATURES, Activation, Depth, Memory, Width, mlp
+from vrnn_lab.networks import GAP_FEATURES, Activation, Memory, mlp
 from vrnn_lab.recipe import Recipe
 from vrnn_lab.series import Scale, TimeSeries, compact
 
@@ -22,8 +23,8 @@ class RNN(StepModel):
         scale: Scale,
         recipe: Recipe,
         head,
-        width: Width = 64,
-        depth: Depth = 1,
+        width: Count = 64,
+        depth: Natural = 1,
         activation: Activation = "tanh",
     ):
         super().__init__(scale, recipe, head(scale))

@@ -20,7 +20,8 @@ class StepModel(SequenceModel):
     """
 
     causal = True
-    latent = 0
+    width: int  # of the state
+    latent: int = 0  # dimensions a step
 
     @abstractmethod
     def _remember(self, inputs: Tensor, latent: Tensor, state: Tensor) -> Tensor:

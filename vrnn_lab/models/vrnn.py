@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor, nn
 
+from vrnn_lab.checks import Count, Natural
 from vrnn_lab.losses import LossTerms, Normal
 from vrnn_lab.models.steps import StepModel
-from vrnn_lab.networks import ACTIVATIONS, GAP_FEATURES, Activation, Depth, Memory, Width, gap_features, mlp
+from vrnn_lab.networks import ACTIVATIONS, GAP_FEATURES, Activation, Memory, gap_features, mlp
 from vrnn_lab.recipe import Recipe
 from vrnn_lab.series import Scale, TimeSeries, compact
 
@@ -27,11 +28,11 @@ class VRNN(StepModel):
         scale: Scale,
         recipe: Recipe,
         head,
-        width: Width = 64,
-        latent: Width = 16,
-        depth: Depth = 1,
+        width: Count = 64,
+        latent: Count = 16,
+        depth: Natural = 1,
         activation: Activation = "tanh",
-        samples: Width = 1,
+        samples: Count = 1,
     ):
         super().__init__(scale, recipe, head(scale))
         self.width, self.latent, self.samples = width, latent, samples
