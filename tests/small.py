@@ -1,11 +1,12 @@
 """Small models, scales and batches for tests."""
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from vrnn_lab.config import check, compose, make, options
-from vrnn_lab.recipe import ConstantBeta, Recipe, constant
+from vrnn_lab.recipe import ConstantBeta, Recipe, cosine
 from vrnn_lab.series import Scale, TimeSeries, series_of
 
 MODELS = options("model")
@@ -23,10 +24,8 @@ def scale_of(dim: int = 2, support: str = "real", factor: float = 3.0, shift: fl
     )
 
 
-def recipe_of(lr: float = 3e-3) -> Recipe:
-    from functools import partial
-
-    return Recipe(partial(torch.optim.Adam, lr=lr), constant, ConstantBeta())
+def recipe_of(lr: float = 5e-3) -> Recipe:
+    return Recipe(partial(torch.optim.Adam, lr=lr), cosine, ConstantBeta())
 
 
 def model_of(name: str, scale: Scale | None = None, double: bool = False, seed: int = 0, **keys):
@@ -97,6 +96,7 @@ def with_empty_points(batch: TimeSeries, seed: int = 3) -> tuple[TimeSeries, tor
 def fit(model, batches, steps: int) -> None:
     """A bare training loop on the model's own objective."""
     optimizer = model.recipe.optim(model.parameters())
+    schedule = model.recipe.schedule(optimizer, steps)
     model.train()
     for step in range(steps):
         batch = batches(step)
@@ -106,3 +106,4 @@ def fit(model, batches, steps: int) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        schedule.step()

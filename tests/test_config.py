@@ -29,7 +29,18 @@ def test_every_key_of_an_option_is_explained(group, option):
     lines = (CONF / group / f"{option}.yaml").read_text().splitlines()
     for line in lines:
         key, _, value = line.strip().partition(":")
-        plain = key in ("seed", "val", "test", "noise", "head", "momentum", "weight_decay", "devices", "monitor", "unit")
+        plain = key in (
+            "seed",
+            "val",
+            "test",
+            "noise",
+            "head",
+            "momentum",
+            "weight_decay",
+            "devices",
+            "monitor",
+            "unit",
+        )
         structure = not value.strip() or key.startswith(("_", "-", "#")) or group in ("experiment", "trick")
         assert "#" in line or plain or structure or not line.strip(), f"{group}={option}: {line}"
 
