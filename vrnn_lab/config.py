@@ -15,8 +15,6 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vrnn_lab.checks import Natural, conforms, words
-
 PACKAGE = Path(__file__).parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 # What a run folder from somebody else may construct; beyond these only subclasses of our own contracts.
@@ -184,6 +182,8 @@ def _is_ours(found: Any) -> bool:
 
 def check(config: Any, given: tuple[str, ...] = ("scale", "recipe", "optimizer", "total_steps", "params")) -> None:
     """Every value of a config against the signature it goes to; ConfigError names the first that cannot work."""
+    from vrnn_lab.checks import Natural, conforms, words  # a quarter of a second, which --help need not wait
+
     plain = contents(config)
     if "seed" in plain and not conforms(plain["seed"], Natural):
         raise ConfigError(f"seed={plain['seed']!r}: expected {words(Natural)}.")
@@ -204,6 +204,8 @@ def check(config: Any, given: tuple[str, ...] = ("scale", "recipe", "optimizer",
 
 
 def _check_value(path: str, value: Any, key: str, signature, hints, name: str) -> None:
+    from vrnn_lab.checks import conforms, words
+
     if key not in signature.parameters:
         raise ConfigError(f"{path}: {name} has no such parameter.{near(key, signature.parameters)}")
     if value == "???":

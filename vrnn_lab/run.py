@@ -114,7 +114,7 @@ def through_hydra(argv: list[str]) -> int:
         if failures:
             raise failures[0]
     except OSError as error:
-        if error in failures:
+        if error in failures or error.filename is None:
             raise
         raise ConfigError(
             f"the run folder {error.filename} cannot be made ({error.strerror}); choose another with "
