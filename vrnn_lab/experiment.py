@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from collections.abc import Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,7 +215,9 @@ def _run(parts: Parts, folder: Path) -> dict[str, Any]:
     _read_weights(parts.model, best)
     parts.model.to(trainer.strategy.root_device)
     metrics = {"status": "completed", **score(parts), **fit}
-    plots.write(plots.figures(parts.model, parts.data, parts.config.seed), folder / "figures")
+    plots.write(
+        plots.figures(parts.model, parts.data, parts.config.seed, tasks=parts.yardstick.questions), folder / "figures"
+    )
     callbacks.log_hparams(trainer.logger, _choices(parts.config), metrics, trainer.global_step)
     write_whole(folder / "metrics.json", json.dumps(metrics, indent=1))
     log.debug("completed: %s", metrics)
@@ -225,19 +228,50 @@ def _fit(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, float]:
     """Train, or go on from last.ckpt; what the fit cost is kept so that a run cut later need not train again."""
     done = folder / "checkpoints" / "fit.json"
     if not done.exists():
-        last = folder / "checkpoints" / "last.ckpt"
-        if last.exists():
-            log.info("going on from %s", last)
-        try:
-            start = str(last) if last.exists() else None
-            trainer.fit(parts.model, datamodule=parts.data, ckpt_path=start, weights_only=True)
-        except SystemExit as stop:  # Lightning's answer to Ctrl-C
-            raise KeyboardInterrupt if trainer.interrupted else stop from None
-        timer = callbacks.timer_of(trainer)
-        facts = {"fit/epochs": trainer.current_epoch, **timer.metrics}
-        facts["model/parameters"] = sum(p.numel() for p in parts.model.parameters())
-        write_whole(done, json.dumps(facts))
+        write_whole(done, json.dumps(_train(parts, trainer, folder / "checkpoints" / "last.ckpt")))
     return json.loads(done.read_text())
+
+
+def _train(parts: Parts, trainer: pl.Trainer, last: Path) -> dict[str, float]:
+    start = None
+    if last.exists():
+        log.info("going on from %s", last)
+        checkpoint = torch.load(last, map_location="cpu", weights_only=True)
+        check_channels(checkpoint["channels"], parts)
+        if _stopped_early(checkpoint):  # cut after the decision to stop: it stands
+            timer = checkpoint["callbacks"]["Timer"]
+            return _cost(parts, checkpoint["epoch"] + 1, checkpoint["global_step"], timer["seconds"])
+        start = str(last)
+    try:
+        trainer.fit(parts.model, datamodule=parts.data, ckpt_path=start, weights_only=True)
+    except SystemExit as stop:  # Lightning's answer to Ctrl-C
+        raise KeyboardInterrupt if trainer.interrupted else stop from None
+    seconds = callbacks.timer_of(trainer).metrics["fit/seconds"]
+    return _cost(parts, trainer.current_epoch, trainer.global_step, seconds)
+
+
+def _stopped_early(checkpoint: dict[str, Any]) -> bool:
+    states = [v for k, v in checkpoint["callbacks"].items() if k.startswith("EarlyStopping")]
+    return any(state["wait_count"] >= state["patience"] for state in states)
+
+
+def _cost(parts: Parts, epochs: int, steps: int, seconds: float) -> dict[str, float]:
+    return {
+        "fit/epochs": epochs,
+        "fit/steps": steps,
+        "fit/seconds": seconds,
+        "fit/steps_per_second": steps / seconds if seconds else 0.0,
+        "model/parameters": sum(p.numel() for p in parts.model.parameters()),
+        "model/causal": parts.model.causal,
+    }
+
+
+def check_channels(known: Sequence[str], parts: Parts) -> None:
+    if tuple(known) != tuple(parts.data.channels):
+        raise ConfigError(
+            f"the model was trained on channels {', '.join(known)}; the data set now has "
+            f"{', '.join(parts.data.channels)}. Give it data with the channels it knows, in their order."
+        )
 
 
 def _choices(config: DictConfig) -> dict[str, Any]:
@@ -247,6 +281,7 @@ def _choices(config: DictConfig) -> dict[str, Any]:
 def score(parts: Parts) -> dict[str, float]:
     """Validation and test scores of the model as it is, and those of the reference rows."""
     found: dict[str, float] = {}
+    check_channels(parts.model.scale.channels, parts)
     for split in ("val", "test"):
         found |= evaluate(parts.model, parts.data, split, parts.yardstick, parts.config.seed)
     if parts.data.noise_std is not None:
@@ -273,11 +308,6 @@ def load_parts(folder: str | Path, changes: DictConfig | None = None) -> Parts:
     checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     parts = assemble(config, _scale(checkpoint))
     parts.model.load_state_dict(checkpoint["state_dict"])
-    if tuple(checkpoint["channels"]) != parts.data.channels:
-        raise ConfigError(
-            f"the model of {folder} was trained on channels {', '.join(checkpoint['channels'])}; the data set "
-            f"now has {', '.join(parts.data.channels)}. Give it data with the channels it knows."
-        )
     parts.model.eval()
     return parts
 

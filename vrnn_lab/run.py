@@ -106,6 +106,8 @@ def through_hydra(argv: list[str]) -> int:
             return job(config, folder, list(of_hydra.overrides.task), wait=_sweeps(argv))
         except Exception as error:
             failures.append(error)
+            if _sweeps(argv):
+                print(f"failed   {folder}: {error}", file=sys.stderr)
             if _sweeps(argv):  # the launcher counts it; in a single run Hydra would only add to what is said
                 raise
 

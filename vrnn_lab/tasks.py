@@ -51,7 +51,7 @@ class Interpolate(Task):
 
     def __call__(self, times, known, window, rng):
         if self.unit == "point":
-            seen = known & choose(known.any(1), self.seen, rng)[:, None]
+            seen = known & choose(observed(known), self.seen, rng)[:, None]
         else:
             seen = choose(known.ravel(), self.seen, rng).reshape(known.shape)
         return seen, _score(known, seen, self.scored)
@@ -68,8 +68,7 @@ class Forecast(Task):
 
     def __call__(self, times, known, window, rng):
         past = before(times, known, window, settle(self.until, rng))
-        observed: Mask = np.asarray(known.any(1))
-        seen = known & choose(past & observed, self.seen, rng)[:, None]
+        seen = known & choose(past & observed(known), self.seen, rng)[:, None]
         scored = _score(known, seen, self.scored)
         if self.scored == "held_out":
             scored = scored & ~past[:, None]  # a thinned point of the past is no forecast
@@ -98,6 +97,11 @@ class Mixed(Task):
 
     def __call__(self, times, known, window, rng):
         return self.tasks[rng.integers(len(self.tasks))](times, known, window, rng)
+
+
+def observed(known: Mask) -> Mask:
+    """The points of which anything is known."""
+    return np.asarray(known.any(1))
 
 
 def choose(candidates: Mask, wanted: Amount, rng: np.random.Generator) -> Mask:
