@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vrnn_lab.data.base import generator
-from vrnn_lab.data.lgssm import LGSSM, OBSERVE
+from vrnn_lab.data.lgssm import LGSSM
 from vrnn_lab.data.ou import OU
 from vrnn_lab.kalman import StateSpace, log_likelihood, smooth
 from vrnn_lab.series import TimeSeries, series_of
@@ -37,7 +37,7 @@ def covariance_over(data, gap: float) -> np.ndarray:
         return np.array([[0.9**2 / 1.2 * np.exp(-0.6 * gap)]])
     angle = 2 * np.pi * gap / 7
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    return OBSERVE @ (0.9**gap * turn * 0.3**2 / (1 - 0.9**2)) @ OBSERVE.T
+    return data.observe @ (0.9**gap * turn * 0.3**2 / (1 - 0.9**2)) @ data.observe.T
 
 
 def dense_covariance(data, times: np.ndarray) -> np.ndarray:

@@ -12,15 +12,16 @@ from vrnn_lab.data.base import Ragged, SeriesData, generator
 from vrnn_lab.data.spirals import in_order
 from vrnn_lab.kalman import StateSpace, log_likelihood, smooth
 
-OBSERVE = np.array([[1.0, 0.0], [0.5, 1.0]])  # H
-
 
 class LGSSM(SeriesData):
     """x_t = radius R(2 pi / period) x_(t-1) + N(0, process^2 I), y_t = H x_t + N(0, noise^2 I), t = 0, 1, ...
 
-    R turns the plane; H = [[1, 0], [1/2, 1]]. The start is stationary: x_0 ~ N(0, V), V = process^2 /
+    R turns the plane; H = [[1, 0], [coupling, 1]]. The start is stationary: x_0 ~ N(0, V), V = process^2 /
     (1 - radius^2) I. Over g steps A = radius^g R(2 pi g / period) and Q = V - A V A' = (1 - radius^(2 g)) V,
     which holds between the steps as well: any time may be asked for.
+
+    With coupling the two channels are correlated given the past, which an output that treats them as independent
+    cannot say: a perfect `rnn` stays 0.0045 nats a value above the exact likelihood, at coupling 0.5 0.018.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class LGSSM(SeriesData):
         period: Positive = 16.0,
         process: Positive = 0.3,
         noise: Positive = 0.3,
+        coupling: float = 0.25,
         batch_size: Count = 50,
         seed: Natural = 0,
     ):
@@ -42,6 +44,7 @@ class LGSSM(SeriesData):
         self.sizes, self.points = (train, val, test), points
         self.noise = self.noise_std = noise
         self.radius, self.angle, self.process = radius, 2 * pi / period, process
+        self.observe = np.array([[1.0, 0.0], [coupling, 1.0]])  # H
         self.variance = process**2 / (1 - radius**2)
 
     @property
@@ -51,7 +54,7 @@ class LGSSM(SeriesData):
     def make(self):
         rng = generator(self.seed, 4)
         times = np.tile(np.arange(self.points, dtype=np.float64), (sum(self.sizes), 1))
-        clean = self._path(len(times), rng) @ OBSERVE.T
+        clean = self._path(len(times), rng) @ self.observe.T
         values = clean + self.noise * rng.standard_normal(clean.shape)
         return in_order(Ragged.of(times, values, clean=clean), self.sizes)
 
@@ -79,7 +82,7 @@ class LGSSM(SeriesData):
             covariance=self.variance * plane,
             transition=self.transition(gap),
             process=-self.variance * torch.expm1(2 * log(self.radius) * gap)[..., None, None] * plane,
-            observe=torch.from_numpy(OBSERVE).to(times),
+            observe=torch.from_numpy(self.observe).to(times),
             noise=times.new_full((2,), self.noise**2),
         )
 
