@@ -323,7 +323,8 @@ def test_training_that_was_cut_goes_on_where_it_stopped():
     cut = data.train_dataloader()
     start = order(cut, 3)
     resumed = data.train_dataloader()
-    resumed.load_state_dict(cut.state_dict())
+    place = iter([(0, 3), (1, 0)])
+    resumed.now = lambda: next(place)  # as a trainer that goes on from a checkpoint says
     assert start + order(resumed) + order(resumed) == expected
 
 
@@ -332,7 +333,7 @@ def test_training_that_was_cut_sees_the_same_points():
     data.task = Interpolate([0.1, 0.9])
     expected = [batch.seen for batch in data.train_dataloader()][3:]
     resumed = data.train_dataloader()
-    resumed.load_state_dict({"epoch": 0, "position": 3})
+    resumed.now = lambda: (0, 3)
     assert all(torch.equal(a.seen, b) for a, b in zip(resumed, expected, strict=True))
 
 

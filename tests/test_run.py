@@ -157,9 +157,11 @@ def test_a_checkpoint_in_the_middle_of_an_epoch_goes_on_there(tmp_path):
     """The loader knows its place: from a mid-epoch checkpoint the weights are those of the whole run."""
     import lightning.pytorch as pl
 
+    from vrnn_lab.callbacks import Checkpoints
+
     def trained(folder, **keys):
         model, data = vrnn_lab.build([a for a in FAST if not a.startswith("trainer")])
-        saver = pl.callbacks.ModelCheckpoint(folder, every_n_train_steps=7, save_top_k=-1, filename="{step}")
+        saver = Checkpoints(folder, every_n_train_steps=7, save_top_k=-1, filename="{step}")
         trainer = pl.Trainer(
             max_epochs=4, accelerator="cpu", callbacks=[saver], logger=False, enable_progress_bar=False,
             enable_model_summary=False, num_sanity_val_steps=0,
@@ -168,7 +170,8 @@ def test_a_checkpoint_in_the_middle_of_an_epoch_goes_on_there(tmp_path):
         return model.state_dict()
 
     one = trained(tmp_path / "one")
-    two = trained(tmp_path / "one", ckpt_path=tmp_path / "one" / "step=7.ckpt", weights_only=True)
+    (tmp_path / "one" / "step=7.ckpt").rename(tmp_path / "middle.ckpt")
+    two = trained(tmp_path / "two", ckpt_path=tmp_path / "middle.ckpt", weights_only=True)
     assert all(torch.equal(one[k], two[k]) for k in one)
 
 

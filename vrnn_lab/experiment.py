@@ -245,7 +245,7 @@ def _train(parts: Parts, trainer: pl.Trainer, last: Path) -> dict[str, float]:
     try:
         trainer.fit(parts.model, datamodule=parts.data, ckpt_path=start, weights_only=True)
     except SystemExit as stop:  # Lightning's answer to Ctrl-C
-        raise KeyboardInterrupt if trainer.interrupted else stop from None
+        raise KeyboardInterrupt if stop.code == 1 else stop from None
     seconds = callbacks.timer_of(trainer).metrics["fit/seconds"]
     return _cost(parts, trainer.current_epoch, trainer.global_step, seconds)
 

@@ -138,7 +138,7 @@ def generator(*numbers: int) -> np.random.Generator:
 
 
 class Batches:
-    """An endless supply of epochs over a split, each a function of (seed, epoch); it knows its place.
+    """The batches of a split, epoch after epoch, each a function of (seed, epoch).
 
     Training shuffles and draws the task anew each epoch; evaluation keeps the order, and what is seen of a
     series is a function of (seed, id).
@@ -147,36 +147,26 @@ class Batches:
     def __init__(self, data: Ragged, task: Task, batch_size: int, seed: int, training: bool = False):
         self.data, self.task, self.batch_size = data, task, batch_size
         self.seed, self.training = seed, training
-        self.epoch = self.position = self.resume_at = 0
-        self.now: Callable[[], int] | None = None  # who knows the epoch better: a trainer that has resumed
+        self.epoch = 0
+        self.now: Callable[[], tuple[int, int]] | None = None  # a trainer's (epoch, batch): it may have resumed
 
     def __len__(self) -> int:
         return -(-len(self.data) // self.batch_size)
 
     def __iter__(self) -> Iterator[TimeSeries]:
+        self.epoch, first = self.now() if self.now else (self.epoch, 0)
         order = np.arange(len(self.data))
-        self.epoch = self.now() if self.now else self.epoch
         if self.training:
             order = generator(SHUFFLE, self.seed, self.epoch).permutation(order)
-        first, self.resume_at = self.resume_at, 0  # the next epoch starts at its start, also after a cut one
-        for place in range(first, len(self)):
+        for place in range(first % len(self), len(self)):
             index = order[place * self.batch_size : (place + 1) * self.batch_size]
-            rngs = self._generators(index, place)
-            # Before the yield: a checkpoint written while the batch is worked on, or after, goes on behind it.
-            self.position = (place + 1) % len(self)
-            yield self.data.batch(index, self.task, rngs, in_training=self.training)
+            yield self.data.batch(index, self.task, self._generators(index, place), in_training=self.training)
         self.epoch += 1
 
     def _generators(self, index, place: int):
         if self.training:
             return [generator(TASKS, self.seed, self.epoch, place)] * len(index)
         return (generator(PATTERN, self.seed, int(self.data.ids[i])) for i in index)
-
-    def state_dict(self) -> dict[str, int]:
-        return {"position": self.position}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.resume_at = state["position"]
 
 
 class SeriesData(pl.LightningDataModule, ABC):
@@ -233,7 +223,11 @@ class SeriesData(pl.LightningDataModule, ABC):
         loader = Batches(self.splits["train"], self.task, self.batch_size, self.seed, training=True)
         if self.trainer is not None:
             trainer = self.trainer
-            loader.now = lambda: trainer.current_epoch
+            # Lightning's own way, a loader with a state, loses the state when a schedule asks for the total steps.
+            loader.now = lambda: (
+                trainer.current_epoch,
+                trainer.fit_loop.epoch_loop.batch_progress.current.ready,
+            )
         return loader
 
     def val_dataloader(self) -> Batches:
