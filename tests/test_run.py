@@ -225,3 +225,39 @@ def test_tricks_sweep_as_lists(tmp_path):
     command("run", *few, folder=tmp_path)
     configs = [OmegaConf.load(p) for p in (tmp_path / "outputs" / "t").glob("*/.hydra/config.yaml")]
     assert sorted(len(c.tricks) for c in configs) == [0, 1, 2]
+
+
+def test_a_users_own_table_trains_and_is_read_again(tmp_path):
+    """Two features seen at different times, unequal lengths, seconds since 1970, rows in any order."""
+    rows = [
+        f"{name},{1.7e9 + 3600 * i + 7 * ord(name)},{i % 5 if i % 3 else ''},{20.5 + i / 2 if i % 2 else ''}"
+        for name in "abcdefghijklmnopqrst"
+        for i in range(6 + ord(name) % 5)
+    ]
+    (tmp_path / "my.csv").write_text("name,second,level,temperature\n" + "\n".join(reversed(rows)))
+    keys = ["data=table", "data.path=my.csv", "data.id=name", "data.time=second", "model=rnn", "model.width=8"]
+    keys += [k for k in FAST if k.startswith(("evaluate", "trainer"))]
+    command("run", *keys, "hydra.run.dir=run", folder=tmp_path)
+    found = metrics(tmp_path / "run")
+    assert found["status"] == "completed" and "test/forecast/channel/temperature/mse" in found
+    done = command("evaluate", "run=run", folder=tmp_path)
+    assert f"{found['test/nll']:.4g}" in done.stdout
+
+
+BAD = {
+    "text in a number column": ["data=table", "data.path=bad.csv"],
+    "a missing file": ["data=table", "data.path=none.csv"],
+    "a folder that cannot be made": ["hydra.run.dir=bad.csv/run"],
+    "a model that does not know its keys": ["model.widht=3"],
+    "a run that is none": ["resume=nowhere"],
+    "a sweep with one job that cannot work": ["-m", "model.width=4,-4"],
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_message_and_leaves_nothing_behind(case, tmp_path):
+    (tmp_path / "bad.csv").write_text("id,time,x\na,0,1\na,1,much\nb,0,1\n")
+    done = command("run", *FAST[:5], "model=latent_ode", *BAD[case], folder=tmp_path, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert not list(tmp_path.rglob("metrics.json")) and not list(tmp_path.rglob("config.yaml"))
