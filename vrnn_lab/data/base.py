@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar
 
 import lightning.pytorch as pl
@@ -218,8 +219,9 @@ class SeriesData(pl.LightningDataModule, ABC):
             self._splits = made
         return self._splits
 
-    @property
+    @cached_property
     def scale(self) -> Scale:
+        """Spread and clock of the training split."""
         return self.splits["train"].scale(self.channels, self.support)
 
     def batches(self, split: str, task: Task, batch_size: int | None = None) -> Batches:
