@@ -109,6 +109,15 @@ def _unknown(key: str, default: Any) -> str:
     return f"{key}: there is no such key or group.{hint} `{f'python -m vrnn_lab.describe {look}'.strip()}` lists all."
 
 
+def jobs_of(overrides: list[str]) -> list[list[str]]:
+    """Every job's overrides in a sweep."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    return [each for batch in BasicSweeper.split_arguments(parsed, None) for each in batch]
+
+
 def groups() -> list[str]:
     return sorted(str(p.relative_to(CONF)) for p in CONF.rglob("*") if p.is_dir() and any(p.glob("*.yaml")))
 

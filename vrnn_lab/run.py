@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from vrnn_lab.command import guarded, quiet
-from vrnn_lab.config import CONF, ConfigError, check, compose, contents, flat, near
+from vrnn_lab.config import CONF, ConfigError, check, compose, contents, flat, jobs_of, near
 
 PASSED_ON = (
     "--help",
@@ -55,15 +55,6 @@ def resume(folder: Path, changes: list[str]) -> int:
     return 0
 
 
-def jobs(overrides: list[str]) -> list[list[str]]:
-    """Every job's overrides in a sweep."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    return [each for batch in BasicSweeper.split_arguments(parsed, None) for each in batch]
-
-
 def check_beforehand(argv: list[str]) -> None:
     """What does not compose, or cannot work, stops here, before any folder is made."""
     from vrnn_lab.experiment import check_accelerator
@@ -71,7 +62,7 @@ def check_beforehand(argv: list[str]) -> None:
     overrides = [a for a in argv if not a.startswith("-")]
     dirs = _values(argv, ("--config-dir", "-cd"))
     own = [o for o in overrides if not o.lstrip("+").startswith("hydra") and o not in dirs]
-    for each in jobs(own) if _sweeps(argv) else [own]:
+    for each in jobs_of(own) if _sweeps(argv) else [own]:
         try:
             config = compose(each, tuple(dirs))
             check(config)
