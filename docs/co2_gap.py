@@ -83,18 +83,19 @@ def draw(row: TimeSeries, model, file: Path, unit: str) -> None:
         scored=is_grid[None, :, None], clean=None, most_seen=None,
     )  # fmt: skip
     with model.fixed_noise(0):
-        paths = model.predict(asked, 400).paths[:, 0, is_grid, 0].numpy()
+        prediction = model.predict(asked, 4000)
+    paths, middle = prediction.paths[:, 0, is_grid, 0].numpy(), prediction.mean[0, is_grid, 0]
     process = gaussian_process(times[seen].numpy(), values[seen].numpy(), grid.numpy())
     mean, std = process.mean[0, :, 0], process.std[0, :, 0]
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     low, high = np.quantile(paths, [0.05, 0.95], 0)
-    for ax, name, middle, bottom, top in (
-        (left, "latent ODE", paths.mean(0), low, high),
+    for ax, name, curve, bottom, top in (
+        (left, "latent ODE", middle, low, high),
         (right, "Gaussian process", mean, mean - 1.645 * std, mean + 1.645 * std),
     ):
         ax.fill_between(grid, bottom, top, color="#56b4e9", alpha=0.35, lw=0, label="5-95 %")
-        ax.plot(grid, middle, color="#0072b2", label="mean")
+        ax.plot(grid, curve, color="#0072b2", label="mean")
         ax.plot(times[seen], values[seen], "ko", ms=4, label="seen")
         ax.plot(times[hidden], values[hidden], "o", mfc="white", mec="#444444", ms=4, label="hidden")
         ax.set_title(name)

@@ -30,7 +30,7 @@ FAST = [
     "evaluate.draws=9",
     "trainer=cpu",
     "trainer.max_epochs=6",
-    "trainer.check_val_every_n_epoch=1",
+    "trainer.check_val_every_n_epoch=2",
 ]
 PRELUDE = "import torch; torch.set_num_threads(1)\n"
 
@@ -122,7 +122,7 @@ MODEL = {"module": "vrnn_lab.models.latent_ode", "owner": "LatentODE"}
 CUTS = {
     "before the first checkpoint": {**MODEL, "name": "training_step", "call": 2},
     "in the middle of an epoch": {**MODEL, "name": "training_step", "call": 15},
-    "in validation": {**MODEL, "name": "validation_step", "call": 4},
+    "in validation": {**MODEL, "name": "validation_step", "call": 2},
     "in the final test": {"module": "vrnn_lab", "owner": "experiment", "name": "score", "call": 1},
     "while figures are drawn": {"module": "vrnn_lab", "owner": "plots", "name": "write", "call": 1},
 }
@@ -180,6 +180,18 @@ def test_a_finished_run_is_not_trained_again(whole):
     started = time.monotonic()
     command("run", f"resume={whole}", folder=whole.parent)
     assert (whole / "metrics.json").stat().st_mtime_ns == before and time.monotonic() - started < 60
+
+
+def test_a_folder_holds_one_run_and_refuses_another(whole):
+    done = command("run", *FAST, "model.width=9", f"hydra.run.dir={whole}", folder=whole.parent, check=False)
+    assert done.returncode == 2 and "model.width is 8 there and 9 here" in done.stderr
+
+
+@pytest.mark.parametrize("length", ["trainer.max_epochs=1", "trainer.max_epochs=3", "trainer.max_steps=2"])
+def test_however_short_a_fit_it_ends_with_a_checkpoint_of_its_end(length, tmp_path):
+    command("run", *FAST, length, "hydra.run.dir=run", folder=tmp_path)
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == metrics(tmp_path / "run")["fit/steps"]
 
 
 def test_beside_resume_only_the_trainer_may_change(whole):

@@ -4,6 +4,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from math import isfinite, nan
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -54,6 +55,16 @@ class Figures(Callback):
 class Checkpoints(ModelCheckpoint):
     """ModelCheckpoint whose folder may have been moved since: it keeps its best score all the same."""
 
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.max_epochs and trainer.current_epoch + 1 == trainer.max_epochs:
+            trainer.check_val_every_n_epoch = 1  # the last epoch is validated, whatever the interval
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        super().on_train_end(trainer, pl_module)
+        for name in ("best", "last"):  # ended by max_steps before any validation
+            if not (file := Path(str(self.dirpath)) / f"{name}.ckpt").exists():
+                trainer.save_checkpoint(file)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         before, now = str(state_dict["dirpath"]), str(self.dirpath)
         move = lambda path: path.replace(before, now, 1)  # noqa: E731
@@ -62,11 +73,16 @@ class Checkpoints(ModelCheckpoint):
         super().load_state_dict({**moved, "best_k_models": best})
 
 
+def _known(trainer: Any) -> dict[str, Any]:
+    """The numbers logged last, of training and of validation."""
+    return {**trainer.callback_metrics, **getattr(trainer.lightning_module, "latest", {})}
+
+
 class Log(Callback):
     """A line of run.log for every validation."""
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        losses = {k: f"{v:.6g}" for k, v in trainer.callback_metrics.items() if k.endswith("/loss")}
+        losses = {k: f"{v:.6g}" for k, v in _known(trainer).items() if k.endswith("/loss")}
         log.debug("epoch %d, step %d: %s", trainer.current_epoch + 1, trainer.global_step, losses)
 
 
@@ -249,8 +265,8 @@ class Progress(ProgressBar):
     def _text(self, trainer) -> str:
         epochs = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
         epoch = min(trainer.current_epoch + 1, trainer.max_epochs if epochs else sys.maxsize)
-        known = {name: trainer.callback_metrics.get(name) for name in ("train/loss", "val/loss")}
-        losses = "".join(f"  {name} {value:.4g}" for name, value in known.items() if value is not None)
+        known = _known(trainer)
+        losses = "".join(f"  {name} {known[name]:.4g}" for name in ("train/loss", "val/loss") if name in known)
         speed = f"  {self.rate:.3g} steps/s" if isfinite(self.rate) else ""
         return f"epoch {epoch}{epochs}{losses}{speed}"
 

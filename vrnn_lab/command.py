@@ -14,6 +14,7 @@ QUIET = (
     ".*does not have many workers.*",
     ".*You defined a `validation_step`.*",
     ".*exists and is not empty.*",
+    ".*smaller than the logging interval.*",
     ".*GPU available but not used.*",
 )
 

@@ -113,8 +113,12 @@ def jobs_of(overrides: list[str]) -> list[list[str]]:
     """Every job's overrides in a sweep."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
 
-    parsed = OverridesParser.create().parse_overrides(overrides)
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException as error:
+        raise ConfigError(_explain(str(error), None)) from error
     return [each for batch in BasicSweeper.split_arguments(parsed, None) for each in batch]
 
 
@@ -197,6 +201,12 @@ def check(config: Any, given: tuple[str, ...] = ("scale", "recipe", "optimizer",
     if "seed" in plain and not conforms(plain["seed"], Natural):
         raise ConfigError(f"seed={plain['seed']!r}: expected {words(Natural)}.")
     trainer = plain.get("trainer", {})
+    if trainer.get("max_epochs") == 0 or trainer.get("max_steps") == 0:
+        raise ConfigError("trainer.max_epochs=0 or trainer.max_steps=0 trains nothing; expected 1 or more.")
+    if trainer.get("devices", 1) not in (1, "1"):
+        raise ConfigError(f"trainer.devices={trainer['devices']}: a run uses one device; expected 1.")
+    if trainer.get("accelerator", "auto") not in ("auto", "cpu", "gpu", "cuda"):
+        raise ConfigError(f"trainer.accelerator={trainer['accelerator']}: expected one of auto, cpu, gpu, cuda.")
     if trainer.get("max_epochs") in (-1, None) and trainer.get("max_steps") == -1:
         raise ConfigError("trainer.max_epochs and trainer.max_steps set no end; schedules need one. Set either.")
     for path, node in nodes(plain):

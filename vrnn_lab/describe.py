@@ -39,8 +39,10 @@ def option(group: str, name: str) -> str:
     target = (yaml.safe_load(text) or {}).get("_target_", "")
     head = f"{group}={name}\n\n" + (summary(target) + "\n\n" if target else "")
     lines = [x for x in text.splitlines() if not x.startswith(("_partial_", "_target_", "# @package"))]
-    prefix = f"Keys, set as {group.split('/')[0]}.<key>=<value>:\n"
-    return head + (prefix if target else "") + "\n".join("  " + x for x in lines).strip("\n")
+    prefix = f"Keys, set as {group.replace('/', '.')}.<key>=<value>:\n"
+    parts = [option(each, options(each)[0]) for each in groups() if each.startswith(f"{group}/")]
+    own = head + (prefix if target else "") + "\n".join("  " + x for x in lines).strip("\n")
+    return "\n\n".join([own, *parts])
 
 
 def main() -> int:

@@ -17,10 +17,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
 from vrnn_lab import callbacks, plots
-from vrnn_lab.config import ConfigError, check, contents, make
+from vrnn_lab.config import VOLATILE, ConfigError, check, contents, flat, make
 from vrnn_lab.data.base import SeriesData
 from vrnn_lab.metrics import Yardstick, evaluate, references
-from vrnn_lab.models.base import SequenceModel
+from vrnn_lab.models.base import LOG_EVERY, SequenceModel
 from vrnn_lab.recipe import Recipe
 from vrnn_lab.series import Scale
 
@@ -120,13 +120,22 @@ def prepare(folder: Path) -> None:
         ) from error
 
 
-def run(config: DictConfig, folder: Path, overrides: list[str] | None = None, wait: bool = False) -> dict:
+def run(
+    config: DictConfig,
+    folder: Path,
+    overrides: list[str] | None = None,
+    wait: bool = False,
+    resuming: bool = False,
+) -> dict[str, Any]:
     """Fit, score and draw the model of a config in a run folder; go on where an earlier try was cut short.
 
     Returns the metrics (also in metrics.json). Errors are recorded as status=failed, and raised.
     """
+    if config.data.get("path"):  # so that the folder can be read from anywhere
+        config = DictConfig(OmegaConf.merge(config, {"data": {"path": str(Path(config.data.path).absolute())}}))
     prepare(folder)
     with only_one(folder, wait):
+        _same_run(config, folder, resuming)
         if metrics := finished(folder):
             log.info("%s is finished already; its recorded result stands.", folder)
             return metrics
@@ -135,10 +144,28 @@ def run(config: DictConfig, folder: Path, overrides: list[str] | None = None, wa
             try:
                 return _run(parts, folder)
             except Exception as error:
-                log.error("failed: %s", error)
+                log.debug("failed: %s", error)  # to the file: whoever called us says it on the terminal
                 failure = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
                 write_whole(folder / "metrics.json", json.dumps(failure, indent=1))
                 raise
+
+
+def _same_run(config: DictConfig, folder: Path, resuming: bool) -> None:
+    """A folder holds one run: another config is refused; its trainer may change until the fit is done."""
+    if not (folder / ".hydra" / "config.yaml").exists():
+        return
+    before, now = (flat(contents(c)) for c in (config_of(folder), config))
+    differ = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k) and not k.startswith(VOLATILE)]
+    done = (folder / "checkpoints" / "fit.json").exists()
+    for key in differ:
+        if not (resuming and key.startswith("trainer.") and not done):
+            raise ConfigError(
+                f"{folder} holds another run: {key} is {before.get(key)} there and {now.get(key)} here"
+                + (", and its training is finished" if resuming and done else "")
+                + ". Choose another folder (hydra.run.dir=...), or go on with that run as it is: resume=<folder>."
+            )
+    if differ:
+        write_whole(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
 
 
 def _begin(config: DictConfig, folder: Path, overrides: list[str]) -> Parts:
@@ -184,6 +211,9 @@ def trainer_of(parts: Parts, folder: Path) -> pl.Trainer:
         save_last=True,
         enable_version_counter=False,
     )
+    accelerator = parts.config.trainer.accelerator
+    if accelerator == "auto":  # not Lightning's auto: that of Apple knows no float64, which times need
+        accelerator = "gpu" if torch.cuda.is_available() else "cpu"
     board = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
     parts_of_run = [
         make(parts.config.stop, "stop"),
@@ -198,12 +228,13 @@ def trainer_of(parts: Parts, folder: Path) -> pl.Trainer:
     return make(
         parts.config.trainer,
         "trainer",
+        accelerator=accelerator,
         logger=board,
         callbacks=parts_of_run,
         default_root_dir=str(folder),
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        log_every_n_steps=1,
+        log_every_n_steps=LOG_EVERY,
     )
 
 
@@ -286,7 +317,7 @@ def score(parts: Parts) -> dict[str, float]:
         found |= evaluate(parts.model, parts.data, split, parts.yardstick, parts.config.seed)
     if parts.data.noise_std is not None:
         found["noise_floor"] = parts.data.noise_std**2
-    return found | references(parts.data, parts.yardstick)
+    return found | references(parts.data, parts.yardstick, parts.model.scale)
 
 
 # ---- using a run --------------------------------------------------------------------------------------------

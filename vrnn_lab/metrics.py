@@ -14,7 +14,7 @@ from vrnn_lab.data.base import SeriesData
 from vrnn_lab.likelihoods import Gaussian, on_floor
 from vrnn_lab.losses import log_mean_exp
 from vrnn_lab.models.base import Prediction, SequenceModel
-from vrnn_lab.series import TimeSeries
+from vrnn_lab.series import Scale, TimeSeries
 from vrnn_lab.tasks import Density, Task
 
 POINTS_AT_ONCE = 400_000  # samples x rows x points of one evaluation batch: bounds the memory it takes
@@ -240,20 +240,22 @@ REFERENCES: dict[str, Callable[[TimeSeries, Tensor], Tensor]] = {
 }
 
 
-def references(data: SeriesData, yardstick: Yardstick, split: str = "test") -> dict[str, float]:
+def references(
+    data: SeriesData, yardstick: Yardstick, scale: Scale | None = None, split: str = "test"
+) -> dict[str, float]:
     """`reference/<row>/<question>/...`: each row a Gaussian whose spread per channel is fitted on validation."""
-    scale = data.scale
+    scale = scale or data.scale
     found: dict[str, float] = {}
     for name, task in yardstick.questions.items():
         for row, guess in REFERENCES.items():
-            spread = _spread(data, task, guess)
+            spread = _spread(data, task, guess, scale)
             tally = Tally(data.channels, scale.std)
             for batch in data.batches(split, task, 256):
                 mean = guess(replace(batch.given(), scored=batch.scored), scale.mean)
                 scores = gaussian_scores(Gaussian(mean, spread), batch.values)
                 tally.add(_with_clean(scores, mean, batch), batch.scored)
             found |= tally.result(f"reference/{row}/{name}")
-        found |= _exact(data, task, split, name)
+        found |= _exact(data, task, split, name, scale)
     return found | _exact_nll(data, split)
 
 
@@ -261,17 +263,17 @@ def _with_clean(scores: Scores, mean: Tensor, batch: TimeSeries) -> Scores:
     return scores if batch.clean is None else {**scores, "mse_clean": (mean - batch.clean) ** 2}
 
 
-def _spread(data: SeriesData, task: Task, guess) -> Float[Tensor, " dim"]:
-    tally = Tally(data.channels, data.scale.std)
+def _spread(data: SeriesData, task: Task, guess, scale: Scale) -> Float[Tensor, " dim"]:
+    tally = Tally(data.channels, scale.std)
     for batch in data.batches("val", task, 256):
-        mean = guess(batch.given(), data.scale.mean)
+        mean = guess(batch.given(), scale.mean)
         tally.add({"mse": (mean - batch.values) ** 2}, batch.scored)
-    mse = torch.where(tally.count > 0, tally.sums["mse"] / tally.count, data.scale.std**2)
-    return mse.sqrt().clamp(min=1e-3 * data.scale.std)
+    mse = torch.where(tally.count > 0, tally.sums["mse"] / tally.count, scale.std**2)
+    return mse.sqrt().clamp(min=1e-3 * scale.std)
 
 
-def _exact(data: SeriesData, task: Task, split: str, name: str) -> dict[str, float]:
-    tally = Tally(data.channels, data.scale.std)
+def _exact(data: SeriesData, task: Task, split: str, name: str, scale: Scale) -> dict[str, float]:
+    tally = Tally(data.channels, scale.std)
     for batch in data.batches(split, task, 256):
         truth = data.exact(batch)
         if truth is None:

@@ -33,7 +33,7 @@ CLOCK_FEATURES = 9
 
 def clock_features(elapsed: Float[Tensor, "..."]) -> Float[Tensor, "... 9"]:
     """Where in a window a time lies, as a network can tell it: coarse to fine, as in positional encodings."""
-    turns = 2 * torch.pi * elapsed[..., None] * elapsed.new_tensor([1.0, 2.0, 4.0, 8.0])
+    turns = 2 * torch.pi * elapsed[..., None] * 2.0 ** torch.arange(4, device=elapsed.device, dtype=elapsed.dtype)
     return torch.cat([2 * elapsed[..., None] - 1, turns.sin(), turns.cos()], -1)
 
 

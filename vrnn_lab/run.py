@@ -26,13 +26,13 @@ PASSED_ON = (
 )
 
 
-def job(config: DictConfig, folder: Path, overrides: list[str], wait: bool = False) -> float:
+def job(config: DictConfig, folder: Path, overrides: list[str], wait: bool = False, resuming: bool = False) -> float:
     """One run in its folder; prints its table and returns its score, val/loss."""
     quiet()
     from vrnn_lab import experiment
     from vrnn_lab.table import print_run
 
-    metrics = experiment.run(config, folder, overrides, wait)
+    metrics = experiment.run(config, folder, overrides, wait, resuming)
     print_run(folder, metrics)
     return metrics[experiment.SCORE]
 
@@ -51,7 +51,7 @@ def resume(folder: Path, changes: list[str]) -> int:
             )
         if key not in flat(contents(config)):
             raise ConfigError(f"{key}: the run has no such key.{near(key, flat(contents(config)))}")
-    job(DictConfig(OmegaConf.merge(config, OmegaConf.from_dotlist(changes))), folder, changes)
+    job(DictConfig(OmegaConf.merge(config, OmegaConf.from_dotlist(changes))), folder, changes, resuming=True)
     return 0
 
 

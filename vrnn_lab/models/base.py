@@ -64,6 +64,7 @@ class SequenceModel(pl.LightningModule, ABC):
         # Python numbers, so that no step has to ask the device: all in the model's clock.
         self.usual_gap = (scale.gap / scale.clock).item()
         self._held: list[Tensor] = []
+        self.latest: dict[str, float] = {}  # what was logged last of training
         self.seed = 0  # of all noise; set by the run
 
     # ---- what a leaf gives, in standardised units ---------------------------------------------------
@@ -107,7 +108,8 @@ class SequenceModel(pl.LightningModule, ABC):
         the paths mean nothing.
         """
         given = batch.given()
-        standard = self._predict(self.standardise(given), samples)
+        with torch.no_grad():
+            standard = self._predict(self.standardise(given), samples)
         std, mean = self.data_std, self.data_mean
         density = standard.density.map(torch.Tensor.double).affine(std, mean)
         paths = standard.paths.double() * std + mean
@@ -115,6 +117,11 @@ class SequenceModel(pl.LightningModule, ABC):
 
     def standardise(self, batch: TimeSeries) -> TimeSeries:
         """The batch in the model's units and precision; its times count from the window's start (float64)."""
+        if batch.values.shape[-1] != self.scale.dim:
+            raise ValueError(
+                f"the batch has {batch.values.shape[-1]} channels, the model {self.scale.dim}: "
+                f"{', '.join(self.scale.channels)}. Give values (batch, time, {self.scale.dim})."
+            )
         start = batch.window[:, :1]
         values = torch.where(batch.known, (batch.values - self.data_mean) / self.data_std, 0)
         return replace(
@@ -158,18 +165,21 @@ class SequenceModel(pl.LightningModule, ABC):
 
     def on_train_batch_end(self, outputs: Any, batch: TimeSeries, batch_idx: int) -> None:
         if (self.global_step % LOG_EVERY == 0 or self.trainer.is_last_batch) and self._held:
-            self._log_held(batch)
+            self._log_held()
 
-    def _log_held(self, batch: TimeSeries) -> None:
-        loss, nll, kl = torch.stack(self._held).mean(0)
+    def _log_held(self) -> None:
+        loss, nll, kl = torch.stack(self._held).mean(0).tolist()
         self._held.clear()
-        named = {"train/loss": loss, "train/nll": nll, "train/kl": kl}
-        self.log_dict(named, batch_size=len(batch.ids))
+        self.latest = {"train/loss": loss, "train/nll": nll, "train/kl": kl}
+        # Not self.log: Lightning would write the same point again at every step until the epoch ends.
+        if self.logger:
+            self.logger.log_metrics(self.latest, self.global_step)
 
     def on_before_optimizer_step(self, optimizer) -> None:
         if (self.global_step + 1) % LOG_EVERY == 0 and self.trainer.logger:
             squares = [p.grad.square().sum() for p in self.parameters() if p.grad is not None]
-            self.log("gradient_norm", torch.stack(squares).sum().sqrt())
+            norm = torch.stack(squares).sum().sqrt().item()
+            self.trainer.logger.log_metrics({"gradient_norm": norm}, self.global_step + 1)
 
     def validation_step(self, batch: TimeSeries, batch_idx: int) -> None:
         self._evaluation_step(batch, "val")

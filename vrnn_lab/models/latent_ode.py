@@ -13,6 +13,8 @@ from vrnn_lab.ode import Method, Path, Solver, steps_to_cover
 from vrnn_lab.recipe import Recipe
 from vrnn_lab.series import Scale, TimeSeries, compact, pick
 
+MOST_STEPS = 5000  # of the solver in one training step
+
 
 class VectorField(nn.Module):
     """dz/dt = rate f(z), t in windows: fresh weights move a state of size one `rate` times in a window."""
@@ -67,6 +69,11 @@ class LatentODE(SequenceModel):
         self.step = 1 / nodes
         # How far training reaches from z_0: what a batch from the training loader needs, without asking.
         reach = scale.longest if origin == "row" else scale.reach
+        if nodes * (reach / scale.clock).item() > MOST_STEPS:
+            raise ValueError(
+                f"the longest way from z_0 in training is {(reach / scale.clock).item():.0f} windows, {nodes} solver "
+                f"steps each: more than {MOST_STEPS}. Cut long series (data.window), fewer nodes, or origin=row."
+            )
         self.nodes = max(nodes, -(-int(1e6 * nodes * (reach / scale.clock).item()) // 1_000_000))
 
     def _elapsed(self, series: TimeSeries) -> Tensor:
@@ -78,7 +85,8 @@ class LatentODE(SequenceModel):
         count = seen_points.sum(1, keepdim=True)
         elapsed = self._elapsed(series)
         series, index = compact(series, seen_points)
-        most = series.most_seen if series.most_seen is not None else series.times.shape[1]
+        most = series.most_seen if series.in_training else None
+        most = series.times.shape[1] if most is None else most
         place = (count - 1 - torch.arange(max(most, 1), device=count.device)).clamp(min=0)  # last point first
         elapsed = pick(pick(elapsed, index), place)
         values, seen = pick(series.values, place), pick(series.seen, place).to(series.values)
