@@ -23,7 +23,7 @@ from vrnn_lab.metrics import gaussian_scores, linear, sample_scores
 from vrnn_lab.series import TimeSeries
 from vrnn_lab.tasks import Task
 
-SCORES = ("mse", "crps", "nll", "coverage_90")
+SCORES = {"mse": 8, "crps": 9, "nll": 9, "coverage_90": 13}  # and the width of their columns
 
 
 class Gap(Task):
@@ -117,11 +117,12 @@ def main() -> int:
             for key, each in scores.items():
                 totals.setdefault(name, {}).setdefault(key, []).append(each)
     print(
-        f"{len(rows)} test windows, the middle third of each hidden".ljust(52) + "".join(f"{k:>13}" for k in SCORES)
+        f"{len(rows)} test windows, middle third hidden".ljust(36) + "".join(f"{k:>{w}}" for k, w in SCORES.items())
     )
     for name, scores in totals.items():
-        cells = [f"{torch.cat(scores[k]).mean().item():13.4g}" if k in scores else " " * 13 for k in SCORES]
-        print(f"  {name}".ljust(52) + "".join(cells))
+        means = {k: torch.cat(each).mean().item() for k, each in scores.items()}
+        cells = [f"{means[k]:{w}.4g}" if k in means else "" for k, w in SCORES.items()]
+        print(f"  {name}".ljust(36) + "".join(cells))
     output = Path(found.get("output", "docs/co2_gap.png"))
     draw(rows[len(rows) // 2], model, output, data.units[0] if data.units else "")
     print(f"figure   {output}")
