@@ -127,6 +127,7 @@ def test_a_model_of_ones_own_is_one_file_and_one_yaml(tmp_path, monkeypatch):
     (tmp_path / "model" / "mine.yaml").write_text(
         "defaults:\n  - head: gaussian\n  - _self_\n\n_target_: my_model.Mine\nwidth: 5\n"
     )
+    monkeypatch.delitem(sys.modules, "my_model", raising=False)  # another test has one too
     monkeypatch.syspath_prepend(tmp_path)
     parts = assemble(compose(["model=mine", "data=periodic"], (str(tmp_path),)))
     assert type(parts.model).__name__ == "Mine" and parts.model.width == 5

@@ -1,6 +1,7 @@
 """What the README shows works as shown."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,7 @@ def test_the_model_in_two_files_is_one(tmp_path, monkeypatch):
     (tmp_path / "my_model.py").write_text(IMPORTS + block("python", "Climatology"))
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "my_model.yaml").write_text(block("yaml", "Climatology"))
+    monkeypatch.delitem(sys.modules, "my_model", raising=False)  # another test has one too
     monkeypatch.syspath_prepend(tmp_path)
     model = assemble(compose(["model=my_model", "data=ou"], (str(tmp_path),)), scale_of(2)).model
     batch = density(batch_of())
