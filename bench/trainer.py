@@ -51,7 +51,7 @@ def main() -> None:
     from vrnn_lab.experiment import assemble
 
     keys = [f"trainer.max_epochs={EPOCHS}", "trainer.check_val_every_n_epoch=1000", "trainer=cpu"]
-    build = lambda: assemble(compose(keys))  # noqa: E731
+    build = lambda: assemble(compose(keys))
     build_and_run = {"bare loop": bare, "Trainer": trained}
     seconds = {name: [] for name in build_and_run}
     for _ in range(REPEATS):

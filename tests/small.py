@@ -15,7 +15,7 @@ SMALL = {"width": 12, "latent": 3, "encoder_width": 12, "decoder_width": 12, "no
 
 def scale_of(dim: int = 2, support: str = "real", factor: float = 3.0, shift: float = -7.0, clock: float = 5.0):
     """A training scale with nothing about it zero or one, unless asked."""
-    number = lambda x: torch.tensor(x, dtype=torch.float64)  # noqa: E731
+    number = lambda x: torch.tensor(x, dtype=torch.float64)
     names = tuple("abcdefgh"[:dim])
     mean = shift + torch.arange(dim, dtype=torch.float64)
     std = factor * (1 + torch.arange(dim, dtype=torch.float64))
@@ -46,7 +46,7 @@ def batch_of(rows: int = 5, time: int = 8, dim: int = 2, seed: int = 1, scale: S
     """Random series in the units of `scale_of`, each on its own clock, with values missing at random."""
     scale = scale or scale_of(dim)
     rng = torch.Generator().manual_seed(seed)
-    draw = lambda *shape: torch.rand(*shape, generator=rng, dtype=torch.float64)  # noqa: E731
+    draw = lambda *shape: torch.rand(*shape, generator=rng, dtype=torch.float64)
     start = scale.start + draw(rows, 1)
     times = start + scale.clock * torch.sort(draw(rows, time), 1).values
     values = scale.mean + scale.std * torch.randn(rows, time, dim, generator=rng, dtype=torch.float64)
@@ -85,7 +85,7 @@ def with_empty_points(batch: TimeSeries, seed: int = 3) -> tuple[TimeSeries, tor
             before = times[:, i - 1] if i else batch.times[:, 0] - 1.0
             after = batch.times[:, (place < i).sum()] if (place > i).any() else before + 50.0
             times[:, i] = before + 0.3 * (after - before)
-    spread = lambda x, fill: torch.full((*times.shape, x.shape[2]), fill, dtype=x.dtype).index_copy(1, place, x)  # noqa: E731
+    spread = lambda x, fill: torch.full((*times.shape, x.shape[2]), fill, dtype=x.dtype).index_copy(1, place, x)
     empty = replace(
         batch,
         times=times,

@@ -95,7 +95,7 @@ def test_asking_more_changes_no_other_answer_of_a_path_model(name):
     early = batch.times[:, :1] - 3
     joined = torch.cat([early, batch.times[:, :4], middle, batch.times[:, 4:], far], 1)
     old = torch.tensor([1, 2, 3, 4, 6, 7, 8, 9])
-    spread = lambda x, fill: torch.full((*joined.shape, 2), fill, dtype=x.dtype).index_copy(1, old, x)  # noqa: E731
+    spread = lambda x, fill: torch.full((*joined.shape, 2), fill, dtype=x.dtype).index_copy(1, old, x)
     more = replace(
         batch,
         times=joined,

@@ -42,7 +42,7 @@ def covariance_over(data, gap: float) -> np.ndarray:
 
 def dense_covariance(data, times: np.ndarray) -> np.ndarray:
     """(time * dim, time * dim), without the observation noise."""
-    block = lambda t, s: covariance_over(data, t - s) if t >= s else covariance_over(data, s - t).T  # noqa: E731
+    block = lambda t, s: covariance_over(data, t - s) if t >= s else covariance_over(data, s - t).T
     return np.block([[block(t, s) for s in times] for t in times])
 
 

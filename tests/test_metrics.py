@@ -292,7 +292,7 @@ class Oracle(SequenceModel):
         exact = self.data.exact(batch.given())[1]
         exact = Gaussian(exact.mean, self.wide * exact.std)
         noise = self.noise.at_points("value", batch, samples, 1, exact.mean)
-        whole = lambda x: x.expand(samples, *x.shape)  # noqa: E731
+        whole = lambda x: x.expand(samples, *x.shape)
         return Prediction(exact.draw(noise), exact.map(whole))
 
 

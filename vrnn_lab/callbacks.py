@@ -67,7 +67,7 @@ class Checkpoints(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         before, now = str(state_dict["dirpath"]), str(self.dirpath)
-        move = lambda path: path.replace(before, now, 1)  # noqa: E731
+        move = lambda path: path.replace(before, now, 1)
         moved = {k: move(v) if isinstance(v, str) else v for k, v in state_dict.items()}
         best = {move(path): score for path, score in state_dict["best_k_models"].items()}
         super().load_state_dict({**moved, "best_k_models": best})
@@ -247,7 +247,7 @@ class Progress(ProgressBar):
     def _tenth(self, trainer) -> bool:
         """Whether this epoch completes another tenth of them all (of 100, when there is no end)."""
         epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else 100
-        tenths = lambda epoch: 10 * epoch // epochs  # noqa: E731
+        tenths = lambda epoch: 10 * epoch // epochs
         return tenths(trainer.current_epoch + 1) > tenths(trainer.current_epoch)
 
     def _measure(self, trainer) -> None:

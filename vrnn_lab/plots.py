@@ -131,7 +131,7 @@ def _ask(batch: TimeSeries, grid: Float64[Tensor, "batch grid"], own: bool) -> t
     """
     nothing = torch.zeros_like(batch.seen[:, :1]).expand(-1, grid.shape[1], -1)
     times, order = torch.sort(torch.cat([batch.times, grid], 1), dim=1, stable=True)
-    merge = lambda points, queries: pick(torch.cat([points, queries], 1), order)  # noqa: E731
+    merge = lambda points, queries: pick(torch.cat([points, queries], 1), order)
     asked = replace(
         batch,
         times=times,

@@ -46,7 +46,7 @@ def number(value: float | None) -> str:
 
 
 def _facts(metrics: dict[str, Any], split: str) -> str:
-    get = lambda key: number(metrics.get(key))  # noqa: E731
+    get = lambda key: number(metrics.get(key))
     k = int(metrics[f"{split}/nll_samples"])
     lines = ["in 50, in 90: the share of values inside the central 50 % and 90 % of the prediction"]
     lines += [f"nll      {get(f'{split}/nll')} nats a value, all points (bound with K = {k} samples)"]

@@ -40,7 +40,7 @@ class Ragged:
     def of(cls, times, values, window=None, first_id: int = 0, clean=None) -> "Ragged":
         """From equal-length series: times (series, time), values (series, time, dim)."""
         count, length = times.shape
-        flat = lambda x: np.ascontiguousarray(x).reshape(count * length, -1)  # noqa: E731
+        flat = lambda x: np.ascontiguousarray(x).reshape(count * length, -1)
         windows = times[:, [0, -1]] if window is None else np.tile(np.asarray(window, float), (count, 1))
         return cls(
             times=np.ascontiguousarray(times, dtype=np.float64).ravel(),
@@ -119,7 +119,7 @@ class Ragged:
         clock = np.median(spans[spans > 0]) if (spans > 0).any() else 1.0
         gap = np.median(steps[inner & (steps > 0)]) if (inner & (steps > 0)).any() else clock
         start = self.windows[:, 0].min()
-        number = lambda x: torch.tensor(float(x), dtype=torch.float64)  # noqa: E731
+        number = lambda x: torch.tensor(float(x), dtype=torch.float64)
         return Scale(
             channels=channels,
             support=support,

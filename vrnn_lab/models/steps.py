@@ -70,6 +70,6 @@ class StepModel(SequenceModel):
             x = x * flag
             paths.append(x)
             densities.append(density)
-        unmove = lambda steps: put_back(torch.stack(steps, 2), index, 2)  # noqa: E731
+        unmove = lambda steps: put_back(torch.stack(steps, 2), index, 2)
         density = densities[0].stack(densities, unmove)
         return Prediction(unmove(paths), density)
