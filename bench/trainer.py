@@ -10,7 +10,7 @@ import torch
 
 from vrnn_lab.command import quiet
 
-EPOCHS, REPEATS, TARGET = 8, 5, 1.10
+EPOCHS, STEPS, REPEATS, TARGET = 6, 96, 3, 1.10
 
 
 def bare(parts) -> float:
@@ -28,6 +28,7 @@ def bare(parts) -> float:
             loss = (terms.nll.sum() + terms.kl.sum()) / batch.scored.sum()
             optimizer.zero_grad()
             loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), parts.config.trainer.gradient_clip_val)
             optimizer.step()
             schedule.step()
             step += 1
@@ -50,7 +51,8 @@ def main() -> None:
     from vrnn_lab.config import compose
     from vrnn_lab.experiment import assemble
 
-    keys = [f"trainer.max_epochs={EPOCHS}", "trainer.check_val_every_n_epoch=1000", "trainer=cpu"]
+    # Ended by max_steps: a fit that ends with its last epoch is validated and drawn once more.
+    keys = [f"trainer.max_steps={STEPS}", "trainer.check_val_every_n_epoch=1000", "trainer=cpu"]
     build = lambda: assemble(compose(keys))
     build_and_run = {"bare loop": bare, "Trainer": trained}
     seconds = {name: [] for name in build_and_run}
