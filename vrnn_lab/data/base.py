@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vrnn_lab.checks import Count, Natural, Positive  # noqa: F401
+from vrnn_lab.checks import Count, Natural
 from vrnn_lab.likelihoods import Gaussian
 from vrnn_lab.series import Scale, TimeSeries
 from vrnn_lab.tasks import Density, Task

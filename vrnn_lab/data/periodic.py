@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from vrnn_lab.data.base import Count, Natural, Positive, Ragged, SeriesData, generator
+from vrnn_lab.checks import Count, Natural, Positive
+from vrnn_lab.data.base import Ragged, SeriesData, generator
 from vrnn_lab.data.spirals import in_order
 
 

@@ -4,7 +4,8 @@ from typing import Literal
 
 import numpy as np
 
-from vrnn_lab.data.base import Count, Natural, Positive, Ragged, SeriesData, generator
+from vrnn_lab.checks import Count, Natural, Positive
+from vrnn_lab.data.base import Ragged, SeriesData, generator
 
 TIMES = np.linspace(0, 6 * np.pi, 500)
 
