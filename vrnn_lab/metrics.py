@@ -276,7 +276,7 @@ def _exact(data: SeriesData, task: Task, split: str, name: str, scale: Scale) ->
     tally = Tally(data.channels, scale.std)
     for batch in data.batches(split, task, 256):
         truth = data.exact(batch)
-        if truth is None:
+        if truth is None or truth[1] is None:
             return {}
         tally.add(_with_clean(gaussian_scores(truth[1], batch.values), truth[1].mean, batch), batch.scored)
     return tally.result(f"reference/exact/{name}")

@@ -141,6 +141,7 @@ class Scale:
     longest: Float64[Tensor, ""]  # the longest training window
     start: Float64[Tensor, ""]  # the earliest window start: the data's time zero
     reach: Float64[Tensor, ""]  # from there to the last window's end
+    classes: tuple[str, ...] = ()  # names of the labels' classes; none: no labels
 
     @property
     def dim(self) -> int:

@@ -32,12 +32,18 @@ class Ragged:
     ids: NDArray[np.int64]  # (series,)
     clean: NDArray[np.float64] | None = None  # (points, dim)
     names: tuple[str, ...] | None = None  # what the user calls the series
+    labels: NDArray[np.int64] | None = None  # (series,): a class each, -1 = none; or (points,), a class a point
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def labels_of_points(self) -> bool:
+        """Whether each point has a class of its own, not each series."""
+        return self.labels is not None and len(self.labels) == len(self.times) != len(self.ids)
+
     @classmethod
-    def of(cls, times, values, window=None, first_id: int = 0, clean=None) -> "Ragged":
+    def of(cls, times, values, window=None, first_id: int = 0, clean=None, labels=None) -> "Ragged":
         """From equal-length series: times (series, time), values (series, time, dim)."""
         count, length = times.shape
         flat = lambda x: np.ascontiguousarray(x).reshape(count * length, -1)
@@ -49,6 +55,7 @@ class Ragged:
             windows=windows.astype(np.float64),
             ids=np.arange(first_id, first_id + count),
             clean=None if clean is None else flat(clean),
+            labels=labels,
         )
 
     def part(self, index) -> "Ragged":
@@ -65,6 +72,7 @@ class Ragged:
             ids=self.ids[index],
             clean=None if self.clean is None else self.clean[points],
             names=None if self.names is None else tuple(self.names[i] for i in index),
+            labels=None if self.labels is None else self.labels[points if self.labels_of_points else index],
         )
 
     def batch(self, index: NDArray[np.int64], task: Task, rngs, in_training: bool = False) -> TimeSeries:
@@ -87,6 +95,9 @@ class Ragged:
                 times[row, :length], known[row, :length], self.windows[index[row]], rng
             )
         clean = None if self.clean is None else torch.from_numpy(self.clean[place])
+        labels = self.labels
+        if labels is not None:
+            labels = np.where(real, labels[place], -1) if self.labels_of_points else labels[index]
         return TimeSeries(
             times=torch.from_numpy(times),
             values=torch.from_numpy(np.where(seen | scored, values, 0.0)),
@@ -95,11 +106,12 @@ class Ragged:
             window=torch.from_numpy(self.windows[index]),
             ids=torch.from_numpy(self.ids[index]),
             clean=clean,
+            labels=None if labels is None else torch.from_numpy(labels),
             most_seen=int(seen.any(-1).sum(1).max(initial=0)),
             in_training=in_training,
         )
 
-    def scale(self, channels: tuple[str, ...], support: str) -> Scale:
+    def scale(self, channels: tuple[str, ...], support: str, classes: tuple[str, ...] = ()) -> Scale:
         """The spread and the clock of these series, which must be the training ones."""
         observed = (~np.isnan(self.values)).sum(0)
         for name, count in zip(channels, observed, strict=True):
@@ -130,6 +142,7 @@ class Ragged:
             longest=number(spans.max()),
             start=number(start),
             reach=number(self.windows[:, 1].max() - start),
+            classes=classes,
         )
 
 
@@ -183,6 +196,7 @@ class SeriesData(pl.LightningDataModule, ABC):
     support: ClassVar[str] = "real"
     time_unit: str = ""
     units: tuple[str, ...] = ()  # of each channel, where they are known
+    classes: tuple[str, ...] = ()  # names of the classes that labels count from 0
     phase_plane: ClassVar[bool] = False  # two channels that are coordinates of one plane
     noise_std: float | None = None  # of the observations, where it is known
 
@@ -200,10 +214,11 @@ class SeriesData(pl.LightningDataModule, ABC):
     def make(self) -> dict[str, Ragged]:
         """The splits train, val and test: a function of the configuration alone."""
 
-    def exact(self, batch: TimeSeries) -> tuple[Tensor, Gaussian] | None:
+    def exact(self, batch: TimeSeries) -> tuple[Tensor, Gaussian | None] | None:
         """Where the process is known: (log p(known), Gaussian of every value given what is seen), in data units.
 
-        log p: (batch,) of all known values; the Gaussian's tensors: (batch, time, dim). None elsewhere.
+        log p: (batch,) of all known values; the Gaussian's tensors: (batch, time, dim), or None where the answer
+        is no Gaussian. None elsewhere.
         """
         return None
 
@@ -222,7 +237,7 @@ class SeriesData(pl.LightningDataModule, ABC):
     @cached_property
     def scale(self) -> Scale:
         """Spread and clock of the training split."""
-        return self.splits["train"].scale(self.channels, self.support)
+        return self.splits["train"].scale(self.channels, self.support, self.classes)
 
     def batches(self, split: str, task: Task, batch_size: int | None = None) -> Batches:
         """A split under a task, with evaluation's fixed patterns."""
