@@ -44,7 +44,7 @@ def assemble(config: DictConfig, scale: Scale | None = None) -> Parts:
     data = make(config.data, "data")
     data.task = make(config.task, "task")
     scale = scale or data.scale
-    recipe = Recipe(make(config.optim, "optim"), make(config.schedule, "schedule"), make(config.beta, "beta"))
+    recipe = Recipe(*(make(config[part], part) for part in ("optim", "schedule", "beta", "objective", "labels")))
     _try(recipe)
     pl.seed_everything(config.seed, verbose=False)
     model = make(config.model, "model", scale=scale, recipe=recipe)
@@ -347,4 +347,10 @@ def _scale(checkpoint: dict[str, Any]) -> Scale:
     """What the model knew of its training data, from its buffers."""
     names = ("mean", "std", "clock", "gap", "longest", "start", "reach")
     numbers = {name: checkpoint["state_dict"][f"data_{name}"] for name in names}
-    return Scale(channels=tuple(checkpoint["channels"]), support=checkpoint["support"], **numbers)
+    return Scale(
+        channels=tuple(checkpoint["channels"]),
+        support=checkpoint["support"],
+        classes=tuple(checkpoint["classes"]),
+        labels_of_points=checkpoint["labels_of_points"],
+        **numbers,
+    )

@@ -1,11 +1,20 @@
-"""What losses are made of: per-series nats, the Gaussian KL, and the importance-weighted bound."""
+"""What losses are made of: per-series nats, the Gaussian KL, the importance-weighted bound, latents at work."""
 
 from dataclasses import dataclass
 from math import log
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Latents:
+    """What a batch shows of a posterior at work."""
+
+    kl: Float[Tensor, "batch latent"]  # nats a series, by latent dimension
+    shift: Float[Tensor, "*places latent"]  # from prior to posterior mean, in prior stds, wherever one is drawn
+    there: Bool[Tensor, "*places"]  # the others are padding
 
 
 @dataclass(frozen=True)
@@ -14,6 +23,8 @@ class LossTerms:
 
     nll: Float[Tensor, " batch"]
     kl: Float[Tensor, " batch"]
+    latents: Latents | None = None
+    states: Float[Tensor, "samples batch time state"] | None = None  # at each point: what labels are told from
 
 
 @dataclass(frozen=True)
@@ -43,9 +54,17 @@ class Normal:
 
     def kl(self, other: "Normal") -> Float[Tensor, "..."]:
         """KL(self || other), summed over the last axis (Kingma & Welling 2014, appendix B)."""
+        return self.kl_each(other).sum(-1)
+
+    def kl_each(self, other: "Normal") -> Float[Tensor, "..."]:
+        """KL(self || other) of each dimension."""
         ratio = self.log_std - other.log_std
         shift = (self.mean - other.mean) * (-other.log_std).exp()
-        return (0.5 * (torch.exp(2 * ratio) + shift * shift - 1) - ratio).sum(-1)
+        return 0.5 * (torch.exp(2 * ratio) + shift * shift - 1) - ratio
+
+    def shift(self, prior: "Normal") -> Float[Tensor, "..."]:
+        """From the prior's mean to its own, in the prior's stds."""
+        return (self.mean - prior.mean) * (-prior.log_std).exp()
 
     def where(self, mask: Tensor, other: "Normal") -> "Normal":
         """Itself where the mask is set, the other elsewhere."""
@@ -55,3 +74,33 @@ class Normal:
 def log_mean_exp(log_weights: Float[Tensor, "samples ..."]) -> Float[Tensor, "..."]:
     """The importance-weighted bound of each series from its log weights (Burda et al. 2016, eq. 8)."""
     return torch.logsumexp(log_weights, 0) - log(log_weights.shape[0])
+
+
+ACTIVE = 0.01
+
+
+class Activity:
+    """Which latent dimensions are at work, over many batches: collapse is shown.
+
+    A dimension is active when the variance over the data of its posterior mean exceeds ACTIVE (Burda et al.
+    2016, arXiv 1509.00519, section 5.3), measured from the prior's mean in the prior's stds, which is
+    theirs where the prior is N(0, I).
+    """
+
+    def __init__(self):
+        self.batches: list[tuple[Tensor, ...]] = []
+
+    def add(self, latents: Latents | None) -> None:
+        if latents is not None:
+            shift = latents.shift[latents.there].double()
+            moments = (shift.new_tensor(len(shift)), shift.sum(0), shift.square().sum(0))
+            self.batches.append((*moments, latents.kl.double().sum(0), shift.new_tensor(len(latents.kl))))
+
+    def result(self) -> dict[str, float]:
+        """active_units, and kl_<i>: nats a series of each dimension."""
+        if not self.batches:
+            return {}
+        count, total, squares, kl, series = (torch.stack(x).sum(0) for x in zip(*self.batches, strict=True))
+        variance = squares / count.clamp(min=1) - (total / count.clamp(min=1)).square()
+        each = {f"kl_{i}": x for i, x in enumerate((kl / series.clamp(min=1)).tolist())}
+        return {"active_units": float((variance > ACTIVE).sum()), **each}

@@ -4,8 +4,10 @@ import itertools
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
+from vrnn_lab.series import pick
 
 Activation = Literal["tanh", "relu", "elu", "silu", "softplus"]
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU, "softplus": nn.Softplus}
@@ -68,3 +70,23 @@ class Memory(nn.Module):
         start = inputs.new_zeros(1, len(inputs), self.size)
         weights = [self.gates.weight, self.recur.weight, self.gates.bias, self.recur.bias]
         return torch.gru(inputs, start, weights, True, 1, 0.0, False, False, True)[0]
+
+
+class Classifier(nn.Module):
+    """Logits of each class: of every point from its state, or of the series from the mean and the last of them."""
+
+    def __init__(self, state: int, width: int, classes: int, of_points: bool):
+        super().__init__()
+        self.of_points = of_points
+        self.layers = mlp(state if of_points else 2 * state, width, classes, 1, "relu")
+
+    def forward(
+        self, states: Float[Tensor, "samples batch time state"], there: Bool[Tensor, "batch time"]
+    ) -> Float[Tensor, "samples batch *time classes"]:
+        if self.of_points:
+            return self.layers(states)
+        real = torch.where(there[..., None], states, 0)
+        mean = real.sum(2) / there.sum(1)[:, None].clamp(min=1)
+        place = torch.arange(there.shape[1], device=there.device)
+        last = torch.where(there, place, 0).amax(1)[:, None]
+        return self.layers(torch.cat([mean, pick(real, last.expand(len(last), 1), 2)[:, :, 0]], -1))

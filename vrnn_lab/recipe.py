@@ -1,22 +1,15 @@
-"""How to fit any model: optimizer, learning-rate schedule, weight of the KL."""
+"""How to fit any model: optimizer, learning-rate schedule, objective, weight of the KL, labels."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import cos, pi
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
-from vrnn_lab.checks import Decay, Natural, NonNegative, Share
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """optimizer(parameters), schedule(optimizer, total_steps), beta(step, total_steps): a run is fitted with them."""
-
-    optim: Callable
-    schedule: Callable
-    beta: Callable[[int, int], float]
+from vrnn_lab.checks import Count, Decay, Natural, NonNegative, Share
+from vrnn_lab.losses import LossTerms, log_mean_exp
 
 
 def constant(optimizer: Optimizer, total_steps: int) -> LRScheduler:
@@ -74,3 +67,71 @@ class WarmupBeta:
 
     def __call__(self, step: int, total_steps: int) -> float:
         return min(1.0, step / (self.share * max(1, total_steps)))
+
+
+@dataclass(frozen=True)
+class ELBO:
+    """The evidence lower bound, its latents drawn `samples` times (Kingma & Welling 2014, arXiv 1312.6114)."""
+
+    samples: Count = 1
+
+    def __call__(self, model: Any, series) -> LossTerms:
+        return model._loss_terms(series, self.samples)
+
+
+@dataclass(frozen=True)
+class IWAE:
+    """The importance-weighted bound, log 1/K sum_k w_k of each series (Burda et al. 2016, arXiv 1509.00519).
+
+    It does not fall into a likelihood and a KL: the KL is reported as zero.
+    """
+
+    samples: Count = 10
+
+    def __call__(self, model: Any, series) -> LossTerms:
+        bound = log_mean_exp(model._log_weights(series, self.samples))
+        return LossTerms(-bound, bound.new_zeros(len(bound)))
+
+
+@dataclass(frozen=True)
+class FIVO:
+    """The particle filter's bound: as IWAE, with the samples resampled on their way through a series.
+
+    For models with a latent at every step (Maddison et al. 2017, arXiv 1705.09279).
+    """
+
+    samples: Count = 10
+
+    def __call__(self, model: Any, series) -> LossTerms:
+        bound = model._filter_bound(series, self.samples)
+        return LossTerms(-bound, bound.new_zeros(len(bound)))
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A classifier on a model's states, trained beside its likelihood: `weight` nats a label; 0 is none."""
+
+    weight: NonNegative = 1.0
+    width: Count = 64  # hidden units
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """optimizer(parameters), schedule(optimizer, total_steps), beta(step, total_steps): a run is fitted with them."""
+
+    optim: Callable
+    schedule: Callable
+    beta: Callable[[int, int], float] = ConstantBeta()
+    objective: Callable[[Any, Any], LossTerms] = ELBO()
+    labels: Labels = Labels(weight=0.0)
+
+    def __post_init__(self):
+        if isinstance(self.objective, ELBO):
+            return
+        name = type(self.objective).__name__.lower()
+        if self.beta != ConstantBeta(1.0):
+            raise ValueError(f"objective={name} has no KL to weigh; set beta=constant with beta.weight=1.")
+        if self.labels.weight:
+            raise ValueError(
+                f"labels are learned beside objective=elbo, not {name}; set labels=none or objective=elbo."
+            )

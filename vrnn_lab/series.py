@@ -26,6 +26,8 @@ class TimeSeries:
     labels: Int64[Tensor, "batch ..."] | None = None  # a class per series or point, -1 = none
     # Facts the training loader knows without asking the device; None and False are always right.
     most_seen: int | None = None  # no row has more points with something seen
+    longest_gap: float | None = None  # no two neighbours of the points that count lie further apart
+    longest_seen_gap: float | None = None  # nor of those of which something is seen, and the window's start
     in_training: bool = False  # all points lie in windows the model's scale was measured on
 
     @property
@@ -142,6 +144,7 @@ class Scale:
     start: Float64[Tensor, ""]  # the earliest window start: the data's time zero
     reach: Float64[Tensor, ""]  # from there to the last window's end
     classes: tuple[str, ...] = ()  # names of the labels' classes; none: no labels
+    labels_of_points: bool = False  # each point has a class, not each series
 
     @property
     def dim(self) -> int:

@@ -10,10 +10,12 @@ import lightning.pytorch as pl
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from vrnn_lab.likelihoods import Gaussian, Head
-from vrnn_lab.losses import LossTerms
+from vrnn_lab.likelihoods import Density, Head
+from vrnn_lab.losses import Activity, LossTerms
+from vrnn_lab.networks import Classifier
 from vrnn_lab.noise import Noise
 from vrnn_lab.recipe import Recipe
 from vrnn_lab.series import Scale, TimeSeries
@@ -26,7 +28,7 @@ class Prediction:
     """Joint draws at every point given what is seen, and each point's output distribution given its path."""
 
     paths: Float[Tensor, "samples batch time dim"]
-    density: Gaussian  # its tensors are (samples, batch, time, dim)
+    density: Density  # its tensors are (samples, batch, time, dim)
 
     @property
     def mean(self) -> Float[Tensor, "batch time dim"]:
@@ -42,6 +44,7 @@ class SequenceModel(pl.LightningModule, ABC):
     methods take and give the data's own units and add the log-determinant of that change to the nats.
 
     causal: predictions at a query cannot use points after it (a step model).
+    states: the size of the states it gives in its loss terms, from which labels can be told; 0 = it gives none.
     """
 
     causal = False
@@ -50,7 +53,7 @@ class SequenceModel(pl.LightningModule, ABC):
     data_clock: Tensor
     data_start: Tensor
 
-    def __init__(self, scale: Scale, recipe: Recipe, head: Head):
+    def __init__(self, scale: Scale, recipe: Recipe, head: Head, states: int = 0):
         super().__init__()
         if head.support != scale.support:
             raise ValueError(
@@ -59,18 +62,20 @@ class SequenceModel(pl.LightningModule, ABC):
             )
         self.scale, self.recipe, self.head = scale, recipe, head
         self.noise = Noise()
+        self.classifier = self._classifier(states) if recipe.labels.weight else None
         for name in ("mean", "std", "clock", "gap", "longest", "start", "reach"):
             self.register_buffer(f"data_{name}", getattr(scale, name).double())
         # Python numbers, so that no step has to ask the device: all in the model's clock.
-        self.usual_gap = (scale.gap / scale.clock).item()
+        self.usual_gap, self.clock = (scale.gap / scale.clock).item(), scale.clock.item()
         self._held: list[Tensor] = []
+        self._activity = Activity()
         self.latest: dict[str, float] = {}  # what was logged last of training
         self.seed = 0  # of all noise; set by the run
 
     # ---- what a leaf gives, in standardised units ---------------------------------------------------
 
     @abstractmethod
-    def _loss_terms(self, series: TimeSeries) -> LossTerms:
+    def _loss_terms(self, series: TimeSeries, samples: int) -> LossTerms:
         """The model's own negative ELBO or NLL of the scored values, each part (batch,), in nats."""
 
     @abstractmethod
@@ -81,12 +86,27 @@ class SequenceModel(pl.LightningModule, ABC):
     def _predict(self, series: TimeSeries, samples: int) -> Prediction:
         """Draws at every point that counts; reads what is seen alone. At padding anything finite."""
 
+    def _filter_bound(self, series: TimeSeries, samples: int) -> Float[Tensor, " batch"]:
+        """The particle filter's bound on log p(scored values); of models with a latent at every step."""
+        raise ValueError(
+            f"objective=fivo needs a model with a latent at every step, {type(self).__name__} has none; "
+            "choose model=vrnn, or objective=iwae."
+        )
+
+    def _classifier(self, states: int) -> Classifier:
+        if not self.scale.classes or not states:
+            what = (
+                "the data set has no labels" if states else f"{type(self).__name__} gives no states to tell them from"
+            )
+            raise ValueError(f"labels are asked for, but {what}; set labels=none.")
+        return Classifier(states, self.recipe.labels.width, len(self.scale.classes), self.scale.labels_of_points)
+
     # ---- what users call, in the data's units ---------------------------------------------------------
 
     def loss_terms(self, batch: TimeSeries) -> LossTerms:
-        """The negative ELBO (or NLL) of the scored values: nll and kl, each (batch,), in nats a series."""
-        terms = self._loss_terms(self.standardise(batch))
-        return LossTerms(terms.nll + self._log_det(batch).to(terms.nll), terms.kl)
+        """The objective (negative ELBO, or NLL) of the scored values: nll and kl, each (batch,), nats a series."""
+        terms = self.recipe.objective(self, self.standardise(batch))
+        return replace(terms, nll=terms.nll + self._log_det(batch).to(terms.nll))
 
     def log_weights(self, batch: TimeSeries, samples: int) -> Float[Tensor, "samples batch"]:
         """log p(x, z_s) - log q(z_s | x), in nats; logmeanexp over samples bounds log p(x) from below.
@@ -115,6 +135,15 @@ class SequenceModel(pl.LightningModule, ABC):
         paths = standard.paths.double() * std + mean
         return Prediction(torch.where(given.seen, given.values.to(paths), paths), density)
 
+    def classify(self, batch: TimeSeries, samples: int = 10) -> Float[Tensor, "batch *time classes"]:
+        """Probability of each class, of the series or of its points (as the labels were), from what is seen."""
+        if self.classifier is None:
+            raise ValueError("the model was fitted without labels; train it with labels=learn.")
+        seen = replace(batch, scored=batch.seen)
+        with torch.no_grad():
+            terms = self._loss_terms(self.standardise(seen), samples)
+        return self.classifier(terms.states, seen.counts).softmax(-1).mean(0)
+
     def standardise(self, batch: TimeSeries) -> TimeSeries:
         """The batch in the model's units and precision; its times count from the window's start (float64)."""
         if batch.values.shape[-1] != self.scale.dim:
@@ -129,7 +158,19 @@ class SequenceModel(pl.LightningModule, ABC):
             times=(batch.times - start) / self.data_clock,
             window=(batch.window - self.data_start) / self.data_clock,
             values=values.to(self.dtype_of_weights),
+            longest_gap=None if batch.longest_gap is None else batch.longest_gap / self.clock,
+            longest_seen_gap=None if batch.longest_seen_gap is None else batch.longest_seen_gap / self.clock,
         )
+
+    def _label_loss(self, terms: LossTerms, batch: TimeSeries) -> Tensor:
+        """Cross-entropy, in nats a label."""
+        assert self.classifier is not None
+        if terms.states is None or batch.labels is None:
+            raise ValueError("labels are to be learned, but this batch has none; set labels=none.")
+        logits = self.classifier(terms.states, batch.counts)
+        labels = batch.labels.expand(logits.shape[:-1])
+        each = cross_entropy(logits.movedim(-1, 1), labels, ignore_index=-1, reduction="sum")
+        return each / (labels >= 0).sum().clamp(min=1)
 
     @property
     def dtype_of_weights(self) -> torch.dtype:
@@ -160,6 +201,8 @@ class SequenceModel(pl.LightningModule, ABC):
         beta = self.recipe.beta(self.global_step, self._total_steps)
         nll, kl = terms.nll.sum() / count, terms.kl.sum() / count
         loss = nll + beta * kl
+        if self.classifier is not None:
+            loss = loss + self.recipe.labels.weight * self._label_loss(terms, batch)
         self._held.append(torch.stack([loss, nll, kl]).detach())
         return loss
 
@@ -194,7 +237,14 @@ class SequenceModel(pl.LightningModule, ABC):
         nll, kl = terms.nll.sum() / count, terms.kl.sum() / count
         # Weighing each batch's mean by its count makes the epoch's number a mean over all scored values.
         named = {f"{split}/loss": nll + kl, f"{split}/nll": nll, f"{split}/kl": kl}
+        self._activity.add(terms.latents)
         self.log_dict(named, batch_size=int(count), sync_dist=self.trainer.world_size > 1)
+
+    def on_validation_epoch_end(self) -> None:
+        found, self._activity = self._activity.result(), Activity()
+        if self.logger and not self.trainer.sanity_checking:
+            named = {f"latent/{name}": value for name, value in found.items()}
+            self.logger.log_metrics(named, self.global_step)
 
     @property
     def _total_steps(self) -> int:
@@ -216,3 +266,5 @@ class SequenceModel(pl.LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["channels"] = list(self.scale.channels)
         checkpoint["support"] = self.scale.support
+        checkpoint["classes"] = list(self.scale.classes)
+        checkpoint["labels_of_points"] = self.scale.labels_of_points

@@ -3,12 +3,11 @@
 from abc import abstractmethod
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from vrnn_lab.likelihoods import Gaussian
+from vrnn_lab.likelihoods import Density
 from vrnn_lab.models.base import Prediction, SequenceModel
-from vrnn_lab.networks import gap_features, rnn_inputs
 from vrnn_lab.series import TimeSeries, compact, gaps, put_back
 
 
@@ -16,58 +15,66 @@ class StepModel(SequenceModel):
     """A model by the chain rule: the term at a point may read every value known before it.
 
     A leaf says how its state moves on (`_remember`) and what it says of the next point (`_emit`); at queries
-    prediction feeds the model's own draws back. RNN-like leaves have latent size 0.
+    prediction feeds the model's own draws back. Leaves without latents have latent size 0.
     """
 
     causal = True
-    width: int  # of the state
     latent: int = 0  # dimensions a step
 
     @abstractmethod
-    def _remember(self, inputs: Tensor, latent: Tensor, state: Tensor) -> Tensor:
-        """s_i from the point before ([x, known, features of the gap to point i], z) and s_{i-1}."""
+    def _start(self, like: Tensor, *rows: int) -> Float[Tensor, "*rows state"]:
+        """The state before anything is known."""
+
+    @abstractmethod
+    def _remember(
+        self, values: Tensor, known: Tensor, gap: Tensor, latent: Tensor, state: Tensor
+    ) -> Float[Tensor, "... state"]:
+        """s_i from the point before (values, which of them are known, z), the gap to point i and s_{i-1}."""
 
     @abstractmethod
     def _emit(
         self, state: Tensor, values: Tensor, seen: Tensor, noise: Tensor
-    ) -> tuple[Gaussian, Float[Tensor, "... latent"]]:
+    ) -> tuple[Density, Float[Tensor, "... latent"]]:
         """p(x_i | s_i, z_i) and z_i, drawn with standard normal noise given what is seen of point i."""
 
-    def _state(self, like: Float[Tensor, "samples batch dim"]) -> Tensor:
-        return like.new_zeros(*like.shape[:2], self.width)
+    def _before(self, series: TimeSeries) -> tuple[Tensor, Tensor, Tensor]:
+        """For each step of compacted rows the point before it (values, known), and the gap up to it (batch, time, 1).
 
-    def _inputs(
-        self, values: Float[Tensor, "batch time dim"], known: Bool[Tensor, "batch time dim"], gap: Tensor
-    ) -> Float[Tensor, "batch time inputs"]:
-        """Inputs of every step: the point before it (nothing before the first) and the gap up to it."""
-        before = torch.zeros_like(values[:, :1])
-        values = torch.cat([before, values[:, :-1]], 1)
-        known = torch.cat([before.bool(), known[:, :-1]], 1)
-        return rnn_inputs(values, known, gap)
+        Before the first there is nothing. One more step follows the last point: where all of it is taken in.
+        """
+        nothing = torch.zeros_like(series.values[:, :1])
+        known = series.known.to(series.values)
+        gap = torch.cat([self._gap(series), nothing[:, :, 0]], 1)
+        return torch.cat([nothing, series.values * known], 1), torch.cat([nothing, known], 1), gap[..., None]
 
     def _gap(self, series: TimeSeries) -> Tensor:
         """Gaps of compacted rows, in usual gaps."""
         return (gaps(series.times, series.counts) / self.usual_gap).to(series.values.dtype)
 
+    def _longest(self, series: TimeSeries) -> float | None:
+        """A bound on them that needs no look at the device."""
+        if series.longest_gap is None or not series.in_training:
+            return None
+        return series.longest_gap / self.usual_gap
+
     def _predict(self, series: TimeSeries, samples: int) -> Prediction:
         series, index = compact(series, series.counts)
         batch, time, dim = series.values.shape
-        fed = series.known  # at a query all channels are drawn and fed back
         draws = self.noise.at_points("value", series, samples, self.head.draws, series.values).unbind(2)
         latents = self.noise.at_points("latent", series, samples, self.latent, series.values).unbind(2)
         spread = (samples, batch, dim)
         values, seen = series.values.unbind(1), series.seen.unbind(1)
-        gap, known = gap_features(self._gap(series)).unbind(1), fed.to(series.values).unbind(1)
+        # At a query all channels are drawn and fed back.
+        gap, known = self._gap(series)[..., None].unbind(1), series.known.to(series.values).unbind(1)
         x, flag = series.values.new_zeros(spread), series.values.new_zeros(spread)
-        latent, state = x.new_zeros(samples, batch, self.latent), self._state(x)
+        latent, state = x.new_zeros(samples, batch, self.latent), self._start(x, samples, batch)
         paths, densities = [], []
         for i in range(time):
-            inputs = torch.cat([x, flag, gap[i].expand(samples, -1, -1)], -1)
-            state = self._remember(inputs, latent, state)
+            state = self._remember(x, flag, gap[i].expand(samples, -1, -1), latent, state)
             density, latent = self._emit(state, values[i].expand(spread), seen[i].expand(spread), latents[i])
-            x = torch.where(seen[i], values[i], density.draw(draws[i]))
+            density = density.given(values[i].expand(spread), seen[i].expand(spread))
             flag = known[i].expand(spread)
-            x = x * flag
+            x = torch.where(seen[i], values[i], density.draw(draws[i])) * flag
             paths.append(x)
             densities.append(density)
         unmove = lambda steps: put_back(torch.stack(steps, 2), index, 2)

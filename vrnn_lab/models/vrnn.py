@@ -1,21 +1,24 @@
 """The variational recurrent network."""
 
+from typing import Literal
+
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vrnn_lab.checks import Count, Natural
-from vrnn_lab.losses import LossTerms, Normal
+from vrnn_lab.losses import Latents, LossTerms, Normal, log_mean_exp
 from vrnn_lab.models.steps import StepModel
 from vrnn_lab.networks import ACTIVATIONS, GAP_FEATURES, Activation, Memory, gap_features, mlp
 from vrnn_lab.recipe import Recipe
-from vrnn_lab.series import Scale, TimeSeries, compact
+from vrnn_lab.series import Scale, TimeSeries, compact, put_back
 
 
 class VRNN(StepModel):
     """A latent variable at every step of an RNN (Chung et al. 2015, arXiv 1506.02216, eq. 5 to 11).
 
     s_i = GRU([phi_x(x_{i-1}, known_{i-1}), gap_i, phi_z(z_{i-1})], s_{i-1})    (the paper's h_{i-1}, told the gap)
-    prior      z_i ~ N(phi_prior(s_i))
+    prior      z_i ~ N(phi_prior(s_i)), or N(0, I) with prior=standard (the paper's VRNN-I)
     posterior  z_i ~ N(phi_enc(phi_x(x_i, known_i), s_i))
     output     x_i ~ head(phi_dec(phi_z(z_i), s_i))
 
@@ -31,84 +34,144 @@ class VRNN(StepModel):
         width: Count = 64,
         latent: Count = 16,
         depth: Natural = 1,
+        feature_width: Count = 64,
+        feature_depth: Natural = 1,
+        prior: Literal["learned", "standard"] = "learned",
         activation: Activation = "tanh",
-        samples: Count = 1,
     ):
-        super().__init__(scale, recipe, head(scale))
-        self.width, self.latent, self.samples = width, latent, samples
+        super().__init__(scale, recipe, head(scale), states=feature_width + width)
+        self.width, self.latent = width, latent
         self.activation = ACTIVATIONS[activation]()
-        self.phi_x = mlp(2 * scale.dim, width, width, depth, activation)
-        self.phi_z = mlp(latent, width, width, depth, activation)
-        self.memory = Memory(width + GAP_FEATURES, width)
-        self.gates_of_z = nn.Linear(width, 3 * width, bias=False)
-        self.posterior_of_x = nn.Linear(width, width)
+        self.phi_x = mlp(2 * scale.dim, feature_width, feature_width, feature_depth, activation)
+        self.phi_z = mlp(latent, feature_width, feature_width, feature_depth, activation)
+        self.memory = Memory(feature_width + GAP_FEATURES, width)
+        self.gates_of_z = nn.Linear(feature_width, 3 * width, bias=False)
+        self.posterior_of_x = nn.Linear(feature_width, width)
         self.posterior_of_state = nn.Linear(width, width, bias=False)
         self.posterior_out = nn.Linear(width, 2 * latent)
-        self.prior = mlp(width, width, 2 * latent, depth, activation)
-        self.output = mlp(2 * width, width, self.head.width, depth, activation)
+        self.prior = mlp(width, width, 2 * latent, depth, activation) if prior == "learned" else None
+        self.output = mlp(feature_width + width, width, self.head.width, depth, activation)
 
     def _features(self, values: Tensor, known: Tensor) -> Tensor:
-        return self.activation(self.phi_x(torch.cat([values, known.to(values)], -1)))
+        return self.activation(self.phi_x(torch.cat([values * known, known.to(values)], -1)))
+
+    def _features_of_z(self, z: Tensor) -> Tensor:
+        return self.activation(self.phi_z(z))
 
     def _posterior(self, from_x: Tensor, state: Tensor) -> Normal:
         return Normal.of(self.posterior_out(self.activation(from_x + self.posterior_of_state(state))))
 
-    def _gates_of(self, z: Tensor) -> Tensor:
-        return self.gates_of_z(self.activation(self.phi_z(z)))
+    def _prior(self, state: Tensor) -> Normal:
+        if self.prior is None:
+            return Normal.standard(state.new_zeros(*state.shape[:-1], self.latent))
+        return Normal.of(self.prior(state))
 
     def _density(self, from_z: Tensor, state: Tensor):
         return self.head(self.output(torch.cat([from_z, state], -1)))
 
-    def _terms(self, series: TimeSeries, samples: int):
-        """Per sample and series: log p(x | z), analytic KL, log p(z) - log q(z)."""
-        series, _ = compact(series, series.counts)
-        batch, time, _ = series.values.shape
+    def _prepare(self, series: TimeSeries) -> tuple[list[Tensor], list[Tensor]]:
+        """What does not depend on the state, by points: gates of the input, and x as the posterior sees it."""
         features = self._features(series.values, series.known)
         zero = torch.zeros_like(series.values[:, :1])
-        nothing = self._features(zero, zero)
-        before = torch.cat([nothing, features[:, :-1]], 1)
-        gap = gap_features(self._gap(series))
-        gates = self.memory.gates(torch.cat([before, gap], -1)).unbind(1)
-        from_x = self.posterior_of_x(features).unbind(1)
-        noise = self.noise.at_points("latent", series, samples, self.latent, features).unbind(2)
-        state = features.new_zeros(samples, batch, self.width)
-        gates_of_z = self._gates_of(features.new_zeros(self.latent))
+        before = torch.cat([self._features(zero, zero), features[:, :-1]], 1)
+        gates = self.memory.gates(torch.cat([before, gap_features(self._gap(series))], -1))
+        return list(gates.unbind(1)), list(self.posterior_of_x(features).unbind(1))
+
+    def _begin(self, series: TimeSeries, samples: int) -> tuple[Tensor, Tensor]:
+        """The first state, and the gates of the latent before the first."""
+        state = self._start(series.values, samples, len(series.ids))
+        return state, self.gates_of_z(self._features_of_z(state.new_zeros(self.latent)))
+
+    def _terms(self, series: TimeSeries, samples: int):
+        """(p(x | z) of each point, posterior, prior, z, states for labels), of compacted rows."""
+        gates, from_x = self._prepare(series)
+        noise = self.noise.at_points("latent", series, samples, self.latent, series.values).unbind(2)
+        state, gates_of_z = self._begin(series, samples)
         states, raw, draws, from_z = [], [], [], []
-        for i in range(time):
-            state = self.memory(gates[i] + gates_of_z, state)
-            posterior = self._posterior(from_x[i], state)
-            z = posterior.draw(noise[i])
-            feature = self.activation(self.phi_z(z))
+        for gate, x, each in zip(gates, from_x, noise, strict=True):
+            state = self.memory(gate + gates_of_z, state)
+            posterior = self._posterior(x, state)
+            z = posterior.draw(each)
+            feature = self._features_of_z(z)
             gates_of_z = self.gates_of_z(feature)
             states.append(state)
             raw.append(posterior)
             draws.append(z)
             from_z.append(feature)
-        state, z = torch.stack(states, 2), torch.stack(draws, 2)
+        state, feature = torch.stack(states, 2), torch.stack(from_z, 2)
         posterior = Normal(torch.stack([p.mean for p in raw], 2), torch.stack([p.log_std for p in raw], 2))
-        prior = Normal.of(self.prior(state))
-        density = self._density(torch.stack(from_z, 2), state)
-        real = series.counts
-        log_prob = density.log_prob(series.values, series.scored).sum(2)
-        kl = torch.where(real, posterior.kl(prior), 0).sum(2)
-        ratio = torch.where(real, prior.log_prob(z) - posterior.log_prob(z), 0).sum(2)
-        return log_prob, kl, ratio
+        density = self._density(feature, state)
+        return density, posterior, self._prior(state), torch.stack(draws, 2), torch.cat([feature, state], -1)
 
-    def _loss_terms(self, series):
-        log_prob, kl, _ = self._terms(series, self.samples)
-        return LossTerms(-log_prob.mean(0), kl.mean(0))
+    def _loss_terms(self, series, samples):
+        series, index = compact(series, series.counts)
+        density, posterior, prior, _, states = self._terms(series, samples)
+        kl = torch.where(series.counts[..., None], posterior.kl_each(prior), 0).sum(2).mean(0)
+        shift = posterior.shift(prior).detach()
+        latents = Latents(kl.detach(), shift, series.counts.expand(shift.shape[:-1]))
+        log_prob = density.log_prob(series.values, series.scored).sum(2).mean(0)
+        return LossTerms(-log_prob, kl.sum(-1), latents, put_back(states, index, 2))
 
     def _log_weights(self, series, samples):
-        log_prob, _, ratio = self._terms(series, samples)
-        return log_prob + ratio
+        series, _ = compact(series, series.counts)
+        density, posterior, prior, z, _ = self._terms(series, samples)
+        ratio = torch.where(series.counts, prior.log_prob(z) - posterior.log_prob(z), 0)
+        return (density.log_prob(series.values, series.scored) + ratio).sum(2)
 
-    def _remember(self, inputs, latent, state):
-        dim = self.scale.dim
-        values, known, gap = inputs.split([dim, dim, GAP_FEATURES], -1)
-        gates = self.memory.gates(torch.cat([self._features(values, known), gap], -1))
-        return self.memory(gates + self._gates_of(latent), state)
+    def _filter_bound(self, series, samples):
+        """FIVO (Maddison et al. 2017, arXiv 1705.09279): particles are resampled where their effective number halves.
+
+        Gradients do not go through the choice of ancestors, as in the paper.
+        """
+        series, _ = compact(series, series.counts)
+        gates, from_x = self._prepare(series)
+        noise = self.noise.at_points("latent", series, samples, self.latent, series.values).unbind(2)
+        chance = torch.special.ndtr(self.noise.at_points("ancestor", series, 1, 1, series.values))[0, :, :, 0].unbind(
+            1
+        )
+        state, gates_of_z = self._begin(series, samples)
+        gates_of_z = gates_of_z.expand(*state.shape[:2], -1)
+        weight, bound = state.new_zeros(state.shape[:2]), state.new_zeros(state.shape[1])
+        for i in range(len(gates)):
+            state = self.memory(gates[i] + gates_of_z, state)
+            posterior, prior = self._posterior(from_x[i], state), self._prior(state)
+            z = posterior.draw(noise[i])
+            feature = self._features_of_z(z)
+            log_prob = self._density(feature, state).log_prob(series.values[:, i], series.scored[:, i])
+            weight = weight + torch.where(
+                series.counts[:, i], log_prob + prior.log_prob(z) - posterior.log_prob(z), 0
+            )
+            gates_of_z = self.gates_of_z(feature)
+            ancestors, resampled = choose_ancestors(weight.detach(), chance[i])
+            bound = bound + torch.where(resampled, log_mean_exp(weight), 0)
+            weight = torch.where(resampled, 0, weight)
+            follow = lambda x: x.gather(0, ancestors[..., None].expand(-1, -1, x.shape[-1]))  # noqa: B023 - used at once
+            state, gates_of_z = follow(state), follow(gates_of_z)
+        return bound + log_mean_exp(weight)
+
+    def _start(self, like, *rows):
+        return like.new_zeros(*rows, self.width)
+
+    def _remember(self, values, known, gap, latent, state):
+        inputs = torch.cat([self._features(values, known), gap_features(gap[..., 0])], -1)
+        return self.memory(self.memory.gates(inputs) + self.gates_of_z(self._features_of_z(latent)), state)
 
     def _emit(self, state, values, seen, noise):
         posterior = self._posterior(self.posterior_of_x(self._features(values, seen)), state)
-        latent = posterior.where(seen.any(-1, keepdim=True), Normal.of(self.prior(state))).draw(noise)
-        return self._density(self.activation(self.phi_z(latent)), state), latent
+        latent = posterior.where(seen.any(-1, keepdim=True), self._prior(state)).draw(noise)
+        return self._density(self._features_of_z(latent), state), latent
+
+
+def choose_ancestors(
+    log_weight: Float[Tensor, "samples batch"], chance: Float[Tensor, " batch"]
+) -> tuple[Tensor, Bool[Tensor, " batch"]]:
+    """Each particle's ancestor (samples, batch), by systematic resampling with one uniform a row, and which rows
+    resample: those whose effective number of particles is below half of them. The others keep their own."""
+    count = len(log_weight)
+    weight = log_weight.softmax(0)
+    resampled = 1 / weight.square().sum(0) < count / 2
+    place = (torch.arange(count, device=chance.device)[None] + chance[:, None]) / count
+    ends = weight.cumsum(0).T.contiguous()
+    chosen = torch.searchsorted(ends / ends[:, -1:], place).clamp(max=count - 1).T
+    own = torch.arange(count, device=chance.device)[:, None].expand_as(chosen)
+    return torch.where(resampled, chosen, own), resampled

@@ -1,0 +1,69 @@
+"""What models with one latent code of the seen values have in common."""
+
+from abc import abstractmethod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vrnn_lab.likelihoods import Density
+from vrnn_lab.losses import Latents, LossTerms, Normal
+from vrnn_lab.models.base import Prediction, SequenceModel
+from vrnn_lab.series import TimeSeries
+
+
+class PathModel(SequenceModel):
+    """z ~ N(0, I), x_i ~ p(x_i | z, t_i) independently; the posterior q(z | seen) reads only what is seen.
+
+    A leaf gives the posterior (`_encode`), of one z a series or one a point, the states that z lays out at every
+    point (`_states`) and what they say of it (`_decode`).
+    """
+
+    latent: int
+
+    @abstractmethod
+    def _encode(self, series: TimeSeries) -> Normal:
+        """q(z | seen): tensors (batch, latent), or (batch, time, latent); the prior where nothing is seen."""
+
+    @abstractmethod
+    def _states(
+        self, series: TimeSeries, z: Float[Tensor, "samples batch *time latent"]
+    ) -> Float[Tensor, "samples batch time state"]:
+        """What z says of every point."""
+
+    @abstractmethod
+    def _decode(self, states: Float[Tensor, "samples batch time state"]) -> Density:
+        """p(x_i | z)."""
+
+    def _draw(self, posterior: Normal, series: TimeSeries, samples: int) -> Tensor:
+        noise = self.noise.of_series if posterior.mean.ndim == 2 else self.noise.at_points
+        return posterior.draw(noise("latent", series, samples, self.latent, posterior.mean))
+
+    def _log_likelihood(self, series: TimeSeries, z: Tensor) -> tuple[Float[Tensor, "samples batch"], Tensor]:
+        """log p(scored | z), and the states."""
+        states = self._states(series, z)
+        return self._decode(states).log_prob(series.values, series.scored).sum(2), states
+
+    def _loss_terms(self, series, samples):
+        posterior = self._encode(series)
+        prior = Normal.standard(posterior.mean)
+        log_prob, states = self._log_likelihood(series, self._draw(posterior, series, samples))
+        there = series.counts if posterior.mean.ndim == 3 else torch.ones_like(series.ids, dtype=torch.bool)
+        each = torch.where(there[..., None], posterior.kl_each(prior), 0)
+        kl = each.sum(1) if each.ndim == 3 else each
+        latents = Latents(kl.detach(), posterior.shift(prior).detach(), there)
+        return LossTerms(-log_prob.mean(0), kl.sum(-1), latents, states)
+
+    def _log_weights(self, series, samples):
+        posterior = self._encode(series)
+        z = self._draw(posterior, series, samples)
+        ratio = Normal.standard(z).log_prob(z) - posterior.log_prob(z)
+        if ratio.ndim == 3:
+            ratio = torch.where(series.counts, ratio, 0).sum(2)
+        return self._log_likelihood(series, z)[0] + ratio
+
+    def _predict(self, series, samples):
+        density = self._decode(self._states(series, self._draw(self._encode(series), series, samples)))
+        density = density.given(series.values.expand(density.mean.shape), series.seen.expand(density.mean.shape))
+        noise = self.noise.at_points("value", series, samples, self.head.draws, density.mean)
+        return Prediction(density.draw(noise), density)
