@@ -19,6 +19,8 @@ CHOICES = [(group, option) for group in groups() for option in options(group)]
 @pytest.mark.parametrize(("group", "option"), CHOICES)
 def test_every_option_composes_and_fits_its_constructor(group, option):
     extra = ["data.path=some.csv"] if (group, option) == ("data", "table") else []
+    # A part of a model is composed with one that has such a part.
+    extra += {"model/cell": ["model=rnn"]}.get(group, [])
     config = compose([f"{group}={option}", *extra])
     check(config)
 
