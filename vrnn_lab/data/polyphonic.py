@@ -86,10 +86,16 @@ def _split(path: Path, name: str, cells: NDArray) -> Ragged:
         raise ValueError(f"data.path={path}: {name} holds no cells with a roll each; {SOURCE}.")
     rolls = list(cells.ravel())
     for number, roll in enumerate(rolls, 1):
-        if roll.ndim != 2 or roll.shape[1] != len(NOTES) or not len(roll) or not np.isin(roll, (0, 1)).all():
+        if not _is_roll(roll):
             raise ValueError(
-                f"data.path={path}: roll {number} of {name} is {roll.shape} with values {np.unique(roll)[:5]}; "
-                f"expected zeros and ones, (time, {len(NOTES)}), a column for each MIDI note from {NOTES[0]} to "
-                f"{NOTES[-1]}. Move other notes by octaves, or leave them out."
+                f"data.path={path}: roll {number} of {name} is none ({np.shape(roll)}); expected zeros and ones, "
+                f"(time, {len(NOTES)}), a column for each MIDI note from {NOTES[0]} to {NOTES[-1]}. Move other notes "
+                "by octaves, or leave them out."
             )
     return in_steps(rolls, [f"{name} {i}" for i in range(1, len(rolls) + 1)])
+
+
+def _is_roll(cell) -> bool:
+    if not isinstance(cell, np.ndarray) or cell.dtype.kind not in "buif" or cell.shape[1:] != (len(NOTES),):
+        return False
+    return len(cell) > 0 and bool(np.isin(cell, (0, 1)).all())
