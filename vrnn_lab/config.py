@@ -178,8 +178,8 @@ def target(name: str, path: str) -> Any:
         ) from error
     if not name.startswith(TRUSTED) and not _is_ours(found):
         raise ConfigError(
-            f"{path}._target_={name} is none of vrnn_lab's models, data sets, tasks, heads, cells or encoders, nor a subclass "
-            "of their contracts; such a target could run anything, so it is refused."
+            f"{path}._target_={name} is none of vrnn_lab's models, data sets, tasks, heads, cells or encoders, "
+            "nor a subclass of their contracts; such a target could run anything, so it is refused."
         )
     return found
 
