@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 from numpy.typing import NDArray
 from torch import Tensor
 from torchdiffeq import odeint
@@ -68,12 +68,12 @@ class OdeDemo(SeriesData):
             "test": Ragged.of(times[2:], values[2:], clean=clean[2:], first_id=count + 1),
         }
 
-    def field(self, state: Float[Tensor, "*shape 2"]) -> Float[Tensor, "*shape 2"]:
-        """The true y' at some states."""
-        return state**3 @ torch.tensor(A).to(state)
+    def field(self, state: Tensor) -> Tensor:
+        """The true y' at some states, both (..., 2)."""
+        return state**3 @ state.new_tensor(A)
 
     def curves(self, start: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(series, points, 2): the curves from some starting points (series, 2), to about ten digits."""
+        """(series, points, 2): the curves from some starting points (series, 2), right to 1e-6."""
         times = torch.linspace(0, LENGTH, self.points, dtype=torch.float64)
         solved: Float64[Tensor, "points series 2"] = odeint(  # pyright: ignore
             lambda time, state: self.field(state),
