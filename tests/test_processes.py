@@ -21,7 +21,7 @@ from vrnn_lab.tasks import Density, Forecast, Interpolate
 
 def log_p(data, times, values, window=None) -> float:
     """The exact log p of one series: times (time,), values (time, dim)."""
-    values = np.reshape(values, (1, len(times), len(data.channels)))
+    values = np.asarray(values).reshape(1, len(times), len(data.channels))
     batch = series_of(np.reshape(times, (1, -1)), values, window=window)
     return data.exact(batch)[0].item()
 
