@@ -200,11 +200,12 @@ class Batches:
 class SeriesData(pl.LightningDataModule, ABC):
     """A data set: a leaf names its channels and makes its three splits."""
 
-    support: ClassVar[str] = "real"
+    support: str = "real"  # real, binary or events: what values are
     time_unit: str = ""
     units: tuple[str, ...] = ()  # of each channel, where they are known
     classes: tuple[str, ...] = ()  # names of the classes that labels count from 0
     phase_plane: ClassVar[bool] = False  # two channels that are coordinates of one plane
+    image: tuple[int, int] | None = None  # (rows, columns), where a point's channels are the pixels of one
     noise_std: float | None = None  # of the observations, where it is known
 
     def __init__(self, batch_size: Count = 50, seed: Natural = 0):
