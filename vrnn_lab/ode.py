@@ -96,7 +96,7 @@ class Solver:
 
 
 def rk4_step(field: Field, state: Tensor, slope: Tensor, step: Float[Tensor, "..."]) -> Tensor:
-    """The state one step on, by the classical Runge-Kutta method; its first stage is the slope, the field at `state`."""
+    """The state one step on, by the classical Runge-Kutta method; `slope` is the field at `state`."""
     time = state.new_zeros(())
     two = field(time, torch.addcmul(state, slope, step / 2))
     three = field(time, torch.addcmul(state, two, step / 2))
@@ -160,9 +160,10 @@ class Ticks:
         tick = torch.arange(most, device=gap.device).expand(len(gap), -1).contiguous()
         place = torch.searchsorted(after, tick, right=True).clamp(max=gap.shape[1] - 1)
         done = tick - pick(after - count, place)
-        whole, left = pick(gap, place), pick(count, place) - 1 - done
-        rest = torch.where(left == 0, whole.abs() - done * step, torch.where(left > 0, step, 0.0))
-        return cls(place, done == 0, rest * whole.sign(), after - count, after - 1)
+        whole, later = pick(gap, place), pick(count, place) - 1 - done
+        rest = whole.abs() - done * step
+        length = torch.where(later > 0, rest.clamp(max=step), torch.where(later == 0, rest, 0))
+        return cls(place, done == 0, length * whole.sign(), after - count, after - 1)
 
 
 def ticks_in_training(places: int, reach: float, step: float, longest: float | None = None) -> int:

@@ -12,7 +12,7 @@ from vrnn_lab.models.base import Prediction, SequenceModel
 from vrnn_lab.networks import Activation, VectorField
 from vrnn_lab.ode import through, ticks_in_training
 from vrnn_lab.recipe import Recipe
-from vrnn_lab.series import Scale, TimeSeries, compact, pick, put_back
+from vrnn_lab.series import Scale, TimeSeries, compact, put_back
 
 
 class NeuralODE(SequenceModel):
@@ -46,8 +46,8 @@ class NeuralODE(SequenceModel):
         super().__init__(scale, recipe, head(scale), states=scale.dim)
         if not isinstance(self.head, OneScaleHead) or self.head.width != scale.dim:
             raise ValueError(
-                "the state of a neural ODE is the data themselves, so its head has no more than a location to be told; "
-                "choose head=gaussian or head=laplace with head.noise=channel or global, or model=latent_ode."
+                "the state of a neural ODE is the data themselves, one location a channel, and this head wants more; "
+                "choose model/head=gaussian or laplace with model.head.noise=channel or global, or model=latent_ode."
             )
         self.field = VectorField(scale.dim, width, depth, activation, rate, power)
         self.first = nn.Parameter(torch.zeros(scale.dim))
