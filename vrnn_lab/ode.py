@@ -5,6 +5,9 @@ directions. Between nodes it is the cubic Hermite interpolant of node values and
 error is O(step^4), as that of the Runge-Kutta step. The cost is that of the nodes, whatever number of
 distinct times the batch asks for. Where the nodes lie depends on no query, so asking more (or farther)
 changes no other answer.
+
+Where a state jumps at each row's own points and follows the ODE in between (`through`), every row walks its own
+way: step lengths are a function of its own gaps alone, and a batch takes as many ticks as its longest row.
 """
 
 from collections.abc import Callable
@@ -13,9 +16,11 @@ from math import ceil
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 from torchdiffeq import odeint, odeint_adjoint
+
+from vrnn_lab.series import pick
 
 Field = Callable[[Float[Tensor, ""], Float[Tensor, "*rows state"]], Float[Tensor, "*rows state"]]
 Method = Literal["rk4", "euler", "midpoint", "dopri5", "dopri8", "bosh3"]
@@ -90,18 +95,23 @@ class Solver:
         return Path(states, slopes, step, before)
 
 
+def rk4_step(field: Field, state: Tensor, slope: Tensor, step: Float[Tensor, "..."]) -> Tensor:
+    """The state one step on, by the classical Runge-Kutta method; `slope` is the field at `state`."""
+    time = state.new_zeros(())
+    two = field(time, torch.addcmul(state, slope, step / 2))
+    three = field(time, torch.addcmul(state, two, step / 2))
+    four = field(time, torch.addcmul(state, three, step))
+    return torch.addcmul(state, slope + 2 * (two + three) + four, step / 6)
+
+
 def rk4(field: Field, start: Tensor, step: float, count: int) -> tuple[Tensor, Tensor]:
-    """The classical Runge-Kutta method; its first stage is the slope that Hermite reading needs anyway."""
-    time = start.new_zeros(())
+    """States and slopes at `count` + 1 nodes; a step's first stage is the slope that Hermite reading needs anyway."""
+    time, each = start.new_zeros(()), start.new_full((), step)
     state, states, slopes = start, [start], []
     for _ in range(count):
-        one = field(time, state)
-        two = field(time, torch.add(state, one, alpha=step / 2))
-        three = field(time, torch.add(state, two, alpha=step / 2))
-        four = field(time, torch.add(state, three, alpha=step))
-        state = state + (step / 6) * (one + 2 * (two + three) + four)
+        slopes.append(field(time, state))
+        state = rk4_step(field, state, slopes[-1], each)
         states.append(state)
-        slopes.append(one)
     slopes.append(field(time, state))
     return torch.stack(states), torch.stack(slopes)
 
@@ -117,3 +127,75 @@ def steps_to_cover(elapsed: Float64[Tensor, "batch time"], step: float, least: i
             "are taken. Ask nearer times, or train on longer windows (or with fewer nodes)."
         )
     return after, before
+
+
+ROUNDING = 1e-4  # of a step: what a gap may be longer than its steps, and is made up by the last
+
+
+@dataclass(frozen=True)
+class Ticks:
+    """The steps that carry each row over its own gaps: full ones, and a shorter one to the end of each gap.
+
+    A gap of length zero has one tick, of length zero; so have rows that have arrived.
+    """
+
+    place: Int64[Tensor, "batch tick"]  # whose gap a tick is in
+    first: Bool[Tensor, "batch tick"]  # it is the gap's first
+    length: Float64[Tensor, "batch tick"]  # with the gap's sign
+    begin: Int64[Tensor, "batch place"]  # each gap's first tick
+    end: Int64[Tensor, "batch place"]  # and its last
+
+    @classmethod
+    def of(cls, gap: Float[Tensor, "batch place"], step: float, most: int | None = None) -> "Ticks":
+        """`most`: a bound on a row's ticks; without it the device is asked."""
+        gap = gap.double()
+        count = (gap.abs() / step - ROUNDING).ceil().clamp(min=1).long()
+        after = count.cumsum(1)
+        most = int(after[:, -1].max().item()) if most is None else most
+        if most > MOST_NODES:
+            raise ValueError(
+                f"a series takes {most} solver steps, and at most {MOST_NODES} are taken. Ask nearer times, or train "
+                "on longer windows (or with fewer nodes)."
+            )
+        tick = torch.arange(most, device=gap.device).expand(len(gap), -1).contiguous()
+        place = torch.searchsorted(after, tick, right=True).clamp(max=gap.shape[1] - 1)
+        done = tick - pick(after - count, place)
+        whole, later = pick(gap, place), pick(count, place) - 1 - done
+        rest = whole.abs() - done * step
+        length = torch.where(later > 0, rest.clamp(max=step), torch.where(later == 0, rest, 0))
+        return cls(place, done == 0, length * whole.sign(), after - count, after - 1)
+
+
+def ticks_in_training(places: int, reach: float, step: float, longest: float | None = None) -> int:
+    """A bound on a row's ticks that needs no look at the device: gaps add up to `reach`, none beyond `longest`."""
+    most = places + ceil(reach / step)
+    return most if longest is None else min(most, places * max(1, ceil(longest / step)))
+
+
+def through(
+    field: Field,
+    jump: Callable[[Float[Tensor, "batch told"], Float[Tensor, "batch state"]], Float[Tensor, "batch state"]],
+    told: Float[Tensor, "batch place told"],
+    gap: Float[Tensor, "batch place"],
+    start: Float[Tensor, "batch state"],
+    step: float,
+    most: int | None = None,
+) -> tuple[Float[Tensor, "batch place state"], Float[Tensor, "batch place state"]]:
+    """s_i = flow(j_i, gap_i), j_i = jump(told_i, s_{i-1}), for every place i: (j, s).
+
+    The flow is dz/dt = field(z) over each row's own gap (negative: back in time), in Runge-Kutta steps of `step`.
+    """
+    ticks = Ticks.of(gap, step, most)
+    time, state, jumped, arrived = start.new_zeros(()), start, [], []
+    each = zip(
+        pick(told, ticks.place).unbind(1),
+        ticks.first[..., None].unbind(1),
+        ticks.length[..., None].to(start.dtype).unbind(1),
+        strict=True,
+    )
+    for tell, first, length in each:
+        state = torch.where(first, jump(tell, state), state)
+        jumped.append(state)
+        state = rk4_step(field, state, field(time, state), length)
+        arrived.append(state)
+    return pick(torch.stack(jumped, 1), ticks.begin), pick(torch.stack(arrived, 1), ticks.end)

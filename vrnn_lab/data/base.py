@@ -90,14 +90,12 @@ class Ragged:
         times = np.where(lengths[:, None] > 0, times, self.windows[index][:, :1])
         known = real[..., None] & ~np.isnan(values)
         seen, scored = np.zeros_like(known), np.zeros_like(known)
-        gap = seen_gap = 0.0
+        gap = 0.0
         for row, (length, rng) in enumerate(zip(lengths, rngs, strict=False)):
             seen[row, :length], scored[row, :length] = task(
                 times[row, :length], known[row, :length], self.windows[index[row]], rng
             )
-            at_seen = times[row, seen[row].any(1)]
             gap = np.diff(times[row, (seen[row] | scored[row]).any(1)]).max(initial=gap)
-            seen_gap = np.diff(at_seen, prepend=self.windows[index[row], 0]).max(initial=seen_gap)
         clean = None if self.clean is None else torch.from_numpy(self.clean[place])
         labels = self.labels
         if labels is not None:
@@ -113,7 +111,6 @@ class Ragged:
             labels=None if labels is None else torch.from_numpy(labels),
             most_seen=int(seen.any(-1).sum(1).max(initial=0)),
             longest_gap=float(gap),
-            longest_seen_gap=float(seen_gap),
             in_training=in_training,
         )
 
