@@ -161,7 +161,7 @@ class Ticks:
         place = torch.searchsorted(after, tick, right=True).clamp(max=gap.shape[1] - 1)
         done = tick - pick(after - count, place)
         whole, later = pick(gap, place), pick(count, place) - 1 - done
-        rest = whole.abs() - done * step
+        rest = whole.abs() - done.double() * step  # a whole number times a float would be float32
         length = torch.where(later > 0, rest.clamp(max=step), torch.where(later == 0, rest, 0))
         return cls(place, done == 0, length * whole.sign(), after - count, after - 1)
 
