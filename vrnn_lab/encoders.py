@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
-from vrnn_lab.networks import CLOCK_FEATURES, Memory, clock_features
+from vrnn_lab.losses import Normal
+from vrnn_lab.networks import CLOCK_FEATURES, Activation, Memory, clock_features, mlp
 from vrnn_lab.series import Scale, TimeSeries, compact, pick
 
 
@@ -62,3 +63,17 @@ class GRUEncoder(Encoder):
 
     def _states(self, inputs, gap, longest):
         return self.memory.over(inputs)
+
+
+class Recognition(nn.Module):
+    """q(z | seen) of one z a series, from an encoder's summary; N(0, I) where nothing is seen."""
+
+    def __init__(self, encoder: Encoder, latent: int, width: int, activation: Activation):
+        super().__init__()
+        self.encoder = encoder
+        self.posterior = mlp(encoder.summary, width, 2 * latent, 1, activation)
+
+    def forward(self, series: TimeSeries, elapsed: Float64[Tensor, "batch time"]) -> Normal:
+        reading = self.encoder(series, elapsed)
+        posterior = Normal.of(self.posterior(reading.summary()))
+        return posterior.where(reading.count > 0, Normal.standard(posterior.mean))
