@@ -29,7 +29,6 @@ class RNNVAE(PathModel):
         scale: Scale,
         recipe: Recipe,
         head,
-        encoder=GRUEncoder,
         latent: Count = 8,
         width: Count = 64,
         encoder_width: Count = 64,
@@ -37,6 +36,7 @@ class RNNVAE(PathModel):
         decoder_depth: Natural = 1,
         activation: Activation = "tanh",
         nodes: Count = 20,
+        encoder=GRUEncoder,
     ):
         super().__init__(scale, recipe, head(scale), states=width)
         self.latent, self.step = latent, 1 / nodes
