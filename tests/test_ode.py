@@ -11,7 +11,9 @@ from vrnn_lab.ode import (
     Path,
     Solver,
     Ticks,
+    linear_read,
     rk4,
+    steps_in_training,
     steps_to_cover,
     through,
     ticks_in_training,
@@ -177,3 +179,31 @@ def test_the_error_over_gaps_falls_with_the_fourth_power_of_the_step():
 def test_gaps_that_are_too_long_are_an_error_that_names_the_limit():
     with pytest.raises(ValueError, match=str(MOST_NODES)):
         Ticks.of(torch.full((1, 1), 1e9, dtype=torch.float64), 0.1)
+
+
+@pytest.mark.parametrize("before", [0, 2])
+def test_a_linear_path_is_read_exactly_and_held_beyond_its_ends(before):
+    step, last = 0.25, 4
+    times = (torch.arange(last + 1, dtype=torch.float64) - before) * step
+    line = lambda t: torch.stack([3 - 2 * t, 5 * t], -1)
+    states = line(times)[:, None, None].expand(-1, 2, 4, -1)
+    elapsed = own_times(low=-2.0, high=2.0)
+    found = linear_read(states, step, before, elapsed)
+    expected = line(elapsed.clamp(times[0], times[-1])).expand(2, -1, -1, -1)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_linear_reading_at_the_nodes_is_the_nodes():
+    states = torch.randn(5, 2, 3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    elapsed = (0.5 * torch.arange(5, dtype=torch.float64)).expand(3, 5)
+    torch.testing.assert_close(linear_read(states, 0.5, 0, elapsed), states.permute(1, 2, 0, 3))
+
+
+@pytest.mark.parametrize(("windows", "steps"), [(0.0, 20), (0.4, 20), (1.0, 20), (1.01, 21), (3.0, 60)])
+def test_training_takes_the_steps_that_cover_its_longest_window(windows, steps):
+    assert steps_in_training(20, windows) == steps
+
+
+def test_training_windows_too_long_for_the_steps_are_refused():
+    with pytest.raises(ValueError, match="400 windows"):
+        steps_in_training(20, 400.0)

@@ -8,7 +8,8 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
 from vrnn_lab.checks import Count, Natural, Positive
-from vrnn_lab.networks import CLOCK_FEATURES, Activation, FlowingMemory, Memory, clock_features
+from vrnn_lab.losses import Normal
+from vrnn_lab.networks import CLOCK_FEATURES, Activation, FlowingMemory, Memory, clock_features, mlp
 from vrnn_lab.ode import ticks_in_training
 from vrnn_lab.series import Scale, TimeSeries, compact, pick
 
@@ -110,3 +111,19 @@ class ODERNNEncoder(Encoder):
         gap = torch.where(place < count, gap, 0)
         jumped, arrived = self.memory(inputs, gap, inputs.new_zeros(len(inputs), self.width), most)
         return jumped, pick(arrived, last_place(count))[:, 0]
+
+
+class Recognition(nn.Module):
+    """q(z | seen) of one z a series, from an encoder's summary; N(0, I) where nothing is seen."""
+
+    def __init__(self, encoder: Encoder, latent: int, width: int, activation: Activation):
+        super().__init__()
+        self.encoder = encoder
+        self.posterior = mlp(encoder.summary, width, 2 * latent, 1, activation)
+
+    def forward(
+        self, series: TimeSeries, elapsed: Float64[Tensor, "batch time"], reach: float | None = None
+    ) -> Normal:
+        reading = self.encoder(series, elapsed, reach)
+        posterior = Normal.of(self.posterior(reading.summary()))
+        return posterior.where(reading.count > 0, Normal.standard(posterior.mean))

@@ -26,6 +26,7 @@ Field = Callable[[Float[Tensor, ""], Float[Tensor, "*rows state"]], Float[Tensor
 Method = Literal["rk4", "euler", "midpoint", "dopri5", "dopri8", "bosh3"]
 ADAPTIVE = {"dopri5", "dopri8", "bosh3"}
 MOST_NODES = 100_000
+MOST_STEPS = 5000  # in one training step
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Path:
 
     def at(self, elapsed: Float64[Tensor, "batch time"]) -> Float[Tensor, "samples batch time state"]:
         """The state at each row's own times, counted from where the state was given."""
-        nodes, samples, batch, state = self.states.shape
+        nodes = len(self.states)
         place = elapsed / self.step + self.before
         left = place.floor().clamp(0, nodes - 2)
         s = (place - left).to(self.states.dtype)
@@ -50,14 +51,34 @@ class Path:
             s * (1 - s) ** 2 * self.step,
             s * s * (s - 1) * self.step,
         ]
-        # A product with a narrow matrix of weights: on CPU several times cheaper, backward, than a gather.
-        spread = s.new_zeros(*left.shape, 2 * nodes).scatter(
-            2,
-            torch.stack([left, left + 1, left + nodes, left + nodes + 1], 2),
-            torch.stack(weights, 2),
-        )
-        both = torch.cat([self.states, self.slopes]).permute(2, 0, 1, 3).reshape(batch, 2 * nodes, -1)
-        return torch.bmm(spread, both).view(batch, -1, samples, state).permute(2, 0, 1, 3)
+        places = torch.stack([left, left + 1, left + nodes, left + nodes + 1], 2)
+        return _mixed(torch.cat([self.states, self.slopes]), places, torch.stack(weights, 2))
+
+
+def linear_read(
+    states: Float[Tensor, "nodes samples batch state"],
+    step: float,
+    before: int,
+    elapsed: Float64[Tensor, "batch time"],
+) -> Float[Tensor, "samples batch time state"]:
+    """As `Path.at`, linear between nodes, for paths without derivatives; beyond the ends the end's state."""
+    place = (elapsed / step + before).clamp(0, len(states) - 1)
+    left = place.floor().clamp(max=len(states) - 2)
+    s, left = (place - left).to(states.dtype), left.long()
+    return _mixed(states, torch.stack([left, left + 1], 2), torch.stack([1 - s, s], 2))
+
+
+def _mixed(
+    nodes: Float[Tensor, "nodes samples batch state"],
+    places: Int64[Tensor, "batch time few"],
+    weights: Float[Tensor, "batch time few"],
+) -> Float[Tensor, "samples batch time state"]:
+    """The sum of a few nodes, each with its weight, for each row and time."""
+    count, samples, batch, state = nodes.shape
+    # A product with a narrow matrix of weights: on CPU several times cheaper, backward, than a gather.
+    spread = weights.new_zeros(*places.shape[:2], count).scatter(2, places, weights)
+    both = nodes.permute(2, 0, 1, 3).reshape(batch, count, -1)
+    return torch.bmm(spread, both).view(batch, -1, samples, state).permute(2, 0, 1, 3)
 
 
 @dataclass(frozen=True)
@@ -114,6 +135,19 @@ def rk4(field: Field, start: Tensor, step: float, count: int) -> tuple[Tensor, T
         states.append(state)
     slopes.append(field(time, state))
     return torch.stack(states), torch.stack(slopes)
+
+
+def steps_in_training(nodes: int, windows: float) -> int:
+    """How many steps, `nodes` a typical window, reach as far as training does: known without asking the device.
+
+    windows: the longest way from the path's start in training, in typical windows.
+    """
+    if nodes * windows > MOST_STEPS:
+        raise ValueError(
+            f"the longest way from z_0 in training is {windows:.0f} windows, {nodes} solver steps each: more than "
+            f"{MOST_STEPS}. Cut long series (data.window), fewer nodes, or origin=row where the model has an origin."
+        )
+    return max(nodes, ceil(nodes * windows - 1e-6))
 
 
 def steps_to_cover(elapsed: Float64[Tensor, "batch time"], step: float, least: int) -> tuple[int, int]:

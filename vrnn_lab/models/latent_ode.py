@@ -5,15 +5,12 @@ from typing import Literal
 from torch import Tensor
 
 from vrnn_lab.checks import Count, Natural, Positive
-from vrnn_lab.encoders import GRUEncoder
-from vrnn_lab.losses import Normal
+from vrnn_lab.encoders import GRUEncoder, Recognition
 from vrnn_lab.models.paths import PathModel
 from vrnn_lab.networks import Activation, VectorField, mlp
-from vrnn_lab.ode import Method, Path, Solver, steps_to_cover
+from vrnn_lab.ode import Method, Path, Solver, steps_in_training, steps_to_cover
 from vrnn_lab.recipe import Recipe
 from vrnn_lab.series import Scale, TimeSeries
-
-MOST_STEPS = 5000  # of the solver in one training step
 
 
 class LatentODE(PathModel):
@@ -52,28 +49,20 @@ class LatentODE(PathModel):
         super().__init__(scale, recipe, head(scale), states=latent)
         self.latent, self.origin = latent, origin
         self.field = VectorField(latent, width, depth, activation, rate)
-        self.encoder = encoder(scale, encoder_width)
-        self.posterior = mlp(self.encoder.summary, encoder_width, 2 * latent, 1, activation)
+        self.recognition = Recognition(encoder(scale, encoder_width), latent, encoder_width, activation)
         self.decoder = mlp(latent, decoder_width, self.head.width, decoder_depth, activation)
         self.solver = Solver(method, rtol, atol, adjoint)
         self.step = 1 / nodes
         # How far training reaches from z_0: what a batch from the training loader needs, without asking.
         self.reach = ((scale.longest if origin == "row" else scale.reach) / scale.clock).item()
-        if nodes * self.reach > MOST_STEPS:
-            raise ValueError(
-                f"the longest way from z_0 in training is {self.reach:.0f} windows, {nodes} solver "
-                f"steps each: more than {MOST_STEPS}. Cut long series (data.window), fewer nodes, or origin=row."
-            )
-        self.nodes = max(nodes, -(-int(1e6 * nodes * self.reach) // 1_000_000))
+        self.nodes = steps_in_training(nodes, self.reach)
 
     def _elapsed(self, series: TimeSeries) -> Tensor:
         """Time since z_0, in typical windows."""
         return series.times if self.origin == "row" else series.times + series.window[:, :1]
 
     def _encode(self, series):
-        reading = self.encoder(series, self._elapsed(series), self.reach if series.in_training else None)
-        posterior = Normal.of(self.posterior(reading.summary()))
-        return posterior.where(reading.count > 0, Normal.standard(posterior.mean))
+        return self.recognition(series, self._elapsed(series), self.reach if series.in_training else None)
 
     def _path(self, series: TimeSeries, z: Tensor) -> Path:
         if series.in_training:
