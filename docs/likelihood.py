@@ -108,7 +108,7 @@ def main() -> int:
     sets = found["sets"].split(",") if "sets" in found else SETS
     wanted = found["models"].split(",") if "models" in found else list(MODELS)
     folder = Path(found.get("folder", "outputs/likelihood"))
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = int(os.environ.get("OMP_NUM_THREADS", max(1, (os.cpu_count() or 1) // jobs)))
     fits = lambda name, data: (name in OF_EVENTS) == (data == "events")
     pairs = [(data, name) for data in sets for name in MODELS if name in wanted and fits(name, data)]
     with ThreadPoolExecutor(jobs) as pool:
