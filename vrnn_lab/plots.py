@@ -318,7 +318,7 @@ def _square(batch: TimeSeries, row: int) -> tuple[list[float], float]:
 
 
 def samples(model, data, draws: Draws) -> Figure:
-    """Series from the model's prior: images, rolls, marks at events, or lines; in the plane too where data has one."""
+    """Series from the prior: images, rolls, marks at events, or lines, in the plane too where the data has one."""
     if image := getattr(data, "image", None):
         return pictures.images(model, image, draws)
     if _is_roll(model):
