@@ -168,10 +168,16 @@ def test_the_gradient_is_clipped_before_the_step():
     model.recipe = recipe
     before = torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
     trainer = pl.Trainer(
-        accelerator="cpu", max_steps=1, gradient_clip_val=1e-3, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
-    )  # fmt: skip
-    trainer.fit(model, train_dataloaders=list(data.batches("train", data.task)))
+        accelerator="cpu",
+        max_steps=1,
+        gradient_clip_val=1e-3,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(model, datamodule=data)
     moved = torch.nn.utils.parameters_to_vector(model.parameters()).detach() - before
     assert moved.norm().item() == pytest.approx(1e-3, rel=1e-3)
 
