@@ -1,43 +1,15 @@
 """The VAE against probabilistic PCA, and the RNN-VAE's path against its own recursion."""
 
 from dataclasses import replace
-from math import atanh, log
 
 import pytest
 import torch
+from linear import linear_vae, whole_points
 from small import asked, batch_of, density, model_of, scale_of
-from torch.distributions import MultivariateNormal
 
 from vrnn_lab.losses import log_mean_exp
 from vrnn_lab.models import rnn_vae
 from vrnn_lab.series import series_of
-
-STD = 0.4  # of the observations, in training stds
-
-
-def linear_vae(dim: int, exact: bool = True):
-    """z ~ N(0, 1), x ~ N(w z + b, STD^2 I), with the posterior of x (Tipping & Bishop 1999, eq. 7)."""
-    scale = scale_of(dim)
-    model = model_of("vae", scale, double=True, latent=1, depth=0)
-    (decoder,), (encoder,) = model.decoder, model.encoder
-    with torch.no_grad():
-        model.head.log_std.fill_(0.5 * log(STD**2 - 1e-6))
-        w, b = decoder.weight[:, 0], decoder.bias
-        precision = 1 + w.square().sum() / STD**2
-        encoder.weight.zero_()
-        encoder.weight[0, :dim] = w / STD**2 / precision
-        encoder.bias[0] = -(w @ b) / STD**2 / precision
-        log_std = -0.5 * precision.log() + (0.0 if exact else 0.5)
-        encoder.bias[1] = 5 * atanh((log_std.item() + 2) / 5) - 2  # the inverse of Normal.of
-    covariance = torch.outer(w, w) + STD**2 * torch.eye(dim, dtype=torch.float64)
-    spread = torch.outer(scale.std, scale.std) * covariance
-    return model, MultivariateNormal(scale.mean + scale.std * b.detach(), spread.detach())
-
-
-def whole_points(dim: int):
-    scale = scale_of(dim)
-    values = scale.mean + scale.std * batch_of(dim=dim).values / 10
-    return density(series_of(batch_of(dim=dim).times, values, window=batch_of(dim=dim).window))
 
 
 @pytest.mark.parametrize("dim", [1, 3])

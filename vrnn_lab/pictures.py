@@ -50,7 +50,7 @@ def reconstructions(model, shape: tuple[int, int], batch: TimeSeries, seed: int,
 
 def _limits(values: Tensor) -> tuple[float, float]:
     known = values[values.isfinite()]
-    return known.min().item(), known.max().item()
+    return (known.min().item(), known.max().item()) if len(known) else (0.0, 1.0)
 
 
 def tiled(
@@ -66,8 +66,8 @@ def tiled(
 
 
 def _show(ax: Axes, image: Tensor, limits: tuple[float, float]) -> None:
-    shown = ax.imshow(image.numpy(), cmap="Greys", vmin=limits[0], vmax=limits[1], interpolation="nearest")
-    shown.cmap.set_bad("#dbe9f6")
+    ax.imshow(image.numpy(), cmap="Greys", vmin=limits[0], vmax=limits[1], interpolation="nearest")
+    ax.set_facecolor("#dbe9f6")  # seen where the image is NaN
     ax.set_xticks([])
     ax.spines[:].set_visible(False)
     ax.grid(False)
@@ -104,7 +104,8 @@ def roll(
 ) -> None:
     """Channels upwards, time to the right; a point's column reaches half way to its neighbours."""
     dim = values.shape[1]
-    ax.pcolormesh(edges(times), np.arange(dim + 1) - 0.5, values.T, cmap="Greys", vmin=0, vmax=1, rasterized=True)
+    rows = np.arange(dim + 1) - 0.5
+    ax.pcolormesh(edges(times).numpy(), rows, values.T.numpy(), cmap="Greys", vmin=0, vmax=1)
     name = lambda place, _: channels[int(place)] if 0 <= place < dim else ""
     ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     ax.yaxis.set_major_formatter(FuncFormatter(name))
