@@ -13,7 +13,7 @@ from math import ceil
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 from torchdiffeq import odeint, odeint_adjoint
 
@@ -34,7 +34,7 @@ class Path:
 
     def at(self, elapsed: Float64[Tensor, "batch time"]) -> Float[Tensor, "samples batch time state"]:
         """The state at each row's own times, counted from where the state was given."""
-        nodes, samples, batch, state = self.states.shape
+        nodes = len(self.states)
         place = elapsed / self.step + self.before
         left = place.floor().clamp(0, nodes - 2)
         s = (place - left).to(self.states.dtype)
@@ -45,14 +45,24 @@ class Path:
             s * (1 - s) ** 2 * self.step,
             s * s * (s - 1) * self.step,
         ]
-        # A product with a narrow matrix of weights: on CPU several times cheaper, backward, than a gather.
-        spread = s.new_zeros(*left.shape, 2 * nodes).scatter(
-            2,
-            torch.stack([left, left + 1, left + nodes, left + nodes + 1], 2),
-            torch.stack(weights, 2),
-        )
-        both = torch.cat([self.states, self.slopes]).permute(2, 0, 1, 3).reshape(batch, 2 * nodes, -1)
-        return torch.bmm(spread, both).view(batch, -1, samples, state).permute(2, 0, 1, 3)
+        places = [left, left + 1, left + nodes, left + nodes + 1]
+        return blend(torch.cat([self.states, self.slopes]), places, weights)
+
+
+def blend(
+    values: Float[Tensor, "nodes samples batch state"],
+    places: list[Int64[Tensor, "batch time"]],
+    weights: list[Float[Tensor, "batch time"]],
+) -> Float[Tensor, "samples batch time state"]:
+    """The sum over i of weights[i] values[places[i]], for each row's own times."""
+    nodes, samples, batch, state = values.shape
+    # A product with a narrow matrix of weights: on CPU several times cheaper, backward, than a gather.
+    spread = weights[0].new_zeros(*places[0].shape, nodes).scatter(2, torch.stack(places, 2), torch.stack(weights, 2))
+    return (
+        torch.bmm(spread, values.permute(2, 0, 1, 3).reshape(batch, nodes, -1))
+        .view(batch, -1, samples, state)
+        .permute(2, 0, 1, 3)
+    )
 
 
 @dataclass(frozen=True)

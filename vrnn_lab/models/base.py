@@ -86,6 +86,12 @@ class SequenceModel(pl.LightningModule, ABC):
     def _predict(self, series: TimeSeries, samples: int) -> Prediction:
         """Draws at every point that counts; reads what is seen alone. At padding anything finite."""
 
+    def _answer(self, density: Density, series: TimeSeries, samples: int) -> Prediction:
+        """Draws from a density of points that hang together through a latent path alone."""
+        density = density.given(series.values.expand(density.mean.shape), series.seen.expand(density.mean.shape))
+        noise = self.noise.at_points("value", series, samples, self.head.draws, density.mean)
+        return Prediction(density.draw(noise), density)
+
     def _filter_bound(self, series: TimeSeries, samples: int) -> Float[Tensor, " batch"]:
         """The particle filter's bound on log p(scored values); of models with a latent at every step."""
         raise ValueError(
