@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 import vrnn_lab
 from vrnn_lab.command import arguments, folder_of, guarded, quiet
 from vrnn_lab.likelihoods import Gaussian
-from vrnn_lab.metrics import gaussian_scores, linear, sample_scores
+from vrnn_lab.metrics import plain_scores, linear, sample_scores
 from vrnn_lab.series import TimeSeries
 from vrnn_lab.tasks import Task
 
@@ -60,7 +60,7 @@ def row_scores(row: TimeSeries, model, run_seed: int) -> dict[str, dict[str, tor
     ours = {k: v[0, hidden, 0] for k, v in sample_scores(prediction, row.values).items()}
     times, values = row.times[0], row.values[0, :, 0]
     process = gaussian_process(times[seen].numpy(), values[seen].numpy(), times[hidden].numpy())
-    theirs = gaussian_scores(process, row.values[:, hidden])
+    theirs = plain_scores(process, row.values[:, hidden])
     lines = linear(row, model.data_mean)
     return {
         "latent ODE": ours,

@@ -28,14 +28,14 @@ def recipe_of(lr: float = 5e-3) -> Recipe:
     return Recipe(partial(torch.optim.Adam, lr=lr), cosine, ConstantBeta())
 
 
-def model_of(name: str, scale: Scale | None = None, double: bool = False, seed: int = 0, **keys):
+def model_of(name: str, scale: Scale | None = None, double: bool = False, seed: int = 0, recipe=None, **keys):
     """A small model of conf/model/<name>.yaml."""
     node = compose([f"model={name}"]).model
     for key, value in {**{k: v for k, v in SMALL.items() if k in node}, **keys}.items():
         node[key] = value
     check({"model": node})
     torch.manual_seed(seed)
-    model = make(node, "model", scale=scale or scale_of(), recipe=recipe_of())
+    model = make(node, "model", scale=scale or scale_of(), recipe=recipe or recipe_of())
     if isinstance(getattr(model.head, "log_std", None), torch.nn.Parameter):
         # Any start obeys the laws; from this one a grid of a quarter of a std can check an integral.
         torch.nn.init.constant_(model.head.log_std, -0.7)

@@ -57,8 +57,8 @@ class Breaks(pl.Callback):
     def on_train_start(self, trainer, pl_module):
         whole = pl_module._loss_terms
 
-        def broken(series):
-            terms = whole(series)
+        def broken(series, samples):
+            terms = whole(series, samples)
             bad = trainer.global_step + 1 == self.step and pl_module.training
             return LossTerms(terms.nll * (float("nan") if bad else 1), terms.kl)
 

@@ -21,7 +21,7 @@ from vrnn_lab.metrics import (
     central,
     evaluate,
     fair_crps,
-    gaussian_scores,
+    plain_scores,
     references,
     sample_scores,
 )
@@ -60,7 +60,7 @@ def density_at(count: int) -> Gaussian:
 
 
 def test_the_crps_of_a_gaussian_is_the_integral_that_defines_it():
-    assert gaussian_scores(density_at(5), values(*VALUES))["crps"].flatten().tolist() == pytest.approx(CRPS, abs=1e-7)
+    assert plain_scores(density_at(5), values(*VALUES))["crps"].flatten().tolist() == pytest.approx(CRPS, abs=1e-7)
 
 
 @pytest.mark.parametrize("count", [2, 3, 10])
@@ -91,14 +91,14 @@ def test_the_fair_crps_of_many_draws_is_the_closed_form():
 
 
 def test_the_other_scores_of_a_gaussian_are_those_of_scipy():
-    found = gaussian_scores(density_at(5), values(*VALUES))
+    found = plain_scores(density_at(5), values(*VALUES))
     truth = stats.norm(MEAN, STD)
     assert found["nll"].flatten().tolist() == pytest.approx((-truth.logpdf(VALUES)).tolist())
     assert found["mse"].flatten().tolist() == pytest.approx([(v - MEAN) ** 2 for v in VALUES])
     for share in (50, 90):
         low, high = truth.interval(share / 100)
         edge = values(low - 1e-4, low + 1e-4, high - 1e-4, high + 1e-4)
-        inside = gaussian_scores(density_at(4), edge)[f"coverage_{share}"]
+        inside = plain_scores(density_at(4), edge)[f"coverage_{share}"]
         assert inside.flatten().tolist() == [0, 1, 1, 0]
 
 

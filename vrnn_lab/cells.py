@@ -52,10 +52,10 @@ class Cell(nn.Module, ABC):
 class GRU(Cell):
     """A gated recurrent unit (Cho et al. 2014, arXiv 1406.1078) that is told the gap; runs fused over a series."""
 
-    def __init__(self, scale: Scale, width: int):
+    def __init__(self, scale: Scale, size: int):
         super().__init__()
-        self.size = self.output = width
-        self.memory = Memory(2 * scale.dim + GAP_FEATURES, width)
+        self.size = self.output = size
+        self.memory = Memory(2 * scale.dim + GAP_FEATURES, size)
 
     def _inputs(self, values: Tensor, known: Tensor, gap: Tensor) -> Tensor:
         return torch.cat([values, known, gap_features(gap[..., 0])], -1)

@@ -178,22 +178,26 @@ def target(name: str, path: str) -> Any:
         ) from error
     if not name.startswith(TRUSTED) and not _is_ours(found):
         raise ConfigError(
-            f"{path}._target_={name} is none of vrnn_lab's models, data sets, tasks or heads, nor a subclass "
-            "of their contracts; such a target could run anything, so it is refused."
+            f"{path}._target_={name} is none of vrnn_lab's models, data sets, tasks, heads, cells or encoders, "
+            "nor a subclass of their contracts; such a target could run anything, so it is refused."
         )
     return found
 
 
 def _is_ours(found: Any) -> bool:
+    from vrnn_lab.cells import Cell
     from vrnn_lab.data.base import SeriesData
+    from vrnn_lab.encoders import Encoder
     from vrnn_lab.likelihoods import Head
     from vrnn_lab.models.base import SequenceModel
     from vrnn_lab.tasks import Task
 
-    return isinstance(found, type) and issubclass(found, (SeriesData, Head, SequenceModel, Task))
+    return isinstance(found, type) and issubclass(found, (SeriesData, Head, Cell, Encoder, SequenceModel, Task))
 
 
-def check(config: Any, given: tuple[str, ...] = ("scale", "recipe", "optimizer", "total_steps", "params")) -> None:
+def check(
+    config: Any, given: tuple[str, ...] = ("scale", "recipe", "size", "optimizer", "total_steps", "params")
+) -> None:
     """Every value of a config against the signature it goes to; ConfigError names the first that cannot work."""
     from vrnn_lab.checks import Natural, conforms, words  # a quarter of a second, which --help need not wait
 

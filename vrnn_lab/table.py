@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-COLUMNS = ("nll", "mse", "mse_clean", "nmse", "crps", "coverage_50", "coverage_90")
+COLUMNS = ("nll", "brier", "mse", "mse_clean", "nmse", "crps", "coverage_50", "coverage_90")
 
 
 def print_run(folder: Path, metrics: dict[str, Any], split: str = "test") -> None:
@@ -55,9 +55,21 @@ def _facts(metrics: dict[str, Any], split: str) -> str:
             f"; exact {get('reference/exact/nll')}, above it by {get(f'{split}/nll_above_exact')} "
             f"+- {get(f'{split}/nll_above_exact_se')}"
         )
-    floored = max(metrics.get(f"{split}/{q}/on_floor", 0.0) for q in ("interpolation", "forecast"))
-    floor = f"scale floor 1e-3 of the training std: {floored:.1%} of predicted stds lie on it"
-    lines.append(("warning: " if floored > 0.01 else "") + floor)
+    if f"{split}/nll_point" in metrics:
+        lines.append(f"         {get(f'{split}/nll_point')} nats a point")
+    if f"{split}/labels/nll" in metrics:
+        named = [f"{name} {get(f'{split}/labels/{name}')}" for name in ("accuracy", "auc", "nll")]
+        lines.append(f"labels   {', '.join(named)}")
+    if f"{split}/latent/active_units" in metrics:
+        each = [v for k, v in metrics.items() if k.startswith(f"{split}/latent/kl_")]
+        lines.append(
+            f"latent   {get(f'{split}/latent/active_units')} of {len(each)} dimensions active, "
+            f"{number(sum(each))} nats a series in all"
+        )
+    floored = [v for k, v in metrics.items() if k.startswith(f"{split}/") and k.endswith("/on_floor")]
+    if floored:
+        floor = f"scale floor 1e-3 of the training std: {max(floored):.1%} of predicted stds lie on it"
+        lines.append(("warning: " if max(floored) > 0.01 else "") + floor)
     if "noise_floor" in metrics:
         lines.append(f"noise    {get('noise_floor')} is the mse that observation noise alone makes")
     if "fit/seconds" in metrics:

@@ -43,7 +43,6 @@ class LatentODE(PathModel):
         scale: Scale,
         recipe: Recipe,
         head,
-        encoder=GRUEncoder,
         latent: Count = 8,
         width: Count = 64,
         depth: Natural = 2,
@@ -58,6 +57,7 @@ class LatentODE(PathModel):
         rtol: float = 1e-4,
         atol: float = 1e-5,
         adjoint: bool = False,
+        encoder=GRUEncoder,
     ):
         super().__init__(scale, recipe, head(scale), states=latent)
         self.latent, self.origin = latent, origin

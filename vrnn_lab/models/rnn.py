@@ -25,13 +25,13 @@ class RNN(StepModel):
         scale: Scale,
         recipe: Recipe,
         head,
-        cell=GRU,
         width: Count = 64,
         depth: Natural = 1,
         activation: Activation = "tanh",
+        cell=GRU,
     ):
         super().__init__(scale, recipe, head(scale), states=width)
-        self.cell = cell(scale, width)
+        self.width, self.cell = width, cell(scale, width)
         self.output = mlp(self.cell.output, width, self.head.width, depth, activation)
 
     def _density(self, state: Tensor):
