@@ -59,7 +59,9 @@ def figures(model, data, seed: int, split: str = "test", tasks: dict[str, Task] 
     data that has one: curves forward and backward from the window's start. A function of the model, the data
     and the seed alone: no other random state is read or moved.
     """
-    drawn = {}
+    drawn: dict[str, Figure] = {}
+    if data.support == "events":  # an event has no value to draw
+        return drawn
     if data.phase_plane:
         drawn["phase_plane"] = _phase_plane(model, data, seed, split)
     for name, task in (tasks or TASKS).items():

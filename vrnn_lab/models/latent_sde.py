@@ -97,7 +97,6 @@ class LatentSDE(SequenceModel):
         scale: Scale,
         recipe: Recipe,
         head,
-        encoder=GRUEncoder,
         latent: Count = 4,
         width: Count = 64,
         depth: Natural = 1,
@@ -109,6 +108,7 @@ class LatentSDE(SequenceModel):
         sigma: Positive = 1.0,
         posterior: Literal["narrowed", "shared"] = "narrowed",
         nodes: Count = 60,
+        encoder=GRUEncoder,
     ):
         super().__init__(scale, recipe, head(scale), states=latent)
         self.latent = latent
