@@ -23,6 +23,7 @@ from vrnn_lab.metrics import Yardstick, evaluate, references
 from vrnn_lab.models.base import LOG_EVERY, SequenceModel
 from vrnn_lab.recipe import Recipe
 from vrnn_lab.series import Scale
+from vrnn_lab.tasks import Task, Within
 
 log = logging.getLogger("vrnn_lab")
 SCORE = "val/loss"  # what models, tricks and searches are chosen by
@@ -49,7 +50,18 @@ def assemble(config: DictConfig, scale: Scale | None = None) -> Parts:
     pl.seed_everything(config.seed, verbose=False)
     model = make(config.model, "model", scale=scale, recipe=recipe)
     model.seed = config.seed
+    if model.point_process and not _all_scored(data.task):
+        raise ConfigError(
+            "task: to a point process a point that is not scored is an event that did not happen, and this task "
+            "leaves some unscored; set task.scored=known, or task=density."
+        )
     return Parts(config, model, data, make(config.evaluate, "evaluate"))
+
+
+def _all_scored(task: Task) -> bool:
+    """Whether all that is known of a series is scored."""
+    within = getattr(task, "scored", "known") == "known" and not isinstance(task, Within)
+    return within and all(map(_all_scored, getattr(task, "tasks", [])))
 
 
 def _try(recipe: Recipe) -> None:

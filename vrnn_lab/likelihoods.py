@@ -221,6 +221,30 @@ class Bernoulli(Density):
         return self  # zeros and ones have no units; their scale is 1
 
 
+@dataclass(frozen=True)
+class Event(Density):
+    """Points whose value is always 1: all they tell is their time."""
+
+    ones: Float[Tensor, "*shape dim"]
+
+    @property
+    def mean(self):
+        return self.ones
+
+    @property
+    def std(self):
+        return torch.zeros_like(self.ones)
+
+    def log_prob_each(self, value):
+        return torch.zeros_like(self.ones + value)
+
+    def draw(self, noise):
+        return self.ones
+
+    def affine(self, factor, shift):
+        return self
+
+
 class Head(nn.Module, ABC):
     """Turns raw network outputs (..., width) into a density over a point's channels (..., dim)."""
 
@@ -314,6 +338,7 @@ class MixtureHead(Head):
         self.draws = scale.dim + 1
         # Components that start alike stay alike: their centres start apart.
         spread = torch.linspace(-1, 1, components)[:, None] if components > 1 else torch.zeros(1, 1)
+        self.start: Tensor
         self.register_buffer("start", spread.expand(-1, scale.dim).clone())
 
     def forward(self, raw):
@@ -334,6 +359,20 @@ class BernoulliHead(Head):
 
     def forward(self, raw):
         return Bernoulli(raw)
+
+
+class EventHead(Head):
+    """Events: their times are all, so a point needs no raw numbers."""
+
+    support = "events"
+    width = draws = 0
+
+    def __init__(self, scale: Scale):
+        super().__init__()
+        self.dim = scale.dim
+
+    def forward(self, raw):
+        return Event(raw.new_ones(*raw.shape[:-1], self.dim))
 
 
 def on_floor(density: Density, std: Tensor) -> Bool[Tensor, "..."]:

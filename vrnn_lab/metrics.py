@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import pi, sqrt
+from math import exp, pi, sqrt
 
 import numpy as np
 import torch
@@ -16,11 +16,13 @@ from vrnn_lab.data.base import SeriesData
 from vrnn_lab.likelihoods import Bernoulli, Gaussian, on_floor
 from vrnn_lab.losses import Activity, log_mean_exp
 from vrnn_lab.models.base import Prediction, SequenceModel
+from vrnn_lab.models.latent_ode import LatentODE
 from vrnn_lab.series import Scale, TimeSeries
 from vrnn_lab.tasks import Density, Task
 
 POINTS_AT_ONCE = 400_000  # samples x rows x points of one evaluation batch: bounds the memory it takes
 COVERAGES = (50, 90)
+EVENT_DRAWS, EVENT_SERIES = 500, 300  # draws of the latent in the test of a rate, and series it takes
 
 
 @dataclass(frozen=True)
@@ -130,8 +132,11 @@ def evaluate(model: SequenceModel, data: SeriesData, split: str, yardstick: Yard
         found = _nll(model, data, split, yardstick)
         if model.classifier is not None:
             found |= _labels(model, data, split)
-        for name, task in yardstick.questions.items():
-            found |= _answers(model, data, split, yardstick, name, task)
+        if isinstance(model, LatentODE) and model.point_process:
+            found |= event_fit(model, data, split)
+        if model.scale.support != "events":  # an event has no value to ask for
+            for name, task in yardstick.questions.items():
+                found |= _answers(model, data, split, yardstick, name, task)
     return found
 
 
@@ -155,29 +160,81 @@ def _nll(model: SequenceModel, data: SeriesData, split: str, yardstick: Yardstic
         activity.add(terms.latents)
         loss += (terms.nll + terms.kl).double().sum().item()
         values += batch.scored.sum().item()
-    bounds, exact, counts = [], [], []
-    points = 0
-    for batch in _batches(model, data, split, Density(), yardstick.samples):
-        bounds.append(log_mean_exp(model.log_weights(batch, yardstick.samples)).double())
+    found = {f"{split}/loss": loss / max(values, 1), f"{split}/nll_samples": float(yardstick.samples)}
+    for name, parts in _parts(model).items():
+        with model.only(*parts):
+            found |= _bound(model, data, split, yardstick.samples, name)
+    return found | {f"{split}/latent/{name}": value for name, value in activity.result().items()}
+
+
+def _parts(model: SequenceModel) -> dict[str, tuple[str, ...]]:
+    """The name of each bound, and what it is a bound on: values given their times, times, or both."""
+    if not model.point_process:
+        return {"nll": ("values",)}
+    if model.scale.support == "events":
+        return {"nll_events": ("events",)}
+    return {"nll": ("values",), "nll_events": ("events",), "nll_joint": ("values", "events")}
+
+
+def _bound(model: SequenceModel, data: SeriesData, split: str, samples: int, name: str) -> dict[str, float]:
+    """-log p by the importance-weighted bound, in nats a value, and how far it lies above the exact one."""
+    bounds, exact, counts, points = [], [], [], 0
+    comparable = name == "nll" or model.scale.support == "events"
+    for batch in _batches(model, data, split, Density(), samples):
+        bounds.append(log_mean_exp(model.log_weights(batch, samples)).double())
         counts.append(batch.scored.sum((1, 2)))
         points += int(batch.counts.sum())
-        truth = data.exact(batch)
+        truth = data.exact(batch) if comparable else None
         exact += [] if truth is None else [truth[0]]
-    nll, count = -torch.cat(bounds), torch.cat(counts)
-    found = {
-        f"{split}/loss": loss / max(values, 1),
-        f"{split}/nll": (nll.sum() / count.sum()).item(),
-        f"{split}/nll_samples": float(yardstick.samples),
-    }
-    if len(data.channels) > 1:
-        found[f"{split}/nll_point"] = nll.sum().item() / points
+    nll, count = -torch.cat(bounds), torch.cat(counts).sum().clamp(min=1)
+    found = {f"{split}/{name}": (nll.sum() / count).item()}
+    if len(data.channels) > 1 and name == "nll":
+        found[f"{split}/nll_point"] = nll.sum().item() / max(points, 1)
     if exact:
         above = nll + torch.cat(exact)
-        found[f"{split}/nll_above_exact"] = (above.sum() / count.sum()).item()
+        found[f"{split}/{name}_above_exact"] = (above.sum() / count).item()
         if len(above) > 1:
-            spread = above.std() * sqrt(len(above)) / count.sum()
-            found[f"{split}/nll_above_exact_se"] = spread.item()
-    return found | {f"{split}/latent/{name}": value for name, value in activity.result().items()}
+            found[f"{split}/{name}_above_exact_se"] = (above.std() * sqrt(len(above)) / count).item()
+    return found
+
+
+def event_fit(model: LatentODE, data: SeriesData, split: str) -> dict[str, float]:
+    """A test of the rate by rescaled times: the Kolmogorov-Smirnov distance of waiting times from unit exponentials.
+
+    Series follow each other, so that the wait which a window's end cuts short goes on in the next (Brown et al.
+    2002). p is asymptotic, as if no parameter had been fitted.
+    """
+    waits = []
+    for batch in _batches(model, data, split, Density(), EVENT_DRAWS):
+        part, rest = model.rescaled(batch, EVENT_DRAWS)
+        events = torch.arange(part.shape[1], device=part.device) < batch.counts.sum(1, keepdim=True)
+        waits += [(row[there], end) for row, there, end in zip(part, events, rest, strict=True)]
+        if len(waits) >= EVENT_SERIES:
+            break
+    arrivals, start = [], torch.zeros_like(waits[0][1])
+    for row, end in waits:
+        arrivals.append(start + row.cumsum(0))
+        start = start + row.sum() + end
+    tau = torch.cat([torch.zeros_like(start)[None], *arrivals]).diff()
+    if not len(tau):
+        return {}
+    distance, p = kolmogorov(-torch.expm1(-tau))
+    return {f"{split}/events/ks": distance, f"{split}/events/ks_p": p}
+
+
+def kolmogorov(uniform: Float[Tensor, " count"]) -> tuple[float, float]:
+    """The largest distance of an empirical distribution from the uniform one, and its p value.
+
+    2 sum_k (-1)^(k-1) exp(-2 k^2 x^2) with x = (sqrt(n) + .12 + .11 / sqrt(n)) D (Stephens 1970).
+    """
+    count = len(uniform)
+    ranks = torch.arange(count + 1, device=uniform.device, dtype=uniform.dtype) / count
+    sorted_ = uniform.sort().values
+    distance = torch.maximum(ranks[1:] - sorted_, sorted_ - ranks[:-1]).max().item()
+    x = (sqrt(count) + 0.12 + 0.11 / sqrt(count)) * distance
+    if x < 0.2:  # the sum converges too slowly to matter: it is 1
+        return distance, 1.0
+    return distance, min(1.0, 2 * sum((-1) ** (k - 1) * exp(-2 * k * k * x * x) for k in range(1, 60)))
 
 
 def _labels(model: SequenceModel, data: SeriesData, split: str) -> dict[str, float]:
@@ -284,6 +341,8 @@ def references(
     A Gaussian about the row's guess; of zeros and ones a Bernoulli: the guess with a share of the training mean.
     """
     scale = scale or data.scale
+    if scale.support == "events":
+        return _exact_nll(data, split, "nll_events")
     level = scale.mean
     if scale.support == "binary":
         level = torch.from_numpy(np.nanmean(data.splits["train"].values, 0)).clamp(1e-4, 1 - 1e-4)
@@ -344,7 +403,7 @@ def _exact(data: SeriesData, task: Task, split: str, name: str, scale: Scale) ->
     return tally.result(f"reference/exact/{name}")
 
 
-def _exact_nll(data: SeriesData, split: str) -> dict[str, float]:
+def _exact_nll(data: SeriesData, split: str, name: str = "nll") -> dict[str, float]:
     total = count = 0.0
     for batch in data.batches(split, Density(), 256):
         truth = data.exact(batch)
@@ -352,4 +411,4 @@ def _exact_nll(data: SeriesData, split: str) -> dict[str, float]:
             return {}
         total -= truth[0].sum().item()
         count += batch.scored.sum().item()
-    return {"reference/exact/nll": total / count}
+    return {f"reference/exact/{name}": total / max(count, 1)}

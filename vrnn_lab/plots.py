@@ -66,7 +66,9 @@ def figures(model, data, seed: int, split: str = "test", tasks: dict[str, Task] 
             "samples": pictures.images(model, image, prior.draw(model, 25, seed)),
             "reconstructions": pictures.reconstructions(model, image, batch, seed, split, SAMPLES),
         }
-    drawn = {}
+    drawn: dict[str, Figure] = {}
+    if data.support == "events":  # an event has no value to draw
+        return drawn
     if data.phase_plane:
         drawn["phase_plane"] = _phase_plane(model, data, seed, split)
         if hasattr(data, "field") and hasattr(model, "vector_field"):

@@ -48,12 +48,25 @@ def number(value: float | None) -> str:
 def _facts(metrics: dict[str, Any], split: str) -> str:
     get = lambda key: number(metrics.get(key))
     k = int(metrics[f"{split}/nll_samples"])
-    lines = ["in 50, in 90: the share of values inside the central 50 % and 90 % of the prediction"]
-    lines += [f"nll      {get(f'{split}/nll')} nats a value, all points (bound with K = {k} samples)"]
-    if "reference/exact/nll" in metrics:
-        lines[-1] += (
-            f"; exact {get('reference/exact/nll')}, above it by {get(f'{split}/nll_above_exact')} "
-            f"+- {get(f'{split}/nll_above_exact_se')}"
+    lines = []
+    if any(key.endswith("/coverage_50") for key in metrics):
+        lines.append("in 50, in 90: the share of values inside the central 50 % and 90 % of the prediction")
+    kinds = {"nll": "value, all points", "nll_events": "event, their times", "nll_joint": "value, values and times"}
+    for name, each in kinds.items():
+        if f"{split}/{name}" in metrics:
+            lines.append(
+                f"{name:8} {get(f'{split}/{name}')} nats a {each} (bound with K = {k} samples)"
+                + (
+                    f"; exact {get(f'reference/exact/{name}')}, above it by {get(f'{split}/{name}_above_exact')} "
+                    f"+- {get(f'{split}/{name}_above_exact_se')}"
+                    if f"{split}/{name}_above_exact" in metrics
+                    else ""
+                )
+            )
+    if f"{split}/events/ks" in metrics:
+        lines.append(
+            f"events   waiting times rescaled by the rate lie {get(f'{split}/events/ks')} from unit exponentials "
+            f"(Kolmogorov-Smirnov, p {get(f'{split}/events/ks_p')})"
         )
     if f"{split}/nll_point" in metrics:
         lines.append(f"         {get(f'{split}/nll_point')} nats a point")

@@ -45,22 +45,29 @@ class SequenceModel(pl.LightningModule, ABC):
 
     causal: predictions at a query cannot use points after it (a step model).
     states: the size of the states it gives in its loss terms, from which labels can be told; 0 = it gives none.
+    point_process: times are modelled too: nats are those of p(x, t), its points are all events of the window.
     """
 
     causal = False
+    parts: tuple[str, ...] = ("values", "events")  # which terms the nats hold
     data_mean: Tensor
     data_std: Tensor
     data_clock: Tensor
     data_start: Tensor
 
-    def __init__(self, scale: Scale, recipe: Recipe, head: Head, states: int = 0):
+    def __init__(self, scale: Scale, recipe: Recipe, head: Head, states: int = 0, point_process: bool = False):
         super().__init__()
         if head.support != scale.support:
             raise ValueError(
                 f"the head speaks of {head.support} values, the data set's are {scale.support}; "
                 f"choose a head with support {scale.support}, or other data."
             )
-        self.scale, self.recipe, self.head = scale, recipe, head
+        if scale.support == "events" and not point_process:
+            raise ValueError(
+                f"the data set holds events, of which times are all, and this {type(self).__name__} does not model "
+                "times; set model=latent_ode_poisson model/head=events."
+            )
+        self.scale, self.recipe, self.head, self.point_process = scale, recipe, head, point_process
         self.noise = Noise()
         self.classifier = self._classifier(states) if recipe.labels.weight else None
         for name in ("mean", "std", "clock", "gap", "longest", "start", "reach"):
@@ -85,6 +92,12 @@ class SequenceModel(pl.LightningModule, ABC):
     @abstractmethod
     def _predict(self, series: TimeSeries, samples: int) -> Prediction:
         """Draws at every point that counts; reads what is seen alone. At padding anything finite."""
+
+    def _answer(self, density: Density, series: TimeSeries, samples: int) -> Prediction:
+        """Draws from a density of points that hang together through a latent path alone."""
+        density = density.given(series.values.expand(density.mean.shape), series.seen.expand(density.mean.shape))
+        noise = self.noise.at_points("value", series, samples, self.head.draws, density.mean)
+        return Prediction(density.draw(noise), density)
 
     def _filter_bound(self, series: TimeSeries, samples: int) -> Float[Tensor, " batch"]:
         """The particle filter's bound on log p(scored values); of models with a latent at every step."""
@@ -190,6 +203,15 @@ class SequenceModel(pl.LightningModule, ABC):
         finally:
             self.noise.fixed = before
             self.train(training)
+
+    @contextmanager
+    def only(self, *parts: str) -> Iterator[None]:
+        """Within, nats are those of some parts alone: values, events."""
+        self.parts = parts
+        try:
+            yield
+        finally:
+            del self.parts
 
     # ---- how it is fitted -------------------------------------------------------------------------------
 

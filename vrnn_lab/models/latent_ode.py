@@ -1,16 +1,20 @@
 """The latent ODE."""
 
+from math import log, sqrt
 from typing import Literal
 
+import torch
+from jaxtyping import Float64
 from torch import Tensor
 
 from vrnn_lab.checks import Count, Natural, Positive
 from vrnn_lab.encoders import GRUEncoder, Recognition
+from vrnn_lab.models.intensity import Intensity, Rate
 from vrnn_lab.models.paths import PathModel
 from vrnn_lab.networks import Activation, VectorField, mlp
 from vrnn_lab.ode import Method, Path, Solver, steps_in_training, steps_to_cover
 from vrnn_lab.recipe import Recipe
-from vrnn_lab.series import Scale, TimeSeries
+from vrnn_lab.series import Scale, TimeSeries, compact
 
 
 class LatentODE(PathModel):
@@ -23,6 +27,10 @@ class LatentODE(PathModel):
     the start of the row's window (origin=row), or the data's time zero, the earliest training window's start
     (origin=common).
     The path is solved once, on `nodes` steps a typical training window, and read at each row's own times.
+
+    point_process: p(x, t) = p(x | t) p(t) (Rubanova et al., section 3.3, eq. 8). Each known point is an event of a
+    Poisson process of rate lambda(z(t)) on the row's window: log p(t | z) = sum_i log lambda(z(t_i)) - the integral
+    of lambda over the window, whose end is no event. So all that happened must be known, or scored in training.
     """
 
     def __init__(
@@ -44,13 +52,18 @@ class LatentODE(PathModel):
         rtol: float = 1e-4,
         atol: float = 1e-5,
         adjoint: bool = False,
+        point_process: bool = False,
         encoder=GRUEncoder,
     ):
-        super().__init__(scale, recipe, head(scale), states=latent)
+        super().__init__(scale, recipe, head(scale), latent, point_process)
         self.latent, self.origin = latent, origin
         self.field = VectorField(latent, width, depth, activation, rate)
         self.recognition = Recognition(encoder(scale, encoder_width), latent, encoder_width, activation)
-        self.decoder = mlp(latent, decoder_width, self.head.width, decoder_depth, activation)
+        self.decoder = self.intensity = None
+        if self.head.width:
+            self.decoder = mlp(latent, decoder_width, self.head.width, decoder_depth, activation)
+        if point_process:
+            self.intensity = Intensity(latent, decoder_width, activation, self.usual_gap)
         self.solver = Solver(method, rtol, atol, adjoint)
         self.step = 1 / nodes
         # How far training reaches from z_0: what a batch from the training loader needs, without asking.
@@ -64,15 +77,109 @@ class LatentODE(PathModel):
     def _encode(self, series):
         return self.recognition(series, self._elapsed(series), self.reach if series.in_training else None)
 
+    def _watched(self, series: TimeSeries) -> Tensor:
+        """The window since z_0."""
+        return series.window if self.origin == "common" else series.window - series.window[:, :1]
+
     def _path(self, series: TimeSeries, z: Tensor) -> Path:
         if series.in_training:
             after, before = self.nodes, 0
         else:
-            after, before = steps_to_cover(self._elapsed(series), self.step, self.nodes)
+            times = self._elapsed(series)
+            if self.point_process:
+                times = torch.cat([times, self._watched(series)], 1)
+            after, before = steps_to_cover(times, self.step, self.nodes)
         return self.solver.path(self.field, z, self.step, after, before)
+
+    def _rate(self, series: TimeSeries, path: Path) -> Rate:
+        assert self.intensity is not None
+        panels = self.nodes
+        if not series.in_training:
+            panels, _ = steps_to_cover(series.window.diff(dim=1), self.step, self.nodes)
+        return Rate.over(self.intensity, path, self._watched(series), panels + 1)
 
     def _states(self, series, z):
         return self._path(series, z).at(self._elapsed(series))
 
     def _decode(self, states):
-        return self.head(self.decoder(states))
+        return self.head(states[..., :0] if self.decoder is None else self.decoder(states))
+
+    def _log_likelihood(self, series, z):
+        path = self._path(series, z)
+        states = path.at(self._elapsed(series))
+        total = states.new_zeros(states.shape[:2])
+        if "values" in self.parts:
+            total = total + self._decode(states).log_prob(series.values, series.scored).sum(2)
+        if self.point_process and "events" in self.parts:
+            rate = self._rate(series, path)
+            total = total + torch.where(series.counts, rate.intensity(states), 0).sum(2) - rate.total()
+        return total, states
+
+    def _log_det(self, batch):
+        total = super()._log_det(batch) if "values" in self.parts else torch.zeros_like(batch.window[:, 0])
+        if self.point_process and "events" in self.parts:
+            total = total + batch.counts.sum(1) * log(self.clock)
+        return total
+
+    # ---- times --------------------------------------------------------------------------------------------
+
+    def _prior_rate(self, series: TimeSeries, samples: int) -> Rate:
+        """The rate along paths from the prior."""
+        like = next(self.parameters())
+        z = self.noise.of_series("latent", series, samples, self.latent, like)
+        return self._rate(series, self._path(series, z))
+
+    def rescaled(self, batch: TimeSeries, samples: int) -> tuple[Float64[Tensor, "batch time"], ...]:
+        """Each known event's waiting time in the model's own time, and that from the last to the window's end.
+
+        tau_i = -log P(no event between t_(i-1) and t_i | events before), of the process whose latent is integrated
+        out by draws z_s of the prior with weights w_s = p(events before | z_s):
+        tau_i = log sum_s w_s - log sum_s w_s exp(-(L_s(t_i) - L_s(t_(i-1)))), L_s the integral of the rate. End to
+        end, series after series, they are unit exponentials under the model (Brown et al. 2002). Zero at padding.
+        """
+        series, _ = compact(self.standardise(batch), batch.counts)
+        rate, there = self._prior_rate(series, samples), series.counts
+        end = self._watched(series)[:, 1:]
+        times = torch.where(there, self._elapsed(series), end)
+        reached = rate.until(torch.cat([self._watched(series)[:, :1], times, end], 1)).double()
+        log_rate = torch.where(there, rate.log_at(times), 0).double().cumsum(2)
+        weights = torch.cat([torch.zeros_like(log_rate[..., :1]), log_rate], 2) - reached[..., :-1]
+        waits = weights.logsumexp(0) - (weights - reached.diff(dim=2)).logsumexp(0)
+        last = there.sum(1, keepdim=True)
+        rest = waits.gather(1, last)
+        return torch.where(there, waits[:, :-1], 0), rest[:, 0]
+
+    def draw_times(self, window: Float64[Tensor, " 2"], samples: int) -> list[Float64[Tensor, " time"]]:
+        """Event times in a window from the prior, by thinning (Lewis & Shedler 1979), in the data's units.
+
+        Candidates come at a bound on each path's rate: half as much again as the largest at the path's nodes.
+        Where the rate at one is above the bound, the bound is doubled and all are drawn anew.
+        """
+        if not self.point_process:
+            raise ValueError("the model has no rate of events; train one with model.point_process=true.")
+        empty = torch.zeros(samples, 1, self.scale.dim, dtype=torch.bool, device=window.device)
+        windows = window.expand(samples, 2)
+        series = self.standardise(
+            TimeSeries(windows[:, :1], empty.double(), empty, empty, windows, torch.arange(samples).to(window.device))
+        )
+        with torch.no_grad():
+            rate = self._prior_rate(series, 1)
+            bound = 1.5 * rate.log_at(rate.edges).exp()[0].amax(1).double()
+            while (found := self._thin(series, rate, bound)) is None:
+                bound = 2 * bound
+        start = self._watched(series)[:, :1]
+        times, kept = found
+        return [window[0] + self.data_clock * (t[k] - s) for t, k, s in zip(times, kept, start, strict=True)]
+
+    def _thin(self, series: TimeSeries, rate: Rate, bound: Float64[Tensor, " batch"]) -> tuple[Tensor, Tensor] | None:
+        """Candidates and which are kept; None where the bound is none."""
+        start, end = self._watched(series).split(1, 1)
+        mean = (bound * (end - start)[:, 0]).max().item()
+        most = int(mean + 10 * sqrt(mean) + 20)
+        draw = lambda stream: torch.special.ndtr(self.noise.of_series(stream, series, 1, most, bound)[0])
+        times = start - draw("candidate").log().cumsum(1) / bound[:, None]
+        inside = times < end
+        level = rate.log_at(torch.where(inside, times, end)).exp()[0].double() / bound[:, None]
+        if (torch.where(inside, level, 0) > 1).any():
+            return None
+        return times, inside & (draw("kept") < level)

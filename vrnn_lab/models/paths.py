@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vrnn_lab.likelihoods import Density
 from vrnn_lab.losses import Latents, LossTerms, Normal
-from vrnn_lab.models.base import Prediction, SequenceModel
+from vrnn_lab.models.base import SequenceModel
 from vrnn_lab.series import TimeSeries
 
 
@@ -64,6 +64,4 @@ class PathModel(SequenceModel):
 
     def _predict(self, series, samples):
         density = self._decode(self._states(series, self._draw(self._encode(series), series, samples)))
-        density = density.given(series.values.expand(density.mean.shape), series.seen.expand(density.mean.shape))
-        noise = self.noise.at_points("value", series, samples, self.head.draws, density.mean)
-        return Prediction(density.draw(noise), density)
+        return self._answer(density, series, samples)

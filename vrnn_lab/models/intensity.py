@@ -1,0 +1,69 @@
+"""The rate of a Poisson process along a latent path, and its integral."""
+
+from dataclasses import dataclass
+from math import log
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor, nn
+
+from vrnn_lab.networks import Activation, mlp
+from vrnn_lab.ode import Path
+
+LEGENDRE = 4  # points of a panel: exact for polynomials up to degree 7
+POINTS, WEIGHTS = np.polynomial.legendre.leggauss(LEGENDRE)
+
+
+class Intensity(nn.Module):
+    """log lambda(z), in events per unit of the model's clock; a fresh one expects the usual rate."""
+
+    def __init__(self, latent: int, width: int, activation: Activation, usual_gap: float):
+        super().__init__()
+        self.layers = mlp(latent, width, 1, 1, activation)
+        nn.init.constant_(self.layers[-1].bias, -log(usual_gap))
+
+    def forward(self, states: Float[Tensor, "*rows latent"]) -> Float[Tensor, "*rows"]:
+        return self.layers(states).squeeze(-1)
+
+
+@dataclass(frozen=True)
+class Rate:
+    """lambda(z(t)) over each row's own window, by Gauss and Legendre's rule between the nodes of the path.
+
+    Within a step of the path it is smooth, across nodes it is not: so no panel crosses one.
+    """
+
+    intensity: Intensity
+    path: Path
+    edges: Float64[Tensor, "batch edges"]  # of the panels: window start, nodes within, window end (repeated)
+
+    @classmethod
+    def over(cls, intensity: Intensity, path: Path, window: Float64[Tensor, "batch 2"], panels: int) -> "Rate":
+        """window: since z_0; panels: enough for the longest of them, further ones are empty."""
+        first = (window[:, :1] / path.step).floor()
+        edges = (first + torch.arange(panels + 1, device=window.device)) * path.step
+        return cls(intensity, path, torch.maximum(edges, window[:, :1]).minimum(window[:, 1:]))
+
+    def log_at(self, times: Float64[Tensor, "batch time"]) -> Float[Tensor, "samples batch time"]:
+        return self.intensity(self.path.at(times))
+
+    def between(
+        self, start: Float64[Tensor, "batch panel"], end: Float64[Tensor, "batch panel"]
+    ) -> Float[Tensor, "samples batch panel"]:
+        """The integral from `start` to `end`, which lie within one step of the path."""
+        half = (end - start)[..., None] / 2
+        times = start[..., None] + half * (1 + half.new_tensor(POINTS))
+        rate = self.log_at(times.flatten(1)).exp().unflatten(2, (-1, LEGENDRE))
+        return (rate * (half * half.new_tensor(WEIGHTS)).to(rate)).sum(-1)
+
+    def total(self) -> Float[Tensor, "samples batch"]:
+        """The expected number of events in the window."""
+        return self.between(self.edges[:, :-1], self.edges[:, 1:]).sum(2)
+
+    def until(self, times: Float64[Tensor, "batch time"]) -> Float[Tensor, "samples batch time"]:
+        """The expected number of events from the window's start to each time within it."""
+        whole = self.between(self.edges[:, :-1], self.edges[:, 1:]).cumsum(2)
+        place = (torch.searchsorted(self.edges, times, right=True) - 1).clamp(0, self.edges.shape[1] - 2)
+        before = torch.cat([torch.zeros_like(whole[:, :, :1]), whole], 2).gather(2, place.expand(len(whole), -1, -1))
+        return before + self.between(self.edges.gather(1, place), times)

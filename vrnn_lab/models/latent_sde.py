@@ -1,0 +1,195 @@
+"""The latent SDE."""
+
+from dataclasses import dataclass
+from math import log, sqrt
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor, nn
+
+from vrnn_lab.checks import Count, Natural, Positive
+from vrnn_lab.encoders import GRUEncoder, Reading
+from vrnn_lab.likelihoods import Density
+from vrnn_lab.losses import Latents, LossTerms, Normal
+from vrnn_lab.models.base import SequenceModel
+from vrnn_lab.networks import Activation, VectorField, mlp
+from vrnn_lab.ode import linear_read, steps_in_training, steps_to_cover
+from vrnn_lab.recipe import Recipe
+from vrnn_lab.series import Scale, TimeSeries, pick
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Draws of the chain, from its start to its last node, and how each step was steered.
+
+    Given z_k, q(z_(k+1)) = N(m + s pull, (s spread)^2), where the prior's step is N(m, s^2). A step that is not
+    steered has pull 0 and spread 1.
+    """
+
+    states: Float[Tensor, "nodes samples batch latent"]
+    pull: Float[Tensor, "steps samples batch latent"]  # sqrt(step) u
+    log_spread: Float[Tensor, "steps 1 batch latent"]
+    noise: Float[Tensor, "steps samples batch latent"]
+
+    @property
+    def log_ratio(self) -> Float[Tensor, "samples batch"]:
+        """log p(z_1 .. | z_0) - log q(z_1 .. | z_0) of the draws; with spread 1 that of Girsanov's theorem,
+        -sum_k (u_k eps_k sqrt(step) + u_k^2 step / 2)."""
+        spread = self.log_spread.exp()
+        moved = self.pull * spread * self.noise + 0.5 * self.pull.square()
+        narrowed = self.log_spread + 0.5 * (1 - spread.square()) * self.noise.square()
+        return (narrowed - moved).sum((0, 3))
+
+    @property
+    def kl(self) -> Float[Tensor, "samples batch latent"]:
+        """KL(q || p) of the steps, each given the state it starts from; with spread 1 the sum of u^2 step / 2."""
+        return (0.5 * (self.pull.square() + torch.expm1(2 * self.log_spread)) - self.log_spread).sum(0)
+
+
+class Steering(nn.Module):
+    """The pull of a step and the log of its spread, from the state it starts from, the encoder's state at the next
+    seen point and the time to it.
+
+    pull = a + b z + C tanh(d + D z), where a, b, d and the log spread are made of context and time for all steps at
+    once. Where process and output are linear and Gaussian the exact pull is a + B z.
+    """
+
+    def __init__(self, latent: int, context: int, width: int, activation: Activation, narrowed: bool):
+        super().__init__()
+        self.sizes = [latent, latent, width] + [latent] * narrowed
+        self.told = mlp(context + 4, width, sum(self.sizes), 1, activation)
+        self.enter, self.leave = nn.Linear(latent, width, bias=False), nn.Linear(width, latent, bias=False)
+        with torch.no_grad():  # a fresh posterior hardly leaves the prior
+            for layer in (self.told[-1], self.leave):
+                for parameter in layer.parameters():
+                    parameter *= 0.1
+
+    def plan(
+        self, context: Float[Tensor, "batch steps context"], gap: Float[Tensor, "batch steps"], near: Tensor
+    ) -> list[Float[Tensor, "steps 1 batch _"]]:
+        """(a, b, d, log spread) of every step; gap, to the next seen point: in usual gaps; near: in steps."""
+        told = torch.stack([torch.log1p(gap), torch.exp(-gap), torch.log1p(near), torch.exp(-near)], -1)
+        parts = self.told(torch.cat([context, told], -1)).transpose(0, 1)[:, None].split(self.sizes, -1)
+        spread = -nn.functional.softplus(parts[3] - 2) if len(parts) > 3 else torch.zeros_like(parts[0])
+        return [*parts[:3], spread]
+
+    def forward(self, state: Tensor, shift: Tensor, slope: Tensor, hidden: Tensor) -> Tensor:
+        return torch.addcmul(shift, slope, state) + self.leave(torch.tanh(hidden + self.enter(state)))
+
+
+class LatentSDE(SequenceModel):
+    """A latent stochastic differential equation (Li et al. 2020, arXiv 2001.01328, section 5).
+
+    dz = f(z) dt + sigma dW,  z_0 ~ N(0, I),  x_i ~ head(decoder(z(t_i))),  t in typical training windows,
+    on Euler-Maruyama's chain of `nodes` steps a window from the start of the row's own window, linear between its
+    nodes; before the window the state is held at z_0. The chain is the model, so its bound needs no limit.
+
+    q(z_0 | seen) = N(encoder);  q(z_(k+1) | z_k, seen) adds sigma u step to the prior's step, u from z_k, the
+    encoder's state at the first seen point behind node k, and the time to it; behind the last seen point u = 0.
+    posterior=shared: its steps have the prior's noise, as in the paper; the bound loosens where sigma^2 step is not
+    small beside the observation noise. posterior=narrowed: they may have less, as the chain's own posterior has.
+    """
+
+    def __init__(
+        self,
+        scale: Scale,
+        recipe: Recipe,
+        head,
+        latent: Count = 4,
+        width: Count = 64,
+        depth: Natural = 1,
+        encoder_width: Count = 64,
+        decoder_width: Count = 64,
+        decoder_depth: Natural = 0,
+        activation: Activation = "tanh",
+        rate: Positive = 2.0,
+        sigma: Positive = 1.0,
+        posterior: Literal["narrowed", "shared"] = "narrowed",
+        nodes: Count = 60,
+        encoder=GRUEncoder,
+    ):
+        super().__init__(scale, recipe, head(scale), states=latent)
+        self.latent = latent
+        self.field = VectorField(latent, width, depth, activation, rate)
+        self.log_sigma = nn.Parameter(torch.full((latent,), log(sigma)))
+        self.encoder = encoder(scale, encoder_width)
+        self.start = mlp(self.encoder.summary, encoder_width, 2 * latent, 1, activation)
+        self.steering = Steering(latent, encoder_width, width, activation, posterior == "narrowed")
+        self.decoder = mlp(latent, decoder_width, self.head.width, decoder_depth, activation)
+        self.step = 1 / nodes
+        self.reach = (scale.longest / scale.clock).item()
+        self.nodes = steps_in_training(nodes, self.reach)
+
+    def _chain(self, series: TimeSeries, samples: int) -> tuple[Normal, Tensor, Steps]:
+        """q(z_0 | seen), z_0 and the chain that starts there."""
+        reading = self.encoder(series, series.times, self.reach if series.in_training else None)
+        posterior = Normal.of(self.start(reading.summary()))
+        posterior = posterior.where(reading.count > 0, Normal.standard(posterior.mean))
+        start = posterior.draw(self.noise.of_series("latent", series, samples, self.latent, posterior.mean))
+        return posterior, start, self._walk(series, reading, start)
+
+    def _walk(self, series: TimeSeries, reading: Reading, start: Float[Tensor, "samples batch latent"]) -> Steps:
+        count = self.nodes
+        if not series.in_training:
+            count, _ = steps_to_cover(series.times.clamp(min=0), self.step, self.nodes)
+        times = torch.arange(count, device=start.device, dtype=torch.float64) * self.step
+        there, *plan, log_spread = self._plan(reading, times.expand(len(series.ids), -1))
+        noise = self._noise(series, times.expand(len(series.ids), -1), start)
+        sigma = sqrt(self.step) * self.log_sigma.exp()
+        jumps, time = sigma * log_spread.exp() * noise, start.new_zeros(())
+        state, states, pulls = start, [start], []
+        for k in range(count):
+            pull = there[k] * self.steering(state, *(part[k] for part in plan))
+            state = torch.addcmul(state + jumps[k], sigma, pull) + self.step * self.field(time, state)
+            states.append(state)
+            pulls.append(pull)
+        return Steps(torch.stack(states), torch.stack(pulls), log_spread, noise)
+
+    def _noise(self, series: TimeSeries, times: Tensor, start: Tensor) -> Float[Tensor, "steps samples batch latent"]:
+        """A draw for every step: a function of series and node, however many follow."""
+        nothing = torch.zeros(*times.shape, 1, dtype=torch.bool, device=times.device)
+        nodes = TimeSeries(times, nothing.to(start), nothing, nothing, series.window, series.ids)
+        return self.noise.at_points("path", nodes, start.shape[0], self.latent, start).permute(2, 0, 1, 3)
+
+    def _plan(self, reading: Reading, times: Float64[Tensor, "batch steps"]) -> list[Tensor]:
+        """Which steps are steered, (steps, 1, batch, 1), and the steering's plan of each.
+
+        A step is led by the first seen point behind its start, which may lie before its end. The reading holds the
+        points from the last to the first: that point is the last one in it that is still later.
+        """
+        later = torch.searchsorted(-reading.elapsed, -times.contiguous()).minimum(reading.count)
+        there = (later > 0).T[:, None, :, None]
+        next_point = (later - 1).clamp(min=0)
+        gap = (pick(reading.elapsed, next_point) - times).clamp(min=0).to(reading.states)
+        plan = self.steering.plan(pick(reading.states, next_point), gap / self.usual_gap, gap / self.step)
+        return [there.to(gap), *plan[:3], torch.where(there, plan[3], 0)]
+
+    def _points(self, series: TimeSeries, steps: Steps) -> Float[Tensor, "samples batch time latent"]:
+        """The path at every point, linear between nodes, z_0 before the first."""
+        return linear_read(steps.states, self.step, 0, series.times)
+
+    def _decode(self, states: Tensor) -> Density:
+        return self.head(self.decoder(states))
+
+    def _log_likelihood(self, series: TimeSeries, steps: Steps) -> tuple[Float[Tensor, "samples batch"], Tensor]:
+        """log p(scored | z), and the states."""
+        states = self._points(series, steps)
+        return self._decode(states).log_prob(series.values, series.scored).sum(2), states
+
+    def _loss_terms(self, series, samples):
+        posterior, _, steps = self._chain(series, samples)
+        prior = Normal.standard(posterior.mean)
+        log_prob, states = self._log_likelihood(series, steps)
+        kl = posterior.kl_each(prior) + steps.kl.mean(0)
+        shift = torch.cat([posterior.shift(prior)[None], steps.pull.mean(1)]).detach()
+        there = torch.ones(shift.shape[:2], dtype=torch.bool, device=shift.device)
+        return LossTerms(-log_prob.mean(0), kl.sum(-1), Latents(kl.detach(), shift, there), states)
+
+    def _log_weights(self, series, samples):
+        posterior, start, steps = self._chain(series, samples)
+        first = Normal.standard(start).log_prob(start) - posterior.log_prob(start)
+        return self._log_likelihood(series, steps)[0] + first + steps.log_ratio
+
+    def _predict(self, series, samples):
+        return self._answer(self._decode(self._points(series, self._chain(series, samples)[2])), series, samples)
