@@ -1,7 +1,7 @@
 """How near every model comes to an exact likelihood: makes docs/likelihood.md.
 
 python docs/likelihood.py [sets=ou,lgssm,...] [models=rnn,vrnn,...] [folder=outputs/likelihood] [jobs=2]
-                          [output=docs/likelihood.md] [epochs=60]
+                          [output=docs/likelihood.md] [epochs=30]
 
 Trains each model on each set whose law is known (runs that are finished are read, not trained again), then scores
 its test series: the ELBO and the importance-weighted bounds, in nats a value (an event) below the exact likelihood.
@@ -48,8 +48,9 @@ def run(name: str, data: str, folder: Path, epochs: str, threads: int) -> Path |
     where = folder / data / name.replace(", ", "_").replace(" ", "_")
     given = MODELS[name] if MODELS[name][0].startswith("experiment") else ["experiment=oracle", *MODELS[name]]
     command = [sys.executable, "-m", "vrnn_lab.run", *given, f"data={data}", f"hydra.run.dir={where}"]
+    command += ["evaluate.samples=10", "evaluate.draws=49"]  # the bounds are made below
     if given[0] == "experiment=oracle":
-        command.append(f"trainer.max_epochs={epochs}")
+        command += [f"trainer.max_epochs={epochs}", "trainer.check_val_every_n_epoch=5"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     print(f"{data} {name}: {'done' if not done.returncode else done.stderr.strip()[-500:]}", flush=True)
@@ -91,7 +92,7 @@ def line(name: str, where: Path) -> str:
 HEAD = """# Beside an exact likelihood
 
 Made by `python docs/likelihood.py` ({torch}, {threads} threads a run). Nats a value (of `events`: an event) of 200
-test series, 1800 training series, {epochs} epochs; lower is better, *exact* is the law's own. *gap*: the last bound
+test series, 1800 training series, {epochs} epochs (the SDE and `events` 40); lower is better, *exact* is the law's own. *gap*: the last bound
 above exact, with the standard error of the paired difference over series; a bound that crossed the truth would
 show a negative gap of several errors. *IWAE-1 - ELBO*: zero within its error, if both are what they say.
 Models without latents have one number, their exact NLL, under IWAE-1000.
@@ -104,7 +105,7 @@ def main() -> int:
         str(__doc__), ("sets", "models", "folder", "jobs", "output", "epochs"), sys.argv[1:] or ["jobs=2"]
     )
     quiet()
-    jobs, epochs = int(found.get("jobs", 2)), found.get("epochs", "60")
+    jobs, epochs = int(found.get("jobs", 2)), found.get("epochs", "30")
     sets = found["sets"].split(",") if "sets" in found else SETS
     wanted = found["models"].split(",") if "models" in found else list(MODELS)
     folder = Path(found.get("folder", "outputs/likelihood"))
