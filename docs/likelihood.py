@@ -92,10 +92,10 @@ def line(name: str, where: Path) -> str:
 HEAD = """# Beside an exact likelihood
 
 Made by `python docs/likelihood.py` ({torch}, {threads} threads a run). Nats a value (of `events`: an event) of 200
-test series, 1800 training series, {epochs} epochs (the SDE and `events` 40); lower is better, *exact* is the law's own. *gap*: the last bound
-above exact, with the standard error of the paired difference over series; a bound that crossed the truth would
-show a negative gap of several errors. *IWAE-1 - ELBO*: zero within its error, if both are what they say.
-Models without latents have one number, their exact NLL, under IWAE-1000.
+test series, from 1800 training series; {epochs} epochs (of the SDE and the events 40). Lower is better, *exact* is
+the law's own. *gap*: the last bound above exact, with the standard error of the paired difference over series; a
+bound that crossed the truth would show a negative gap of several errors. *IWAE-1 - ELBO*: zero within its error,
+if both are what they say. Models without latents have one number, their exact NLL, under IWAE-1000.
 """
 COLUMNS = ["", "ELBO", *(f"IWAE-{k}" for k in BOUNDS), "exact", "gap", "IWAE-1 - ELBO"]
 
