@@ -24,14 +24,14 @@ def mlp(inputs: int, width: int, outputs: int, depth: int, activation: Activatio
 
 
 class VectorField(nn.Module):
-    """dz/dt = rate f(z^power), t in windows: fresh weights move a state of size one `rate` times in a window."""
+    """dz/dt = rate f(z), t in windows: fresh weights move a state of size one `rate` times in a window."""
 
-    def __init__(self, state: int, width: int, depth: int, activation: Activation, rate: float, power: int = 1):
+    def __init__(self, state: int, width: int, depth: int, activation: Activation, rate: float):
         super().__init__()
-        self.layers, self.rate, self.power = mlp(state, width, state, depth, activation), rate, power
+        self.layers, self.rate = mlp(state, width, state, depth, activation), rate
 
     def forward(self, time: Tensor, state: Tensor) -> Tensor:
-        return self.rate * self.layers(state**self.power if self.power > 1 else state)
+        return self.rate * self.layers(state)
 
 
 GAP_FEATURES = 2

@@ -9,14 +9,17 @@ from vrnn_lab.checks import Count, Natural, Positive
 from vrnn_lab.likelihoods import Density, OneScaleHead, floored
 from vrnn_lab.losses import LossTerms
 from vrnn_lab.models.base import Prediction, SequenceModel
-from vrnn_lab.networks import Activation, VectorField
+from vrnn_lab.networks import Activation, mlp
 from vrnn_lab.ode import through, ticks_in_training
 from vrnn_lab.recipe import Recipe
 from vrnn_lab.series import Scale, TimeSeries, compact, put_back
 
 
 class NeuralODE(SequenceModel):
-    """dy/dt = f(y^power) of the data y themselves, in standardised units (Chen et al. 2018, arXiv 1806.07366).
+    """dy/dt = f(y^power) of the data y themselves (Chen et al. 2018, arXiv 1806.07366).
+
+    y is in training standard deviations, t in typical training windows. f reads y from the training mean; a power
+    above 1 is one of y from the data's own zero, which then matters.
 
     first seen point      x ~ head with location a and a spread of its own, both learned
     later seen points     x ~ head(y), y carried on from the seen point before
@@ -40,7 +43,7 @@ class NeuralODE(SequenceModel):
         depth: Natural = 1,
         activation: Activation = "tanh",
         power: Count = 1,
-        rate: Positive = 1.0,
+        spread: Positive = 0.1,
         nodes: Count = 20,
     ):
         super().__init__(scale, recipe, head(scale), states=scale.dim)
@@ -49,10 +52,18 @@ class NeuralODE(SequenceModel):
                 "the state of a neural ODE is the data themselves, one location a channel, and this head wants more; "
                 "choose model/head=gaussian or laplace with model.head.noise=channel or global, or model=latent_ode."
             )
-        self.field = VectorField(scale.dim, width, depth, activation, rate, power)
+        self.layers, self.power = mlp(scale.dim, width, scale.dim, depth, activation), power
+        for layer in self.layers[::2]:
+            nn.init.normal_(layer.weight, std=spread)
+            nn.init.zeros_(layer.bias)
+        zero = scale.mean / scale.std if power > 1 else torch.zeros(scale.dim)
+        self.register_buffer("zero", zero.float())
         self.first = nn.Parameter(torch.zeros(scale.dim))
         self.log_spread = nn.Parameter(torch.zeros(scale.dim))
         self.step, self.reach = 1 / nodes, (scale.longest / scale.clock).item()
+
+    def _field(self, time: Tensor, state: Tensor) -> Tensor:
+        return self.layers((state + self.zero) ** self.power if self.power > 1 else state)
 
     def _anchor(self, series: TimeSeries) -> tuple[Tensor, Tensor]:
         """The place (batch, 1) of compacted rows that all else starts from, and what values are taken in."""
@@ -81,7 +92,7 @@ class NeuralODE(SequenceModel):
         gap, most = torch.cat([ahead, back]), None
         if series.in_training:
             most = ticks_in_training(times.shape[1], self.reach, self.step, series.longest_gap)
-        _, arrived = through(self.field, jump, torch.cat([told, only]), gap, start, self.step, most)
+        _, arrived = through(self._field, jump, torch.cat([told, only]), gap, start, self.step, most)
         forward, backward = torch.cat([start[:, None], arrived[:, :-1]], 1).chunk(2)
         return torch.where((place < anchor)[..., None], backward.flip(1), forward)
 
