@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float64
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -138,14 +139,14 @@ def vector_field(model, data, batch: TimeSeries) -> Figure:
     speed = true.norm(dim=-1)
     norm = LogNorm(*speed.quantile(speed.new_tensor([0.02, 1.0])).clamp(min=1e-12).tolist(), clip=True)
     for ax, slopes, said in zip(axes, (learned, true), ("learned", "true"), strict=True):
-        colours = _streams(ax, axis, slopes, norm)
+        _streams(ax, axis, slopes, norm)
         for curve in inside:
-            ax.plot(*curve.T, color=look.BACKWARD, linewidth=1.0, alpha=0.7)
+            ax.plot(*curve.T, color=look.BACKWARD, linewidth=0.7, alpha=0.5)
         ax.set_xlabel(look.label(data.channels[0], look.unit(data, 0)))
         ax.set_ylabel(look.label(data.channels[1], look.unit(data, 1)))
         ax.set_title(said, fontsize=10)
         ax.set_aspect("equal")
-    figure.colorbar(colours, ax=axes, label="speed", shrink=0.8)
+    figure.colorbar(ScalarMappable(norm, "viridis"), ax=axes, label="speed", shrink=0.8)
     look.legend(figure, [Line2D([], [], color=look.BACKWARD, linewidth=1.0, label="data")])
     error = ((learned - true).norm(dim=-1).mean() / speed.mean().clamp(min=1e-12)).item()
     figure.suptitle(f"Vector field; mean error {100 * error:.3g} % of the mean speed", fontsize=11)
@@ -160,11 +161,9 @@ def plane(values: Float[Tensor, "points 2"]) -> tuple[tuple[Tensor, Tensor], Flo
     return (x, y), torch.cartesian_prod(y, x).flip(1)
 
 
-def _streams(ax: Axes, axis: tuple[Tensor, Tensor], slopes: Float[Tensor, "states 2"], norm: LogNorm):
+def _streams(ax: Axes, axis: tuple[Tensor, Tensor], slopes: Float[Tensor, "states 2"], norm: LogNorm) -> None:
     along = slopes.view(SIDE, SIDE, 2).numpy()
     speed = np.linalg.norm(along, axis=-1)
     x, y = (each.numpy() for each in axis)
-    drawn = ax.streamplot(
-        x, y, along[..., 0], along[..., 1], color=speed, cmap="viridis", norm=norm, linewidth=0.9, density=1.1
-    )
-    return drawn.lines
+    look_of = {"cmap": "viridis", "norm": norm, "linewidth": 0.9, "density": 1.1}
+    ax.streamplot(x, y, along[..., 0], along[..., 1], color=speed, **look_of)

@@ -17,11 +17,9 @@ Draws whole series from the prior of a run's best checkpoint, over a typical tra
 The file has the columns series, time and one for each channel, in the data's own units."""
 
 
-def whole(found: dict[str, str], key: str, usual: int | None, least: int) -> int | None:
+def whole(found: dict[str, str], key: str, usual: int, least: int) -> int:
     """A whole number among the arguments."""
-    text = found.get(key)
-    if text is None:
-        return usual
+    text = found.get(key, str(usual))
     if not text.isdecimal() or int(text) < least:
         raise ValueError(f"{key}={text}: expected a whole number from {least}.")
     return int(text)
@@ -41,7 +39,8 @@ def csv(draws, channels: tuple[str, ...]) -> str:
 def main() -> int:
     found = arguments(USAGE, ("run", "n", "points", "seed", "output"), sys.argv[1:])
     folder = folder_of(found)
-    count, points, seed = whole(found, "n", 16, 1), whole(found, "points", None, 1), whole(found, "seed", 0, 0)
+    count, seed = whole(found, "n", 16, 1), whole(found, "seed", 0, 0)
+    points = whole(found, "points", 1, 1) if "points" in found else None
     output = Path(found.get("output", folder / "samples" / "samples.csv"))
     if output.suffix != ".csv":
         raise ValueError(f"output={output}: expected a file that ends in .csv.")
