@@ -9,7 +9,7 @@ from vrnn_lab.config import check, compose, make, options
 from vrnn_lab.recipe import ConstantBeta, Recipe, cosine
 from vrnn_lab.series import Scale, TimeSeries, series_of
 
-MODELS = options("model")
+MODELS = [*options("model"), "latent_ode model/encoder=ode_rnn"]  # a file of conf/model, and what is chosen beside it
 SMALL = {"width": 12, "latent": 3, "encoder_width": 12, "decoder_width": 12, "nodes": 6}
 
 
@@ -29,8 +29,8 @@ def recipe_of(lr: float = 5e-3) -> Recipe:
 
 
 def model_of(name: str, scale: Scale | None = None, double: bool = False, seed: int = 0, recipe=None, **keys):
-    """A small model of conf/model/<name>.yaml."""
-    node = compose([f"model={name}"]).model
+    """A small model of conf/model/<name>.yaml; further overrides may follow its name."""
+    node = compose(f"model={name}".split()).model
     for key, value in {**{k: v for k, v in SMALL.items() if k in node}, **keys}.items():
         node[key] = value
     check({"model": node})

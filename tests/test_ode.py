@@ -5,7 +5,19 @@ import torch
 from torch import nn
 from torchdiffeq import odeint
 
-from vrnn_lab.ode import MOST_NODES, Path, Solver, rk4, steps_to_cover
+from vrnn_lab.ode import (
+    MOST_NODES,
+    ROUNDING,
+    Path,
+    Solver,
+    Ticks,
+    linear_read,
+    rk4,
+    steps_in_training,
+    steps_to_cover,
+    through,
+    ticks_in_training,
+)
 
 TURN = torch.tensor([[-0.1, 2.0], [-2.0, -0.1]], dtype=torch.float64)
 
@@ -103,3 +115,95 @@ def test_steps_cover_what_is_asked_and_no_less_than_the_least():
 def test_rk4_slopes_are_the_field_at_the_nodes():
     states, slopes = rk4(Linear(), start(), 0.1, 5)
     torch.testing.assert_close(slopes, states @ TURN)
+
+
+def gaps_of(rows=5, places=6):
+    rng = torch.Generator().manual_seed(2)
+    gap = torch.empty(rows, places, dtype=torch.float64).exponential_(4.0, generator=rng)
+    sign = torch.randint(0, 2, (rows, places), generator=rng) * 2 - 1
+    gap = gap * sign
+    gap[1, 2], gap[2], gap[3, 0] = 0.0, 0.0, 0.3  # nowhere to go, and three whole steps
+    return gap
+
+
+def test_ticks_add_up_to_each_gap_in_steps_no_longer_than_asked():
+    gap, step = gaps_of(), 0.1
+    for most in (None, 200):
+        ticks = Ticks.of(gap, step, most)
+        total = torch.zeros_like(gap).scatter_add(1, ticks.place, ticks.length)
+        torch.testing.assert_close(total, gap, rtol=0, atol=1e-12)
+        assert (ticks.length.abs() <= step * (1 + ROUNDING)).all()
+        assert (ticks.first.sum(1) == gap.shape[1]).all()
+        assert (ticks.end[3, 0] - ticks.begin[3, 0] + 1) == 3
+    least = Ticks.of(gap, step).first.shape[1]
+    assert least <= ticks_in_training(gap.shape[1], gap.abs().sum(1).max().item(), step)
+    assert least <= ticks_in_training(gap.shape[1], 100.0, step, gap.abs().max().item())
+
+
+def jumping(state, told):
+    return 0.5 * state + told
+
+
+def test_a_state_jumps_and_follows_a_linear_field_over_its_own_gaps():
+    gap, told = gaps_of(), torch.randn(5, 6, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    jump = lambda told, state: jumping(state, told)
+    jumped, arrived = through(Linear(), jump, told, gap, told[:, 0], 0.005)
+    state = told[:, 0]
+    for i in range(6):
+        state = jumping(state, told[:, i])
+        torch.testing.assert_close(jumped[:, i], state, rtol=1e-7, atol=1e-7)
+        state = torch.einsum("bi,bij->bj", state, torch.matrix_exp(gap[:, i, None, None] * TURN))
+        torch.testing.assert_close(arrived[:, i], state, rtol=1e-7, atol=1e-7)
+
+
+def test_the_steps_of_a_row_are_its_own():
+    """Beside a row with gaps a hundred times as long, and with a bound far above, not a digit moves."""
+    gap, told = gaps_of(), torch.randn(5, 6, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    jump = lambda told, state: jumping(state, told)
+    solve = lambda gap, most=None: through(Linear(), jump, told, gap, told[:, 0], 0.1, most)[1]
+    alone = solve(gap)
+    longer = gap.clone()
+    longer[4] *= 100
+    assert torch.equal(solve(longer)[:4], alone[:4])
+    assert torch.equal(solve(gap, 500), alone)
+
+
+def test_the_error_over_gaps_falls_with_the_fourth_power_of_the_step():
+    gap, told = gaps_of().abs() + 0.4, torch.ones(5, 6, 2, dtype=torch.float64)
+    jump = lambda told, state: told
+    exact = torch.einsum("bpi,bpij->bpj", told, torch.matrix_exp(gap[..., None, None] * TURN))
+    errors = [(through(Linear(), jump, told, gap, told[:, 0], h)[1] - exact).abs().max() for h in (0.1, 0.05)]
+    assert 10 < errors[0] / errors[1] < 25
+
+
+def test_gaps_that_are_too_long_are_an_error_that_names_the_limit():
+    with pytest.raises(ValueError, match=str(MOST_NODES)):
+        Ticks.of(torch.full((1, 1), 1e9, dtype=torch.float64), 0.1)
+
+
+@pytest.mark.parametrize("before", [0, 2])
+def test_a_linear_path_is_read_exactly_and_held_beyond_its_ends(before):
+    step, last = 0.25, 4
+    times = (torch.arange(last + 1, dtype=torch.float64) - before) * step
+    line = lambda t: torch.stack([3 - 2 * t, 5 * t], -1)
+    states = line(times)[:, None, None].expand(-1, 2, 4, -1)
+    elapsed = own_times(low=-2.0, high=2.0)
+    found = linear_read(states, step, before, elapsed)
+    expected = line(elapsed.clamp(times[0], times[-1])).expand(2, -1, -1, -1)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_linear_reading_at_the_nodes_is_the_nodes():
+    states = torch.randn(5, 2, 3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    elapsed = (0.5 * torch.arange(5, dtype=torch.float64)).expand(3, 5)
+    torch.testing.assert_close(linear_read(states, 0.5, 0, elapsed), states.permute(1, 2, 0, 3))
+
+
+@pytest.mark.parametrize(("windows", "steps"), [(0.0, 20), (0.4, 20), (1.0, 20), (1.01, 21), (3.0, 60)])
+def test_training_takes_the_steps_that_cover_its_longest_window(windows, steps):
+    assert steps_in_training(20, windows) == steps
+
+
+def test_training_windows_too_long_for_the_steps_are_refused():
+    with pytest.raises(ValueError, match="400 windows"):
+        steps_in_training(20, 400.0)

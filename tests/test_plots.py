@@ -8,7 +8,8 @@ import torch
 from matplotlib.image import imread
 from small import MODELS, model_of
 
-from vrnn_lab import plots
+from vrnn_lab import pictures, plots, prior
+from vrnn_lab.data.base import Ragged, SeriesData
 from vrnn_lab.data.periodic import Periodic
 from vrnn_lab.data.spirals import Spirals, Spirals1D
 from vrnn_lab.tasks import Density, Forecast, Interpolate
@@ -146,3 +147,156 @@ def test_curves_that_run_away_do_not_flatten_the_values():
     values = batch.values[0, batch.known[0, :, 0], 0]
     low, high = plots._limits(batch, torch.tensor([-1e6, 1e6]), 0, 0)
     assert high - low < 3 * (values.max() - values.min())
+
+
+# ---- images, rolls and fields -----------------------------------------------------------------------------
+
+BERNOULLI = {"_target_": "vrnn_lab.likelihoods.BernoulliHead", "_partial_": True}
+
+
+class Random(SeriesData):
+    """Zeros and ones, or normal values, in any number of channels."""
+
+    def __init__(self, dim: int, points: int, support: str = "binary", series: int = 12):
+        super().__init__(batch_size=6)
+        self.dim, self.points, self.support, self.series = dim, points, support, series
+
+    @property
+    def channels(self):
+        return tuple(f"k{i}" for i in range(self.dim))
+
+    def make(self):
+        return {split: self.split(100 * place) for place, split in enumerate(("train", "val", "test"))}
+
+    def split(self, first: int):
+        rng = np.random.default_rng(first)
+        values = rng.standard_normal((self.series, self.points, self.dim))
+        times = np.tile(0.5 * np.arange(self.points), (self.series, 1))
+        return Ragged.of(times, (values > 0).astype(float) if self.support == "binary" else values, first_id=first)
+
+
+class Images(Random):
+    image = (2, 3)
+
+
+class Turning(Spirals):
+    """A plane whose field is known: a turn about the origin."""
+
+    def field(self, states):
+        return states @ states.new_tensor([[0.0, 1.0], [-1.0, 0.0]])
+
+
+def head_of(data):
+    return {"head": BERNOULLI} if data.support == "binary" else {}
+
+
+def words(figure) -> str:
+    legend = [t.get_text() for t in figure.legends[0].get_texts()] if figure.legends else []
+    return " ".join([figure.get_suptitle(), *(ax.get_title() for ax in figure.axes), *legend])
+
+
+@pytest.mark.parametrize("name", ["vae", "rnn"])
+@pytest.mark.parametrize("support", ["binary", "real"])
+def test_images_are_shown_as_images(name, support):
+    data = Images(6, 1, support)
+    drawn = plots.figures(model_of(name, scale=data.scale, **head_of(data)), data, seed=0)
+    assert set(drawn) == {"samples", "reconstructions"}
+    (shown,) = drawn["reconstructions"].axes[0].images
+    assert shown.get_array().shape == (2 * 2 + 1, 10 * 4 - 1)
+    batch = plots._shown(data, "test", Density(), 10)
+    first = batch.values[0, 0].view(2, 3).numpy()
+    assert np.array_equal(shown.get_array().data[:2, :3], first)
+    assert drawn["samples"].axes[0].images[0].get_array().shape == (5 * 3 - 1, 5 * 4 - 1)
+
+
+def test_below_each_image_stands_the_models_mean_of_it():
+    data = Images(6, 1)
+    model = model_of("vae", scale=data.scale, head=BERNOULLI)
+    figure = plots.figures(model, data, seed=0)["reconstructions"]
+    batch = plots._shown(data, "test", Density(), 10)
+    with model.fixed_noise(0):
+        mean = model.predict(batch, plots.SAMPLES).mean
+    shown = figure.axes[0].images[0].get_array().data[3:5, 4:7]
+    assert np.allclose(shown, mean[1, 0].view(2, 3).numpy())
+
+
+def test_tiles_stand_row_by_row_with_gaps_between():
+    flat = torch.arange(12.0).view(3, 4)
+    whole = pictures.tiled(flat, (2, 2), 2)
+    assert whole.shape == (5, 5)
+    assert whole[:2, :2].tolist() == [[0, 1], [2, 3]]
+    assert whole[:2, 3:].tolist() == [[4, 5], [6, 7]]
+    assert whole[3:, :2].tolist() == [[8, 9], [10, 11]]
+    assert whole[2].isnan().all() and whole[:, 2].isnan().all() and whole[3:, 3:].isnan().all()
+
+
+@pytest.mark.parametrize("name", ["rnn", "rnn_vae"])
+def test_many_channels_of_zeros_and_ones_are_a_roll(name):
+    data = Random(88, 12)
+    model = model_of(name, scale=data.scale, head=BERNOULLI)
+    drawn = plots.figures(model, data, seed=0)
+    assert set(drawn) == {"forecast", "interpolation"}
+    for task, figure in drawn.items():
+        above, below = (ax.collections[0].get_array() for ax in figure.axes)
+        assert above.shape == below.shape == (88, 12)
+        batch = plots._shown(data, "test", plots.TASKS[task], 1)
+        assert np.array_equal(above, batch.values[0].T.numpy())
+        assert below.min() > 0 and below.max() < 1
+        assert "seen" in words(figure) and ("forecast starts" in words(figure)) == (task == "forecast")
+
+
+def test_many_real_channels_show_the_first_eight():
+    data = Random(64, 10, "real")
+    drawn = plots.figures(model_of("vae", scale=data.scale), data, seed=0)
+    assert all(len(figure.axes) == 8 for figure in drawn.values())
+
+
+def test_long_series_are_drawn_with_bands(monkeypatch):
+    monkeypatch.setattr(plots, "SAMPLES", 100)
+    data = Random(8, 2500, "real", series=3)
+    drawn = plots.figures(model_of("vae", scale=data.scale), data, 0, tasks={"interpolation": Interpolate(0.5)})
+    assert len(drawn["interpolation"].axes) == 8
+    values = torch.randn(1000, 1, 2500, 8)  # more than torch takes at once
+    bands = plots._quantiles(values)
+    assert torch.equal(bands[:, 0, 5], torch.quantile(values[:, 0, 5], torch.tensor(plots.QUANTILES), dim=0))
+
+
+def test_columns_of_a_roll_reach_half_way_to_their_neighbours():
+    times = torch.tensor([0.0, 1.0, 4.0], dtype=torch.float64)
+    assert pictures.edges(times).tolist() == [-0.5, 0.5, 2.5, 5.5]
+    assert pictures.edges(times[:1]).tolist() == [-0.5, 0.5]
+
+
+@pytest.mark.parametrize(("factor", "error"), [(1.0, "0 %"), (1.5, "50 %"), (0.0, "100 %")])
+def test_a_learned_field_stands_beside_the_true_one(factor, error):
+    data = Turning(**SIZES)
+    model = model_of("rnn", scale=data.scale)
+    model.vector_field = lambda states: factor * data.field(states)
+    figure = plots.figures(model, data, seed=0)["vector_field"]
+    assert [ax.get_title() for ax in figure.axes[:2]] == ["learned", "true"]
+    assert f"mean error {error}" in words(figure)
+
+
+def test_without_a_field_on_both_sides_none_is_drawn():
+    plain, known = Spirals(**SIZES), Turning(**SIZES)
+    model = model_of("rnn", scale=plain.scale)
+    assert "vector_field" not in plots.figures(model, known, seed=0)
+    model.vector_field = lambda states: states
+    assert "vector_field" not in plots.figures(model, plain, seed=0)
+
+
+def test_the_grid_of_the_plane_holds_the_data_and_runs_along_x_first():
+    values = torch.tensor([[0.0, 10.0], [1.0, 30.0]], dtype=torch.float64)
+    (x, y), states = pictures.plane(values)
+    assert (x[0], x[-1], y[0], y[-1]) == pytest.approx((-0.1, 1.1, 8.0, 32.0))
+    grid = states.view(len(y), len(x), 2)
+    assert torch.equal(grid[0, :, 0], x) and torch.equal(grid[:, 0, 1], y)
+
+
+@pytest.mark.parametrize("name", ["latent_ode", "vrnn"])
+@pytest.mark.parametrize("data", DATA, ids=lambda d: type(d).__name__)
+def test_series_from_the_prior_are_lines_over_time_and_in_the_plane(name, data):
+    model = model_of(name, scale=data.scale)
+    figure = plots.samples(model, data, prior.draw(model, 3, 0))
+    assert len(figure.axes) == len(data.channels) + data.phase_plane
+    assert all(ax.get_xlabel() and ax.get_ylabel() and ax.lines for ax in figure.axes)

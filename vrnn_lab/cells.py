@@ -5,8 +5,11 @@ from abc import ABC, abstractmethod
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
-from vrnn_lab.networks import GAP_FEATURES, Memory, gap_features
+from vrnn_lab.checks import Count, Natural, Positive
+from vrnn_lab.networks import GAP_FEATURES, Activation, FlowingMemory, Memory, gap_features
+from vrnn_lab.ode import ticks_in_training
 from vrnn_lab.series import Scale
 
 
@@ -52,10 +55,10 @@ class Cell(nn.Module, ABC):
 class GRU(Cell):
     """A gated recurrent unit (Cho et al. 2014, arXiv 1406.1078) that is told the gap; runs fused over a series."""
 
-    def __init__(self, scale: Scale, size: int):
+    def __init__(self, scale: Scale, width: int):
         super().__init__()
-        self.size = self.output = size
-        self.memory = Memory(2 * scale.dim + GAP_FEATURES, size)
+        self.size = self.output = width
+        self.memory = Memory(2 * scale.dim + GAP_FEATURES, width)
 
     def _inputs(self, values: Tensor, known: Tensor, gap: Tensor) -> Tensor:
         return torch.cat([values, known, gap_features(gap[..., 0])], -1)
@@ -65,3 +68,128 @@ class GRU(Cell):
 
     def over(self, values, known, gap, longest=None):
         return self.memory.over(self._inputs(values, known, gap))
+
+
+def rates(*shape: int) -> Float[Tensor, "..."]:
+    """Fresh rates of decay a usual gap, over two decades: units that forget at once beside units that keep."""
+    return 10 ** (-2 * torch.rand(*shape))
+
+
+def decayed(
+    memory: Memory, inputs: Float[Tensor, "batch time input"], kept: Float[Tensor, "batch time state"]
+) -> Float[Tensor, "batch time state"]:
+    """s_i = kept_i GRU(input_i, s_{i-1}) from the zero state."""
+    state, states = inputs.new_zeros(len(inputs), memory.size), []
+    for gate, keep in zip(memory.gates(inputs).unbind(1), kept.unbind(1), strict=True):
+        state = keep * memory(gate, state)
+        states.append(state)
+    return torch.stack(states, 1)
+
+
+class Decay(Cell):
+    """RNN-Decay: the state fades between points, each unit at a rate of its own (Mozer et al. 2017, arXiv 1710.04110;
+    the baseline of Rubanova et al. 2019, arXiv 1907.03907).
+
+    s_i = exp(-gap_i softplus(w)) GRU([x_{i-1}, known_{i-1}], s_{i-1}): the gap is told by the decay alone.
+    """
+
+    def __init__(self, scale: Scale, width: int):
+        super().__init__()
+        self.size = self.output = width
+        self.memory = Memory(2 * scale.dim, width)
+        self.rate = nn.Parameter(torch.log(torch.expm1(rates(width))))  # before softplus
+
+    def _kept(self, gap: Tensor) -> Tensor:
+        return torch.exp(-gap * softplus(self.rate))
+
+    def forward(self, values, known, gap, state, longest=None):
+        return self._kept(gap) * self.memory(self.memory.gates(torch.cat([values, known], -1)), state)
+
+    def over(self, values, known, gap, longest=None):
+        return decayed(self.memory, torch.cat([values, known], -1), self._kept(gap))
+
+
+class GRUD(Cell):
+    """GRU-D (Che et al. 2018, Scientific Reports 8:6085, eq. 10 to 16).
+
+    d_i is the time from when each channel was last known, before point i, to point i; from the first point where it
+    never was. A value that is missing fades from the last one to the mean, which is zero, and the state fades too:
+      xhat_i = m_i x_i + (1 - m_i) g_x(d_i) x_last,    h_i = GRU([xhat_i, m_i], g_h(d_i) h_{i-1}),
+      g(d) = exp(-max(0, W d + b)), W diagonal in g_x.
+    What is told of the points before point i is g_h(d_i) h_{i-1}, and the state holds it, x_last and d_i.
+    """
+
+    def __init__(self, scale: Scale, width: int):
+        super().__init__()
+        self.dim, self.output, self.size = scale.dim, width, width + 2 * scale.dim
+        self.memory = Memory(2 * scale.dim, width)
+        # Where W d + b < 0 nothing is learned of W and b: they start above.
+        self.input_rate = nn.Parameter(rates(scale.dim))
+        self.input_shift = nn.Parameter(torch.full((scale.dim,), 0.01))
+        self.state_rate = nn.Parameter(rates(width, scale.dim) / scale.dim)
+        self.state_shift = nn.Parameter(torch.full((width,), 0.01))
+
+    def _inputs(self, values: Tensor, known: Tensor, last: Tensor, since: Tensor) -> Tensor:
+        fading = torch.exp(-torch.relu(since * self.input_rate + self.input_shift)) * last
+        return torch.cat([torch.where(known > 0, values, fading), known], -1)
+
+    def _kept(self, since: Tensor) -> Tensor:
+        return torch.exp(-torch.relu(since @ self.state_rate.T + self.state_shift))
+
+    def forward(self, values, known, gap, state, longest=None):
+        state, last, since = state.split([self.output, self.dim, self.dim], -1)
+        state = self.memory(self.memory.gates(self._inputs(values, known, last, since)), state)
+        last, since = torch.where(known > 0, values, last), torch.where(known > 0, 0, since) + gap
+        return torch.cat([self._kept(since) * state, last, since], -1)
+
+    def over(self, values, known, gap, longest=None):
+        last, since = self._history(values, known, gap)
+        before = lambda x: torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1)
+        states = decayed(self.memory, self._inputs(values, known, before(last), before(since)), self._kept(since))
+        return torch.cat([states, last, since], -1)
+
+    def _history(self, values: Tensor, known: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
+        """After each point: the channels' last known values, and the time since until the next point."""
+        place = torch.arange(values.shape[1], device=values.device)[:, None].expand_as(values)
+        last_place = torch.where(known > 0, place, -1).cummax(1).values
+        ever, last_place = last_place >= 0, last_place.clamp(min=0)
+        until = gap.double().cumsum(1)
+        at = (until - gap).expand_as(values).gather(1, last_place)
+        since = until - torch.where(ever, at, 0)
+        return torch.where(ever, values.gather(1, last_place), 0), since.to(values)
+
+
+class ODE(Cell):
+    """ODE-RNN (Rubanova et al. 2019, arXiv 1907.03907, Algorithm 1), forwards in time.
+
+    s_i = GRU([x_{i-1}, known_{i-1}], s_{i-1}) carried along dh/dt = f(h) over gap_i: each row over its own gap, in
+    Runge-Kutta steps that are no longer than a typical training window's over `nodes`.
+    """
+
+    def __init__(
+        self,
+        scale: Scale,
+        width: int,
+        field_width: Count = 64,
+        field_depth: Natural = 1,
+        activation: Activation = "tanh",
+        rate: Positive = 1.0,
+        nodes: Count = 10,
+    ):
+        super().__init__()
+        self.size = self.output = width
+        self.memory = FlowingMemory(2 * scale.dim, width, field_width, field_depth, activation, rate, nodes)
+        self.usual_gap, self.reach = (scale.gap / scale.clock).item(), (scale.longest / scale.clock).item()
+
+    def forward(self, values, known, gap, state, longest=None):
+        rows = lambda x: x.reshape(-1, 1, x.shape[-1])
+        found = self.over(rows(values), rows(known), rows(gap), longest, rows(state)[:, 0])
+        return found.view(state.shape)
+
+    def over(self, values, known, gap, longest=None, start=None):
+        start = self.start(values, len(values)) if start is None else start
+        most = None
+        if longest is not None:  # in training, where a row's gaps add up to a training window
+            most = ticks_in_training(gap.shape[1], self.reach, self.memory.step, longest * self.usual_gap)
+        inputs = torch.cat([values, known], -1)
+        return self.memory(inputs, gap[..., 0] * self.usual_gap, start, most)[1]

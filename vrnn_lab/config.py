@@ -196,7 +196,7 @@ def _is_ours(found: Any) -> bool:
 
 
 def check(
-    config: Any, given: tuple[str, ...] = ("scale", "recipe", "size", "optimizer", "total_steps", "params")
+    config: Any, given: tuple[str, ...] = ("scale", "recipe", "width", "optimizer", "total_steps", "params")
 ) -> None:
     """Every value of a config against the signature it goes to; ConfigError names the first that cannot work."""
     from vrnn_lab.checks import Natural, conforms, words  # a quarter of a second, which --help need not wait

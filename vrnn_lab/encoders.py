@@ -7,7 +7,10 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
-from vrnn_lab.networks import CLOCK_FEATURES, Memory, clock_features
+from vrnn_lab.checks import Count, Natural, Positive
+from vrnn_lab.losses import Normal
+from vrnn_lab.networks import CLOCK_FEATURES, Activation, FlowingMemory, Memory, clock_features, mlp
+from vrnn_lab.ode import ticks_in_training
 from vrnn_lab.series import Scale, TimeSeries, compact, pick
 
 
@@ -15,7 +18,8 @@ from vrnn_lab.series import Scale, TimeSeries, compact, pick
 class Reading:
     """The seen points of each row from the last to the first, and the state after each."""
 
-    states: Float[Tensor, "batch place size"]
+    states: Float[Tensor, "batch place width"]
+    last: Float[Tensor, "batch width"]  # the state after all of them, where z_0 is
     elapsed: Float64[Tensor, "batch place"]  # times since z_0; beyond `count`, that of the first point
     count: Int64[Tensor, "batch 1"]  # of seen points
 
@@ -23,30 +27,39 @@ class Reading:
         """The last state, the mean of all (a short way for the gradient to every point), the first point's time."""
         real = (torch.arange(self.states.shape[1], device=self.count.device) < self.count)[..., None]
         mean = torch.where(real, self.states, 0).sum(1) / self.count.clamp(min=1)
-        last = (self.count - 1).clamp(min=0)
-        return torch.cat([pick(self.states, last)[:, 0], mean, pick(self.elapsed, last).to(mean)], -1)
+        return torch.cat([self.last, mean, pick(self.elapsed, last_place(self.count)).to(mean)], -1)
+
+
+def last_place(count: Int64[Tensor, "batch 1"]) -> Int64[Tensor, "batch 1"]:
+    return (count - 1).clamp(min=0)
 
 
 class Encoder(nn.Module, ABC):
-    """A gated recurrent unit over values, which of them are seen, the gap to the later point, and the clock."""
+    """Reads values, which of them are seen, the gap to the later point, and the clock."""
 
-    def __init__(self, scale: Scale, size: int):
+    def __init__(self, scale: Scale, width: int):
         super().__init__()
-        self.memory = Memory(2 * scale.dim + 1 + CLOCK_FEATURES, size)
+        self.inputs = 2 * scale.dim + 1 + CLOCK_FEATURES  # numbers told of a point
         self.usual_gap = (scale.gap / scale.clock).item()
-        self.summary = 2 * size + 1  # numbers a summary holds
+        self.summary = 2 * width + 1  # numbers a summary holds
 
     @abstractmethod
-    def _states(
-        self, inputs: Float[Tensor, "batch place input"], gap: Float[Tensor, "batch place"], longest: float | None
-    ) -> Float[Tensor, "batch place size"]:
-        """The state after each point; `gap` in typical windows, `longest` bounds it where that is known."""
+    def _read(
+        self,
+        inputs: Float[Tensor, "batch place input"],
+        elapsed: Float64[Tensor, "batch place"],
+        count: Int64[Tensor, "batch 1"],
+        reach: float | None,
+    ) -> tuple[Float[Tensor, "batch place width"], Float[Tensor, "batch width"]]:
+        """The state after each point, and where z_0 is; `reach` bounds `elapsed` where that is known."""
 
-    def forward(self, series: TimeSeries, elapsed: Float64[Tensor, "batch time"]) -> Reading:
-        """elapsed: times since z_0, in typical windows."""
+    def forward(
+        self, series: TimeSeries, elapsed: Float64[Tensor, "batch time"], reach: float | None = None
+    ) -> Reading:
+        """elapsed: times since z_0, in typical windows; `reach`: no point is farther, known without asking."""
         seen_points = series.seen.any(-1)
         count = seen_points.sum(1, keepdim=True)
-        longest, most = (series.longest_seen_gap, series.most_seen) if series.in_training else (None, None)
+        most = series.most_seen if series.in_training else None
         series, index = compact(series, seen_points)
         most = series.times.shape[1] if most is None else most
         place = (count - 1 - torch.arange(max(most, 1), device=count.device)).clamp(min=0)  # last point first
@@ -54,11 +67,63 @@ class Encoder(nn.Module, ABC):
         values, seen = pick(series.values, place), pick(series.seen, place).to(series.values)
         gap = elapsed.diff(dim=1, prepend=elapsed[:, :1]).neg().to(values)
         told = [torch.log1p(gap / self.usual_gap)[..., None], clock_features(elapsed.to(values))]
-        return Reading(self._states(torch.cat([values * seen, seen, *told], -1), gap, longest), elapsed, count)
+        states, last = self._read(torch.cat([values * seen, seen, *told], -1), elapsed, count, reach)
+        return Reading(states, last, elapsed, count)
 
 
 class GRUEncoder(Encoder):
     """The states of a GRU, fused (Chen et al. 2018, arXiv 1806.07366, section 5)."""
 
-    def _states(self, inputs, gap, longest):
-        return self.memory.over(inputs)
+    def __init__(self, scale: Scale, width: int):
+        super().__init__(scale, width)
+        self.memory = Memory(self.inputs, width)
+
+    def _read(self, inputs, elapsed, count, reach):
+        states = self.memory.over(inputs)
+        return states, pick(states, last_place(count))[:, 0]
+
+
+class ODERNNEncoder(Encoder):
+    """An ODE-RNN backwards in time (Rubanova et al. 2019, arXiv 1907.03907, section 3 and Algorithm 1).
+
+    Between seen points, and from the earliest of them to where z_0 is, the state follows dh/dt = f(h).
+    """
+
+    def __init__(
+        self,
+        scale: Scale,
+        width: int,
+        field_width: Count = 64,
+        field_depth: Natural = 1,
+        activation: Activation = "tanh",
+        rate: Positive = 1.0,
+        nodes: Count = 10,
+    ):
+        super().__init__(scale, width)
+        self.width = width
+        self.memory = FlowingMemory(self.inputs, width, field_width, field_depth, activation, rate, nodes)
+
+    def _read(self, inputs, elapsed, count, reach):
+        most = None if reach is None else ticks_in_training(elapsed.shape[1], reach, self.memory.step)
+        earlier = torch.cat([elapsed[:, 1:], torch.zeros_like(elapsed[:, :1])], 1)
+        place = torch.arange(elapsed.shape[1], device=elapsed.device)
+        gap = torch.where(place < count - 1, earlier, 0) - elapsed
+        gap = torch.where(place < count, gap, 0)
+        jumped, arrived = self.memory(inputs, gap, inputs.new_zeros(len(inputs), self.width), most)
+        return jumped, pick(arrived, last_place(count))[:, 0]
+
+
+class Recognition(nn.Module):
+    """q(z | seen) of one z a series, from an encoder's summary; N(0, I) where nothing is seen."""
+
+    def __init__(self, encoder: Encoder, latent: int, width: int, activation: Activation):
+        super().__init__()
+        self.encoder = encoder
+        self.posterior = mlp(encoder.summary, width, 2 * latent, 1, activation)
+
+    def forward(
+        self, series: TimeSeries, elapsed: Float64[Tensor, "batch time"], reach: float | None = None
+    ) -> Normal:
+        reading = self.encoder(series, elapsed, reach)
+        posterior = Normal.of(self.posterior(reading.summary()))
+        return posterior.where(reading.count > 0, Normal.standard(posterior.mean))

@@ -338,6 +338,7 @@ class MixtureHead(Head):
         self.draws = scale.dim + 1
         # Components that start alike stay alike: their centres start apart.
         spread = torch.linspace(-1, 1, components)[:, None] if components > 1 else torch.zeros(1, 1)
+        self.start: Tensor
         self.register_buffer("start", spread.expand(-1, scale.dim).clone())
 
     def forward(self, raw):

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from vrnn_lab.ode import through
 from vrnn_lab.series import pick
 
 Activation = Literal["tanh", "relu", "elu", "silu", "softplus"]
@@ -20,6 +21,17 @@ def mlp(inputs: int, width: int, outputs: int, depth: int, activation: Activatio
     for size, following in itertools.pairwise(sizes):
         layers += [nn.Linear(size, following), ACTIVATIONS[activation]()]
     return nn.Sequential(*layers, nn.Linear(sizes[-1], outputs))
+
+
+class VectorField(nn.Module):
+    """dz/dt = rate f(z^power), t in windows: fresh weights move a state of size one `rate` times in a window."""
+
+    def __init__(self, state: int, width: int, depth: int, activation: Activation, rate: float, power: int = 1):
+        super().__init__()
+        self.layers, self.rate, self.power = mlp(state, width, state, depth, activation), rate, power
+
+    def forward(self, time: Tensor, state: Tensor) -> Tensor:
+        return self.rate * self.layers(state**self.power if self.power > 1 else state)
 
 
 GAP_FEATURES = 2
@@ -70,6 +82,31 @@ class Memory(nn.Module):
         start = inputs.new_zeros(1, len(inputs), self.size)
         weights = [self.gates.weight, self.recur.weight, self.gates.bias, self.recur.bias]
         return torch.gru(inputs, start, weights, True, 1, 0.0, False, False, True)[0]
+
+
+class FlowingMemory(nn.Module):
+    """A GRU whose state follows an ODE between its inputs (ODE-RNN; Rubanova et al. 2019, Algorithm 1).
+
+    j_i = GRU(input_i, s_{i-1}),    s_i = j_i carried along dh/dt = f(h) over gap_i, in typical windows.
+    """
+
+    def __init__(
+        self, inputs: int, state: int, width: int, depth: int, activation: Activation, rate: float, nodes: int
+    ):
+        super().__init__()
+        self.memory = Memory(inputs, state)
+        self.field = VectorField(state, width, depth, activation, rate)
+        self.step = 1 / nodes
+
+    def forward(
+        self,
+        inputs: Float[Tensor, "batch place input"],
+        gap: Float[Tensor, "batch place"],
+        start: Float[Tensor, "batch state"],
+        most: int | None = None,
+    ) -> tuple[Float[Tensor, "batch place state"], Float[Tensor, "batch place state"]]:
+        """(j, s); `most` bounds the solver's ticks where that is known without asking the device."""
+        return through(self.field, self.memory, self.memory.gates(inputs), gap, start, self.step, most)
 
 
 class Classifier(nn.Module):

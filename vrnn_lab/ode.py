@@ -5,6 +5,9 @@ directions. Between nodes it is the cubic Hermite interpolant of node values and
 error is O(step^4), as that of the Runge-Kutta step. The cost is that of the nodes, whatever number of
 distinct times the batch asks for. Where the nodes lie depends on no query, so asking more (or farther)
 changes no other answer.
+
+Where a state jumps at each row's own points and follows the ODE in between (`through`), every row walks its own
+way: step lengths are a function of its own gaps alone, and a batch takes as many ticks as its longest row.
 """
 
 from collections.abc import Callable
@@ -13,14 +16,17 @@ from math import ceil
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 from torchdiffeq import odeint, odeint_adjoint
+
+from vrnn_lab.series import pick
 
 Field = Callable[[Float[Tensor, ""], Float[Tensor, "*rows state"]], Float[Tensor, "*rows state"]]
 Method = Literal["rk4", "euler", "midpoint", "dopri5", "dopri8", "bosh3"]
 ADAPTIVE = {"dopri5", "dopri8", "bosh3"}
 MOST_NODES = 100_000
+MOST_STEPS = 5000  # in one training step
 
 
 @dataclass(frozen=True)
@@ -45,24 +51,34 @@ class Path:
             s * (1 - s) ** 2 * self.step,
             s * s * (s - 1) * self.step,
         ]
-        places = [left, left + 1, left + nodes, left + nodes + 1]
-        return blend(torch.cat([self.states, self.slopes]), places, weights)
+        places = torch.stack([left, left + 1, left + nodes, left + nodes + 1], 2)
+        return _mixed(torch.cat([self.states, self.slopes]), places, torch.stack(weights, 2))
 
 
-def blend(
-    values: Float[Tensor, "nodes samples batch state"],
-    places: list[Int64[Tensor, "batch time"]],
-    weights: list[Float[Tensor, "batch time"]],
+def linear_read(
+    states: Float[Tensor, "nodes samples batch state"],
+    step: float,
+    before: int,
+    elapsed: Float64[Tensor, "batch time"],
 ) -> Float[Tensor, "samples batch time state"]:
-    """The sum over i of weights[i] values[places[i]], for each row's own times."""
-    nodes, samples, batch, state = values.shape
+    """As `Path.at`, linear between nodes, for paths without derivatives; beyond the ends the end's state."""
+    place = (elapsed / step + before).clamp(0, len(states) - 1)
+    left = place.floor().clamp(max=len(states) - 2)
+    s, left = (place - left).to(states.dtype), left.long()
+    return _mixed(states, torch.stack([left, left + 1], 2), torch.stack([1 - s, s], 2))
+
+
+def _mixed(
+    nodes: Float[Tensor, "nodes samples batch state"],
+    places: Int64[Tensor, "batch time few"],
+    weights: Float[Tensor, "batch time few"],
+) -> Float[Tensor, "samples batch time state"]:
+    """The sum of a few nodes, each with its weight, for each row and time."""
+    count, samples, batch, state = nodes.shape
     # A product with a narrow matrix of weights: on CPU several times cheaper, backward, than a gather.
-    spread = weights[0].new_zeros(*places[0].shape, nodes).scatter(2, torch.stack(places, 2), torch.stack(weights, 2))
-    return (
-        torch.bmm(spread, values.permute(2, 0, 1, 3).reshape(batch, nodes, -1))
-        .view(batch, -1, samples, state)
-        .permute(2, 0, 1, 3)
-    )
+    spread = weights.new_zeros(*places.shape[:2], count).scatter(2, places, weights)
+    both = nodes.permute(2, 0, 1, 3).reshape(batch, count, -1)
+    return torch.bmm(spread, both).view(batch, -1, samples, state).permute(2, 0, 1, 3)
 
 
 @dataclass(frozen=True)
@@ -100,20 +116,38 @@ class Solver:
         return Path(states, slopes, step, before)
 
 
+def rk4_step(field: Field, state: Tensor, slope: Tensor, step: Float[Tensor, "..."]) -> Tensor:
+    """The state one step on, by the classical Runge-Kutta method; `slope` is the field at `state`."""
+    time = state.new_zeros(())
+    two = field(time, torch.addcmul(state, slope, step / 2))
+    three = field(time, torch.addcmul(state, two, step / 2))
+    four = field(time, torch.addcmul(state, three, step))
+    return torch.addcmul(state, slope + 2 * (two + three) + four, step / 6)
+
+
 def rk4(field: Field, start: Tensor, step: float, count: int) -> tuple[Tensor, Tensor]:
-    """The classical Runge-Kutta method; its first stage is the slope that Hermite reading needs anyway."""
-    time = start.new_zeros(())
+    """States and slopes at `count` + 1 nodes; a step's first stage is the slope that Hermite reading needs anyway."""
+    time, each = start.new_zeros(()), start.new_full((), step)
     state, states, slopes = start, [start], []
     for _ in range(count):
-        one = field(time, state)
-        two = field(time, torch.add(state, one, alpha=step / 2))
-        three = field(time, torch.add(state, two, alpha=step / 2))
-        four = field(time, torch.add(state, three, alpha=step))
-        state = state + (step / 6) * (one + 2 * (two + three) + four)
+        slopes.append(field(time, state))
+        state = rk4_step(field, state, slopes[-1], each)
         states.append(state)
-        slopes.append(one)
     slopes.append(field(time, state))
     return torch.stack(states), torch.stack(slopes)
+
+
+def steps_in_training(nodes: int, windows: float) -> int:
+    """How many steps, `nodes` a typical window, reach as far as training does: known without asking the device.
+
+    windows: the longest way from the path's start in training, in typical windows.
+    """
+    if nodes * windows > MOST_STEPS:
+        raise ValueError(
+            f"the longest way from z_0 in training is {windows:.0f} windows, {nodes} solver steps each: more than "
+            f"{MOST_STEPS}. Cut long series (data.window), fewer nodes, or origin=row where the model has an origin."
+        )
+    return max(nodes, ceil(nodes * windows - 1e-6))
 
 
 def steps_to_cover(elapsed: Float64[Tensor, "batch time"], step: float, least: int) -> tuple[int, int]:
@@ -127,3 +161,75 @@ def steps_to_cover(elapsed: Float64[Tensor, "batch time"], step: float, least: i
             "are taken. Ask nearer times, or train on longer windows (or with fewer nodes)."
         )
     return after, before
+
+
+ROUNDING = 1e-4  # of a step: what a gap may be longer than its steps, and is made up by the last
+
+
+@dataclass(frozen=True)
+class Ticks:
+    """The steps that carry each row over its own gaps: full ones, and a shorter one to the end of each gap.
+
+    A gap of length zero has one tick, of length zero; so have rows that have arrived.
+    """
+
+    place: Int64[Tensor, "batch tick"]  # whose gap a tick is in
+    first: Bool[Tensor, "batch tick"]  # it is the gap's first
+    length: Float64[Tensor, "batch tick"]  # with the gap's sign
+    begin: Int64[Tensor, "batch place"]  # each gap's first tick
+    end: Int64[Tensor, "batch place"]  # and its last
+
+    @classmethod
+    def of(cls, gap: Float[Tensor, "batch place"], step: float, most: int | None = None) -> "Ticks":
+        """`most`: a bound on a row's ticks; without it the device is asked."""
+        gap = gap.double()
+        count = (gap.abs() / step - ROUNDING).ceil().clamp(min=1).long()
+        after = count.cumsum(1)
+        most = int(after[:, -1].max().item()) if most is None else most
+        if most > MOST_NODES:
+            raise ValueError(
+                f"a series takes {most} solver steps, and at most {MOST_NODES} are taken. Ask nearer times, or train "
+                "on longer windows (or with fewer nodes)."
+            )
+        tick = torch.arange(most, device=gap.device).expand(len(gap), -1).contiguous()
+        place = torch.searchsorted(after, tick, right=True).clamp(max=gap.shape[1] - 1)
+        done = tick - pick(after - count, place)
+        whole, later = pick(gap, place), pick(count, place) - 1 - done
+        rest = whole.abs() - done.double() * step  # a whole number times a float would be float32
+        length = torch.where(later > 0, rest.clamp(max=step), torch.where(later == 0, rest, 0))
+        return cls(place, done == 0, length * whole.sign(), after - count, after - 1)
+
+
+def ticks_in_training(places: int, reach: float, step: float, longest: float | None = None) -> int:
+    """A bound on a row's ticks that needs no look at the device: gaps add up to `reach`, none beyond `longest`."""
+    most = places + ceil(reach / step)
+    return most if longest is None else min(most, places * max(1, ceil(longest / step)))
+
+
+def through(
+    field: Field,
+    jump: Callable[[Float[Tensor, "batch told"], Float[Tensor, "batch state"]], Float[Tensor, "batch state"]],
+    told: Float[Tensor, "batch place told"],
+    gap: Float[Tensor, "batch place"],
+    start: Float[Tensor, "batch state"],
+    step: float,
+    most: int | None = None,
+) -> tuple[Float[Tensor, "batch place state"], Float[Tensor, "batch place state"]]:
+    """s_i = flow(j_i, gap_i), j_i = jump(told_i, s_{i-1}), for every place i: (j, s).
+
+    The flow is dz/dt = field(z) over each row's own gap (negative: back in time), in Runge-Kutta steps of `step`.
+    """
+    ticks = Ticks.of(gap, step, most)
+    time, state, jumped, arrived = start.new_zeros(()), start, [], []
+    each = zip(
+        pick(told, ticks.place).unbind(1),
+        ticks.first[..., None].unbind(1),
+        ticks.length[..., None].to(start.dtype).unbind(1),
+        strict=True,
+    )
+    for tell, first, length in each:
+        state = torch.where(first, jump(tell, state), state)
+        jumped.append(state)
+        state = rk4_step(field, state, field(time, state), length)
+        arrived.append(state)
+    return pick(torch.stack(jumped, 1), ticks.begin), pick(torch.stack(arrived, 1), ticks.end)

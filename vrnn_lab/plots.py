@@ -2,30 +2,27 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
+from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from vrnn_lab import look, pictures, prior
+from vrnn_lab.prior import Draws
 from vrnn_lab.series import TimeSeries, pick
-from vrnn_lab.tasks import Forecast, Interpolate, Task
+from vrnn_lab.tasks import Density, Forecast, Interpolate, Task
 
 TASKS = {"forecast": Forecast(0.5), "interpolation": Interpolate(0.5)}
-# Okabe & Ito's palette: told apart by every kind of colour vision, and in grey.
-INK, FORWARD, BACKWARD, TRUTH = "#1a1a1a", "#0072b2", "#d55e00", "#009e73"
 CANDIDATES = 40  # series the shown ones are chosen from
+MOST_LINES = 16  # series from the prior that are drawn
 SAMPLES, LINES, REPEATS = 100, 5, 10  # paths, of which so many are drawn as lines; noise draws a path
+MOST_VALUES = 20_000_000  # drawn for the bands of one figure: of long series fewer a path
 QUANTILES = (0.05, 0.25, 0.75, 0.95)
-STYLE: dict[str, Any] = {"linewidth": 0.8, "alpha": 0.55}
 
 
 @dataclass(frozen=True)
@@ -55,17 +52,29 @@ class Fan:
 def figures(model, data, seed: int, split: str = "test", tasks: dict[str, Task] | None = None) -> dict[str, Figure]:
     """Figures by name of any SequenceModel on a handful of series of a split of any SeriesData.
 
-    `forecast` and `interpolation` (or the names of `tasks`): bands and draws over time. `phase_plane`, for
-    data that has one: curves forward and backward from the window's start. A function of the model, the data
-    and the seed alone: no other random state is read or moved.
+    * `forecast` and `interpolation` (or the names of `tasks`): bands and draws over time, of the first 8 channels; of
+      more than 8 channels of zeros and ones a roll.
+    * `phase_plane`, for data that has one: curves forward and backward from the window's start.
+    * `vector_field`, for data and models that both know dy/dt over that plane (`field`, `vector_field`).
+    * `samples` and `reconstructions` in place of all these, for data whose points are images (`image`).
+
+    A function of the model, the data and the seed alone: no other random state is read or moved.
     """
+    if image := getattr(data, "image", None):
+        batch = _shown(data, split, Density(), 10)
+        return {
+            "samples": pictures.images(model, image, prior.draw(model, 25, seed)),
+            "reconstructions": pictures.reconstructions(model, image, batch, seed, split, SAMPLES),
+        }
     drawn: dict[str, Figure] = {}
     if data.support == "events":  # an event has no value to draw
         return drawn
     if data.phase_plane:
         drawn["phase_plane"] = _phase_plane(model, data, seed, split)
+        if hasattr(data, "field") and hasattr(model, "vector_field"):
+            drawn["vector_field"] = pictures.vector_field(model, data, _shown(data, split, Density(), 6))
     for name, task in (tasks or TASKS).items():
-        drawn[name] = _over_time(model, data, seed, split, name, task)
+        drawn[name] = _answers(model, data, seed, split, name, task)
     return drawn
 
 
@@ -148,24 +157,32 @@ def _ask(batch: TimeSeries, grid: Float64[Tensor, "batch grid"], own: bool) -> t
 
 
 def _fan(model, batch: TimeSeries, grid: Float64[Tensor, "batch grid"], seed: int) -> Fan:
+    """Of the channels that are shown."""
     asked, place = _ask(batch, grid, own=model.causal)
     if model.causal:
         place = torch.arange(asked.times.shape[1]).expand_as(asked.times)
+    shown = lambda values: pick(values[..., : look.CHANNELS].cpu(), place, 2)
     with model.fixed_noise(seed):
         density = model.predict(asked.to(model.device), SAMPLES).density
-        means = values = pick(density.mean.cpu(), place, 2)
+        means = values = shown(density.mean)
         if model.head.support == "real":  # quantiles of zeros and ones would say nothing
-            draws = [density.draw(noise) for noise in _noises(model, density.mean, seed)]
-            values = pick(torch.cat(draws).cpu(), place, 2)
-    bands = torch.quantile(values, values.new_tensor(QUANTILES), dim=0)
+            values = torch.cat([shown(density.draw(noise)) for noise in _noises(model, density.mean, seed)])
     there = pick(asked.counts, place)
-    return Fan(pick(asked.times, place), there, model.causal, means[:LINES], means.mean(0), bands)
+    return Fan(pick(asked.times, place), there, model.causal, means[:LINES], means.mean(0), _quantiles(values))
+
+
+def _quantiles(values: Float[Tensor, "draws batch place dim"]) -> Float[Tensor, "quantiles batch place dim"]:
+    """The QUANTILES over draws, a part at a time: torch takes no more than 16 million numbers at once."""
+    levels = values.new_tensor(QUANTILES)
+    parts = [torch.quantile(part, levels, dim=0) for part in values.flatten(1).split(10_000, 1)]
+    return torch.cat(parts, 1).unflatten(1, values.shape[1:])
 
 
 def _noises(model, like: Tensor, seed: int):
     """Observation noise that is the same at all times: quantiles over it are exact, and smooth in time."""
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(REPEATS):
+    values = like[..., : look.CHANNELS].numel()
+    for _ in range(max(1, min(REPEATS, MOST_VALUES // max(1, values)))):
         noise = torch.randn(SAMPLES, 1, 1, model.head.draws, generator=generator, dtype=torch.float64)
         yield noise.expand(-1, *like.shape[1:3], -1).to(like)
 
@@ -173,48 +190,61 @@ def _noises(model, like: Tensor, seed: int):
 # ---- over time --------------------------------------------------------------------------------------------
 
 
+def _answers(model, data, seed: int, split: str, name: str, task: Task) -> Figure:
+    """What a model says under a task."""
+    if _is_roll(model):
+        batch = _shown(data, split, task, 1)
+        return pictures.rolls(model, data, batch, seed, split, _title(model, batch, name, split), task, SAMPLES)
+    return _over_time(model, data, seed, split, name, task)
+
+
+def _is_roll(model) -> bool:
+    return model.scale.support == "binary" and model.scale.dim > look.CHANNELS
+
+
+def _title(model, batch: TimeSeries, name: str, split: str) -> str:
+    share = 100 * batch.seen.any(-1).sum() / batch.counts.sum().clamp(min=1)
+    reads = ", each point from those before it" if model.causal else ""
+    return f"{name.capitalize()} of {split} series, {share:.0f} % of the points seen{reads}"
+
+
 def _over_time(model, data, seed: int, split: str, name: str, task: Task) -> Figure:
     ahead = isinstance(task, Forecast)
-    channels = data.channels[:8]
+    channels = data.channels[: look.CHANNELS]
     batch = _shown(data, split, task, {1: 4, 2: 3, 3: 2, 4: 2}.get(len(channels), 1))
     fan = _fan(model, batch, _times(model, batch, 1.3 if ahead else 1.0), seed)
     rows = len(batch.ids)
     columns = rows if rows > 1 and len(channels) > 1 else 2
-    figure, axes = _canvas(rows * len(channels), columns, (4.1, 2.6))
+    figure, axes = look.canvas(rows * len(channels), columns, (4.1, 2.6))
     for place, ax in enumerate(axes):
         channel, row = divmod(place, rows)
         _panel(ax, fan, batch, row, channel)
         if ahead:
-            _mark_start(ax, batch, row)
-        ax.set_ylabel(_label(channels[channel], _unit(data, channel)))
-        ax.set_xlabel(_label("time", data.time_unit))
+            look.mark_start(ax, batch, row)
+        ax.set_ylabel(look.label(channels[channel], look.unit(data, channel)))
+        ax.set_xlabel(look.label("time", data.time_unit))
         if channel == 0:
-            ax.set_title(_name(data, split, batch, row), fontsize=10)
-    truth = [_truth_key()] if batch.clean is not None else []
-    _legend(figure, [*_time_keys(), *truth, *([_start_key()] if ahead else [])])
-    share = f"{100 * batch.seen.any(-1).sum() / batch.counts.sum().clamp(min=1):.0f} % of the points seen"
-    figure.suptitle(f"{name.capitalize()} of {split} series, {share}{_reads(model)}", fontsize=11)
+            ax.set_title(look.name(data, split, batch, row), fontsize=10)
+    truth = [look.truth_key()] if batch.clean is not None else []
+    look.legend(figure, [*look.time_keys(), *truth, *([look.start_key()] if ahead else [])])
+    figure.suptitle(_title(model, batch, name, split), fontsize=11)
     return figure
-
-
-def _reads(model) -> str:
-    return ", each point from those before it" if model.causal else ""
 
 
 def _panel(ax: Axes, fan: Fan, batch: TimeSeries, row: int, channel: int) -> None:
     times, lines, mean, bands = fan.row(row)
     low, lower, upper, high = bands[..., channel]
-    ax.fill_between(times, low, high, color=FORWARD, alpha=0.16, linewidth=0)
-    ax.fill_between(times, lower, upper, color=FORWARD, alpha=0.30, linewidth=0)
-    ax.plot(times, lines[..., channel].T, color=FORWARD, **STYLE)
-    ax.plot(times, mean[:, channel], color=FORWARD, linewidth=1.8)
+    ax.fill_between(times, low, high, color=look.FORWARD, alpha=0.16, linewidth=0)
+    ax.fill_between(times, lower, upper, color=look.FORWARD, alpha=0.30, linewidth=0)
+    ax.plot(times, lines[..., channel].T, color=look.FORWARD, **look.LINE)
+    ax.plot(times, mean[:, channel], color=look.FORWARD, linewidth=1.8)
     if batch.clean is not None:
         inside = batch.counts[row]
-        ax.plot(batch.times[row, inside], batch.clean[row, inside, channel], **_TRUTH)
+        ax.plot(batch.times[row, inside], batch.clean[row, inside, channel], **look.TRUE)
     seen = batch.seen[row, :, channel]
     held_out = batch.scored[row, :, channel] & ~seen
-    ax.plot(batch.times[row, held_out], batch.values[row, held_out, channel], **_HELD_OUT)
-    ax.plot(batch.times[row, seen], batch.values[row, seen, channel], **_SEEN)
+    ax.plot(batch.times[row, held_out], batch.values[row, held_out, channel], **look.HELD_OUT)
+    ax.plot(batch.times[row, seen], batch.values[row, seen, channel], **look.SEEN)
     ax.margins(x=0.01)
     ax.set_ylim(*_limits(batch, bands[..., channel], row, channel))
 
@@ -234,12 +264,6 @@ def _limits(batch: TimeSeries, bands: Tensor, row: int, channel: int) -> tuple[f
     return (low - margin).item(), (high + margin).item()
 
 
-def _mark_start(ax: Axes, batch: TimeSeries, row: int) -> None:
-    seen = batch.seen[row].any(-1)
-    start = batch.times[row, seen].max() if seen.any() else batch.window[row, 0]
-    ax.axvline(start.item(), **_START)
-
-
 # ---- the phase plane --------------------------------------------------------------------------------------
 
 
@@ -247,29 +271,29 @@ def _phase_plane(model, data, seed: int, split: str) -> Figure:
     batch = _shown(data, split, Interpolate(0.5), 6)
     after = _fan(model, batch, _times(model, batch, 2.0), seed)
     before = None if model.causal else _fan(model, batch, _grid(model, batch, -1.0, 0.0, 80), seed)
-    figure, axes = _canvas(len(batch.ids), min(3, len(batch.ids)), (3.4, 3.4))
+    figure, axes = look.canvas(len(batch.ids), min(3, len(batch.ids)), (3.4, 3.4))
     for row, ax in enumerate(axes):
         _plane(ax, batch, before, after, row)
-        ax.set_xlabel(_label(data.channels[0], _unit(data, 0)))
-        ax.set_ylabel(_label(data.channels[1], _unit(data, 1)))
-        ax.set_title(_name(data, split, batch, row), fontsize=10)
-    truth = [_truth_key()] if batch.clean is not None else []
-    backward = [Line2D([], [], color=BACKWARD, linewidth=1.5, label="draws, t < 0")] if before else []
-    forward = Line2D([], [], color=FORWARD, linewidth=1.5, label="draws, t > 0")
-    _legend(figure, [_seen_key(), *truth, forward, *backward])
+        ax.set_xlabel(look.label(data.channels[0], look.unit(data, 0)))
+        ax.set_ylabel(look.label(data.channels[1], look.unit(data, 1)))
+        ax.set_title(look.name(data, split, batch, row), fontsize=10)
+    truth = [look.truth_key()] if batch.clean is not None else []
+    backward = [Line2D([], [], color=look.BACKWARD, linewidth=1.5, label="draws, t < 0")] if before else []
+    forward = Line2D([], [], color=look.FORWARD, linewidth=1.5, label="draws, t > 0")
+    look.legend(figure, [look.seen_key(), *truth, forward, *backward])
     span = "to one window after" if model.causal else "from one window before to one after"
     figure.suptitle(f"{split.capitalize()} series, t = 0 at the window's start; draws {span}", fontsize=11)
     return figure
 
 
 def _plane(ax: Axes, batch: TimeSeries, before: Fan | None, after: Fan, row: int) -> None:
-    for fan, color in ((before, BACKWARD), (after, FORWARD)):
+    for fan, color in ((before, look.BACKWARD), (after, look.FORWARD)):
         if fan:
             x, y = _curves(fan, batch, row).unbind(-1)
-            ax.plot(x.T, y.T, color=color, **STYLE)
+            ax.plot(x.T, y.T, color=color, **look.LINE)
     if batch.clean is not None:
-        ax.plot(*batch.clean[row, batch.counts[row]].T, **_TRUTH)
-    ax.plot(*batch.values[row, batch.seen[row].all(-1)].T, **_SEEN)
+        ax.plot(*batch.clean[row, batch.counts[row]].T, **look.TRUE)
+    ax.plot(*batch.values[row, batch.seen[row].all(-1)].T, **look.SEEN)
     middle, half = _square(batch, row)
     ax.set_xlim(middle[0] - half, middle[0] + half)
     ax.set_ylim(middle[1] - half, middle[1] + half)
@@ -292,80 +316,65 @@ def _square(batch: TimeSeries, row: int) -> tuple[list[float], float]:
     return ((low + high) / 2).tolist(), max(0.8 * (high - low).max().item(), 1e-9)
 
 
-# ---- the look ---------------------------------------------------------------------------------------------
-
-_SEEN: dict[str, Any] = {
-    "color": INK,
-    "linestyle": "",
-    "marker": "o",
-    "markersize": 3.2,
-    "markeredgewidth": 0,
-    "zorder": 5,
-}
-_HELD_OUT: dict[str, Any] = {**_SEEN, "markerfacecolor": "white", "markeredgewidth": 0.7, "alpha": 0.8, "zorder": 4}
-_TRUTH: dict[str, Any] = {"color": TRUTH, "linewidth": 1.4, "linestyle": (0, (4, 1.5)), "zorder": 3}
-_START: dict[str, Any] = {"color": INK, "linewidth": 0.9, "linestyle": ":"}
+# ---- from the prior ----------------------------------------------------------------------------------------
 
 
-def _seen_key() -> Line2D:
-    return Line2D([], [], label="seen", **_SEEN)
+def samples(model, data, draws: Draws) -> Figure:
+    """Series from the prior: images, rolls, marks at events, or lines; in the plane too where data has one."""
+    if image := getattr(data, "image", None):
+        return pictures.images(model, image, draws)
+    if _is_roll(model):
+        figure = _drawn_rolls(model, data, draws)
+    elif model.scale.support == "events":
+        figure = _drawn_events(data, draws)
+    else:
+        figure = _drawn_lines(model, data, draws)
+    figure.suptitle("Drawn from the prior: nothing seen", fontsize=11)
+    return figure
 
 
-def _truth_key() -> Line2D:
-    return Line2D([], [], label="truth without noise", **_TRUTH)
+def _drawn_rolls(model, data, draws: Draws) -> Figure:
+    figure, axes = look.canvas(min(4, len(draws.times)), 1, (8.2, 2.4))
+    for row, ax in enumerate(axes):
+        there = draws.there[row]
+        pictures.roll(ax, draws.times[row, there], draws.values[row, there], model.scale.channels)
+        ax.set_xlabel(look.label("time", data.time_unit))
+    return figure
 
 
-def _start_key() -> Line2D:
-    return Line2D([], [], label="forecast starts", **_START)
+def _drawn_events(data, draws: Draws) -> Figure:
+    figure, (ax,) = look.canvas(1, 1, (8.2, 4.0))
+    rows = [times[there].numpy() for times, there in zip(draws.times, draws.there, strict=True)]
+    ax.eventplot(rows[:MOST_LINES], colors=look.FORWARD, linelengths=0.7)
+    ax.set_xlabel(look.label("time", data.time_unit))
+    ax.set_ylabel("series")
+    return figure
 
 
-def _time_keys() -> list[Line2D | Patch]:
-    return [
-        _seen_key(),
-        Line2D([], [], label="held out", **_HELD_OUT),
-        Line2D([], [], color=FORWARD, linewidth=1.8, label="mean"),
-        Line2D([], [], color=FORWARD, label="draws", **STYLE),
-        Patch(color=FORWARD, alpha=0.42, linewidth=0, label="25-75 %"),
-        Patch(color=FORWARD, alpha=0.16, linewidth=0, label="5-95 %"),
-    ]
+def _drawn_lines(model, data, draws: Draws) -> Figure:
+    channels = model.scale.channels[: look.CHANNELS]
+    labels = [look.label(name, look.unit(data, place)) for place, name in enumerate(channels)]
+    panels = len(channels) + data.phase_plane
+    figure, axes = look.canvas(panels, min(3 if data.phase_plane else 2, panels), (4.6, 3.2))
+    for place, ax in enumerate(axes):
+        plane = place == len(channels)
+        _drawn(ax, model, draws, (0, 1) if plane else (place,))
+        ax.set_xlabel(labels[0] if plane else look.label("time", data.time_unit))
+        ax.set_ylabel(labels[1] if plane else labels[place])
+        if plane:
+            ax.set_aspect("equal", adjustable="datalim")
+    return figure
 
 
-def _canvas(panels: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
-    """A figure that belongs to no global state, and its panels row by row."""
-    rows = -(-panels // columns)
-    figure = Figure(
-        figsize=(size[0] * columns, size[1] * rows + 0.9), layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.08)
-    )
-    FigureCanvasAgg(figure)
-    axes = [figure.add_subplot(rows, columns, place + 1) for place in range(panels)]
-    for ax in axes:
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(color="0.92", linewidth=0.6)
-        ax.set_axisbelow(True)
-        ax.tick_params(labelsize=8, color="0.5")
-        for axis in (ax.xaxis, ax.yaxis):
-            axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    return figure, axes
-
-
-def _legend(figure: Figure, keys: list) -> None:
-    """Below all panels, in as few even lines as the figure is wide."""
-    lines = -(-len(keys) // int(figure.get_figwidth() / 1.6))
-    columns = -(-len(keys) // lines)
-    figure.legend(handles=keys, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
-
-
-def _label(name: str, unit: str) -> str:
-    return f"{name} [{unit}]" if unit else name
-
-
-def _unit(data, channel: int) -> str:
-    """A channel's unit, for data sets that say it."""
-    units = getattr(data, "units", ())
-    return units[channel] if channel < len(units) else ""
-
-
-def _name(data, split: str, batch: TimeSeries, row: int) -> str:
-    series = data.splits[split]
-    place = int(np.flatnonzero(series.ids == batch.ids[row].item())[0])
-    return f"series {series.names[place] if series.names else batch.ids[row].item()}"
+def _drawn(ax: Axes, model, draws: Draws, channels: tuple[int, ...]) -> None:
+    """One channel over time, or two in their plane: of a path model its curves, and the noisy values as dots."""
+    rows = min(len(draws.times), MOST_LINES)
+    for row, color in enumerate(colormaps["viridis"](np.linspace(0, 0.9, rows))):
+        there = draws.there[row]
+        at = lambda values: [values[row, there, c] for c in channels]  # noqa: B023 - used at once
+        before = [draws.times[row, there]] if len(channels) == 1 else []
+        if model.causal or there.sum() == 1:
+            ax.plot(*before, *at(draws.values), color=color, linewidth=0.9, marker="." if there.sum() == 1 else "")
+        else:
+            ax.plot(*before, *at(draws.curve), color=color, linewidth=1.1)
+            ax.plot(*before, *at(draws.values), color=color, linestyle="", marker=".", markersize=1.5, alpha=0.5)

@@ -27,7 +27,6 @@ class TimeSeries:
     # Facts the training loader knows without asking the device; None and False are always right.
     most_seen: int | None = None  # no row has more points with something seen
     longest_gap: float | None = None  # no two neighbours of the points that count lie further apart
-    longest_seen_gap: float | None = None  # nor of those of which something is seen, and the window's start
     in_training: bool = False  # all points lie in windows the model's scale was measured on
 
     @property

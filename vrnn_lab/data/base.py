@@ -90,14 +90,12 @@ class Ragged:
         times = np.where(lengths[:, None] > 0, times, self.windows[index][:, :1])
         known = real[..., None] & ~np.isnan(values)
         seen, scored = np.zeros_like(known), np.zeros_like(known)
-        gap = seen_gap = 0.0
+        gap = 0.0
         for row, (length, rng) in enumerate(zip(lengths, rngs, strict=False)):
             seen[row, :length], scored[row, :length] = task(
                 times[row, :length], known[row, :length], self.windows[index[row]], rng
             )
-            at_seen = times[row, seen[row].any(1)]
             gap = np.diff(times[row, (seen[row] | scored[row]).any(1)]).max(initial=gap)
-            seen_gap = np.diff(at_seen, prepend=self.windows[index[row], 0]).max(initial=seen_gap)
         clean = None if self.clean is None else torch.from_numpy(self.clean[place])
         labels = self.labels
         if labels is not None:
@@ -113,7 +111,6 @@ class Ragged:
             labels=None if labels is None else torch.from_numpy(labels),
             most_seen=int(seen.any(-1).sum(1).max(initial=0)),
             longest_gap=float(gap),
-            longest_seen_gap=float(seen_gap),
             in_training=in_training,
         )
 
@@ -200,11 +197,12 @@ class Batches:
 class SeriesData(pl.LightningDataModule, ABC):
     """A data set: a leaf names its channels and makes its three splits."""
 
-    support: ClassVar[str] = "real"
+    support: str = "real"  # real, binary or events: what values are
     time_unit: str = ""
     units: tuple[str, ...] = ()  # of each channel, where they are known
     classes: tuple[str, ...] = ()  # names of the classes that labels count from 0
     phase_plane: ClassVar[bool] = False  # two channels that are coordinates of one plane
+    image: tuple[int, int] | None = None  # (rows, columns), where a point's channels are the pixels of one
     noise_std: float | None = None  # of the observations, where it is known
 
     def __init__(self, batch_size: Count = 50, seed: Natural = 0):

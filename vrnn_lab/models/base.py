@@ -172,7 +172,6 @@ class SequenceModel(pl.LightningModule, ABC):
             window=(batch.window - self.data_start) / self.data_clock,
             values=values.to(self.dtype_of_weights),
             longest_gap=None if batch.longest_gap is None else batch.longest_gap / self.clock,
-            longest_seen_gap=None if batch.longest_seen_gap is None else batch.longest_seen_gap / self.clock,
         )
 
     def _label_loss(self, terms: LossTerms, batch: TimeSeries) -> Tensor:

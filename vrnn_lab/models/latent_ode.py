@@ -5,30 +5,16 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float64
-from torch import Tensor, nn
+from torch import Tensor
 
 from vrnn_lab.checks import Count, Natural, Positive
-from vrnn_lab.encoders import GRUEncoder
-from vrnn_lab.losses import Normal
+from vrnn_lab.encoders import GRUEncoder, Recognition
 from vrnn_lab.models.intensity import Intensity, Rate
 from vrnn_lab.models.paths import PathModel
-from vrnn_lab.networks import Activation, mlp
-from vrnn_lab.ode import Method, Path, Solver, steps_to_cover
+from vrnn_lab.networks import Activation, VectorField, mlp
+from vrnn_lab.ode import Method, Path, Solver, steps_in_training, steps_to_cover
 from vrnn_lab.recipe import Recipe
 from vrnn_lab.series import Scale, TimeSeries, compact
-
-MOST_STEPS = 5000  # of the solver in one training step
-
-
-class VectorField(nn.Module):
-    """dz/dt = rate f(z), t in windows: fresh weights move a state of size one `rate` times in a window."""
-
-    def __init__(self, latent: int, width: int, depth: int, activation: Activation, rate: float):
-        super().__init__()
-        self.layers, self.rate = mlp(latent, width, latent, depth, activation), rate
-
-    def forward(self, time: Tensor, state: Tensor) -> Tensor:
-        return self.rate * self.layers(state)
 
 
 class LatentODE(PathModel):
@@ -37,8 +23,9 @@ class LatentODE(PathModel):
 
     q(z_0 | seen) = N(encoder),  p(z_0) = N(0, I),  dz/dt = f(z),  x_i ~ head(decoder(z(t_i))).
 
-    The encoder reads the seen points from the last to the first: a GRU, or an ODE-RNN. z_0 sits at the start of the
-    row's window (origin=row) or at the data's time zero, the earliest training window's start (origin=common).
+    The encoder reads the seen points from the last to the first: a GRU, or an ODE-RNN that goes on to where z_0 is:
+    the start of the row's window (origin=row), or the data's time zero, the earliest training window's start
+    (origin=common).
     The path is solved once, on `nodes` steps a typical training window, and read at each row's own times.
 
     point_process: p(x, t) = p(x | t) p(t) (Rubanova et al., section 3.3, eq. 8). Each known point is an event of a
@@ -71,8 +58,7 @@ class LatentODE(PathModel):
         super().__init__(scale, recipe, head(scale), latent, point_process)
         self.latent, self.origin = latent, origin
         self.field = VectorField(latent, width, depth, activation, rate)
-        self.encoder = encoder(scale, encoder_width)
-        self.posterior = mlp(self.encoder.summary, encoder_width, 2 * latent, 1, activation)
+        self.recognition = Recognition(encoder(scale, encoder_width), latent, encoder_width, activation)
         self.decoder = self.intensity = None
         if self.head.width:
             self.decoder = mlp(latent, decoder_width, self.head.width, decoder_depth, activation)
@@ -81,22 +67,15 @@ class LatentODE(PathModel):
         self.solver = Solver(method, rtol, atol, adjoint)
         self.step = 1 / nodes
         # How far training reaches from z_0: what a batch from the training loader needs, without asking.
-        reach = scale.longest if origin == "row" else scale.reach
-        if nodes * (reach / scale.clock).item() > MOST_STEPS:
-            raise ValueError(
-                f"the longest way from z_0 in training is {(reach / scale.clock).item():.0f} windows, {nodes} solver "
-                f"steps each: more than {MOST_STEPS}. Cut long series (data.window), fewer nodes, or origin=row."
-            )
-        self.nodes = max(nodes, -(-int(1e6 * nodes * (reach / scale.clock).item()) // 1_000_000))
+        self.reach = ((scale.longest if origin == "row" else scale.reach) / scale.clock).item()
+        self.nodes = steps_in_training(nodes, self.reach)
 
     def _elapsed(self, series: TimeSeries) -> Tensor:
         """Time since z_0, in typical windows."""
         return series.times if self.origin == "row" else series.times + series.window[:, :1]
 
     def _encode(self, series):
-        reading = self.encoder(series, self._elapsed(series))
-        posterior = Normal.of(self.posterior(reading.summary()))
-        return posterior.where(reading.count > 0, Normal.standard(posterior.mean))
+        return self.recognition(series, self._elapsed(series), self.reach if series.in_training else None)
 
     def _watched(self, series: TimeSeries) -> Tensor:
         """The window since z_0."""

@@ -13,9 +13,8 @@ from vrnn_lab.encoders import GRUEncoder, Reading
 from vrnn_lab.likelihoods import Density
 from vrnn_lab.losses import Latents, LossTerms, Normal
 from vrnn_lab.models.base import SequenceModel
-from vrnn_lab.models.latent_ode import MOST_STEPS, VectorField
-from vrnn_lab.networks import Activation, mlp
-from vrnn_lab.ode import blend, steps_to_cover
+from vrnn_lab.networks import Activation, VectorField, mlp
+from vrnn_lab.ode import linear_read, steps_in_training, steps_to_cover
 from vrnn_lab.recipe import Recipe
 from vrnn_lab.series import Scale, TimeSeries, pick
 
@@ -119,17 +118,12 @@ class LatentSDE(SequenceModel):
         self.steering = Steering(latent, encoder_width, width, activation, posterior == "narrowed")
         self.decoder = mlp(latent, decoder_width, self.head.width, decoder_depth, activation)
         self.step = 1 / nodes
-        longest = (scale.longest / scale.clock).item()
-        if nodes * longest > MOST_STEPS:
-            raise ValueError(
-                f"the longest training window is {longest:.0f} typical ones, {nodes} steps each: more than "
-                f"{MOST_STEPS}. Cut long series (data.window), or fewer nodes."
-            )
-        self.nodes = max(nodes, -(-int(1e6 * nodes * longest) // 1_000_000))
+        self.reach = (scale.longest / scale.clock).item()
+        self.nodes = steps_in_training(nodes, self.reach)
 
     def _chain(self, series: TimeSeries, samples: int) -> tuple[Normal, Tensor, Steps]:
         """q(z_0 | seen), z_0 and the chain that starts there."""
-        reading = self.encoder(series, series.times)
+        reading = self.encoder(series, series.times, self.reach if series.in_training else None)
         posterior = Normal.of(self.start(reading.summary()))
         posterior = posterior.where(reading.count > 0, Normal.standard(posterior.mean))
         start = posterior.draw(self.noise.of_series("latent", series, samples, self.latent, posterior.mean))
@@ -173,11 +167,7 @@ class LatentSDE(SequenceModel):
 
     def _points(self, series: TimeSeries, steps: Steps) -> Float[Tensor, "samples batch time latent"]:
         """The path at every point, linear between nodes, z_0 before the first."""
-        place = series.times.clamp(min=0) / self.step
-        left = place.floor().clamp(max=len(steps.pull) - 1)
-        share = (place - left).to(steps.states)
-        left = left.long()
-        return blend(steps.states, [left, left + 1], [1 - share, share])
+        return linear_read(steps.states, self.step, 0, series.times)
 
     def _decode(self, states: Tensor) -> Density:
         return self.head(self.decoder(states))

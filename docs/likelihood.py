@@ -1,0 +1,130 @@
+"""How near every model comes to an exact likelihood: makes docs/likelihood.md.
+
+python docs/likelihood.py [sets=ou,lgssm,...] [models=rnn,vrnn,...] [folder=outputs/likelihood] [jobs=2]
+                          [output=docs/likelihood.md] [epochs=30]
+
+Trains each model on each set whose law is known (runs that are finished are read, not trained again), then scores
+its test series: the ELBO and the importance-weighted bounds, in nats a value (an event) below the exact likelihood.
+"""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from math import sqrt
+from pathlib import Path
+
+import torch
+
+import vrnn_lab
+from vrnn_lab.command import arguments, guarded, quiet
+from vrnn_lab.losses import log_mean_exp
+from vrnn_lab.tasks import Density
+
+SETS = ("ou", "lgssm", "mixture", "events")
+MODELS = {
+    "rnn": ["model=rnn"],
+    "rnn_gmm": ["model=rnn_gmm"],
+    "rnn_decay": ["model=rnn_decay"],
+    "gru_d": ["model=gru_d"],
+    "ode_rnn": ["model=ode_rnn"],
+    "neural_ode": ["model=neural_ode"],
+    "vae": ["model=vae"],
+    "vrnn": ["model=vrnn"],
+    "vrnn_gmm": ["model=vrnn_gmm"],
+    "rnn_vae": ["model=rnn_vae"],
+    "latent_ode": ["model=latent_ode"],
+    "latent_ode, ODE-RNN encoder": ["model=latent_ode", "model/encoder=ode_rnn"],
+    "latent_sde": ["experiment=latent_sde"],
+    "latent_ode_poisson": ["experiment=events"],
+}
+OF_EVENTS = ("latent_ode_poisson",)
+BOUNDS = (1, 10, 100, 1000)
+ROWS = 20  # series at once
+
+
+def run(name: str, data: str, folder: Path, epochs: str, threads: int) -> Path | None:
+    """The finished run of a model on a set, trained if there is none; None if it failed."""
+    where = folder / data / name.replace(", ", "_").replace(" ", "_")
+    given = MODELS[name] if MODELS[name][0].startswith("experiment") else ["experiment=oracle", *MODELS[name]]
+    command = [sys.executable, "-m", "vrnn_lab.run", *given, f"data={data}", f"hydra.run.dir={where}"]
+    command += ["evaluate.samples=10", "evaluate.draws=49"]  # the bounds are made below
+    if given[0] == "experiment=oracle":
+        command += [f"trainer.max_epochs={epochs}", "trainer.check_val_every_n_epoch=5"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    print(f"{data} {name}: {'done' if not done.returncode else done.stderr.strip()[-500:]}", flush=True)
+    return where if not done.returncode else None
+
+
+def bounds(where: Path) -> dict[str, torch.Tensor]:
+    """Per test series: minus the ELBO, the bounds by K, the exact NLL, and how many values there are."""
+    model, data = vrnn_lab.load(where)
+    found: dict[str, list] = {}
+    with model.fixed_noise(0):
+        for batch in data.batches("test", Density(), ROWS):
+            terms, weights = model.loss_terms(batch), model.log_weights(batch, max(BOUNDS)).double()
+            row = {"elbo": (terms.nll + terms.kl).double(), "exact": -data.exact(batch)[0]}
+            row |= {str(k): -log_mean_exp(weights[:k]) for k in BOUNDS}
+            row["count"] = batch.scored.sum((1, 2)).double()
+            for key, value in row.items():
+                found.setdefault(key, []).append(value)
+    return {key: torch.cat(value) for key, value in found.items()}
+
+
+def line(name: str, where: Path) -> str:
+    found, latent = bounds(where), vrnn_lab.load(where)[0]
+    count = found["count"].sum()
+    above = found[str(max(BOUNDS))] - found["exact"]
+    mean = lambda x: f"{(x.sum() / count).item():.4f}"
+    error = lambda x: f"{(x.std() * sqrt(len(x)) / count).item():.4f}"
+    cells = [mean(found[key]) for key in ("elbo", *map(str, BOUNDS))]
+    if not getattr(latent, "latent", 0) or torch.equal(found["1"], found["1000"]):
+        cells = ["", "", "", "", cells[-1]]
+        apart = ""
+    else:
+        apart = f"{mean(found['1'] - found['elbo'])} ± {error(found['1'] - found['elbo'])}"
+    return (
+        f"| {name} | " + " | ".join([*cells, mean(found["exact"]), f"{mean(above)} ± {error(above)}", apart]) + " |"
+    )
+
+
+HEAD = """# Beside an exact likelihood
+
+Made by `python docs/likelihood.py` ({torch}, {threads} threads a run). Nats a value (of `events`: an event) of 200
+test series, 1800 training series, {epochs} epochs (the SDE and `events` 40); lower is better, *exact* is the law's own. *gap*: the last bound
+above exact, with the standard error of the paired difference over series; a bound that crossed the truth would
+show a negative gap of several errors. *IWAE-1 - ELBO*: zero within its error, if both are what they say.
+Models without latents have one number, their exact NLL, under IWAE-1000.
+"""
+COLUMNS = ["", "ELBO", *(f"IWAE-{k}" for k in BOUNDS), "exact", "gap", "IWAE-1 - ELBO"]
+
+
+def main() -> int:
+    found = arguments(
+        str(__doc__), ("sets", "models", "folder", "jobs", "output", "epochs"), sys.argv[1:] or ["jobs=2"]
+    )
+    quiet()
+    jobs, epochs = int(found.get("jobs", 2)), found.get("epochs", "30")
+    sets = found["sets"].split(",") if "sets" in found else SETS
+    wanted = found["models"].split(",") if "models" in found else list(MODELS)
+    folder = Path(found.get("folder", "outputs/likelihood"))
+    threads = int(os.environ.get("OMP_NUM_THREADS", max(1, (os.cpu_count() or 1) // jobs)))
+    fits = lambda name, data: (name in OF_EVENTS) == (data == "events")
+    pairs = [(data, name) for data in sets for name in MODELS if name in wanted and fits(name, data)]
+    with ThreadPoolExecutor(jobs) as pool:
+        runs = dict(zip(pairs, pool.map(lambda p: run(p[1], p[0], folder, epochs, threads), pairs), strict=True))
+    text = HEAD.format(torch=f"torch {torch.__version__}", threads=threads, epochs=epochs)
+    for data in sets:
+        text += f"\n## {data}\n| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS) + "\n"
+        text += "".join(f"{line(n, where)}\n" for (d, n), where in runs.items() if d == data and where)
+    output = Path(found.get("output", "docs/likelihood.md"))
+    beside = output.with_name(f".{output.name}.part")
+    beside.write_text(text)
+    beside.replace(output)
+    print(text)
+    return 1 if None in runs.values() else 0
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

@@ -1,0 +1,122 @@
+"""The neural ODE on the data themselves."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from vrnn_lab.checks import Count, Natural, Positive
+from vrnn_lab.likelihoods import Density, OneScaleHead, floored
+from vrnn_lab.losses import LossTerms
+from vrnn_lab.models.base import Prediction, SequenceModel
+from vrnn_lab.networks import Activation, VectorField
+from vrnn_lab.ode import through, ticks_in_training
+from vrnn_lab.recipe import Recipe
+from vrnn_lab.series import Scale, TimeSeries, compact, put_back
+
+
+class NeuralODE(SequenceModel):
+    """dy/dt = f(y^power) of the data y themselves, in standardised units (Chen et al. 2018, arXiv 1806.07366).
+
+    first seen point      x ~ head with location a and a spread of its own, both learned
+    later seen points     x ~ head(y), y carried on from the seen point before
+    points between seen ones, or after them: from the seen point before; points before them: back from the first
+    At a seen point y becomes x, a channel that is missing stays as it was carried (a, at the first).
+
+    So log p is exact. Where nothing is seen, the first point that counts takes the place of the first seen one:
+    its value in the loss, its draw in prediction. The task forecast until=1 is torchdiffeq's ode_demo: the first
+    point of each window seen, one solve, the others scored. Steps are no longer than a typical training window's
+    over `nodes`; a point that is asked ends a step, so asking more moves other answers by the solver's error.
+    """
+
+    causal = True  # but for points before the first seen one
+
+    def __init__(
+        self,
+        scale: Scale,
+        recipe: Recipe,
+        head,
+        width: Count = 50,
+        depth: Natural = 1,
+        activation: Activation = "tanh",
+        power: Count = 1,
+        rate: Positive = 1.0,
+        nodes: Count = 20,
+    ):
+        super().__init__(scale, recipe, head(scale), states=scale.dim)
+        if not isinstance(self.head, OneScaleHead) or self.head.width != scale.dim:
+            raise ValueError(
+                "the state of a neural ODE is the data themselves, one location a channel, and this head wants more; "
+                "choose model/head=gaussian or laplace with model.head.noise=channel or global, or model=latent_ode."
+            )
+        self.field = VectorField(scale.dim, width, depth, activation, rate, power)
+        self.first = nn.Parameter(torch.zeros(scale.dim))
+        self.log_spread = nn.Parameter(torch.zeros(scale.dim))
+        self.step, self.reach = 1 / nodes, (scale.longest / scale.clock).item()
+
+    def _anchor(self, series: TimeSeries) -> tuple[Tensor, Tensor]:
+        """The place (batch, 1) of compacted rows that all else starts from, and what values are taken in."""
+        seen = series.seen.any(-1)
+        any_seen = seen.any(1, keepdim=True)
+        anchor = torch.where(any_seen, seen.to(torch.uint8).argmax(1, keepdim=True), 0)
+        place = torch.arange(seen.shape[1], device=seen.device)
+        instead = series.known & (place == anchor)[..., None]
+        return anchor, torch.where(any_seen[..., None], series.seen, instead)
+
+    def _carry(self, series: TimeSeries, values: Tensor, anchor: Tensor, taken: Tensor) -> Tensor:
+        """y at every point of compacted rows, before it takes in the point's values (batch, time, dim).
+
+        Both ways from the anchor at once, as rows of one batch; until it is reached, gaps are zero.
+        """
+        times = series.times
+        place = torch.arange(times.shape[1], device=times.device)
+        ahead = torch.diff(times, dim=1, append=times[:, -1:])
+        ahead = torch.where((place >= anchor) & series.counts.roll(-1, 1), ahead, 0)
+        back = torch.diff(times, dim=1, prepend=times[:, :1]).neg()
+        back = torch.where(place <= anchor, back, 0).flip(1)
+        told = torch.cat([values, taken.to(values)], -1)
+        only = torch.cat([values, (taken & (place == anchor)[..., None]).to(values)], -1).flip(1)
+        start = self.first.expand(2 * len(values), -1)
+        jump = lambda told, state: torch.where(told[..., self.scale.dim :] > 0, told[..., : self.scale.dim], state)
+        gap, most = torch.cat([ahead, back]), None
+        if series.in_training:
+            most = ticks_in_training(times.shape[1], self.reach, self.step, series.longest_gap)
+        _, arrived = through(self.field, jump, torch.cat([told, only]), gap, start, self.step, most)
+        forward, backward = torch.cat([start[:, None], arrived[:, :-1]], 1).chunk(2)
+        return torch.where((place < anchor)[..., None], backward.flip(1), forward)
+
+    def _density(self, carried: Tensor, anchor: Tensor) -> Density:
+        """Of every point; the anchor's, whose location is `first`, has a spread of its own."""
+        density = self.head(carried)
+        there = (torch.arange(carried.shape[-2], device=carried.device) == anchor)[..., None]
+        return replace(density, scale=torch.where(there, floored(self.log_spread), density.scale))
+
+    def _terms(self, series: TimeSeries) -> tuple[Tensor, Tensor]:
+        """log p of each series' scored values, and y at each of its points."""
+        series, index = compact(series, series.counts)
+        anchor, taken = self._anchor(series)
+        carried = self._carry(series, series.values, anchor, taken)
+        log_prob = self._density(carried, anchor).log_prob(series.values, series.scored).sum(1)
+        return log_prob, put_back(carried, index)
+
+    def _loss_terms(self, series, samples):
+        log_prob, states = self._terms(series)
+        return LossTerms(-log_prob, log_prob.new_zeros(len(log_prob)), states=states[None])
+
+    def _log_weights(self, series, samples):
+        return self._terms(series)[0].expand(samples, -1)
+
+    def _predict(self, series, samples):
+        series, index = compact(series, series.counts)
+        anchor, taken = self._anchor(series)
+        noise = self.noise.at_points("value", series, samples, self.head.draws, series.values)
+        first = self._density(self.first.expand_as(series.values), anchor).draw(noise)
+        values = torch.where(series.seen, series.values, first)
+        if series.seen.any(-1).any(1).all():
+            values = values[:1]  # no row is to be drawn from its first point on: one solve serves all samples
+        rows = lambda x: x.repeat(len(values), *[1] * (x.ndim - 1))
+        many = replace(series.map(rows), values=values.flatten(0, 1))
+        carried = self._carry(many, many.values, rows(anchor), rows(taken)).unflatten(0, values.shape[:2])
+        density = self._density(carried.expand(samples, -1, -1, -1), anchor)
+        unmove = lambda x: put_back(x, index, 2)
+        return Prediction(unmove(density.draw(noise)), density.map(unmove))

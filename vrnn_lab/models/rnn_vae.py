@@ -1,0 +1,69 @@
+"""A latent a series with a recurrent decoder."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vrnn_lab.checks import Count, Natural
+from vrnn_lab.encoders import GRUEncoder, Recognition
+from vrnn_lab.models.paths import PathModel
+from vrnn_lab.networks import Activation, Memory, mlp
+from vrnn_lab.ode import linear_read, steps_in_training, steps_to_cover
+from vrnn_lab.recipe import Recipe
+from vrnn_lab.series import Scale, TimeSeries
+
+
+class RNNVAE(PathModel):
+    """One latent state a series, laid out in time by an RNN: the latent ODE's twin without an ODE (the RNN-VAE of
+    Rubanova et al. 2019, arXiv 1907.03907, section 4).
+
+    q(z | seen) = N(encoder),  z ~ N(0, I),
+    s_0 = tanh(W z + b),  s_{k+1} = GRU(z, s_k),  x_i ~ head(decoder(s(t_i))).
+
+    s_k stands k / nodes typical windows after the start of the row's window. s(t) is linear in between, and s_0
+    before the start. A decoder that stepped from query to query would answer otherwise when more is asked.
+    """
+
+    def __init__(
+        self,
+        scale: Scale,
+        recipe: Recipe,
+        head,
+        latent: Count = 8,
+        width: Count = 64,
+        encoder_width: Count = 64,
+        decoder_width: Count = 64,
+        decoder_depth: Natural = 1,
+        activation: Activation = "tanh",
+        nodes: Count = 20,
+        encoder=GRUEncoder,
+    ):
+        super().__init__(scale, recipe, head(scale), states=width)
+        self.latent, self.step = latent, 1 / nodes
+        self.reach = (scale.longest / scale.clock).item()
+        self.nodes = steps_in_training(nodes, self.reach)
+        self.recognition = Recognition(encoder(scale, encoder_width), latent, encoder_width, activation)
+        self.start = nn.Linear(latent, width)
+        self.memory = Memory(latent, width)
+        self.decoder = mlp(width, decoder_width, self.head.width, decoder_depth, activation)
+
+    def _encode(self, series):
+        return self.recognition(series, series.times, self.reach if series.in_training else None)
+
+    def _chain(
+        self, z: Float[Tensor, "samples batch latent"], steps: int
+    ) -> Float[Tensor, "nodes samples batch state"]:
+        """s_0, s_1, ..., s_steps."""
+        gates, states = self.memory.gates(z), [torch.tanh(self.start(z))]
+        for _ in range(steps):
+            states.append(self.memory(gates, states[-1]))
+        return torch.stack(states)
+
+    def _steps(self, series: TimeSeries) -> int:
+        return self.nodes if series.in_training else steps_to_cover(series.times, self.step, self.nodes)[0]
+
+    def _states(self, series, z):
+        return linear_read(self._chain(z, self._steps(series)), self.step, 0, series.times)
+
+    def _decode(self, states):
+        return self.head(self.decoder(states))

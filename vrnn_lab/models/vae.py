@@ -1,0 +1,45 @@
+"""The variational autoencoder."""
+
+import torch
+
+from vrnn_lab.checks import Count, Natural
+from vrnn_lab.losses import Normal
+from vrnn_lab.models.paths import PathModel
+from vrnn_lab.networks import Activation, mlp
+from vrnn_lab.recipe import Recipe
+from vrnn_lab.series import Scale
+
+
+class VAE(PathModel):
+    """One latent a point, and no time (Kingma & Welling 2014, arXiv 1312.6114, section 3 and appendix C).
+
+    z_i ~ N(0, I),  x_i ~ head(decoder(z_i)),  q(z_i | seen channels of x_i) = N(encoder(x_i, which are seen)),
+
+    all points independent: where nothing of a point is seen, its answer is the prior's.
+    """
+
+    def __init__(
+        self,
+        scale: Scale,
+        recipe: Recipe,
+        head,
+        latent: Count = 8,
+        width: Count = 64,
+        depth: Natural = 2,
+        activation: Activation = "tanh",
+    ):
+        super().__init__(scale, recipe, head(scale), states=latent)
+        self.latent = latent
+        self.encoder = mlp(2 * scale.dim, width, 2 * latent, depth, activation)
+        self.decoder = mlp(latent, width, self.head.width, depth, activation)
+
+    def _encode(self, series):
+        seen = series.seen.to(series.values)
+        posterior = Normal.of(self.encoder(torch.cat([series.values * seen, seen], -1)))
+        return posterior.where(series.seen.any(-1, keepdim=True), Normal.standard(posterior.mean))
+
+    def _states(self, series, z):
+        return z
+
+    def _decode(self, states):
+        return self.head(self.decoder(states))

@@ -1,0 +1,62 @@
+"""python -m vrnn_lab.sample: series drawn from a fitted model that has seen nothing."""
+
+import sys
+from pathlib import Path
+
+from vrnn_lab.command import arguments, folder_of, guarded, quiet
+
+USAGE = """python -m vrnn_lab.sample run=<run folder> [n=16] [points=<number>] [seed=0] [output=<file>.csv]
+
+Draws whole series from the prior of a run's best checkpoint, over a typical training window.
+  run                  the folder of a finished run, or of one cut short after its first checkpoint
+  n                    how many series
+  points               at so many even times each; by default as dense as the training series
+  seed                 of the draws: the same seed, the same file
+  output               where they go, by default <run folder>/samples/samples.csv; a figure goes beside it
+
+The file has the columns series, time and one for each channel, in the data's own units."""
+
+
+def whole(found: dict[str, str], key: str, usual: int | None, least: int) -> int | None:
+    """A whole number among the arguments."""
+    text = found.get(key)
+    if text is None:
+        return usual
+    if not text.isdecimal() or int(text) < least:
+        raise ValueError(f"{key}={text}: expected a whole number from {least}.")
+    return int(text)
+
+
+def csv(draws, channels: tuple[str, ...]) -> str:
+    """A line a point: series, time, and the value of each channel."""
+    import pandas as pd
+
+    series, place = draws.there.nonzero(as_tuple=True)
+    columns = {"series": series, "time": draws.times[series, place]}
+    table = pd.DataFrame({name: column.numpy() for name, column in columns.items()})
+    values = pd.DataFrame(draws.values[series, place].numpy(), columns=list(channels))
+    return pd.concat([table, values], axis=1).to_csv(index=False, lineterminator="\n")
+
+
+def main() -> int:
+    found = arguments(USAGE, ("run", "n", "points", "seed", "output"), sys.argv[1:])
+    folder = folder_of(found)
+    count, points, seed = whole(found, "n", 16, 1), whole(found, "points", None, 1), whole(found, "seed", 0, 0)
+    output = Path(found.get("output", folder / "samples" / "samples.csv"))
+    if output.suffix != ".csv":
+        raise ValueError(f"output={output}: expected a file that ends in .csv.")
+    quiet()
+    from vrnn_lab import plots, prior
+    from vrnn_lab.experiment import load_parts, write_whole
+
+    parts = load_parts(folder)
+    draws = prior.draw(parts.model, count, seed, points)
+    write_whole(output, csv(draws, parts.model.scale.channels))
+    drawn = plots.samples(parts.model, parts.data, draws)
+    (figure,) = plots.write({output.stem: drawn}, output.parent)
+    print(f"samples  {output}\nfigure   {figure}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))
