@@ -118,7 +118,7 @@ class LatentODE(PathModel):
     def _log_det(self, batch):
         total = super()._log_det(batch) if "values" in self.parts else torch.zeros_like(batch.window[:, 0])
         if self.point_process and "events" in self.parts:
-            total = total + batch.counts.sum(1) * log(self.clock)
+            total = total + log(self.clock) * batch.counts.sum(1).to(total)
         return total
 
     # ---- times --------------------------------------------------------------------------------------------
@@ -129,7 +129,9 @@ class LatentODE(PathModel):
         z = self.noise.of_series("latent", series, samples, self.latent, like)
         return self._rate(series, self._path(series, z))
 
-    def rescaled(self, batch: TimeSeries, samples: int) -> tuple[Float64[Tensor, "batch time"], ...]:
+    def rescaled(
+        self, batch: TimeSeries, samples: int
+    ) -> tuple[Float64[Tensor, "batch time"], Float64[Tensor, " batch"]]:
         """Each known event's waiting time in the model's own time, and that from the last to the window's end.
 
         tau_i = -log P(no event between t_(i-1) and t_i | events before), of the process whose latent is integrated
