@@ -33,6 +33,7 @@ class NeuralODE(SequenceModel):
     """
 
     causal = True  # but for points before the first seen one
+    zero: Tensor
 
     def __init__(
         self,
@@ -53,9 +54,11 @@ class NeuralODE(SequenceModel):
                 "choose model/head=gaussian or laplace with model.head.noise=channel or global, or model=latent_ode."
             )
         self.layers, self.power = mlp(scale.dim, width, scale.dim, depth, activation), power
-        for layer in self.layers[::2]:
-            nn.init.normal_(layer.weight, std=spread)
-            nn.init.zeros_(layer.bias)
+        for name, parameter in self.layers.named_parameters():
+            if name.endswith("weight"):
+                nn.init.normal_(parameter, std=spread)
+            else:
+                nn.init.zeros_(parameter)
         zero = scale.mean / scale.std if power > 1 else torch.zeros(scale.dim)
         self.register_buffer("zero", zero.float())
         self.first = nn.Parameter(torch.zeros(scale.dim))
