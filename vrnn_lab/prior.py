@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from vrnn_lab.series import Scale, TimeSeries
 
@@ -24,14 +25,14 @@ class Draws:
 def draw(model, count: int, seed: int, points: int | None = None) -> Draws:
     """`count` series over a typical training window; a function of the model and the numbers given alone.
 
-    A step model feeds its own draws back. A point process (`model.point_process`) draws the times too:
-    `model.draw_times(window, samples)` gives (samples, series, place), NaN after a series' last event.
+    A step model feeds its own draws back. A point process draws the times too, of the same latent as the values.
     """
     asked = question(model.scale, count, points)
     with model.fixed_noise(seed):
         asked = asked.to(model.device)
         if getattr(model, "point_process", False):
-            asked = _at(asked, model.draw_times(asked.window, 1)[0])
+            found = model.draw_times(asked.window[0], count)
+            asked = _at(asked, pad_sequence([*found, found[0].new_empty(1)], True, torch.nan)[:-1])
         found = model.predict(asked, 1)
     tensors = (asked.times, asked.counts, found.paths[0], found.density.mean[0])
     return Draws(*(tensor.cpu() for tensor in tensors))

@@ -33,7 +33,8 @@ def table(metrics: dict[str, Any], split: str) -> Table:
     for column in columns:
         shown.add_column(column.replace("coverage_", "in ").replace("_", " "), justify="right", no_wrap=True)
     for question in ("interpolation", "forecast"):
-        shown.add_row(question, style="italic")
+        if any(f"/{question}/" in key for key in metrics):
+            shown.add_row(question, style="italic")
         for name, prefix in rows(metrics, split):
             cells = [metrics.get(f"{prefix}/{question}/{c}") for c in columns]
             if any(c is not None for c in cells):
