@@ -17,7 +17,7 @@ from vrnn_lab.data.base import Ragged, SeriesData
 from vrnn_lab.experiment import assemble
 from vrnn_lab.likelihoods import EventHead
 from vrnn_lab.losses import log_mean_exp
-from vrnn_lab.metrics import Yardstick, evaluate, event_fit, kolmogorov, references
+from vrnn_lab.metrics import Yardstick, evaluate, event_fit, references
 from vrnn_lab.models.latent_ode import LatentODE
 from vrnn_lab.series import TimeSeries, series_of
 from vrnn_lab.tasks import Forecast, Interpolate
@@ -252,16 +252,6 @@ def test_rescaled_times_of_a_constant_rate_are_waits_times_the_rate():
     by_rate = torch.tensor([[0.5, 1.5, 2.0], [0, 0, 0], [3.0, 0, 0]], dtype=torch.float64) * 3 / CLOCK
     torch.testing.assert_close(waits, by_rate)
     torch.testing.assert_close(rest, torch.tensor([1.0, 5.0, 2.0]).double() * 3 / CLOCK)
-
-
-@pytest.mark.parametrize("count", [30, 1000])
-def test_the_kolmogorov_distance_is_that_of_scipy(count):
-    uniform = torch.rand(count, generator=torch.Generator().manual_seed(count), dtype=torch.float64) ** 1.05
-    expected = stats.kstest(uniform.numpy(), "uniform")
-    distance, p = kolmogorov(uniform)
-    assert distance == pytest.approx(expected.statistic)
-    assert p == pytest.approx(expected.pvalue, abs=0.015)
-    assert kolmogorov((torch.arange(100).double() + 0.5) / 100)[1] == 1.0
 
 
 def test_events_are_scored_by_their_times_alone():

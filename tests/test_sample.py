@@ -63,10 +63,10 @@ def test_dense_series_have_no_more_points_than_the_limit_unless_asked():
 def test_a_point_process_draws_its_own_times():
     model = model_of("vae")
     model.point_process = True
-    times = torch.tensor([[101.0, 104.0], [102.0, torch.nan]], dtype=torch.float64)
-    model.draw_times = lambda window, samples: times.expand(samples, *window.shape[:1], -1)
-    draws = prior.draw(model, 2, 0)
-    assert draws.there.tolist() == [[True, True], [True, False]]
+    times = [torch.tensor(row, dtype=torch.float64) for row in ([101.0, 104.0], [102.0], [])]
+    model.draw_times = lambda window, samples: times[:samples]
+    draws = prior.draw(model, 3, 0)
+    assert draws.there.tolist() == [[True, True], [True, False], [False, False]]
     table = [line.split(",")[:2] for line in sample.csv(draws, ("a", "b")).splitlines()]
     assert table == [["series", "time"], ["0", "101.0"], ["0", "104.0"], ["1", "102.0"]]
 

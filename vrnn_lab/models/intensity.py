@@ -21,7 +21,9 @@ class Intensity(nn.Module):
     def __init__(self, latent: int, width: int, activation: Activation, usual_gap: float):
         super().__init__()
         self.layers = mlp(latent, width, 1, 1, activation)
-        nn.init.constant_(self.layers[-1].bias, -log(usual_gap))
+        last = self.layers[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.constant_(last.bias, -log(usual_gap))
 
     def forward(self, states: Float[Tensor, "*rows latent"]) -> Float[Tensor, "*rows"]:
         return self.layers(states).squeeze(-1)
