@@ -151,3 +151,15 @@ def test_the_longest_way_is_limited_by_name():
     model = model_of("neural_ode", scale_of())
     with model.fixed_noise(0), pytest.raises(ValueError, match="solver steps"):
         model.predict(far, 2)
+
+
+def test_the_vector_field_is_the_slope_of_its_paths_in_the_units_of_the_data():
+    model, scale = model_of("neural_ode", double=True, power=3), scale_of()
+    start = scale.mean + scale.std * torch.tensor([[0.5, -1.0]]).double()
+    ahead = torch.tensor([[0.0, 1e-4]]).double()
+    batch = series_of(101 + ahead, torch.stack([start, start], 1), window=[[100.0, 105.0]])
+    first = torch.tensor([True, False])[None, :, None].expand(1, 2, 2)
+    asked = replace(batch, seen=first, scored=~first)
+    with model.fixed_noise(0):
+        moved = model.predict(asked, 1).density.mean[0, 0, 1] - start[0]
+    torch.testing.assert_close(moved / 1e-4, model.vector_field(start)[0], rtol=1e-3, atol=1e-6)

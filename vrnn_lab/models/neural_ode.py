@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from vrnn_lab.checks import Count, Natural, Positive
@@ -67,6 +68,11 @@ class NeuralODE(SequenceModel):
 
     def _field(self, time: Tensor, state: Tensor) -> Tensor:
         return self.layers((state + self.zero) ** self.power if self.power > 1 else state)
+
+    def vector_field(self, states: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
+        """dy/dt at some states, both in the data's units."""
+        inside = ((states - self.data_mean) / self.data_std).to(self.dtype_of_weights)
+        return self._field(self.first, inside) * self.data_std / self.data_clock
 
     def _anchor(self, series: TimeSeries) -> tuple[Tensor, Tensor]:
         """The place (batch, 1) of compacted rows that all else starts from, and what values are taken in."""
