@@ -9,7 +9,13 @@ from vrnn_lab.config import check, compose, make, options
 from vrnn_lab.recipe import ConstantBeta, Recipe, cosine
 from vrnn_lab.series import Scale, TimeSeries, series_of
 
-MODELS = [*options("model"), "latent_ode model/encoder=ode_rnn"]  # a file of conf/model, and what is chosen beside it
+# A file of conf/model, and what is chosen beside it.
+MODELS = [
+    *options("model"),
+    "latent_ode model/encoder=ode_rnn",
+    "latent_ode model/head=gmm",
+    "vrnn model.prior=standard",
+]
 SMALL = {"width": 12, "latent": 3, "encoder_width": 12, "decoder_width": 12, "nodes": 6}
 
 

@@ -289,3 +289,39 @@ def test_log_weights_are_refused_where_some_values_are_only_seen(name):
 def test_a_head_of_other_support_is_refused(name):
     with pytest.raises(ValueError, match="binary"):
         model_of(name, scale_of(support="binary"))
+
+
+WITH_LOGITS = [n for n in MODELS if n != "neural_ode" and "head" not in n]  # its state is the data themselves
+
+
+@pytest.mark.parametrize("name", WITH_LOGITS)
+def test_probabilities_of_zeros_and_ones_sum_to_one(name):
+    """Over all 16 outcomes of two points of two channels, and over the four of one point whose other is hidden."""
+    plain = replace(scale_of(2, support="binary"), mean=torch.zeros(2).double(), std=torch.ones(2).double())
+    model = model_of(f"{name} model/head=bernoulli", plain, double=True)
+    outcomes = torch.cartesian_prod(*[torch.tensor([0.0, 1.0]).double()] * 4).view(16, 2, 2)
+    batch = density(series_of(points_in_time(16), outcomes, window=window(16)))
+    once = replace(batch, seen=batch.seen & (torch.arange(2) == 0)[:, None], scored=batch.seen).rows(slice(0, 16, 4))
+    once = density(replace(once, scored=once.seen))
+    with torch.no_grad(), model.only("values"):
+        model.noise.seed(7, device=torch.device("cpu"))
+        for question in (batch, once):
+            weights = log_mean_exp(model.log_weights(question, 20_000)).exp()
+            assert weights.sum().item() == pytest.approx(1, abs=0.02)
+        prediction = model.predict(replace(batch, seen=torch.zeros_like(batch.seen)), 50)
+    assert set(prediction.paths.unique().tolist()) == {0.0, 1.0}
+    assert (prediction.mean >= 0).all() and (prediction.mean <= 1).all()
+
+
+@pytest.mark.parametrize("name", ["rnn_gmm", "vrnn_gmm", "latent_ode model/head=gmm", "vae model/head=gmm"])
+def test_a_mixture_with_full_covariance_integrates_to_one_over_both_channels(name):
+    scale = scale_of(2)
+    model = model_of(f"{name} model.head.covariance=full", scale)
+    side = torch.linspace(-7, 7, 57, dtype=torch.float64)
+    grid = torch.cartesian_prod(side, side)[:, None] * scale.std + scale.mean
+    batch = density(series_of(torch.full((len(grid), 1), 102.0).double(), grid, window=window(len(grid))))
+    with torch.no_grad():
+        model.noise.seed(7, device=torch.device("cpu"))
+        weights = log_mean_exp(model.log_weights(batch, 300)).double().exp()
+    cell = (side[1] - side[0]).square() * scale.std.prod()
+    assert (weights.sum() * cell).item() == pytest.approx(1, abs=0.02)
