@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 
@@ -19,6 +20,8 @@ import torch
 import vrnn_lab
 from vrnn_lab.command import arguments, guarded, quiet
 from vrnn_lab.losses import log_mean_exp
+from vrnn_lab.models.vrnn import VRNN
+from vrnn_lab.recipe import FIVO
 from vrnn_lab.tasks import Density
 
 SETS = ("ou", "lgssm", "mixture", "events")
@@ -40,6 +43,7 @@ MODELS = {
 }
 OF_EVENTS = ("latent_ode_poisson",)
 BOUNDS = (1, 10, 100, 1000)
+PARTICLES = (10, 100)
 ROWS = 20  # series at once
 
 
@@ -66,10 +70,19 @@ def bounds(where: Path) -> dict[str, torch.Tensor]:
             terms, weights = model.loss_terms(batch), model.log_weights(batch, max(BOUNDS)).double()
             row = {"elbo": (terms.nll + terms.kl).double(), "exact": -data.exact(batch)[0]}
             row |= {str(k): -log_mean_exp(weights[:k]) for k in BOUNDS}
+            if isinstance(model, VRNN):
+                row |= {f"FIVO-{k}": filtered(model, batch, k) for k in PARTICLES}
             row["count"] = batch.scored.sum((1, 2)).double()
             for key, value in row.items():
                 found.setdefault(key, []).append(value)
     return {key: torch.cat(value) for key, value in found.items()}
+
+
+def filtered(model: VRNN, batch, samples: int) -> torch.Tensor:
+    """Minus the particle filter's bound of each series."""
+    before, model.recipe = model.recipe, replace(model.recipe, objective=FIVO(samples))
+    terms, model.recipe = model.loss_terms(batch), before
+    return terms.nll.double()
 
 
 def line(name: str, where: Path) -> str:
@@ -79,13 +92,16 @@ def line(name: str, where: Path) -> str:
     mean = lambda x: f"{(x.sum() / count).item():.4f}"
     error = lambda x: f"{(x.std() * sqrt(len(x)) / count).item():.4f}"
     cells = [mean(found[key]) for key in ("elbo", *map(str, BOUNDS))]
+    filters = [mean(found[f"FIVO-{k}"]) if f"FIVO-{k}" in found else "" for k in PARTICLES]
     if not getattr(latent, "latent", 0) or torch.equal(found["1"], found["1000"]):
         cells = ["", "", "", "", cells[-1]]
         apart = ""
     else:
         apart = f"{mean(found['1'] - found['elbo'])} ± {error(found['1'] - found['elbo'])}"
     return (
-        f"| {name} | " + " | ".join([*cells, mean(found["exact"]), f"{mean(above)} ± {error(above)}", apart]) + " |"
+        f"| {name} | "
+        + " | ".join([*cells, *filters, mean(found["exact"]), f"{mean(above)} ± {error(above)}", apart])
+        + " |"
     )
 
 
@@ -95,9 +111,18 @@ Made by `python docs/likelihood.py` ({torch}, {threads} threads a run). Nats a v
 test series, from 1800 training series; {epochs} epochs (of the SDE and the events 40). Lower is better, *exact* is
 the law's own. *gap*: the last bound above exact, with the standard error of the paired difference over series; a
 bound that crossed the truth would show a negative gap of several errors. *IWAE-1 - ELBO*: zero within its error,
-if both are what they say. Models without latents have one number, their exact NLL, under IWAE-1000.
+if both are what they say. FIVO-K: the particle filter's bound with as many particles. Models without latents have
+one number, their exact NLL, under IWAE-1000.
 """
-COLUMNS = ["", "ELBO", *(f"IWAE-{k}" for k in BOUNDS), "exact", "gap", "IWAE-1 - ELBO"]
+COLUMNS = [
+    "",
+    "ELBO",
+    *(f"IWAE-{k}" for k in BOUNDS),
+    *(f"FIVO-{k}" for k in PARTICLES),
+    "exact",
+    "gap",
+    "IWAE-1 - ELBO",
+]
 
 
 def main() -> int:
