@@ -147,7 +147,7 @@ CURE = (
 
 
 def _what(step: int, terms: Tensor, last: float) -> str:
-    loss, nll, kl = terms.tolist()
+    loss, nll, kl = terms[:3].tolist()
     before = f"the last finite one was {last:.6g}" if isfinite(last) else "and it was the first"
     return f"the training loss at step {step} is {loss} (nll {nll:.6g}, kl {kl:.6g}); {before}. {CURE}"
 

@@ -20,6 +20,7 @@ from vrnn_lab.noise import Noise
 from vrnn_lab.recipe import Recipe
 from vrnn_lab.series import Scale, TimeSeries
 
+HELD = ("loss", "nll", "kl", "labels")  # of every training step; the last where labels are learned
 LOG_EVERY = 50  # steps; each logged scalar costs about 0.25 ms
 
 
@@ -222,9 +223,12 @@ class SequenceModel(pl.LightningModule, ABC):
         beta = self.recipe.beta(self.global_step, self._total_steps)
         nll, kl = terms.nll.sum() / count, terms.kl.sum() / count
         loss = nll + beta * kl
+        shown = [loss, nll, kl]
         if self.classifier is not None:
-            loss = loss + self.recipe.labels.weight * self._label_loss(terms, batch)
-        self._held.append(torch.stack([loss, nll, kl]).detach())
+            told = self._label_loss(terms, batch)
+            loss = loss + self.recipe.labels.weight * told
+            shown.append(told)
+        self._held.append(torch.stack(shown).detach())
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: TimeSeries, batch_idx: int) -> None:
@@ -232,9 +236,9 @@ class SequenceModel(pl.LightningModule, ABC):
             self._log_held()
 
     def _log_held(self) -> None:
-        loss, nll, kl = torch.stack(self._held).mean(0).tolist()
+        means = torch.stack(self._held).mean(0).tolist()
         self._held.clear()
-        self.latest = {"train/loss": loss, "train/nll": nll, "train/kl": kl}
+        self.latest = {f"train/{name}": mean for name, mean in zip(HELD, means, strict=False)}
         # Not self.log: Lightning would write the same point again at every step until the epoch ends.
         if self.logger:
             self.logger.log_metrics(self.latest, self.global_step)
@@ -260,6 +264,9 @@ class SequenceModel(pl.LightningModule, ABC):
         named = {f"{split}/loss": nll + kl, f"{split}/nll": nll, f"{split}/kl": kl}
         self._activity.add(terms.latents)
         self.log_dict(named, batch_size=int(count), sync_dist=self.trainer.world_size > 1)
+        if self.classifier is not None:
+            with torch.no_grad():
+                self.log(f"{split}/labels", self._label_loss(terms, batch), batch_size=len(batch.ids))
 
     def on_validation_epoch_end(self) -> None:
         found, self._activity = self._activity.result(), Activity()
