@@ -56,6 +56,7 @@ WRONG = [
     (["model=rnn", "model.nodes=3"], "belongs to model=latent_ode"),
     (["trick=[wide,wid]"], "wide"),
     (["model/head=gauss"], "gaussian"),
+    (["model=vrnn", "model/cell=ode"], "it belongs to model=gru_d, ode_rnn, rnn"),
     (["model.width=abc"], "a whole number from 1"),
     (["model.width=0"], "a whole number from 1"),
     (["model.width=1.5"], "a whole number from 1"),

@@ -103,10 +103,20 @@ def _unknown(key: str, default: Any) -> str:
                 owners.setdefault(f"{each.replace('/', '.')}.{name}", []).append(f"{each}={option}")
     if key in owners:
         return f"{key} belongs to {', '.join(owners[key])}, and this run has chosen another {group}."
+    if key in groups():
+        whole = key.split("/")[0]
+        return f"{key}: the chosen {whole} has no such part; it belongs to {whole}={', '.join(_with_part(key))}."
     names = {k for k in (*flat(default), *owners) if "_target_" not in k and "defaults" not in k} | set(groups())
     hint = near(key, [n for n in names if n.startswith(group + ".")]) or near(key, names)
     look = group if group in groups() else ""
     return f"{key}: there is no such key or group.{hint} `{f'python -m vrnn_lab.describe {look}'.strip()}` lists all."
+
+
+def _with_part(key: str) -> list[str]:
+    """The options of a group, such as model, that have a part of it, such as model/cell."""
+    group, part = key.split("/", 1)
+    chosen = lambda option: (yaml.safe_load((CONF / group / f"{option}.yaml").read_text()) or {}).get("defaults", [])
+    return [o for o in options(group) if any(isinstance(d, dict) and part in d for d in chosen(o))]
 
 
 def jobs_of(overrides: list[str]) -> list[list[str]]:

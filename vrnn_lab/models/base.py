@@ -21,6 +21,7 @@ from vrnn_lab.recipe import Recipe
 from vrnn_lab.series import Scale, TimeSeries
 
 HELD = ("loss", "nll", "kl", "labels")  # of every training step; the last where labels are learned
+HEADS = {"real": "model/head=gaussian", "binary": "model/head=bernoulli", "events": "model/head=events"}
 LOG_EVERY = 50  # steps; each logged scalar costs about 0.25 ms
 
 
@@ -61,7 +62,7 @@ class SequenceModel(pl.LightningModule, ABC):
         if head.support != scale.support:
             raise ValueError(
                 f"the head speaks of {head.support} values, the data set's are {scale.support}; "
-                f"choose a head with support {scale.support}, or other data."
+                f"choose {HEADS.get(scale.support, 'another head')}, or other data."
             )
         if scale.support == "events" and not point_process:
             raise ValueError(
