@@ -86,6 +86,14 @@ def filtered(model: VRNN, batch, samples: int) -> torch.Tensor:
 
 
 def line(name: str, where: Path) -> str:
+    """A row of the table, made once a run."""
+    row = where / "likelihood.md"
+    if not row.exists():
+        row.write_text(scored(name, where))
+    return row.read_text()
+
+
+def scored(name: str, where: Path) -> str:
     found, latent = bounds(where), vrnn_lab.load(where)[0]
     count = found["count"].sum()
     above = found[str(max(BOUNDS))] - found["exact"]
