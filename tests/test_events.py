@@ -298,6 +298,12 @@ def test_events_need_a_model_of_times():
         model_of("latent_ode").draw_times(torch.tensor([0.0, 1.0]).double(), 2)
 
 
+def test_a_rate_needs_windows_of_some_length():
+    """In a moment the density of an event has no bound."""
+    with pytest.raises(ConfigError, match="single moment"):
+        assemble(compose(["model=latent_ode_poisson", "model/head=bernoulli", "data=digits", "task=density"]))
+
+
 @pytest.mark.parametrize(
     "task", [["task=within"], ["task=forecast", "task.scored=held_out"], ["task=interpolate", "task.scored=held_out"]]
 )
