@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small import batch_of, density, from_loader, held_out, model_of, recipe_of, scale_of
+from small import batch_of, density, from_loader, held_out, model_of, recipe_of, scale_of, with_empty_points
 
 from vrnn_lab.config import ConfigError, options
 from vrnn_lab.losses import Activity, Latents, Normal, log_mean_exp
@@ -33,7 +33,7 @@ def test_iwae_is_the_log_of_the_mean_weight_of_each_series(name):
 
 
 @latent_models
-def test_iwae_of_one_sample_has_the_gradient_of_a_sampled_bound(name):
+def test_iwae_of_one_sample_is_the_weight_of_that_sample_also_of_what_is_held_out(name):
     model, batch = with_objective(name, IWAE(1)), held_out(batch_of())
     model.noise.seed(1, device=torch.device("cpu"))
     terms = model.loss_terms(batch)
@@ -86,10 +86,16 @@ def test_the_filter_bound_without_resampling_is_the_importance_weighted_one():
 
 def test_the_filter_bound_of_a_row_is_its_own_and_padding_changes_nothing():
     model, batch = with_objective("vrnn", FIVO(8)), density(batch_of())
+    with torch.no_grad():
+        model.posterior_out.weight.mul_(5)  # weights differ, so that resampling happens
     with model.fixed_noise(3):
         together = model.loss_terms(batch).nll
         alone = torch.cat([model.loss_terms(batch.rows([i])).nll for i in range(len(batch.ids))])
+        padded = model.loss_terms(with_empty_points(batch)[0]).nll
+        without = -log_mean_exp(model.log_weights(batch, 8))
     torch.testing.assert_close(together, alone)
+    torch.testing.assert_close(together, padded)
+    assert ((together - without).abs() > 1e-3).all()
 
 
 def test_ancestors_are_drawn_in_proportion_to_their_weights_where_few_are_left():

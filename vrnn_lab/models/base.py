@@ -185,10 +185,11 @@ class SequenceModel(pl.LightningModule, ABC):
     def _label_loss(self, terms: LossTerms, batch: TimeSeries) -> Tensor:
         """Cross-entropy, in nats a label."""
         assert self.classifier is not None
-        if terms.states is None or batch.labels is None:
+        labels = batch.labels_that_count
+        if terms.states is None or labels is None:
             raise ValueError("labels are to be learned, but this batch has none; set labels=none.")
         logits = self.classifier(terms.states, batch.counts)
-        labels = batch.labels_that_count.expand(logits.shape[:-1])
+        labels = labels.expand(logits.shape[:-1])
         each = cross_entropy(logits.movedim(-1, 1), labels, ignore_index=-1, reduction="sum")
         return each / (labels >= 0).sum().clamp(min=1)
 
