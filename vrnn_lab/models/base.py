@@ -20,6 +20,7 @@ from vrnn_lab.noise import Noise
 from vrnn_lab.recipe import FIVO, Recipe
 from vrnn_lab.series import Scale, TimeSeries
 
+HEADS = {"real": "gaussian", "binary": "bernoulli", "events": "events"}  # the usual one of each support
 LOG_EVERY = 50  # steps; each logged scalar costs about 0.25 ms
 
 
@@ -57,15 +58,15 @@ class SequenceModel(pl.LightningModule, ABC):
 
     def __init__(self, scale: Scale, recipe: Recipe, head: Head, states: int = 0, point_process: bool = False):
         super().__init__()
-        if head.support != scale.support:
-            raise ValueError(
-                f"the head speaks of {head.support} values, the data set's are {scale.support}; "
-                f"choose a head with support {scale.support}, or other data."
-            )
         if scale.support == "events" and not point_process:
             raise ValueError(
                 f"the data set holds events, of which times are all, and this {type(self).__name__} does not model "
                 "times; set model=latent_ode_poisson model/head=events."
+            )
+        if head.support != scale.support:
+            raise ValueError(
+                f"the head speaks of {head.support} values, the data set's are {scale.support}; "
+                f"choose a head with support {scale.support} (model/head={HEADS[scale.support]}), or other data."
             )
         if point_process and not scale.longest > 0:
             raise ValueError(
