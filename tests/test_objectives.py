@@ -225,7 +225,8 @@ def test_latents_at_work_in_validation_are_those_of_validation_alone(monkeypatch
 def test_a_collapsed_posterior_has_no_active_unit():
     model, batch = model_of("latent_ode", double=True), held_out(batch_of())
     with torch.no_grad():
-        model.recognition.posterior[-1].weight.zero_(), model.recognition.posterior[-1].bias.zero_()
+        for parameter in model.recognition.posterior[-1].parameters():
+            parameter.zero_()
     activity = Activity()
     with model.fixed_noise(0):
         activity.add(model.loss_terms(batch).latents)

@@ -94,13 +94,11 @@ def _explain(message: str, hydra) -> str:
 
 def _unknown(key: str, default: Any) -> str:
     """Why a key cannot be set: another option of its group has it, or none has."""
-    group = key.split("/")[0].split(".")[0]
+    group = key.split(".")[0]
     owners: dict[str, list[str]] = {}
     for each in groups():
         for option in options(each):
             node = yaml.safe_load((CONF / each / f"{option}.yaml").read_text()) or {}
-            for part in (p for chosen in node.get("defaults", []) if isinstance(chosen, dict) for p in chosen):
-                owners.setdefault(f"{each}/{part}", []).append(f"{each}={option}")
             for name in flat(node):
                 owners.setdefault(f"{each.replace('/', '.')}.{name}", []).append(f"{each}={option}")
     if key in owners:

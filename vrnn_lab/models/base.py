@@ -20,7 +20,6 @@ from vrnn_lab.noise import Noise
 from vrnn_lab.recipe import FIVO, Recipe
 from vrnn_lab.series import Scale, TimeSeries
 
-HEADS = {"real": "gaussian", "binary": "bernoulli", "events": "events"}  # the usual one of each support
 LOG_EVERY = 50  # steps; each logged scalar costs about 0.25 ms
 
 
@@ -58,15 +57,15 @@ class SequenceModel(pl.LightningModule, ABC):
 
     def __init__(self, scale: Scale, recipe: Recipe, head: Head, states: int = 0, point_process: bool = False):
         super().__init__()
+        if head.support != scale.support:
+            raise ValueError(
+                f"the head speaks of {head.support} values, the data set's are {scale.support}; "
+                f"choose a head with support {scale.support}, or other data."
+            )
         if scale.support == "events" and not point_process:
             raise ValueError(
                 f"the data set holds events, of which times are all, and this {type(self).__name__} does not model "
                 "times; set model=latent_ode_poisson model/head=events."
-            )
-        if head.support != scale.support:
-            raise ValueError(
-                f"the head speaks of {head.support} values, the data set's are {scale.support}; "
-                f"choose a head with support {scale.support} (model/head={HEADS[scale.support]}), or other data."
             )
         if point_process and not scale.longest > 0:
             raise ValueError(
@@ -256,20 +255,21 @@ class SequenceModel(pl.LightningModule, ABC):
             self.trainer.logger.log_metrics({"gradient_norm": norm}, self.global_step + 1)
 
     def validation_step(self, batch: TimeSeries, batch_idx: int) -> None:
-        self._activity.add(self._evaluation_step(batch, "val").latents)
+        self._evaluation_step(batch, "val")
 
     def test_step(self, batch: TimeSeries, batch_idx: int) -> None:
         self._evaluation_step(batch, "test")
 
-    def _evaluation_step(self, batch: TimeSeries, split: str) -> LossTerms:
+    def _evaluation_step(self, batch: TimeSeries, split: str) -> None:
         with self.fixed_noise(self.seed):
             terms = self.loss_terms(batch)
         count = batch.scored.sum().clamp(min=1)
         nll, kl = terms.nll.sum() / count, terms.kl.sum() / count
         # Weighing each batch's mean by its count makes the epoch's number a mean over all scored values.
         named = {f"{split}/loss": nll + kl, f"{split}/nll": nll, f"{split}/kl": kl}
+        if split == "val":  # a test's would count among those of the next validation
+            self._activity.add(terms.latents)
         self.log_dict(named, batch_size=int(count), sync_dist=self.trainer.world_size > 1)
-        return terms
 
     def on_validation_epoch_end(self) -> None:
         found, self._activity = self._activity.result(), Activity()
