@@ -78,6 +78,13 @@ def asked(batch: TimeSeries, share: float = 0.5, seed: int = 2) -> TimeSeries:
     return replace(out, scored=out.known & ~out.seen)
 
 
+def from_loader(batch: TimeSeries) -> TimeSeries:
+    """The batch with what the training loader knows of it."""
+    pairs = zip(batch.times, batch.counts, strict=True)
+    longest = max(row[there].diff().max().item() for row, there in pairs if there.sum() > 1)
+    return replace(batch, in_training=True, most_seen=int(batch.seen.any(-1).sum(1).max()), longest_gap=longest)
+
+
 def with_empty_points(batch: TimeSeries, seed: int = 3) -> tuple[TimeSeries, torch.Tensor]:
     """The batch with empty points put in anywhere, also at both ends; and where the old points went (time,)."""
     rng = torch.Generator().manual_seed(seed)

@@ -5,9 +5,23 @@ from math import log
 
 import pytest
 import torch
-from small import MODELS, asked, batch_of, density, fit, held_out, model_of, scale_of, with_empty_points
+from small import (
+    MODELS,
+    asked,
+    batch_of,
+    density,
+    fit,
+    from_loader,
+    held_out,
+    model_of,
+    recipe_of,
+    scale_of,
+    with_empty_points,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vrnn_lab.losses import log_mean_exp
+from vrnn_lab.recipe import ELBO, FIVO, IWAE, Labels
 from vrnn_lab.series import series_of
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
@@ -277,6 +291,62 @@ def test_evaluation_never_advances_the_training_generator(name):
     assert torch.equal(own, model.noise.generator.get_state())
     assert torch.equal(everyones, torch.get_rng_state())
     assert model.training
+
+
+class Waits(TorchDispatchMode):
+    """Notes what a GPU would have to be waited for: numbers read off, shapes that depend on values, new constants."""
+
+    ASKING = ("_local_scalar_dense", "nonzero", "masked_select", "aten.equal.", "lift_fresh")
+
+    def __init__(self):
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        by_mask = "aten.index" in str(func) and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if by_mask or any(name in str(func) for name in self.ASKING):
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def objectives(name: str):
+    return (ELBO(2), IWAE(3), FIVO(3)) if name.startswith("vrnn") else (ELBO(2), IWAE(3))
+
+
+def labelled_step(name: str, objective):
+    """A model that is fitted on an objective, with labels where it takes them, and a batch to train on."""
+    labels = Labels(1.0 if isinstance(objective, ELBO) else 0.0, 8)
+    scale = replace(scale_of(), classes=("low", "high"))
+    model = model_of(name, scale, recipe=replace(recipe_of(), objective=objective, labels=labels))
+    return model, replace(from_loader(held_out(batch_of())), labels=torch.tensor([0, 1, -1, 0, 1]))
+
+
+def loss_of(model, batch) -> torch.Tensor:
+    model.noise.seed(0, device=torch.device("cpu"))
+    terms = model.loss_terms(batch)
+    loss = (terms.nll + terms.kl).sum() / batch.scored.sum()
+    return loss if model.classifier is None else loss + model._label_loss(terms, batch)
+
+
+@every_model
+def test_a_training_step_never_waits_for_the_device(name):
+    for objective in objectives(name):
+        model, batch = labelled_step(name, objective)
+        with Waits() as waits:
+            loss_of(model, batch).backward()
+        assert not waits.found
+
+
+@every_model
+def test_mixed_precision_gives_about_the_same_loss(name):
+    for objective in objectives(name):
+        model, batch = labelled_step(name, objective)
+        full = loss_of(model, batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = loss_of(model, batch)
+        mixed.backward()
+        assert mixed.item() == pytest.approx(full.item(), rel=0.1)
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
 @every_model

@@ -187,9 +187,24 @@ def test_a_bound_below_the_rate_is_found_out():
     series = model.standardise(events_at([], []))
     with model.fixed_noise(0):
         rate = model._prior_rate(series, 1)
-        assert model._thin(series, rate, torch.full((2,), 0.1).double() * rate.total()[0]) is None
-        low = replace(rate, edges=rate.edges[:, :1].expand(-1, 2).contiguous())
-        assert model._thin(series, low, 1e3 + 0 * rate.total()[0]) is not None
+        bound = torch.tensor([0.1, 1e3]).double() * rate.total()[0]
+        assert model._thin(series, rate, bound)[2].tolist() == [True, False]
+
+
+def test_a_path_whose_bound_is_too_low_moves_no_other(monkeypatch):
+    model, window = turning(2.0, 1.0), torch.tensor([START, START + CLOCK]).double()
+    thin, bounds = LatentODE._thin, []
+
+    def lowered(self, series, rate, bound):  # at first the first path has a bound that is none
+        bounds.append(bound / (1 if bounds else torch.tensor([3.0, 1.0, 1.0]).double()))
+        return thin(self, series, rate, bounds[-1])
+
+    with model.fixed_noise(3):
+        plain = model.draw_times(window, 3)
+        monkeypatch.setattr(LatentODE, "_thin", lowered)
+        again = model.draw_times(window, 3)
+    assert len(bounds) > 1
+    assert all(torch.equal(*pair) for pair in zip(plain[1:], again[1:], strict=True))
 
 
 class Events(SeriesData):
@@ -296,6 +311,12 @@ def test_events_need_a_model_of_times():
         LatentODE(event_scale(), recipe_of(), EventHead)
     with pytest.raises(ValueError, match="point_process=true"):
         model_of("latent_ode").draw_times(torch.tensor([0.0, 1.0]).double(), 2)
+
+
+def test_a_rate_needs_windows_of_some_length():
+    """In a moment the density of an event has no bound."""
+    with pytest.raises(ConfigError, match="single moment"):
+        assemble(compose(["model=latent_ode_poisson", "model/head=bernoulli", "data=digits", "task=density"]))
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from vrnn_lab.metrics import (
     sample_scores,
 )
 from vrnn_lab.models.base import Prediction, SequenceModel
+from vrnn_lab.recipe import IWAE
 from vrnn_lab.series import series_of
 from vrnn_lab.tasks import Density, Forecast, Interpolate
 
@@ -354,6 +355,15 @@ def test_spreads_too_wide_cover_more_and_score_worse(data, found):
 def test_how_many_rows_are_scored_at_once_changes_no_score(data, found, monkeypatch):
     monkeypatch.setattr(metrics, "POINTS_AT_ONCE", 20_000)
     assert evaluate(Oracle(data), data, "test", QUESTIONS, seed=0) == pytest.approx(found, abs=1e-12)
+
+
+def test_the_samples_of_an_objective_count_among_the_points_at_once(data, monkeypatch):
+    model, most = Oracle(data), []
+    model.recipe = replace(model.recipe, objective=IWAE(64))
+    rows = metrics._rows
+    monkeypatch.setattr(metrics, "_rows", lambda data, split, samples: most.append(samples) or rows(data, split, 1))
+    metrics._nll(model, data, "test", QUESTIONS)
+    assert most == [64, QUESTIONS.samples]
 
 
 def test_the_loss_is_that_of_the_training_task_and_the_nll_that_of_density(data, found):

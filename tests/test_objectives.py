@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
-from small import batch_of, density, held_out, model_of, recipe_of, scale_of
+from small import batch_of, density, from_loader, held_out, model_of, recipe_of, scale_of, with_empty_points
 
+from vrnn_lab.config import ConfigError, options
 from vrnn_lab.losses import Activity, Latents, Normal, log_mean_exp
 from vrnn_lab.models.vrnn import choose_ancestors
 from vrnn_lab.recipe import FIVO, IWAE, ConstantBeta, Labels, Recipe, WarmupBeta, cosine
@@ -31,7 +33,7 @@ def test_iwae_is_the_log_of_the_mean_weight_of_each_series(name):
 
 
 @latent_models
-def test_iwae_of_one_sample_has_the_gradient_of_a_sampled_bound(name):
+def test_iwae_of_one_sample_is_the_weight_of_that_sample_also_of_what_is_held_out(name):
     model, batch = with_objective(name, IWAE(1)), held_out(batch_of())
     model.noise.seed(1, device=torch.device("cpu"))
     terms = model.loss_terms(batch)
@@ -47,10 +49,10 @@ def test_a_bound_that_has_no_kl_takes_no_weight_of_it(objective, beta):
         Recipe(ADAM, cosine, beta, objective)
 
 
-def test_a_filter_bound_needs_a_latent_at_every_step():
-    model = with_objective("latent_ode", FIVO(3))
-    with pytest.raises(ValueError, match="needs a model with a latent at every step"):
-        model.loss_terms(density(batch_of()))
+@pytest.mark.parametrize("name", sorted(set(options("model")) - {"vrnn", "vrnn_gmm"}))
+def test_a_filter_bound_needs_a_latent_at_every_step_and_says_so_before_training(name):
+    with pytest.raises(ConfigError, match="needs a model with a latent at every step"):
+        with_objective(name, FIVO(3))
 
 
 def test_the_filter_bound_is_unbiased_for_the_likelihood_after_resampling():
@@ -84,10 +86,16 @@ def test_the_filter_bound_without_resampling_is_the_importance_weighted_one():
 
 def test_the_filter_bound_of_a_row_is_its_own_and_padding_changes_nothing():
     model, batch = with_objective("vrnn", FIVO(8)), density(batch_of())
+    with torch.no_grad():
+        model.posterior_out.weight.mul_(5)  # weights differ, so that resampling happens
     with model.fixed_noise(3):
         together = model.loss_terms(batch).nll
         alone = torch.cat([model.loss_terms(batch.rows([i])).nll for i in range(len(batch.ids))])
+        padded = model.loss_terms(with_empty_points(batch)[0]).nll
+        without = -log_mean_exp(model.log_weights(batch, 8))
     torch.testing.assert_close(together, alone)
+    torch.testing.assert_close(together, padded)
+    assert ((together - without).abs() > 1e-3).all()
 
 
 def test_ancestors_are_drawn_in_proportion_to_their_weights_where_few_are_left():
@@ -148,6 +156,29 @@ def test_the_state_a_label_is_told_from_has_read_the_last_point():
     assert (model.classify(batch) != model.classify(other)).all(1).all()
 
 
+def test_labels_of_padding_are_nothing_to_learn():
+    model, batch = labelled("rnn", True, double=True), with_labels(True)
+    model.noise.seed(0, device=torch.device("cpu"))
+    loss = model._label_loss(model.loss_terms(batch), batch)
+    nothing = torch.arange(8) > 4  # as task=within leaves the later points
+    cut = replace(batch, seen=batch.seen & ~nothing[:, None], scored=batch.scored & ~nothing[:, None])
+    hidden = replace(cut, labels=torch.where(nothing, -1, cut.labels))
+    found = [model._label_loss(model.loss_terms(b), b) for b in (cut, hidden)]
+    assert torch.equal(*found) and not torch.equal(found[0], loss)
+
+
+@pytest.mark.parametrize("name", ["ode_rnn model.cell.nodes=15", "neural_ode"])
+def test_a_batch_of_the_training_loader_is_told_the_same_classes(name):
+    """Where only some points are seen, gaps between those are longer than the loader knows of."""
+    model = labelled(name, double=True, **{"nodes": 15} if name == "neural_ode" else {})
+    batch = batch_of(3, 21)
+    times = batch.window[:, :1] + batch.window.diff(dim=1) * torch.linspace(0, 1, 21).double()
+    seen = (torch.arange(21) % 20 == 0)[:, None].expand_as(batch.seen)  # the ends
+    batch = replace(batch, times=times, seen=seen, scored=torch.ones_like(seen))
+    with model.fixed_noise(1):
+        torch.testing.assert_close(model.classify(from_loader(batch), 3), model.classify(batch, 3))
+
+
 def test_labels_need_classes_and_states():
     with pytest.raises(ValueError, match="no labels"):
         model_of("rnn", recipe=Recipe(ADAM, cosine, labels=Labels()))
@@ -179,6 +210,16 @@ def test_the_kl_by_dimension_sums_to_the_kl(name):
         terms = model.loss_terms(batch)
     torch.testing.assert_close(terms.latents.kl.sum(1), terms.kl)
     assert terms.latents.shift.shape[-1] == model.latent
+
+
+def test_latents_at_work_in_validation_are_those_of_validation_alone(monkeypatch):
+    model, batch = model_of("vae"), held_out(batch_of())
+    monkeypatch.setattr(type(model), "trainer", SimpleNamespace(world_size=1))
+    monkeypatch.setattr(model, "log_dict", lambda *_, **__: None)
+    model.test_step(batch, 0)
+    assert model._activity.result() == {}
+    model.validation_step(batch, 0)
+    assert model._activity.result()
 
 
 def test_a_collapsed_posterior_has_no_active_unit():

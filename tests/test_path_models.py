@@ -86,3 +86,13 @@ def test_in_training_the_rnn_vae_covers_the_longest_window_without_asking_the_de
         asked_device = model.loss_terms(late).nll
         monkeypatch.setattr(rnn_vae, "steps_to_cover", None)
         torch.testing.assert_close(model.loss_terms(replace(late, in_training=True)).nll, asked_device)
+
+
+def test_however_long_before_the_window_the_rnn_vae_holds_its_first_state():
+    model, batch = model_of("rnn_vae", double=True), asked(batch_of())
+    moved = lambda by: replace(batch, times=batch.times.index_fill(1, torch.tensor([0]), 0) - by)
+    early = [replace(b, seen=batch.seen & (torch.arange(8) > 0)[:, None]) for b in (moved(1e2), moved(1e9))]
+    early = [replace(b, times=torch.cat([b.times[:, :1], batch.times[:, 1:]], 1)) for b in early]
+    with model.fixed_noise(0):
+        one, two = (model.predict(b, 2).density.mean[:, :, 0] for b in early)
+    torch.testing.assert_close(one, two)

@@ -45,8 +45,7 @@ def assemble(config: DictConfig, scale: Scale | None = None) -> Parts:
     data = make(config.data, "data")
     data.task = make(config.task, "task")
     scale = scale or data.scale
-    recipe = Recipe(*(make(config[part], part) for part in ("optim", "schedule", "beta", "objective", "labels")))
-    _try(recipe)
+    recipe = _recipe(config)
     pl.seed_everything(config.seed, verbose=False)
     model = make(config.model, "model", scale=scale, recipe=recipe)
     model.seed = config.seed
@@ -64,12 +63,18 @@ def _all_scored(task: Task) -> bool:
     return within and all(map(_all_scored, getattr(task, "tasks", [])))
 
 
-def _try(recipe: Recipe) -> None:
+def _recipe(config: DictConfig) -> Recipe:
     """Optimizer and schedule refuse what cannot work when they are made; better now than in training."""
+    parts = [make(config[part], part) for part in ("optim", "schedule", "beta", "objective", "labels")]
+    try:
+        recipe = Recipe(*parts)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     try:
         recipe.schedule(recipe.optim([torch.nn.Parameter(torch.zeros(1))]), 100)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"optim or schedule: {error}") from error
+    return recipe
 
 
 def check_accelerator(config: DictConfig) -> None:

@@ -155,7 +155,7 @@ def _nll(model: SequenceModel, data: SeriesData, split: str, yardstick: Yardstic
     """The loss, and -log p(x) by the importance-weighted bound; beside the exact value where there is one."""
     loss = values = 0.0
     activity = Activity()
-    for batch in _batches(model, data, split, data.task, 1):
+    for batch in _batches(model, data, split, data.task, getattr(model.recipe.objective, "samples", 1)):
         terms = model.loss_terms(batch)
         activity.add(terms.latents)
         loss += (terms.nll + terms.kl).double().sum().item()
@@ -228,10 +228,10 @@ def _labels(model: SequenceModel, data: SeriesData, split: str) -> dict[str, flo
     """Accuracy, AUC (one class against the others, averaged) and nats a label, with everything observed seen."""
     told, labels = [], []
     for batch in _batches(model, data, split, Density(), 10):
-        if batch.labels is not None:
-            there = batch.labels >= 0
+        if (truth := batch.labels_that_count) is not None:
+            there = truth >= 0
             told.append(model.classify(batch)[there].double())
-            labels.append(batch.labels[there])
+            labels.append(truth[there])
     if not labels or not sum(map(len, labels)):
         return {}
     chance, truth = torch.cat(told), torch.cat(labels)

@@ -71,7 +71,7 @@ class Memory(nn.Module):
         self, gates: Float[Tensor, "*#rows three"], state: Float[Tensor, "*#rows state"]
     ) -> Float[Tensor, "*#rows state"]:
         """The next state from the input's gates, self.gates(input), and the state."""
-        both = self.recur(state)
+        gates, both = gates.to(state), self.recur(state).to(state)  # of less precision under bf16-mixed
         split = 2 * self.size
         reset, keep = torch.sigmoid(gates[..., :split] + both[..., :split]).chunk(2, -1)
         new = torch.tanh(torch.addcmul(gates[..., split:], reset, both[..., split:]))

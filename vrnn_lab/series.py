@@ -24,7 +24,8 @@ class TimeSeries:
     ids: Int64[Tensor, " batch"]  # names the series: evaluation noise is a function of (seed, id)
     clean: Float[Tensor, "batch time dim"] | None = None  # the noise-free curve, where it is known
     labels: Int64[Tensor, "batch ..."] | None = None  # a class per series or point, -1 = none
-    # Facts the training loader knows without asking the device; None and False are always right.
+    # Facts the training loader knows without asking the device; None and False are always right. They may be wrong
+    # where seen or scored are changed: then in_training=False, and no use is made of the others.
     most_seen: int | None = None  # no row has more points with something seen
     longest_gap: float | None = None  # no two neighbours of the points that count lie further apart
     in_training: bool = False  # all points lie in windows the model's scale was measured on
@@ -37,6 +38,13 @@ class TimeSeries:
     def counts(self) -> Bool[Tensor, "batch time"]:
         """The points that are not padding."""
         return self.known.any(-1)
+
+    @property
+    def labels_that_count(self) -> Int64[Tensor, "batch ..."] | None:
+        """The labels, without those of padding."""
+        if self.labels is None or self.labels.ndim == 1:
+            return self.labels
+        return torch.where(self.counts, self.labels, -1)
 
     def to(self, device) -> "TimeSeries":
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))

@@ -17,7 +17,7 @@ from vrnn_lab.likelihoods import Density, Head
 from vrnn_lab.losses import Activity, LossTerms
 from vrnn_lab.networks import Classifier
 from vrnn_lab.noise import Noise
-from vrnn_lab.recipe import Recipe
+from vrnn_lab.recipe import FIVO, Recipe
 from vrnn_lab.series import Scale, TimeSeries
 
 HELD = ("loss", "nll", "kl", "labels")  # of every training step; the last where labels are learned
@@ -69,6 +69,16 @@ class SequenceModel(pl.LightningModule, ABC):
                 f"the data set holds events, of which times are all, and this {type(self).__name__} does not model "
                 "times; set model=latent_ode_poisson model/head=events."
             )
+        if point_process and not scale.longest > 0:
+            raise ValueError(
+                "every training window is a single moment, in which no rate of events can be told; "
+                "set model.point_process=false, or choose data with times."
+            )
+        if isinstance(recipe.objective, FIVO) and type(self)._filter_bound is SequenceModel._filter_bound:
+            raise ValueError(
+                f"objective=fivo needs a model with a latent at every step, {type(self).__name__} has none; "
+                "choose model=vrnn, or objective=iwae."
+            )
         self.scale, self.recipe, self.head, self.point_process = scale, recipe, head, point_process
         self.noise = Noise()
         self.classifier = self._classifier(states) if recipe.labels.weight else None
@@ -103,10 +113,7 @@ class SequenceModel(pl.LightningModule, ABC):
 
     def _filter_bound(self, series: TimeSeries, samples: int) -> Float[Tensor, " batch"]:
         """The particle filter's bound on log p(scored values); of models with a latent at every step."""
-        raise ValueError(
-            f"objective=fivo needs a model with a latent at every step, {type(self).__name__} has none; "
-            "choose model=vrnn, or objective=iwae."
-        )
+        raise NotImplementedError
 
     def _classifier(self, states: int) -> Classifier:
         if not self.scale.classes or not states:
@@ -131,7 +138,7 @@ class SequenceModel(pl.LightningModule, ABC):
         if not torch.equal(batch.seen, batch.scored):
             raise ValueError(
                 "log_weights needs seen == scored (the density task); here some values are only seen or only "
-                "scored. Use dataclasses.replace(batch, seen=batch.known, scored=batch.known)."
+                "scored. Use dataclasses.replace(batch, seen=batch.known, scored=batch.known, in_training=False)."
             )
         weights = self._log_weights(self.standardise(batch), samples)
         return weights - self._log_det(batch).to(weights)
@@ -154,7 +161,8 @@ class SequenceModel(pl.LightningModule, ABC):
         """Probability of each class, of the series or of its points (as the labels were), from what is seen."""
         if self.classifier is None:
             raise ValueError("the model was fitted without labels; train it with labels=learn.")
-        seen = replace(batch, scored=batch.seen)
+        # Gaps between the points that are left may be longer than any the training loader knew of.
+        seen = replace(batch, scored=batch.seen, in_training=False)
         with torch.no_grad():
             terms = self._loss_terms(self.standardise(seen), samples)
         return self.classifier(terms.states, seen.counts).softmax(-1).mean(0)
@@ -179,10 +187,11 @@ class SequenceModel(pl.LightningModule, ABC):
     def _label_loss(self, terms: LossTerms, batch: TimeSeries) -> Tensor:
         """Cross-entropy, in nats a label."""
         assert self.classifier is not None
-        if terms.states is None or batch.labels is None:
+        labels = batch.labels_that_count
+        if terms.states is None or labels is None:
             raise ValueError("labels are to be learned, but this batch has none; set labels=none.")
         logits = self.classifier(terms.states, batch.counts)
-        labels = batch.labels.expand(logits.shape[:-1])
+        labels = labels.expand(logits.shape[:-1])
         each = cross_entropy(logits.movedim(-1, 1), labels, ignore_index=-1, reduction="sum")
         return each / (labels >= 0).sum().clamp(min=1)
 
@@ -263,7 +272,8 @@ class SequenceModel(pl.LightningModule, ABC):
         nll, kl = terms.nll.sum() / count, terms.kl.sum() / count
         # Weighing each batch's mean by its count makes the epoch's number a mean over all scored values.
         named = {f"{split}/loss": nll + kl, f"{split}/nll": nll, f"{split}/kl": kl}
-        self._activity.add(terms.latents)
+        if split == "val":  # a test's would count among those of the next validation
+            self._activity.add(terms.latents)
         self.log_dict(named, batch_size=int(count), sync_dist=self.trainer.world_size > 1)
         if self.classifier is not None:
             with torch.no_grad():

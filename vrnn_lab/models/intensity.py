@@ -24,6 +24,11 @@ class Intensity(nn.Module):
         last = self.layers[-1]
         assert isinstance(last, nn.Linear)
         nn.init.constant_(last.bias, -log(usual_gap))
+        self.places: Tensor
+        self.weights: Tensor
+        # Buffers, not new tensors at every step: those would wait for the device.
+        self.register_buffer("places", torch.from_numpy(1 + POINTS), persistent=False)
+        self.register_buffer("weights", torch.from_numpy(WEIGHTS), persistent=False)
 
     def forward(self, states: Float[Tensor, "*rows latent"]) -> Float[Tensor, "*rows"]:
         return self.layers(states).squeeze(-1)
@@ -55,9 +60,9 @@ class Rate:
     ) -> Float[Tensor, "samples batch panel"]:
         """The integral from `start` to `end`, which lie within one step of the path."""
         half = (end - start)[..., None] / 2
-        times = start[..., None] + half * (1 + half.new_tensor(POINTS))
+        times = start[..., None] + half * self.intensity.places
         rate = self.log_at(times.flatten(1)).exp().unflatten(2, (-1, LEGENDRE))
-        return (rate * (half * half.new_tensor(WEIGHTS)).to(rate)).sum(-1)
+        return (rate * (half * self.intensity.weights).to(rate)).sum(-1)
 
     def total(self) -> Float[Tensor, "samples batch"]:
         """The expected number of events in the window."""

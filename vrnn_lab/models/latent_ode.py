@@ -4,7 +4,7 @@ from math import log, sqrt
 from typing import Literal
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from vrnn_lab.checks import Count, Natural, Positive
@@ -155,7 +155,7 @@ class LatentODE(PathModel):
         """Event times in a window from the prior, by thinning (Lewis & Shedler 1979), in the data's units.
 
         Candidates come at a bound on each path's rate: half as much again as the largest at the path's nodes.
-        Where the rate at one is above the bound, the bound is doubled and all are drawn anew.
+        Where the rate at one is above the bound, the path's bound is doubled and its times are drawn anew.
         """
         if not self.point_process:
             raise ValueError("the model has no rate of events; train one with model.point_process=true.")
@@ -167,14 +167,17 @@ class LatentODE(PathModel):
         with torch.no_grad():
             rate = self._prior_rate(series, 1)
             bound = 1.5 * rate.log_at(rate.edges).exp()[0].amax(1).double()
-            while (found := self._thin(series, rate, bound)) is None:
-                bound = 2 * bound
+            times, kept, low = self._thin(series, rate, bound)
+            while low.any():
+                bound = torch.where(low, 2 * bound, bound)
+                times, kept, low = self._thin(series, rate, bound)
         start = self._watched(series)[:, :1]
-        times, kept = found
         return [window[0] + self.data_clock * (t[k] - s) for t, k, s in zip(times, kept, start, strict=True)]
 
-    def _thin(self, series: TimeSeries, rate: Rate, bound: Float64[Tensor, " batch"]) -> tuple[Tensor, Tensor] | None:
-        """Candidates and which are kept; None where the bound is none."""
+    def _thin(
+        self, series: TimeSeries, rate: Rate, bound: Float64[Tensor, " batch"]
+    ) -> tuple[Float64[Tensor, "batch candidate"], Bool[Tensor, "batch candidate"], Bool[Tensor, " batch"]]:
+        """Candidates, which of them are kept, and the paths whose bound is none."""
         start, end = self._watched(series).split(1, 1)
         mean = (bound * (end - start)[:, 0]).max().item()
         most = int(mean + 10 * sqrt(mean) + 20)
@@ -182,6 +185,4 @@ class LatentODE(PathModel):
         times = start - draw("candidate").log().cumsum(1) / bound[:, None]
         inside = times < end
         level = rate.log_at(torch.where(inside, times, end)).exp()[0].double() / bound[:, None]
-        if (torch.where(inside, level, 0) > 1).any():
-            return None
-        return times, inside & (draw("kept") < level)
+        return times, inside & (draw("kept") < level), (inside & (level > 1)).any(1)

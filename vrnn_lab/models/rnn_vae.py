@@ -60,7 +60,9 @@ class RNNVAE(PathModel):
         return torch.stack(states)
 
     def _steps(self, series: TimeSeries) -> int:
-        return self.nodes if series.in_training else steps_to_cover(series.times, self.step, self.nodes)[0]
+        return (
+            self.nodes if series.in_training else steps_to_cover(series.times.clamp(min=0), self.step, self.nodes)[0]
+        )
 
     def _states(self, series, z):
         return linear_read(self._chain(z, self._steps(series)), self.step, 0, series.times)
