@@ -2,17 +2,23 @@
 
 from dataclasses import replace
 from functools import partial
+from math import log
 from types import SimpleNamespace
 
+import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from small import batch_of, density, from_loader, held_out, model_of, recipe_of, scale_of, with_empty_points
 
 from vrnn_lab.config import ConfigError, options
+from vrnn_lab.data.ou import OU
 from vrnn_lab.losses import Activity, Latents, Normal, log_mean_exp
+from vrnn_lab.metrics import Yardstick, evaluate
 from vrnn_lab.models.vrnn import choose_ancestors
 from vrnn_lab.recipe import FIVO, IWAE, ConstantBeta, Labels, Recipe, WarmupBeta, cosine
 from vrnn_lab.series import series_of
+from vrnn_lab.tasks import Density, Forecast, Interpolate
 
 ADAM = partial(torch.optim.Adam, lr=1e-3)
 latent_models = pytest.mark.parametrize("name", ["vrnn", "latent_ode"])
@@ -40,6 +46,30 @@ def test_iwae_of_one_sample_is_the_weight_of_that_sample_also_of_what_is_held_ou
     model.noise.seed(1, device=torch.device("cpu"))
     weights = model._log_weights(model.standardise(batch), 1)[0]
     torch.testing.assert_close(-terms.nll, weights - model._log_det(batch))
+
+
+@pytest.mark.parametrize("name", ["vae", "latent_ode"])
+def test_doubly_reparameterised_gradients_are_those_of_the_bound_on_average(name):
+    """The decoder's are the plain ones, draw by draw; the encoder's have the same mean, and are others."""
+    model, batch = with_objective(name, IWAE(8)), density(batch_of(3, time=4))
+
+    def gradients(bound, seed):
+        model.zero_grad()
+        model.noise.seed(seed, device=torch.device("cpu"))
+        bound(model.standardise(batch), 8).sum().backward()
+        return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    plain = lambda series, samples: log_mean_exp(model._log_weights(series, samples))
+    both = [(gradients(plain, s), gradients(model._importance_bound, s)) for s in range(300)]
+    decoding = [n for n in both[0][0] if n.startswith("decoder")]
+    reading = [n for n in both[0][0] if n.startswith(("encoder", "recognition"))]
+    assert decoding and reading
+    for n in decoding:
+        torch.testing.assert_close(both[0][0][n], both[0][1][n])
+    one, two = (torch.stack([torch.cat([pair[i][n].flatten() for n in reading]) for pair in both]) for i in (0, 1))
+    error = (one - two).std(0) / 300**0.5
+    assert ((one - two).mean(0).abs() <= 5 * error + 1e-9).all()
+    assert not torch.allclose(one, two)
 
 
 @pytest.mark.parametrize("objective", [IWAE(), FIVO()])
@@ -237,3 +267,36 @@ def test_the_shift_is_measured_in_stds_of_the_prior():
     posterior = Normal(torch.tensor([3.0]), torch.tensor([0.0]))
     prior = Normal(torch.tensor([1.0]), torch.tensor([0.5]).log())
     assert posterior.shift(prior).item() == pytest.approx(4)
+
+
+class Labelled(OU):
+    """Every third series has no label; the sign of the first value is the class of the others."""
+
+    classes = ("low", "high")
+
+    def make(self):
+        splits = super().make()
+        for name, split in splits.items():
+            first = split.values[split.offsets[:-1], 0] > self.mean
+            splits[name] = replace(split, labels=np.where(split.ids % 3 == 0, -1, first).astype(np.int64))
+        return splits
+
+
+def test_a_fit_with_labels_logs_them_and_its_scores_tell_how_well_they_are_told():
+    data = Labelled(train=90, val=30, test=60, points=(4, 8))
+    recipe = Recipe(partial(torch.optim.Adam, lr=1e-2), cosine, labels=Labels(3.0, 16))
+    model = model_of("rnn", data.scale, recipe=recipe)
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(max_epochs=60, accelerator="cpu", enable_model_summary=False, **options)
+    trainer.fit(model, datamodule=data)
+    assert set(model.latest) == {"train/loss", "train/nll", "train/kl", "train/labels"}
+    assert model.latest["train/loss"] == pytest.approx(model.latest["train/nll"])
+    assert float(trainer.callback_metrics["val/labels"]) < log(2)
+    yardstick = Yardstick(Interpolate(0.5, scored="held_out"), Forecast(0.5, scored="held_out"), samples=2, draws=9)
+    found = evaluate(model, data, "test", yardstick, 0)
+    assert found["test/labels/accuracy"] > 0.75 and found["test/labels/auc"] > 0.8
+    batch = next(iter(data.batches("test", Density(), 60)))
+    with model.fixed_noise(0):
+        chance = model.classify(batch)
+    there = batch.labels >= 0
+    assert (chance.argmax(1) == batch.labels)[there].double().mean() == pytest.approx(found["test/labels/accuracy"])

@@ -44,6 +44,9 @@ class Normal:
     def standard(cls, like: Tensor) -> "Normal":
         return cls(torch.zeros_like(like), torch.zeros_like(like))
 
+    def detach(self) -> "Normal":
+        return Normal(self.mean.detach(), self.log_std.detach())
+
     def draw(self, noise: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         return self.mean + self.log_std.exp() * noise
 

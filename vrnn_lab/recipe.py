@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from vrnn_lab.checks import Count, Decay, Natural, NonNegative, Share
-from vrnn_lab.losses import LossTerms, log_mean_exp
+from vrnn_lab.losses import LossTerms
 
 
 def constant(optimizer: Optimizer, total_steps: int) -> LRScheduler:
@@ -83,13 +83,14 @@ class ELBO:
 class IWAE:
     """The importance-weighted bound, log 1/K sum_k w_k of each series (Burda et al. 2016, arXiv 1509.00519).
 
-    It does not fall into a likelihood and a KL: the KL is reported as zero.
+    It does not fall into a likelihood and a KL: the KL is reported as zero. Models with one code of the seen values
+    have doubly reparameterised gradients (Tucker et al. 2019, arXiv 1810.04152).
     """
 
     samples: Count = 10
 
     def __call__(self, model: Any, series) -> LossTerms:
-        bound = log_mean_exp(model._log_weights(series, self.samples))
+        bound = model._importance_bound(series, self.samples)
         return LossTerms(-bound, bound.new_zeros(len(bound)))
 
 

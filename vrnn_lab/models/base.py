@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from vrnn_lab.likelihoods import Density, Head
-from vrnn_lab.losses import Activity, LossTerms
+from vrnn_lab.losses import Activity, LossTerms, log_mean_exp
 from vrnn_lab.networks import Classifier
 from vrnn_lab.noise import Noise
 from vrnn_lab.recipe import FIVO, Recipe
@@ -110,6 +110,10 @@ class SequenceModel(pl.LightningModule, ABC):
         density = density.given(series.values.expand(density.mean.shape), series.seen.expand(density.mean.shape))
         noise = self.noise.at_points("value", series, samples, self.head.draws, density.mean)
         return Prediction(density.draw(noise), density)
+
+    def _importance_bound(self, series: TimeSeries, samples: int) -> Float[Tensor, " batch"]:
+        """The importance-weighted bound to fit on; its gradient may be another estimate of the same expectation."""
+        return log_mean_exp(self._log_weights(series, samples))
 
     def _filter_bound(self, series: TimeSeries, samples: int) -> Float[Tensor, " batch"]:
         """The particle filter's bound on log p(scored values); of models with a latent at every step."""
@@ -275,9 +279,10 @@ class SequenceModel(pl.LightningModule, ABC):
         if split == "val":  # a test's would count among those of the next validation
             self._activity.add(terms.latents)
         self.log_dict(named, batch_size=int(count), sync_dist=self.trainer.world_size > 1)
-        if self.classifier is not None:
+        if self.classifier is not None and (labels := batch.labels_that_count) is not None:
             with torch.no_grad():
-                self.log(f"{split}/labels", self._label_loss(terms, batch), batch_size=len(batch.ids))
+                told = self._label_loss(terms, batch)
+            self.log(f"{split}/labels", told, batch_size=max(1, int((labels >= 0).sum())))
 
     def on_validation_epoch_end(self) -> None:
         found, self._activity = self._activity.result(), Activity()

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vrnn_lab.likelihoods import Density
-from vrnn_lab.losses import Latents, LossTerms, Normal
+from vrnn_lab.losses import Latents, LossTerms, Normal, log_mean_exp
 from vrnn_lab.models.base import SequenceModel
 from vrnn_lab.series import TimeSeries
 
@@ -56,11 +56,25 @@ class PathModel(SequenceModel):
 
     def _log_weights(self, series, samples):
         posterior = self._encode(series)
-        z = self._draw(posterior, series, samples)
+        return self._weights(series, posterior, self._draw(posterior, series, samples))
+
+    def _weights(self, series: TimeSeries, posterior: Normal, z: Tensor) -> Float[Tensor, "samples batch"]:
         ratio = Normal.standard(z).log_prob(z) - posterior.log_prob(z)
         if ratio.ndim == 3:
             ratio = torch.where(series.counts, ratio, 0).sum(2)
         return self._log_likelihood(series, z)[0] + ratio
+
+    def _importance_bound(self, series, samples):
+        """With doubly reparameterised gradients (Tucker et al. 2019, arXiv 1810.04152, eq. 8): those of the encoder
+        go through z alone, each sample's with the square of its normalised weight."""
+        posterior = self._encode(series)
+        z = self._draw(posterior, series, samples)
+        weights = self._weights(series, posterior.detach(), z)
+        share = weights.softmax(0).detach()
+        if z.requires_grad:
+            z.register_hook(lambda slope: slope * share.view(*share.shape, *[1] * (z.ndim - 2)))
+        surrogate = (share * weights).sum(0)
+        return log_mean_exp(weights).detach() + surrogate - surrogate.detach()
 
     def _predict(self, series, samples):
         density = self._decode(self._states(series, self._draw(self._encode(series), series, samples)))
