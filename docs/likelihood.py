@@ -28,6 +28,7 @@ SETS = ("ou", "lgssm", "mixture", "events")
 MODELS = {
     "rnn": ["model=rnn"],
     "rnn_gmm": ["model=rnn_gmm"],
+    "rnn_gmm, full covariance": ["model=rnn_gmm", "model.head.covariance=full"],
     "rnn_decay": ["model=rnn_decay"],
     "gru_d": ["model=gru_d"],
     "ode_rnn": ["model=ode_rnn"],
@@ -41,7 +42,11 @@ MODELS = {
     "latent_sde": ["experiment=latent_sde"],
     "latent_ode_poisson": ["experiment=events"],
 }
-OF_EVENTS = ("latent_ode_poisson",)
+ELSEWHERE = {
+    "latent_ode_poisson": ("events",),
+    "rnn_gmm, full covariance": ("lgssm", "mixture"),  # for two channels
+    **dict.fromkeys(("rnn", "rnn_gmm", "vrnn", "vrnn_gmm"), ("ou", "lgssm", "mixture")),
+}
 BOUNDS = (1, 10, 100, 1000)
 PARTICLES = (10, 100)
 ROWS = 20  # series at once
@@ -143,7 +148,7 @@ def main() -> int:
     wanted = found["models"].split(",") if "models" in found else list(MODELS)
     folder = Path(found.get("folder", "outputs/likelihood"))
     threads = int(os.environ.get("OMP_NUM_THREADS", max(1, (os.cpu_count() or 1) // jobs)))
-    fits = lambda name, data: (name in OF_EVENTS) == (data == "events")
+    fits = lambda name, data: data in ELSEWHERE.get(name, ("ou", "lgssm"))
     pairs = [(data, name) for data in sets for name in MODELS if name in wanted and fits(name, data)]
     with ThreadPoolExecutor(jobs) as pool:
         runs = dict(zip(pairs, pool.map(lambda p: run(p[1], p[0], folder, epochs, threads), pairs), strict=True))

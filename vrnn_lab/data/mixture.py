@@ -21,8 +21,8 @@ class MixtureProcess(SeriesData):
 
     A = radius R(2 pi / period) turns and shrinks. The three m_k lie on a circle of radius `distance`, 120 degrees
     apart; w = (0.5, 0.3, 0.2); S_k has stds `spread` and correlations 0.9, -0.9 and 0. Given the past the next value
-    lies in one of three clusters, `distance` * 1.7 apart: `head=mixture head.components=3 head.covariance=full` can
-    say that exactly, a Gaussian cannot.
+    lies in one of three clusters, `distance` * 1.7 apart: `model/head=gmm model.head.covariance=full` can say
+    that exactly, a Gaussian cannot.
     """
 
     def __init__(
