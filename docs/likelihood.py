@@ -28,7 +28,7 @@ SETS = ("ou", "lgssm", "mixture", "events")
 MODELS = {
     "rnn": ["model=rnn"],
     "rnn_gmm": ["model=rnn_gmm"],
-    "rnn_gmm, full covariance": ["model=rnn_gmm", "model.head.covariance=full"],
+    "rnn_gmm+full_covariance": ["model=rnn_gmm", "model.head.covariance=full"],
     "rnn_decay": ["model=rnn_decay"],
     "gru_d": ["model=gru_d"],
     "ode_rnn": ["model=ode_rnn"],
@@ -38,13 +38,13 @@ MODELS = {
     "vrnn_gmm": ["model=vrnn_gmm"],
     "rnn_vae": ["model=rnn_vae"],
     "latent_ode": ["model=latent_ode"],
-    "latent_ode, ODE-RNN encoder": ["model=latent_ode", "model/encoder=ode_rnn"],
+    "latent_ode+ode_rnn_encoder": ["model=latent_ode", "model/encoder=ode_rnn"],
     "latent_sde": ["experiment=latent_sde"],
     "latent_ode_poisson": ["experiment=events"],
 }
 ELSEWHERE = {
     "latent_ode_poisson": ("events",),
-    "rnn_gmm, full covariance": ("lgssm", "mixture"),  # for two channels
+    "rnn_gmm+full_covariance": ("lgssm", "mixture"),  # for two channels
     **dict.fromkeys(("rnn", "rnn_gmm", "vrnn", "vrnn_gmm"), ("ou", "lgssm", "mixture")),
 }
 BOUNDS = (1, 10, 100, 1000)
@@ -54,7 +54,7 @@ ROWS = 20  # series at once
 
 def run(name: str, data: str, folder: Path, epochs: str, threads: int) -> Path | None:
     """The finished run of a model on a set, trained if there is none; None if it failed."""
-    where = folder / data / name.replace(", ", "_").replace(" ", "_")
+    where = folder / data / name
     given = MODELS[name] if MODELS[name][0].startswith("experiment") else ["experiment=oracle", *MODELS[name]]
     command = [sys.executable, "-m", "vrnn_lab.run", *given, f"data={data}", f"hydra.run.dir={where}"]
     command += ["evaluate.samples=10", "evaluate.draws=49"]  # the bounds are made below
