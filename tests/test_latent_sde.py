@@ -154,3 +154,53 @@ def test_fresh_noise_is_as_large_as_it_is_told():
 def test_windows_too_long_for_the_steps_are_refused():
     with pytest.raises(ValueError, match=r"data\.window"):
         model_of("latent_sde", replace(scale_of(), longest=torch.tensor(1e5).double()))
+
+
+def test_paths_and_their_kl_are_those_of_torchsde_which_leaves_out_what_makes_a_weight():
+    """Its Euler on the same noise walks the same paths; its logqp is our KL of the steps, not the log ratio."""
+    torchsde = pytest.importorskip("torchsde")
+    model, batch = linear_model("shared", scale_of(1)), rows(3)
+    series = model.standardise(batch)
+    with torch.no_grad(), model.fixed_noise(3):
+        _, start, steps = model._chain(series, 5)
+        reading = model.encoder(series, series.times)
+        times = (torch.arange(NODES).double() / NODES).expand(3, -1)
+        there, *plan, _ = model._plan(reading, times)
+    sigma = model.log_sigma.detach().exp()
+
+    class Noise(torchsde.BaseBrownian):
+        dtype, device, shape, levy_area_approximation = torch.float64, start.device, (15, LATENT + 1), "none"
+
+        def __call__(self, ta, tb=None, return_U=False, return_A=False):
+            increment = steps.noise[round(float(ta) * NODES)].reshape(15, LATENT) / NODES**0.5
+            return torch.nn.functional.pad(increment, (0, 1))  # one for the logqp it carries along
+
+        def __repr__(self):
+            return "noise"
+
+        def size(self):
+            return self.shape
+
+    class SDE(torch.nn.Module):
+        noise_type, sde_type = "diagonal", "ito"
+
+        def f(self, t, y):
+            k = round(float(t) * NODES)
+            state = y.view(5, 3, LATENT)
+            pull = there[k] * model.steering(state, *(part[k] for part in plan))
+            return self.h(t, y) + (sigma * pull * NODES**0.5).view(15, LATENT)
+
+        def h(self, t, y):
+            return model.field(t, y)
+
+        def g(self, t, y):
+            return sigma.expand_as(y)
+
+    grid = torch.arange(NODES + 1).double() / NODES
+    with torch.no_grad():
+        found, logqp = torchsde.sdeint(
+            SDE(), start.reshape(15, LATENT), grid, bm=Noise(), method="euler", dt=1 / NODES, logqp=True
+        )
+    torch.testing.assert_close(found.view(NODES + 1, 5, 3, LATENT), steps.states)
+    torch.testing.assert_close(logqp.sum(0).view(5, 3), steps.kl.sum(2))
+    assert not torch.allclose(-logqp.sum(0).view(5, 3), steps.log_ratio, atol=0.1)
