@@ -5,6 +5,7 @@ from math import log
 
 import pytest
 import torch
+import torchsde
 from small import batch_of, density, model_of, scale_of
 from torch.distributions import MultivariateNormal
 
@@ -158,7 +159,6 @@ def test_windows_too_long_for_the_steps_are_refused():
 
 def test_paths_and_their_kl_are_those_of_torchsde_which_leaves_out_what_makes_a_weight():
     """Its Euler on the same noise walks the same paths; its logqp is our KL of the steps, not the log ratio."""
-    torchsde = pytest.importorskip("torchsde")
     model, batch = linear_model("shared", scale_of(1)), rows(3)
     series = model.standardise(batch)
     with torch.no_grad(), model.fixed_noise(3):
