@@ -19,6 +19,7 @@ import torch
 
 import vrnn_lab
 from vrnn_lab.command import arguments, guarded, quiet
+from vrnn_lab.experiment import finished
 from vrnn_lab.losses import log_mean_exp
 from vrnn_lab.models.vrnn import VRNN
 from vrnn_lab.recipe import FIVO
@@ -55,6 +56,8 @@ ROWS = 20  # series at once
 def run(name: str, data: str, folder: Path, epochs: str, threads: int) -> Path | None:
     """The finished run of a model on a set, trained if there is none; None if it failed."""
     where = folder / data / name
+    if finished(where):
+        return where
     given = MODELS[name] if MODELS[name][0].startswith("experiment") else ["experiment=oracle", *MODELS[name]]
     command = [sys.executable, "-m", "vrnn_lab.run", *given, f"data={data}", f"hydra.run.dir={where}"]
     command += ["evaluate.samples=10", "evaluate.draws=49"]  # the bounds are made below

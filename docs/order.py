@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from vrnn_lab.command import arguments, guarded
+from vrnn_lab.experiment import finished
 
 SETS = {"curves": 40, "speech": 80, "motion": 150}  # epochs
 MODELS = ("rnn", "rnn_gmm", "vrnn", "vrnn_gmm")
@@ -40,18 +41,16 @@ class Job:
         self.given += [f"trainer.max_epochs={SETS[data]}", "evaluate.draws=19"]
 
     def run(self) -> dict[str, float]:
-        metrics = self.where / "metrics.json"
-        found = json.loads(metrics.read_text()) if metrics.exists() else {}
-        return found if found.get("status") == "completed" else self._train(metrics)
+        return finished(self.where) or self._train()
 
-    def _train(self, metrics: Path) -> dict[str, float]:
+    def _train(self) -> dict[str, float]:
         command = [sys.executable, "-m", "vrnn_lab.run", *self.given, f"hydra.run.dir={self.where}"]
         environment = {"OMP_NUM_THREADS": "1", **os.environ}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}\n{done.stderr.strip()[-800:]}")
         print(self.where, flush=True)
-        return json.loads(metrics.read_text())
+        return json.loads((self.where / "metrics.json").read_text())
 
 
 def interval(values: list[float]) -> str:
