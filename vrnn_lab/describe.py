@@ -40,7 +40,9 @@ def option(group: str, name: str) -> str:
     head = f"{group}={name}\n\n" + (summary(target) + "\n\n" if target else "")
     lines = [x for x in text.splitlines() if not x.startswith(("_partial_", "_target_", "# @package"))]
     prefix = f"Keys, set as {group.replace('/', '.')}.<key>=<value>:\n"
-    parts = [option(each, options(each)[0]) for each in groups() if each.startswith(f"{group}/")]
+    chosen = [d for d in (yaml.safe_load(text) or {}).get("defaults", []) if isinstance(d, dict)]
+    of_its_own = [(f"{group}/{part}", name) for each in chosen for part, name in each.items()]
+    parts = [option(part, name) for part, name in of_its_own if part in groups()]
     own = head + (prefix if target else "") + "\n".join("  " + x for x in lines).strip("\n")
     return "\n\n".join([own, *parts])
 

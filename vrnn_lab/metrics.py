@@ -178,16 +178,18 @@ def _parts(model: SequenceModel) -> dict[str, tuple[str, ...]]:
 
 def _bound(model: SequenceModel, data: SeriesData, split: str, samples: int, name: str) -> dict[str, float]:
     """-log p by the importance-weighted bound, in nats a value, and how far it lies above the exact one."""
-    bounds, exact, counts, points = [], [], [], 0
+    bounds, exact, counts, points, alike = [], [], [], 0, True
     comparable = name == "nll" or model.scale.support == "events"
     for batch in _batches(model, data, split, Density(), samples):
-        bounds.append(log_mean_exp(model.log_weights(batch, samples)).double())
+        weights = model.log_weights(batch, samples)
+        alike = alike and samples > 1 and torch.equal(weights, weights[:1].expand_as(weights))
+        bounds.append(log_mean_exp(weights).double())
         counts.append(batch.scored.sum((1, 2)))
         points += int(batch.counts.sum())
         truth = data.exact(batch) if comparable else None
         exact += [] if truth is None else [truth[0]]
     nll, count = -torch.cat(bounds), torch.cat(counts).sum().clamp(min=1)
-    found = {f"{split}/{name}": (nll.sum() / count).item()}
+    found = {f"{split}/{name}": (nll.sum() / count).item(), f"{split}/{name}_is_exact": float(alike)}
     if len(data.channels) > 1 and name == "nll":
         found[f"{split}/nll_point"] = nll.sum().item() / max(points, 1)
     if exact:

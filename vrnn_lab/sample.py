@@ -49,6 +49,8 @@ def main() -> int:
     from vrnn_lab.experiment import load_parts, write_whole
 
     parts = load_parts(folder)
+    if points is not None and parts.model.point_process:
+        raise ValueError("points= is for models that are asked at given times; this one draws its times itself.")
     draws = prior.draw(parts.model, count, seed, points)
     write_whole(output, csv(draws, parts.model.scale.channels))
     drawn = plots.samples(parts.model, parts.data, draws)

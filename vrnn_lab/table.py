@@ -12,7 +12,8 @@ COLUMNS = ("nll", "brier", "mse", "mse_clean", "nmse", "crps", "coverage_50", "c
 def print_run(folder: Path, metrics: dict[str, Any], split: str = "test") -> None:
     """Scores of the model and of the plain rows on held-out points, then where everything lies."""
     console = Console(highlight=False)
-    console.print(table(metrics, split))
+    if (shown := table(metrics, split)).row_count:
+        console.print(shown)
     console.print(_facts(metrics, split), soft_wrap=True)
     figures = sorted((folder / "figures").glob("*.png"))
     console.print(f"run      {folder}", soft_wrap=True)
@@ -52,11 +53,12 @@ def _facts(metrics: dict[str, Any], split: str) -> str:
     lines = []
     if any(key.endswith("/coverage_50") for key in metrics):
         lines.append("in 50, in 90: the share of values inside the central 50 % and 90 % of the prediction")
-    kinds = {"nll": "value, all points", "nll_events": "event, their times", "nll_joint": "value, values and times"}
+    kinds = {"nll": "a value, all points", "nll_events": "an event, their times", "nll_joint": "a value, with times"}
+    how = "exact for this model" if metrics.get(f"{split}/nll_is_exact") else f"bound with K = {k} samples"
     for name, each in kinds.items():
         if f"{split}/{name}" in metrics:
             lines.append(
-                f"{name:8} {get(f'{split}/{name}')} nats a {each} (bound with K = {k} samples)"
+                f"{name:8} {get(f'{split}/{name}')} nats {each} ({how})"
                 + (
                     f"; exact {get(f'reference/exact/{name}')}, above it by {get(f'{split}/{name}_above_exact')} "
                     f"+- {get(f'{split}/{name}_above_exact_se')}"
@@ -64,21 +66,21 @@ def _facts(metrics: dict[str, Any], split: str) -> str:
                     else ""
                 )
             )
+        if name == "nll" and f"{split}/nll_point" in metrics:
+            lines.append(f"         {get(f'{split}/nll_point')} nats a point")
     if f"{split}/events/ks" in metrics:
         lines.append(
             f"events   waiting times rescaled by the rate lie {get(f'{split}/events/ks')} from unit exponentials "
             f"(Kolmogorov-Smirnov, p {get(f'{split}/events/ks_p')})"
         )
-    if f"{split}/nll_point" in metrics:
-        lines.append(f"         {get(f'{split}/nll_point')} nats a point")
     if f"{split}/labels/nll" in metrics:
         named = [f"{name} {get(f'{split}/labels/{name}')}" for name in ("accuracy", "auc", "nll")]
         lines.append(f"labels   {', '.join(named)}")
     if f"{split}/latent/active_units" in metrics:
         each = [v for k, v in metrics.items() if k.startswith(f"{split}/latent/kl_")]
         lines.append(
-            f"latent   {get(f'{split}/latent/active_units')} of {len(each)} dimensions active, "
-            f"{number(sum(each))} nats a series in all"
+            f"latent   {get(f'{split}/latent/active_units')} of {len(each)} dimensions active (their mean varies "
+            f"with the data), {number(sum(each))} nats a series in all"
         )
     floored = [v for k, v in metrics.items() if k.startswith(f"{split}/") and k.endswith("/on_floor")]
     if floored:
