@@ -88,7 +88,7 @@ def main() -> int:
             active = [m["test/latent/active_units"] for m in each if "test/latent/active_units" in m]
             cells = [interval([-m[f"{split}/nll"] for m in each]) for split in ("test", "val")]
             command = " ".join(more[data, model, 0].given).replace(" seed=0", "")
-            text += f"| {model} | {' | '.join(cells)} | {mean(active) if active else ''} | `{command}` |\n"
+            text += f"| {model} | {' | '.join(cells)} | {f'{mean(active):.1f}' if active else ''} | `{command}` |\n"
         if any("reference/exact/nll" in m for m in results.values()):
             exact = [results[data, MODELS[0], 0].get("reference/exact/nll")]
             text += f"\nExact: {-exact[0]:.3f}\n" if exact[0] is not None else ""
