@@ -72,7 +72,7 @@ class PathModel(SequenceModel):
         weights = self._weights(series, posterior.detach(), z)
         share = weights.softmax(0).detach()
         if z.requires_grad:
-            z.register_hook(lambda slope: slope * share.view(*share.shape, *[1] * (z.ndim - 2)))
+            z.register_hook(lambda slope: slope * share.view(*share.shape, *[1] * (z.ndim - 2)).to(slope))
         surrogate = (share * weights).sum(0)
         return log_mean_exp(weights).detach() + surrogate - surrogate.detach()
 
