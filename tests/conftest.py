@@ -4,10 +4,10 @@ from jaxtyping import install_import_hook
 
 install_import_hook("vrnn_lab", "beartype.beartype")
 
-import os  # noqa: E402
+import os  # noqa: E402 - the hook must be installed before anything it is to check is imported
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import torch  # noqa: E402
+import torch  # noqa: E402 - the hook must be installed before anything it is to check is imported
 
 torch.set_num_threads(1)

@@ -71,11 +71,11 @@ def test_a_data_set_is_a_function_of_its_seed(name):
 
 @every_data_set
 def test_making_a_data_set_leaves_everyones_generators_alone(name):
-    np.random.seed(0)  # noqa: NPY002
+    np.random.seed(0)  # noqa: NPY002 - the global state is what must not move
     torch.manual_seed(0)
-    before = np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
+    before = np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002 - the global state is what must not move
     data_of(name).splits["train"].batch(np.arange(3), MIXED, [generator(i) for i in range(3)])
-    assert (before[0] == np.random.get_state()[1]).all()  # noqa: NPY002
+    assert (before[0] == np.random.get_state()[1]).all()  # noqa: NPY002 - the global state is what must not move
     assert torch.equal(before[1], torch.get_rng_state())
 
 
@@ -365,4 +365,4 @@ def test_an_empty_split_is_refused_by_name():
             return {**made, "val": made["val"].part(np.arange(0))}
 
     with pytest.raises(ValueError, match="the val split has no series"):
-        Hollow(**SIZES, points=5).scale  # noqa: B018
+        Hollow(**SIZES, points=5).scale  # noqa: B018 - reading it is what raises

@@ -220,6 +220,6 @@ def test_a_stiff_row_changes_no_other_row_by_a_single_bit():
     answers = []
     for stiff in (1.0, 1e3):
         rate = torch.tensor([[2.0], [stiff]], dtype=torch.float64)
-        answers.append(Solver("rk4").path(lambda time, z: -rate * z, start, 0.05, 20, 0).at(elapsed)[:, 0])  # noqa: B023
+        answers.append(Solver("rk4").path(lambda time, z: -rate * z, start, 0.05, 20, 0).at(elapsed)[:, 0])  # noqa: B023 - used at once
     assert torch.equal(*answers)
     torch.testing.assert_close(answers[0][0, :, 0], torch.exp(-2 * elapsed[0]), rtol=1e-5, atol=1e-5)

@@ -71,13 +71,13 @@ def test_figures_touch_no_random_state_and_leave_the_model_as_it_was():
     data = DATA[1]
     model = model_of("vrnn", scale=data.scale)
     model.noise.seed(3, device=torch.device("cpu"))
-    before = (model.noise.generator.get_state(), torch.get_rng_state(), np.random.get_state()[1].copy())  # noqa: NPY002
+    before = (model.noise.generator.get_state(), torch.get_rng_state(), np.random.get_state()[1].copy())  # noqa: NPY002 - the global state is what must not move
     for training in (True, False):
         model.train(training)
         plots.figures(model, data, seed=0)
         assert model.training is training
         assert model.noise.fixed is None
-    after = (model.noise.generator.get_state(), torch.get_rng_state(), np.random.get_state()[1])  # noqa: NPY002
+    after = (model.noise.generator.get_state(), torch.get_rng_state(), np.random.get_state()[1])  # noqa: NPY002 - the global state is what must not move
     assert all(np.array_equal(x, y) for x, y in zip(before, after, strict=True))
 
 

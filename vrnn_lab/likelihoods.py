@@ -67,8 +67,10 @@ class Density(ABC):
 
 
 @dataclass(frozen=True)
-class Gaussian(Density):
-    """Independent Gaussians over a point's channels: means and stds."""
+class OneScale(Density):
+    """Independent channels of one shape, each moved to `loc` and stretched by `scale`."""
+
+    wide: ClassVar[float]  # the std of that shape at scale 1
 
     loc: Float[Tensor, "*shape dim"]
     scale: Float[Tensor, "*#shape dim"]
@@ -79,7 +81,16 @@ class Gaussian(Density):
 
     @property
     def std(self):
-        return self.scale.expand_as(self.loc)
+        return self.wide * self.scale.expand_as(self.loc)
+
+    def affine(self, factor, shift):
+        return replace(self, loc=self.loc * factor + shift, scale=self.scale * factor)
+
+
+class Gaussian(OneScale):
+    """Independent Gaussians over a point's channels: means and stds."""
+
+    wide = 1.0
 
     def log_prob_each(self, value):
         z = (value - self.loc) / self.scale
@@ -88,24 +99,11 @@ class Gaussian(Density):
     def draw(self, noise):
         return self.loc + self.scale * noise
 
-    def affine(self, factor, shift):
-        return Gaussian(self.loc * factor + shift, self.scale * factor)
 
-
-@dataclass(frozen=True)
-class Laplace(Density):
+class Laplace(OneScale):
     """Independent Laplace densities exp(-|x - loc| / scale) / (2 scale): their NLL is an L1 loss."""
 
-    loc: Float[Tensor, "*shape dim"]
-    scale: Float[Tensor, "*#shape dim"]
-
-    @property
-    def mean(self):
-        return self.loc
-
-    @property
-    def std(self):
-        return sqrt(2) * self.scale.expand_as(self.loc)
+    wide = sqrt(2)
 
     def log_prob_each(self, value):
         return -(value - self.loc).abs() / self.scale - self.scale.log() - log(2)
@@ -114,9 +112,6 @@ class Laplace(Density):
         # The tails by the logarithm of the normal's: nothing rounds to infinity.
         far = -(torch.special.log_ndtr(-noise.abs()) + log(2))
         return self.loc + self.scale * torch.sign(noise) * far
-
-    def affine(self, factor, shift):
-        return Laplace(self.loc * factor + shift, self.scale * factor)
 
 
 @dataclass(frozen=True)

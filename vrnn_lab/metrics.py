@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import pi, sqrt
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,6 @@ from vrnn_lab.data.base import SeriesData
 from vrnn_lab.likelihoods import Bernoulli, Gaussian, on_floor
 from vrnn_lab.losses import Activity, log_mean_exp
 from vrnn_lab.models.base import Prediction, SequenceModel
-from vrnn_lab.models.latent_ode import LatentODE
 from vrnn_lab.series import Scale, TimeSeries
 from vrnn_lab.tasks import Density, Task
 
@@ -132,7 +132,7 @@ def evaluate(model: SequenceModel, data: SeriesData, split: str, yardstick: Yard
         found = _nll(model, data, split, yardstick)
         if model.classifier is not None:
             found |= _labels(model, data, split)
-        if isinstance(model, LatentODE) and model.point_process:
+        if model.point_process:
             found |= event_fit(model, data, split)
         if model.scale.support != "events":  # an event has no value to ask for
             for name, task in yardstick.questions.items():
@@ -200,7 +200,7 @@ def _bound(model: SequenceModel, data: SeriesData, split: str, samples: int, nam
     return found
 
 
-def event_fit(model: LatentODE, data: SeriesData, split: str) -> dict[str, float]:
+def event_fit(model: Any, data: SeriesData, split: str) -> dict[str, float]:
     """A test of the rate by rescaled times: the Kolmogorov-Smirnov distance of waiting times from unit exponentials.
 
     Series follow each other, so that the wait which a window's end cuts short goes on in the next (Brown et al.
