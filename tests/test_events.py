@@ -17,8 +17,9 @@ from vrnn_lab.data.base import Ragged, SeriesData
 from vrnn_lab.experiment import assemble
 from vrnn_lab.likelihoods import EventHead
 from vrnn_lab.losses import log_mean_exp
-from vrnn_lab.metrics import Yardstick, evaluate, event_fit, references
+from vrnn_lab.metrics import Yardstick, evaluate, event_fit
 from vrnn_lab.models.latent_ode import LatentODE
+from vrnn_lab.references import references
 from vrnn_lab.series import TimeSeries, series_of
 from vrnn_lab.tasks import Forecast, Interpolate
 

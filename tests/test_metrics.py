@@ -12,21 +12,13 @@ from small import asked, batch_of, recipe_of, with_empty_points
 from vrnn_lab import metrics
 from vrnn_lab.data.base import Ragged, SeriesData
 from vrnn_lab.data.ou import OU
-from vrnn_lab.likelihoods import Gaussian, GaussianHead
+from vrnn_lab.densities import Gaussian
+from vrnn_lab.likelihoods import GaussianHead
 from vrnn_lab.losses import LossTerms
-from vrnn_lab.metrics import (
-    REFERENCES,
-    Tally,
-    Yardstick,
-    central,
-    evaluate,
-    fair_crps,
-    plain_scores,
-    references,
-    sample_scores,
-)
+from vrnn_lab.metrics import Tally, Yardstick, central, evaluate, fair_crps, plain_scores, sample_scores
 from vrnn_lab.models.base import Prediction, SequenceModel
 from vrnn_lab.recipe import IWAE
+from vrnn_lab.references import REFERENCES, references
 from vrnn_lab.series import series_of
 from vrnn_lab.tasks import Density, Forecast, Interpolate
 

@@ -8,7 +8,7 @@ from small import density, model_of, scale_of
 from torchdiffeq import odeint
 
 from vrnn_lab.config import ConfigError
-from vrnn_lab.likelihoods import Gaussian
+from vrnn_lab.densities import Gaussian
 from vrnn_lab.series import series_of
 
 TURN = torch.tensor([[-0.1, 2.0], [-2.0, -0.3]], dtype=torch.float64)

@@ -14,7 +14,8 @@ from vrnn_lab.data.digits import Digits
 from vrnn_lab.data.events import Events
 from vrnn_lab.data.mixture import CORRELATIONS, WEIGHTS, MixtureProcess
 from vrnn_lab.data.ode_demo import OdeDemo
-from vrnn_lab.metrics import Yardstick, references
+from vrnn_lab.metrics import Yardstick
+from vrnn_lab.references import references
 from vrnn_lab.series import series_of
 from vrnn_lab.tasks import Density, Forecast, Interpolate
 

@@ -19,9 +19,10 @@ from omegaconf import DictConfig, OmegaConf
 from vrnn_lab import callbacks, plots
 from vrnn_lab.config import VOLATILE, ConfigError, check, contents, flat, make
 from vrnn_lab.data.base import SeriesData
-from vrnn_lab.metrics import Yardstick, evaluate, references
+from vrnn_lab.metrics import Yardstick, evaluate
 from vrnn_lab.models.base import LOG_EVERY, SequenceModel
 from vrnn_lab.recipe import Recipe
+from vrnn_lab.references import references
 from vrnn_lab.series import Scale
 from vrnn_lab.tasks import Task, Within
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
-from vrnn_lab.likelihoods import Gaussian
+from vrnn_lab.densities import Gaussian
 
 
 @dataclass(frozen=True)

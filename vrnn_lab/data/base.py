@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vrnn_lab.checks import Count, Natural
-from vrnn_lab.likelihoods import Gaussian
+from vrnn_lab.densities import Gaussian
 from vrnn_lab.series import Scale, TimeSeries
 from vrnn_lab.tasks import Density, Task
 

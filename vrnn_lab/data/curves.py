@@ -12,7 +12,7 @@ from torch import Tensor
 from vrnn_lab.checks import Count, Decay, Natural, Positive
 from vrnn_lab.data.base import Ragged, SeriesData, generator
 from vrnn_lab.data.spirals import in_order
-from vrnn_lab.likelihoods import LOG_2PI
+from vrnn_lab.densities import LOG_2PI
 
 AT_ONCE = 2**21  # rows x places on the grid: bounds the memory of the exact likelihood
 CURVE = 11  # the curve is the same whatever the seed of the data

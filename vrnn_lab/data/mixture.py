@@ -10,7 +10,7 @@ from torch import Tensor
 from vrnn_lab.checks import Count, Decay, Natural, Positive
 from vrnn_lab.data.base import Ragged, SeriesData, generator
 from vrnn_lab.data.spirals import in_order
-from vrnn_lab.likelihoods import Mixture
+from vrnn_lab.densities import Mixture
 
 WEIGHTS = np.array([0.5, 0.3, 0.2])
 CORRELATIONS = np.array([0.9, -0.9, 0.0])  # of the two channels, within a component

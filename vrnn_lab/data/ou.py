@@ -8,8 +8,8 @@ from torch import Tensor
 from vrnn_lab.checks import Count, Natural, Positive
 from vrnn_lab.data.base import Ragged, SeriesData, generator
 from vrnn_lab.data.spirals import in_order
+from vrnn_lab.densities import Gaussian
 from vrnn_lab.kalman import StateSpace, log_likelihood, smooth
-from vrnn_lab.likelihoods import Gaussian
 
 
 class OU(SeriesData):

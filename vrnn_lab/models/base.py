@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from vrnn_lab.likelihoods import Density, Head
+from vrnn_lab.densities import Density
+from vrnn_lab.likelihoods import Head
 from vrnn_lab.losses import Activity, LossTerms, log_mean_exp
 from vrnn_lab.networks import Classifier
 from vrnn_lab.noise import Noise

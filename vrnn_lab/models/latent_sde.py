@@ -9,8 +9,8 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from vrnn_lab.checks import Count, Natural, Positive
+from vrnn_lab.densities import Density
 from vrnn_lab.encoders import GRUEncoder, Reading
-from vrnn_lab.likelihoods import Density
 from vrnn_lab.losses import Latents, LossTerms, Normal
 from vrnn_lab.models.base import SequenceModel
 from vrnn_lab.networks import Activation, VectorField, mlp

@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vrnn_lab.checks import Count, Natural, Positive
-from vrnn_lab.likelihoods import Density, OneScaleHead, floored
+from vrnn_lab.densities import Density
+from vrnn_lab.likelihoods import OneScaleHead, floored
 from vrnn_lab.losses import LossTerms
 from vrnn_lab.models.base import Prediction, SequenceModel
 from vrnn_lab.networks import Activation, mlp

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vrnn_lab.likelihoods import Density
+from vrnn_lab.densities import Density
 from vrnn_lab.losses import Latents, LossTerms, Normal, log_mean_exp
 from vrnn_lab.models.base import SequenceModel
 from vrnn_lab.series import TimeSeries

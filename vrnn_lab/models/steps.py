@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vrnn_lab.likelihoods import Density
+from vrnn_lab.densities import Density
 from vrnn_lab.models.base import Prediction, SequenceModel
 from vrnn_lab.series import TimeSeries, compact, gaps, put_back
 

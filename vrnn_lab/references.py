@@ -1,0 +1,150 @@
+"""What needs no model: plain rows beside every result, and exact ones where the process is known."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vrnn_lab.data.base import SeriesData
+from vrnn_lab.densities import Bernoulli, Gaussian
+from vrnn_lab.metrics import Scores, Tally, Yardstick, plain_scores
+from vrnn_lab.series import Scale, TimeSeries
+from vrnn_lab.tasks import Density, Task
+
+
+def constant(series: TimeSeries, mean: Tensor) -> Float[Tensor, "batch time dim"]:
+    """The mean of a row's seen values, the training mean where nothing is seen."""
+    return _row_mean(series, mean, 0.0).expand_as(series.values)
+
+
+def _row_mean(series: TimeSeries, mean: Tensor, shrink: float) -> Float[Tensor, "batch 1 dim"]:
+    count = series.seen.sum(1, keepdim=True).to(series.values)
+    total = torch.where(series.seen, series.values, 0).sum(1, keepdim=True)
+    none = (count + shrink == 0).to(total)
+    return (total + (shrink + none) * mean) / (count + shrink + none)
+
+
+def _neighbour(series: TimeSeries, later: bool) -> tuple[Tensor, Tensor]:
+    """Per value, where the last seen one up to it (or the next one from it) stands, and whether there is one."""
+    places = torch.arange(series.times.shape[1], device=series.times.device)[None, :, None]
+    if later:
+        at = torch.where(series.seen, places, places.numel())
+        at = at.flip(1).cummin(1).values.flip(1)
+        return at.clamp(max=places.numel() - 1), at < places.numel()
+    at = torch.where(series.seen, places, -1).cummax(1).values
+    return at.clamp(min=0), at >= 0
+
+
+def last(series: TimeSeries, mean: Tensor) -> Float[Tensor, "batch time dim"]:
+    """The last seen value before a point; before the first the row's mean."""
+    at, exists = _neighbour(series, later=False)
+    return torch.where(exists, series.values.gather(1, at), constant(series, mean))
+
+
+def linear(series: TimeSeries, mean: Tensor) -> Float[Tensor, "batch time dim"]:
+    """Between the seen neighbours in time; flat beyond the ends."""
+    (left, has_left), (right, has_right) = _neighbour(series, False), _neighbour(series, True)
+    times = series.times[..., None].expand_as(series.values)
+    low, high = series.values.gather(1, left), series.values.gather(1, right)
+    start, end = times.gather(1, left), times.gather(1, right)
+    share = torch.where(end > start, (times - start) / (end - start), 0)
+    inside = low + share.to(low) * (high - low)
+    flat = torch.where(has_left, low, torch.where(has_right, high, constant(series, mean)))
+    return torch.where(has_left & has_right, inside, flat)
+
+
+def blend(series: TimeSeries, mean: Tensor) -> Float[Tensor, "batch time dim"]:
+    """Half the last value, half the row's mean shrunk to the training mean by one pseudo-observation."""
+    return 0.5 * last(series, mean) + 0.5 * _row_mean(series, mean, 1.0)
+
+
+REFERENCES: dict[str, Callable[[TimeSeries, Tensor], Tensor]] = {
+    "constant": constant,
+    "last": last,
+    "blend": blend,
+    "linear": linear,
+}
+
+
+def references(
+    data: SeriesData, yardstick: Yardstick, scale: Scale | None = None, split: str = "test"
+) -> dict[str, float]:
+    """`reference/<row>/<question>/...`: each row a density fitted per channel on validation.
+
+    A Gaussian about the row's guess; of zeros and ones a Bernoulli: the guess with a share of the training mean.
+    """
+    scale = scale or data.scale
+    if scale.support == "events":
+        return _exact_nll(data, split, "nll_events")
+    level = scale.mean
+    if scale.support == "binary":
+        level = torch.from_numpy(np.nanmean(data.splits["train"].values, 0)).clamp(1e-4, 1 - 1e-4)
+    found: dict[str, float] = {}
+    for name, task in yardstick.questions.items():
+        for row, guess in REFERENCES.items():
+            density = _fitted(data, task, guess, scale, level)
+            tally = Tally(data.channels, scale.std)
+            for batch in data.batches(split, task, 256):
+                mean = guess(replace(batch.given(), scored=batch.scored), level)
+                scores = plain_scores(density(mean), batch.values)
+                tally.add(_with_clean(scores, mean, batch), batch.scored)
+            found |= tally.result(f"reference/{row}/{name}")
+        found |= _exact(data, task, split, name, scale)
+    return found | _exact_nll(data, split)
+
+
+def _with_clean(scores: Scores, mean: Tensor, batch: TimeSeries) -> Scores:
+    return scores if batch.clean is None else {**scores, "mse_clean": (mean - batch.clean) ** 2}
+
+
+def _fitted(data, task: Task, guess, scale: Scale, level: Tensor) -> Callable[[Tensor], Gaussian | Bernoulli]:
+    if scale.support == "binary":
+        return _mixed_in(data, task, guess, level)
+    spread = _spread(data, task, guess, scale)
+    return lambda mean: Gaussian(mean, spread)
+
+
+def _mixed_in(data: SeriesData, task: Task, guess, level: Tensor) -> Callable[[Tensor], Bernoulli]:
+    """Bernoulli of (1 - a) guess + a level: the share a that is best on validation, channel by channel."""
+    mixed = lambda mean, share: Bernoulli(((1 - share) * mean + share * level).logit())
+    shares = torch.linspace(0.01, 1, 34, dtype=torch.float64)[:, None, None, None]
+    total = torch.zeros(len(shares), len(level), dtype=torch.float64)
+    for batch in data.batches("val", task, 256):
+        for i, share in enumerate(shares):
+            nll = -mixed(guess(batch.given(), level), share).log_prob_each(batch.values)
+            total[i] += torch.where(batch.scored, nll, 0).sum((0, 1))
+    best = shares[total.argmin(0), 0, 0, 0]
+    return lambda mean: mixed(mean, best)
+
+
+def _spread(data: SeriesData, task: Task, guess, scale: Scale) -> Float[Tensor, " dim"]:
+    tally = Tally(data.channels, scale.std)
+    for batch in data.batches("val", task, 256):
+        mean = guess(batch.given(), scale.mean)
+        tally.add({"mse": (mean - batch.values) ** 2}, batch.scored)
+    mse = torch.where(tally.count > 0, tally.sums["mse"] / tally.count, scale.std**2)
+    return mse.sqrt().clamp(min=1e-3 * scale.std)
+
+
+def _exact(data: SeriesData, task: Task, split: str, name: str, scale: Scale) -> dict[str, float]:
+    tally = Tally(data.channels, scale.std)
+    for batch in data.batches(split, task, 256):
+        truth = data.exact(batch)
+        if truth is None or truth[1] is None:
+            return {}
+        tally.add(_with_clean(plain_scores(truth[1], batch.values), truth[1].mean, batch), batch.scored)
+    return tally.result(f"reference/exact/{name}")
+
+
+def _exact_nll(data: SeriesData, split: str, name: str = "nll") -> dict[str, float]:
+    total = count = 0.0
+    for batch in data.batches(split, Density(), 256):
+        truth = data.exact(batch)
+        if truth is None:
+            return {}
+        total -= truth[0].sum().item()
+        count += batch.scored.sum().item()
+    return {f"reference/exact/{name}": total / max(count, 1)}
