@@ -19,7 +19,7 @@ import torch
 
 import vrnn_lab
 from vrnn_lab.command import arguments, guarded, quiet
-from vrnn_lab.experiment import finished
+from vrnn_lab.folder import finished
 from vrnn_lab.losses import log_mean_exp
 from vrnn_lab.models.vrnn import VRNN
 from vrnn_lab.recipe import FIVO

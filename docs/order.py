@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from vrnn_lab.command import arguments, guarded
-from vrnn_lab.experiment import finished
+from vrnn_lab.folder import finished
 
 SETS = {"curves": 40, "speech": 80, "motion": 150}  # epochs
 MODELS = ("rnn", "rnn_gmm", "vrnn", "vrnn_gmm")

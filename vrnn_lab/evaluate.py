@@ -19,7 +19,8 @@ def main() -> int:
     from omegaconf import DictConfig, OmegaConf
 
     from vrnn_lab.config import ConfigError, contents, flat, near
-    from vrnn_lab.experiment import config_of, load_parts, score
+    from vrnn_lab.experiment import load_parts, score
+    from vrnn_lab.folder import config_of
     from vrnn_lab.table import print_run
 
     folder, split = folder_of(found), found.get("split", "test")

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from collections.abc import Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from filelock import FileLock, Timeout
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
@@ -19,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from vrnn_lab import callbacks, plots
 from vrnn_lab.config import VOLATILE, ConfigError, check, contents, flat, make
 from vrnn_lab.data.base import SeriesData
+from vrnn_lab.folder import SCORE, config_of, finished, only_one, prepare, write_whole
 from vrnn_lab.metrics import Yardstick, evaluate
 from vrnn_lab.models.base import LOG_EVERY, SequenceModel
 from vrnn_lab.recipe import Recipe
@@ -27,7 +26,6 @@ from vrnn_lab.series import Scale
 from vrnn_lab.tasks import Task, Within
 
 log = logging.getLogger("vrnn_lab")
-SCORE = "val/loss"  # what models, tricks and searches are chosen by
 
 
 @dataclass
@@ -84,58 +82,6 @@ def check_accelerator(config: DictConfig) -> None:
             f"trainer.accelerator={config.trainer.accelerator}, and this machine has no GPU that torch "
             f"{torch.__version__} can use; choose trainer=auto or trainer=cpu, or install a GPU build of torch."
         )
-
-
-# ---- a run folder -----------------------------------------------------------------------------------------
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Beside, then renamed: a reader never meets half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text)
-    beside.replace(path)
-
-
-def finished(folder: Path) -> dict[str, Any] | None:
-    """The metrics of a run that was completed, else None."""
-    file = folder / "metrics.json"
-    metrics = json.loads(file.read_text()) if file.exists() else {}
-    return metrics if metrics.get("status") == "completed" else None
-
-
-def config_of(folder: Path) -> DictConfig:
-    file = Path(folder) / ".hydra" / "config.yaml"
-    if not file.is_file():
-        raise ConfigError(f"{folder} is no run folder: {file} does not exist. Expected outputs/<date>/<time>.")
-    loaded = OmegaConf.load(file)
-    assert isinstance(loaded, DictConfig)
-    return loaded
-
-
-@contextmanager
-def only_one(folder: Path, wait: bool):
-    """One process a run folder; the second waits (equal jobs of a sweep) or is told."""
-    lock = FileLock(folder / ".lock", timeout=-1 if wait else 0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise ConfigError(f"another process is at work on {folder}; wait until it has ended.") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def prepare(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".lock").touch()
-    except OSError as error:
-        raise ConfigError(
-            f"the run folder {folder} cannot be written ({error.strerror}); choose another with "
-            "hydra.run.dir=<folder>, or mend its permissions."
-        ) from error
 
 
 def run(

@@ -30,16 +30,17 @@ def job(config: DictConfig, folder: Path, overrides: list[str], wait: bool = Fal
     """One run in its folder; prints its table and returns its score, val/loss."""
     quiet()
     from vrnn_lab import experiment
+    from vrnn_lab.folder import SCORE
     from vrnn_lab.table import print_run
 
     metrics = experiment.run(config, folder, overrides, wait, resuming)
     print_run(folder, metrics)
-    return metrics[experiment.SCORE]
+    return metrics[SCORE]
 
 
 def resume(folder: Path, changes: list[str]) -> int:
     """Go on with a run from its own config; beside it only trainer.* may be set."""
-    from vrnn_lab.experiment import config_of
+    from vrnn_lab.folder import config_of
 
     config = config_of(folder)
     for change in changes:

@@ -46,7 +46,8 @@ def main() -> int:
         raise ValueError(f"output={output}: expected a file that ends in .csv.")
     quiet()
     from vrnn_lab import plots, prior
-    from vrnn_lab.experiment import load_parts, write_whole
+    from vrnn_lab.experiment import load_parts
+    from vrnn_lab.folder import write_whole
 
     parts = load_parts(folder)
     if points is not None and parts.model.point_process:

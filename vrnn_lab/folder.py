@@ -1,0 +1,63 @@
+"""A run folder: .hydra/config.yaml says what it is, metrics.json what came of it. No torch: reading one is quick."""
+
+import json
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
+
+from vrnn_lab.config import ConfigError
+
+SCORE = "val/loss"  # what models, tricks and searches are chosen by
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Beside, then renamed: a reader never meets half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text)
+    beside.replace(path)
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """The metrics of a run that was completed, else None."""
+    file = folder / "metrics.json"
+    metrics = json.loads(file.read_text()) if file.exists() else {}
+    return metrics if metrics.get("status") == "completed" else None
+
+
+def config_of(folder: Path) -> DictConfig:
+    file = Path(folder) / ".hydra" / "config.yaml"
+    if not file.is_file():
+        raise ConfigError(f"{folder} is no run folder: {file} does not exist. Expected outputs/<date>/<time>.")
+    loaded = OmegaConf.load(file)
+    assert isinstance(loaded, DictConfig)
+    return loaded
+
+
+@contextmanager
+def only_one(folder: Path, wait: bool):
+    """One process a run folder; the second waits (equal jobs of a sweep) or is told."""
+    lock = FileLock(folder / ".lock", timeout=-1 if wait else 0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(f"another process is at work on {folder}; wait until it has ended.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def prepare(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".lock").touch()
+    except OSError as error:
+        raise ConfigError(
+            f"the run folder {folder} cannot be written ({error.strerror}); choose another with "
+            "hydra.run.dir=<folder>, or mend its permissions."
+        ) from error
