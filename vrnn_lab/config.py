@@ -27,10 +27,9 @@ class ConfigError(ValueError):
     """A config that cannot work; its text says where, what was found, what was expected and the cure."""
 
 
-def job_id(_root_: DictConfig) -> str:
-    """A sweep job's folder: a hash of its resolved config less what does not change the result."""
-    config = {k: v for k, v in _root_.items_ex(resolve=False) if k not in ("hydra", *VOLATILE)}
-    plain = contents(OmegaConf.create(config))
+def job_id(config: DictConfig) -> str:
+    """A sweep job's name: a hash of its resolved config less what does not change the result."""
+    plain = contents(config)
     for key in VOLATILE:
         *groups, leaf = key.split(".")
         node = plain
@@ -39,9 +38,6 @@ def job_id(_root_: DictConfig) -> str:
         node.pop(leaf, None)
     text = json.dumps(plain, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-OmegaConf.register_new_resolver("job_id", lambda *, _root_: job_id(_root_), replace=True)
 
 
 def contents(config: Any, resolve: bool = True) -> dict[str, Any]:
@@ -214,6 +210,8 @@ def check(
     plain = contents(config)
     if "seed" in plain and not conforms(plain["seed"], Natural):
         raise ConfigError(f"seed={plain['seed']!r}: expected {words(Natural)}.")
+    if plain.get("retry") not in (None, "failed"):
+        raise ConfigError(f"retry={plain['retry']}: expected failed, or nothing.")
     trainer = plain.get("trainer", {})
     if trainer.get("max_epochs") == 0 or trainer.get("max_steps") == 0:
         raise ConfigError("trainer.max_epochs=0 or trainer.max_steps=0 trains nothing; expected 1 or more.")

@@ -14,10 +14,10 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
-from vrnn_lab import callbacks, plots
+from vrnn_lab import callbacks, origin, plots
 from vrnn_lab.config import VOLATILE, ConfigError, check, contents, flat, make
 from vrnn_lab.data.base import SeriesData
-from vrnn_lab.folder import SCORE, config_of, finished, only_one, prepare, write_whole
+from vrnn_lab.folder import SCORE, begin, config_of, fail, finished, only_one, prepare, write_whole
 from vrnn_lab.metrics import Yardstick, evaluate
 from vrnn_lab.models.base import LOG_EVERY, SequenceModel
 from vrnn_lab.recipe import Recipe
@@ -88,29 +88,32 @@ def run(
     config: DictConfig,
     folder: Path,
     overrides: list[str] | None = None,
-    wait: bool = False,
+    in_sweep: bool = False,
     resuming: bool = False,
 ) -> dict[str, Any]:
     """Fit, score and draw the model of a config in a run folder; go on where an earlier try was cut short.
 
-    Returns the metrics (also in metrics.json). Errors are recorded as status=failed, and raised.
+    Returns the metrics (also in metrics.json). Errors are recorded as status=failed, and raised; those of a single
+    run that come before anything is trained leave no folder.
     """
     if config.data.get("path"):  # so that the folder can be read from anywhere
         config = DictConfig(OmegaConf.merge(config, {"data": {"path": str(Path(config.data.path).absolute())}}))
     prepare(folder)
-    with only_one(folder, wait):
+    with only_one(folder, wait=in_sweep):
         _same_run(config, folder, resuming)
         if metrics := finished(folder):
             log.info("%s is finished already; its recorded result stands.", folder)
             return metrics
-        parts = _begin(config, folder, overrides or [])
+        (folder / "metrics.json").unlink(missing_ok=True)  # of a failure that is tried again; run.log keeps it
+        parts = _begin(config, folder, overrides or [], in_sweep)
         with _log_to(folder / "run.log"):
             try:
                 return _run(parts, folder)
             except Exception as error:
-                log.debug("failed: %s", error)  # to the file: whoever called us says it on the terminal
-                failure = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-                write_whole(folder / "metrics.json", json.dumps(failure, indent=1))
+                log.debug(
+                    "failed: %s", error, exc_info=True
+                )  # to the file: whoever called us says it on the terminal
+                fail(folder, error)
                 raise
 
 
@@ -132,22 +135,37 @@ def _same_run(config: DictConfig, folder: Path, resuming: bool) -> None:
         write_whole(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
 
 
-def _begin(config: DictConfig, folder: Path, overrides: list[str]) -> Parts:
-    """The parts of a run, and its config on disk; what cannot work leaves no folder that claims to be a run."""
+def _begin(config: DictConfig, folder: Path, overrides: list[str], in_sweep: bool) -> Parts:
+    """The parts of a run, and its config on disk.
+
+    A job of a sweep is on disk first, so that whatever becomes of it is known; a single run that cannot work leaves
+    no folder that claims to be one.
+    """
     known = (folder / ".hydra" / "config.yaml").exists()
+    if in_sweep and not known:
+        _record(folder, config, overrides)
     try:
         check_accelerator(config)
         parts = assemble(config)
-    except Exception:
-        if not known:
+    except Exception as error:
+        if in_sweep:
+            fail(folder, error)
+        elif not known:
             (folder / ".lock").unlink(missing_ok=True)
             with suppress(OSError):  # a folder that holds anything stays
                 folder.rmdir()
         raise
-    if not known:
-        write_whole(folder / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(overrides))
-        write_whole(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    if not in_sweep and not known:
+        _record(folder, config, overrides)
+    if known:
+        for what in origin.changes(folder, config):
+            log.warning("%s since this run began; what follows is a mix of both.", what)
     return parts
+
+
+def _record(folder: Path, config: DictConfig, overrides: list[str]) -> None:
+    origin.write(folder, config)
+    begin(folder, config, overrides)
 
 
 @contextmanager

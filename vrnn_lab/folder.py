@@ -22,11 +22,49 @@ def write_whole(path: Path, text: str) -> None:
     beside.replace(path)
 
 
+def metrics_of(folder: Path) -> dict[str, Any]:
+    """What came of a run; nothing before it has ended."""
+    file = folder / "metrics.json"
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
 def finished(folder: Path) -> dict[str, Any] | None:
     """The metrics of a run that was completed, else None."""
-    file = folder / "metrics.json"
-    metrics = json.loads(file.read_text()) if file.exists() else {}
+    metrics = metrics_of(folder)
     return metrics if metrics.get("status") == "completed" else None
+
+
+def status(folder: Path) -> str:
+    """new, running, interrupted, or how the run ended: completed, failed."""
+    if ended := metrics_of(folder).get("status"):
+        return ended
+    if _at_work(folder):
+        return "running"
+    return "interrupted" if (folder / ".hydra" / "config.yaml").exists() else "new"
+
+
+def _at_work(folder: Path) -> bool:
+    if not (folder / ".lock").exists():
+        return False
+    try:
+        FileLock(folder / ".lock", timeout=0).acquire().lock.release()
+    except Timeout:
+        return True
+    return False
+
+
+def begin(folder: Path, config: DictConfig, overrides: list[str]) -> None:
+    """What the run is, on disk before it starts."""
+    write_whole(folder / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(overrides))
+    write_whole(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+
+
+def fail(folder: Path, error: BaseException, config: DictConfig | None = None) -> None:
+    """Record why a run has no result; with its config, where the run itself did not come so far."""
+    if config is not None and not (folder / ".hydra" / "config.yaml").exists():
+        begin(folder, config, [])
+    failure = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+    write_whole(folder / "metrics.json", json.dumps(failure, indent=1))
 
 
 def config_of(folder: Path) -> DictConfig:
@@ -41,7 +79,7 @@ def config_of(folder: Path) -> DictConfig:
 @contextmanager
 def only_one(folder: Path, wait: bool):
     """One process a run folder; the second waits (equal jobs of a sweep) or is told."""
-    lock = FileLock(folder / ".lock", timeout=-1 if wait else 0)
+    lock = FileLock(folder / ".lock", timeout=-1 if wait else 1)  # a look at its status holds it for an instant
     try:
         lock.acquire()
     except Timeout:

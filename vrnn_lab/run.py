@@ -4,13 +4,15 @@ import itertools
 import os
 import signal
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from vrnn_lab.command import guarded, quiet
-from vrnn_lab.config import CONF, ConfigError, check, compose, contents, flat, jobs_of, near
+from vrnn_lab.config import CONF, ConfigError, check, compose, contents, flat, near
+from vrnn_lab.sweep import Sweeper, SweepFailed, plan
 
 PASSED_ON = (
     "--help",
@@ -26,16 +28,34 @@ PASSED_ON = (
 )
 
 
-def job(config: DictConfig, folder: Path, overrides: list[str], wait: bool = False, resuming: bool = False) -> float:
+def job(config: DictConfig, folder: Path, overrides: list[str], resuming: bool = False) -> float:
     """One run in its folder; prints its table and returns its score, val/loss."""
     quiet()
     from vrnn_lab import experiment
     from vrnn_lab.folder import SCORE
     from vrnn_lab.table import print_run
 
-    metrics = experiment.run(config, folder, overrides, wait, resuming)
+    metrics = experiment.run(config, folder, overrides, resuming=resuming)
     print_run(folder, metrics)
     return metrics[SCORE]
+
+
+def job_of_sweep(config: DictConfig, folder: Path, overrides: list[str]) -> float:
+    """One job, in whatever process; a line says how it ended, and one that failed raises."""
+    quiet()
+    from vrnn_lab import experiment
+    from vrnn_lab.folder import SCORE
+
+    try:
+        metrics = experiment.run(config, folder, overrides, in_sweep=True)
+        print(
+            f"done     {folder.name}: {SCORE} {metrics[SCORE]:.4g}, {metrics['fit/seconds']:.0f} s of fit", flush=True
+        )
+        return metrics[SCORE]
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+    print(f"failed   {folder.name}: {reason}", file=sys.stderr, flush=True)
+    raise RuntimeError(reason)  # a new one: it travels between processes, and holds no tensors by its traceback
 
 
 def resume(folder: Path, changes: list[str]) -> int:
@@ -61,15 +81,21 @@ def check_beforehand(argv: list[str]) -> None:
     from vrnn_lab.experiment import check_accelerator
 
     overrides = [a for a in argv if not a.startswith("-")]
-    dirs = _values(argv, ("--config-dir", "-cd"))
-    own = [o for o in overrides if not o.lstrip("+").startswith("hydra") and o not in dirs]
-    for each in jobs_of(own) if _sweeps(argv) else [own]:
-        try:
-            config = compose(each, tuple(dirs))
-            check(config)
-            check_accelerator(config)
-        except ConfigError as error:
-            raise ConfigError(f"{' '.join(each)}: {error}" if _sweeps(argv) else str(error)) from error
+    dirs = tuple(str(Path(d).absolute()) for d in _values(argv, ("--config-dir", "-cd")))
+    own = [
+        o
+        for o in overrides
+        if not o.lstrip("+").startswith("hydra") and o not in _values(argv, ("--config-dir", "-cd"))
+    ]
+    if _sweeps(argv):
+        for each in plan(tuple(own), dirs):
+            check_accelerator(each.config)
+        return
+    config = compose(own, dirs)
+    if config.retry:
+        raise ConfigError("retry belongs to a sweep (-m); a single run that failed goes on with resume=<folder>.")
+    check(config)
+    check_accelerator(config)
 
 
 def _sweeps(argv: list[str]) -> bool:
@@ -86,27 +112,31 @@ def through_hydra(argv: list[str]) -> int:
     """Compose and launch: one run, or the jobs of a sweep by whichever launcher is chosen."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
+    from hydra.core.plugins import Plugins
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us, who say them in one line
     failures: list[BaseException] = []
+    run_one = job_of_sweep if _sweeps(argv) else job
+    # Hydra makes ours where its configuration says its own.
+    Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_sweeper.BasicSweeper"] = Sweeper
 
     @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
     def launch(config: DictConfig) -> Any:
         of_hydra = HydraConfig.get()
-        folder = Path(of_hydra.runtime.output_dir)
         try:
-            return job(config, folder, list(of_hydra.overrides.task), wait=_sweeps(argv))
+            return run_one(config, Path(of_hydra.runtime.output_dir), list(of_hydra.overrides.task))
         except Exception as error:
-            failures.append(error)
-            if _sweeps(argv):
-                print(f"failed   {folder}: {error}", file=sys.stderr)
-            if _sweeps(argv):  # the launcher counts it; in a single run Hydra would only add to what is said
+            if run_one is job_of_sweep:  # the sweeper takes note of it
                 raise
+            failures.append(error)  # Hydra would only add to what is said
 
     try:
         launch()
         if failures:
             raise failures[0]
+    except SweepFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except OSError as error:
         if error in failures or error.filename is None:
             raise
@@ -125,6 +155,8 @@ def main() -> int:
     argv = sys.argv[1:]
     if _sweeps(argv):  # wherever it stands among the overrides
         argv = ["-m", *(a for a in argv if a not in ("-m", "--multirun"))]
+        if not any(a.startswith("sweep=") for a in argv):
+            argv.append(f"sweep={datetime.now():%Y-%m-%d_%H-%M-%S}")
         sys.argv[1:] = argv
     signal.signal(signal.SIGTERM, _terminated)
     if any(a.split("=")[0] in PASSED_ON for a in argv):

@@ -1,0 +1,206 @@
+"""Sweeps end to end: each job in its folder, whatever becomes of the others, of the launcher, or of the machine."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from tests.test_run import CUT, CUTS, FAST, command, metrics
+from vrnn_lab import origin
+from vrnn_lab.config import compose
+from vrnn_lab.folder import begin, fail, only_one, prepare, status
+from vrnn_lab.sweep import folders, plan
+
+SHORT = [*FAST, "trainer.max_epochs=2"]
+
+
+def jobs_in(folder: Path) -> dict[str, Path]:
+    """The job folders of a sweep by the readable part of their names."""
+    return {path.name.rpartition("-")[0]: path for path in folder.iterdir() if path.is_dir()}
+
+
+# ---- the plan
+
+
+def test_a_job_keeps_its_folder_when_values_are_added_or_reordered_or_said_outright(tmp_path):
+    before = folders(plan(("optim=adam,sgd", "seed=0,1")), tmp_path)
+    for folder in before.values():
+        folder.mkdir()
+    assert {p.name.rpartition("-")[0] for p in before.values()} == {
+        f"optim={o},seed={s}" for o in ("adam", "sgd") for s in (0, 1)
+    }
+    more = plan(("seed=1,2,0", "optim=rmsprop,sgd,adam", "model.width=64", "sweep=x", "trainer.accelerator=cpu"))
+    after = {job.id: folder for job, folder in folders(more, tmp_path).items()}
+    assert len(after) == 9
+    assert all(after[job.id] == folder for job, folder in before.items())
+
+
+def test_equal_jobs_are_one():
+    assert len(plan(("optim.lr=1e-3,0.001", "seed=0"))) == 1
+
+
+def test_names_of_folders_are_plain_and_short(tmp_path):
+    jobs = plan(("trick=none,[big_batch,wide]", "model.decoder_width=" + ",".join(map(str, range(1, 60)))))
+    names = [folder.name for folder in folders(jobs, tmp_path).values()]
+    assert len(set(names)) == 118 and max(map(len, names)) <= 140
+    assert any(name.startswith("trick=big_batch+wide,model.decoder_width=7-") for name in names)
+    assert not set("".join(names)) & set("[]'\" /\\$")
+
+
+def test_status_is_new_running_interrupted_and_how_it_ended(tmp_path):
+    prepare(tmp_path)
+    assert status(tmp_path) == "new"
+    with only_one(tmp_path, wait=False):
+        assert status(tmp_path) == "running"
+    begin(tmp_path, compose([]), [])
+    assert status(tmp_path) == "interrupted"
+    fail(tmp_path, RuntimeError("why"))
+    assert status(tmp_path) == "failed" and "why" in (tmp_path / "metrics.json").read_text()
+
+
+def test_what_changed_since_a_run_began_is_known(tmp_path, monkeypatch):
+    (tmp_path / "my.csv").write_text("id,time,x\na,0,1\n")
+    config = compose(["data=table", f"data.path={tmp_path / 'my.csv'}"])
+    origin.write(tmp_path, config)
+    assert origin.changes(tmp_path, config) == []
+    time.sleep(0.01)
+    (tmp_path / "my.csv").write_text("id,time,x\na,0,2\n")
+    assert origin.changes(tmp_path, config) == ["the data file changed"]
+    monkeypatch.setattr(origin, "_code", lambda foreign: "other")
+    assert origin.changes(tmp_path, config) == ["the code changed", "the data file changed"]
+
+
+def test_the_code_of_a_run_is_what_its_fit_goes_through_and_nothing_else(tmp_path):
+    reached = {file.name for file in origin._reached()}
+    assert {"experiment.py", "latent_ode.py", "ou.py", "ode.py", "densities.py", "metrics.py"} <= reached
+    assert not {"run.py", "sweep.py", "describe.py", "report.py"} & reached
+    own = tmp_path / "own.py"
+    codes = []
+    for text in ("x = 1\n", "# why\nx = 1\n", '"""What."""\nx = 1\n', "x = 2\n"):
+        own.write_text(text)
+        origin._code.cache_clear()
+        codes.append(origin._code(frozenset([own])))
+    assert codes[0] == codes[1] == codes[2] != codes[3]
+
+
+# ---- jobs that fail
+
+
+@pytest.fixture(scope="module")
+def failed(tmp_path_factory):
+    """Three jobs: one that works, one whose loss is no number, one whose parts do not fit; and the command again."""
+    folder = tmp_path_factory.mktemp("failed")
+    sweep = [*SHORT, "-m", "sweep=f", "optim=sgd", "trainer.gradient_clip_val=null", "trainer.max_epochs=4"]
+    sweep += ["optim.lr=1e-5,1e9", "model/head=gaussian"]
+    first = command("run", *sweep, folder=folder, check=False)
+    misfit = [*SHORT, "-m", "sweep=f", "model/head=gaussian,bernoulli"]
+    return folder, sweep, first, command("run", *misfit, folder=folder, check=False)
+
+
+def test_a_job_that_fails_is_recorded_and_the_others_run(failed):
+    folder, _, first, misfit = failed
+    found = jobs_in(folder / "outputs" / "f")
+    assert {name: status(path) for name, path in found.items()} == {
+        "optim.lr=1e-05": "completed",
+        "optim.lr=1000000000.0": "failed",
+        "model_head=gaussian": "completed",
+        "model_head=bernoulli": "failed",
+    }
+    assert first.returncode == misfit.returncode == 1
+    for done, reason in ((first, "the training loss at step"), (misfit, "bernoulli")):
+        assert "without a result" in done.stdout and reason in " ".join(done.stdout.split())
+        assert "1 completed, 1 failed" in done.stdout and "Traceback" not in done.stderr
+        assert done.stderr.splitlines()[-1] == "error: 1 of 2 jobs of this sweep have no result."
+    assert "Traceback" in (found["optim.lr=1000000000.0"] / "run.log").read_text()
+
+
+def test_what_failed_is_tried_again_only_when_asked(failed):
+    folder, sweep, *_ = failed
+    found = jobs_in(folder / "outputs" / "f")
+    stamp = lambda name: (found[name] / "metrics.json").stat().st_mtime_ns
+    before = stamp("optim.lr=1000000000.0"), stamp("optim.lr=1e-05")
+    again = command("run", *sweep, folder=folder, check=False)
+    assert again.returncode == 1 and "retry=failed" in again.stderr
+    assert (stamp("optim.lr=1000000000.0"), stamp("optim.lr=1e-05")) == before
+    retried = command("run", *sweep, "retry=failed", folder=folder, check=False)
+    assert (
+        retried.returncode == 1
+        and stamp("optim.lr=1000000000.0") > before[0]
+        and stamp("optim.lr=1e-05") == before[1]
+    )
+
+
+# ---- killed at any moment
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> dict[str, dict]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    command("run", *FAST, "-m", "sweep=s", "seed=0,1", folder=folder)
+    return {name: metrics(path) for name, path in jobs_in(folder / "outputs" / "s").items()}
+
+
+def test_a_sweep_that_was_killed_goes_on_where_it_was(undisturbed, tmp_path):
+    cut = CUT.format(**{**CUTS["in the middle of an epoch"], "call": 24 + 15}, signal="KILL")
+    sweep = [*FAST, "-m", "sweep=s", "seed=0,1"]
+    assert command("run", *sweep, folder=tmp_path, before=cut, check=False).returncode == -signal.SIGKILL
+    found = jobs_in(tmp_path / "outputs" / "s")
+    assert {name: status(path) for name, path in found.items()} == {"seed=0": "completed", "seed=1": "interrupted"}
+    again = command("run", *sweep, folder=tmp_path)
+    assert "1 completed, 1 interrupted" in again.stderr
+    assert {name: metrics(path) for name, path in found.items()} == undisturbed
+
+
+def started(*arguments: str, folder: Path) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    call = [sys.executable, "-m", "vrnn_lab.run", *arguments]
+    return subprocess.Popen(call, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def test_workers_that_outlive_a_killed_launcher_and_a_second_launcher_do_not_disturb_each_other(
+    undisturbed, tmp_path
+):
+    sweep = [*FAST, "-m", "sweep=s", "hydra/launcher=joblib", "seed=0,1"]
+    first = started(*sweep, folder=tmp_path)
+    try:
+        while first.poll() is None and not list(tmp_path.glob("outputs/s/*/checkpoints/last.ckpt")):
+            time.sleep(0.05)
+    finally:
+        first.kill()
+    assert first.wait() == -signal.SIGKILL
+    command("run", *sweep, folder=tmp_path)
+    assert {name: metrics(path) for name, path in jobs_in(tmp_path / "outputs" / "s").items()} == undisturbed
+
+
+def test_a_job_whose_process_is_killed_again_and_again_is_given_up_and_the_others_run(tmp_path):
+    """As when it needs more memory than there is: joblib then breaks off all it has."""
+    (tmp_path / "deadly.py").write_text(
+        "import os\nfrom vrnn_lab.data.periodic import Periodic\nclass Deadly(Periodic):\n"
+        "    def make(self):\n        os.kill(os.getpid(), 9 if self.seed == 1 else 0)\n        return super().make()\n"
+    )
+    sweep = [*SHORT, "-m", "sweep=s", "hydra/launcher=joblib", "data._target_=deadly.Deadly", "data.seed=0,1,2"]
+    path = f"import sys, os; sys.path.insert(0, {str(tmp_path)!r}); os.environ['PYTHONPATH'] = {str(tmp_path)!r}"
+    done = command("run", *sweep, folder=tmp_path, before=path, check=False)
+    found = {name: status(path) for name, path in jobs_in(tmp_path / "outputs" / "s").items()}
+    assert found == {"data.seed=0": "completed", "data.seed=1": "failed", "data.seed=2": "completed"}
+    assert done.returncode == 1 and "its process was killed" in " ".join(done.stdout.split())
+
+
+# ---- launchers
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
+def test_every_launcher_runs_two_jobs_to_the_same_numbers(launcher, undisturbed, tmp_path):
+    done = command("run", *FAST, "-m", "sweep=s", "seed=0,1", f"hydra/launcher={launcher}", folder=tmp_path)
+    found = jobs_in(tmp_path / "outputs" / "s")
+    found.pop("", None)  # the launcher's own files
+    assert {name: metrics(path) for name, path in found.items()} == undisturbed
+    assert "2 completed" in done.stdout
+    assert OmegaConf.load(found["seed=1"] / ".hydra" / "config.yaml").seed == 1
+    assert json.loads((found["seed=1"] / "metrics.json").read_text())["fit/epochs"] == 6

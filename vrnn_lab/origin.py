@@ -1,0 +1,95 @@
+"""What a run was made by: the code and the data file, so that a sweep taken up later can say what changed since."""
+
+import ast
+import hashlib
+import importlib.util
+import json
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from vrnn_lab.config import PACKAGE, contents, nodes
+from vrnn_lab.folder import write_whole
+
+NAMES = {"code": "the code changed", "data": "the data file changed", "torch": "the version of torch changed"}
+
+
+def write(folder: Path, config: DictConfig) -> None:
+    write_whole(folder / ".hydra" / "origin.json", json.dumps(of(config), indent=1))
+
+
+def changes(folder: Path, config: DictConfig) -> list[str]:
+    """What is not as it was when the run in this folder began."""
+    file = folder / ".hydra" / "origin.json"
+    if not file.is_file():
+        return []
+    before, now = json.loads(file.read_text()), of(config)
+    return [words for key, words in NAMES.items() if before.get(key) != now[key]]
+
+
+def of(config: DictConfig) -> dict[str, Any]:
+    plain = contents(config)
+    return {"code": _code(_foreign(plain)), "data": _data(plain), "torch": version("torch")}
+
+
+def _foreign(config: dict[str, Any]) -> frozenset[Path]:
+    """Files of the user's own models and data sets."""
+    modules = {node["_target_"].rpartition(".")[0] for _, node in nodes(config)}
+    own = {m for m in modules if m.partition(".")[0] not in ("vrnn_lab", "torch", "lightning")}
+    found = (importlib.util.find_spec(module) for module in own)
+    return frozenset(Path(spec.origin) for spec in found if spec and spec.origin)
+
+
+@cache
+def _code(foreign: frozenset[Path]) -> str:
+    """A hash of every source file that a fit goes through; comments and docstrings do not count."""
+    files = sorted({*_reached(), *foreign})
+    return _hash(*(ast.unparse(_bare(ast.parse(file.read_text()))).encode() for file in files))
+
+
+def _reached() -> set[Path]:
+    """What experiment imports, directly or not, and all models and data sets."""
+    todo = [PACKAGE / "experiment.py", *(PACKAGE / "models").glob("*.py"), *(PACKAGE / "data").glob("*.py")]
+    found: set[Path] = set()
+    while todo:
+        if (file := todo.pop()) not in found:
+            found.add(file)
+            todo += _imported(file)
+    return found
+
+
+def _imported(file: Path) -> list[Path]:
+    names = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)]
+    ours = [node for node in names if (node.module or "").partition(".")[0] == PACKAGE.name]
+    modules = {m for node in ours for m in (node.module, *(f"{node.module}.{a.name}" for a in node.names))}
+    files = [PACKAGE.parent / f"{str(module).replace('.', '/')}.py" for module in modules]
+    return [each for each in files if each.is_file()]
+
+
+def _bare(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return tree
+
+
+def _data(config: dict[str, Any]) -> str | None:
+    path = config["data"].get("path")
+    file = Path(path).expanduser() if path else None
+    return _of_file(file, file.stat().st_mtime_ns) if file and file.is_file() else None
+
+
+@cache
+def _of_file(file: Path, changed: int) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()[:16]
+
+
+def _hash(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,198 @@
+"""A sweep: each combination a job in its own folder, taken up where it was left, and a table of what came of them."""
+
+import logging
+import os
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from hydra.core.plugins import Plugins
+from hydra.plugins import sweeper
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from vrnn_lab.config import ConfigError, check, compose, job_id, jobs_of
+from vrnn_lab.folder import SCORE, fail, metrics_of, status
+from vrnn_lab.origin import changes
+
+log = logging.getLogger("vrnn_lab")
+LONGEST = 120  # characters of a folder's readable part
+SHOWN = 10  # of the best jobs
+
+
+class SweepFailed(Exception):
+    """Some jobs of a sweep have no result; the table has said which and why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    overrides: tuple[str, ...]
+    config: DictConfig
+    title: str  # the choices in which it differs from the others
+    id: str  # of its config, whatever else is in the sweep
+
+
+@cache
+def plan(overrides: tuple[str, ...], config_dirs: tuple[str, ...] = ()) -> list[Job]:
+    """The different jobs of a sweep, each checked: what cannot work stops it here, before anything runs."""
+    found = jobs_of(list(overrides))
+    told = lambda values: len(set(values)) > 1 or values[0].startswith("seed=")
+    varying = [i for i, values in enumerate(zip(*found, strict=True)) if told(values)]
+    jobs: dict[str, Job] = {}
+    for each in found:
+        try:
+            config = compose(each, config_dirs)
+            check(config)
+        except ConfigError as error:
+            raise ConfigError(f"{' '.join(each)}: {error}") from error
+        job = Job(tuple(each), config, ",".join(each[i] for i in varying), job_id(config))
+        jobs.setdefault(job.id, job)
+    return list(jobs.values())
+
+
+def folders(jobs: Iterable[Job], root: Path) -> dict[Job, Path]:
+    """Where each job lies: under the name it was begun with, however the sweep was called then."""
+    known = {path.name.rpartition("-")[2]: path for path in root.iterdir()} if root.is_dir() else {}
+    return {job: known.get(job.id, root / _name(job)) for job in jobs}
+
+
+def _name(job: Job) -> str:
+    title = job.title.replace("[", "").replace("]", "")
+    plain = re.sub(r"[^\w.=,+@-]", "_", re.sub(r"(?<=\w),(?=\w+(,|$))", "+", title))
+    return "-".join(filter(None, [plain[:LONGEST], job.id]))
+
+
+class Sweeper(sweeper.Sweeper):
+    """Hydra's grid of jobs, for any of its launchers. Only those without a result are launched."""
+
+    def __init__(self, max_batch_size: int | None = None, params: dict[str, str] | None = None):
+        self.at_once, self.params = max_batch_size, params or {}
+
+    def setup(self, *, hydra_context, task_function, config) -> None:
+        self.root, self.retry, self.dirs = (
+            Path(config.hydra.sweep.dir),
+            config.retry == "failed",
+            _config_dirs(config),
+        )
+        self.run_all = Plugins.instance().instantiate_launcher(hydra_context, task_function, config).launch
+        self.all_at_once = config.hydra.launcher._target_.endswith("submitit_launcher.LocalLauncher")
+
+    def sweep(self, arguments: list[str]) -> None:
+        jobs = plan(tuple(arguments), self.dirs)
+        self.folders = folders(jobs, self.root)
+        self._announce(jobs)
+        try:
+            self._launch([job for job in jobs if self._is_open(job)])
+        finally:
+            self._conclude(jobs)
+        if bad := [job for job in jobs if self._status(job) != "completed"]:
+            raise SweepFailed(f"{len(bad)} of {len(jobs)} jobs of this sweep have no result.")
+
+    def _status(self, job: Job) -> str:
+        return status(self.folders[job])
+
+    def _is_open(self, job: Job) -> bool:
+        """Whether there is something to do; a job that failed is tried again only when asked."""
+        return self._status(job) not in (("completed",) if self.retry else ("completed", "failed"))
+
+    def _announce(self, jobs: list[Job]) -> None:
+        count = Counter(map(self._status, jobs))
+        known = ", ".join(f"{n} {what}" for what, n in count.items() if what != "new")
+        log.info("sweep    %s: %d jobs%s", self.root, len(jobs), f", of which {known}" if known else "")
+        if count["failed"] and not self.retry:
+            log.info("         those that failed are not tried again; retry=failed does so")
+        differ = Counter(w for job in jobs for w in changes(self.folders[job], job.config))
+        for what, n in differ.items():
+            log.warning(
+                "         %s since %d of these jobs began; what they have recorded stands, and sweep=<another name> "
+                "runs them anew",
+                what,
+                n,
+            )
+
+    # ---- running
+
+    def _launch(self, todo: list[Job]) -> None:
+        """Give the jobs to the launcher; where it broke because a process died, give it the others again."""
+        deaths: Counter[Job] = Counter()
+        while todo:
+            todo.sort(key=lambda job: self._status(job) == "running")  # by a process that a sweep left behind: last
+            try:
+                for first in range(0, len(todo), self.at_once or len(todo)):
+                    self._launch_all(todo[first : first + (self.at_once or len(todo))])
+                return
+            except Exception as error:
+                cut = [job for job in todo if self._status(job) == "interrupted"]
+                if not cut:
+                    raise
+                deaths.update(cut)
+                self._bury([job for job in cut if deaths[job] > 1], error)
+            todo = [job for job in todo if self._is_open(job)]
+
+    def _launch_all(self, jobs: Sequence[Job]) -> None:
+        if self.all_at_once:
+            _share_cores(len(jobs))
+        calls = [[*job.overrides, f"hydra.sweep.subdir='{self.folders[job].name}'"] for job in jobs]
+        for job, done in zip(jobs, self.run_all(calls, initial_job_idx=0), strict=True):
+            try:
+                _ = done.return_value
+            except Exception as error:  # recorded by the job itself, unless it did not come so far
+                if self._is_open(job):
+                    fail(self.folders[job], error, job.config)
+
+    def _bury(self, jobs: list[Job], error: Exception) -> None:
+        for job in jobs:
+            fail(
+                self.folders[job],
+                RuntimeError(f"its process was killed, twice; out of memory? ({type(error).__name__})"),
+                job.config,
+            )
+
+    # ---- what came of it
+
+    def _conclude(self, jobs: list[Job]) -> None:
+        console = Console(highlight=False)
+        count = Counter(map(self._status, jobs))
+        ended = {job: metrics_of(self.folders[job]) for job in jobs}
+        best = sorted((job for job in jobs if self._status(job) == "completed"), key=lambda job: ended[job][SCORE])
+        if len(best) > 1:
+            rows = [(f"{ended[job][SCORE]:.4g}", f"{ended[job]['fit/seconds']:.0f}", job.title) for job in best]
+            title = "best first, by validation" + (f" ({SHOWN} of {len(best)})" if len(best) > SHOWN else "")
+            console.print(_table(title, (SCORE, "fit s", ""), rows[:SHOWN]))
+        bad = [(job.title or job.id, ended[job].get("error", self._status(job))) for job in jobs if job not in best]
+        if bad:
+            console.print(_table("without a result", ("", ""), bad))
+        summary = ", ".join(f"{n} {what}" for what, n in count.items())
+        console.print(f"sweep    {self.root}: {summary}", soft_wrap=True)
+        if count["failed"]:
+            console.print("         retry=failed with the same command tries those that failed again", soft_wrap=True)
+        if set(count) - {"completed", "failed"}:
+            console.print(
+                f"         the same command with sweep={shlex.quote(self.root.name)} goes on", soft_wrap=True
+            )
+
+
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    shown = Table(title=title, title_justify="left", box=None)
+    for column in columns:
+        shown.add_column(column, justify="right" if column else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*row)
+    return shown
+
+
+def _config_dirs(config: DictConfig) -> tuple[str, ...]:
+    """Folders of configs beside our own (--config-dir)."""
+    sources = [source for source in config.hydra.runtime.config_sources if source.provider == "command-line"]
+    return tuple(source.path for source in sources)
+
+
+def _share_cores(jobs: int) -> None:
+    """For processes that are all started at once: so many threads each that they do not fight."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // jobs)))
