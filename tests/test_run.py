@@ -53,7 +53,7 @@ def command(module: str, *arguments: str, folder: Path, before: str = "", check:
 
 def metrics(folder: Path) -> dict:
     found = json.loads((folder / "metrics.json").read_text())
-    return {k: v for k, v in found.items() if k not in ("fit/seconds", "fit/steps_per_second")}
+    return {k: v for k, v in found.items() if k not in ("fit/seconds", "fit/steps_per_second", "score/seconds")}
 
 
 @pytest.fixture(scope="module")

@@ -181,8 +181,8 @@ def test_workers_that_outlive_a_killed_launcher_and_a_second_launcher_do_not_dis
 def test_a_job_whose_process_is_killed_again_and_again_is_given_up_and_the_others_run(tmp_path):
     """As when it needs more memory than there is: joblib then breaks off all it has."""
     (tmp_path / "deadly.py").write_text(
-        "import os\nfrom vrnn_lab.data.periodic import Periodic\nclass Deadly(Periodic):\n"
-        "    def make(self):\n        os.kill(os.getpid(), 9 if self.seed == 1 else 0)\n        return super().make()\n"
+        "import os\nfrom vrnn_lab.data.periodic import Periodic\nclass Deadly(Periodic):\n    def make(self):\n"
+        "        os.kill(os.getpid(), 9 * (self.seed == 1))\n        return super().make()\n"
     )
     sweep = [*SHORT, "-m", "sweep=s", "hydra/launcher=joblib", "data._target_=deadly.Deadly", "data.seed=0,1,2"]
     path = f"import sys, os; sys.path.insert(0, {str(tmp_path)!r}); os.environ['PYTHONPATH'] = {str(tmp_path)!r}"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,6 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
 from vrnn_lab import callbacks, origin, plots
+from vrnn_lab.built import data_of
 from vrnn_lab.config import VOLATILE, ConfigError, check, contents, flat, make
 from vrnn_lab.data.base import SeriesData
 from vrnn_lab.folder import SCORE, begin, config_of, fail, finished, only_one, prepare, write_whole
@@ -41,7 +43,7 @@ class Parts:
 def assemble(config: DictConfig, scale: Scale | None = None) -> Parts:
     """The parts of a config; with the scale of a fitted model its data set is not read."""
     check(config)
-    data = make(config.data, "data")
+    data = make(config.data, "data") if scale else data_of(config)
     data.task = make(config.task, "task")
     scale = scale or data.scale
     recipe = _recipe(config)
@@ -227,7 +229,9 @@ def _run(parts: Parts, folder: Path) -> dict[str, Any]:
     best = folder / "checkpoints" / "best.ckpt"
     _read_weights(parts.model, best)
     parts.model.to(trainer.strategy.root_device)
-    metrics = {"status": "completed", **score(parts), **fit}
+    started = monotonic()
+    scores = score(parts)
+    metrics = {"status": "completed", **scores, **fit, "score/seconds": monotonic() - started}
     plots.write(
         plots.figures(parts.model, parts.data, parts.config.seed, tasks=parts.yardstick.questions), folder / "figures"
     )

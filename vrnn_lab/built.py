@@ -1,0 +1,86 @@
+"""Data sets are built once, however many jobs use them: kept in the process and, where it took long, on disk."""
+
+import hashlib
+import json
+import logging
+import os
+import pickle
+from copy import copy
+from pathlib import Path
+from time import monotonic
+
+from filelock import FileLock
+from omegaconf import DictConfig
+
+from vrnn_lab import origin
+from vrnn_lab.config import contents, make
+from vrnn_lab.data.base import SeriesData
+from vrnn_lab.data.cache import cache_folder
+
+log = logging.getLogger("vrnn_lab")
+LONG = 1.0  # seconds of building from which a data set is kept on disk
+KEPT = 20  # data sets on disk, those used last
+HELD = 4  # data sets in the process
+
+_held: dict[str, SeriesData] = {}
+
+
+def data_of(config: DictConfig) -> SeriesData:
+    """The data set of a run's config, built; anew where its config, its file or the code is another."""
+    key = _key(config)
+    if key not in _held:
+        data = _shared(key, config)
+        while len(_held) >= HELD:
+            _held.pop(next(iter(_held)))
+        _held[key] = data
+    data = copy(_held[key])  # its arrays are shared; nothing writes to them
+    data.batch_size = config.data.batch_size
+    return data
+
+
+def _key(config: DictConfig) -> str:
+    plain = {k: v for k, v in contents(config.data).items() if k != "batch_size"}
+    text = json.dumps([plain, origin.of(config)], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _shared(key: str, config: DictConfig) -> SeriesData:
+    """From disk, or built while others who want it wait."""
+    file = cache_folder() / "built" / f"{key}.pickle"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(file.with_suffix(".lock")):
+            return _read(file) or _build(config, file)
+    except OSError as error:
+        if error.filename is None or file.parent not in (*Path(error.filename).parents, Path(error.filename)):
+            raise
+        log.warning("the data set is built anew in every process: %s", error)
+        return _build(config)
+
+
+def _build(config: DictConfig, file: Path | None = None) -> SeriesData:
+    started = monotonic()
+    data = make(config.data, "data")
+    _ = data.scale  # reads it all
+    if file and monotonic() - started > LONG:
+        beside = file.with_suffix(f".{os.getpid()}")
+        beside.write_bytes(pickle.dumps(data, protocol=5))
+        beside.replace(file)
+        _forget(file.parent)
+    return data
+
+
+def _read(file: Path) -> SeriesData | None:
+    if not file.exists():
+        return None
+    os.utime(file)
+    try:
+        return pickle.loads(file.read_bytes())
+    except (pickle.UnpicklingError, AttributeError, ImportError, EOFError):  # written by another version of something
+        return None
+
+
+def _forget(folder: Path) -> None:
+    """What was not used for longest."""
+    for old in sorted(folder.glob("*.pickle"), key=lambda p: p.stat().st_mtime)[:-KEPT]:
+        old.unlink(missing_ok=True)
