@@ -11,10 +11,9 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import LearningRateMonitor
-from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
-from vrnn_lab import callbacks, plots
+from vrnn_lab import board, callbacks, plots
 from vrnn_lab.config import VOLATILE, ConfigError, check, contents, flat, make
 from vrnn_lab.data.base import SeriesData
 from vrnn_lab.folder import SCORE, config_of, finished, only_one, prepare, write_whole
@@ -90,8 +89,11 @@ def run(
     overrides: list[str] | None = None,
     wait: bool = False,
     resuming: bool = False,
+    choices: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Fit, score and draw the model of a config in a run folder; go on where an earlier try was cut short.
+
+    choices: the option chosen of each config group, such as model: vrnn, kept beside the config.
 
     Returns the metrics (also in metrics.json). Errors are recorded as status=failed, and raised.
     """
@@ -103,7 +105,7 @@ def run(
         if metrics := finished(folder):
             log.info("%s is finished already; its recorded result stands.", folder)
             return metrics
-        parts = _begin(config, folder, overrides or [])
+        parts = _begin(config, folder, overrides or [], choices or {})
         with _log_to(folder / "run.log"):
             try:
                 return _run(parts, folder)
@@ -111,6 +113,7 @@ def run(
                 log.debug("failed: %s", error)  # to the file: whoever called us says it on the terminal
                 failure = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
                 write_whole(folder / "metrics.json", json.dumps(failure, indent=1))
+                board.end(folder, failure)
                 raise
 
 
@@ -132,7 +135,7 @@ def _same_run(config: DictConfig, folder: Path, resuming: bool) -> None:
         write_whole(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
 
 
-def _begin(config: DictConfig, folder: Path, overrides: list[str]) -> Parts:
+def _begin(config: DictConfig, folder: Path, overrides: list[str], choices: dict[str, Any]) -> Parts:
     """The parts of a run, and its config on disk; what cannot work leaves no folder that claims to be a run."""
     known = (folder / ".hydra" / "config.yaml").exists()
     try:
@@ -145,6 +148,8 @@ def _begin(config: DictConfig, folder: Path, overrides: list[str]) -> Parts:
                 folder.rmdir()
         raise
     if not known:
+        own = {group: option for group, option in choices.items() if not group.startswith("hydra/")}
+        write_whole(folder / ".hydra" / "choices.yaml", OmegaConf.to_yaml(own))
         write_whole(folder / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(overrides))
         write_whole(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
     return parts
@@ -178,7 +183,6 @@ def trainer_of(parts: Parts, folder: Path) -> pl.Trainer:
     accelerator = parts.config.trainer.accelerator
     if accelerator == "auto":  # not Lightning's auto: that of Apple knows no float64, which times need
         accelerator = "gpu" if torch.cuda.is_available() else "cpu"
-    board = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
     parts_of_run = [
         make(parts.config.stop, "stop"),
         callbacks.StopOnNaN(),
@@ -193,7 +197,7 @@ def trainer_of(parts: Parts, folder: Path) -> pl.Trainer:
         parts.config.trainer,
         "trainer",
         accelerator=accelerator,
-        logger=board,
+        logger=board.Board(folder),
         callbacks=parts_of_run,
         default_root_dir=str(folder),
         enable_model_summary=False,
@@ -203,6 +207,7 @@ def trainer_of(parts: Parts, folder: Path) -> pl.Trainer:
 
 
 def _run(parts: Parts, folder: Path) -> dict[str, Any]:
+    board.forget_end(folder)
     trainer = trainer_of(parts, folder)
     log.debug("torch %s, %d threads, %s", torch.__version__, torch.get_num_threads(), trainer.strategy.root_device)
     fit = _fit(parts, trainer, folder)
@@ -213,7 +218,7 @@ def _run(parts: Parts, folder: Path) -> dict[str, Any]:
     plots.write(
         plots.figures(parts.model, parts.data, parts.config.seed, tasks=parts.yardstick.questions), folder / "figures"
     )
-    callbacks.log_hparams(trainer.logger, _choices(parts.config), metrics, trainer.global_step)
+    board.end(folder, metrics)
     write_whole(folder / "metrics.json", json.dumps(metrics, indent=1))
     log.debug("completed: %s", metrics)
     return metrics
@@ -223,12 +228,12 @@ def _fit(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, float]:
     """Train, or go on from last.ckpt; what the fit cost is kept so that a run cut later need not train again."""
     done = folder / "checkpoints" / "fit.json"
     if not done.exists():
-        write_whole(done, json.dumps(_train(parts, trainer, folder / "checkpoints" / "last.ckpt")))
+        write_whole(done, json.dumps(_train(parts, trainer, folder)))
     return json.loads(done.read_text())
 
 
-def _train(parts: Parts, trainer: pl.Trainer, last: Path) -> dict[str, float]:
-    start = None
+def _train(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, float]:
+    start, step, last = None, 0, folder / "checkpoints" / "last.ckpt"
     if last.exists():
         log.info("going on from %s", last)
         checkpoint = torch.load(last, map_location="cpu", weights_only=True)
@@ -236,7 +241,9 @@ def _train(parts: Parts, trainer: pl.Trainer, last: Path) -> dict[str, float]:
         if _stopped_early(checkpoint):  # cut after the decision to stop: it stands
             timer = checkpoint["callbacks"]["Timer"]
             return _cost(parts, checkpoint["epoch"] + 1, checkpoint["global_step"], timer["seconds"])
-        start = str(last)
+        start, step = str(last), checkpoint["global_step"]
+    assert isinstance(trainer.logger, board.Board)
+    trainer.logger.begin(step)
     try:
         trainer.fit(parts.model, datamodule=parts.data, ckpt_path=start, weights_only=True)
     except SystemExit as stop:  # Lightning's answer to Ctrl-C
@@ -267,10 +274,6 @@ def check_channels(known: Sequence[str], parts: Parts) -> None:
             f"the model was trained on channels {', '.join(known)}; the data set now has "
             f"{', '.join(parts.data.channels)}. Give it data with the channels it knows, in their order."
         )
-
-
-def _choices(config: DictConfig) -> dict[str, Any]:
-    return {k: v for k, v in contents(config).items() if k not in ("evaluate", "sweep")}
 
 
 def score(parts: Parts) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from vrnn_lab.config import ConfigError
+from vrnn_lab.config import ConfigError, contents
 
 SCORE = "val/loss"  # what models, tricks and searches are chosen by
 
@@ -36,6 +37,18 @@ def config_of(folder: Path) -> DictConfig:
     loaded = OmegaConf.load(file)
     assert isinstance(loaded, DictConfig)
     return loaded
+
+
+def choices_of(folder: Path) -> dict[str, Any]:
+    """The option chosen of each config group; none are known of a run that no command started."""
+    file = Path(folder) / ".hydra" / "choices.yaml"
+    return contents(OmegaConf.load(file)) if file.is_file() else {}
+
+
+def command_of(folder: Path) -> str:
+    """The command that makes the same run."""
+    overrides = OmegaConf.load(folder / ".hydra" / "overrides.yaml")
+    return shlex.join(["python", "-m", "vrnn_lab.run", *map(str, overrides)])
 
 
 @contextmanager

@@ -26,14 +26,21 @@ PASSED_ON = (
 )
 
 
-def job(config: DictConfig, folder: Path, overrides: list[str], wait: bool = False, resuming: bool = False) -> float:
+def job(
+    config: DictConfig,
+    folder: Path,
+    overrides: list[str],
+    wait: bool = False,
+    resuming: bool = False,
+    choices: dict[str, Any] | None = None,
+) -> float:
     """One run in its folder; prints its table and returns its score, val/loss."""
     quiet()
     from vrnn_lab import experiment
     from vrnn_lab.folder import SCORE
     from vrnn_lab.table import print_run
 
-    metrics = experiment.run(config, folder, overrides, wait, resuming)
+    metrics = experiment.run(config, folder, overrides, wait, resuming, choices)
     print_run(folder, metrics)
     return metrics[SCORE]
 
@@ -95,7 +102,8 @@ def through_hydra(argv: list[str]) -> int:
         of_hydra = HydraConfig.get()
         folder = Path(of_hydra.runtime.output_dir)
         try:
-            return job(config, folder, list(of_hydra.overrides.task), wait=_sweeps(argv))
+            chosen = contents(of_hydra.runtime.choices)
+            return job(config, folder, list(of_hydra.overrides.task), wait=_sweeps(argv), choices=chosen)
         except Exception as error:
             failures.append(error)
             if _sweeps(argv):
