@@ -51,10 +51,10 @@ def numbers(row) -> dict[str, float]:
 
 def test_runs_of_different_models_one_failed_and_one_at_work_make_one_table(tmp_path):
     adam = {"model": "rnn", "model/head": "gaussian", "optim": "adam"}
-    end(begun(tmp_path / "a", "model=rnn", "optim=adam", chosen=adam), DONE)
-    vrnn = ["model=vrnn", "optim=rmsprop", "trick=[clip,wide]", "model.latent=5"]
+    end(begun(tmp_path / "a", "model=rnn", "optim=adam", "data=periodic", chosen=adam), DONE)
+    vrnn = ["model=vrnn", "data=periodic", "optim=rmsprop", "trick=[clip,wide]", "model.latent=5"]
     end(begun(tmp_path / "b", *vrnn, chosen={**adam, "model": "vrnn", "optim": "rmsprop"}), FAILED)
-    begun(tmp_path / "c", "model=rnn", "optim=adam", "seed=1", chosen=adam)
+    begun(tmp_path / "c", "model=rnn", "optim=adam", "data=periodic", "seed=1", chosen=adam)
     columns, metrics, rows = tab(tmp_path)
     assert metrics[:2] == ["best/score", "best/test/nll"] and not {"epoch", "best/test/forecast/mse"} & set(metrics)
     status = {name: api_pb2.Status.Name(row.sessions[0].status) for name, row in rows.items()}
