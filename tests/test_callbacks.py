@@ -13,7 +13,7 @@ from small import model_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vrnn_lab import callbacks, plots
-from vrnn_lab.callbacks import Figures, NotFiniteError, Progress, StopOnNaN, Timer, log_hparams
+from vrnn_lab.callbacks import Figures, NotFiniteError, Progress, StopOnNaN, Timer
 from vrnn_lab.data.spirals import Spirals1D
 from vrnn_lab.losses import LossTerms
 
@@ -250,24 +250,3 @@ def test_a_progress_that_is_switched_off_is_silent():
     progress.disable()
     fit(data_of(4), progress, epochs=2)
     assert file.getvalue() == ""
-
-
-# ---- choices ----------------------------------------------------------------------------------------------
-
-
-def test_the_hparams_tab_gets_flat_choices_and_final_numbers(tmp_path):
-    logger = board(tmp_path)
-    config = {"seed": 3, "model": {"_target_": "vrnn_lab.models.rnn.RNN", "width": 64}, "data": {"path": None}}
-    metrics = {"test/nll": 0.5, "status": "completed", "test/mse": float("nan")}
-    log_hparams(logger, config, metrics, step=7)
-    assert dict(logger.hparams) == {"seed": 3, "model": "RNN", "model.width": 64, "data.path": "None"}
-    logger.finalize("success")
-    found = read(tmp_path)
-    assert [(e.step, e.value) for e in found.Scalars("test/nll")] == [(7, 0.5)]
-    assert found.Tags()["scalars"] == ["test/nll"]
-    assert "_hparams_/session_start_info" in found.summary_metadata
-
-
-def test_other_loggers_keep_no_hparams(tmp_path):
-    log_hparams(None, {"seed": 3}, {"test/nll": 0.5})
-    log_hparams(CSVLogger(tmp_path), {"seed": 3}, {"test/nll": 0.5})

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import vrnn_lab
 
@@ -71,6 +73,15 @@ def test_a_run_folder_holds_all_that_is_promised(whole):
     assert not [p for p in whole.rglob("*") if p.name.startswith(".metrics")]
 
 
+def test_tensorboard_gets_the_choices_the_curves_and_few_final_numbers(whole):
+    chosen = yaml.safe_load((whole / ".hydra" / "choices.yaml").read_text())
+    assert chosen["model"] == "latent_ode" and chosen["model/head"] and not [g for g in chosen if "hydra" in g]
+    curves = steps_of(whole)
+    assert curves["train/loss"][-1] == 24 and len(curves["val/loss"]) == 3 and len(curves) < 20
+    assert {t.split("/")[0] for t in curves} == {"best", "fit", "model", "train", "val"}
+    assert not (whole / "hparams.yaml").exists()
+
+
 def test_the_metrics_have_the_promised_keys(whole):
     found = json.loads((whole / "metrics.json").read_text())
     scores = ("nll", "mse", "nmse", "crps", "coverage_50", "coverage_90", "mse_clean")
@@ -106,6 +117,12 @@ def test_the_same_command_again_gives_the_same_numbers(whole, tmp_path):
     assert metrics(tmp_path / "run") == metrics(whole)
 
 
+def steps_of(folder: Path) -> dict[str, list[int]]:
+    """Of every curve in TensorBoard."""
+    events = EventAccumulator(str(folder)).Reload()
+    return {tag: [point.step for point in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
 # Where a run is cut: `kill -9` from within, at the n-th call of a function.
 CUT = """
 import os, signal
@@ -135,6 +152,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_numbers(place, whole, tmp_pat
     assert done.returncode == -signal.SIGKILL and not (tmp_path / "run" / "metrics.json").exists()
     command("run", f"resume={tmp_path / 'run'}", folder=tmp_path)
     assert metrics(tmp_path / "run") == metrics(whole)
+    assert steps_of(tmp_path / "run") == steps_of(whole)
 
 
 def test_a_run_folder_may_be_moved_before_it_goes_on(whole, tmp_path):
@@ -225,10 +243,11 @@ def test_a_sweep_gives_every_job_a_folder_of_its_own_and_the_same_again(tmp_path
     folders = sorted(p.parent for p in (tmp_path / "outputs" / "s").glob("*/metrics.json"))
     widths = {OmegaConf.load(f / ".hydra" / "config.yaml").model.width for f in folders}
     assert widths == {4, 6}
-    before = [(f / "metrics.json").stat().st_mtime_ns for f in folders]
+    files = [p for f in folders for p in f.rglob("*") if p.name != ".lock"]
+    before = [p.stat().st_mtime_ns for p in files]
     wider = [*FAST, "-m", "sweep=s", "model.width=8,6,4", "trainer.max_epochs=1"]
     command("run", *wider, folder=tmp_path)
-    assert [(f / "metrics.json").stat().st_mtime_ns for f in folders] == before
+    assert [p.stat().st_mtime_ns for p in files] == before  # folders too: there is no further events file
     assert len(list((tmp_path / "outputs" / "s").glob("*/metrics.json"))) == 3
 
 

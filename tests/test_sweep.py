@@ -58,7 +58,7 @@ def test_status_is_new_running_interrupted_and_how_it_ended(tmp_path):
     assert status(tmp_path) == "new"
     with only_one(tmp_path, wait=False):
         assert status(tmp_path) == "running"
-    begin(tmp_path, compose([]), [])
+    begin(tmp_path, compose([]), [], {})
     assert status(tmp_path) == "interrupted"
     fail(tmp_path, RuntimeError("why"))
     assert status(tmp_path) == "failed" and "why" in (tmp_path / "metrics.json").read_text()

@@ -1,8 +1,7 @@
-"""What watches a fit: figures, the stop on NaN, the progress bar, the clock, and the table of choices."""
+"""What watches a fit: figures, the stop on NaN, the progress bar, and the clock."""
 
 import logging
 import sys
-from collections.abc import Iterator
 from math import isfinite, nan
 from pathlib import Path
 from time import monotonic
@@ -278,29 +277,3 @@ COLUMNS = (
     TimeRemainingColumn(),
     TextColumn("{task.fields[text]}"),
 )
-
-
-def log_hparams(logger, config: dict[str, Any], metrics: dict[str, Any], step: int = 0) -> None:
-    """A row of TensorBoard's HParams tab: the choices of a run and its final numbers.
-
-    Other loggers are left alone; of the metrics, so is what is no finite number.
-    """
-    if not isinstance(logger, TensorBoardLogger):
-        return
-    numbers = {k: v for k, v in metrics.items() if _plain(v) and not isinstance(v, str) and isfinite(v)}
-    logger.log_hyperparams(dict(_choices(config)), numbers, step)
-
-
-def _plain(value: Any) -> bool:
-    return isinstance(value, (bool, int, float, str))
-
-
-def _choices(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
-    """model.width and the like; a class by its name alone; lists and nothing as text."""
-    for key, value in config.items():
-        if isinstance(value, dict):
-            yield from _choices(value, f"{prefix}{key}.")
-        elif key == "_target_":
-            yield prefix.rstrip("."), value.rpartition(".")[2]
-        elif not key.startswith("_"):
-            yield prefix + key, value if _plain(value) else str(value)

@@ -12,14 +12,13 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import LearningRateMonitor
-from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
-from vrnn_lab import callbacks, origin, plots
+from vrnn_lab import board, callbacks, origin, plots
 from vrnn_lab.built import data_of
 from vrnn_lab.config import VOLATILE, ConfigError, check, contents, flat, make
 from vrnn_lab.data.base import SeriesData
-from vrnn_lab.folder import SCORE, begin, config_of, fail, finished, only_one, prepare, write_whole
+from vrnn_lab.folder import SCORE, begin, config_of, fail, finished, metrics_of, only_one, prepare, write_whole
 from vrnn_lab.metrics import Yardstick, evaluate
 from vrnn_lab.models.base import LOG_EVERY, SequenceModel
 from vrnn_lab.recipe import Recipe
@@ -90,10 +89,13 @@ def run(
     config: DictConfig,
     folder: Path,
     overrides: list[str] | None = None,
+    choices: dict[str, Any] | None = None,
     in_sweep: bool = False,
     resuming: bool = False,
 ) -> dict[str, Any]:
     """Fit, score and draw the model of a config in a run folder; go on where an earlier try was cut short.
+
+    choices: the option chosen of each config group, such as model: vrnn, kept beside the config.
 
     Returns the metrics (also in metrics.json). Errors are recorded as status=failed, and raised; those of a single
     run that come before anything is trained leave no folder.
@@ -107,15 +109,14 @@ def run(
             log.info("%s is finished already; its recorded result stands.", folder)
             return metrics
         (folder / "metrics.json").unlink(missing_ok=True)  # of a failure that is tried again; run.log keeps it
-        parts = _begin(config, folder, overrides or [], in_sweep)
+        parts = _begin(config, folder, overrides or [], choices or {}, in_sweep)
         with _log_to(folder / "run.log"):
             try:
                 return _run(parts, folder)
             except Exception as error:
-                log.debug(
-                    "failed: %s", error, exc_info=True
-                )  # to the file: whoever called us says it on the terminal
+                log.debug("failed", exc_info=True)  # to the file: whoever called us says it on the terminal
                 fail(folder, error)
+                board.end(folder, metrics_of(folder))
                 raise
 
 
@@ -137,7 +138,7 @@ def _same_run(config: DictConfig, folder: Path, resuming: bool) -> None:
         write_whole(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
 
 
-def _begin(config: DictConfig, folder: Path, overrides: list[str], in_sweep: bool) -> Parts:
+def _begin(config: DictConfig, folder: Path, overrides: list[str], choices: dict[str, Any], in_sweep: bool) -> Parts:
     """The parts of a run, and its config on disk.
 
     A job of a sweep is on disk first, so that whatever becomes of it is known; a single run that cannot work leaves
@@ -145,7 +146,7 @@ def _begin(config: DictConfig, folder: Path, overrides: list[str], in_sweep: boo
     """
     known = (folder / ".hydra" / "config.yaml").exists()
     if in_sweep and not known:
-        _record(folder, config, overrides)
+        _record(folder, config, overrides, choices)
     try:
         check_accelerator(config)
         parts = assemble(config)
@@ -158,16 +159,16 @@ def _begin(config: DictConfig, folder: Path, overrides: list[str], in_sweep: boo
                 folder.rmdir()
         raise
     if not in_sweep and not known:
-        _record(folder, config, overrides)
+        _record(folder, config, overrides, choices)
     if known:
         for what in origin.changes(folder, config):
             log.warning("%s since this run began; what follows is a mix of both.", what)
     return parts
 
 
-def _record(folder: Path, config: DictConfig, overrides: list[str]) -> None:
+def _record(folder: Path, config: DictConfig, overrides: list[str], choices: dict[str, Any]) -> None:
     origin.write(folder, config)
-    begin(folder, config, overrides)
+    begin(folder, config, overrides, choices)
 
 
 @contextmanager
@@ -198,7 +199,6 @@ def trainer_of(parts: Parts, folder: Path) -> pl.Trainer:
     accelerator = parts.config.trainer.accelerator
     if accelerator == "auto":  # not Lightning's auto: that of Apple knows no float64, which times need
         accelerator = "gpu" if torch.cuda.is_available() else "cpu"
-    board = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
     parts_of_run = [
         make(parts.config.stop, "stop"),
         callbacks.StopOnNaN(),
@@ -213,7 +213,7 @@ def trainer_of(parts: Parts, folder: Path) -> pl.Trainer:
         parts.config.trainer,
         "trainer",
         accelerator=accelerator,
-        logger=board,
+        logger=board.Board(folder),
         callbacks=parts_of_run,
         default_root_dir=str(folder),
         enable_model_summary=False,
@@ -223,6 +223,7 @@ def trainer_of(parts: Parts, folder: Path) -> pl.Trainer:
 
 
 def _run(parts: Parts, folder: Path) -> dict[str, Any]:
+    board.forget_end(folder)
     trainer = trainer_of(parts, folder)
     log.debug("torch %s, %d threads, %s", torch.__version__, torch.get_num_threads(), trainer.strategy.root_device)
     fit = _fit(parts, trainer, folder)
@@ -235,7 +236,7 @@ def _run(parts: Parts, folder: Path) -> dict[str, Any]:
     plots.write(
         plots.figures(parts.model, parts.data, parts.config.seed, tasks=parts.yardstick.questions), folder / "figures"
     )
-    callbacks.log_hparams(trainer.logger, _choices(parts.config), metrics, trainer.global_step)
+    board.end(folder, metrics)
     write_whole(folder / "metrics.json", json.dumps(metrics, indent=1))
     log.debug("completed: %s", metrics)
     return metrics
@@ -245,12 +246,12 @@ def _fit(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, float]:
     """Train, or go on from last.ckpt; what the fit cost is kept so that a run cut later need not train again."""
     done = folder / "checkpoints" / "fit.json"
     if not done.exists():
-        write_whole(done, json.dumps(_train(parts, trainer, folder / "checkpoints" / "last.ckpt")))
+        write_whole(done, json.dumps(_train(parts, trainer, folder)))
     return json.loads(done.read_text())
 
 
-def _train(parts: Parts, trainer: pl.Trainer, last: Path) -> dict[str, float]:
-    start = None
+def _train(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, float]:
+    start, step, last = None, 0, folder / "checkpoints" / "last.ckpt"
     if last.exists():
         log.info("going on from %s", last)
         checkpoint = torch.load(last, map_location="cpu", weights_only=True)
@@ -258,7 +259,9 @@ def _train(parts: Parts, trainer: pl.Trainer, last: Path) -> dict[str, float]:
         if _stopped_early(checkpoint):  # cut after the decision to stop: it stands
             timer = checkpoint["callbacks"]["Timer"]
             return _cost(parts, checkpoint["epoch"] + 1, checkpoint["global_step"], timer["seconds"])
-        start = str(last)
+        start, step = str(last), checkpoint["global_step"]
+    assert isinstance(trainer.logger, board.Board)
+    trainer.logger.begin(step)
     try:
         trainer.fit(parts.model, datamodule=parts.data, ckpt_path=start, weights_only=True)
     except SystemExit as stop:  # Lightning's answer to Ctrl-C
@@ -289,10 +292,6 @@ def check_channels(known: Sequence[str], parts: Parts) -> None:
             f"the model was trained on channels {', '.join(known)}; the data set now has "
             f"{', '.join(parts.data.channels)}. Give it data with the channels it knows, in their order."
         )
-
-
-def _choices(config: DictConfig) -> dict[str, Any]:
-    return {k: v for k, v in contents(config).items() if k not in ("evaluate", "sweep")}
 
 
 def score(parts: Parts) -> dict[str, float]:

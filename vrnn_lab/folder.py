@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from vrnn_lab.config import ConfigError
+from vrnn_lab.config import ConfigError, contents
 
 SCORE = "val/loss"  # what models, tricks and searches are chosen by
 
@@ -53,8 +54,10 @@ def _at_work(folder: Path) -> bool:
     return False
 
 
-def begin(folder: Path, config: DictConfig, overrides: list[str]) -> None:
-    """What the run is, on disk before it starts."""
+def begin(folder: Path, config: DictConfig, overrides: list[str], choices: dict[str, Any]) -> None:
+    """What the run is, on disk before it starts; choices: the option of each config group."""
+    own = {group: option for group, option in choices.items() if not group.startswith("hydra/")}
+    write_whole(folder / ".hydra" / "choices.yaml", OmegaConf.to_yaml(own))
     write_whole(folder / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(overrides))
     write_whole(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
 
@@ -62,7 +65,7 @@ def begin(folder: Path, config: DictConfig, overrides: list[str]) -> None:
 def fail(folder: Path, error: BaseException, config: DictConfig | None = None) -> None:
     """Record why a run has no result; with its config, where the run itself did not come so far."""
     if config is not None and not (folder / ".hydra" / "config.yaml").exists():
-        begin(folder, config, [])
+        begin(folder, config, [], {})
     failure = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
     write_whole(folder / "metrics.json", json.dumps(failure, indent=1))
 
@@ -74,6 +77,18 @@ def config_of(folder: Path) -> DictConfig:
     loaded = OmegaConf.load(file)
     assert isinstance(loaded, DictConfig)
     return loaded
+
+
+def choices_of(folder: Path) -> dict[str, Any]:
+    """The option chosen of each config group; none are known of a run that no command started."""
+    file = Path(folder) / ".hydra" / "choices.yaml"
+    return contents(OmegaConf.load(file)) if file.is_file() else {}
+
+
+def command_of(folder: Path) -> str:
+    """The command that makes the same run."""
+    overrides = OmegaConf.load(folder / ".hydra" / "overrides.yaml")
+    return shlex.join(["python", "-m", "vrnn_lab.run", *map(str, overrides)])
 
 
 @contextmanager

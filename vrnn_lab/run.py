@@ -28,29 +28,34 @@ PASSED_ON = (
 )
 
 
-def job(config: DictConfig, folder: Path, overrides: list[str], resuming: bool = False) -> float:
+def job(
+    config: DictConfig,
+    folder: Path,
+    overrides: list[str],
+    choices: dict[str, Any] | None = None,
+    resuming: bool = False,
+) -> float:
     """One run in its folder; prints its table and returns its score, val/loss."""
     quiet()
     from vrnn_lab import experiment
     from vrnn_lab.folder import SCORE
     from vrnn_lab.table import print_run
 
-    metrics = experiment.run(config, folder, overrides, resuming=resuming)
+    metrics = experiment.run(config, folder, overrides, choices, resuming=resuming)
     print_run(folder, metrics)
     return metrics[SCORE]
 
 
-def job_of_sweep(config: DictConfig, folder: Path, overrides: list[str]) -> float:
+def job_of_sweep(config: DictConfig, folder: Path, overrides: list[str], choices: dict[str, Any]) -> float:
     """One job, in whatever process; a line says how it ended, and one that failed raises."""
     quiet()
     from vrnn_lab import experiment
     from vrnn_lab.folder import SCORE
 
     try:
-        metrics = experiment.run(config, folder, overrides, in_sweep=True)
-        print(
-            f"done     {folder.name}: {SCORE} {metrics[SCORE]:.4g}, {metrics['fit/seconds']:.0f} s of fit", flush=True
-        )
+        metrics = experiment.run(config, folder, overrides, choices, in_sweep=True)
+        fit = f"{SCORE} {metrics[SCORE]:.4g}, {metrics['fit/seconds']:.0f} s of fit"
+        print(f"done     {folder.name}: {fit}", flush=True)
         return metrics[SCORE]
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
@@ -80,13 +85,9 @@ def check_beforehand(argv: list[str]) -> None:
     """What does not compose, or cannot work, stops here, before any folder is made."""
     from vrnn_lab.experiment import check_accelerator
 
-    overrides = [a for a in argv if not a.startswith("-")]
-    dirs = tuple(str(Path(d).absolute()) for d in _values(argv, ("--config-dir", "-cd")))
-    own = [
-        o
-        for o in overrides
-        if not o.lstrip("+").startswith("hydra") and o not in _values(argv, ("--config-dir", "-cd"))
-    ]
+    given = _values(argv, ("--config-dir", "-cd"))
+    dirs = tuple(str(Path(folder).absolute()) for folder in given)
+    own = [a for a in argv if not a.startswith("-") and not a.lstrip("+").startswith("hydra") and a not in given]
     if _sweeps(argv):
         for each in plan(tuple(own), dirs):
             check_accelerator(each.config)
@@ -124,7 +125,8 @@ def through_hydra(argv: list[str]) -> int:
     def launch(config: DictConfig) -> Any:
         of_hydra = HydraConfig.get()
         try:
-            return run_one(config, Path(of_hydra.runtime.output_dir), list(of_hydra.overrides.task))
+            chosen = contents(of_hydra.runtime.choices)
+            return run_one(config, Path(of_hydra.runtime.output_dir), list(of_hydra.overrides.task), chosen)
         except Exception as error:
             if run_one is job_of_sweep:  # the sweeper takes note of it
                 raise

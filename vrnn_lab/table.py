@@ -16,9 +16,9 @@ def print_run(folder: Path, metrics: dict[str, Any], split: str = "test") -> Non
         console.print(shown)
     console.print(_facts(metrics, split), soft_wrap=True)
     figures = sorted((folder / "figures").glob("*.png"))
-    console.print(f"run      {folder}", soft_wrap=True)
+    console.print(f"run      {folder}", soft_wrap=True, markup=False)  # a folder may be called trick=[clip]
     for figure in figures:
-        console.print(f"figure   {figure}", soft_wrap=True)
+        console.print(f"figure   {figure}", soft_wrap=True, markup=False)
 
 
 def rows(metrics: dict[str, Any], split: str) -> list[tuple[str, str]]:

@@ -262,7 +262,7 @@ class SequenceModel(pl.LightningModule, ABC):
         if (self.global_step + 1) % LOG_EVERY == 0 and self.trainer.logger:
             squares = [p.grad.square().sum() for p in self.parameters() if p.grad is not None]
             norm = torch.stack(squares).sum().sqrt().item()
-            self.trainer.logger.log_metrics({"gradient_norm": norm}, self.global_step + 1)
+            self.trainer.logger.log_metrics({"train/gradient_norm": norm}, self.global_step + 1)
 
     def validation_step(self, batch: TimeSeries, batch_idx: int) -> None:
         self._evaluation_step(batch, "val")
@@ -287,9 +287,8 @@ class SequenceModel(pl.LightningModule, ABC):
 
     def on_validation_epoch_end(self) -> None:
         found, self._activity = self._activity.result(), Activity()
-        if self.logger and not self.trainer.sanity_checking:
-            named = {f"latent/{name}": value for name, value in found.items()}
-            self.logger.log_metrics(named, self.global_step)
+        if found and self.logger and not self.trainer.sanity_checking:
+            self.logger.log_metrics({"val/latent/active_units": found["active_units"]}, self.global_step)
 
     @property
     def _total_steps(self) -> int:
@@ -298,10 +297,9 @@ class SequenceModel(pl.LightningModule, ABC):
     def configure_optimizers(self) -> Any:
         optimizer = self.recipe.optim(self.parameters())
         schedule = self.recipe.schedule(optimizer, self._total_steps)
-        each = {"scheduler": schedule, "interval": "step"}
+        each = {"scheduler": schedule, "interval": "step", "name": "train/lr"}  # else named by the optimizer's class
         if isinstance(schedule, ReduceLROnPlateau):
-            each = {
-                "scheduler": schedule,
+            each |= {
                 "interval": "epoch",
                 "monitor": "val/loss",
                 "frequency": self.trainer.check_val_every_n_epoch or 1,
