@@ -184,6 +184,7 @@ def trainer_of(parts: Parts, folder: Path) -> pl.Trainer:
         callbacks.StopOnNaN(),
         callbacks.Figures(),
         callbacks.Timer(),
+        callbacks.Course(),
         callbacks.Log(),
         callbacks.Progress(),
         LearningRateMonitor("step"),
@@ -234,15 +235,17 @@ def _train(parts: Parts, trainer: pl.Trainer, last: Path) -> dict[str, float]:
         checkpoint = torch.load(last, map_location="cpu", weights_only=True)
         check_channels(checkpoint["channels"], parts)
         if _stopped_early(checkpoint):  # cut after the decision to stop: it stands
-            timer = checkpoint["callbacks"]["Timer"]
-            return _cost(parts, checkpoint["epoch"] + 1, checkpoint["global_step"], timer["seconds"])
+            known = checkpoint["callbacks"]
+            cost = _cost(parts, checkpoint["epoch"] + 1, checkpoint["global_step"], known["Timer"]["seconds"])
+            return cost | callbacks.course(known["Course"]["losses"])
         start = str(last)
     try:
         trainer.fit(parts.model, datamodule=parts.data, ckpt_path=start, weights_only=True)
     except SystemExit as stop:  # Lightning's answer to Ctrl-C
         raise KeyboardInterrupt if stop.code == 1 else stop from None
     seconds = callbacks.timer_of(trainer).metrics["fit/seconds"]
-    return _cost(parts, trainer.current_epoch, trainer.global_step, seconds)
+    losses = next(c.losses for c in trainer.callbacks if isinstance(c, callbacks.Course))
+    return _cost(parts, trainer.current_epoch, trainer.global_step, seconds) | callbacks.course(losses)
 
 
 def _stopped_early(checkpoint: dict[str, Any]) -> bool:

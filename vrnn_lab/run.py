@@ -63,7 +63,7 @@ def check_beforehand(argv: list[str]) -> None:
     overrides = [a for a in argv if not a.startswith("-")]
     dirs = _values(argv, ("--config-dir", "-cd"))
     own = [o for o in overrides if not o.lstrip("+").startswith("hydra") and o not in dirs]
-    for each in jobs_of(own) if _sweeps(argv) else [own]:
+    for each in jobs_of(own, tuple(dirs)) if _sweeps(argv) else [own]:
         try:
             config = compose(each, tuple(dirs))
             check(config)

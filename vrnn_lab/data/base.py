@@ -111,6 +111,7 @@ class Ragged:
             labels=None if labels is None else torch.from_numpy(labels),
             most_seen=int(seen.any(-1).sum(1).max(initial=0)),
             longest_gap=float(gap),
+            opens_seen=bool(seen[np.arange(len(seen)), (seen | scored).any(-1).argmax(1)].any(-1).all()),
             in_training=in_training,
         )
 
