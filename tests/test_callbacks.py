@@ -13,7 +13,7 @@ from small import model_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vrnn_lab import callbacks, plots
-from vrnn_lab.callbacks import Figures, NotFiniteError, Progress, StopOnNaN, Timer, log_hparams
+from vrnn_lab.callbacks import Course, Figures, NotFiniteError, Progress, StopOnNaN, Timer, course, log_hparams
 from vrnn_lab.data.spirals import Spirals1D
 from vrnn_lab.losses import LossTerms
 
@@ -221,6 +221,24 @@ def test_a_test_from_an_earlier_checkpoint_does_not_turn_the_timer_back(tmp_path
 
 def test_a_timer_that_never_started_has_no_rate():
     assert Timer().metrics == {"fit/seconds": 0.0, "fit/steps": 0, "fit/steps_per_second": 0.0}
+
+
+# ---- the course of val/loss -------------------------------------------------------------------------------
+
+
+def test_the_course_of_a_fit_says_where_it_ended_and_how_early_it_fell():
+    assert course([4.0, 2.0, 3.0, 1.0, 6.0]) == {"fit/last_loss": 6.0, "fit/mean_best": 2.0}
+    assert course([]) == {}
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_a_resumed_fit_keeps_the_course_of_what_came_before(tmp_path):
+    data, checkpoint = data_of(), ModelCheckpoint(tmp_path, save_last=True)
+    first = Course()
+    fit(data, first, checkpoint, epochs=2, num_sanity_val_steps=1)
+    then = Course()
+    fit(data_of(), then, checkpoint, epochs=3, resume=tmp_path / "last.ckpt")
+    assert len(first.losses) == 2 and len(then.losses) == 3 and then.losses[:2] == first.losses
 
 
 # ---- progress ---------------------------------------------------------------------------------------------

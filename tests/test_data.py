@@ -134,6 +134,8 @@ def test_batches_keep_the_promises_of_a_batch_of_series(name, split):
         assert batch.values.shape[2] == len(data.channels)
         assert batch.in_training == (split == "train")
         assert batch.most_seen == batch.seen.any(-1).sum(1).max()
+        opening = [seen[there][:1].any() for seen, there in zip(batch.seen, batch.counts, strict=True)]
+        assert batch.opens_seen == all(opening)
         if batch.clean is not None:
             assert batch.clean.shape == batch.values.shape and batch.clean.isfinite().all()
 
