@@ -244,8 +244,8 @@ def _train(parts: Parts, trainer: pl.Trainer, last: Path) -> dict[str, float]:
     except SystemExit as stop:  # Lightning's answer to Ctrl-C
         raise KeyboardInterrupt if stop.code == 1 else stop from None
     seconds = callbacks.timer_of(trainer).metrics["fit/seconds"]
-    losses = next(c.losses for c in trainer.callbacks if isinstance(c, callbacks.Course))
-    return _cost(parts, trainer.current_epoch, trainer.global_step, seconds) | callbacks.course(losses)
+    course = callbacks.course(callbacks.losses_of(trainer))
+    return _cost(parts, trainer.current_epoch, trainer.global_step, seconds) | course
 
 
 def _stopped_early(checkpoint: dict[str, Any]) -> bool:
