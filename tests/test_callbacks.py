@@ -13,7 +13,7 @@ from small import model_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vrnn_lab import callbacks, plots
-from vrnn_lab.callbacks import Figures, NotFiniteError, Progress, StopOnNaN, Timer
+from vrnn_lab.callbacks import Course, Figures, NotFiniteError, Progress, StopOnNaN, Timer, course
 from vrnn_lab.data.spirals import Spirals1D
 from vrnn_lab.losses import LossTerms
 
@@ -150,6 +150,12 @@ def test_by_default_a_fit_has_five_figures_whatever_the_epochs_between_validatio
     assert Figures().drawn == 0
 
 
+def test_a_fit_measured_in_steps_has_five_figures_too(tmp_path, plain_figures):
+    keys = {"max_steps": 30, "val_check_interval": 2, "check_val_every_n_epoch": None}
+    fit(data_of(), Figures(), epochs=-1, logger=board(tmp_path), **keys)
+    assert [event.step for event in read(tmp_path).Images("forecast")] == [6, 12, 18, 24, 30]
+
+
 def test_without_tensorboard_no_figure_is_drawn(tmp_path, plain_figures):
     fit(data_of(), Figures(every=1), epochs=1)
     fit(data_of(), Figures(every=1), epochs=1, logger=CSVLogger(tmp_path))
@@ -217,6 +223,24 @@ def test_a_timer_that_never_started_has_no_rate():
     assert Timer().metrics == {"fit/seconds": 0.0, "fit/steps": 0, "fit/steps_per_second": 0.0}
 
 
+# ---- the course of val/loss -------------------------------------------------------------------------------
+
+
+def test_the_course_of_a_fit_says_where_it_ended_and_how_early_it_fell():
+    assert course([4.0, 2.0, 3.0, 1.0, 6.0]) == {"fit/last_loss": 6.0, "fit/mean_best": 2.0}
+    assert course([]) == {}
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_a_resumed_fit_keeps_the_course_of_what_came_before(tmp_path):
+    data, checkpoint = data_of(), ModelCheckpoint(tmp_path, save_last=True)
+    first = Course()
+    fit(data, first, checkpoint, epochs=2, num_sanity_val_steps=1)
+    then = Course()
+    fit(data_of(), then, checkpoint, epochs=3, resume=tmp_path / "last.ckpt")
+    assert len(first.losses) == 2 and len(then.losses) == 3 and then.losses[:2] == first.losses
+
+
 # ---- progress ---------------------------------------------------------------------------------------------
 
 
@@ -227,6 +251,12 @@ def test_into_a_file_progress_writes_a_short_line_every_tenth_of_the_epochs():
     assert [line.split()[1] for line in lines] == [f"{epoch}/20" for epoch in range(2, 21, 2)]
     assert all(word in lines[-1] for word in ("train/loss", "val/loss", "steps/s"))
     assert max(map(len, lines)) < 90
+
+
+def test_a_fit_measured_in_steps_has_ten_lines_too():
+    file = io.StringIO()
+    fit(data_of(4), Progress(Console(file=file, width=80)), epochs=-1, max_steps=40)
+    assert [line.split()[1] for line in file.getvalue().splitlines()] == [f"{epoch}/40" for epoch in range(4, 41, 4)]
 
 
 def test_on_a_terminal_progress_is_one_bar_that_ends_with_the_fit():

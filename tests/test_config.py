@@ -1,16 +1,18 @@
 """Every YAML fits the constructor it builds; what cannot work is refused by name, with the cure."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
 import vrnn_lab
 from vrnn_lab import describe
 from vrnn_lab.command import arguments
-from vrnn_lab.config import CONF, ConfigError, check, compose, groups, job_id, near, options, target
+from vrnn_lab.config import CONF, ConfigError, check, compose, groups, job_id, jobs_of, near, options, target
 from vrnn_lab.experiment import assemble
 
 CHOICES = [(group, option) for group in groups() for option in options(group)]
@@ -101,6 +103,12 @@ def test_two_tricks_that_set_one_key_are_an_error(tmp_path):
         compose(["trick=[wide,wider]"], (str(tmp_path),))
 
 
+def test_two_tricks_that_choose_in_one_group_are_an_error():
+    with pytest.raises(ConfigError, match="'adam' and 'adamw' both set optim"):
+        compose(["trick=[adam,adamw]"])
+    assert compose(["trick=[adam,lr_schedule]"]).optim.lr == 1e-2  # a key of a group is not the group
+
+
 def test_tricks_compose_and_leave_their_names():
     config = compose(["trick=[big_batch,wide]"])
     assert (config.data.batch_size, config.model.width) == (200, 200)
@@ -110,6 +118,63 @@ def test_tricks_compose_and_leave_their_names():
 def test_the_command_line_outdoes_trick_and_experiment():
     config = compose(["experiment=periodic", "trick=wide", "model.width=7", "trainer.max_epochs=3"])
     assert (config.model.width, config.trainer.max_epochs, config.data.shared_times) == (7, 3, True)
+
+
+LADDER = ["big_batch", "wide", "adamw", "lr_schedule", "early_stop"]
+RUNGS = [
+    *(LADDER[:steps] for steps in range(6)),
+    ["big_batch", "wide", "adam"],
+    *([trick] for trick in (*LADDER[1:], "adam")),
+]
+
+
+def test_the_ladder_is_every_rung_for_every_seed():
+    jobs = jobs_of(["experiment=tricks"])
+    first = [compose(job) for job in jobs if "seed=0" in job]
+    assert sorted(sorted(job.tricks) for job in first) == sorted(map(sorted, RUNGS))
+    assert len({job_id(job) for job in first}) == len(RUNGS) == 12
+    without = [sorted(o for o in job if not o.startswith("seed=")) for job in jobs]
+    assert all(without.count(job) == 5 for job in without) and len({tuple(sorted(job)) for job in jobs}) == 60
+    for job in first:
+        check(job)
+        optim = {"[adam]": "Adam", "[adamw]": "AdamW"}.get(
+            f"[{''.join({'adam', 'adamw'} & set(job.tricks))}]", "RMSprop"
+        )
+        assert job.optim._target_ == f"torch.optim.{optim}"
+        assert job.optim.lr == (1e-2 if "lr_schedule" in job.tricks else 1e-3)
+
+
+GRIDS = [("tricks_batch", ("data.batch_time", "data.batch_size")), ("tricks_depth", ("model.depth", "model.width"))]
+
+
+@pytest.mark.parametrize(("experiment", "keys"), GRIDS)
+def test_the_grids_beside_the_ladder_hold_the_demo_and_every_pair(experiment, keys):
+    jobs = jobs_of([f"experiment={experiment}", "seed=0,1,2"])
+    demo = compose(["experiment=tricks"])
+    assert sum({f"{key}={OmegaConf.select(demo, key)}" for key in keys} < set(job) for job in jobs) == 3
+    assert len({tuple(sorted(job)) for job in jobs}) == len(jobs) == 27
+    last = compose(jobs[-1])
+    check(last)
+    assert not last.tricks and {f"{key}={OmegaConf.select(last, key)}" for key in keys} < set(jobs[-1])
+
+
+def test_what_an_experiment_sweeps_the_command_line_overrides():
+    few = jobs_of(["experiment=tricks", "seed=7", "trick=wide,[adam]", "model.width=9"])
+    assert sorted(map(sorted, few)) == [
+        ["experiment=tricks", "model.width=9", "seed=7", f"trick={trick}"] for trick in ("[adam]", "wide")
+    ]
+    assert len(jobs_of(["experiment=tricks", "hydra.sweeper.params.trick=none"])) == 5
+    assert jobs_of(["model=rnn,vrnn", "model.width=8"]) == [[f"model={m}", "model.width=8"] for m in ("rnn", "vrnn")]
+
+
+@pytest.mark.parametrize("file", sorted((CONF.parent / "docs" / "claims").glob("*.yaml")), ids=lambda file: file.stem)
+def test_both_sides_of_every_claim_are_in_its_sweep(file):
+    jobs = jobs_of([f"experiment={file.stem}", "seed=0"])
+    for claim in yaml.safe_load(file.read_text()):
+        assert set(claim) <= {"claim", "better", "than", "metric", "lower"} and claim["better"] != claim["than"]
+        for side in (claim["better"], claim["than"]):
+            wanted = set(re.split(r",(?![^\[]*\])", side))  # at commas outside of brackets
+            assert sum(wanted < set(job) for job in jobs) == 1, side
 
 
 def test_a_job_is_named_after_what_it_does_and_nothing_else():

@@ -134,6 +134,8 @@ def test_batches_keep_the_promises_of_a_batch_of_series(name, split):
         assert batch.values.shape[2] == len(data.channels)
         assert batch.in_training == (split == "train")
         assert batch.most_seen == batch.seen.any(-1).sum(1).max()
+        opening = [seen[there][:1].any() for seen, there in zip(batch.seen, batch.counts, strict=True)]
+        assert batch.opens_seen == all(opening)
         if batch.clean is not None:
             assert batch.clean.shape == batch.values.shape and batch.clean.isfinite().all()
 
@@ -366,3 +368,15 @@ def test_an_empty_split_is_refused_by_name():
 
     with pytest.raises(ValueError, match="the val split has no series"):
         Hollow(**SIZES, points=5).scale  # noqa: B018 - reading it is what raises
+
+
+def test_the_order_of_training_is_the_runs_own_and_what_is_asked_in_a_test_is_not():
+    from vrnn_lab.config import compose
+    from vrnn_lab.experiment import assemble
+
+    small = ["data=periodic", "data.train=40", "data.val=10", "data.test=10", "data.batch_size=10", "model=rnn"]
+    one, two = (assemble(compose([*small, f"seed={seed}"])).data for seed in (0, 1))
+    ids = lambda data: torch.cat([batch.ids for batch in data.train_dataloader()])
+    assert not torch.equal(ids(one), ids(two)) and torch.equal(ids(one).sort().values, ids(two).sort().values)
+    for a, b in zip(one.test_dataloader(), two.test_dataloader(), strict=True):
+        assert torch.equal(a.seen, b.seen) and torch.equal(a.values, b.values)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small import density, model_of, scale_of
+from small import density, from_loader, model_of, scale_of
 from torchdiffeq import odeint
 
 from vrnn_lab.config import ConfigError
@@ -103,6 +103,18 @@ def test_with_nothing_seen_a_path_starts_from_its_first_draw():
     seen_first = replace(batch, seen=seen_at(0)[None])
     torch.testing.assert_close(nll, model.loss_terms(seen_first).nll)
     assert (weights[0] + nll).abs() > 1
+
+
+def test_where_every_row_is_known_to_start_from_its_first_point_nothing_is_solved_backward(monkeypatch):
+    model = turning()
+    batch = replace(from_loader(row(standard_values(), seen_at(0, 3))), longest_gap=None)
+    expected, field, rows = model.loss_terms(batch).nll, model._field, []
+    monkeypatch.setattr(model, "_field", lambda time, state: rows.append(len(state)) or field(time, state))
+    torch.testing.assert_close(model.loss_terms(replace(batch, opens_seen=True)).nll, expected)
+    assert set(rows) == {1}
+    rows.clear()
+    model.loss_terms(replace(batch, opens_seen=True, in_training=False))  # where seen was changed it may be wrong
+    assert set(rows) == {2}
 
 
 @pytest.mark.parametrize("power", [1, 3])

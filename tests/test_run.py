@@ -258,6 +258,20 @@ def test_tricks_sweep_as_lists(tmp_path):
     assert sorted(len(c.tricks) for c in configs) == [0, 1, 2]
 
 
+def test_an_experiment_that_sweeps_by_itself_needs_only_m(tmp_path):
+    small = ["data.points=30", "data.starts=1", "trainer=cpu", "trainer.max_steps=2", "trainer.val_check_interval=2"]
+    command("run", "-m", "sweep=t", "experiment=tricks_batch", "seed=3", "data.batch_time=5", *small, folder=tmp_path)
+    configs = [OmegaConf.load(p) for p in (tmp_path / "outputs" / "t").glob("*/.hydra/config.yaml")]
+    assert sorted((c.seed, c.data.batch_time, c.data.batch_size) for c in configs) == [
+        (3, 5, s) for s in (20, 40, 80)
+    ]
+    found = [metrics(p.parent) for p in (tmp_path / "outputs" / "t").glob("*/metrics.json")]
+    assert [run["fit/steps"] for run in found] == [2, 2, 2]
+    # The loss is twice the mean |error|: no constant, and nothing of the first point.
+    assert all(run["test/loss"] == pytest.approx(run["test/forecast/nll"], rel=1e-5) for run in found)
+    assert all(run["fit/last_loss"] == pytest.approx(run["val/loss"], rel=1e-5) for run in found)
+
+
 def test_a_users_own_table_trains_and_is_read_again(tmp_path):
     """Two features seen at different times, unequal lengths, seconds since 1970, rows in any order."""
     rows = [

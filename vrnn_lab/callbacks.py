@@ -2,7 +2,8 @@
 
 import logging
 import sys
-from math import isfinite, nan
+from itertools import accumulate
+from math import ceil, isfinite, nan
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -17,6 +18,7 @@ from rich.progress import Progress as Bar
 from torch import Tensor
 
 from vrnn_lab import plots
+from vrnn_lab.folder import SCORE
 from vrnn_lab.models.base import LOG_EVERY
 
 log = logging.getLogger("vrnn_lab")
@@ -25,7 +27,7 @@ log = logging.getLogger("vrnn_lab")
 class Figures(Callback):
     """Figures of the validation split in TensorBoard, at the first validation after every few epochs.
 
-    every: epochs between them; None is a fifth of the fit.
+    every: epochs between them; None is a fifth of the fit's steps.
     """
 
     def __init__(self, every: int | None = None):
@@ -34,7 +36,7 @@ class Figures(Callback):
         self.every, self.drawn = every, 0
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        due = (trainer.current_epoch + 1) // (self.every or max(1, (trainer.max_epochs or 0) // 5))
+        due = self._due(trainer)
         if trainer.sanity_checking or due <= self.drawn or not trainer.is_global_zero:
             return
         self.drawn = due
@@ -43,6 +45,11 @@ class Figures(Callback):
                 drawn = plots.figures(pl_module, trainer.datamodule, pl_module.seed, "val")
                 for name, figure in drawn.items():
                     logger.experiment.add_figure(name, figure, trainer.global_step)
+
+    def _due(self, trainer: Any) -> int:
+        if self.every:
+            return (trainer.current_epoch + 1) // self.every
+        return int(5 * trainer.global_step // trainer.estimated_stepping_batches)  # none of a fit without end
 
     def state_dict(self) -> dict[str, int]:
         return {"drawn": self.drawn}
@@ -75,6 +82,12 @@ class Checkpoints(ModelCheckpoint):
 def _known(trainer: Any) -> dict[str, Any]:
     """The numbers logged last, of training and of validation."""
     return {**trainer.callback_metrics, **getattr(trainer.lightning_module, "latest", {})}
+
+
+def _epochs(trainer: Any) -> int:
+    """All epochs of a fit, the last of which may be cut by max_steps; 0 of one without end."""
+    batches = trainer.estimated_stepping_batches * trainer.accumulate_grad_batches
+    return ceil(batches / trainer.num_training_batches) if isfinite(batches) else 0
 
 
 class Log(Callback):
@@ -194,6 +207,37 @@ def timer_of(trainer: Any) -> Timer:
     return next(c for c in trainer.callbacks if isinstance(c, Timer))
 
 
+def course(losses: list[float]) -> dict[str, float]:
+    """How steady and how fast a fit was, from val/loss at each of its validations.
+
+    fit/last_loss   the last; best.ckpt is of the least
+    fit/mean_best   the least so far, averaged over the validations: low where it falls early
+    """
+    best = list(accumulate(losses, min))
+    return {"fit/last_loss": losses[-1], "fit/mean_best": sum(best) / len(best)} if best else {}
+
+
+class Course(Callback):
+    """Keeps val/loss of every validation, over all segments of a fit."""
+
+    def __init__(self):
+        self.losses: list[float] = []
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        if not trainer.sanity_checking and SCORE in trainer.callback_metrics:
+            self.losses.append(trainer.callback_metrics[SCORE].item())
+
+    def state_dict(self) -> dict[str, list[float]]:
+        return {"losses": self.losses}
+
+    def load_state_dict(self, state_dict: dict[str, list[float]]) -> None:
+        self.losses = list(state_dict["losses"])
+
+
+def losses_of(trainer: Any) -> list[float]:
+    return next(c for c in trainer.callbacks if isinstance(c, Course)).losses
+
+
 class Progress(ProgressBar):
     """One bar for the whole fit: epoch, losses, steps a second. Into a file: a line every tenth of the epochs."""
 
@@ -245,7 +289,7 @@ class Progress(ProgressBar):
 
     def _tenth(self, trainer) -> bool:
         """Whether this epoch completes another tenth of them all (of 100, when there is no end)."""
-        epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else 100
+        epochs = _epochs(trainer) or 100
         tenths = lambda epoch: 10 * epoch // epochs
         return tenths(trainer.current_epoch + 1) > tenths(trainer.current_epoch)
 
@@ -262,8 +306,9 @@ class Progress(ProgressBar):
         self.bar.update(self.bar.task_ids[0], completed=trainer.global_step, text=self._text(trainer))
 
     def _text(self, trainer) -> str:
-        epochs = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
-        epoch = min(trainer.current_epoch + 1, trainer.max_epochs if epochs else sys.maxsize)
+        all_epochs = _epochs(trainer)
+        epochs = f"/{all_epochs}" if all_epochs else ""
+        epoch = min(trainer.current_epoch + 1, all_epochs or sys.maxsize)
         known = _known(trainer)
         losses = "".join(f"  {name} {known[name]:.4g}" for name in ("train/loss", "val/loss") if name in known)
         speed = f"  {self.rate:.3g} steps/s" if isfinite(self.rate) else ""

@@ -55,6 +55,12 @@ def near(word: str, among) -> str:
 
 def compose(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> DictConfig:
     """The config of a run from Hydra overrides such as `model=vrnn`, `optim.lr=1e-3`; ConfigError if none."""
+    config = _composed(overrides, config_dirs)
+    check_tricks(config, config_dirs)
+    return config
+
+
+def _composed(overrides: list[str], config_dirs: tuple[str, ...], with_hydra: bool = False) -> DictConfig:
     import hydra
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
@@ -65,13 +71,12 @@ def compose(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> DictConf
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             try:
-                config = hydra.compose("config", overrides=(search if config_dirs else []) + overrides)
+                whole = (search if config_dirs else []) + overrides
+                return hydra.compose("config", overrides=whole, return_hydra_config=with_hydra)
             except (HydraException, OmegaConfBaseException) as error:
                 raise ConfigError(_explain(str(error), hydra)) from error
     finally:
         GlobalHydra.instance().hydra = before
-    check_tricks(config, config_dirs)
-    return config
 
 
 def _explain(message: str, hydra) -> str:
@@ -115,17 +120,22 @@ def _with_part(key: str) -> list[str]:
     return [o for o in options(group) if any(isinstance(d, dict) and part in d for d in chosen(o))]
 
 
-def jobs_of(overrides: list[str]) -> list[list[str]]:
-    """Every job's overrides in a sweep."""
+def jobs_of(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> list[list[str]]:
+    """Every job's overrides in a sweep; what an experiment sweeps by itself (hydra.sweeper.params) comes first."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
+        parse = OverridesParser.create().parse_overrides
+        fixed = [o for o in parse(overrides) if not o.is_sweep_override()]
+        chosen = [str(o.input_line) for o in fixed if o.key_or_group == "experiment" or o.is_hydra_override()]
+        own = _composed(chosen, config_dirs, with_hydra=True).hydra.sweeper.get("params") or {}
+        parsed = parse([*(f"{key}={value}" for key, value in own.items()), *overrides])
     except HydraException as error:
         raise ConfigError(_explain(str(error), None)) from error
-    return [each for batch in BasicSweeper.split_arguments(parsed, None) for each in batch]
+    of_jobs = [o for o in parsed if not o.is_hydra_override()]
+    return [each for batch in BasicSweeper.split_arguments(of_jobs, None) for each in batch]
 
 
 def groups() -> list[str]:
@@ -147,18 +157,24 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def check_tricks(config: DictConfig, config_dirs: tuple[str, ...] = ()) -> None:
-    """Two tricks that set one key would mix silently: an error instead."""
+    """Two tricks that set one key, or one group, would mix silently: an error instead."""
     owner: dict[str, str] = {}
     for trick in config.get("tricks", {}):
         files = [Path(d) / "trick" / f"{trick}.yaml" for d in (CONF, *config_dirs)]
         for file in filter(Path.exists, files):
-            for key in flat(yaml.safe_load(file.read_text()) or {}):
-                if key != "defaults" and key in owner:
+            for key in _set_by(yaml.safe_load(file.read_text()) or {}):
+                if key in owner:
                     raise ConfigError(
                         f"tricks '{owner[key]}' and '{trick}' both set {key}; choose one of them, and set "
                         f"{key}=... yourself if you want another value."
                     )
                 owner[key] = str(trick)
+
+
+def _set_by(trick: dict[str, Any]) -> list[str]:
+    """The groups and keys that a trick's file sets."""
+    chosen = [group for each in trick.get("defaults", []) if isinstance(each, dict) for group in each]
+    return [g.removeprefix("override").strip(" /") for g in chosen] + [k for k in flat(trick) if k != "defaults"]
 
 
 def nodes(node: Any, path: str = "") -> Iterator[tuple[str, dict]]:

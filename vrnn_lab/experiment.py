@@ -43,7 +43,7 @@ def assemble(config: DictConfig, scale: Scale | None = None) -> Parts:
     """The parts of a config; with the scale of a fitted model its data set is not read."""
     check(config)
     data = make(config.data, "data") if scale else data_of(config)
-    data.task = make(config.task, "task")
+    data.task, data.order = make(config.task, "task"), config.seed
     scale = scale or data.scale
     recipe = _recipe(config)
     pl.seed_everything(config.seed, verbose=False)
@@ -204,6 +204,7 @@ def trainer_of(parts: Parts, folder: Path) -> pl.Trainer:
         callbacks.StopOnNaN(),
         callbacks.Figures(),
         callbacks.Timer(),
+        callbacks.Course(),
         callbacks.Log(),
         callbacks.Progress(),
         LearningRateMonitor("step"),
@@ -257,8 +258,9 @@ def _train(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, float]:
         checkpoint = torch.load(last, map_location="cpu", weights_only=True)
         check_channels(checkpoint["channels"], parts)
         if _stopped_early(checkpoint):  # cut after the decision to stop: it stands
-            timer = checkpoint["callbacks"]["Timer"]
-            return _cost(parts, checkpoint["epoch"] + 1, checkpoint["global_step"], timer["seconds"])
+            known = checkpoint["callbacks"]
+            cost = _cost(parts, checkpoint["epoch"] + 1, checkpoint["global_step"], known["Timer"]["seconds"])
+            return cost | callbacks.course(known["Course"]["losses"])
         start, step = str(last), checkpoint["global_step"]
     assert isinstance(trainer.logger, board.Board)
     trainer.logger.begin(step)
@@ -267,7 +269,8 @@ def _train(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, float]:
     except SystemExit as stop:  # Lightning's answer to Ctrl-C
         raise KeyboardInterrupt if stop.code == 1 else stop from None
     seconds = callbacks.timer_of(trainer).metrics["fit/seconds"]
-    return _cost(parts, trainer.current_epoch, trainer.global_step, seconds)
+    course = callbacks.course(callbacks.losses_of(trainer))
+    return _cost(parts, trainer.current_epoch, trainer.global_step, seconds) | course
 
 
 def _stopped_early(checkpoint: dict[str, Any]) -> bool:

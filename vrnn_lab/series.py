@@ -28,6 +28,7 @@ class TimeSeries:
     # where seen or scored are changed: then in_training=False, and no use is made of the others.
     most_seen: int | None = None  # no row has more points with something seen
     longest_gap: float | None = None  # no two neighbours of the points that count lie further apart
+    opens_seen: bool = False  # of every row the first point that counts is seen
     in_training: bool = False  # all points lie in windows the model's scale was measured on
 
     @property

@@ -111,6 +111,7 @@ class Ragged:
             labels=None if labels is None else torch.from_numpy(labels),
             most_seen=int(seen.any(-1).sum(1).max(initial=0)),
             longest_gap=float(gap),
+            opens_seen=bool(seen[np.arange(len(seen)), (seen | scored).any(-1).argmax(1)].any(-1).all()),
             in_training=in_training,
         )
 
@@ -208,6 +209,7 @@ class SeriesData(pl.LightningDataModule, ABC):
     def __init__(self, batch_size: Count = 50, seed: Natural = 0):
         super().__init__()
         self.batch_size, self.seed = batch_size, seed
+        self.order = seed  # seeds the order of training and what its task draws; a run sets its own
         self.task: Task = Density()
         self._splits: dict[str, Ragged] | None = None
 
@@ -249,7 +251,7 @@ class SeriesData(pl.LightningDataModule, ABC):
         return Batches(self.splits[split], task, batch_size or self.batch_size, self.seed)
 
     def train_dataloader(self) -> Batches:
-        loader = Batches(self.splits["train"], self.task, self.batch_size, self.seed, training=True)
+        loader = Batches(self.splits["train"], self.task, self.batch_size, self.order, training=True)
         if self.trainer is not None:
             trainer = self.trainer
             # Lightning's own way, a loader with a state, loses the state when a schedule asks for the total steps.

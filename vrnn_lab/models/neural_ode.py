@@ -87,23 +87,30 @@ class NeuralODE(SequenceModel):
     def _carry(self, series: TimeSeries, values: Tensor, anchor: Tensor, taken: Tensor) -> Tensor:
         """y at every point of compacted rows, before it takes in the point's values (batch, time, dim).
 
-        Both ways from the anchor at once, as rows of one batch; until it is reached, gaps are zero.
+        Both ways from the anchor at once, as rows of one batch; until it is reached, gaps are zero. Forward alone
+        where every row is known to start from its first point.
         """
         times = series.times
         place = torch.arange(times.shape[1], device=times.device)
         ahead = torch.diff(times, dim=1, append=times[:, -1:])
         ahead = torch.where((place >= anchor) & series.counts.roll(-1, 1), ahead, 0)
-        back = torch.diff(times, dim=1, prepend=times[:, :1]).neg()
-        back = torch.where(place <= anchor, back, 0).flip(1)
-        told = torch.cat([values, taken.to(values)], -1)
-        only = torch.cat([values, (taken & (place == anchor)[..., None]).to(values)], -1).flip(1)
-        start = self.first.expand(2 * len(values), -1)
+        told, gap = torch.cat([values, taken.to(values)], -1), ahead
+        both = not (series.in_training and series.opens_seen)
+        if both:
+            back = torch.diff(times, dim=1, prepend=times[:, :1]).neg()
+            back = torch.where(place <= anchor, back, 0).flip(1)
+            only = torch.cat([values, (taken & (place == anchor)[..., None]).to(values)], -1).flip(1)
+            told, gap = torch.cat([told, only]), torch.cat([ahead, back])
+        start = self.first.expand(len(told), -1)
         jump = lambda told, state: torch.where(told[..., self.scale.dim :] > 0, told[..., : self.scale.dim], state)
-        gap, most = torch.cat([ahead, back]), None
+        most = None
         if series.in_training:
             most = ticks_in_training(times.shape[1], self.reach, self.step, series.longest_gap)
-        _, arrived = through(self._field, jump, torch.cat([told, only]), gap, start, self.step, most)
-        forward, backward = torch.cat([start[:, None], arrived[:, :-1]], 1).chunk(2)
+        _, arrived = through(self._field, jump, told, gap, start, self.step, most)
+        carried = torch.cat([start[:, None], arrived[:, :-1]], 1)
+        if not both:
+            return carried
+        forward, backward = carried.chunk(2)
         return torch.where((place < anchor)[..., None], backward.flip(1), forward)
 
     def _density(self, carried: Tensor, anchor: Tensor) -> Density:
