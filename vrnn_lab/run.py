@@ -4,6 +4,7 @@ import itertools
 import os
 import signal
 import sys
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vrnn_lab.command import guarded, quiet
 from vrnn_lab.config import CONF, ConfigError, check, compose, contents, flat, jobs_of, near
+from vrnn_lab.processes import launched
 
 PASSED_ON = (
     "--help",
@@ -34,6 +36,8 @@ def job(config: DictConfig, folder: Path, overrides: list[str], wait: bool = Fal
     from vrnn_lab.table import print_run
 
     metrics = experiment.run(config, folder, overrides, wait, resuming)
+    if metrics is None:  # the first of the processes of this run prints it
+        return nan
     print_run(folder, metrics)
     return metrics[SCORE]
 
@@ -70,6 +74,20 @@ def check_beforehand(argv: list[str]) -> None:
             check_accelerator(config)
         except ConfigError as error:
             raise ConfigError(f"{' '.join(each)}: {error}" if _sweeps(argv) else str(error)) from error
+
+
+def check_launch(argv: list[str]) -> None:
+    """What several processes of one run, which torchrun or srun started, cannot do."""
+    if launched()[1] == 1:
+        return
+    if _sweeps(argv):
+        raise ConfigError(
+            "a sweep is started by itself, not by torchrun or srun: its jobs start their own processes."
+        )
+    if not any(a.startswith(("resume=", "hydra.run.dir=")) for a in argv):
+        raise ConfigError(
+            "started as several processes, which must agree on the run's folder; set hydra.run.dir=<folder>."
+        )
 
 
 def _sweeps(argv: list[str]) -> bool:
@@ -131,6 +149,7 @@ def main() -> int:
         return through_hydra(argv)
     quiet()
     folders = [a.partition("=")[2] for a in argv if a.startswith("resume=")]
+    check_launch(argv)
     if folders:
         return resume(Path(folders[-1]), [a for a in argv if not a.startswith("resume=")])
     check_beforehand(argv)
