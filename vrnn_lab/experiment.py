@@ -11,7 +11,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
@@ -173,10 +174,13 @@ def _recorded(folder: Path):
 
 def _run_by(parts: Parts, folder: Path) -> dict[str, Any] | None:
     """The run by processes of their own, one a device."""
+    file = folder / "metrics.json"
     try:
         processes.run(contents(parts.config), folder, processes_of(parts.config))
+    except processes.KilledError:
+        file.unlink(missing_ok=True)  # the others failed for want of the one that was killed
+        raise
     except processes.ProcessError as error:
-        file = folder / "metrics.json"  # written by the first that failed, unless it was killed
         raise processes.ProcessError(json.loads(file.read_text())["error"] if file.exists() else error) from None
     return finished(folder)
 
@@ -313,7 +317,7 @@ def _fit(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, float]:
 def _train(parts: Parts, trainer: pl.Trainer, last: Path) -> dict[str, float]:
     start = None
     if last.exists():
-        log.info("going on from %s", last)
+        log.log(logging.INFO if trainer.is_global_zero else logging.DEBUG, "going on from %s", last)
         checkpoint = torch.load(last, map_location="cpu", weights_only=True)
         check_channels(checkpoint["channels"], parts)
         if _stopped_early(checkpoint):  # cut after the decision to stop: it stands

@@ -24,31 +24,34 @@ def launched() -> tuple[int, int]:
     return 0, 1
 
 
+class KilledError(ProcessError):
+    """It did not fail by itself."""
+
+
 def run(config: dict[str, Any], folder: Path, count: int) -> None:
     """A run as `count` processes of this machine, each a vrnn_lab.rank; the first that fails ends them all."""
-    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage] - torch's own documented name
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
     # They meet at a store of ours: each choosing a port for itself, two runs might choose the same.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     ranks: list[subprocess.Popen] = []
+    codes: list[int | None] = [None]
     try:
         for rank in range(count):
             ranks.append(_start(_environment(rank, count, store.port), (config, folder)))
-        failed = None
-        while failed is None and any(rank.returncode is None for rank in ranks):
+        while None in codes and not any(codes):
             sleep(0.05)
-            failed = next((i for i, rank in enumerate(ranks) if rank.poll()), None)
+            codes = [rank.poll() for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
             rank.communicate()
-    if failed is not None:
-        code = ranks[failed].returncode
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        raise ProcessError(
-            f"process {failed} of the {count} of this run {how}, and the others were ended. "
-            f"Go on from its last checkpoint: resume={folder}"
-        )
+    for code in sorted(filter(None, codes)):  # a signal is a negative code, and a cause sooner than an effect
+        who, rest = f"process {codes.index(code)} of the {count} of this run", "and the others were ended."
+        cure = f"Go on from its last checkpoint: resume={folder}"
+        if code < 0:
+            raise KilledError(f"{who} was killed by {signal.Signals(-code).name}, {rest} {cure}")
+        raise ProcessError(f"{who} ended with exit code {code}, {rest} {cure}")
 
 
 def _start(environment: dict[str, str], task: Any) -> subprocess.Popen:
