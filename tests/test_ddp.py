@@ -53,8 +53,9 @@ def test_the_loss_of_labels_is_shared_too(labels):
     states = torch.randn(3, 5, 8, 2, dtype=torch.float64)
 
     def told(share):
-        nats = torch.zeros(5)
-        terms = LossTerms(nats, nats, states=states if share.rows is None else states[:, share.rows])
+        part = states if share.rows is None else states[:, share.rows]
+        nats = torch.zeros(part.shape[1])
+        terms = LossTerms(nats, nats, states=part)
         return model._label_loss(terms, batch, share)
 
     parts = [told(Share.of(5, rank, 2)) for rank in range(2)]
