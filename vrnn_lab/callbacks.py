@@ -8,7 +8,6 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -67,9 +66,10 @@ class Checkpoints(ModelCheckpoint):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         super().on_train_end(trainer, pl_module)
-        for name in ("best", "last"):  # ended by max_steps before any validation
-            if not (file := Path(str(self.dirpath)) / f"{name}.ckpt").exists():
-                trainer.save_checkpoint(file)
+        files = [Path(str(self.dirpath)) / f"{name}.ckpt" for name in ("best", "last")]
+        # Ended by max_steps before any validation. All processes save together, so one of them decides.
+        for file in trainer.strategy.broadcast([file for file in files if not file.exists()]):
+            trainer.save_checkpoint(file)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         before, now = str(state_dict["dirpath"]), str(self.dirpath)
@@ -140,7 +140,7 @@ class StopOnNaN(Callback):
     def _look(self, trainer, pl_module) -> None:
         if not pl_module._held:
             return
-        held = torch.stack(pl_module._held).cpu()
+        held = pl_module.losses().cpu()
         if held.isfinite().all():
             self.last = held[-1, 0].item()
             return

@@ -26,6 +26,7 @@ def quiet() -> None:
     for name in (
         "lightning.pytorch.utilities.rank_zero",
         "lightning.fabric.utilities.seed",
+        "lightning.fabric.utilities.distributed",
         "lightning.pytorch",
     ):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -21,6 +21,8 @@ CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "co
 TRUSTED = ("vrnn_lab.", "torch.optim.", "lightning.pytorch.Trainer", "lightning.pytorch.callbacks.")
 TRUSTED += ("lightning.pytorch.Callback",)
 VOLATILE = ("sweep", "resume", "retry", "trainer.accelerator", "trainer.devices")
+VOLATILE += ("trainer.strategy", "trainer.num_nodes")
+STRATEGIES = ("ddp", "ddp_find_unused_parameters_true")
 
 
 class ConfigError(ValueError):
@@ -231,8 +233,7 @@ def check(
     trainer = plain.get("trainer", {})
     if trainer.get("max_epochs") == 0 or trainer.get("max_steps") == 0:
         raise ConfigError("trainer.max_epochs=0 or trainer.max_steps=0 trains nothing; expected 1 or more.")
-    if trainer.get("devices", 1) not in (1, "1"):
-        raise ConfigError(f"trainer.devices={trainer['devices']}: a run uses one device; expected 1.")
+    _check_devices(trainer)
     if trainer.get("accelerator", "auto") not in ("auto", "cpu", "gpu", "cuda"):
         raise ConfigError(f"trainer.accelerator={trainer['accelerator']}: expected one of auto, cpu, gpu, cuda.")
     if trainer.get("max_epochs") in (-1, None) and trainer.get("max_steps") == -1:
@@ -248,6 +249,30 @@ def check(
             required = parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
             if required and key not in node and key not in given:
                 raise ConfigError(f"{path}.{key} is missing; {made.__name__} needs it.")
+
+
+def _check_devices(trainer: dict[str, Any]) -> None:
+    from vrnn_lab.checks import Count, Natural, conforms, words
+
+    devices, strategy, machines = (
+        trainer.get(k, v) for k, v in (("devices", 1), ("strategy", "auto"), ("num_nodes", 1))
+    )
+    gpus = devices if isinstance(devices, list) else []
+    named = gpus and all(conforms(gpu, Natural) for gpu in gpus) and len({*gpus}) == len(gpus)
+    if not (devices == "auto" or conforms(devices, Count) or named):
+        raise ConfigError(f"trainer.devices={devices!r}: expected auto, {words(Count)}, or a list of GPUs as [0,1].")
+    if gpus and trainer.get("accelerator") == "cpu":
+        raise ConfigError(
+            f"trainer.devices={devices} are GPUs; of the CPU say how many processes: trainer.devices=2."
+        )
+    if strategy not in ("auto", *STRATEGIES):
+        raise ConfigError(f"trainer.strategy={strategy!r}: expected one of auto, {', '.join(STRATEGIES)}.")
+    if not conforms(machines, Count):
+        raise ConfigError(f"trainer.num_nodes={machines!r}: expected {words(Count)}.")
+    if strategy == "auto" and (machines > 1 or not (devices == 1 or len(gpus) == 1)):
+        raise ConfigError(
+            f"trainer.devices={devices} on {machines} machines is more than one device: add trainer=ddp."
+        )
 
 
 def _check_value(path: str, value: Any, key: str, signature, hints, name: str) -> None:

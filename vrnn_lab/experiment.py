@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -11,16 +12,20 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 
-from vrnn_lab import board, callbacks, origin, plots
+from vrnn_lab import board, callbacks, origin, plots, processes
 from vrnn_lab.built import data_of
 from vrnn_lab.config import VOLATILE, ConfigError, check, contents, flat, make
 from vrnn_lab.data.base import SeriesData
 from vrnn_lab.folder import SCORE, begin, config_of, fail, finished, metrics_of, only_one, prepare, write_whole
 from vrnn_lab.metrics import Yardstick, evaluate
 from vrnn_lab.models.base import LOG_EVERY, SequenceModel
+from vrnn_lab.processes import launched
 from vrnn_lab.recipe import Recipe
 from vrnn_lab.references import references
 from vrnn_lab.series import Scale
@@ -78,11 +83,44 @@ def _recipe(config: DictConfig) -> Recipe:
 
 
 def check_accelerator(config: DictConfig) -> None:
-    if config.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+    """Whether this machine has the devices that are asked for, and somebody to start a process on each."""
+    trainer, known = config.trainer, launched()[1]
+    if trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise ConfigError(
-            f"trainer.accelerator={config.trainer.accelerator}, and this machine has no GPU that torch "
+            f"trainer.accelerator={trainer.accelerator}, and this machine has no GPU that torch "
             f"{torch.__version__} can use; choose trainer=auto or trainer=cpu, or install a GPU build of torch."
         )
+    number, machines, there = processes_of(config), trainer.get("num_nodes", 1), torch.cuda.device_count()
+    named = OmegaConf.is_list(trainer.devices)
+    last = max(trainer.devices) if named else number - 1
+    if last >= there and (named or _accelerator(config) != "cpu"):
+        raise ConfigError(f"trainer.devices={trainer.devices}, and this machine has {there} GPUs, counted from 0.")
+    if machines > 1 == known:
+        raise ConfigError(
+            f"trainer.num_nodes={machines}: by itself a run starts processes on one machine; start this command on "
+            "every machine by srun or torchrun."
+        )
+    if known > 1 and number * machines != known:
+        raise ConfigError(
+            f"started as {known} processes, but trainer.devices={trainer.devices} on {machines} machines are "
+            f"{number * machines}; choose trainer=ddp with trainer.devices and trainer.num_nodes that make {known}."
+        )
+
+
+def _accelerator(config: DictConfig) -> str:
+    """Not Lightning's auto: that of Apple knows no float64, which times need."""
+    chosen = config.trainer.accelerator
+    return ("gpu" if torch.cuda.is_available() else "cpu") if chosen == "auto" else chosen
+
+
+def processes_of(config: DictConfig) -> int:
+    """How many processes, each with a device of this machine, fit the model."""
+    devices = config.trainer.devices
+    if devices != "auto":
+        return len(devices) if OmegaConf.is_list(devices) else devices
+    if (known := launched()[1]) > 1:
+        return known // config.trainer.num_nodes
+    return 1 if _accelerator(config) == "cpu" else torch.cuda.device_count()
 
 
 def run(
@@ -92,16 +130,20 @@ def run(
     choices: dict[str, Any] | None = None,
     in_sweep: bool = False,
     resuming: bool = False,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Fit, score and draw the model of a config in a run folder; go on where an earlier try was cut short.
 
     choices: the option chosen of each config group, such as model: vrnn, kept beside the config.
 
     Returns the metrics (also in metrics.json). Errors are recorded as status=failed, and raised; those of a single
-    run that come before anything is trained leave no folder.
+    run that come before anything is trained leave no folder. Of several processes of one run (trainer=ddp) that
+    torchrun or srun started the first returns the metrics, the others nothing.
     """
     if config.data.get("path"):  # so that the folder can be read from anywhere
         config = DictConfig(OmegaConf.merge(config, {"data": {"path": str(Path(config.data.path).absolute())}}))
+    if launched()[0]:
+        check_accelerator(config)
+        return take_part(config, folder)
     prepare(folder)
     with only_one(folder, wait=in_sweep):
         _same_run(config, folder, resuming)
@@ -109,15 +151,44 @@ def run(
             log.info("%s is finished already; its recorded result stands.", folder)
             return metrics
         (folder / "metrics.json").unlink(missing_ok=True)  # of a failure that is tried again; run.log keeps it
+        board.forget_end(folder)
         parts = _begin(config, folder, overrides or [], choices or {}, in_sweep)
-        with _log_to(folder / "run.log"):
-            try:
-                return _run(parts, folder)
-            except Exception as error:
-                log.debug("failed", exc_info=True)  # to the file: whoever called us says it on the terminal
+        with _recorded(folder):
+            return _run(parts, folder) if processes_of(config) == 1 or launched()[1] > 1 else _run_by(parts, folder)
+
+
+def take_part(config: DictConfig, folder: Path) -> None:
+    """What one of several processes of a run does; the folder is another's, who waits for all of them."""
+    parts = assemble(config)
+    with _recorded(folder):
+        _run(parts, folder)
+
+
+@contextmanager
+def _recorded(folder: Path):
+    """A failure goes to metrics.json; of several processes, that of the first to fail, which made the others."""
+    with _log_to(folder / "run.log"):
+        try:
+            yield
+        except Exception as error:
+            log.debug("failed", exc_info=True)  # to the file: whoever called us says it on the terminal
+            if not (folder / "metrics.json").exists():
                 fail(folder, error)
                 board.end(folder, metrics_of(folder))
-                raise
+            raise
+
+
+def _run_by(parts: Parts, folder: Path) -> dict[str, Any] | None:
+    """The run by processes of their own, one a device."""
+    try:
+        processes.run(contents(parts.config), folder, processes_of(parts.config))
+    except processes.KilledError:
+        (folder / "metrics.json").unlink(missing_ok=True)  # the others failed for want of the one that was killed
+        board.forget_end(folder)
+        raise
+    except processes.ProcessError as error:
+        raise processes.ProcessError(metrics_of(folder).get("error", error)) from None
+    return finished(folder)
 
 
 def _same_run(config: DictConfig, folder: Path, resuming: bool) -> None:
@@ -173,6 +244,8 @@ def _record(folder: Path, config: DictConfig, overrides: list[str], choices: dic
 
 @contextmanager
 def _log_to(file: Path):
+    if launched()[0]:  # the first process tells it all
+        file = Path(os.devnull)
     handler = logging.FileHandler(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     loggers = [log, logging.getLogger("lightning.pytorch")]
@@ -196,11 +269,9 @@ def trainer_of(parts: Parts, folder: Path) -> pl.Trainer:
         save_last=True,
         enable_version_counter=False,
     )
-    accelerator = parts.config.trainer.accelerator
-    if accelerator == "auto":  # not Lightning's auto: that of Apple knows no float64, which times need
-        accelerator = "gpu" if torch.cuda.is_available() else "cpu"
+    config, devices = parts.config, parts.config.trainer.devices
     parts_of_run = [
-        make(parts.config.stop, "stop"),
+        make(config.stop, "stop"),
         callbacks.StopOnNaN(),
         callbacks.Figures(),
         callbacks.Timer(),
@@ -211,9 +282,11 @@ def trainer_of(parts: Parts, folder: Path) -> pl.Trainer:
         checkpoints,
     ]
     return make(
-        parts.config.trainer,
+        config.trainer,
         "trainer",
-        accelerator=accelerator,
+        accelerator=_accelerator(config),
+        strategy=_together(config) if launched()[1] > 1 else "auto",
+        devices=list(devices) if OmegaConf.is_list(devices) else processes_of(config),
         logger=board.Board(folder),
         callbacks=parts_of_run,
         default_root_dir=str(folder),
@@ -223,11 +296,19 @@ def trainer_of(parts: Parts, folder: Path) -> pl.Trainer:
     )
 
 
-def _run(parts: Parts, folder: Path) -> dict[str, Any]:
-    board.forget_end(folder)
+def _together(config: DictConfig) -> DDPStrategy:
+    unused = config.trainer.strategy.endswith("find_unused_parameters_true")
+    srun = "RANK" not in os.environ
+    starter = SLURMEnvironment(auto_requeue=False) if srun else TorchElasticEnvironment()
+    return DDPStrategy(cluster_environment=starter, find_unused_parameters=unused)
+
+
+def _run(parts: Parts, folder: Path) -> dict[str, Any] | None:
     trainer = trainer_of(parts, folder)
     log.debug("torch %s, %d threads, %s", torch.__version__, torch.get_num_threads(), trainer.strategy.root_device)
     fit = _fit(parts, trainer, folder)
+    if not trainer.is_global_zero:
+        return None
     best = folder / "checkpoints" / "best.ckpt"
     _read_weights(parts.model, best)
     parts.model.to(trainer.strategy.root_device)
@@ -246,15 +327,20 @@ def _run(parts: Parts, folder: Path) -> dict[str, Any]:
 def _fit(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, float]:
     """Train, or go on from last.ckpt; what the fit cost is kept so that a run cut later need not train again."""
     done = folder / "checkpoints" / "fit.json"
-    if not done.exists():
-        write_whole(done, json.dumps(_train(parts, trainer, folder)))
-    return json.loads(done.read_text())
+    if done.exists():
+        return json.loads(done.read_text())
+    cost = _train(parts, trainer, folder)
+    if trainer.is_global_zero:
+        write_whole(done, json.dumps(cost))
+    if torch.distributed.is_initialized():  # the first scores and draws by itself, and the others need not wait
+        torch.distributed.destroy_process_group()
+    return cost
 
 
 def _train(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, float]:
     start, step, last = None, 0, folder / "checkpoints" / "last.ckpt"
     if last.exists():
-        log.info("going on from %s", last)
+        log.log(logging.INFO if trainer.is_global_zero else logging.DEBUG, "going on from %s", last)
         checkpoint = torch.load(last, map_location="cpu", weights_only=True)
         check_channels(checkpoint["channels"], parts)
         if _stopped_early(checkpoint):  # cut after the decision to stop: it stands

@@ -1,5 +1,6 @@
 """What losses are made of: per-series nats, the Gaussian KL, the importance-weighted bound, latents at work."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import log
 
@@ -93,17 +94,19 @@ class Activity:
     def __init__(self):
         self.batches: list[tuple[Tensor, ...]] = []
 
-    def add(self, latents: Latents | None) -> None:
+    def add(self, latents: Latents | None, weight: int = 1) -> None:
         if latents is not None:
             shift = latents.shift[latents.there].double()
             moments = (shift.new_tensor(len(shift)), shift.sum(0), shift.square().sum(0))
-            self.batches.append((*moments, latents.kl.double().sum(0), shift.new_tensor(len(latents.kl))))
+            sums = (*moments, latents.kl.double().sum(0), shift.new_tensor(len(latents.kl)))
+            self.batches.append(tuple(weight * x for x in sums))
 
-    def result(self) -> dict[str, float]:
-        """active_units, and kl_<i>: nats a series of each dimension."""
+    def result(self, mean: Callable[[Tensor], Tensor] = lambda x: x) -> dict[str, float]:
+        """active_units, and kl_<i>: nats a series of each dimension. mean: over the processes that have a share."""
         if not self.batches:
             return {}
-        count, total, squares, kl, series = (torch.stack(x).sum(0) for x in zip(*self.batches, strict=True))
+        sums = (mean(torch.stack(x).sum(0)) for x in zip(*self.batches, strict=True))
+        count, total, squares, kl, series = sums
         variance = squares / count.clamp(min=1) - (total / count.clamp(min=1)).square()
         each = {f"kl_{i}": x for i, x in enumerate((kl / series.clamp(min=1)).tolist())}
         return {"active_units": float((variance > ACTIVE).sum()), **each}

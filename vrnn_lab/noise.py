@@ -7,6 +7,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from vrnn_lab.series import TimeSeries
+from vrnn_lab.share import ALL, Share
 
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # as signed numbers, which is what torch has
 FIRST, SECOND = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
@@ -15,7 +16,8 @@ FIRST, SECOND = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
 class Noise:
     """Standard normal draws for a batch of series.
 
-    While `fixed` is None (training), from a generator of its own, which `seed` sets. Else (evaluation) a
+    While `fixed` is None (training), from a generator of its own, which `seed` sets; a process that has but a
+    share of the batch draws for all of it, so that each row's noise is that of one process. Else (evaluation) a
     function of (fixed, stream, series id, time, sample, dim) alone: the same on every device, whatever else
     is in the batch, wherever padding stands and whatever else is asked. So evaluation never advances the
     training generator.
@@ -24,8 +26,10 @@ class Noise:
     def __init__(self):
         self.fixed: int | None = None
         self.generator: torch.Generator | None = None
+        self.share = ALL
 
-    def seed(self, *numbers: int, device) -> None:
+    def seed(self, *numbers: int, device, share: Share = ALL) -> None:
+        self.share = share
         if self.generator is None or self.generator.device != device:
             self.generator = torch.Generator(device)
         self.generator.manual_seed(crc32(repr(numbers).encode()))
@@ -50,7 +54,10 @@ class Noise:
     def _generated(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         if self.generator is None or self.generator.device != like.device:
             self.seed(torch.initial_seed(), device=like.device)
-        return torch.randn(shape, generator=self.generator, device=like.device, dtype=like.dtype)
+        draw = lambda *shape: torch.randn(shape, generator=self.generator, device=like.device, dtype=like.dtype)
+        if self.share.rows is None:
+            return draw(*shape)
+        return draw(shape[0], self.share.total, *shape[2:])[:, self.share.rows]
 
     def _hashed(self, stream: str, series: TimeSeries, keys: list[Tensor], samples: int, dim: int, like: Tensor):
         name = series.ids[:, None] ^ crc32(f"{self.fixed} {stream}".encode())

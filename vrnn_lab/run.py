@@ -4,7 +4,9 @@ import itertools
 import os
 import signal
 import sys
+from contextlib import contextmanager
 from datetime import datetime
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from vrnn_lab.command import guarded, quiet
 from vrnn_lab.config import CONF, ConfigError, check, compose, contents, flat, near
+from vrnn_lab.devices import device_for
+from vrnn_lab.processes import launched
 from vrnn_lab.sweep import Sweeper, SweepFailed, plan
 
 PASSED_ON = (
@@ -42,6 +46,8 @@ def job(
     from vrnn_lab.table import print_run
 
     metrics = experiment.run(config, folder, overrides, choices, resuming=resuming)
+    if metrics is None:  # the first of the processes of this run prints it
+        return nan
     print_run(folder, metrics)
     return metrics[SCORE]
 
@@ -53,7 +59,9 @@ def job_of_sweep(config: DictConfig, folder: Path, overrides: list[str], choices
     from vrnn_lab.folder import SCORE
 
     try:
-        metrics = experiment.run(config, folder, overrides, choices, in_sweep=True)
+        with _placed(config):
+            metrics = experiment.run(config, folder, overrides, choices, in_sweep=True)
+        assert metrics is not None
         fit = f"{SCORE} {metrics[SCORE]:.4g}, {metrics['fit/seconds']:.0f} s of fit"
         print(f"done     {folder.name}: {fit}", flush=True)
         return metrics[SCORE]
@@ -61,6 +69,19 @@ def job_of_sweep(config: DictConfig, folder: Path, overrides: list[str], choices
         reason = f"{type(error).__name__}: {error}"
     print(f"failed   {folder.name}: {reason}", file=sys.stderr, flush=True)
     raise RuntimeError(reason)  # a new one: it travels between processes, and holds no tensors by its traceback
+
+
+@contextmanager
+def _placed(config: DictConfig):
+    """On a machine with several GPUs a job takes the one with the fewest jobs."""
+    from torch.cuda import device_count
+
+    if config.trainer.accelerator == "cpu" or config.trainer.devices != 1 or device_count() < 2:
+        yield
+        return
+    with device_for(device_count()) as device:
+        config.trainer.devices = [device]
+        yield
 
 
 def resume(folder: Path, changes: list[str]) -> int:
@@ -97,6 +118,20 @@ def check_beforehand(argv: list[str]) -> None:
         raise ConfigError("retry belongs to a sweep (-m); a single run that failed goes on with resume=<folder>.")
     check(config)
     check_accelerator(config)
+
+
+def check_launch(argv: list[str]) -> None:
+    """What several processes of one run, which torchrun or srun started, cannot do."""
+    if launched()[1] == 1:
+        return
+    if _sweeps(argv):
+        raise ConfigError(
+            "a sweep is started by itself, not by torchrun or srun: its jobs start their own processes."
+        )
+    if not any(a.startswith(("resume=", "hydra.run.dir=")) for a in argv):
+        raise ConfigError(
+            "started as several processes, which must agree on the run's folder; set hydra.run.dir=<folder>."
+        )
 
 
 def _sweeps(argv: list[str]) -> bool:
@@ -165,6 +200,7 @@ def main() -> int:
         return through_hydra(argv)
     quiet()
     folders = [a.partition("=")[2] for a in argv if a.startswith("resume=")]
+    check_launch(argv)
     if folders:
         return resume(Path(folders[-1]), [a for a in argv if not a.startswith("resume=")])
     check_beforehand(argv)

@@ -20,6 +20,7 @@ from vrnn_lab.networks import Classifier
 from vrnn_lab.noise import Noise
 from vrnn_lab.recipe import FIVO, Recipe
 from vrnn_lab.series import Scale, TimeSeries
+from vrnn_lab.share import ALL, Share
 
 HELD = ("loss", "nll", "kl", "labels")  # of every training step; the last where labels are learned
 HEADS = {"real": "model/head=gaussian", "binary": "model/head=bernoulli", "events": "model/head=events"}
@@ -189,16 +190,17 @@ class SequenceModel(pl.LightningModule, ABC):
             longest_gap=None if batch.longest_gap is None else batch.longest_gap / self.clock,
         )
 
-    def _label_loss(self, terms: LossTerms, batch: TimeSeries) -> Tensor:
-        """Cross-entropy, in nats a label."""
+    def _label_loss(self, terms: LossTerms, batch: TimeSeries, share: Share = ALL) -> Tensor:
+        """Cross-entropy in nats a label; of a share, one whose mean over the processes is the batch's."""
         assert self.classifier is not None
-        labels = batch.labels_that_count
-        if terms.states is None or labels is None:
+        part = share.part(batch)
+        all_labels, labels = batch.labels_that_count, part.labels_that_count
+        if terms.states is None or all_labels is None or labels is None:
             raise ValueError("labels are to be learned, but this batch has none; set labels=none.")
-        logits = self.classifier(terms.states, batch.counts)
+        logits = self.classifier(terms.states, part.counts)
         labels = labels.expand(logits.shape[:-1])
         each = cross_entropy(logits.movedim(-1, 1), labels, ignore_index=-1, reduction="sum")
-        return each / (labels >= 0).sum().clamp(min=1)
+        return share.weight * each / (len(logits) * (all_labels >= 0).sum()).clamp(min=1)
 
     @property
     def dtype_of_weights(self) -> torch.dtype:
@@ -231,16 +233,32 @@ class SequenceModel(pl.LightningModule, ABC):
 
     # ---- how it is fitted -------------------------------------------------------------------------------
 
+    def _share(self, batch: TimeSeries) -> Share:
+        return Share.of(len(batch.ids), self.global_rank, self.trainer.world_size, batch.ids.device)
+
+    def _mean(self, each: Tensor) -> Tensor:
+        """Over the processes that fit this model."""
+        return each if self.trainer.world_size == 1 else self.trainer.strategy.reduce(each, reduce_op="mean")
+
+    def losses(self) -> Tensor:
+        """(step, HELD) of the steps not logged yet, of whole batches; all processes ask at once."""
+        return self._mean(torch.stack(self._held))
+
     def training_step(self, batch: TimeSeries, batch_idx: int) -> Tensor:
-        self.noise.seed(self.seed, self.global_step, self.global_rank, device=self.device)
-        terms = self.loss_terms(batch)
+        """The loss of the batch. Of several processes each has a share, and the mean over them is that loss.
+
+        DDP takes the mean of the gradients: they are those of one process, whatever the number.
+        """
+        share = self._share(batch)
+        self.noise.seed(self.seed, self.global_step, 0, device=self.device, share=share)
+        terms = self.loss_terms(share.part(batch))
         count = batch.scored.sum().clamp(min=1)
         beta = self.recipe.beta(self.global_step, self._total_steps)
-        nll, kl = terms.nll.sum() / count, terms.kl.sum() / count
+        nll, kl = (share.weight * each.sum() / count for each in (terms.nll, terms.kl))
         loss = nll + beta * kl
         shown = [loss, nll, kl]
         if self.classifier is not None:
-            told = self._label_loss(terms, batch)
+            told = self._label_loss(terms, batch, share)
             loss = loss + self.recipe.labels.weight * told
             shown.append(told)
         self._held.append(torch.stack(shown).detach())
@@ -251,7 +269,7 @@ class SequenceModel(pl.LightningModule, ABC):
             self._log_held()
 
     def _log_held(self) -> None:
-        means = torch.stack(self._held).mean(0).tolist()
+        means = self.losses().mean(0).tolist()
         self._held.clear()
         self.latest = {f"train/{name}": mean for name, mean in zip(HELD, means, strict=False)}
         # Not self.log: Lightning would write the same point again at every step until the epoch ends.
@@ -271,22 +289,26 @@ class SequenceModel(pl.LightningModule, ABC):
         self._evaluation_step(batch, "test")
 
     def _evaluation_step(self, batch: TimeSeries, split: str) -> None:
+        share = self._share(batch)
         with self.fixed_noise(self.seed):
-            terms = self.loss_terms(batch)
+            terms = self.loss_terms(share.part(batch))
         count = batch.scored.sum().clamp(min=1)
-        nll, kl = terms.nll.sum() / count, terms.kl.sum() / count
+        nll, kl = (self._mean(share.weight * each.sum()) / count for each in (terms.nll, terms.kl))
         # Weighing each batch's mean by its count makes the epoch's number a mean over all scored values.
         named = {f"{split}/loss": nll + kl, f"{split}/nll": nll, f"{split}/kl": kl}
         if split == "val":  # a test's would count among those of the next validation
-            self._activity.add(terms.latents)
-        self.log_dict(named, batch_size=int(count), sync_dist=self.trainer.world_size > 1)
+            self._activity.add(terms.latents, share.weight)
+        several = (
+            self.trainer.world_size > 1
+        )  # all know the same numbers by now; Lightning warns where they are not told
+        self.log_dict(named, batch_size=int(count), sync_dist=several)
         if self.classifier is not None and (labels := batch.labels_that_count) is not None:
             with torch.no_grad():
-                told = self._label_loss(terms, batch)
-            self.log(f"{split}/labels", told, batch_size=max(1, int((labels >= 0).sum())))
+                told = self._mean(self._label_loss(terms, batch, share))
+            self.log(f"{split}/labels", told, batch_size=max(1, int((labels >= 0).sum())), sync_dist=several)
 
     def on_validation_epoch_end(self) -> None:
-        found, self._activity = self._activity.result(), Activity()
+        found, self._activity = self._activity.result(self._mean), Activity()
         if found and self.logger and not self.trainer.sanity_checking:
             self.logger.log_metrics({"val/latent/active_units": found["active_units"]}, self.global_step)
 
