@@ -1,0 +1,181 @@
+"""python -m vrnn_lab.report: what a sweep found, from its run folders alone."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from vrnn_lab.command import guarded
+from vrnn_lab.config import ConfigError, near
+
+USAGE = """python -m vrnn_lab.report <folder> ... [key=value ...]
+
+Reads run folders and what holds them, finished or not, and shows one row for all runs that differ by seed alone:
+the mean of their scores with half of its 95 % interval (Student's t over the seeds), best by validation first.
+
+What is shown
+  where=optim=adam              runs of which this is true; also != < <= > >=, by config key, group, trick, status or
+                                val/ metric; several by commas, or where= again: where=model.width>=32,optim=adam
+                                trick=[big_batch,wide] are exactly these tricks, trick=none no trick
+  score=val/loss                what rows are chosen by: a val/ metric; less is better, but of accuracy and auc
+  columns=test/nll,fit/seconds  the metrics beside it
+  sort=model.width              by a metric, key, name or runs; sort=-fit/seconds from the largest; default: the score
+  over=seed                     the keys over which a config is repeated: over=data.seed,seed
+  runs=true                     each run as well
+
+What is compared
+  baseline=trick=none           each row less this one, paired by seed: difference, interval, verdict
+  metric=test/nll               what is compared with the baseline; default: the score
+  claims=claims.yaml            a list of {claim: text, better: filter, than: filter, metric: test/nll, lower: true};
+                                of metric and lower the score's are default. Each holds, does not hold, or is undecided
+
+What is written
+  output=report.csv             also .md, .tex, .html; several by commas. CSV has every digit; runs=true adds
+                                report.runs.csv. HTML is one page with table, curves, views and figures, no network
+  figures=200                   at most so many figures in the page, those of the best rows first; true: all, false: none
+
+Examples
+  python -m vrnn_lab.report outputs/optimisers
+  python -m vrnn_lab.report outputs/tricks baseline=trick=none metric=test/forecast/mse output=tricks.html,tricks.tex
+  python -m vrnn_lab.report outputs where=model=vrnn where=model.width>=32 columns=test/nll,fit/seconds
+  python -m vrnn_lab.report outputs where=status=failed runs=true"""
+
+LISTS = ("where", "over", "columns", "output")
+ENDINGS = (".csv", ".md", ".tex", ".html")
+ALLOWED = ("where", "over", "score", "columns", "sort", "baseline", "metric", "claims", "output", "runs", "figures")
+
+
+def options(argv: Sequence[str]) -> tuple[list[Path], dict[str, list[str]]]:
+    """The folders, and the values of each option in order."""
+    folders, found = [], {}
+    for argument in argv:
+        key, equals, value = argument.partition("=")
+        if not equals or ("/" in key and Path(argument).exists()) or key not in ALLOWED and Path(argument).is_dir():
+            folders.append(Path(argument))
+        elif key not in ALLOWED:
+            raise ConfigError(f"{argument}: there is no option {key}.{near(key, ALLOWED)} Options: {', '.join(ALLOWED)}")
+        elif key in found and key not in LISTS:
+            raise ConfigError(f"{key}= stands twice; expected once.")
+        elif not value:
+            raise ConfigError(f"{key}= has no value.")
+        else:
+            found.setdefault(key, []).append(value)
+    if not folders:
+        raise ConfigError("no folder to read; expected python -m vrnn_lab.report <folder> ..., such as outputs.")
+    return folders, found
+
+
+def _truth(value: str, option: str) -> bool:
+    if value.lower() not in ("true", "false"):
+        raise ConfigError(f"{option}={value}: expected true or false.")
+    return value.lower() == "true"
+
+
+def _figures(value: str) -> int:
+    """How many figures at most; true means all."""
+    if value.isdigit():
+        return int(value)
+    return sys.maxsize if _truth(value, "figures") else 0
+
+
+def _outputs(values: Sequence[str]) -> list[Path]:
+    files = [Path(name) for value in values for name in value.split(",")]
+    for file in files:
+        if file.suffix not in ENDINGS:
+            raise ConfigError(f"output={file}: expected a name that ends in {', '.join(ENDINGS)}.")
+        if not file.absolute().parent.is_dir():
+            raise ConfigError(f"output={file}: there is no folder {file.parent}.")
+    return files
+
+
+def read_claims(file: Path) -> list[dict[str, Any]]:
+    """The claims of a YAML file, each with its text and two filters."""
+    import yaml
+
+    if not file.is_file():
+        raise ConfigError(f"claims={file}: there is no such file.")
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"claims={file} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(found, list):
+        raise ConfigError(f"claims={file}: expected a list of {{claim, better, than, metric, lower}}.")
+    needed, allowed = {"claim", "better", "than"}, {"claim", "better", "than", "metric", "lower"}
+    for place, claim in enumerate(found, 1):
+        keys = set(claim) if isinstance(claim, dict) else set()
+        if not needed <= keys <= allowed or not isinstance(claim.get("lower", True), bool):
+            raise ConfigError(
+                f"claims={file}, claim {place}: expected claim, better and than, and beside these only metric and "
+                f"lower (true or false); found {', '.join(map(str, keys)) or claim}."
+            )
+    return found
+
+
+def main() -> int:
+    argv = sys.argv[1:]
+    if not argv or {"-h", "--help"} & set(argv):
+        print(USAGE)
+        return 0 if argv else 2
+    folders, found = options(argv)
+    from rich.console import Console
+
+    from vrnn_lab import sheets
+    from vrnn_lab.folder import SCORE, write_whole
+    from vrnn_lab.runs import read_all
+    from vrnn_lab.summary import Question, summarise
+
+    one: Callable[[str, str], str] = lambda key, default: found.get(key, [default])[-1]
+    split = lambda key: [part for value in found.get(key, []) for part in value.split(",")]
+    files, each = _outputs(found.get("output", [])), _truth(one("runs", "false"), "runs")
+    limit = _figures(one("figures", "200"))
+    if "figures" in found and not any(f.suffix == ".html" for f in files):
+        raise ConfigError("figures= is of the HTML page; add output=report.html.")
+    if "metric" in found and "baseline" not in found:
+        raise ConfigError("metric= is what is compared with a baseline; add baseline=<filter>.")
+    question = Question(
+        over=split("over") or ("seed",),
+        score=one("score", SCORE),
+        columns=split("columns"),
+        sort=one("sort", ""),
+        where=found.get("where", []),
+        baseline=one("baseline", ""),
+        metric=one("metric", ""),
+        claims=read_claims(Path(one("claims", ""))) if "claims" in found else (),
+    )
+    runs, broken = read_all(folders)
+    summary = summarise(runs, question)
+    wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200
+    console = Console(highlight=False, width=wide)
+    if runs:
+        sheets.print_sheets(sheets.sheets(summary, each), console)
+    else:
+        print(f"no runs in {', '.join(map(str, folders))}")
+    say = lambda text: console.print(text, soft_wrap=True, markup=False)
+    for note in summary.notes:
+        say(note)
+    for line in _failures(summary.runs):
+        say(line)
+    for file in files:
+        if file.suffix == ".html":
+            from vrnn_lab.page import page
+
+            write_whole(file, page(summary, limit))
+            say(f"written  {file}")
+            continue
+        for name, text in sheets.write(summary, file, each).items():
+            write_whole(name, text)
+            say(f"written  {name}")
+    for line in broken:
+        print(f"warning: {line}", file=sys.stderr)
+    return 0
+
+
+def _failures(runs: Sequence[Any]) -> list[str]:
+    """The first failures with their reasons."""
+    lines = [f"failed   {r.folder}: {' '.join(r.error.split())[:200]}" for r in runs if r.status == "failed"]
+    return lines[:10] + ([f"         and {len(lines) - 10} more; where=status=failed runs=true"] if lines[10:] else [])
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))
