@@ -15,6 +15,7 @@ ABSENT = object()
 def identity(run: Run, over: Sequence[str]) -> str:
     """Runs of one identity differ by nothing but the keys they are repeated over."""
     own = {k: v for k, v in run.config.items() if k not in VOLATILE and k not in over}
+    own["tricks"] = sorted(run.choices["trick"].strip("[]").split(","))
     return json.dumps(own, sort_keys=True, default=str)
 
 
@@ -22,11 +23,7 @@ def written(value: Any) -> str:
     """A value as on a command line."""
     if isinstance(value, (list, tuple)):
         return f"[{','.join(map(written, value))}]"
-    return {True: "true", False: "false", None: "null"}.get(value, str(value)) if _plain(value) else str(value)
-
-
-def _plain(value: Any) -> bool:
-    return value is None or isinstance(value, bool)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @dataclass(frozen=True)
@@ -56,30 +53,40 @@ def names(rows: Sequence[dict[str, Any]], choices: Iterable[str], typed: Iterabl
     groups, typed = set(choices), {t.replace(".", "/") for t in typed}
     order = dict.fromkeys(k for row in rows for k in row)
     varies = lambda k: any(row.get(k, ABSENT) != rows[0].get(k, ABSENT) for row in rows)
-    varying = [k for k in order if varies(k)]
-    keys = [k for k in varying if k not in groups]
+    keys = [k for k in order if k not in groups and varies(k)]
     matters = lambda group: group in ANYTHING or any(k.startswith(group.replace("/", ".") + ".") for k in keys)
-    ranked = sorted((k for k in varying if k in groups and matters(k)), key=lambda k: (k not in ANYTHING, k.count("/")))
+    ranked = sorted((k for k in order if k in groups and varies(k) and matters(k)), key=_rank)
     named: list[str] = []
     follow: dict[str, tuple[str, ...]] = {}
     for key in [*ranked, *keys]:
-        causes = tuple(c for c in named if c in groups and _may_set(c, key))
-        if key.replace(".", "/") in typed or not _follows(rows, key, causes):
+        causes = _causes(rows, key, [c for c in named if c in groups and _may_set(c, key)])
+        if key.replace(".", "/") in typed or not causes:
             named.append(key)
         else:
             follow[key] = causes
+    named.sort(key=lambda k: k == "trick")  # stable: it is written last
     return Names(named, follow, {k: v for k, v in (rows[0] if rows else {}).items() if not varies(k)})
+
+
+def _rank(choice: str) -> tuple[bool, int]:
+    """What may set anything first, then groups before their parts."""
+    return choice not in ANYTHING, choice.count("/")
 
 
 def _may_set(choice: str, key: str) -> bool:
     return choice in ANYTHING or key.replace(".", "/").startswith(choice + "/")
 
 
+def _causes(rows: Sequence[dict[str, Any]], key: str, among: list[str]) -> tuple[str, ...]:
+    """The choice that a key follows from, the nearest first; else all of them together; else none."""
+    for causes in [*((c,) for c in reversed(among)), tuple(among)]:
+        if causes and _follows(rows, key, causes):
+            return causes
+    return ()
+
+
 def _follows(rows: Sequence[dict[str, Any]], key: str, causes: tuple[str, ...]) -> bool:
     """Whether a key has one value for each combination of its causes."""
     seen: dict[tuple, Any] = {}
-    for row in rows:
-        cause = tuple(row.get(c, ABSENT) for c in causes)
-        if seen.setdefault(cause, row.get(key, ABSENT)) != row.get(key, ABSENT):
-            return False
-    return bool(causes)
+    cause = lambda row: tuple(row.get(c, ABSENT) for c in causes)
+    return all(seen.setdefault(cause(row), row.get(key, ABSENT)) == row.get(key, ABSENT) for row in rows)

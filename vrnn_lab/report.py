@@ -54,7 +54,9 @@ def options(argv: Sequence[str]) -> tuple[list[Path], dict[str, list[str]]]:
         if not equals or ("/" in key and Path(argument).exists()) or key not in ALLOWED and Path(argument).is_dir():
             folders.append(Path(argument))
         elif key not in ALLOWED:
-            raise ConfigError(f"{argument}: there is no option {key}.{near(key, ALLOWED)} Options: {', '.join(ALLOWED)}")
+            raise ConfigError(
+                f"{argument}: there is no option {key}.{near(key, ALLOWED)} Options: {', '.join(ALLOWED)}"
+            )
         elif key in found and key not in LISTS:
             raise ConfigError(f"{key}= stands twice; expected once.")
         elif not value:
@@ -174,7 +176,9 @@ def main() -> int:
 def _failures(runs: Sequence[Any]) -> list[str]:
     """The first failures with their reasons."""
     lines = [f"failed   {r.folder}: {' '.join(r.error.split())[:200]}" for r in runs if r.status == "failed"]
-    return lines[:10] + ([f"         and {len(lines) - 10} more; where=status=failed runs=true"] if lines[10:] else [])
+    return lines[:10] + (
+        [f"         and {len(lines) - 10} more; where=status=failed runs=true"] if lines[10:] else []
+    )
 
 
 if __name__ == "__main__":

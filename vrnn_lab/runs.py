@@ -72,7 +72,9 @@ def read(folder: Path) -> Run:
     tricks = ",".join(str(name) for name, on in (config.get("tricks") or {}).items() if on)
     choices = {str(k): str(v) for k, v in choices.items() if not str(k).startswith("hydra/")}
     keys = {str(k): v for k, v in flat(config).items() if not str(k).startswith("tricks")}
-    return Run(folder, keys, {**choices, "trick": f"[{tricks}]" if tricks else "none"}, _typed(folder), metrics, status)
+    return Run(
+        folder, keys, {**choices, "trick": f"[{tricks}]" if tricks else "none"}, _typed(folder), metrics, status
+    )
 
 
 def _yaml(folder: Path, name: str) -> Any:

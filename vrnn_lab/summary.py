@@ -91,7 +91,8 @@ def summarise(runs: list[Run], question: Question) -> Summary:
     found.best = None if apart else best(groups, question.score)
     found.groups = _sorted(found, metrics)
     _compare(found)
-    found.claims = [_judge(each, runs, question) for each in question.claims]
+    everything = group(runs, question.over)[0] if question.claims else []  # whatever the table is filtered to
+    found.claims = [_judge(each, runs, everything, question.score) for each in question.claims]
     found.notes += _notes(found, copies, apart)
     return found
 
@@ -163,7 +164,9 @@ def _one(groups: Sequence[Group], runs: Sequence[Run], text: Any, option: str) -
     if len(found) == 1:
         return found[0]
     if found:
-        raise ConfigError(f"{option}={text} means {len(found)} rows: {'; '.join(g.name for g in found[:5])}; say which.")
+        raise ConfigError(
+            f"{option}={text} means {len(found)} rows: {'; '.join(g.name for g in found[:5])}; say which."
+        )
     there = "; ".join(f"{f.key} is {values_of(runs, f.key)}" for f in filters)
     raise ConfigError(f"{option}={text} means no row; there {there}.")
 
@@ -179,11 +182,9 @@ def _compare(found: Summary) -> None:
     found.holm = dict(zip(found.against, adjusted, strict=True))
 
 
-def _judge(claim: dict[str, Any], runs: list[Run], question: Question) -> Claim:
-    """A claim is judged on all runs, whatever the table is filtered to."""
-    metric = claim.get("metric", question.score)
+def _judge(claim: dict[str, Any], runs: list[Run], groups: list[Group], score: str) -> Claim:
+    metric = claim.get("metric", score)
     parts = (str(claim["claim"]), metric, _text(claim["better"]), _text(claim["than"]))
-    groups, _, _ = group(runs, question.over)
     if runs:
         _check_metric(metric, _metrics(runs))
         for side in ("better", "than"):
