@@ -1,8 +1,8 @@
 """A run's scalars out of its TensorBoard event files, without TensorBoard, whose reader takes seconds to import.
 
 An event file is a row of records: length (8 bytes, little-endian), checksum (4), data, checksum (4). The data is a
-protocol buffer, tensorflow's Event: step is field 2, summary field 5; of a summary each value is field 1, of which tag
-is field 1 and simple_value field 2.
+protocol buffer, tensorflow's Event: step is field 2, summary field 5; of a summary each value is field 1, and of this
+tag is field 1 and simple_value field 2.
 """
 
 import struct

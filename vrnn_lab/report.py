@@ -28,12 +28,12 @@ What is compared
   baseline=trick=none           each row less this one, paired by seed: difference, interval, verdict
   metric=test/nll               what is compared with the baseline; default: the score
   claims=claims.yaml            a list of {claim: text, better: filter, than: filter, metric: test/nll, lower: true};
-                                of metric and lower the score's are default. Each holds, does not hold, or is undecided
+                                without metric and lower those of the score; each holds, does not hold, or is undecided
 
 What is written
   output=report.csv             also .md, .tex, .html; several by commas. CSV has every digit; runs=true adds
                                 report.runs.csv. HTML is one page with table, curves, views and figures, no network
-  figures=200                   at most so many figures in the page, those of the best rows first; true: all, false: none
+  figures=200                   at most so many figures in the page, the best rows first; true: all, false: none
 
 Examples
   python -m vrnn_lab.report outputs/optimisers
@@ -51,7 +51,7 @@ def options(argv: Sequence[str]) -> tuple[list[Path], dict[str, list[str]]]:
     folders, found = [], {}
     for argument in argv:
         key, equals, value = argument.partition("=")
-        if not equals or ("/" in key and Path(argument).exists()) or key not in ALLOWED and Path(argument).is_dir():
+        if not equals or (key not in ALLOWED and Path(argument).is_dir()):  # a folder's name may hold a `=`
             folders.append(Path(argument))
         elif key not in ALLOWED:
             raise ConfigError(

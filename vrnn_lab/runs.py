@@ -79,7 +79,7 @@ def read(folder: Path) -> Run:
 
 def _yaml(folder: Path, name: str) -> Any:
     with (folder / ".hydra" / name).open(encoding="utf-8") as file:
-        return yaml.load(file, Loader)  # noqa: S506 - a safe loader
+        return yaml.load(file, Loader)
 
 
 def _typed(folder: Path) -> frozenset[str]:
@@ -133,6 +133,6 @@ def _targets(group: str) -> dict[str, str]:
     """Of a group's options those that are the only one to make a class."""
     if group not in groups():
         return {}
-    made = [(yaml.load((CONF / group / f"{o}.yaml").read_text(), Loader) or {}, o) for o in options(group)]  # noqa: S506
+    made = [(yaml.load((CONF / group / f"{o}.yaml").read_text(), Loader) or {}, o) for o in options(group)]
     named = [(str(node.get("_target_")), option) for node, option in made]
     return {target: option for target, option in named if [t for t, _ in named].count(target) == 1}

@@ -213,7 +213,8 @@ def _notes(found: Summary, copies: int, apart: list[str]) -> list[str]:
             if keys:
                 notes.append(f"not named above, since {' and '.join(causes)} set them: {', '.join(keys)}")
     if copies:
-        notes.append(f"{copies} runs are copies of another in config and {_over(found)}; of each the newest counts")
+        what = "1 run is a copy" if copies == 1 else f"{copies} runs are copies"
+        notes.append(f"{what} of another in config and {_over(found)}; of each the newest counts")
     if found.against:
         k = len(found.against)
         notes.append(
