@@ -28,7 +28,7 @@ What is compared
   baseline=trick=none           each row less this one, paired by seed: difference, interval, verdict
   metric=test/nll               what is compared with the baseline; default: the score
   claims=claims.yaml            a list of {claim: text, better: filter, than: filter, metric: test/nll, lower: true};
-                                without metric and lower those of the score; each holds, does not hold, or is undecided
+                                without metric and lower the score's; each holds, does not hold or is undecided
 
 What is written
   output=report.csv             also .md, .tex, .html; several by commas. CSV has every digit; runs=true adds

@@ -63,30 +63,27 @@ def read_all(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
 
 
 def read(folder: Path) -> Run:
-    config = _yaml(folder, "config.yaml")
-    if not isinstance(config, dict) or not config:
+    config = _yaml(folder, "config.yaml", {})
+    if not config:
         raise ValueError(".hydra/config.yaml holds no config.")
     metrics, status = _result(folder)
-    recorded = _yaml(folder, "choices.yaml") if (folder / ".hydra" / "choices.yaml").exists() else None
-    choices = recorded if isinstance(recorded, dict) else dict(_guessed(config))
-    tricks = ",".join(str(name) for name, on in (config.get("tricks") or {}).items() if on)
+    choices = _yaml(folder, "choices.yaml", {}) or dict(_guessed(config))
     choices = {str(k): str(v) for k, v in choices.items() if not str(k).startswith("hydra/")}
-    keys = {str(k): v for k, v in flat(config).items() if not str(k).startswith("tricks")}
-    return Run(
-        folder, keys, {**choices, "trick": f"[{tricks}]" if tricks else "none"}, _typed(folder), metrics, status
-    )
+    on = config.get("tricks")
+    tricks = ",".join(str(name) for name in on if on[name]) if isinstance(on, dict) else ""
+    choices["trick"] = f"[{tricks}]" if tricks else "none"
+    keys = {k: v for k, v in flat(config).items() if not k.startswith("tricks")}
+    typed = frozenset(str(o).lstrip("+~").partition("=")[0] for o in _yaml(folder, "overrides.yaml", []))
+    return Run(folder, keys, choices, typed, metrics, status)
 
 
-def _yaml(folder: Path, name: str) -> Any:
-    with (folder / ".hydra" / name).open(encoding="utf-8") as file:
-        return yaml.load(file, Loader)
-
-
-def _typed(folder: Path) -> frozenset[str]:
-    """The left sides of the overrides; none where they were not kept."""
-    if not (folder / ".hydra" / "overrides.yaml").exists():
-        return frozenset()
-    return frozenset(str(o).lstrip("+~").partition("=")[0] for o in _yaml(folder, "overrides.yaml") or [])
+def _yaml(folder: Path, name: str, default: Any) -> Any:
+    """A file of .hydra, of the kind of its default, which stands for a file that is not there."""
+    file = folder / ".hydra" / name
+    found = yaml.load(file.read_text(encoding="utf-8"), Loader) if file.exists() else default
+    if not isinstance(found or default, type(default)):
+        raise ValueError(f".hydra/{name} is {found!r:.40}; expected a {type(default).__name__}.")
+    return found or default
 
 
 def _result(folder: Path) -> tuple[dict[str, Any], str]:
