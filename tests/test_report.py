@@ -23,7 +23,7 @@ T975 = {1: 12.706204736432095, 2: 4.302652729911275, 3: 3.182446305284263}  # St
 PNG = b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYPj/HwADAgH/p4qwYQAAAABJRU5ErkJggg==")
 ADAM = {"_target_": "torch.optim.Adam", "lr": 3e-3, "betas": [0.9, 0.999]}
 RMSPROP = {"_target_": "torch.optim.RMSprop", "lr": 1e-3, "alpha": 0.99}
-CHOICES = {"model": "rnn", "data": "periodic", "optim": "adam", "schedule": "constant", "trainer": "auto"}
+CHOICES = {"model": "rnn", "data": "periodic", "optim": "adam", "schedule": "off", "trainer": "auto"}
 
 
 def make(folder, seed=0, loss=None, typed=(), choices=None, tricks=(), metrics=None, error="", **config):
@@ -195,6 +195,15 @@ def test_runs_of_before_choices_were_recorded_are_named_by_their_classes(said, t
     assert len(table(said, tmp_path, top, "where=optim=adam")) == 1
 
 
+def test_runs_of_different_code_are_said_to_be(said, tmp_path):
+    for seed in range(2):
+        make(tmp_path / "s" / str(seed), seed, 1.0)
+        origin = {"code": f"hash{seed}", "data": None, "torch": "2.13.0"}
+        (tmp_path / "s" / str(seed) / ".hydra" / "origin.json").write_text(json.dumps(origin))
+    _, out, _ = said(tmp_path / "s")
+    assert "made by 2 versions of the code" in out and "versions of torch" not in out
+
+
 def test_of_rows_on_different_data_none_is_best(said, tmp_path):
     make(tmp_path / "s" / "a", 0, 1.0, ["data"])
     make(tmp_path / "s" / "b", 0, 2.0, ["data"], {"data": "ou"}, data={"_target_": "vrnn_lab.data.ou.OU"})
@@ -307,6 +316,7 @@ def test_what_cannot_be_answered_is_said_in_one_line(argument, said, tmp_path):
 
 
 FILTERS = {
+    ("schedule=off",): 3,
     ("optim=adam",): 2,
     ("model.width>=32", "optim=adam"): 1,
     ("model.width>=32,optim=adam",): 1,

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from operator import eq, ge, gt, le, lt, ne
+from operator import ge, gt, le, lt
 from typing import Any
 
 import yaml
@@ -11,7 +11,8 @@ import yaml
 from vrnn_lab.config import ConfigError, near
 from vrnn_lab.runs import Run
 
-COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {">=": ge, "<=": le, "!=": ne, "=": eq, ">": gt, "<": lt}
+ORDER: dict[str, Callable[[Any, Any], bool]] = {">=": ge, "<=": le, ">": gt, "<": lt}
+SAME = {"=": True, "!=": False}
 
 
 @dataclass(frozen=True)
@@ -20,16 +21,18 @@ class Filter:
 
     key: str
     sign: str
+    text: str
     value: Any
 
     def __call__(self, run: Run) -> bool:
         found = facts(run).get(self.key, ...)
         if self.key == "trick":
             found = _set(found)
-        if self.sign in ("=", "!="):
-            return COMPARISONS[self.sign](found, self.value)
+        if self.sign in SAME:
+            same = found == self.value or (isinstance(found, str) and found == self.text)  # `off` is false in YAML
+            return same == SAME[self.sign]
         numbers = isinstance(found, (int, float)) and not isinstance(found, bool)
-        return numbers and COMPARISONS[self.sign](found, self.value)
+        return numbers and ORDER[self.sign](found, self.value)
 
 
 def facts(run: Run) -> dict[str, Any]:
@@ -57,9 +60,9 @@ def _filter(text: str, keys: set[str], option: str) -> Filter:
     if key not in keys:
         raise ConfigError(f"{option}={text}: no run has the key {key}.{near(key, keys)}")
     read = _set(value) if key == "trick" else scalar(value)
-    if sign not in ("=", "!=") and not isinstance(read, (int, float)):
+    if sign in ORDER and not isinstance(read, (int, float)):
         raise ConfigError(f"{option}={text}: {sign} compares numbers, and {value!r} is none.")
-    return Filter(key, sign, read)
+    return Filter(key, sign, value, read)
 
 
 def scalar(text: str) -> Any:

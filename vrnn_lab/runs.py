@@ -26,6 +26,7 @@ class Run:
     typed: frozenset[str]  # the keys and groups that the user set
     metrics: dict[str, Any]
     status: str  # completed | failed | running | interrupted
+    origin: dict[str, Any]  # hashes of the code and the data file, the version of torch
 
     @property
     def error(self) -> str:
@@ -74,7 +75,7 @@ def read(folder: Path) -> Run:
     choices["trick"] = f"[{tricks}]" if tricks else "none"
     keys = {k: v for k, v in flat(config).items() if not k.startswith("tricks")}
     typed = frozenset(str(o).lstrip("+~").partition("=")[0] for o in _yaml(folder, "overrides.yaml", []))
-    return Run(folder, keys, choices, typed, metrics, status)
+    return Run(folder, keys, choices, typed, metrics, status, _yaml(folder, "origin.json", {}))
 
 
 def _yaml(folder: Path, name: str, default: Any) -> Any:

@@ -15,6 +15,7 @@ from vrnn_lab.runs import Run
 
 SHOWN = ("test/nll", "test/interpolation/mse", "test/forecast/mse", "test/labels/accuracy")
 COST = ("fit/seconds", "model/parameters")
+ORIGINS = {"code": "versions of the code", "data": "versions of the data file", "torch": "versions of torch"}
 STATUSES = ("completed", "failed", "running", "interrupted")
 
 
@@ -215,13 +216,16 @@ def _notes(found: Summary, copies: int, apart: list[str]) -> list[str]:
     if copies:
         what = "1 run is a copy" if copies == 1 else f"{copies} runs are copies"
         notes.append(f"{what} of another in config and {_over(found)}; of each the newest counts")
-    if found.against:
-        k = len(found.against)
-        notes.append(
-            f"{k} comparison{'s' * (k > 1)} at 95 %: by chance {k * 0.05:.2g} would be decided if no row differed. "
-            "p (Holm) is corrected for their number"
-        )
-    return notes
+    for part, what in ORIGINS.items():
+        made = {r.origin[part] for r in found.runs if r.origin.get(part)}
+        if len(made) > 1:
+            notes.append(f"these runs were made by {len(made)} {what}; what differs may be due to that")
+    judged = sum(claim.result is not None for claim in found.claims)
+    for count, name in ((len(found.against), "comparison"), (judged, "claim")):
+        if count:
+            chance = f"by chance {count * 0.05:.2g} would be decided if no row differed from another"
+            notes.append(f"{count} {name}{'s' * (count > 1)} at 95 %: {chance}")
+    return [*notes, "p (Holm) is p corrected for the number of comparisons"] if found.against else notes
 
 
 def _over(found: Summary) -> str:
