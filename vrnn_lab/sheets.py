@@ -89,7 +89,7 @@ def _cell(group: Group, metric: str) -> str:
 def _against(found: Summary) -> Sheet:
     assert found.baseline is not None
     body = [
-        [name, str(each.pairs), *_paired(each), number(found.holm[name]), each.verdict]
+        [name, str(each.pairs), *_paired(each), _p(found.holm[name]), each.verdict]
         for name, each in found.against.items()
     ]
     title = f"{found.metric}: each row less {found.baseline.name}, paired by {' and '.join(found.question.over)}"
@@ -108,9 +108,10 @@ def _claims(found: Summary) -> Sheet:
     body = []
     for claim in found.claims:
         pairs, difference = (claim.result.pairs, plus_minus(claim.result.difference)) if claim.result else (0, "")
-        verdict = f"{claim.verdict} ({claim.why})" if claim.why else claim.verdict
-        body.append([claim.text, f"{claim.better} less {claim.than}", claim.metric, str(pairs), difference, verdict])
-    return Sheet("claims, paired by seed", ["claim", "rows", "metric", "pairs", "difference", "verdict"], body)
+        rows = claim.why or f"{claim.better} less {claim.than}"
+        body.append([claim.text, claim.verdict, difference, str(pairs), claim.metric, rows])
+    title = f"claims, paired by {' and '.join(found.question.over)}"
+    return Sheet(title, ["claim", "verdict", "difference", "pairs", "metric", "rows"], body)
 
 
 def _runs(found: Summary) -> Sheet:
@@ -126,15 +127,51 @@ def _runs(found: Summary) -> Sheet:
 # ---- terminal
 
 
+WIDTH = 24
+WORDS = ("", "claim", "rows", "metric", "status", "verdict", "folder")  # the columns that may be folded
+
+
 def print_sheets(made: Sequence[Sheet], console: Console) -> None:
+    """Each as a table; a number that does not fit is left out with its column, and said to be, never cut."""
     for sheet in made:
-        shown = Table(box=SIMPLE_HEAD, title=Text(sheet.title), title_justify="left", pad_edge=False)
-        for place, name in enumerate(sheet.header):
-            words = place == 0 or name in ("status", "folder", "verdict", "rows", "metric")
-            shown.add_column(Text(name), justify="left" if words else "right", overflow="fold", no_wrap=not words)
-        for place, row in enumerate(sheet.rows):
-            shown.add_row(*map(Text, row), style="bold" if place == sheet.marked else None)
-        console.print(shown)
+        shown = list(range(len(sheet.header)))
+        while _least(_table(sheet, shown), console) > console.width and (spare := _spare(sheet, shown)):
+            shown.remove(spare)
+        fits = _least(_table(sheet, shown), console) <= console.width
+        console.print(_table(sheet, shown, WIDTH if fits else 1))
+        if missing := [name for place, name in enumerate(sheet.header) if place not in shown]:
+            say = f"no room in {console.width} columns for {', '.join(missing)}; choose with columns=, or see output="
+            console.print(say, soft_wrap=True, markup=False)
+
+
+def _least(table: Table, console: Console) -> int:
+    """The least width of a table, were the terminal wider."""
+    return console.measure(table, options=console.options.update(width=10_000)).minimum
+
+
+def _spare(sheet: Sheet, shown: list[int]) -> int | None:
+    """The last column of numbers beyond those that a row cannot do without."""
+    return next((place for place in reversed(shown[3:]) if sheet.header[place] not in WORDS), None)
+
+
+def _table(sheet: Sheet, shown: list[int], least: int = WIDTH) -> Table:
+    """Some columns of a sheet; those of words are folded, but to no less than a width."""
+    table = Table(box=SIMPLE_HEAD, title=Text(sheet.title), title_justify="left", title_style="", pad_edge=False)
+    for place in shown:
+        name = sheet.header[place]
+        words = name in WORDS
+        heading = name if words or len(name) < 14 else name.replace("/", "/\n")
+        longest = max(map(len, [*heading.split("\n"), *(row[place] for row in sheet.rows)]))
+        table.add_column(
+            Text(heading),
+            justify="left" if words else "right",
+            overflow="fold",
+            no_wrap=not words,
+            min_width=min(longest, least) if words else longest,
+        )
+    for place, row in enumerate(sheet.rows):
+        table.add_row(*(Text(row[p]) for p in shown), style="bold" if place == sheet.marked else None)
+    return table
 
 
 # ---- Markdown and LaTeX

@@ -15,7 +15,7 @@ from vrnn_lab.runs import Run
 
 SHOWN = ("test/nll", "test/interpolation/mse", "test/forecast/mse", "test/labels/accuracy")
 COST = ("fit/seconds", "model/parameters")
-ORIGINS = {"code": "versions of the code", "data": "versions of the data file", "torch": "versions of torch"}
+ORIGINS = {"code": "code", "data": "contents of the data file", "torch": "version of torch"}
 STATUSES = ("completed", "failed", "running", "interrupted")
 
 
@@ -217,15 +217,23 @@ def _notes(found: Summary, copies: int, apart: list[str]) -> list[str]:
         what = "1 run is a copy" if copies == 1 else f"{copies} runs are copies"
         notes.append(f"{what} of another in config and {_over(found)}; of each the newest counts")
     for part, what in ORIGINS.items():
-        made = {r.origin[part] for r in found.runs if r.origin.get(part)}
-        if len(made) > 1:
-            notes.append(f"these runs were made by {len(made)} {what}; what differs may be due to that")
+        made = {(_source(r, part), r.origin[part]) for r in found.runs if r.origin.get(part)}
+        if len(made) > len({source for source, _ in made}):
+            notes.append(f"not all of these runs were made by the same {what}; what differs may be due to that")
     judged = sum(claim.result is not None for claim in found.claims)
     for count, name in ((len(found.against), "comparison"), (judged, "claim")):
         if count:
             chance = f"by chance {count * 0.05:.2g} would be decided if no row differed from another"
             notes.append(f"{count} {name}{'s' * (count > 1)} at 95 %: {chance}")
     return [*notes, "p (Holm) is p corrected for the number of comparisons"] if found.against else notes
+
+
+def _source(run: Run, part: str) -> Any:
+    """What an origin is of: the user's own classes, or the data file."""
+    if part == "data":
+        return run.config.get("data.path")
+    targets = {str(v) for k, v in run.config.items() if k.endswith("_target_")} if part == "code" else set()
+    return frozenset(t for t in targets if not t.startswith(("vrnn_lab.", "torch.", "lightning.")))
 
 
 def _over(found: Summary) -> str:
