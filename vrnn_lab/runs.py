@@ -116,7 +116,7 @@ def _guessed(config: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]
     for key, node in config.items():
         if isinstance(node, dict):
             group = f"{path}{key}"
-            if "_target_" in node:
+            if "_target_" in node and group in groups():
                 yield group, _option_of(group, str(node["_target_"]))
             yield from _guessed(node, f"{group}/")
 
@@ -129,8 +129,6 @@ def _option_of(group: str, target: str) -> str:
 @cache
 def _targets(group: str) -> dict[str, str]:
     """Of a group's options those that are the only one to make a class."""
-    if group not in groups():
-        return {}
     made = [(yaml.load((CONF / group / f"{o}.yaml").read_text(), Loader) or {}, o) for o in options(group)]
     named = [(str(node.get("_target_")), option) for node, option in made]
     return {target: option for target, option in named if [t for t, _ in named].count(target) == 1}

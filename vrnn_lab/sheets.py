@@ -60,7 +60,7 @@ def _rows(found: Summary) -> Sheet:
 
 
 def _marked(group: Group, found: Summary) -> str:
-    return f"{group.name} *" if group is found.best and len(found.groups) > 1 else group.name
+    return f"{group.name} *" if group is found.best else group.name
 
 
 def common(found: Summary) -> str:
@@ -137,6 +137,8 @@ def print_sheets(made: Sequence[Sheet], console: Console) -> None:
         shown = list(range(len(sheet.header)))
         while _least(_table(sheet, shown), console) > console.width and (spare := _spare(sheet, shown)):
             shown.remove(spare)
+        if sheet.title:
+            console.print(Text(sheet.title))
         fits = _least(_table(sheet, shown), console) <= console.width
         console.print(_table(sheet, shown, WIDTH if fits else 1))
         if missing := [name for place, name in enumerate(sheet.header) if place not in shown]:
@@ -156,7 +158,7 @@ def _spare(sheet: Sheet, shown: list[int]) -> int | None:
 
 def _table(sheet: Sheet, shown: list[int], least: int = WIDTH) -> Table:
     """Some columns of a sheet; those of words are folded, but to no less than a width."""
-    table = Table(box=SIMPLE_HEAD, title=Text(sheet.title), title_justify="left", title_style="", pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for place in shown:
         name = sheet.header[place]
         words = name in WORDS

@@ -89,7 +89,8 @@ def summarise(runs: list[Run], question: Question) -> Summary:
     if runs and not chosen:
         found.notes.append(_nothing(runs, question.where))
     apart = _questions_differ(naming, question.score)
-    found.best = None if apart else best(groups, question.score)
+    scored = [g for g in groups if g.estimate(question.score)]
+    found.best = best(scored, question.score) if len(scored) > 1 and not apart else None
     found.groups = _sorted(found, metrics)
     _compare(found)
     everything = group(runs, question.over)[0] if question.claims else []  # whatever the table is filtered to
@@ -205,8 +206,9 @@ def _notes(found: Summary, copies: int, apart: list[str]) -> list[str]:
     score, notes = found.question.score, []
     if apart:
         notes.append(f"rows differ in {', '.join(apart)}: their {score} answer different questions, so none is best")
-    elif found.best and len(found.groups) > 1:
-        notes.append(f"* best {score} of {len(found.groups)} rows; ± half of the 95 % interval over {_over(found)}")
+    elif found.best:
+        scored = sum(g.estimate(score) is not None for g in found.groups)
+        notes.append(f"* best {score} of {scored} rows; ± half of the 95 % interval over {_over(found)}")
     if found.naming.follow:
         by = Counter(causes for causes in found.naming.follow.values())
         for causes in by:
