@@ -400,7 +400,7 @@ def test_markdown_and_latex_hold_any_name(said, tmp_path):
 # ---- curves and the page
 
 
-def write_events(folder: Path, points, tag="val/loss", name="events.out.tfevents.1.x.1.0"):
+def write_events(folder: Path, points, other="lr", name="events.out.tfevents.1.x.1.0"):
     """With TensorBoard's own writer."""
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
@@ -410,7 +410,7 @@ def write_events(folder: Path, points, tag="val/loss", name="events.out.tfevents
         writer = RecordWriter(file)
         writer.write(Event(file_version="brain.Event:2").SerializeToString())
         for step, value in points:
-            values = [Summary.Value(tag="other", simple_value=7.0), Summary.Value(tag=tag, simple_value=value)]
+            values = [Summary.Value(tag=t, simple_value=v) for t, v in ((other, 7.0), ("val/loss", value))]
             writer.write(Event(wall_time=1.0, step=step, summary=Summary(value=values)).SerializeToString())
         writer.flush()
 
@@ -421,7 +421,8 @@ def test_a_curve_is_what_tensorboard_was_told(tmp_path):
     assert curve(tmp_path, "val/los") == []
     write_events(tmp_path, [(200, 2.75), (300, 2.0)], name="events.out.tfevents.2.x.1.0")
     assert dict(curve(tmp_path, "val/loss"))[200] == 2.75
-    write_events(tmp_path, [(70000, 9.0)], tag="fit/seconds", name="events.out.tfevents.3.x.1.0")
+    write_events(tmp_path, [(70000, 9.0)], other="fit/seconds", name="events.out.tfevents.3.x.1.0")
+    assert curve(tmp_path, "val/loss")[-1] == (70000, 2.5)  # what follows the fit is of the best checkpoint
     file = tmp_path / "events.out.tfevents.1.x.1.0"
     file.write_bytes(file.read_bytes()[:-9])  # at work: the last record is half there
     assert 70000 not in dict(curve(tmp_path, "val/loss"))
