@@ -209,6 +209,11 @@ def test_of_rows_on_different_data_none_is_best(said, tmp_path):
     make(tmp_path / "s" / "b", 0, 2.0, ["data"], {"data": "ou"}, data={"_target_": "vrnn_lab.data.ou.OU"})
     code, out, _ = said(tmp_path / "s")
     assert code == 0 and "differ in data" in out and "* best" not in out
+    for name, data in (("c", "Periodic"), ("d", "OU")):
+        choices = {"experiment": name, "data": data}
+        make(tmp_path / "e" / name, 0, 1.0, ["experiment"], choices, data={"_target_": f"vrnn_lab.data.{data}"})
+    code, out, _ = said(tmp_path / "e")
+    assert code == 0 and "experiment=c" in out and "differ in data" in out and "* best" not in out
 
 
 # ---- what is there

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from vrnn_lab.compare import Group
 from vrnn_lab.config import ConfigError, near
 from vrnn_lab.runs import Run
 
@@ -92,3 +93,17 @@ def values_of(runs: Iterable[Run], key: str) -> str:
     """What a key is in some runs, for a message."""
     found = dict.fromkeys(str(facts(run)[key]) for run in runs if key in facts(run))
     return ", ".join(list(found)[:12])
+
+
+def only(groups: Sequence[Group], runs: Sequence[Run], text: Any, option: str) -> Group:
+    """The only group of which the runs match a filter."""
+    filters = parse(text, runs, option)
+    found = [g for g in groups if select(g.runs.values(), filters)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ConfigError(
+            f"{option}={text} means {len(found)} rows: {'; '.join(g.name for g in found[:5])}; say which."
+        )
+    there = "; ".join(f"{f.key} is {values_of(runs, f.key)}" for f in filters)
+    raise ConfigError(f"{option}={text} means no row; there {there}.")

@@ -2,12 +2,19 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+from rich.console import Console
+
+from vrnn_lab import claims, csv_files, formats
 from vrnn_lab.command import guarded
 from vrnn_lab.config import ConfigError, near
+from vrnn_lab.folder import SCORE, write_whole
+from vrnn_lab.page import page
+from vrnn_lab.runs import Run, read_all
+from vrnn_lab.sheets import sheets
+from vrnn_lab.summary import Question, Summary, summarise
 
 USAGE = """python -m vrnn_lab.report <folder> ... [key=value ...]
 
@@ -81,8 +88,8 @@ def _figures(value: str) -> int:
     return sys.maxsize if _truth(value, "figures") else 0
 
 
-def _outputs(values: Sequence[str]) -> list[Path]:
-    files = [Path(name) for value in values for name in value.split(",")]
+def _outputs(names: Sequence[str]) -> list[Path]:
+    files = [Path(name) for name in names]
     for file in files:
         if file.suffix not in ENDINGS:
             raise ConfigError(f"output={file}: expected a name that ends in {', '.join(ENDINGS)}.")
@@ -91,27 +98,48 @@ def _outputs(values: Sequence[str]) -> list[Path]:
     return files
 
 
-def read_claims(file: Path) -> list[dict[str, Any]]:
-    """The claims of a YAML file, each with its text and two filters."""
-    import yaml
+def _question(found: dict[str, list[str]]) -> Question:
+    if "metric" in found and "baseline" not in found:
+        raise ConfigError("metric= is what is compared with a baseline; add baseline=<filter>.")
+    return Question(
+        over=_split(found, "over") or ("seed",),
+        score=_one(found, "score", SCORE),
+        columns=_split(found, "columns"),
+        sort=_one(found, "sort"),
+        where=found.get("where", []),
+        baseline=_one(found, "baseline"),
+        metric=_one(found, "metric"),
+        claims=claims.read(Path(_one(found, "claims"))) if "claims" in found else (),
+    )
 
-    if not file.is_file():
-        raise ConfigError(f"claims={file}: there is no such file.")
-    try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"claims={file} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(found, list):
-        raise ConfigError(f"claims={file}: expected a list of {{claim, better, than, metric, lower}}.")
-    needed, allowed = {"claim", "better", "than"}, {"claim", "better", "than", "metric", "lower"}
-    for place, claim in enumerate(found, 1):
-        keys = set(claim) if isinstance(claim, dict) else set()
-        if not needed <= keys <= allowed or not isinstance(claim.get("lower", True), bool):
-            raise ConfigError(
-                f"claims={file}, claim {place}: expected claim, better and than, and beside these only metric and "
-                f"lower (true or false); found {', '.join(map(str, keys)) or claim}."
-            )
-    return found
+
+def _one(found: dict[str, list[str]], option: str, default: str = "") -> str:
+    return found.get(option, [default])[-1]
+
+
+def _split(found: dict[str, list[str]], option: str) -> list[str]:
+    return [part for value in found.get(option, []) for part in value.split(",")]
+
+
+def _files(summary: Summary, outputs: Sequence[Path], runs: bool, figures: int) -> Iterator[tuple[Path, str]]:
+    """What goes into which file, by its ending."""
+    for file in outputs:
+        if file.suffix == ".html":
+            yield file, page(summary, figures)
+        elif file.suffix == ".csv":
+            yield file, csv_files.rows(summary)
+            if runs:
+                yield file.with_suffix(".runs.csv"), csv_files.runs(summary)
+        else:
+            write = formats.markdown if file.suffix == ".md" else formats.latex
+            yield file, write(sheets(summary, runs), summary.notes)
+
+
+def _failures(runs: Sequence[Run]) -> list[str]:
+    """The first failures with their reasons."""
+    lines = [f"failed   {r.folder}: {' '.join(r.error.split())[:200]}" for r in runs if r.status == "failed"]
+    more = f"         and {len(lines) - 10} more; where=status=failed runs=true"
+    return lines[:10] + [more] * (len(lines) > 10)
 
 
 def main() -> int:
@@ -120,65 +148,25 @@ def main() -> int:
         print(USAGE)
         return 0 if argv else 2
     folders, found = options(argv)
-    from rich.console import Console
-
-    from vrnn_lab import sheets
-    from vrnn_lab.folder import SCORE, write_whole
-    from vrnn_lab.runs import read_all
-    from vrnn_lab.summary import Question, summarise
-
-    one: Callable[[str, str], str] = lambda key, default: found.get(key, [default])[-1]
-    split = lambda key: [part for value in found.get(key, []) for part in value.split(",")]
-    files, each = _outputs(found.get("output", [])), _truth(one("runs", "false"), "runs")
-    limit = _figures(one("figures", "200"))
-    if "figures" in found and not any(f.suffix == ".html" for f in files):
+    outputs, each = _outputs(_split(found, "output")), _truth(_one(found, "runs", "false"), "runs")
+    figures = _figures(_one(found, "figures", "200"))
+    if "figures" in found and not any(file.suffix == ".html" for file in outputs):
         raise ConfigError("figures= is of the HTML page; add output=report.html.")
-    if "metric" in found and "baseline" not in found:
-        raise ConfigError("metric= is what is compared with a baseline; add baseline=<filter>.")
-    question = Question(
-        over=split("over") or ("seed",),
-        score=one("score", SCORE),
-        columns=split("columns"),
-        sort=one("sort", ""),
-        where=found.get("where", []),
-        baseline=one("baseline", ""),
-        metric=one("metric", ""),
-        claims=read_claims(Path(one("claims", ""))) if "claims" in found else (),
-    )
+    question = _question(found)
     runs, broken = read_all(folders)
     summary = summarise(runs, question)
     wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200
     console = Console(highlight=False, width=wide)
-    if runs:
-        sheets.print_sheets(sheets.sheets(summary, each), console)
-    else:
-        print(f"no runs in {', '.join(map(str, folders))}")
-    say = lambda text: console.print(text, soft_wrap=True, markup=False)
-    for note in summary.notes:
-        say(note)
-    for line in _failures(summary.runs):
-        say(line)
-    for file in files:
-        if file.suffix == ".html":
-            from vrnn_lab.page import page
-
-            write_whole(file, page(summary, limit))
-            say(f"written  {file}")
-            continue
-        for name, text in sheets.write(summary, file, each).items():
-            write_whole(name, text)
-            say(f"written  {name}")
+    formats.print_sheets(sheets(summary, each) if runs else [], console)
+    none = [] if runs else [f"no runs in {', '.join(map(str, folders))}"]
+    for line in [*none, *summary.notes, *_failures(summary.runs)]:
+        console.print(line, soft_wrap=True, markup=False)
+    for file, text in _files(summary, outputs, each, figures):
+        write_whole(file, text)
+        console.print(f"written  {file}", soft_wrap=True, markup=False)
     for line in broken:
         print(f"warning: {line}", file=sys.stderr)
     return 0
-
-
-def _failures(runs: Sequence[Any]) -> list[str]:
-    """The first failures with their reasons."""
-    lines = [f"failed   {r.folder}: {' '.join(r.error.split())[:200]}" for r in runs if r.status == "failed"]
-    return lines[:10] + (
-        [f"         and {len(lines) - 10} more; where=status=failed runs=true"] if lines[10:] else []
-    )
 
 
 if __name__ == "__main__":

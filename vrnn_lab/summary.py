@@ -3,12 +3,13 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import inf, isnan
+from math import isnan
 from typing import Any
 
+from vrnn_lab.claims import Claim, judge
 from vrnn_lab.compare import Group, Paired, best, group, holm, lower_is_better, paired
 from vrnn_lab.config import ConfigError, near
-from vrnn_lab.filters import parse, select, values_of
+from vrnn_lab.filters import only, parse, select, values_of
 from vrnn_lab.folder import SCORE
 from vrnn_lab.naming import Names
 from vrnn_lab.runs import Run
@@ -31,23 +32,6 @@ class Question:
     baseline: str = ""
     metric: str = ""
     claims: Sequence[dict[str, Any]] = ()
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A sentence, and what the runs say of it."""
-
-    text: str
-    metric: str
-    better: str
-    than: str
-    result: Paired | None
-    why: str = ""  # where it cannot be judged
-
-    @property
-    def verdict(self) -> str:
-        found = self.result.verdict if self.result else "undecided"
-        return {"better": "holds", "worse": "does not hold"}.get(found, found)
 
 
 @dataclass
@@ -76,7 +60,8 @@ def summarise(runs: list[Run], question: Question) -> Summary:
     """The rows of some runs and what is asked of them; ConfigError where that cannot be answered."""
     metrics = _metrics(runs)
     _check_score(question.score, metrics)
-    for key in [*question.columns, *([question.metric] if question.metric else [])]:
+    asked = [question.metric, *(str(claim.get("metric", "")) for claim in question.claims)]
+    for key in filter(None, [*question.columns, *asked]):
         _check_metric(key, metrics)
     keys = {k for r in runs for k in r.config}
     for key in question.over if runs else ():
@@ -94,7 +79,7 @@ def summarise(runs: list[Run], question: Question) -> Summary:
     found.groups = _sorted(found, metrics)
     _compare(found)
     everything = group(runs, question.over)[0] if question.claims else []  # whatever the table is filtered to
-    found.claims = [_judge(each, runs, everything, question.score) for each in question.claims]
+    found.claims = [judge(each, runs, everything, question.score) for each in question.claims]
     found.notes += _notes(found, copies, apart)
     return found
 
@@ -130,8 +115,9 @@ def _nothing(runs: Sequence[Run], where: Sequence[str]) -> str:
 
 def _questions_differ(naming: Names, score: str) -> list[str]:
     """The choices between which the score is not the same question."""
-    asked = ("data", "task") if score == SCORE else ("data", "evaluate")
-    return [k for k in naming.keys if k == "data" or (k.split(".")[0] in asked and k.split(".")[0] != "data")]
+    asked = "task" if score == SCORE else "evaluate"
+    varying = [*naming.keys, *naming.follow]
+    return [k for k in varying if k == "data" or k.split(".")[0] == asked]
 
 
 def _sorted(found: Summary, metrics: set[str]) -> list[Group]:
@@ -152,54 +138,22 @@ def _order_by(key: str, found: Summary, metrics: set[str]) -> Callable[[Group], 
     if key == "runs":
         return lambda g: len(g.runs)
     if key in metrics or not metrics:
-        return lambda g: None if (e := g.estimate(key)) is None else inf if isnan(e.mean) else e.mean
+        return lambda g: None if (e := g.estimate(key)) is None or isnan(e.mean) else e.mean
     if key not in allowed and found.groups:
         raise ConfigError(f"sort={key}: there is no such column or key.{near(key, allowed)}")
     numbers = all(isinstance(g.facts.get(key), (int, float)) for g in found.groups if key in g.facts)
     return lambda g: None if key not in g.facts else g.facts[key] if numbers else str(g.facts[key])
 
 
-def _one(groups: Sequence[Group], runs: Sequence[Run], text: Any, option: str) -> Group:
-    """The only group of which the runs match a filter."""
-    filters = parse(text, runs, option)
-    found = [g for g in groups if select(g.runs.values(), filters)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise ConfigError(
-            f"{option}={text} means {len(found)} rows: {'; '.join(g.name for g in found[:5])}; say which."
-        )
-    there = "; ".join(f"{f.key} is {values_of(runs, f.key)}" for f in filters)
-    raise ConfigError(f"{option}={text} means no row; there {there}.")
-
-
 def _compare(found: Summary) -> None:
     if not found.question.baseline:
         return
-    found.baseline = _one(found.groups, found.runs, found.question.baseline, "baseline")
+    found.baseline = only(found.groups, found.runs, found.question.baseline, "baseline")
     lower = lower_is_better(found.metric)
     others = [g for g in found.groups if g is not found.baseline]
     found.against = {g.name: paired(g, found.baseline, found.metric, lower) for g in others}
     adjusted = holm([each.p for each in found.against.values()])
     found.holm = dict(zip(found.against, adjusted, strict=True))
-
-
-def _judge(claim: dict[str, Any], runs: list[Run], groups: list[Group], score: str) -> Claim:
-    metric = claim.get("metric", score)
-    parts = (str(claim["claim"]), metric, _text(claim["better"]), _text(claim["than"]))
-    if runs:
-        _check_metric(metric, _metrics(runs))
-        for side in ("better", "than"):
-            parse(claim[side], runs, side)  # an unknown key is a mistake; a row that is missing may yet come
-    try:
-        better, than = (_one(groups, runs, claim[side], side) for side in ("better", "than"))
-    except ConfigError as error:
-        return Claim(*parts, None, str(error))
-    return Claim(*parts, paired(better, than, metric, claim.get("lower", lower_is_better(metric))))
-
-
-def _text(filters: Any) -> str:
-    return filters if isinstance(filters, str) else ", ".join(map(str, filters))
 
 
 def _notes(found: Summary, copies: int, apart: list[str]) -> list[str]:
