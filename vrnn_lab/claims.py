@@ -1,0 +1,67 @@
+"""Claims about rows, out of a YAML file, and what the runs say of them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vrnn_lab.compare import Group, Paired, lower_is_better, paired
+from vrnn_lab.config import ConfigError
+from vrnn_lab.filters import only, parse
+from vrnn_lab.runs import Run
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence, and what the runs say of it."""
+
+    text: str
+    metric: str
+    better: str
+    than: str
+    result: Paired | None
+    why: str = ""  # where it cannot be judged
+
+    @property
+    def verdict(self) -> str:
+        found = self.result.verdict if self.result else "undecided"
+        return {"better": "holds", "worse": "does not hold"}.get(found, found)
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """The claims of a YAML file, each with its text and two filters."""
+    if not file.is_file():
+        raise ConfigError(f"claims={file}: there is no such file.")
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"claims={file} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(found, list):
+        raise ConfigError(f"claims={file}: expected a list of {{claim, better, than, metric, lower}}.")
+    needed, allowed = {"claim", "better", "than"}, {"claim", "better", "than", "metric", "lower"}
+    for place, claim in enumerate(found, 1):
+        keys = set(claim) if isinstance(claim, dict) else set()
+        if not needed <= keys <= allowed or not isinstance(claim.get("lower", True), bool):
+            raise ConfigError(
+                f"claims={file}, claim {place}: expected claim, better and than, and beside these only metric and "
+                f"lower (true or false); found {', '.join(map(str, keys)) or claim}."
+            )
+    return found
+
+
+def judge(claim: dict[str, Any], runs: list[Run], groups: list[Group], score: str) -> Claim:
+    """One claim on the rows of all runs, whose metric is known to exist."""
+    metric = claim.get("metric", score)
+    parts = (str(claim["claim"]), metric, _text(claim["better"]), _text(claim["than"]))
+    for side in ("better", "than") if runs else ():
+        parse(claim[side], runs, side)  # an unknown key is a mistake; a row that is missing may yet come
+    try:
+        better, than = (only(groups, runs, claim[side], side) for side in ("better", "than"))
+    except ConfigError as error:
+        return Claim(*parts, None, str(error))
+    return Claim(*parts, paired(better, than, metric, claim.get("lower", lower_is_better(metric))))
+
+
+def _text(filters: Any) -> str:
+    return filters if isinstance(filters, str) else ", ".join(map(str, filters))

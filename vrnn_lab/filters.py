@@ -1,0 +1,109 @@
+"""Filters over runs, as written on a command line: optim=adam, model.width>=32, trick=[big_batch,wide]."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from operator import ge, gt, le, lt
+from typing import Any
+
+import yaml
+
+from vrnn_lab.compare import Group
+from vrnn_lab.config import ConfigError, near
+from vrnn_lab.runs import Run
+
+ORDER: dict[str, Callable[[Any, Any], bool]] = {">=": ge, "<=": le, ">": gt, "<": lt}
+SAME = {"=": True, "!=": False}
+
+
+@dataclass(frozen=True)
+class Filter:
+    """One condition on a run."""
+
+    key: str
+    sign: str
+    text: str
+    value: Any
+
+    def __call__(self, run: Run) -> bool:
+        found = facts(run).get(self.key, ...)
+        if self.key == "trick":
+            found = _set(found)
+        if self.sign in SAME:
+            same = found == self.value or (isinstance(found, str) and found == self.text)  # `off` is false in YAML
+            return same == SAME[self.sign]
+        numbers = isinstance(found, (int, float)) and not isinstance(found, bool)
+        return numbers and ORDER[self.sign](found, self.value)
+
+
+def facts(run: Run) -> dict[str, Any]:
+    """All that a filter can ask of a run; test metrics are none of it, since they choose nothing."""
+    known = {k: v for k, v in run.metrics.items() if not k.startswith(("test/", "reference/"))}
+    return {**known, **run.config, **run.choices, "status": run.status}
+
+
+def parse(text: str | Sequence[str], runs: Iterable[Run], option: str) -> list[Filter]:
+    """The filters of a text, divided by commas outside of brackets; every key must be one that some run has."""
+    texts = [text] if isinstance(text, str) else list(text)
+    parts = [part.strip() for each in texts for part in re.split(r",(?![^\[]*\])", str(each))]
+    keys = {k for run in runs for k in facts(run)}
+    return [_filter(part, keys, option) for part in parts]
+
+
+def _filter(text: str, keys: set[str], option: str) -> Filter:
+    found = re.fullmatch(r"([^<>=!]+)(>=|<=|!=|=|>|<)(.*)", text)
+    if not found:
+        raise ConfigError(f"{option}={text}: expected <key>=<value> (or !=, <, <=, >, >=), as in optim=adam.")
+    key, sign, value = (part.strip() for part in found.groups())
+    key = key if key in keys else key.replace(".", "/") if key.replace(".", "/") in keys else key
+    if key.startswith("test/"):
+        raise ConfigError(f"{option}={text}: test numbers choose nothing; filter by config keys or val/ metrics.")
+    if key not in keys:
+        raise ConfigError(f"{option}={text}: no run has the key {key}.{near(key, keys)}")
+    read = _set(value) if key == "trick" else scalar(value)
+    if sign in ORDER and not isinstance(read, (int, float)):
+        raise ConfigError(f"{option}={text}: {sign} compares numbers, and {value!r} is none.")
+    return Filter(key, sign, value, read)
+
+
+def scalar(text: str) -> Any:
+    """A value as the config holds it; 1e-3 is a number, which YAML alone would not say."""
+    try:
+        return int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
+    except ValueError:
+        pass
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _set(text: Any) -> frozenset[str]:
+    """Tricks are a set: none, wide, or [big_batch,wide]."""
+    names = frozenset(part.strip() for part in str(text).strip("[]").split(","))
+    return names - {"none", ""}
+
+
+def select(runs: Iterable[Run], filters: Iterable[Filter]) -> list[Run]:
+    wanted = list(filters)
+    return [run for run in runs if all(accepts(run) for accepts in wanted)]
+
+
+def values_of(runs: Iterable[Run], key: str) -> str:
+    """What a key is in some runs, for a message."""
+    found = dict.fromkeys(str(facts(run)[key]) for run in runs if key in facts(run))
+    return ", ".join(list(found)[:12])
+
+
+def only(groups: Sequence[Group], runs: Sequence[Run], text: Any, option: str) -> Group:
+    """The only group of which the runs match a filter."""
+    filters = parse(text, runs, option)
+    found = [g for g in groups if select(g.runs.values(), filters)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ConfigError(
+            f"{option}={text} means {len(found)} rows: {'; '.join(g.name for g in found[:5])}; say which."
+        )
+    there = "; ".join(f"{f.key} is {values_of(runs, f.key)}" for f in filters)
+    raise ConfigError(f"{option}={text} means no row; there {there}.")

@@ -1,0 +1,92 @@
+"""What tells rows apart, as short as a person would write it: optim=adam model.width=64."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vrnn_lab.config import VOLATILE
+from vrnn_lab.runs import Run
+
+ANYTHING = ("experiment", "trick")  # these groups set keys anywhere
+ABSENT = object()
+
+
+def identity(run: Run, over: Sequence[str]) -> str:
+    """Runs of one identity differ by nothing but the keys they are repeated over."""
+    own = {k: v for k, v in run.config.items() if k not in VOLATILE and k not in over}
+    own["tricks"] = sorted(run.choices["trick"].strip("[]").split(","))
+    return json.dumps(own, sort_keys=True, default=str)
+
+
+def written(value: Any) -> str:
+    """A value as on a command line."""
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(written, value))}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@dataclass(frozen=True)
+class Names:
+    """The keys that name the rows, and those that follow from one of them."""
+
+    keys: list[str]
+    follow: dict[str, tuple[str, ...]]  # a varying key that is not named -> what it follows from
+    common: dict[str, Any]
+
+    def items(self, facts: dict[str, Any]) -> dict[str, str]:
+        return {k: written(facts[k]) for k in self.keys if k in facts}
+
+    def name(self, facts: dict[str, Any]) -> str:
+        return " ".join(f"{k}={v}" for k, v in self.items(facts).items()) or "all runs"
+
+
+def shared(runs: Sequence[Run], over: Sequence[str]) -> dict[str, Any]:
+    """The choices and keys that all runs of a group have in common."""
+    first = {**runs[0].choices, **runs[0].config}
+    same = lambda k: all({**r.choices, **r.config}.get(k, ABSENT) == first[k] for r in runs)
+    return {k: v for k, v in first.items() if k not in VOLATILE and k not in over and same(k)}
+
+
+def names(rows: Sequence[dict[str, Any]], choices: Iterable[str], typed: Iterable[str]) -> Names:
+    """A varying key is named if the user typed it, or if no named choice that may set it accounts for it."""
+    groups, typed = set(choices), {t.replace(".", "/") for t in typed}
+    order = dict.fromkeys(k for row in rows for k in row)
+    varies = lambda k: any(row.get(k, ABSENT) != rows[0].get(k, ABSENT) for row in rows)
+    keys = [k for k in order if k not in groups and varies(k)]
+    matters = lambda group: group in ANYTHING or any(k.startswith(group.replace("/", ".") + ".") for k in keys)
+    ranked = sorted((k for k in order if k in groups and varies(k) and matters(k)), key=_rank)
+    named: list[str] = []
+    follow: dict[str, tuple[str, ...]] = {}
+    for key in [*ranked, *keys]:
+        causes = _causes(rows, key, [c for c in named if c in groups and _may_set(c, key)])
+        if key.replace(".", "/") in typed or not causes:
+            named.append(key)
+        else:
+            follow[key] = causes
+    named.sort(key=lambda k: k == "trick")  # stable: it is written last
+    return Names(named, follow, {k: v for k, v in (rows[0] if rows else {}).items() if not varies(k)})
+
+
+def _rank(choice: str) -> tuple[bool, int]:
+    """What may set anything first, then groups before their parts."""
+    return choice not in ANYTHING, choice.count("/")
+
+
+def _may_set(choice: str, key: str) -> bool:
+    return choice in ANYTHING or key.replace(".", "/").startswith(choice + "/")
+
+
+def _causes(rows: Sequence[dict[str, Any]], key: str, among: list[str]) -> tuple[str, ...]:
+    """The choice that a key follows from, the nearest first; else all of them together; else none."""
+    for causes in [*((c,) for c in reversed(among)), tuple(among)]:
+        if causes and _follows(rows, key, causes):
+            return causes
+    return ()
+
+
+def _follows(rows: Sequence[dict[str, Any]], key: str, causes: tuple[str, ...]) -> bool:
+    """Whether a key has one value for each combination of its causes."""
+    seen: dict[tuple, Any] = {}
+    cause = lambda row: tuple(row.get(c, ABSENT) for c in causes)
+    return all(seen.setdefault(cause(row), row.get(key, ABSENT)) == row.get(key, ABSENT) for row in rows)

@@ -1,0 +1,155 @@
+"""A report as one HTML page that needs no network: the template page.html and, inside it, all numbers and figures."""
+
+import json
+from base64 import b64encode
+from collections.abc import Iterator
+from datetime import datetime
+from math import isfinite
+from os.path import commonpath
+from pathlib import Path
+from typing import Any
+
+from vrnn_lab.compare import Group, Paired, lower_is_better
+from vrnn_lab.curves import POINTS, curve
+from vrnn_lab.folder import SCORE
+from vrnn_lab.naming import written
+from vrnn_lab.runs import Run
+from vrnn_lab.sheets import common, sheets
+from vrnn_lab.summary import STATUSES, Summary
+
+TEMPLATE = Path(__file__).with_name("page.html")
+BYTES = 60_000_000  # of all figures in a page
+
+
+def page(found: Summary, figures: int) -> str:
+    """The page, with at most so many figures."""
+    data = json.dumps(_data(found, figures), allow_nan=False, separators=(",", ":"))
+    # Inside <script> only `<` could end it; as \u003c it is the same JSON.
+    return TEMPLATE.read_text(encoding="utf-8").replace("{{DATA}}", data.replace("<", "\\u003c"))
+
+
+def _data(found: Summary, figures: int) -> dict[str, Any]:
+    score = found.question.score
+    metrics = _metrics(found)
+    of_run, note = _figures(found, figures)
+    tag = _tag(found)
+    runs = [
+        _run(place, seed, run, metrics, of_run.get(run.folder, []), tag)
+        for place, g in enumerate(found.groups)
+        for seed, run in g.runs.items()
+    ]
+    thinned = [f"curves are thinned to {POINTS} points a run"] * any(len(run["curve"]) >= POINTS for run in runs)
+    against = {"name": found.baseline.name, "metric": found.metric} if found.baseline else None
+    claims = [s for s in sheets(found, False) if s.title.startswith("claims")]
+    return {
+        "title": _title(found),
+        "made": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
+        "score": score,
+        "lower": lower_is_better(score),
+        "over": list(found.question.over),
+        "keys": found.naming.keys,
+        "metrics": metrics,
+        "columns": found.columns,
+        "statuses": STATUSES,
+        "common": common(found),
+        "shared": {k: written(v) for k, v in found.naming.common.items()},
+        "groups": [_group(g, found) for g in found.groups],
+        "runs": runs,
+        "tag": tag,
+        "against": against,
+        "claims": {"header": claims[0].header, "rows": claims[0].rows} if claims else None,
+        "notes": [*found.notes, *note, *thinned],
+    }
+
+
+def _title(found: Summary) -> str:
+    """The folder that holds all runs."""
+    folders = [str(r.folder.absolute()) for r in found.runs]
+    return f"{Path(commonpath(folders)).name}: what was tried" if folders else "no runs"
+
+
+def _metrics(found: Summary) -> list[str]:
+    """All numbers of the runs, the score and the columns first; not those of the plain rows, which no run changes."""
+    first = [found.question.score, *found.columns]
+    others = (k for r in found.runs for k in r.metrics if r.number(k) is not None and not k.startswith("reference/"))
+    return list(dict.fromkeys([*first, *others]))
+
+
+def _group(group: Group, found: Summary) -> dict[str, Any]:
+    shown = dict.fromkeys([found.question.score, *found.columns])
+    own = {k: written(v) for k, v in group.facts.items() if k not in found.naming.common}
+    return {
+        "name": group.name,
+        "items": {k: _plain(group.facts[k]) for k in group.items},
+        "own": own,
+        "best": group is found.best,
+        "counts": [group.count(status) for status in STATUSES],
+        "cells": {m: [_finite(e.mean), _finite(e.half), e.n] for m in shown if (e := group.estimate(m))},
+        "against": _against(found.against.get(group.name), found.holm.get(group.name)),
+    }
+
+
+def _against(each: Paired | None, holm: float | None) -> dict[str, Any] | None:
+    if each is None:
+        return None
+    d = each.difference
+    cell = [_finite(d.mean), _finite(d.half), d.n] if d else None
+    return {"difference": cell, "ratio": _finite(each.ratio), "p": each.p, "holm": holm, "verdict": each.verdict}
+
+
+def _run(place: int, seed: tuple[str, ...], run: Run, metrics: list[str], figures: list[Any], tag: str):
+    return {
+        "group": place,
+        "seed": " ".join(seed),
+        "status": run.status,
+        "error": run.error,
+        "folder": str(run.folder),
+        "values": [_finite(run.number(m)) for m in metrics],
+        "curve": _curve(run, tag),
+        "figures": figures,
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    """What JSON can hold, to six digits: a page is for the eye."""
+    return float(f"{value:.6g}") if value is not None and isfinite(value) else None
+
+
+def _plain(value: Any) -> Any:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+    return value if number else written(value)
+
+
+def _tag(found: Summary) -> str:
+    """The scalar of the curves: the score, or the loss where the score was not logged in training."""
+    logged = any(curve(r.folder, found.question.score) for r in found.runs[:3])
+    return found.question.score if logged else SCORE
+
+
+def _curve(run: Run, tag: str) -> list[tuple[int, float]]:
+    try:
+        return [(step, float(f"{value:.6g}")) for step, value in curve(run.folder, tag) if isfinite(value)]
+    except OSError:
+        return []
+
+
+def _figures(found: Summary, limit: int) -> tuple[dict[Path, list[tuple[str, str]]], list[str]]:
+    """The figures of as many runs as the limits allow: one run of each row, the best first, then the others."""
+    held: dict[Path, list[tuple[str, str]]] = {}
+    count = size = missing = 0
+    for run in _in_turn(found.groups):
+        files = sorted((run.folder / "figures").glob("*.png"))
+        size_of = sum(f.stat().st_size for f in files)
+        if files and (count + len(files) > limit or size + size_of > BYTES):
+            missing += 1
+        elif files:
+            held[run.folder] = [(f.stem, b64encode(f.read_bytes()).decode()) for f in files]
+            count, size = count + len(files), size + size_of
+    most = f"(at most {limit} figures, {BYTES // 1_000_000} MB)"
+    return held, [f"figures of {missing} runs are not in this page {most}; they lie in their folders"] * (missing > 0)
+
+
+def _in_turn(groups: list[Group]) -> Iterator[Run]:
+    rows = [list(g.runs.values()) for g in groups]
+    for place in range(max(map(len, rows), default=0)):
+        yield from (row[place] for row in rows if place < len(row))

@@ -1,0 +1,173 @@
+"""python -m vrnn_lab.report: what a sweep found, from its run folders alone."""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from vrnn_lab import claims, csv_files, formats
+from vrnn_lab.command import guarded
+from vrnn_lab.config import ConfigError, near
+from vrnn_lab.folder import SCORE, write_whole
+from vrnn_lab.page import page
+from vrnn_lab.runs import Run, read_all
+from vrnn_lab.sheets import sheets
+from vrnn_lab.summary import Question, Summary, summarise
+
+USAGE = """python -m vrnn_lab.report <folder> ... [key=value ...]
+
+Reads run folders and what holds them, finished or not, and shows one row for all runs that differ by seed alone:
+the mean of their scores with half of its 95 % interval (Student's t over the seeds), best by validation first.
+
+What is shown
+  where=optim=adam              runs of which this is true; also != < <= > >=, by config key, group, trick, status or
+                                val/ metric; several by commas, or where= again: where=model.width>=32,optim=adam
+                                trick=[big_batch,wide] are exactly these tricks, trick=none no trick
+  score=val/loss                what rows are chosen by: a val/ metric; less is better, but of accuracy and auc
+  columns=test/nll,fit/seconds  the metrics beside it
+  sort=model.width              by a metric, key, name or runs; sort=-fit/seconds from the largest; default: the score
+  over=seed                     the keys over which a config is repeated: over=data.seed,seed
+  runs=true                     each run as well
+
+What is compared
+  baseline=trick=none           each row less this one, paired by seed: difference, interval, verdict
+  metric=test/nll               what is compared with the baseline; default: the score
+  claims=claims.yaml            a list of {claim: text, better: filter, than: filter, metric: test/nll, lower: true};
+                                without metric and lower the score's; each holds, does not hold or is undecided
+
+What is written
+  output=report.csv             also .md, .tex, .html; several by commas. CSV has every digit; runs=true adds
+                                report.runs.csv. HTML is one page with table, curves, views and figures, no network
+  figures=200                   at most so many figures in the page, the best rows first; true: all, false: none
+
+Examples
+  python -m vrnn_lab.report outputs/optimisers
+  python -m vrnn_lab.report outputs/tricks baseline=trick=none metric=test/forecast/mse output=tricks.html,tricks.tex
+  python -m vrnn_lab.report outputs where=model=vrnn where=model.width>=32 columns=test/nll,fit/seconds
+  python -m vrnn_lab.report outputs where=status=failed runs=true"""
+
+LISTS = ("where", "over", "columns", "output")
+ENDINGS = (".csv", ".md", ".tex", ".html")
+ALLOWED = ("where", "over", "score", "columns", "sort", "baseline", "metric", "claims", "output", "runs", "figures")
+
+
+def options(argv: Sequence[str]) -> tuple[list[Path], dict[str, list[str]]]:
+    """The folders, and the values of each option in order."""
+    folders, found = [], {}
+    for argument in argv:
+        key, equals, value = argument.partition("=")
+        if not equals or (key not in ALLOWED and Path(argument).is_dir()):  # a folder's name may hold a `=`
+            folders.append(Path(argument))
+        elif key not in ALLOWED:
+            raise ConfigError(
+                f"{argument}: there is no option {key}.{near(key, ALLOWED)} Options: {', '.join(ALLOWED)}"
+            )
+        elif key in found and key not in LISTS:
+            raise ConfigError(f"{key}= stands twice; expected once.")
+        elif not value:
+            raise ConfigError(f"{key}= has no value.")
+        else:
+            found.setdefault(key, []).append(value)
+    if not folders:
+        raise ConfigError("no folder to read; expected python -m vrnn_lab.report <folder> ..., such as outputs.")
+    return folders, found
+
+
+def _truth(value: str, option: str) -> bool:
+    if value.lower() not in ("true", "false"):
+        raise ConfigError(f"{option}={value}: expected true or false.")
+    return value.lower() == "true"
+
+
+def _figures(value: str) -> int:
+    """How many figures at most; true means all."""
+    if value.isdigit():
+        return int(value)
+    return sys.maxsize if _truth(value, "figures") else 0
+
+
+def _outputs(names: Sequence[str]) -> list[Path]:
+    files = [Path(name) for name in names]
+    for file in files:
+        if file.suffix not in ENDINGS:
+            raise ConfigError(f"output={file}: expected a name that ends in {', '.join(ENDINGS)}.")
+        if not file.absolute().parent.is_dir():
+            raise ConfigError(f"output={file}: there is no folder {file.parent}.")
+    return files
+
+
+def _question(found: dict[str, list[str]]) -> Question:
+    if "metric" in found and "baseline" not in found:
+        raise ConfigError("metric= is what is compared with a baseline; add baseline=<filter>.")
+    return Question(
+        over=_split(found, "over") or ("seed",),
+        score=_one(found, "score", SCORE),
+        columns=_split(found, "columns"),
+        sort=_one(found, "sort"),
+        where=found.get("where", []),
+        baseline=_one(found, "baseline"),
+        metric=_one(found, "metric"),
+        claims=claims.read(Path(_one(found, "claims"))) if "claims" in found else (),
+    )
+
+
+def _one(found: dict[str, list[str]], option: str, default: str = "") -> str:
+    return found.get(option, [default])[-1]
+
+
+def _split(found: dict[str, list[str]], option: str) -> list[str]:
+    return [part for value in found.get(option, []) for part in value.split(",")]
+
+
+def _files(summary: Summary, outputs: Sequence[Path], runs: bool, figures: int) -> Iterator[tuple[Path, str]]:
+    """What goes into which file, by its ending."""
+    for file in outputs:
+        if file.suffix == ".html":
+            yield file, page(summary, figures)
+        elif file.suffix == ".csv":
+            yield file, csv_files.rows(summary)
+            if runs:
+                yield file.with_suffix(".runs.csv"), csv_files.runs(summary)
+        else:
+            write = formats.markdown if file.suffix == ".md" else formats.latex
+            yield file, write(sheets(summary, runs), summary.notes)
+
+
+def _failures(runs: Sequence[Run]) -> list[str]:
+    """The first failures with their reasons."""
+    lines = [f"failed   {r.folder}: {' '.join(r.error.split())[:200]}" for r in runs if r.status == "failed"]
+    more = f"         and {len(lines) - 10} more; where=status=failed runs=true"
+    return lines[:10] + [more] * (len(lines) > 10)
+
+
+def main() -> int:
+    argv = sys.argv[1:]
+    if not argv or {"-h", "--help"} & set(argv):
+        print(USAGE)
+        return 0 if argv else 2
+    folders, found = options(argv)
+    outputs, each = _outputs(_split(found, "output")), _truth(_one(found, "runs", "false"), "runs")
+    figures = _figures(_one(found, "figures", "200"))
+    if "figures" in found and not any(file.suffix == ".html" for file in outputs):
+        raise ConfigError("figures= is of the HTML page; add output=report.html.")
+    question = _question(found)
+    runs, broken = read_all(folders)
+    summary = summarise(runs, question)
+    wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200
+    console = Console(highlight=False, width=wide)
+    formats.print_sheets(sheets(summary, each) if runs else [], console)
+    none = [] if runs else [f"no runs in {', '.join(map(str, folders))}"]
+    for line in [*none, *summary.notes, *_failures(summary.runs)]:
+        console.print(line, soft_wrap=True, markup=False)
+    for file, text in _files(summary, outputs, each, figures):
+        write_whole(file, text)
+        console.print(f"written  {file}", soft_wrap=True, markup=False)
+    for line in broken:
+        print(f"warning: {line}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

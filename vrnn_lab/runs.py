@@ -1,0 +1,134 @@
+"""Run folders as they lie on disk: what was asked, what came of it, and which are still at work."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from vrnn_lab.config import CONF, ConfigError, flat, groups, options
+
+Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where it was built
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, read."""
+
+    folder: Path
+    config: dict[str, Any]  # keys joined by dots
+    choices: dict[str, str]  # group -> option, and trick -> none or [a,b]
+    typed: frozenset[str]  # the keys and groups that the user set
+    metrics: dict[str, Any]
+    status: str  # completed | failed | running | interrupted
+    origin: dict[str, Any]  # hashes of the code and the data file, the version of torch
+
+    @property
+    def error(self) -> str:
+        return str(self.metrics.get("error", ""))
+
+    def number(self, metric: str) -> float | None:
+        """A metric of a completed run; only numbers count."""
+        value = self.metrics.get(metric) if self.status == "completed" else None
+        return float(value) if isinstance(value, (int, float)) else None
+
+
+def find(folders: Iterable[Path]) -> list[Path]:
+    """The run folders at and below some folders, in the order of their paths, each once."""
+    found: dict[Path, Path] = {}
+    for top in folders:
+        if not top.is_dir():
+            raise ConfigError(f"{top}: there is no such folder; expected run folders or what holds them: outputs")
+        for path, below, _ in os.walk(top):
+            if ".hydra" in below and (Path(path) / ".hydra" / "config.yaml").is_file():
+                found.setdefault(Path(path).resolve(), Path(path))
+                below.clear()
+            below.sort()
+    return list(found.values())
+
+
+def read_all(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
+    """The runs of some folders, and a line for each run folder that cannot be read."""
+    runs, broken = [], []
+    for folder in find(folders):
+        try:
+            runs.append(read(folder))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            broken.append(f"{folder} is left out: {' '.join(str(error).split())}")
+    return runs, broken
+
+
+def read(folder: Path) -> Run:
+    config = _yaml(folder, "config.yaml", {})
+    if not config:
+        raise ValueError(".hydra/config.yaml holds no config.")
+    metrics, status = _result(folder)
+    choices = _yaml(folder, "choices.yaml", {}) or dict(_guessed(config))
+    choices = {str(k): str(v) for k, v in choices.items() if not str(k).startswith("hydra/")}
+    on = config.get("tricks")
+    tricks = ",".join(str(name) for name in on if on[name]) if isinstance(on, dict) else ""
+    choices["trick"] = f"[{tricks}]" if tricks else "none"
+    keys = {k: v for k, v in flat(config).items() if not k.startswith("tricks")}
+    typed = frozenset(str(o).lstrip("+~").partition("=")[0] for o in _yaml(folder, "overrides.yaml", []))
+    return Run(folder, keys, choices, typed, metrics, status, _yaml(folder, "origin.json", {}))
+
+
+def _yaml(folder: Path, name: str, default: Any) -> Any:
+    """A file of .hydra, of the kind of its default, which stands for a file that is not there."""
+    file = folder / ".hydra" / name
+    found = yaml.load(file.read_text(encoding="utf-8"), Loader) if file.exists() else default
+    if not isinstance(found or default, type(default)):
+        raise ValueError(f".hydra/{name} is {found!r:.40}; expected a {type(default).__name__}.")
+    return found or default
+
+
+def _result(folder: Path) -> tuple[dict[str, Any], str]:
+    """metrics.json and its status; without one a run is at work, or was cut short."""
+    try:
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}, "running" if _at_work(folder / ".lock") else "interrupted"
+    if not isinstance(metrics, dict) or metrics.get("status") not in ("completed", "failed"):
+        raise ValueError("metrics.json holds no metrics with a status.")
+    return metrics, metrics["status"]
+
+
+def _at_work(lock: Path) -> bool:
+    """Whether a process holds the lock. Looking takes it for some microseconds; whoever wants it then waits."""
+    if not lock.exists():
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # somebody else's folder, which we may only read
+        return False
+
+
+def _guessed(config: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+    """The choices of a run that did not record them: the option that makes the same class, else its name."""
+    for key, node in config.items():
+        if isinstance(node, dict):
+            group = f"{path}{key}"
+            if "_target_" in node and group in groups():
+                yield group, _option_of(group, str(node["_target_"]))
+            yield from _guessed(node, f"{group}/")
+
+
+@cache
+def _option_of(group: str, target: str) -> str:
+    return _targets(group).get(target, target.rpartition(".")[2])
+
+
+@cache
+def _targets(group: str) -> dict[str, str]:
+    """Of a group's options those that are the only one to make a class."""
+    made = [(yaml.load((CONF / group / f"{o}.yaml").read_text(), Loader) or {}, o) for o in options(group)]
+    named = [(str(node.get("_target_")), option) for node, option in made]
+    return {target: option for target, option in named if [t for t, _ in named].count(target) == 1}

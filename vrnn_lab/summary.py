@@ -1,0 +1,196 @@
+"""What a report says, before it is written: rows, their order, the best, comparisons, claims, notes."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import isnan
+from typing import Any
+
+from vrnn_lab.claims import Claim, judge
+from vrnn_lab.compare import Group, Paired, best, group, holm, lower_is_better, paired
+from vrnn_lab.config import ConfigError, near
+from vrnn_lab.filters import only, parse, select, values_of
+from vrnn_lab.folder import SCORE
+from vrnn_lab.naming import Names
+from vrnn_lab.runs import Run
+
+SHOWN = ("test/nll", "test/interpolation/mse", "test/forecast/mse", "test/labels/accuracy")
+COST = ("fit/seconds", "model/parameters")
+ORIGINS = {"code": "code", "data": "contents of the data file", "torch": "version of torch"}
+STATUSES = ("completed", "failed", "running", "interrupted")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a report is asked."""
+
+    over: Sequence[str] = ("seed",)
+    score: str = SCORE
+    columns: Sequence[str] = ()
+    sort: str = ""
+    where: Sequence[str] = ()
+    baseline: str = ""
+    metric: str = ""
+    claims: Sequence[dict[str, Any]] = ()
+
+
+@dataclass
+class Summary:
+    """The whole of a report."""
+
+    question: Question
+    runs: list[Run]
+    groups: list[Group]
+    naming: Names
+    columns: list[str]
+    best: Group | None = None
+    baseline: Group | None = None
+    against: dict[str, Paired] = field(default_factory=dict)  # a row's name -> it less the baseline
+    holm: dict[str, float | None] = field(default_factory=dict)
+    claims: list[Claim] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def metric(self) -> str:
+        """What the rows are compared by."""
+        return self.question.metric or self.question.score
+
+
+def summarise(runs: list[Run], question: Question) -> Summary:
+    """The rows of some runs and what is asked of them; ConfigError where that cannot be answered."""
+    metrics = _metrics(runs)
+    _check_score(question.score, metrics)
+    asked = [question.metric, *(str(claim.get("metric", "")) for claim in question.claims)]
+    for key in filter(None, [*question.columns, *asked]):
+        _check_metric(key, metrics)
+    keys = {k for r in runs for k in r.config}
+    for key in question.over if runs else ():
+        if key not in keys:
+            raise ConfigError(f"over={key}: no run has such a key.{near(key, keys)}")
+    chosen = select(runs, parse(question.where, runs, "where") if runs else [])
+    groups, naming, copies = group(chosen, question.over)
+    columns = list(question.columns) or [m for m in (*SHOWN, *COST) if m in metrics]
+    found = Summary(question, [r for g in groups for r in g.runs.values()], groups, naming, columns)
+    if runs and not chosen:
+        found.notes.append(_nothing(runs, question.where))
+    apart = _questions_differ(naming, question.score)
+    scored = [g for g in groups if g.estimate(question.score)]
+    found.best = best(scored, question.score) if len(scored) > 1 and not apart else None
+    found.groups = _sorted(found, metrics)
+    _compare(found)
+    everything = group(runs, question.over)[0] if question.claims else []  # whatever the table is filtered to
+    found.claims = [judge(each, runs, everything, question.score) for each in question.claims]
+    found.notes += _notes(found, copies, apart)
+    return found
+
+
+def _metrics(runs: Sequence[Run]) -> set[str]:
+    return {k for r in runs for k in r.metrics if r.number(k) is not None}
+
+
+def _check_score(score: str, metrics: set[str]) -> None:
+    if score.startswith("test/"):
+        raise ConfigError(
+            f"score={score}: test numbers choose nothing, or they would no longer tell how a model does on new "
+            f"data; choose by a val/ metric such as {score.replace('test/', 'val/', 1)}, and show the other beside "
+            f"it: columns={score}."
+        )
+    if not score.startswith("val/"):
+        raise ConfigError(f"score={score}: expected a val/ metric.{near(score, metrics)}")
+    if "coverage" in score:
+        raise ConfigError(f"score={score}: neither less nor more of a coverage is better; choose by val/nll or crps.")
+    _check_metric(score, metrics)
+
+
+def _check_metric(key: str, metrics: set[str]) -> None:
+    if metrics and key not in metrics:
+        raise ConfigError(f"{key}: no completed run has such a metric.{near(key, metrics)}")
+
+
+def _nothing(runs: Sequence[Run], where: Sequence[str]) -> str:
+    keys = [f.key for f in parse(where, runs, "where")]
+    there = "; ".join(f"{k} is {values_of(runs, k)}" for k in dict.fromkeys(keys) if k not in _metrics(runs))
+    return f"none of {len(runs)} runs matches where={','.join(where)}; there {there}"
+
+
+def _questions_differ(naming: Names, score: str) -> list[str]:
+    """The choices between which the score is not the same question."""
+    asked = "task" if score == SCORE else "evaluate"
+    varying = [*naming.keys, *naming.follow]
+    return [k for k in varying if k == "data" or k.split(".")[0] == asked]
+
+
+def _sorted(found: Summary, metrics: set[str]) -> list[Group]:
+    """By a column, the best score first unless told; what has no value comes last."""
+    word = found.question.sort or found.question.score
+    key, down = word.removeprefix("-"), word.startswith("-")
+    if not found.question.sort:
+        down = not lower_is_better(key)
+    of = _order_by(key, found, metrics)
+    known = sorted((g for g in found.groups if of(g) is not None), key=of, reverse=down)
+    return known + [g for g in found.groups if of(g) is None]
+
+
+def _order_by(key: str, found: Summary, metrics: set[str]) -> Callable[[Group], Any]:
+    allowed = {*metrics, "name", "runs", *(k for g in found.groups for k in g.facts)}
+    if key == "name":
+        return lambda g: g.name
+    if key == "runs":
+        return lambda g: len(g.runs)
+    if key in metrics or not metrics:
+        return lambda g: None if (e := g.estimate(key)) is None or isnan(e.mean) else e.mean
+    if key not in allowed and found.groups:
+        raise ConfigError(f"sort={key}: there is no such column or key.{near(key, allowed)}")
+    numbers = all(isinstance(g.facts.get(key), (int, float)) for g in found.groups if key in g.facts)
+    return lambda g: None if key not in g.facts else g.facts[key] if numbers else str(g.facts[key])
+
+
+def _compare(found: Summary) -> None:
+    if not found.question.baseline:
+        return
+    found.baseline = only(found.groups, found.runs, found.question.baseline, "baseline")
+    lower = lower_is_better(found.metric)
+    others = [g for g in found.groups if g is not found.baseline]
+    found.against = {g.name: paired(g, found.baseline, found.metric, lower) for g in others}
+    adjusted = holm([each.p for each in found.against.values()])
+    found.holm = dict(zip(found.against, adjusted, strict=True))
+
+
+def _notes(found: Summary, copies: int, apart: list[str]) -> list[str]:
+    score, notes = found.question.score, []
+    if apart:
+        notes.append(f"rows differ in {', '.join(apart)}: their {score} answer different questions, so none is best")
+    elif found.best:
+        scored = sum(g.estimate(score) is not None for g in found.groups)
+        notes.append(f"* best {score} of {scored} rows; ± half of the 95 % interval over {_over(found)}")
+    if found.naming.follow:
+        by = Counter(causes for causes in found.naming.follow.values())
+        for causes in by:
+            keys = [k for k, c in found.naming.follow.items() if c == causes and not k.endswith("_target_")]
+            if keys:
+                notes.append(f"not named above, since {' and '.join(causes)} set them: {', '.join(keys)}")
+    if copies:
+        what = "1 run is a copy" if copies == 1 else f"{copies} runs are copies"
+        notes.append(f"{what} of another in config and {_over(found)}; of each the newest counts")
+    for part, what in ORIGINS.items():
+        made = {(_source(r, part), r.origin[part]) for r in found.runs if r.origin.get(part)}
+        if len(made) > len({source for source, _ in made}):
+            notes.append(f"not all of these runs were made by the same {what}; what differs may be due to that")
+    judged = sum(claim.result is not None for claim in found.claims)
+    for count, name in ((len(found.against), "comparison"), (judged, "claim")):
+        if count:
+            chance = f"by chance {count * 0.05:.2g} would be decided if no row differed from another"
+            notes.append(f"{count} {name}{'s' * (count > 1)} at 95 %: {chance}")
+    return [*notes, "p (Holm) is p corrected for the number of comparisons"] if found.against else notes
+
+
+def _source(run: Run, part: str) -> Any:
+    """What an origin is of: the user's own classes, or the data file."""
+    if part == "data":
+        return run.config.get("data.path")
+    targets = {str(v) for k, v in run.config.items() if k.endswith("_target_")} if part == "code" else set()
+    return frozenset(t for t in targets if not t.startswith(("vrnn_lab.", "torch.", "lightning.")))
+
+
+def _over(found: Summary) -> str:
+    return " and ".join(found.question.over)
