@@ -59,6 +59,18 @@ def near(word: str, among) -> str:
 
 def compose(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> DictConfig:
     """The config of a run from Hydra overrides such as `model=vrnn`, `optim.lr=1e-3`; ConfigError if none."""
+    config = _composed(overrides, config_dirs)
+    check_tricks(config, config_dirs)
+    return config
+
+
+def choices(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> dict[str, str]:
+    """The option chosen in each group: {model: vrnn, model/head: gaussian, ...}."""
+    chosen = _composed(overrides, config_dirs, return_hydra_config=True).hydra.runtime.choices
+    return {k: v for k, v in contents(chosen).items() if not k.startswith("hydra/")}
+
+
+def _composed(overrides: list[str], config_dirs: tuple[str, ...], **keys: Any) -> DictConfig:
     import hydra
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
@@ -69,13 +81,11 @@ def compose(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> DictConf
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             try:
-                config = hydra.compose("config", overrides=(search if config_dirs else []) + overrides)
+                return hydra.compose("config", overrides=(search if config_dirs else []) + overrides, **keys)
             except (HydraException, OmegaConfBaseException) as error:
                 raise ConfigError(_explain(str(error), hydra)) from error
     finally:
         GlobalHydra.instance().hydra = before
-    check_tricks(config, config_dirs)
-    return config
 
 
 def _explain(message: str, hydra) -> str:
@@ -133,7 +143,9 @@ def jobs_of(overrides: list[str]) -> list[list[str]]:
 
 
 def groups() -> list[str]:
-    return sorted(str(p.relative_to(CONF)) for p in CONF.rglob("*") if p.is_dir() and any(p.glob("*.yaml")))
+    """What a run chooses among; the spaces of conf/search are for vrnn_lab.search alone."""
+    folders = [p for p in CONF.rglob("*") if p.is_dir() and any(p.glob("*.yaml")) and p != CONF / "search"]
+    return sorted(str(p.relative_to(CONF)) for p in folders)
 
 
 def options(group: str) -> list[str]:

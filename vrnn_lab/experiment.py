@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
@@ -26,6 +26,10 @@ from vrnn_lab.series import Scale
 from vrnn_lab.tasks import Task, Within
 
 log = logging.getLogger("vrnn_lab")
+
+
+class Pruned(Exception):
+    """A run given up because others are ahead of it; its text says why. Resumed, it would go on."""
 
 
 @dataclass
@@ -90,10 +94,11 @@ def run(
     overrides: list[str] | None = None,
     wait: bool = False,
     resuming: bool = False,
+    watching: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Fit, score and draw the model of a config in a run folder; go on where an earlier try was cut short.
 
-    Returns the metrics (also in metrics.json). Errors are recorded as status=failed, and raised.
+    Returns the metrics (also in metrics.json). Errors are recorded as status=failed, or pruned, and raised.
     """
     if config.data.get("path"):  # so that the folder can be read from anywhere
         config = DictConfig(OmegaConf.merge(config, {"data": {"path": str(Path(config.data.path).absolute())}}))
@@ -106,10 +111,11 @@ def run(
         parts = _begin(config, folder, overrides or [])
         with _log_to(folder / "run.log"):
             try:
-                return _run(parts, folder)
+                return _run(parts, folder, watching)
             except Exception as error:
                 log.debug("failed: %s", error)  # to the file: whoever called us says it on the terminal
-                failure = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+                status = "pruned" if isinstance(error, Pruned) else "failed"
+                failure = {"status": status, "error": f"{type(error).__name__}: {error}"}
                 write_whole(folder / "metrics.json", json.dumps(failure, indent=1))
                 raise
 
@@ -165,7 +171,7 @@ def _log_to(file: Path):
         handler.close()
 
 
-def trainer_of(parts: Parts, folder: Path) -> pl.Trainer:
+def trainer_of(parts: Parts, folder: Path, watching: Sequence[Callback] = ()) -> pl.Trainer:
     """The Trainer of a run: its checkpoints, TensorBoard events and figures go to the folder."""
     # Every validation writes last.ckpt; best.ckpt is the best by val/loss.
     checkpoints = callbacks.Checkpoints(
@@ -187,6 +193,7 @@ def trainer_of(parts: Parts, folder: Path) -> pl.Trainer:
         callbacks.Log(),
         callbacks.Progress(),
         LearningRateMonitor("step"),
+        *watching,
         checkpoints,
     ]
     return make(
@@ -202,8 +209,8 @@ def trainer_of(parts: Parts, folder: Path) -> pl.Trainer:
     )
 
 
-def _run(parts: Parts, folder: Path) -> dict[str, Any]:
-    trainer = trainer_of(parts, folder)
+def _run(parts: Parts, folder: Path, watching: Sequence[Callback]) -> dict[str, Any]:
+    trainer = trainer_of(parts, folder, watching)
     log.debug("torch %s, %d threads, %s", torch.__version__, torch.get_num_threads(), trainer.strategy.root_device)
     fit = _fit(parts, trainer, folder)
     best = folder / "checkpoints" / "best.ckpt"
