@@ -152,7 +152,7 @@ def plan_of(call: Call) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         bar=not call.launching and sys.stderr.isatty(),
         since=datetime.now(),
     )
-    return plan, facts, space.defaults(searched, call.fixed, base, call.dirs)
+    return plan, facts, space.defaults(searched, flat(contents(base)) | chosen)
 
 
 def _storage(url: str | None, folder: Path) -> str:

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from vrnn_lab.config import CONF, ConfigError, check, choices, compose, contents, flat, near
+from vrnn_lab.config import CONF, ConfigError, check, compose, contents, flat, near
 
 FIELDS = ("low", "high", "log", "step", "choices")
 FORM = "expected {low, high} with log: true or step if you like, or {choices: [...]}"
@@ -177,9 +177,8 @@ def _said(where: str, do: Any) -> Any:
         raise ConfigError(f"search space, {where}: {error}" if where else str(error)) from error
 
 
-def defaults(space: Space, fixed: list[str], base: DictConfig, dirs: tuple[str, ...] = ()) -> dict[str, Any]:
+def defaults(space: Space, known: dict[str, Any]) -> dict[str, Any]:
     """What the keys are where nothing is searched, if the space holds that point; else nothing."""
-    known = flat(contents(base)) | choices(fixed, dirs)
     found = {key: stored(known.get(key)) for key in space}
     return found if all(_holds(axis, found[key]) for key, axis in space.items()) else {}
 
