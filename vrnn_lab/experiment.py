@@ -226,7 +226,7 @@ def _run(parts: Parts, folder: Path, watching: Sequence[Callback]) -> dict[str, 
     return metrics
 
 
-def _fit(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, float]:
+def _fit(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, Any]:
     """Train, or go on from last.ckpt; what the fit cost is kept so that a run cut later need not train again."""
     done = folder / "checkpoints" / "fit.json"
     if not done.exists():
@@ -234,7 +234,7 @@ def _fit(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, float]:
     return json.loads(done.read_text())
 
 
-def _train(parts: Parts, trainer: pl.Trainer, last: Path) -> dict[str, float]:
+def _train(parts: Parts, trainer: pl.Trainer, last: Path) -> dict[str, Any]:
     start = None
     if last.exists():
         log.info("going on from %s", last)
@@ -257,7 +257,7 @@ def _stopped_early(checkpoint: dict[str, Any]) -> bool:
     return any(state["wait_count"] >= state["patience"] for state in states)
 
 
-def _cost(parts: Parts, epochs: int, steps: int, seconds: float) -> dict[str, float]:
+def _cost(parts: Parts, epochs: int, steps: int, seconds: float) -> dict[str, Any]:
     return {
         "fit/epochs": epochs,
         "fit/steps": steps,

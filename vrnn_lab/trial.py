@@ -102,9 +102,10 @@ def _end(study: optuna.Study, plan: Plan, number: int, trial: optuna.Trial) -> N
         tell(state=TrialState.PRUNED)
         what = f"pruned: {why}"
     except Exception as error:
-        trial.set_user_attr("reason", f"{type(error).__name__}: {error}")
+        why = f"{type(error).__name__}: {error}".splitlines()[0][:500]  # the run folder has all of it
+        trial.set_user_attr("reason", why)
         tell(state=TrialState.FAIL)
-        what = f"failed: {error}"
+        what = f"failed: {why}"
     except BaseException:
         tell(state=TrialState.FAIL)
         raise
