@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState
 
 from vrnn_lab.config import ConfigError
+from vrnn_lab.folder import SCORE
 from vrnn_lab.space import Space
 
 log = logging.getLogger("vrnn_lab")
@@ -54,11 +55,18 @@ class Plan:
     since: datetime
 
 
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    """Optuna calls heartbeats and others experimental; a test holds them to what is needed here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
+
+
 def open_storage(url: str) -> optuna.storages.RDBStorage:
     waits = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}  # workers write in turn
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        with _unwarned():
             return optuna.storages.RDBStorage(
                 url, engine_kwargs=waits, heartbeat_interval=HEARTBEAT, grace_period=GRACE
             )
@@ -86,6 +94,8 @@ def prepare(plan: Plan, facts: dict[str, Any], first: dict[str, Any]) -> optuna.
     with suppress(optuna.exceptions.DuplicatedStudyError):
         optuna.create_study(study_name=plan.study, storage=open_storage(plan.storage))
     study = open_study(plan)
+    with _unwarned():
+        study.set_metric_names([SCORE])
     for key, value in facts.items():
         _same(study, key, json.loads(json.dumps(value)))
     for number in range(len(seats(study.get_trials(deepcopy=False))), plan.trials):
@@ -162,8 +172,7 @@ def failures_in_a_row(study: optuna.Study, plan: Plan) -> list[FrozenTrial]:
 @contextmanager
 def taken(study: optuna.Study, plan: Plan) -> Iterator[tuple[int, optuna.Trial] | None]:
     """A trial to work on and its number, held by a lock in the search's folder; None if all are taken."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    with _unwarned():
         optuna.storages.fail_stale_trials(study)
     for seat in asked(study, plan):
         if seat.end or _elsewhere(seat.current):
@@ -228,8 +237,7 @@ def sampler_of(plan: Plan, number: int) -> optuna.samplers.BaseSampler:
     seed = int(hashlib.sha256(f"{plan.seed} {number}".encode()).hexdigest()[:8], 16)
     if plan.sampler == "random":
         return optuna.samplers.RandomSampler(seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    with _unwarned():
         return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
 
 
