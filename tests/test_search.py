@@ -216,7 +216,8 @@ def test_an_interrupted_search_shows_its_best_and_goes_on(here, run_in, stub, ca
     seen = stub(interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_in(*LR, "study=c", "trials=4")
-    assert "2 of 4 trials have ended" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "2 of 4 trials have ended" in printed and "the same command goes on" in printed
     assert run_in(*LR, "study=c", "trials=4")[0] == 0
     assert len(seen) == 5 and seen[2].optim.lr == seen[3].optim.lr
 
@@ -351,6 +352,7 @@ WRONG = {
     "model.widht=3": "model.width",
     "optim=adam,sgd": "space.optim=[adam,sgd]",
     "workers=2": "hydra/launcher=joblib",
+    "workers=2 hydra/launcher=basic": "hydra/launcher=joblib",
     "hydra.run.dir=x": "no meaning in a search",
     "sweep=x": "study=<name>",
     "sampler=cmaes": "tpe, random",

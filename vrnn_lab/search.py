@@ -123,10 +123,11 @@ def plan_of(call: Call) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     for key, allowed in {"sampler": SAMPLERS, "pruner": PRUNERS}.items():
         if call.settings[key] not in allowed:
             raise ConfigError(f"{key}={call.settings[key]}: expected one of {', '.join(allowed)}.")
-    if call.settings["workers"] > 1 and not any(w.startswith("hydra/launcher=") for w in call.launching):
+    parallel = [w for w in call.launching if w.startswith("hydra/launcher=") and not w.endswith("=basic")]
+    if call.settings["workers"] > 1 and not parallel:
         raise ConfigError(
             f"workers={call.settings['workers']} need a launcher: hydra/launcher=joblib (pip install "
-            "'vrnn_lab[joblib]'), submitit_local, submitit_slurm or ray."
+            "hydra-joblib-launcher), submitit_local, submitit_slurm or ray."
         )
     chosen = choices(call.fixed, call.dirs)
     file = call.settings["space"]
@@ -207,6 +208,8 @@ def show(plan: Any) -> int:
         print(f"  failed   trial {number}: {reason(trial)}")
     if complete:
         _show_best(plan, study, sorted(complete, key=lambda each: each[1].value))
+    if len(ended) < plan.trials:
+        print("the same command goes on with the others")
     row = failures_in_a_row(study, plan)
     if len(row) >= plan.failures:
         print(
@@ -245,7 +248,10 @@ def _show_best(plan: Any, study: Any, ranked: list[tuple[int, Any]]) -> None:
     where = [word for d in plan.dirs for word in ("--config-dir", d)]
     file = plan.folder / "conf" / "experiment" / "best.yaml"
     write_whole(file, experiment_of(chosen, plan.dirs, f"trial {place} of {plan.study}, val/loss {best.value:.6g}"))
-    print(f"run          {plan.folder / str(place)}")
+    folder = plan.folder / str(place)
+    print(
+        f"run          {folder}{'' if folder.exists() else ' on ' + best.user_attrs.get('host', 'another machine')}"
+    )
     print(f"again        {shlex.join(['python', '-m', 'vrnn_lab.run', *where, *chosen])}")
     print(f"experiment   python -m vrnn_lab.run --config-dir {shlex.quote(str(file.parent.parent))} experiment=best")
 
