@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import optuna
 import pytest
 from lightning.pytorch.callbacks import Callback
+from omegaconf import OmegaConf
 from optuna.trial import TrialState
 from test_run import CUT, command, metrics
 
@@ -77,7 +78,12 @@ def study_in(folder: Path) -> optuna.Study:
 
 @pytest.fixture
 def stub(monkeypatch):
-    """Trials without training: what a function makes of their config."""
+    """Trials without training: what a function makes of their config, which is composed once."""
+    base = compose(LR)
+
+    def composed(overrides, dirs):
+        values = [o.split("=") for o in overrides if "." in o or o.startswith("seed")]
+        return OmegaConf.merge(base, OmegaConf.from_dotlist([f"{k}={v}" for k, v in values]))
 
     def put(score) -> list:
         seen: list = []
@@ -87,6 +93,8 @@ def stub(monkeypatch):
             return {"val/loss": score(config, watching[0])}
 
         monkeypatch.setattr(trial.experiment, "run", run)
+        monkeypatch.setattr(trial, "compose", composed)
+        monkeypatch.setattr(search, "experiment_of", lambda *a: "")
         return seen
 
     return put

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -63,6 +64,7 @@ def _unwarned() -> Iterator[None]:
         yield
 
 
+@cache  # opening takes a quarter of a second
 def open_storage(url: str) -> optuna.storages.RDBStorage:
     waits = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}  # workers write in turn
     try:
