@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from vrnn_lab.command import guarded, quiet
-from vrnn_lab.config import CONF, VOLATILE, ConfigError, choices, compose, contents, flat, groups, jobs_of, near
+from vrnn_lab.config import CONF, VOLATILE, ConfigError, choices, compose, contents, flat, groups, near
 
 USAGE = """python -m vrnn_lab.search [model=vrnn] [data=curves] [trials=40] [<setting>=<value>] [<key>=<value>] ...
 
@@ -101,15 +101,25 @@ def _whole(key: str, value: str) -> int:
     return int(value)
 
 
+def _parsed(word: str) -> Any:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create().parse_override(word)
+    except HydraException as error:
+        raise ConfigError(f"{word}: expected key=value, such as model=vrnn or optim.lr=1e-3.") from error
+
+
 def _fixable(key: str, word: str) -> str:
-    if key in ("sweep", "resume"):
+    if key in ("sweep", "resume", "retry"):
         raise ConfigError(
             f"{key}= is for vrnn_lab.run; a search is named by study=<name>, and the same command resumes it."
         )
     known = [*SETTINGS, *groups(), "seed"]
     if "." not in key and key.lstrip("+~") not in known and near(key, SETTINGS):
         raise ConfigError(f"{word}: there is no such setting or group.{near(key, known)} --help lists all.")
-    if len(jobs_of([word])) > 1:
+    if _parsed(word).is_sweep_override():
         values = word.partition("=")[2]
         raise ConfigError(f"{word}: several values are searched, not swept; say space.{key}=[{values}].")
     return word
@@ -276,7 +286,7 @@ def experiment_of(overrides: list[str], dirs: tuple[str, ...], title: str) -> st
     plain = flat(contents(compose([f"{k}={v}" for k, v in chosen.items()], dirs)))
     values: dict[str, Any] = {}
     for key, value in flat(contents(compose(overrides, dirs))).items():
-        if plain.get(key, ...) != value and key != "sweep":
+        if plain.get(key, ...) != value and key not in ("sweep", "retry"):
             *parents, leaf = key.split(".")
             node = values
             for parent in parents:
