@@ -15,9 +15,9 @@ from filelock import FileLock
 
 from vrnn_lab import report
 from vrnn_lab.command import guarded
-from vrnn_lab.compare import estimate, holm
-from vrnn_lab.curves import curve
-from vrnn_lab.runs import find, read
+from vrnn_lab.reports.compare import estimate, holm
+from vrnn_lab.reports.curves import curve
+from vrnn_lab.reports.runs import find, read
 
 T975 = {1: 12.706204736432095, 2: 4.302652729911275, 3: 3.182446305284263}  # Student's t, from printed tables
 PNG = b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYPj/HwADAgH/p4qwYQAAAABJRU5ErkJggg==")
@@ -366,7 +366,8 @@ def test_a_narrow_terminal_cuts_no_number(said, tmp_path, monkeypatch):
     assert out.count("2.235 ± 2.5") == 2 and "no room in 50 columns for" in out and "undecided" in out
 
 
-def test_claims_hold_or_do_not_or_are_undecided(said, tmp_path):
+def test_claims_hold_or_do_not_or_are_undecided(said, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     losses = {("adam", s): 1.0 + s for s in range(3)} | {("rmsprop", s): 2.0 + 1.1 * s for s in range(3)}
     top = optimisers(tmp_path / "s", losses)
     claims = [

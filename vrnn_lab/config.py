@@ -62,6 +62,12 @@ def compose(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> DictConf
     return config
 
 
+def choices(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> dict[str, str]:
+    """The option chosen in each group: {model: vrnn, model/head: gaussian, ...}."""
+    chosen = _composed(overrides, config_dirs, with_hydra=True).hydra.runtime.choices
+    return {k: v for k, v in contents(chosen).items() if not k.startswith("hydra/")}
+
+
 def _composed(overrides: list[str], config_dirs: tuple[str, ...], with_hydra: bool = False) -> DictConfig:
     import hydra
     from hydra.core.global_hydra import GlobalHydra
@@ -141,7 +147,9 @@ def jobs_of(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> list[lis
 
 
 def groups() -> list[str]:
-    return sorted(str(p.relative_to(CONF)) for p in CONF.rglob("*") if p.is_dir() and any(p.glob("*.yaml")))
+    """What a run chooses among; the spaces of conf/search are for vrnn_lab.search alone."""
+    folders = [p for p in CONF.rglob("*") if p.is_dir() and any(p.glob("*.yaml")) and p != CONF / "search"]
+    return sorted(str(p.relative_to(CONF)) for p in folders)
 
 
 def options(group: str) -> list[str]:

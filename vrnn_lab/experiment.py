@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 
@@ -32,6 +32,10 @@ from vrnn_lab.series import Scale
 from vrnn_lab.tasks import Task, Within
 
 log = logging.getLogger("vrnn_lab")
+
+
+class Pruned(Exception):
+    """A run given up because others are ahead of it; its text says why. Resumed, it would go on."""
 
 
 @dataclass
@@ -130,14 +134,15 @@ def run(
     choices: dict[str, Any] | None = None,
     in_sweep: bool = False,
     resuming: bool = False,
+    watching: Sequence[Callback] = (),
 ) -> dict[str, Any] | None:
     """Fit, score and draw the model of a config in a run folder; go on where an earlier try was cut short.
 
     choices: the option chosen of each config group, such as model: vrnn, kept beside the config.
 
-    Returns the metrics (also in metrics.json). Errors are recorded as status=failed, and raised; those of a single
-    run that come before anything is trained leave no folder. Of several processes of one run (trainer=ddp) that
-    torchrun or srun started the first returns the metrics, the others nothing.
+    Returns the metrics (also in metrics.json). Errors are recorded as status=failed, or pruned, and raised; those of
+    a single run that come before anything is trained leave no folder. Of several processes of one run (trainer=ddp)
+    that torchrun or srun started the first returns the metrics, the others nothing.
     """
     if config.data.get("path"):  # so that the folder can be read from anywhere
         config = DictConfig(OmegaConf.merge(config, {"data": {"path": str(Path(config.data.path).absolute())}}))
@@ -153,8 +158,11 @@ def run(
         (folder / "metrics.json").unlink(missing_ok=True)  # of a failure that is tried again; run.log keeps it
         board.forget_end(folder)
         parts = _begin(config, folder, overrides or [], choices or {}, in_sweep)
+        several = processes_of(config) > 1 and launched()[1] == 1
+        if several and watching:
+            raise ConfigError("a search trains each trial in one process; leave out trainer=ddp, or say workers=2.")
         with _recorded(folder):
-            return _run(parts, folder) if processes_of(config) == 1 or launched()[1] > 1 else _run_by(parts, folder)
+            return _run_by(parts, folder) if several else _run(parts, folder, watching)
 
 
 def take_part(config: DictConfig, folder: Path) -> None:
@@ -173,7 +181,7 @@ def _recorded(folder: Path):
         except Exception as error:
             log.debug("failed", exc_info=True)  # to the file: whoever called us says it on the terminal
             if not (folder / "metrics.json").exists():
-                fail(folder, error)
+                fail(folder, error, status="pruned" if isinstance(error, Pruned) else "failed")
                 board.end(folder, metrics_of(folder))
             raise
 
@@ -259,7 +267,7 @@ def _log_to(file: Path):
         handler.close()
 
 
-def trainer_of(parts: Parts, folder: Path) -> pl.Trainer:
+def trainer_of(parts: Parts, folder: Path, watching: Sequence[Callback] = ()) -> pl.Trainer:
     """The Trainer of a run: its checkpoints, TensorBoard events and figures go to the folder."""
     # Every validation writes last.ckpt; best.ckpt is the best by val/loss.
     checkpoints = callbacks.Checkpoints(
@@ -279,6 +287,7 @@ def trainer_of(parts: Parts, folder: Path) -> pl.Trainer:
         callbacks.Log(),
         callbacks.Progress(),
         LearningRateMonitor("step"),
+        *watching,
         checkpoints,
     ]
     return make(
@@ -303,8 +312,8 @@ def _together(config: DictConfig) -> DDPStrategy:
     return DDPStrategy(cluster_environment=starter, find_unused_parameters=unused)
 
 
-def _run(parts: Parts, folder: Path) -> dict[str, Any] | None:
-    trainer = trainer_of(parts, folder)
+def _run(parts: Parts, folder: Path, watching: Sequence[Callback] = ()) -> dict[str, Any] | None:
+    trainer = trainer_of(parts, folder, watching)
     log.debug("torch %s, %d threads, %s", torch.__version__, torch.get_num_threads(), trainer.strategy.root_device)
     fit = _fit(parts, trainer, folder)
     if not trainer.is_global_zero:
@@ -324,7 +333,7 @@ def _run(parts: Parts, folder: Path) -> dict[str, Any] | None:
     return metrics
 
 
-def _fit(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, float]:
+def _fit(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, Any]:
     """Train, or go on from last.ckpt; what the fit cost is kept so that a run cut later need not train again."""
     done = folder / "checkpoints" / "fit.json"
     if done.exists():
@@ -337,7 +346,7 @@ def _fit(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, float]:
     return cost
 
 
-def _train(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, float]:
+def _train(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, Any]:
     start, step, last = None, 0, folder / "checkpoints" / "last.ckpt"
     if last.exists():
         log.log(logging.INFO if trainer.is_global_zero else logging.DEBUG, "going on from %s", last)
@@ -364,7 +373,7 @@ def _stopped_early(checkpoint: dict[str, Any]) -> bool:
     return any(state["wait_count"] >= state["patience"] for state in states)
 
 
-def _cost(parts: Parts, epochs: int, steps: int, seconds: float) -> dict[str, float]:
+def _cost(parts: Parts, epochs: int, steps: int, seconds: float) -> dict[str, Any]:
     return {
         "fit/epochs": epochs,
         "fit/steps": steps,

@@ -36,22 +36,25 @@ def finished(folder: Path) -> dict[str, Any] | None:
 
 
 def status(folder: Path) -> str:
-    """new, running, interrupted, or how the run ended: completed, failed."""
+    """new, running, interrupted, or how the run ended: completed, failed, pruned."""
     if ended := metrics_of(folder).get("status"):
         return ended
-    if _at_work(folder):
+    if at_work(folder):
         return "running"
     return "interrupted" if (folder / ".hydra" / "config.yaml").exists() else "new"
 
 
-def _at_work(folder: Path) -> bool:
+def at_work(folder: Path) -> bool:
+    """Whether a process holds the lock. Looking takes it for some microseconds; whoever wants it then waits."""
     if not (folder / ".lock").exists():
         return False
     try:
-        FileLock(folder / ".lock", timeout=0).acquire().lock.release()
+        with FileLock(folder / ".lock", timeout=0):
+            return False
     except Timeout:
         return True
-    return False
+    except OSError:  # somebody else's folder, which we may only read
+        return False
 
 
 def begin(folder: Path, config: DictConfig, overrides: list[str], choices: dict[str, Any]) -> None:
@@ -62,11 +65,11 @@ def begin(folder: Path, config: DictConfig, overrides: list[str], choices: dict[
     write_whole(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
 
 
-def fail(folder: Path, error: BaseException, config: DictConfig | None = None) -> None:
+def fail(folder: Path, error: BaseException, config: DictConfig | None = None, status: str = "failed") -> None:
     """Record why a run has no result; with its config, where the run itself did not come so far."""
     if config is not None and not (folder / ".hydra" / "config.yaml").exists():
         begin(folder, config, [], {})
-    failure = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+    failure = {"status": status, "error": f"{type(error).__name__}: {error}"}
     write_whole(folder / "metrics.json", json.dumps(failure, indent=1))
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vrnn_lab import claims, csv_files, formats
 from vrnn_lab.command import guarded
 from vrnn_lab.config import ConfigError, near
 from vrnn_lab.folder import SCORE, write_whole
-from vrnn_lab.page import page
-from vrnn_lab.runs import Run, read_all
-from vrnn_lab.sheets import sheets
-from vrnn_lab.summary import Question, Summary, summarise
+from vrnn_lab.reports import claims, csv_files, formats
+from vrnn_lab.reports.page import page
+from vrnn_lab.reports.runs import Run, read_all
+from vrnn_lab.reports.sheets import sheets
+from vrnn_lab.reports.summary import Question, Summary, summarise
 
 USAGE = """python -m vrnn_lab.report <folder> ... [key=value ...]
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from vrnn_lab.compare import Group
 from vrnn_lab.config import ConfigError, near
-from vrnn_lab.runs import Run
+from vrnn_lab.reports.compare import Group
+from vrnn_lab.reports.runs import Run
 
 ORDER: dict[str, Callable[[Any, Any], bool]] = {">=": ge, "<=": le, ">": gt, "<": lt}
 SAME = {"=": True, "!=": False}

@@ -7,8 +7,8 @@ from math import exp, isfinite, isnan, log, sqrt
 from statistics import fmean, stdev
 from typing import Any
 
-from vrnn_lab.naming import Names, identity, names, shared, written
-from vrnn_lab.runs import Run
+from vrnn_lab.reports.naming import Names, identity, names, shared, written
+from vrnn_lab.reports.runs import Run
 
 HIGHER = ("accuracy", "auc")  # of all other metrics less is better
 Seed = tuple[str, ...]
@@ -86,7 +86,7 @@ def group(runs: Sequence[Run], over: Sequence[str]) -> tuple[list[Group], Names,
 def _worth(run: Run) -> tuple[int, float]:
     """Of two runs of one config and seed the completed one counts, then the newer."""
     file = run.folder / "metrics.json"
-    rank = ("interrupted", "failed", "running", "completed").index(run.status)
+    rank = ("interrupted", "pruned", "failed", "running", "completed").index(run.status)
     return rank, file.stat().st_mtime if file.exists() else 0.0
 
 

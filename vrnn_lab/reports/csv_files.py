@@ -5,9 +5,9 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from vrnn_lab.compare import Group
-from vrnn_lab.runs import Run
-from vrnn_lab.summary import STATUSES, Summary
+from vrnn_lab.reports.compare import Group
+from vrnn_lab.reports.runs import Run
+from vrnn_lab.reports.summary import STATUSES, Summary
 
 
 def rows(found: Summary) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vrnn_lab.config import VOLATILE
-from vrnn_lab.runs import Run
+from vrnn_lab.reports.runs import Run
 
 ANYTHING = ("experiment", "trick")  # these groups set keys anywhere
 ABSENT = object()

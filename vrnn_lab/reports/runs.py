@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
 from vrnn_lab.config import CONF, ConfigError, flat, groups, options
+from vrnn_lab.folder import at_work
 
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where it was built
 
@@ -25,7 +25,7 @@ class Run:
     choices: dict[str, str]  # group -> option, and trick -> none or [a,b]
     typed: frozenset[str]  # the keys and groups that the user set
     metrics: dict[str, Any]
-    status: str  # completed | failed | running | interrupted
+    status: str  # completed | failed | pruned | running | interrupted
     origin: dict[str, Any]  # hashes of the code and the data file, the version of torch
 
     @property
@@ -92,23 +92,10 @@ def _result(folder: Path) -> tuple[dict[str, Any], str]:
     try:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return {}, "running" if _at_work(folder / ".lock") else "interrupted"
-    if not isinstance(metrics, dict) or metrics.get("status") not in ("completed", "failed"):
+        return {}, "running" if at_work(folder) else "interrupted"
+    if not isinstance(metrics, dict) or metrics.get("status") not in ("completed", "failed", "pruned"):
         raise ValueError("metrics.json holds no metrics with a status.")
     return metrics, metrics["status"]
-
-
-def _at_work(lock: Path) -> bool:
-    """Whether a process holds the lock. Looking takes it for some microseconds; whoever wants it then waits."""
-    if not lock.exists():
-        return False
-    try:
-        with FileLock(lock, timeout=0):
-            return False
-    except Timeout:
-        return True
-    except OSError:  # somebody else's folder, which we may only read
-        return False
 
 
 def _guessed(config: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from math import isfinite
 
-from vrnn_lab.compare import Estimate, Group, Paired
-from vrnn_lab.naming import written
-from vrnn_lab.summary import COST, STATUSES, Summary
+from vrnn_lab.reports.compare import Estimate, Group, Paired
+from vrnn_lab.reports.naming import written
+from vrnn_lab.reports.summary import COST, STATUSES, Summary
 
 
 @dataclass(frozen=True)

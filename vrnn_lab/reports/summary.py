@@ -6,18 +6,18 @@ from dataclasses import dataclass, field
 from math import isnan
 from typing import Any
 
-from vrnn_lab.claims import Claim, judge
-from vrnn_lab.compare import Group, Paired, best, group, holm, lower_is_better, paired
 from vrnn_lab.config import ConfigError, near
-from vrnn_lab.filters import only, parse, select, values_of
 from vrnn_lab.folder import SCORE
-from vrnn_lab.naming import Names
-from vrnn_lab.runs import Run
+from vrnn_lab.reports.claims import Claim, judge
+from vrnn_lab.reports.compare import Group, Paired, best, group, holm, lower_is_better, paired
+from vrnn_lab.reports.filters import only, parse, select, values_of
+from vrnn_lab.reports.naming import Names
+from vrnn_lab.reports.runs import Run
 
 SHOWN = ("test/nll", "test/interpolation/mse", "test/forecast/mse", "test/labels/accuracy")
 COST = ("fit/seconds", "model/parameters")
 ORIGINS = {"code": "code", "data": "contents of the data file", "torch": "version of torch"}
-STATUSES = ("completed", "failed", "running", "interrupted")
+STATUSES = ("completed", "failed", "pruned", "running", "interrupted")
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from os.path import commonpath
 from pathlib import Path
 from typing import Any
 
-from vrnn_lab.compare import Group, Paired, lower_is_better
-from vrnn_lab.curves import POINTS, curve
 from vrnn_lab.folder import SCORE
-from vrnn_lab.naming import written
-from vrnn_lab.runs import Run
-from vrnn_lab.sheets import common, sheets
-from vrnn_lab.summary import STATUSES, Summary
+from vrnn_lab.reports.compare import Group, Paired, lower_is_better
+from vrnn_lab.reports.curves import POINTS, curve
+from vrnn_lab.reports.naming import written
+from vrnn_lab.reports.runs import Run
+from vrnn_lab.reports.sheets import common, sheets
+from vrnn_lab.reports.summary import STATUSES, Summary
 
 TEMPLATE = Path(__file__).with_name("page.html")
 BYTES = 60_000_000  # of all figures in a page

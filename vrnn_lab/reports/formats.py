@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vrnn_lab.sheets import Sheet
+from vrnn_lab.reports.sheets import Sheet
 
 WIDTH = 24
 WORDS = ("", "claim", "rows", "metric", "status", "verdict", "folder")  # the columns that may be folded

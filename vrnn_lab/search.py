@@ -1,0 +1,332 @@
+"""python -m vrnn_lab.search: find good values of a model's keys; the same command goes on with the same search."""
+
+import hashlib
+import importlib.util
+import json
+import os
+import shlex
+import signal
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vrnn_lab.command import guarded, quiet
+from vrnn_lab.config import CONF, VOLATILE, ConfigError, choices, compose, contents, flat, groups, near
+
+USAGE = """python -m vrnn_lab.search [model=vrnn] [data=curves] [trials=40] [<setting>=<value>] [<key>=<value>] ...
+
+Trains trial after trial, each with values that earlier ones make promising, chosen by val/loss. Trial 0 is the config
+as it is. The same command goes on with the same search, also after a crash, and ends at the same total.
+
+Settings
+  trials=40         in all; the same command with more goes on
+  seeds=1           runs a trial; its score is their mean
+  study=<name>      by default made of model, data and a hash of all that is fixed and searched
+  storage=<url>     any database Optuna knows, by default sqlite:///outputs/search/<study>/study.db; with one that
+                    several machines reach, each started with the same command, they share the search
+  workers=1         processes; several need a launcher: hydra/launcher=joblib, submitit_local, submitit_slurm, ray
+  failures=5        stop after so many failed trials in a row
+  pruner=median     stop trials that are behind the median of the others at the same epoch | none
+  startup=5         trials that end before any is pruned
+  warmup=<epochs>   of a trial before it may be pruned; by default a fifth of trainer.max_epochs
+  sampler=tpe       tree-structured Parzen estimator, seeded | random
+
+The space is conf/search/<model>.yaml. Narrow it, or take another file:
+  space.model.width=[32,64]  space.optim.lr.low=1e-4  space.optim.lr.high=1e-3  space=my_space.yaml
+Any other key=value is fixed and leaves the space: optim.lr=1e-3, trainer.max_epochs=40, experiment=order, seed=3.
+--config-dir <folder> adds configs of your own, with search/<model>.yaml among them.
+
+Look at it, while it runs or later:  optuna-dashboard sqlite:///outputs/search/<study>/study.db"""
+
+SETTINGS = {
+    "trials": 40,
+    "seeds": 1,
+    "workers": 1,
+    "failures": 5,
+    "startup": 5,
+    "warmup": None,
+    "study": None,
+    "storage": None,
+    "sampler": "tpe",
+    "pruner": "median",
+    "space": None,
+}
+LEAST = {"trials": 1, "seeds": 1, "workers": 1, "failures": 1, "startup": 0, "warmup": 0}
+ENOUGH = 10  # completed trials, before their importances say anything
+LAUNCHING = ("hydra/launcher=", "hydra.launcher.", "hydra.job.")
+
+
+class Call:
+    """A command line, sorted: settings, changes of the space, what is fixed, and what is for the launcher."""
+
+    def __init__(self, argv: list[str]):
+        self.settings: dict[str, Any] = dict(SETTINGS)
+        self.changes: list[str] = []
+        self.fixed: list[str] = []
+        self.launching: list[str] = []
+        dirs: list[str] = []
+        rest = iter(argv)
+        for word in rest:
+            flag, equals, value = word.partition("=")
+            if flag in ("--config-dir", "-cd"):
+                dirs.append(value if equals else next(rest, ""))
+            else:
+                self._sort(word)
+        self.dirs = tuple(str(Path(d).absolute()) for d in dirs)
+
+    def _sort(self, word: str) -> None:
+        key, equals, value = word.partition("=")
+        if word.startswith("-") or not equals:
+            raise ConfigError(f"'{word}' is not understood; expected key=value.{near(word.lstrip('-'), SETTINGS)}")
+        if key in SETTINGS:
+            self.settings[key] = _whole(key, value) if key in LEAST else value
+        elif key.startswith("space."):
+            self.changes.append(word)
+        elif key.startswith("hydra"):
+            if not word.startswith(LAUNCHING):
+                raise ConfigError(
+                    f"{key} has no meaning in a search; of hydra's keys only hydra/launcher and its own have."
+                )
+            self.launching.append(word)
+        else:
+            self.fixed.append(_fixable(key, word))
+
+
+def _whole(key: str, value: str) -> int:
+    if not value.isdecimal() or int(value) < LEAST[key]:
+        raise ConfigError(f"{key}={value}: expected a whole number from {LEAST[key]}.")
+    return int(value)
+
+
+def _parsed(word: str) -> Any:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create().parse_override(word)
+    except HydraException as error:
+        raise ConfigError(f"{word}: expected key=value, such as model=vrnn or optim.lr=1e-3.") from error
+
+
+def _fixable(key: str, word: str) -> str:
+    if key in ("sweep", "resume", "retry"):
+        raise ConfigError(
+            f"{key}= is for vrnn_lab.run; a search is named by study=<name>, and the same command resumes it."
+        )
+    known = [*SETTINGS, *groups(), "seed"]
+    if "." not in key and key.lstrip("+~") not in known and near(key, SETTINGS):
+        raise ConfigError(f"{word}: there is no such setting or group.{near(key, known)} --help lists all.")
+    if _parsed(word).is_sweep_override():
+        values = word.partition("=")[2]
+        raise ConfigError(f"{word}: several values are searched, not swept; say space.{key}=[{values}].")
+    return word
+
+
+def plan_of(call: Call) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """The plan of a search, what makes it the same search again, and its first trial."""
+    from vrnn_lab import space
+    from vrnn_lab.study import PRUNERS, SAMPLERS, Plan
+
+    for key, allowed in {"sampler": SAMPLERS, "pruner": PRUNERS}.items():
+        if call.settings[key] not in allowed:
+            raise ConfigError(f"{key}={call.settings[key]}: expected one of {', '.join(allowed)}.")
+    parallel = [w for w in call.launching if w.startswith("hydra/launcher=") and not w.endswith("=basic")]
+    if call.settings["workers"] > 1 and not parallel:
+        raise ConfigError(
+            f"workers={call.settings['workers']} need a launcher: hydra/launcher=joblib (pip install "
+            "hydra-joblib-launcher), submitit_local, submitit_slurm or ray."
+        )
+    chosen = choices(call.fixed, call.dirs)
+    file = call.settings["space"]
+    searched = space.read(Path(file) if file else space.file_of(chosen["model"], call.dirs))
+    searched = space.changed(searched, call.changes, call.fixed)
+    base = space.vet(searched, call.fixed, call.dirs)
+    config = {k: v for k, v in flat(contents(base)).items() if not k.startswith(VOLATILE)}
+    facts = {"config": config, "space": searched, "seeds": call.settings["seeds"]}
+    code = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
+    study = call.settings["study"] or f"{chosen['model']}-{chosen['data']}-{code}"
+    folder = Path("outputs/search", study).absolute()
+    epochs = max(base.trainer.max_epochs or 0, 0)
+    plan = Plan(
+        study=study,
+        storage=_storage(call.settings["storage"], folder),
+        folder=folder,
+        **{key: call.settings[key] for key in ("trials", "failures", "seeds", "sampler", "pruner", "startup")},
+        warmup=epochs // 5 if call.settings["warmup"] is None else call.settings["warmup"],
+        fixed=tuple(call.fixed),
+        dirs=call.dirs,
+        space=searched,
+        seed=base.seed,
+        bar=not call.launching and sys.stderr.isatty(),
+        since=datetime.now(),
+    )
+    return plan, facts, space.defaults(searched, flat(contents(base)) | chosen)
+
+
+def _storage(url: str | None, folder: Path) -> str:
+    if url is None:
+        return f"sqlite:///{folder / 'study.db'}"
+    scheme, slashes, path = url.partition(":///")
+    if scheme == "sqlite" and slashes and path:  # workers may start in another folder
+        return f"sqlite:///{Path(path).absolute()}"
+    return url
+
+
+def launch(plan: Any, workers: int, launching: list[str]) -> None:
+    """Workers as the jobs of a Hydra sweep, by whichever launcher is chosen; one without a launcher works here."""
+    from vrnn_lab.trial import work
+
+    if not launching:
+        work(plan)
+        return
+    import hydra
+
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    if "hydra/launcher=joblib" in launching and not any(w.startswith("hydra.launcher.n_jobs=") for w in launching):
+        launching = [*launching, f"hydra.launcher.n_jobs={workers}"]
+    numbers = ",".join(map(str, range(workers)))
+    where = [f"hydra.sweep.dir='{plan.folder}'", "hydra.sweep.subdir=."]
+    sys.argv[1:] = ["-m", *launching, *where, f"+worker={numbers}"]
+
+    @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
+    def worker(config) -> None:
+        work(plan)
+
+    worker()  # pyright: ignore[reportCallIssue] - Hydra gives the config
+
+
+# ---- what came of it ----------------------------------------------------------------------------------------
+
+
+def show(plan: Any) -> int:
+    """The best trials, what mattered, and the winner as a command and as an experiment; the exit code."""
+    from optuna.trial import TrialState
+
+    from vrnn_lab.study import asked, failures_in_a_row, open_study, reason
+
+    study = open_study(plan)
+    seats = asked(study, plan)
+    ended = [(seat.number, seat.end) for seat in seats if seat.end]
+    kinds = {state: [(n, t) for n, t in ended if t.state == state] for state in TrialState}
+    complete, failed = kinds[TrialState.COMPLETE], kinds[TrialState.FAIL]
+    counts = {"completed": len(complete), "pruned": len(kinds[TrialState.PRUNED]), "failed": len(failed)}
+    print(f"\n{len(ended)} of {plan.trials} trials have ended: {', '.join(f'{n} {k}' for k, n in counts.items())}")
+    for number, trial in failed:
+        print(f"  failed   trial {number}: {reason(trial)}")
+    if complete:
+        _show_best(plan, study, sorted(complete, key=lambda each: each[1].value))
+    if len(ended) < plan.trials:
+        print("the same command goes on with the others")
+    row = failures_in_a_row(study, plan)
+    if len(row) >= plan.failures:
+        print(
+            f"error: stopped after {len(row)} failed trials in a row (failures={plan.failures}); the last: "
+            f"{reason(row[-1])}",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def _show_best(plan: Any, study: Any, ranked: list[tuple[int, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from vrnn_lab.folder import write_whole
+    from vrnn_lab.space import overrides
+    from vrnn_lab.table import number
+
+    beside = [k for k in ranked[0][1].user_attrs if k.startswith("test/")]
+    table = Table(title="best by val/loss", title_justify="left", box=None)
+    for column in ("trial", "val/loss", *plan.space, *beside):
+        table.add_column(column, justify="right", no_wrap=True)
+    for place, trial in ranked[:5]:
+        values = trial.user_attrs["values"]
+        shown = [str(values[key]) for key in plan.space]
+        tests = [number(trial.user_attrs.get(key)) for key in beside]
+        table.add_row(str(place), number(trial.value), *shown, *tests)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 300)
+    console.print(table)
+    print("test numbers stand beside the trials and chose none of them")
+    if len(ranked) >= ENOUGH and (weights := _importances(study)):
+        print("importance   " + ", ".join(f"{key} {weight:.2f}" for key, weight in weights.items()))
+    place, best = ranked[0]
+    chosen = [*plan.fixed, *overrides(best.user_attrs["values"])]
+    where = [word for d in plan.dirs for word in ("--config-dir", d)]
+    file = plan.folder / "conf" / "experiment" / "best.yaml"
+    write_whole(file, experiment_of(chosen, plan.dirs, f"trial {place} of {plan.study}, val/loss {best.value:.6g}"))
+    folder = plan.folder / str(place)
+    print(
+        f"run          {folder}{'' if folder.exists() else ' on ' + best.user_attrs.get('host', 'another machine')}"
+    )
+    print(f"again        {shlex.join(['python', '-m', 'vrnn_lab.run', *where, *chosen])}")
+    print(f"experiment   python -m vrnn_lab.run --config-dir {shlex.quote(str(file.parent.parent))} experiment=best")
+
+
+def _importances(study: Any) -> dict[str, float]:
+    """How much of the difference between good and bad trials a key explains (PED-ANOVA, Watanabe et al. 2023)."""
+    import warnings
+
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+        except (ValueError, RuntimeError):  # too few trials, or all alike
+            return {}
+
+
+def experiment_of(overrides: list[str], dirs: tuple[str, ...], title: str) -> str:
+    """An experiment file that composes to the config of these overrides: their choices, and what differs beside."""
+    chosen = {k: v for k, v in choices(overrides, dirs).items() if k not in ("experiment", "trick")}
+    plain = flat(contents(compose([f"{k}={v}" for k, v in chosen.items()], dirs)))
+    values: dict[str, Any] = {}
+    for key, value in flat(contents(compose(overrides, dirs))).items():
+        if plain.get(key, ...) != value and key not in ("sweep", "retry"):
+            *parents, leaf = key.split(".")
+            node = values
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[leaf] = value
+    body = {"defaults": [{f"override /{k}": v} for k, v in chosen.items()], **values}
+    return f"# @package _global_\n# {title}\n{yaml.safe_dump(body, sort_keys=False)}"
+
+
+def _terminated(number, frame) -> None:
+    raise SystemExit(128 + number)
+
+
+def main() -> int:
+    argv = sys.argv[1:]
+    if {"-h", "--help"} & set(argv):
+        print(USAGE)
+        return 0
+    call = Call(argv)
+    if importlib.util.find_spec("optuna") is None:
+        raise ConfigError("a search needs Optuna: pip install 'vrnn_lab[search]'")
+    quiet()
+    import optuna
+
+    from vrnn_lab import study
+
+    signal.signal(signal.SIGTERM, _terminated)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    plan, facts, first = plan_of(call)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    study.prepare(plan, facts, first)
+    print(f"study    {plan.study}\nfolder   {plan.folder}\nlook     optuna-dashboard {study.shown(plan.storage)}")
+    for key, axis in plan.space.items():
+        print(f"space    {key}: {axis}")
+    try:
+        launch(plan, call.settings["workers"], call.launching)
+    finally:
+        code = show(plan)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))
