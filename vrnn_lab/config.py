@@ -20,6 +20,7 @@ CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "co
 # What a run folder from somebody else may construct; beyond these only subclasses of our own contracts.
 TRUSTED = ("vrnn_lab.", "torch.optim.", "lightning.pytorch.Trainer", "lightning.pytorch.callbacks.")
 TRUSTED += ("lightning.pytorch.Callback",)
+LAUNCHERS = ("joblib", "submitit", "ray")  # each an extra of this name
 VOLATILE = ("sweep", "resume", "retry", "trainer.accelerator", "trainer.devices")
 VOLATILE += ("trainer.strategy", "trainer.num_nodes")
 STRATEGIES = ("ddp", "ddp_find_unused_parameters_true")
@@ -94,6 +95,12 @@ def _explain(message: str, hydra) -> str:
         if group in groups():
             allowed = options(group)
             return f"{group}={option}: there is no such option.{near(option, allowed)} Allowed: {', '.join(allowed)}"
+        if group == "hydra/launcher":
+            extra = option.partition("_")[0] if option.startswith(LAUNCHERS) else "joblib"
+            return (
+                f"{group}={option} is not installed; pip install 'vrnn_lab[{extra}]'. There are joblib, "
+                "submitit_local, submitit_slurm, ray and, for one job after the other, basic."
+            )
     if found := re.search(r"Could not override '([^']+)'", message):
         return _unknown(found.group(1), contents(hydra.compose("config"), resolve=False))
     if "parsing override" in message:

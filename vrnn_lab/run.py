@@ -106,18 +106,27 @@ def check_beforehand(argv: list[str]) -> None:
     """What does not compose, or cannot work, stops here, before any folder is made."""
     from vrnn_lab.experiment import check_accelerator
 
-    given = _values(argv, ("--config-dir", "-cd"))
-    dirs = tuple(str(Path(folder).absolute()) for folder in given)
-    own = [a for a in argv if not a.startswith("-") and not a.lstrip("+").startswith("hydra") and a not in given]
+    overrides, dirs = _asked(argv)
     if _sweeps(argv):
-        for each in plan(tuple(own), dirs):
+        for each in plan(overrides, dirs):
             check_accelerator(each.config)
         return
-    config = compose(own, dirs)
+    config = compose([o for o in overrides if not _of_hydra(o)], dirs)
     if config.retry:
         raise ConfigError("retry belongs to a sweep (-m); a single run that failed goes on with resume=<folder>.")
     check(config)
     check_accelerator(config)
+
+
+def _asked(argv: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The overrides of a call, and the folders of configs beside our own."""
+    given = _values(argv, ("--config-dir", "-cd"))
+    dirs = tuple(str(Path(folder).absolute()) for folder in given)
+    return tuple(a for a in argv if not a.startswith("-") and a not in given), dirs
+
+
+def _of_hydra(override: str) -> bool:
+    return override.lstrip("+~").startswith(("hydra.", "hydra/"))
 
 
 def check_launch(argv: list[str]) -> None:
@@ -190,11 +199,6 @@ def _terminated(number, frame) -> None:
 
 def main() -> int:
     argv = sys.argv[1:]
-    if _sweeps(argv):  # wherever it stands among the overrides
-        argv = ["-m", *(a for a in argv if a not in ("-m", "--multirun"))]
-        if not any(a.startswith("sweep=") for a in argv):
-            argv.append(f"sweep={datetime.now():%Y-%m-%d_%H-%M-%S}")
-        sys.argv[1:] = argv
     signal.signal(signal.SIGTERM, _terminated)
     if any(a.split("=")[0] in PASSED_ON for a in argv):
         return through_hydra(argv)
@@ -203,7 +207,13 @@ def main() -> int:
     check_launch(argv)
     if folders:
         return resume(Path(folders[-1]), [a for a in argv if not a.startswith("resume=")])
+    if _sweeps(argv) and not any(a.startswith("sweep=") for a in argv):
+        argv.append(f"sweep={datetime.now():%Y-%m-%d_%H-%M-%S}")
     check_beforehand(argv)
+    if _sweeps(argv):
+        Sweeper.asked = _asked(argv)
+        own = [a for a in Sweeper.asked[0] if not _of_hydra(a) and not a.startswith(("sweep=", "retry="))]
+        sys.argv[1:] = ["-m", *(a for a in argv if a not in (*own, "-m", "--multirun"))]
     return through_hydra(argv)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import ClassVar
 
 from hydra.core.plugins import Plugins
 from hydra.plugins import sweeper
@@ -68,22 +69,24 @@ def _name(job: Job) -> str:
 
 
 class Sweeper(sweeper.Sweeper):
-    """Hydra's grid of jobs, for any of its launchers. Only those without a result are launched."""
+    """Hydra's grid of jobs, for any of its launchers. Only those without a result are launched.
+
+    asked: the sweep's overrides and folders of configs. Hydra itself is told none of them: it would compose what all
+    jobs share with the default model, which need not have those keys.
+    """
+
+    asked: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]]
 
     def __init__(self, max_batch_size: int | None = None, params: dict[str, str] | None = None):
         self.at_once, self.params = max_batch_size, params or {}
 
     def setup(self, *, hydra_context, task_function, config) -> None:
-        self.root, self.retry, self.dirs = (
-            Path(config.hydra.sweep.dir),
-            config.retry == "failed",
-            _config_dirs(config),
-        )
+        self.root, self.retry = Path(config.hydra.sweep.dir), config.retry == "failed"
         self.run_all = Plugins.instance().instantiate_launcher(hydra_context, task_function, config).launch
         self.all_at_once = config.hydra.launcher._target_.endswith("submitit_launcher.LocalLauncher")
 
     def sweep(self, arguments: list[str]) -> None:
-        jobs = plan(tuple(arguments), self.dirs)
+        jobs = plan(*self.asked)
         self.folders = folders(jobs, self.root)
         self._announce(jobs)
         try:
@@ -184,12 +187,6 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) ->
     for row in rows:
         shown.add_row(*row)
     return shown
-
-
-def _config_dirs(config: DictConfig) -> tuple[str, ...]:
-    """Folders of configs beside our own (--config-dir)."""
-    sources = [source for source in config.hydra.runtime.config_sources if source.provider == "command-line"]
-    return tuple(source.path for source in sources)
 
 
 def _share_cores(jobs: int) -> None:
