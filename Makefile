@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 RUN := $(BIN)/python -m vrnn_lab.run
 
-.PHONY: help demo train sweep board test check bench wheel clean
+.PHONY: help demo train sweep search report board test check bench wheel clean
 
 help: ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 16
@@ -24,6 +24,12 @@ train: $(STAMP) ## any run: make train ARGS="model=vrnn data=ou"
 sweep: $(STAMP) ## any sweep: make sweep ARGS="model=rnn,vrnn optim=adam,adamw"
 	$(RUN) -m $(ARGS)
 
+search: $(STAMP) ## any search: make search ARGS="model=vrnn data=curves trials=40"
+	$(BIN)/python -m vrnn_lab.search $(ARGS)
+
+report: $(STAMP) ## runs compared: make report ARGS="outputs/tricks output=report.html"
+	$(BIN)/python -m vrnn_lab.report $(ARGS)
+
 board: $(STAMP) ## TensorBoard over outputs/
 	$(BIN)/tensorboard --logdir outputs
 
@@ -39,6 +45,7 @@ check: $(STAMP) ## format, lint, layers, types, tests
 
 bench: $(STAMP) ## timings
 	$(BIN)/python -m bench.trainer
+	$(BIN)/python -m bench.sweep
 
 wheel: $(STAMP) ## dist/*.whl
 	$(BIN)/python -m build --wheel
