@@ -43,7 +43,7 @@ def command(module: str, *arguments: str, folder: Path, before: str = "", check:
         f"{PRELUDE}import sys; sys.argv = {['x', *arguments]!r}\n{before}\n"
         f"from vrnn_lab import {module}\nfrom vrnn_lab.command import guarded\nsys.exit(guarded({module}.main))"
     )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "RAY_worker_niceness": "0"}
     done = subprocess.run(
         [sys.executable, "-W", "error::UserWarning:vrnn_lab", "-c", code],
         cwd=folder, env=environment, capture_output=True, text=True, timeout=240,

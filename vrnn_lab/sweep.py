@@ -121,21 +121,27 @@ class Sweeper(sweeper.Sweeper):
     # ---- running
 
     def _launch(self, todo: list[Job]) -> None:
-        """Give the jobs to the launcher; where it broke because a process died, give it the others again."""
-        deaths: Counter[Job] = Counter()
-        while todo:
-            todo.sort(key=lambda job: self._status(job) == "running")  # by a process that a sweep left behind: last
+        """Give the jobs to the launcher; where it broke because a process died, go on without those it was at.
+
+        The launcher may have taken the others down with the one that died, so each is then tried alone.
+        """
+        suspects: list[Job] = []
+        while todo or suspects:
+            alone = not todo
+            batch = [suspects.pop(0)] if alone else sorted(todo, key=lambda job: self._status(job) == "running")
             try:
-                for first in range(0, len(todo), self.at_once or len(todo)):
-                    self._launch_all(todo[first : first + (self.at_once or len(todo))])
-                return
+                for first in range(0, len(batch), self.at_once or len(batch)):
+                    self._launch_all(batch[first : first + (self.at_once or len(batch))])
+                todo = []
             except Exception as error:
-                cut = [job for job in todo if self._status(job) == "interrupted"]
+                cut = [job for job in batch if self._status(job) == "interrupted"]
                 if not cut:
                     raise
-                deaths.update(cut)
-                self._bury([job for job in cut if deaths[job] > 1], error)
-            todo = [job for job in todo if self._is_open(job)]
+                if alone:
+                    self._bury(cut[0], error)
+                    continue
+                suspects += cut
+                todo = [job for job in todo if job not in suspects and self._is_open(job)]
 
     def _launch_all(self, jobs: Sequence[Job]) -> None:
         if self.all_at_once:
@@ -148,13 +154,9 @@ class Sweeper(sweeper.Sweeper):
                 if self._is_open(job):
                     fail(self.folders[job], error, job.config)
 
-    def _bury(self, jobs: list[Job], error: Exception) -> None:
-        for job in jobs:
-            fail(
-                self.folders[job],
-                RuntimeError(f"its process was killed, twice; out of memory? ({type(error).__name__})"),
-                job.config,
-            )
+    def _bury(self, job: Job, error: Exception) -> None:
+        why = RuntimeError(f"its process was killed, twice; out of memory? ({type(error).__name__})")
+        fail(self.folders[job], why, job.config)
 
     # ---- what came of it
 
