@@ -12,7 +12,19 @@ from omegaconf import OmegaConf
 import vrnn_lab
 from vrnn_lab import describe
 from vrnn_lab.command import arguments
-from vrnn_lab.config import CONF, ConfigError, check, compose, groups, job_id, jobs_of, near, options, target
+from vrnn_lab.config import (
+    CONF,
+    ConfigError,
+    check,
+    compose,
+    composer,
+    groups,
+    job_id,
+    jobs_of,
+    near,
+    options,
+    target,
+)
 from vrnn_lab.experiment import assemble
 
 CHOICES = [(group, option) for group in groups() for option in options(group)]
@@ -240,3 +252,29 @@ def test_describe_names_the_nearest(monkeypatch):
 
 def test_no_generated_file_is_left_in_conf():
     assert {p.suffix for p in Path(CONF).rglob("*") if p.is_file()} <= {".yaml"}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model=vrnn", "model.width=7", "optim.lr=1e-3", "seed=3"],
+        ["trick=[wide,adam]", "model.width=9", "data.start=[1,2]"],
+        ["data=table", "data.path='a b,c=d.csv'", "data.values=[x,y]", "data.window=null"],
+        ["experiment=tricks", "trainer.max_steps=5", "+trainer.limit_val_batches=2", "~task.until"],
+        ["model/head=gmm", "model.head.components=3", "evaluate.forecast.until=0.7", "data=ou"],
+    ],
+)
+def test_many_are_composed_as_each_is(overrides):
+    several = composer()
+    for seed in (0, 1):
+        each = [*overrides, f"evaluate.samples={seed + 5}"]
+        assert several(each) == compose(each)
+
+
+def test_what_is_wrong_is_said_as_well_when_many_are_composed():
+    for wrong in (["model.widht=3"], ["model=vrn"], ["trick=[adam,adamw]"], ["a b"]):
+        with pytest.raises(ConfigError) as one:
+            compose(wrong)
+        with pytest.raises(ConfigError) as other:
+            composer()(wrong)
+        assert str(one.value) == str(other.value)

@@ -7,7 +7,8 @@ import inspect
 import json
 import re
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,41 @@ def compose(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> DictConf
     config = _composed(overrides, config_dirs)
     check_tricks(config, config_dirs)
     return config
+
+
+def composer(config_dirs: tuple[str, ...] = ()) -> Callable[[list[str]], DictConfig]:
+    """`compose` for many calls: of those that choose the same options and differ in values Hydra composes one."""
+    known: dict[tuple[str, ...], DictConfig] = {}
+
+    def one(overrides: list[str]) -> DictConfig:
+        try:
+            chosen, values = _apart(overrides, config_dirs)
+            if chosen not in known:
+                known[chosen] = compose(list(chosen), config_dirs)
+            config = deepcopy(known[chosen])
+            for key, value in values.items():
+                OmegaConf.update(config, key, value, merge=True)
+            return config
+        except (ValueError, OmegaConfBaseException):
+            return compose(overrides, config_dirs)  # which says what is wrong
+
+    return one
+
+
+def _apart(overrides: list[str], config_dirs: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """What only sets a value of a key that is there, and all other overrides."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import OverrideType
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException as error:
+        raise ConfigError(str(error)) from error
+    group = lambda key: "/" in key or any((Path(folder) / key).is_dir() for folder in (CONF, *config_dirs))
+    plain = lambda o: o.type is OverrideType.CHANGE and o.package is None and not group(o.key_or_group)
+    values = {o.key_or_group: o.value() for o in parsed if plain(o)}
+    return tuple(str(o.input_line) for o in parsed if not plain(o)), values
 
 
 def choices(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> dict[str, str]:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from vrnn_lab.config import ConfigError, check, compose, job_id, jobs_of
+from vrnn_lab.config import ConfigError, check, composer, job_id, jobs_of
 from vrnn_lab.folder import SCORE, fail, metrics_of, status
 from vrnn_lab.origin import changes
 
@@ -45,9 +45,10 @@ def plan(overrides: tuple[str, ...], config_dirs: tuple[str, ...] = ()) -> list[
     told = lambda values: len(set(values)) > 1 or values[0].startswith("seed=")
     varying = [i for i, values in enumerate(zip(*found, strict=True)) if told(values)]
     jobs: dict[str, Job] = {}
+    compose = composer(config_dirs)
     for each in found:
         try:
-            config = compose(each, config_dirs)
+            config = compose(each)
             check(config)
         except ConfigError as error:
             raise ConfigError(f"{' '.join(each)}: {error}") from error
