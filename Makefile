@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 RUN := $(BIN)/python -m vrnn_lab.run
 
-.PHONY: help demo train sweep search report board test check bench wheel clean
+.PHONY: help demo train sweep search report board test browser check bench wheel clean
 
 help: ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 16
@@ -35,6 +35,9 @@ board: $(STAMP) ## TensorBoard over outputs/
 
 test: $(STAMP) ## all tests
 	$(BIN)/python -m pytest
+
+browser: ## Chromium, in which the tests look at the report's page (Debian, as root)
+	command -v chromium || (apt-get update -qq && apt-get install -y -qq chromium > /dev/null)
 
 check: $(STAMP) ## format, lint, layers, types, tests
 	$(BIN)/ruff format --check .
