@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from rich.console import Console
 
 from tests.test_run import CUT, CUTS, FAST, command, metrics
 from vrnn_lab import origin
 from vrnn_lab.config import compose
 from vrnn_lab.folder import begin, fail, only_one, prepare, status
-from vrnn_lab.sweep import folders, plan
+from vrnn_lab.sweep import _table, folders, plan
 
 SHORT = [*FAST, "trainer.max_epochs=2"]
 
@@ -51,6 +52,11 @@ def test_names_of_folders_are_plain_and_short(tmp_path):
     assert len(set(names)) == 118 and max(map(len, names)) <= 140
     assert any(name.startswith("trick=big_batch+wide,model.decoder_width=7-") for name in names)
     assert not set("".join(names)) & set("[]'\" /\\$")
+
+
+def test_its_table_shows_tricks_in_their_brackets(capsys):
+    Console(width=80).print(_table("best", ("", ""), [("seed=0,trick=[big_batch,wide]", "0.1")]))
+    assert "seed=0,trick=[big_batch,wide]" in capsys.readouterr().out
 
 
 def test_status_is_new_running_interrupted_and_how_it_ended(tmp_path):

@@ -15,6 +15,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins import sweeper
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from vrnn_lab.config import ConfigError, check, composer, job_id, jobs_of
@@ -82,7 +83,7 @@ class Sweeper(sweeper.Sweeper):
         self.at_once, self.params = max_batch_size, params or {}
 
     def setup(self, *, hydra_context, task_function, config) -> None:
-        self.root, self.retry = Path(config.hydra.sweep.dir), config.retry == "failed"
+        self.root, self.name, self.retry = Path(config.hydra.sweep.dir), str(config.sweep), config.retry == "failed"
         self.run_all = Plugins.instance().instantiate_launcher(hydra_context, task_function, config).launch
         self.all_at_once = config.hydra.launcher._target_.endswith("submitit_launcher.LocalLauncher")
 
@@ -174,12 +175,12 @@ class Sweeper(sweeper.Sweeper):
         if bad:
             console.print(_table("without a result", ("", ""), bad))
         summary = ", ".join(f"{n} {what}" for what, n in count.items())
-        console.print(f"sweep    {self.root}: {summary}", soft_wrap=True)
+        console.print(f"sweep    {escape(str(self.root))}: {summary}", soft_wrap=True)
         if count["failed"]:
             console.print("         retry=failed with the same command tries those that failed again", soft_wrap=True)
         if set(count) - {"completed", "failed"}:
             console.print(
-                f"         the same command with sweep={shlex.quote(self.root.name)} goes on", soft_wrap=True
+                f"         the same command with sweep={escape(shlex.quote(self.name))} goes on", soft_wrap=True
             )
 
 
@@ -188,7 +189,7 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) ->
     for column in columns:
         shown.add_column(column, justify="right" if column else "left", overflow="fold")
     for row in rows:
-        shown.add_row(*row)
+        shown.add_row(*map(escape, row))
     return shown
 
 

@@ -27,7 +27,8 @@ def number(value: float | None) -> str:
 def plus_minus(found: Estimate | None) -> str:
     if found is None:
         return ""
-    return number(found.mean) + (f" ± {found.half:.2g}" if found.half is not None else "")
+    half = "" if found.half is None else f"{found.half:.0f}" if found.half >= 100 else f"{found.half:.2g}"
+    return number(found.mean) + (half and f" ± {half}")
 
 
 def sheets(found: Summary, runs: bool) -> list[Sheet]:
