@@ -526,3 +526,45 @@ def test_a_page_of_nothing_or_of_one_row_stands(rows, said, tmp_path, browser):
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto((tmp_path / "page.html").as_uri())
     assert page.locator("tr.row").count() == rows and not errors
+
+
+# ---- what people type
+
+
+def test_the_name_of_a_row_is_a_filter(said, tmp_path):
+    for optim, node in (("adam", ADAM), ("rmsprop", RMSPROP)):
+        for width in (8, 16):
+            for seed in (0, 1):
+                name, typed = f"{optim}{width}{seed}", ["optim", "model.width"]
+                make(
+                    tmp_path / "s" / name,
+                    seed,
+                    1.0 + width + seed,
+                    typed,
+                    {"optim": optim},
+                    optim=node,
+                    model={"width": width},
+                )
+    code, _, err = said(tmp_path / "s", "baseline=optim=adam")
+    assert code == 2 and "optim=adam model.width=8" in err
+    code, out, _ = said(tmp_path / "s", "baseline=optim=adam model.width=8")
+    assert code == 0 and "each row less optim=adam model.width=8" in out
+
+
+def test_a_claim_about_a_metric_that_no_run_has_is_undecided(said, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    top = optimisers(tmp_path / "s", {("adam", 0): 1.0, ("rmsprop", 0): 2.0})
+    claim = {"claim": "Adam is fast", "better": "optim=adam", "than": "optim=rmsprop", "metric": "fit/speed"}
+    (tmp_path / "claims.yaml").write_text(yaml.safe_dump([claim]))
+    code, out, _ = said(top, f"claims={tmp_path / 'claims.yaml'}")
+    assert code == 0 and "undecided" in out and "no completed run has a metric fit/speed" in out
+
+
+def test_a_row_without_results_is_no_comparison_and_the_score_no_second_column(said, tmp_path):
+    top = optimisers(
+        tmp_path / "s", {("adam", s): 1.0 + s for s in range(2)} | {("rmsprop", s): 2.0 for s in range(2)}
+    )
+    for folder in top.glob("rmsprop*"):
+        (folder / "metrics.json").write_text('{"status": "failed", "error": "no memory"}')
+    code, out, _ = said(top, "baseline=optim=adam", "columns=val/loss")
+    assert code == 0 and "comparisons at 95" not in out and out.count("val/loss ") <= 3

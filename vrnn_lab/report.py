@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from textwrap import shorten
 
 from rich.console import Console
 
@@ -137,7 +138,7 @@ def _files(summary: Summary, outputs: Sequence[Path], runs: bool, figures: int) 
 
 def _failures(runs: Sequence[Run]) -> list[str]:
     """The first failures with their reasons."""
-    lines = [f"failed   {r.folder}: {' '.join(r.error.split())[:200]}" for r in runs if r.status == "failed"]
+    lines = [f"failed   {r.folder}: {shorten(r.error, 200)}" for r in runs if r.status == "failed"]
     more = f"         and {len(lines) - 10} more; where=status=failed runs=true"
     return lines[:10] + [more] * (len(lines) > 10)
 

@@ -58,6 +58,7 @@ def job_of_sweep(config: DictConfig, folder: Path, overrides: list[str], choices
     from vrnn_lab import experiment
     from vrnn_lab.folder import SCORE
 
+    print(f"begun    {folder.name}", flush=True)
     try:
         with _placed(config):
             metrics = experiment.run(config, folder, overrides, choices, in_sweep=True)

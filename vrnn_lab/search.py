@@ -233,6 +233,7 @@ def show(plan: Any) -> int:
 
 def _show_best(plan: Any, study: Any, ranked: list[tuple[int, Any]]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from vrnn_lab.folder import write_whole
@@ -247,7 +248,7 @@ def _show_best(plan: Any, study: Any, ranked: list[tuple[int, Any]]) -> None:
         values = trial.user_attrs["values"]
         shown = [str(values[key]) for key in plan.space]
         tests = [number(trial.user_attrs.get(key)) for key in beside]
-        table.add_row(str(place), number(trial.value), *shown, *tests)
+        table.add_row(*map(escape, [str(place), number(trial.value), *shown, *tests]))
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 300)
     console.print(table)
     print("test numbers stand beside the trials and chose none of them")
@@ -262,7 +263,7 @@ def _show_best(plan: Any, study: Any, ranked: list[tuple[int, Any]]) -> None:
     print(
         f"run          {folder}{'' if folder.exists() else ' on ' + best.user_attrs.get('host', 'another machine')}"
     )
-    print(f"again        {shlex.join(['python', '-m', 'vrnn_lab.run', *where, *chosen])}")
+    print(f"command      {shlex.join(['python', '-m', 'vrnn_lab.run', *where, *chosen])}")
     print(f"experiment   python -m vrnn_lab.run --config-dir {shlex.quote(str(file.parent.parent))} experiment=best")
 
 

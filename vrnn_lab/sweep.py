@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobStatus
 from hydra.plugins import sweeper
 from omegaconf import DictConfig
 from rich.console import Console
@@ -48,12 +49,13 @@ def plan(overrides: tuple[str, ...], config_dirs: tuple[str, ...] = ()) -> list[
     jobs: dict[str, Job] = {}
     compose = composer(config_dirs)
     for each in found:
+        title = ",".join(each[i] for i in varying)
         try:
             config = compose(each)
             check(config)
         except ConfigError as error:
-            raise ConfigError(f"{' '.join(each)}: {error}") from error
-        job = Job(tuple(each), config, ",".join(each[i] for i in varying), job_id(config))
+            raise ConfigError(f"{error} (in the job {title})" if title else str(error)) from error
+        job = Job(tuple(each), config, title, job_id(config))
         jobs.setdefault(job.id, job)
     return list(jobs.values())
 
@@ -150,11 +152,9 @@ class Sweeper(sweeper.Sweeper):
             _share_cores(len(jobs))
         calls = [[*job.overrides, f"hydra.sweep.subdir='{self.folders[job].name}'"] for job in jobs]
         for job, done in zip(jobs, self.run_all(calls, initial_job_idx=0), strict=True):
-            try:
-                _ = done.return_value
-            except Exception as error:  # recorded by the job itself, unless it did not come so far
-                if self._is_open(job):
-                    fail(self.folders[job], error, job.config)
+            # Recorded by the job itself, unless it did not come so far.
+            if done.status == JobStatus.FAILED and self._status(job) not in ("completed", "failed"):
+                fail(self.folders[job], done._return_value, job.config)
 
     def _bury(self, job: Job, error: Exception) -> None:
         why = RuntimeError(f"its process was killed, twice; out of memory? ({type(error).__name__})")

@@ -51,9 +51,11 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 
 def judge(claim: dict[str, Any], runs: list[Run], groups: list[Group], score: str) -> Claim:
-    """One claim on the rows of all runs, whose metric is known to exist."""
+    """One claim on the rows of all runs."""
     metric = claim.get("metric", score)
     parts = (str(claim["claim"]), metric, _text(claim["better"]), _text(claim["than"]))
+    if all(run.number(metric) is None for run in runs):
+        return Claim(*parts, None, f"no completed run has a metric {metric}")
     for side in ("better", "than") if runs else ():
         parse(claim[side], runs, side)  # an unknown key is a mistake; a row that is missing may yet come
     try:

@@ -43,9 +43,14 @@ def facts(run: Run) -> dict[str, Any]:
 
 
 def parse(text: str | Sequence[str], runs: Iterable[Run], option: str) -> list[Filter]:
-    """The filters of a text, divided by commas outside of brackets; every key must be one that some run has."""
+    """The filters of a text; every key must be one that some run has.
+
+    They are divided, outside of brackets, by commas or, as in the name of a row, by spaces before a key.
+    """
     texts = [text] if isinstance(text, str) else list(text)
-    parts = [part.strip() for each in texts for part in re.split(r",(?![^\[]*\])", str(each))]
+    parts = [
+        part.strip() for each in texts for part in re.split(r"(?:,|\s+(?=[\w./]+[<>=!]))(?![^\[]*\])", str(each))
+    ]
     keys = {k for run in runs for k in facts(run)}
     return [_filter(part, keys, option) for part in parts]
 
@@ -102,8 +107,7 @@ def only(groups: Sequence[Group], runs: Sequence[Run], text: Any, option: str) -
     if len(found) == 1:
         return found[0]
     if found:
-        raise ConfigError(
-            f"{option}={text} means {len(found)} rows: {'; '.join(g.name for g in found[:5])}; say which."
-        )
+        rows = "; ".join(g.name for g in found[:5])
+        raise ConfigError(f"{option}={text} means {len(found)} rows: {rows}. Say which by its whole name, in quotes.")
     there = "; ".join(f"{f.key} is {values_of(runs, f.key)}" for f in filters)
     raise ConfigError(f"{option}={text} means no row; there {there}.")

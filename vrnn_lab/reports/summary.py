@@ -60,8 +60,7 @@ def summarise(runs: list[Run], question: Question) -> Summary:
     """The rows of some runs and what is asked of them; ConfigError where that cannot be answered."""
     metrics = _metrics(runs)
     _check_score(question.score, metrics)
-    asked = [question.metric, *(str(claim.get("metric", "")) for claim in question.claims)]
-    for key in filter(None, [*question.columns, *asked]):
+    for key in filter(None, [*question.columns, question.metric]):
         _check_metric(key, metrics)
     keys = {k for r in runs for k in r.config}
     for key in question.over if runs else ():
@@ -69,7 +68,7 @@ def summarise(runs: list[Run], question: Question) -> Summary:
             raise ConfigError(f"over={key}: no run has such a key.{near(key, keys)}")
     chosen = select(runs, parse(question.where, runs, "where") if runs else [])
     groups, naming, copies = group(chosen, question.over)
-    columns = list(question.columns) or [m for m in (*SHOWN, *COST) if m in metrics]
+    columns = [c for c in question.columns if c != question.score] or [m for m in (*SHOWN, *COST) if m in metrics]
     found = Summary(question, [r for g in groups for r in g.runs.values()], groups, naming, columns)
     if runs and not chosen:
         found.notes.append(_nothing(runs, question.where))
@@ -177,7 +176,8 @@ def _notes(found: Summary, copies: int, apart: list[str]) -> list[str]:
         if len(made) > len({source for source, _ in made}):
             notes.append(f"not all of these runs were made by the same {what}; what differs may be due to that")
     judged = sum(claim.result is not None for claim in found.claims)
-    for count, name in ((len(found.against), "comparison"), (judged, "claim")):
+    compared = sum(each.p is not None for each in found.against.values())
+    for count, name in ((compared, "comparison"), (judged, "claim")):
         if count:
             chance = f"by chance {count * 0.05:.2g} would be decided if no row differed from another"
             notes.append(f"{count} {name}{'s' * (count > 1)} at 95 %: {chance}")
