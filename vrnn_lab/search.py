@@ -297,6 +297,13 @@ def experiment_of(overrides: list[str], dirs: tuple[str, ...], title: str) -> st
     return f"# @package _global_\n# {title}\n{yaml.safe_dump(body, sort_keys=False)}"
 
 
+def _words(axis: dict[str, Any]) -> str:
+    if "choices" in axis:
+        return ", ".join(map(str, axis["choices"]))
+    step = f", steps of {axis['step']}" if "step" in axis else ""
+    return f"{axis['low']} to {axis['high']}{', by its logarithm' if axis.get('log') else ''}{step}"
+
+
 def _terminated(number, frame) -> None:
     raise SystemExit(128 + number)
 
@@ -321,7 +328,9 @@ def main() -> int:
     study.prepare(plan, facts, first)
     print(f"study    {plan.study}\nfolder   {plan.folder}\nlook     optuna-dashboard {study.shown(plan.storage)}")
     for key, axis in plan.space.items():
-        print(f"space    {key}: {axis}")
+        print(f"space    {key}: {_words(axis)}")
+    if not first:
+        print("         the config as it stands lies outside of it, so the first trial is drawn too")
     try:
         launch(plan, call.settings["workers"], call.launching)
     finally:

@@ -26,6 +26,7 @@ from vrnn_lab.origin import changes
 log = logging.getLogger("vrnn_lab")
 LONGEST = 120  # characters of a folder's readable part
 SHOWN = 10  # of the best jobs
+STANDING = {"new": "not begun", "running": "at work elsewhere", "interrupted": "cut short"}
 
 
 class SweepFailed(Exception):
@@ -171,10 +172,14 @@ class Sweeper(sweeper.Sweeper):
             rows = [(f"{ended[job][SCORE]:.4g}", f"{ended[job]['fit/seconds']:.0f}", job.title) for job in best]
             title = "best first, by validation" + (f" ({SHOWN} of {len(best)})" if len(best) > SHOWN else "")
             console.print(_table(title, (SCORE, "fit s", ""), rows[:SHOWN]))
-        bad = [(job.title or job.id, ended[job].get("error", self._status(job))) for job in jobs if job not in best]
+        bad = [
+            (job.title or job.id, ended[job].get("error") or _standing(self._status(job)))
+            for job in jobs
+            if job not in best
+        ]
         if bad:
             console.print(_table("without a result", ("", ""), bad))
-        summary = ", ".join(f"{n} {what}" for what, n in count.items())
+        summary = ", ".join(f"{n} {_standing(what)}" for what, n in count.items())
         console.print(f"sweep    {escape(str(self.root))}: {summary}", soft_wrap=True)
         if count["failed"]:
             console.print("         retry=failed with the same command tries those that failed again", soft_wrap=True)
@@ -182,6 +187,10 @@ class Sweeper(sweeper.Sweeper):
             console.print(
                 f"         the same command with sweep={escape(shlex.quote(self.name))} goes on", soft_wrap=True
             )
+
+
+def _standing(status: str) -> str:
+    return STANDING.get(status, status)
 
 
 def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
