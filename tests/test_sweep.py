@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,10 +13,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.test_run import CUT, CUTS, FAST, command, metrics
-from vrnn_lab import origin
+from vrnn_lab import folder, origin
 from vrnn_lab.config import compose
-from vrnn_lab.folder import begin, fail, only_one, prepare, status
-from vrnn_lab.sweep import folders, plan
+from vrnn_lab.experiment import _same_run
+from vrnn_lab.folder import anywhere, begin, config_of, fail, metrics_of, only_one, prepare, status, write_whole
+from vrnn_lab.reports import runs
+from vrnn_lab.sweep import Job, Sweeper, folders, plan
 
 SHORT = [*FAST, "trainer.max_epochs=2"]
 
@@ -64,6 +67,32 @@ def test_status_is_new_running_interrupted_and_how_it_ended(tmp_path):
     assert status(tmp_path) == "failed" and "why" in (tmp_path / "metrics.json").read_text()
 
 
+def test_a_run_that_ends_while_it_is_looked_at_was_not_interrupted(tmp_path, monkeypatch):
+    begin(tmp_path, compose([]), [], {})
+
+    def ends(folder):
+        fail(folder, RuntimeError("why"))
+        return False
+
+    monkeypatch.setattr(folder, "at_work", ends)
+    monkeypatch.setattr(runs, "at_work", ends)
+    assert status(tmp_path) == "failed"
+    (tmp_path / "metrics.json").unlink()
+    assert runs.read(tmp_path).status == "failed"
+
+
+def test_a_job_that_failed_before_it_had_a_folder_may_be_tried_again(tmp_path, monkeypatch):
+    """Its config is there as the job itself would have written it, with the whole path of its data."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for path in ("my.csv", "'~/my.csv'"):
+        job = tmp_path / path.strip("'")[0]
+        config = compose(["data=table", f"data.path={path}"])
+        fail(job, RuntimeError("why"), config)
+        _same_run(anywhere(config), job, resuming=False)
+        assert config_of(job).data.path == str(tmp_path / "my.csv")
+
+
 def test_what_changed_since_a_run_began_is_known(tmp_path, monkeypatch):
     (tmp_path / "my.csv").write_text("id,time,x\na,0,1\n")
     config = compose(["data=table", f"data.path={tmp_path / 'my.csv'}"])
@@ -90,6 +119,42 @@ def test_the_code_of_a_run_is_what_its_fit_goes_through_and_nothing_else(tmp_pat
 
 
 # ---- jobs that fail
+
+
+class Raised:
+    """What a launcher returns of a job that raised."""
+
+    @property
+    def return_value(self):
+        raise RuntimeError("what came of it by way of the launcher")
+
+
+def sweeper_of(root: Path, jobs: list[Job], retry: bool = False) -> Sweeper:
+    """One whose launcher runs nothing: every job has raised."""
+    found = Sweeper()
+    found.root, found.retry, found.name, found.all_at_once = root, retry, root.name, False
+    found.folders = folders(jobs, root)
+    found.run_all = lambda calls, initial_job_idx: [Raised() for _ in calls]
+    return found
+
+
+def test_what_a_job_itself_recorded_of_its_failure_stands(tmp_path):
+    one, other = jobs = plan(("seed=0,1",))
+    sweeper = sweeper_of(tmp_path, jobs, retry=True)
+    fail(sweeper.folders[one], ValueError("why"), one.config)
+    sweeper._launch(jobs)
+    said = [metrics_of(sweeper.folders[job])["error"] for job in (one, other)]
+    assert said == ["ValueError: why", "RuntimeError: what came of it by way of the launcher"]
+
+
+def test_the_best_come_first_and_a_score_that_is_no_number_last(tmp_path, capsys):
+    jobs = plan(("seed=0,1,2,3",))
+    sweeper = sweeper_of(tmp_path, jobs)
+    for job, score in zip(jobs, (3.0, float("nan"), 1.0, 2.0), strict=True):
+        found = {"status": "completed", "val/loss": score, "fit/seconds": 1}
+        write_whole(sweeper.folders[job] / "metrics.json", json.dumps(found))
+    sweeper._conclude(jobs)
+    assert re.findall(r"seed=\d", capsys.readouterr().out) == ["seed=2", "seed=3", "seed=0", "seed=1"]
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,18 @@ from vrnn_lab import board, callbacks, origin, plots, processes
 from vrnn_lab.built import data_of
 from vrnn_lab.config import VOLATILE, ConfigError, check, contents, flat, make
 from vrnn_lab.data.base import SeriesData
-from vrnn_lab.folder import SCORE, begin, config_of, fail, finished, metrics_of, only_one, prepare, write_whole
+from vrnn_lab.folder import (
+    SCORE,
+    anywhere,
+    begin,
+    config_of,
+    fail,
+    finished,
+    metrics_of,
+    only_one,
+    prepare,
+    write_whole,
+)
 from vrnn_lab.metrics import Yardstick, evaluate
 from vrnn_lab.models.base import LOG_EVERY, SequenceModel
 from vrnn_lab.processes import launched
@@ -144,8 +155,7 @@ def run(
     a single run that come before anything is trained leave no folder. Of several processes of one run (trainer=ddp)
     that torchrun or srun started the first returns the metrics, the others nothing.
     """
-    if config.data.get("path"):  # so that the folder can be read from anywhere
-        config = DictConfig(OmegaConf.merge(config, {"data": {"path": str(Path(config.data.path).absolute())}}))
+    config = anywhere(config)
     if launched()[0]:
         check_accelerator(config)
         return take_part(config, folder)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from math import isnan
 from pathlib import Path
 from typing import ClassVar
 
@@ -151,7 +152,7 @@ class Sweeper(sweeper.Sweeper):
             try:
                 _ = done.return_value
             except Exception as error:  # recorded by the job itself, unless it did not come so far
-                if self._is_open(job):
+                if self._status(job) in ("new", "interrupted"):
                     fail(self.folders[job], error, job.config)
 
     def _bury(self, job: Job, error: Exception) -> None:
@@ -162,14 +163,16 @@ class Sweeper(sweeper.Sweeper):
 
     def _conclude(self, jobs: list[Job]) -> None:
         console = Console(highlight=False)
-        count = Counter(map(self._status, jobs))
+        states = {job: self._status(job) for job in jobs}
+        count = Counter(states.values())
         ended = {job: metrics_of(self.folders[job]) for job in jobs}
-        best = sorted((job for job in jobs if self._status(job) == "completed"), key=lambda job: ended[job][SCORE])
+        order = lambda job: (isnan(ended[job][SCORE]), ended[job][SCORE])
+        best = sorted((job for job in jobs if states[job] == "completed"), key=order)
         if len(best) > 1:
             rows = [(f"{ended[job][SCORE]:.4g}", f"{ended[job]['fit/seconds']:.0f}", job.title) for job in best]
             title = "best first, by validation" + (f" ({SHOWN} of {len(best)})" if len(best) > SHOWN else "")
             console.print(_table(title, (SCORE, "fit s", ""), rows[:SHOWN]))
-        bad = [(job.title or job.id, ended[job].get("error", self._status(job))) for job in jobs if job not in best]
+        bad = [(job.title or job.id, ended[job].get("error", states[job])) for job in jobs if job not in best]
         if bad:
             console.print(_table("without a result", ("", ""), bad))
         summary = ", ".join(f"{n} {what}" for what, n in count.items())
