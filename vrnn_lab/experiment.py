@@ -31,7 +31,6 @@ from vrnn_lab.folder import (
     finished,
     metrics_of,
     only_one,
-    prepare,
     write_whole,
 )
 from vrnn_lab.metrics import Yardstick, evaluate
@@ -159,7 +158,6 @@ def run(
     if launched()[0]:
         check_accelerator(config)
         return take_part(config, folder)
-    prepare(folder)
     with only_one(folder, wait=in_sweep):
         _same_run(config, folder, resuming)
         if metrics := finished(folder):
@@ -308,6 +306,7 @@ def trainer_of(parts: Parts, folder: Path, watching: Sequence[Callback] = ()) ->
         devices=list(devices) if OmegaConf.is_list(devices) else processes_of(config),
         logger=board.Board(folder),
         callbacks=parts_of_run,
+        plugins=[callbacks.WholeFiles()],
         default_root_dir=str(folder),
         enable_model_summary=False,
         num_sanity_val_steps=0,

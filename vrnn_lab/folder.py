@@ -107,24 +107,19 @@ def command_of(folder: Path) -> str:
 
 @contextmanager
 def only_one(folder: Path, wait: bool):
-    """One process a run folder; the second waits (equal jobs of a sweep) or is told."""
+    """One process a run folder, which is made; the second waits (equal jobs of a sweep) or is told."""
     lock = FileLock(folder / ".lock", timeout=-1 if wait else 1)  # a look at its status holds it for an instant
     try:
-        lock.acquire()
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()  # it makes the file: where a disk knows no flock, a file that is there is a lock that is held
     except Timeout:
         raise ConfigError(f"another process is at work on {folder}; wait until it has ended.") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def prepare(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".lock").touch()
     except OSError as error:
         raise ConfigError(
             f"the run folder {folder} cannot be written ({error.strerror}); choose another with "
             "hydra.run.dir=<folder>, or mend its permissions."
         ) from error
+    try:
+        yield
+    finally:
+        lock.release()
