@@ -1,5 +1,6 @@
 """Sweeps end to end: each job in its folder, whatever becomes of the others, of the launcher, or of the machine."""
 
+import errno
 import json
 import os
 import re
@@ -13,11 +14,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.test_run import CUT, CUTS, FAST, command, metrics
-from vrnn_lab import folder, origin
-from vrnn_lab.config import compose
+from vrnn_lab import origin
+from vrnn_lab.config import ConfigError, compose
 from vrnn_lab.experiment import _same_run
-from vrnn_lab.folder import anywhere, begin, config_of, fail, metrics_of, only_one, prepare, status, write_whole
+from vrnn_lab.folder import anywhere, begin, config_of, fail, metrics_of, only_one, status, write_whole
 from vrnn_lab.reports import runs
+from vrnn_lab.run import check_beforehand
 from vrnn_lab.sweep import Job, Sweeper, folders, plan
 
 SHORT = [*FAST, "trainer.max_epochs=2"]
@@ -44,8 +46,10 @@ def test_a_job_keeps_its_folder_when_values_are_added_or_reordered_or_said_outri
     assert all(after[job.id] == folder for job, folder in before.items())
 
 
-def test_equal_jobs_are_one():
-    assert len(plan(("optim.lr=1e-3,0.001", "seed=0"))) == 1
+def test_equal_jobs_are_one_and_it_says_so(caplog):
+    with caplog.at_level("INFO"):
+        assert len(plan(("optim.lr=1e-3,0.001", "seed=0"))) == 1
+    assert "of 2 combinations 1 give the same as another" in caplog.text
 
 
 def test_names_of_folders_are_plain_and_short(tmp_path):
@@ -56,8 +60,37 @@ def test_names_of_folders_are_plain_and_short(tmp_path):
     assert not set("".join(names)) & set("[]'\" /\\$")
 
 
+def test_names_of_folders_are_short_in_bytes_too(tmp_path):
+    jobs = plan(("data=table", f"data.path='{'漢' * 200}.csv','b.csv'"))
+    for folder in folders(jobs, tmp_path).values():
+        folder.mkdir()
+
+
+@pytest.mark.parametrize(
+    "asked", ["sweep=a,b", "retry=failed,null", "hydra.sweep.subdir=mine", "hydra/launcher=basic,joblib"]
+)
+def test_what_a_sweep_cannot_be_told_is_refused_not_ignored(asked):
+    with pytest.raises(ConfigError, match=re.escape(asked)):
+        plan(("seed=0,1", asked))
+
+
+def test_how_to_go_on_names_the_whole_sweep(tmp_path, capsys):
+    jobs = plan(("seed=0,1",))
+    sweeper = sweeper_of(tmp_path / "a" / "b", jobs)
+    sweeper.name = "a/b c"
+    sweeper._conclude(jobs)
+    assert "sweep='a/b c' goes on" in capsys.readouterr().out
+
+
+def test_devices_are_looked_for_where_the_jobs_will_run(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    asked = ["-m", "trainer.accelerator=gpu", "seed=0,1"]
+    with pytest.raises(ConfigError, match="no GPU"):
+        check_beforehand(asked)
+    check_beforehand([*asked, "hydra/launcher=submitit_slurm"])
+
+
 def test_status_is_new_running_interrupted_and_how_it_ended(tmp_path):
-    prepare(tmp_path)
     assert status(tmp_path) == "new"
     with only_one(tmp_path, wait=False):
         assert status(tmp_path) == "running"
@@ -67,6 +100,19 @@ def test_status_is_new_running_interrupted_and_how_it_ended(tmp_path):
     assert status(tmp_path) == "failed" and "why" in (tmp_path / "metrics.json").read_text()
 
 
+def test_a_disk_that_knows_no_flock_has_locks_too(tmp_path, monkeypatch):
+    """Lustre, for one, as it is often mounted."""
+
+    def flock(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.warns(UserWarning, match="flock not supported"):
+        with only_one(tmp_path, wait=False):
+            assert status(tmp_path) == "running"
+        assert status(tmp_path) == "new"
+
+
 def test_a_run_that_ends_while_it_is_looked_at_was_not_interrupted(tmp_path, monkeypatch):
     begin(tmp_path, compose([]), [], {})
 
@@ -74,8 +120,8 @@ def test_a_run_that_ends_while_it_is_looked_at_was_not_interrupted(tmp_path, mon
         fail(folder, RuntimeError("why"))
         return False
 
-    monkeypatch.setattr(folder, "at_work", ends)
-    monkeypatch.setattr(runs, "at_work", ends)
+    monkeypatch.setattr("vrnn_lab.folder.at_work", ends)
+    monkeypatch.setattr("vrnn_lab.reports.runs.at_work", ends)
     assert status(tmp_path) == "failed"
     (tmp_path / "metrics.json").unlink()
     assert runs.read(tmp_path).status == "failed"

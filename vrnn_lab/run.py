@@ -31,6 +31,8 @@ PASSED_ON = (
     "-sc",
 )
 
+ELSEWHERE = ("hydra/launcher=submitit_slurm", "hydra/launcher=ray")  # on machines that have other devices
+
 
 def job(
     config: DictConfig,
@@ -109,7 +111,8 @@ def check_beforehand(argv: list[str]) -> None:
     overrides, dirs = _asked(argv)
     if _sweeps(argv):
         for each in plan(overrides, dirs):
-            check_accelerator(each.config)
+            if not set(ELSEWHERE) & set(overrides):
+                check_accelerator(each.config)
         return
     config = compose([o for o in overrides if not _of_hydra(o)], dirs)
     if config.retry:

@@ -23,7 +23,7 @@ from vrnn_lab.folder import SCORE, fail, metrics_of, status
 from vrnn_lab.origin import changes
 
 log = logging.getLogger("vrnn_lab")
-LONGEST = 120  # characters of a folder's readable part
+LONGEST = 120  # bytes of a folder's readable part
 SHOWN = 10  # of the best jobs
 
 
@@ -54,6 +54,8 @@ def plan(overrides: tuple[str, ...], config_dirs: tuple[str, ...] = ()) -> list[
             raise ConfigError(f"{' '.join(each)}: {error}") from error
         job = Job(tuple(each), config, ",".join(each[i] for i in varying), job_id(config))
         jobs.setdefault(job.id, job)
+    if len(jobs) < len(found):
+        log.info("         of %d combinations %d give the same as another", len(found), len(found) - len(jobs))
     return list(jobs.values())
 
 
@@ -66,7 +68,7 @@ def folders(jobs: Iterable[Job], root: Path) -> dict[Job, Path]:
 def _name(job: Job) -> str:
     title = job.title.replace("[", "").replace("]", "")
     plain = re.sub(r"[^\w.=,+@-]", "_", re.sub(r"(?<=\w),(?=\w+(,|$))", "+", title))
-    return "-".join(filter(None, [plain[:LONGEST], job.id]))
+    return "-".join(filter(None, [plain.encode()[:LONGEST].decode(errors="ignore"), job.id]))
 
 
 class Sweeper(sweeper.Sweeper):
@@ -83,6 +85,7 @@ class Sweeper(sweeper.Sweeper):
 
     def setup(self, *, hydra_context, task_function, config) -> None:
         self.root, self.retry = Path(config.hydra.sweep.dir), config.retry == "failed"
+        self.name = str(config.sweep)
         self.run_all = Plugins.instance().instantiate_launcher(hydra_context, task_function, config).launch
         self.all_at_once = config.hydra.launcher._target_.endswith("submitit_launcher.LocalLauncher")
 
@@ -180,9 +183,7 @@ class Sweeper(sweeper.Sweeper):
         if count["failed"]:
             console.print("         retry=failed with the same command tries those that failed again", soft_wrap=True)
         if set(count) - {"completed", "failed"}:
-            console.print(
-                f"         the same command with sweep={shlex.quote(self.root.name)} goes on", soft_wrap=True
-            )
+            console.print(f"         the same command with sweep={shlex.quote(self.name)} goes on", soft_wrap=True)
 
 
 def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
