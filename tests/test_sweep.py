@@ -147,6 +147,11 @@ def test_what_changed_since_a_run_began_is_known(tmp_path, monkeypatch):
     time.sleep(0.01)
     (tmp_path / "my.csv").write_text("id,time,x\na,0,2\n")
     assert origin.changes(tmp_path, config) == ["the data file changed"]
+    folder = compose(["data=speech", f"data.path={tmp_path}"])  # a folder that holds the files
+    before = origin.of(folder)
+    time.sleep(0.01)
+    (tmp_path / "my.csv").write_text("id,time,x\na,0,3\n")
+    assert origin.of(folder) != before
     monkeypatch.setattr(origin, "_code", lambda foreign: "other")
     assert origin.changes(tmp_path, config) == ["the code changed", "the data file changed"]
 
