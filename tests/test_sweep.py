@@ -1,7 +1,9 @@
 """Sweeps end to end: each job in its folder, whatever becomes of the others, of the launcher, or of the machine."""
 
 import errno
+import gc
 import json
+import logging
 import os
 import re
 import signal
@@ -17,9 +19,21 @@ from tests.test_run import CUT, CUTS, FAST, command, metrics
 from vrnn_lab import origin
 from vrnn_lab.config import ConfigError, compose
 from vrnn_lab.experiment import _same_run
-from vrnn_lab.folder import anywhere, begin, config_of, fail, metrics_of, only_one, status, write_whole
+from vrnn_lab.folder import (
+    anywhere,
+    begin,
+    choices_of,
+    command_of,
+    config_of,
+    fail,
+    metrics_of,
+    only_one,
+    status,
+    write_whole,
+)
+from vrnn_lab.models.base import SequenceModel
 from vrnn_lab.reports import runs
-from vrnn_lab.run import check_beforehand
+from vrnn_lab.run import check_beforehand, job_of_sweep
 from vrnn_lab.sweep import Job, Sweeper, folders, plan
 
 SHORT = [*FAST, "trainer.max_epochs=2"]
@@ -250,6 +264,32 @@ def test_what_failed_is_tried_again_only_when_asked(failed):
         and stamp("optim.lr=1000000000.0") > before[0]
         and stamp("optim.lr=1e-05") == before[1]
     )
+
+
+def test_a_job_that_fails_leaves_the_process_none_of_its_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("vrnn_lab"), "propagate", False)  # pytest would keep the traceback
+    config = compose([*SHORT, "optim=sgd", "optim.lr=1e9", "trainer.gradient_clip_val=null", "trainer.max_epochs=4"])
+    models = lambda: sum(issubclass(type(each), SequenceModel) for each in gc.get_objects())
+    gc.collect()
+    before = models()
+    gc.disable()
+    try:
+        with pytest.raises(RuntimeError, match="the training loss"):
+            job_of_sweep(config, tmp_path, [], {})
+        assert models() == before
+    finally:
+        gc.enable()
+
+
+def test_a_job_that_failed_before_it_trained_begins_anew_with_the_code_of_now(tmp_path, monkeypatch):
+    config = compose([*SHORT, "trainer.max_epochs=1"])
+    fail(tmp_path, RuntimeError("its worker never began"), config)
+    monkeypatch.setattr(origin, "_code", lambda foreign: "before")
+    origin.write(tmp_path, config)
+    monkeypatch.setattr(origin, "_code", lambda foreign: "now")
+    job_of_sweep(config, tmp_path, ["seed=0"], {"model": "latent_ode"})
+    assert origin.changes(tmp_path, config) == []
+    assert choices_of(tmp_path) == {"model": "latent_ode"} and "seed=0" in command_of(tmp_path)
 
 
 # ---- killed at any moment

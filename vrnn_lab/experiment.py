@@ -1,5 +1,6 @@
 """Config <-> fitted model: build, fit, score, load. The only place that instantiates."""
 
+import gc
 import json
 import logging
 import os
@@ -180,6 +181,13 @@ def take_part(config: DictConfig, folder: Path) -> None:
         _run(parts, folder)
 
 
+def release() -> None:
+    """What an ended run held may be more than the next one in this process needs."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 @contextmanager
 def _recorded(folder: Path):
     """A failure goes to metrics.json; of several processes, that of the first to fail, which made the others."""
@@ -232,7 +240,8 @@ def _begin(config: DictConfig, folder: Path, overrides: list[str], choices: dict
     no folder that claims to be one.
     """
     known = (folder / ".hydra" / "config.yaml").exists()
-    if in_sweep and not known:
+    begun = (folder / "checkpoints" / "last.ckpt").exists()
+    if in_sweep and not begun:  # nothing of an earlier try goes into this one
         _record(folder, config, overrides, choices)
     try:
         check_accelerator(config)
@@ -247,6 +256,8 @@ def _begin(config: DictConfig, folder: Path, overrides: list[str], choices: dict
         raise
     if not in_sweep and not known:
         _record(folder, config, overrides, choices)
+    elif known and not begun:
+        origin.write(folder, config)
     if known:
         for what in origin.changes(folder, config):
             log.warning("%s since this run began; what follows is a mix of both.", what)

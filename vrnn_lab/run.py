@@ -69,6 +69,8 @@ def job_of_sweep(config: DictConfig, folder: Path, overrides: list[str], choices
         return metrics[SCORE]
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
+    finally:
+        experiment.release()
     print(f"failed   {folder.name}: {reason}", file=sys.stderr, flush=True)
     raise RuntimeError(reason)  # a new one: it travels between processes, and holds no tensors by its traceback
 
