@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import open_dict
 
 from vrnn_lab import built
 from vrnn_lab.built import data_of
@@ -31,6 +32,13 @@ def test_jobs_of_one_process_share_it_whatever_their_batch_size_and_model(counte
     assert (one.batch_size, two.batch_size) == (7, 9) and one.splits is two.splits and len(counted) == 1
     data_of(compose([*SMALL, "data.seed=1"]))
     assert len(counted) == 2
+
+
+def test_a_data_set_of_ones_own_need_not_name_its_batch_size(counted):
+    config = compose(SMALL)
+    with open_dict(config):
+        del config.data["batch_size"]
+    assert data_of(config).batch_size == 50
 
 
 def test_what_took_long_is_read_from_disk_by_the_next_process(counted, monkeypatch):

@@ -568,3 +568,23 @@ def test_a_row_without_results_is_no_comparison_and_the_score_no_second_column(s
         (folder / "metrics.json").write_text('{"status": "failed", "error": "no memory"}')
     code, out, _ = said(top, "baseline=optim=adam", "columns=val/loss")
     assert code == 0 and "comparisons at 95" not in out and out.count("val/loss ") <= 3
+
+
+def test_a_verdict_knows_which_way_is_better_or_is_refused(tmp_path, said):
+    more = {"test/events/ks_p": 0.5, "fit/steps_per_second": 9.0, "test/forecast/coverage_90": 0.9}
+    less = {"test/events/ks_p": 0.1, "fit/steps_per_second": 3.0, "test/forecast/coverage_90": 0.8}
+    for seed in (0, 1, 2):
+        make(
+            tmp_path / f"a{seed}",
+            seed,
+            1,
+            ["optim"],
+            {"optim": "adam"},
+            metrics={k: v + seed / 99 for k, v in more.items()},
+        )
+        make(tmp_path / f"r{seed}", seed, 1, ["optim"], {"optim": "rmsprop"}, optim=RMSPROP, metrics=less)
+    for metric in ("test/events/ks_p", "fit/steps_per_second"):
+        _, out, _ = said(tmp_path, "baseline=optim=rmsprop", f"metric={metric}")
+        assert " better" in out and " worse" not in out
+    code, _, complaint = said(tmp_path, "baseline=optim=rmsprop", "metric=test/forecast/coverage_90")
+    assert code == 2 and "neither less nor more" in complaint

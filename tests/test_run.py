@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import vrnn_lab
+from vrnn_lab import experiment
+from vrnn_lab.config import compose
 
 FAST = [
     "model=latent_ode",
@@ -191,6 +194,23 @@ def test_a_checkpoint_in_the_middle_of_an_epoch_goes_on_there(tmp_path):
     (tmp_path / "one" / "step=7.ckpt").rename(tmp_path / "middle.ckpt")
     two = trained(tmp_path / "two", ckpt_path=tmp_path / "middle.ckpt", weights_only=True)
     assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_a_checkpoint_that_is_cut_short_leaves_the_one_before_it(tmp_path, monkeypatch):
+    """Also where the temporary folder is on another disk, from which a file would be copied, not renamed."""
+    parts = experiment.assemble(compose(FAST))
+    saver = experiment.trainer_of(parts, tmp_path).strategy.checkpoint_io
+    file = tmp_path / "checkpoints" / "last.ckpt"
+    saver.save_checkpoint({"step": 1}, file)
+    half = lambda checkpoint, path: Path(path).write_bytes(b"half") and os.stat(tmp_path / "not there")
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(FileNotFoundError):
+        saver.save_checkpoint({"step": 2}, file)
+    assert torch.load(file, weights_only=True) == {"step": 1}
+    monkeypatch.undo()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "not there"))
+    saver.save_checkpoint({"step": 3}, file)
+    assert torch.load(file, weights_only=True) == {"step": 3}
 
 
 def test_a_finished_run_is_not_trained_again(whole):

@@ -1,7 +1,11 @@
 """Sweeps end to end: each job in its folder, whatever becomes of the others, of the launcher, or of the machine."""
 
+import errno
+import gc
 import json
+import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,9 +18,24 @@ from rich.console import Console
 
 from tests.test_run import CUT, CUTS, FAST, command, metrics
 from vrnn_lab import origin
-from vrnn_lab.config import compose
-from vrnn_lab.folder import begin, fail, only_one, prepare, status
-from vrnn_lab.sweep import _table, folders, plan
+from vrnn_lab.config import ConfigError, compose
+from vrnn_lab.experiment import _same_run
+from vrnn_lab.folder import (
+    anywhere,
+    begin,
+    choices_of,
+    command_of,
+    config_of,
+    fail,
+    metrics_of,
+    only_one,
+    status,
+    write_whole,
+)
+from vrnn_lab.models.base import SequenceModel
+from vrnn_lab.reports import runs
+from vrnn_lab.run import check_beforehand, job_of_sweep
+from vrnn_lab.sweep import Job, Sweeper, _table, folders, plan
 
 SHORT = [*FAST, "trainer.max_epochs=2"]
 
@@ -42,8 +61,10 @@ def test_a_job_keeps_its_folder_when_values_are_added_or_reordered_or_said_outri
     assert all(after[job.id] == folder for job, folder in before.items())
 
 
-def test_equal_jobs_are_one():
-    assert len(plan(("optim.lr=1e-3,0.001", "seed=0"))) == 1
+def test_equal_jobs_are_one_and_it_says_so(caplog):
+    with caplog.at_level("INFO"):
+        assert len(plan(("optim.lr=1e-3,0.001", "seed=0"))) == 1
+    assert "of 2 combinations 1 give the same as another" in caplog.text
 
 
 def test_names_of_folders_are_plain_and_short(tmp_path):
@@ -59,8 +80,37 @@ def test_its_table_shows_tricks_in_their_brackets(capsys):
     assert "seed=0,trick=[big_batch,wide]" in capsys.readouterr().out
 
 
+def test_names_of_folders_are_short_in_bytes_too(tmp_path):
+    jobs = plan(("data=table", f"data.path='{'漢' * 200}.csv','b.csv'"))
+    for folder in folders(jobs, tmp_path).values():
+        folder.mkdir()
+
+
+@pytest.mark.parametrize(
+    "asked", ["sweep=a,b", "retry=failed,null", "hydra.sweep.subdir=mine", "hydra/launcher=basic,joblib"]
+)
+def test_what_a_sweep_cannot_be_told_is_refused_not_ignored(asked):
+    with pytest.raises(ConfigError, match=re.escape(asked)):
+        plan(("seed=0,1", asked))
+
+
+def test_how_to_go_on_names_the_whole_sweep(tmp_path, capsys):
+    jobs = plan(("seed=0,1",))
+    sweeper = sweeper_of(tmp_path / "a" / "b", jobs)
+    sweeper.name = "a/b c"
+    sweeper._conclude(jobs)
+    assert "sweep='a/b c' goes on" in capsys.readouterr().out
+
+
+def test_devices_are_looked_for_where_the_jobs_will_run(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    asked = ["-m", "trainer.accelerator=gpu", "seed=0,1"]
+    with pytest.raises(ConfigError, match="no GPU"):
+        check_beforehand(asked)
+    check_beforehand([*asked, "hydra/launcher=submitit_slurm"])
+
+
 def test_status_is_new_running_interrupted_and_how_it_ended(tmp_path):
-    prepare(tmp_path)
     assert status(tmp_path) == "new"
     with only_one(tmp_path, wait=False):
         assert status(tmp_path) == "running"
@@ -68,6 +118,45 @@ def test_status_is_new_running_interrupted_and_how_it_ended(tmp_path):
     assert status(tmp_path) == "interrupted"
     fail(tmp_path, RuntimeError("why"))
     assert status(tmp_path) == "failed" and "why" in (tmp_path / "metrics.json").read_text()
+
+
+def test_a_disk_that_knows_no_flock_has_locks_too(tmp_path, monkeypatch):
+    """Lustre, for one, as it is often mounted."""
+
+    def flock(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.warns(UserWarning, match="flock not supported"):
+        with only_one(tmp_path, wait=False):
+            assert status(tmp_path) == "running"
+        assert status(tmp_path) == "new"
+
+
+def test_a_run_that_ends_while_it_is_looked_at_was_not_interrupted(tmp_path, monkeypatch):
+    begin(tmp_path, compose([]), [], {})
+
+    def ends(folder):
+        fail(folder, RuntimeError("why"))
+        return False
+
+    monkeypatch.setattr("vrnn_lab.folder.at_work", ends)
+    monkeypatch.setattr("vrnn_lab.reports.runs.at_work", ends)
+    assert status(tmp_path) == "failed"
+    (tmp_path / "metrics.json").unlink()
+    assert runs.read(tmp_path).status == "failed"
+
+
+def test_a_job_that_failed_before_it_had_a_folder_may_be_tried_again(tmp_path, monkeypatch):
+    """Its config is there as the job itself would have written it, with the whole path of its data."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for path in ("my.csv", "'~/my.csv'"):
+        job = tmp_path / path.strip("'")[0]
+        config = compose(["data=table", f"data.path={path}"])
+        fail(job, RuntimeError("why"), config)
+        _same_run(anywhere(config), job, resuming=False)
+        assert config_of(job).data.path == str(tmp_path / "my.csv")
 
 
 def test_what_changed_since_a_run_began_is_known(tmp_path, monkeypatch):
@@ -78,6 +167,11 @@ def test_what_changed_since_a_run_began_is_known(tmp_path, monkeypatch):
     time.sleep(0.01)
     (tmp_path / "my.csv").write_text("id,time,x\na,0,2\n")
     assert origin.changes(tmp_path, config) == ["the data file changed"]
+    folder = compose(["data=speech", f"data.path={tmp_path}"])  # a folder that holds the files
+    before = origin.of(folder)
+    time.sleep(0.01)
+    (tmp_path / "my.csv").write_text("id,time,x\na,0,3\n")
+    assert origin.of(folder) != before
     monkeypatch.setattr(origin, "_code", lambda foreign: "other")
     assert origin.changes(tmp_path, config) == ["the code changed", "the data file changed"]
 
@@ -96,6 +190,42 @@ def test_the_code_of_a_run_is_what_its_fit_goes_through_and_nothing_else(tmp_pat
 
 
 # ---- jobs that fail
+
+
+class Raised:
+    """What a launcher returns of a job that raised."""
+
+    @property
+    def return_value(self):
+        raise RuntimeError("what came of it by way of the launcher")
+
+
+def sweeper_of(root: Path, jobs: list[Job], retry: bool = False) -> Sweeper:
+    """One whose launcher runs nothing: every job has raised."""
+    found = Sweeper()
+    found.root, found.retry, found.name, found.all_at_once = root, retry, root.name, False
+    found.folders = folders(jobs, root)
+    found.run_all = lambda calls, initial_job_idx: [Raised() for _ in calls]
+    return found
+
+
+def test_what_a_job_itself_recorded_of_its_failure_stands(tmp_path):
+    one, other = jobs = plan(("seed=0,1",))
+    sweeper = sweeper_of(tmp_path, jobs, retry=True)
+    fail(sweeper.folders[one], ValueError("why"), one.config)
+    sweeper._launch(jobs)
+    said = [metrics_of(sweeper.folders[job])["error"] for job in (one, other)]
+    assert said == ["ValueError: why", "RuntimeError: what came of it by way of the launcher"]
+
+
+def test_the_best_come_first_and_a_score_that_is_no_number_last(tmp_path, capsys):
+    jobs = plan(("seed=0,1,2,3",))
+    sweeper = sweeper_of(tmp_path, jobs)
+    for job, score in zip(jobs, (3.0, float("nan"), 1.0, 2.0), strict=True):
+        found = {"status": "completed", "val/loss": score, "fit/seconds": 1}
+        write_whole(sweeper.folders[job] / "metrics.json", json.dumps(found))
+    sweeper._conclude(jobs)
+    assert re.findall(r"seed=\d", capsys.readouterr().out) == ["seed=2", "seed=3", "seed=0", "seed=1"]
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +270,32 @@ def test_what_failed_is_tried_again_only_when_asked(failed):
         and stamp("optim.lr=1000000000.0") > before[0]
         and stamp("optim.lr=1e-05") == before[1]
     )
+
+
+def test_a_job_that_fails_leaves_the_process_none_of_its_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("vrnn_lab"), "propagate", False)  # pytest would keep the traceback
+    config = compose([*SHORT, "optim=sgd", "optim.lr=1e9", "trainer.gradient_clip_val=null", "trainer.max_epochs=4"])
+    models = lambda: sum(issubclass(type(each), SequenceModel) for each in gc.get_objects())
+    gc.collect()
+    before = models()
+    gc.disable()
+    try:
+        with pytest.raises(RuntimeError, match="the training loss"):
+            job_of_sweep(config, tmp_path, [], {})
+        assert models() == before
+    finally:
+        gc.enable()
+
+
+def test_a_job_that_failed_before_it_trained_begins_anew_with_the_code_of_now(tmp_path, monkeypatch):
+    config = compose([*SHORT, "trainer.max_epochs=1"])
+    fail(tmp_path, RuntimeError("its worker never began"), config)
+    monkeypatch.setattr(origin, "_code", lambda foreign: "before")
+    origin.write(tmp_path, config)
+    monkeypatch.setattr(origin, "_code", lambda foreign: "now")
+    job_of_sweep(config, tmp_path, ["seed=0"], {"model": "latent_ode"})
+    assert origin.changes(tmp_path, config) == []
+    assert choices_of(tmp_path) == {"model": "latent_ode"} and "seed=0" in command_of(tmp_path)
 
 
 # ---- killed at any moment

@@ -34,7 +34,8 @@ def data_of(config: DictConfig) -> SeriesData:
             _held.pop(next(iter(_held)))
         _held[key] = data
     data = copy(_held[key])  # its arrays are shared; nothing writes to them
-    data.batch_size = config.data.batch_size
+    if "batch_size" in config.data:
+        data.batch_size = config.data.batch_size
     return data
 
 

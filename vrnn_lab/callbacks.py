@@ -1,6 +1,7 @@
 """What watches a fit: figures, the stop on NaN, the progress bar, and the clock."""
 
 import logging
+import os
 import sys
 from itertools import accumulate
 from math import ceil, isfinite, nan
@@ -8,6 +9,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -77,6 +80,17 @@ class Checkpoints(ModelCheckpoint):
         moved = {k: move(v) if isinstance(v, str) else v for k, v in state_dict.items()}
         best = {move(path): score for path, score in state_dict["best_k_models"].items()}
         super().load_state_dict({**moved, "best_k_models": best})
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Checkpoints, beside and then renamed; Lightning copies its own from the temporary folder."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        torch.save(checkpoint, beside)
+        beside.replace(path)
 
 
 def _known(trainer: Any) -> dict[str, Any]:

@@ -185,8 +185,22 @@ def jobs_of(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> list[lis
         parsed = parse([*(f"{key}={value}" for key, value in own.items()), *overrides])
     except HydraException as error:
         raise ConfigError(_explain(str(error), None)) from error
+    for each in parsed:
+        _check_of_sweep(each)
     of_jobs = [o for o in parsed if not o.is_hydra_override()]
     return [each for batch in BasicSweeper.split_arguments(of_jobs, None) for each in batch]
+
+
+def _check_of_sweep(override: Any) -> None:
+    """What a sweep as a whole cannot be told."""
+    key = override.key_or_group
+    if key in ("hydra.sweep.subdir", "hydra/sweeper"):
+        raise ConfigError(
+            f"{override.input_line}: jobs are run, and their folders named, by a sweep itself, so that it can go on; "
+            "hydra.sweep.dir=<folder> says where it lies."
+        )
+    if override.is_sweep_override() and (override.is_hydra_override() or key in ("sweep", "retry")):
+        raise ConfigError(f"{override.input_line}: a sweep has one {key} for all of its jobs.")
 
 
 def groups() -> list[str]:

@@ -1,5 +1,6 @@
 """Config <-> fitted model: build, fit, score, load. The only place that instantiates."""
 
+import gc
 import json
 import logging
 import os
@@ -22,7 +23,17 @@ from vrnn_lab import board, callbacks, origin, plots, processes
 from vrnn_lab.built import data_of
 from vrnn_lab.config import VOLATILE, ConfigError, check, contents, flat, make
 from vrnn_lab.data.base import SeriesData
-from vrnn_lab.folder import SCORE, begin, config_of, fail, finished, metrics_of, only_one, prepare, write_whole
+from vrnn_lab.folder import (
+    SCORE,
+    anywhere,
+    begin,
+    config_of,
+    fail,
+    finished,
+    metrics_of,
+    only_one,
+    write_whole,
+)
 from vrnn_lab.metrics import Yardstick, evaluate
 from vrnn_lab.models.base import LOG_EVERY, SequenceModel
 from vrnn_lab.processes import launched
@@ -144,12 +155,10 @@ def run(
     a single run that come before anything is trained leave no folder. Of several processes of one run (trainer=ddp)
     that torchrun or srun started the first returns the metrics, the others nothing.
     """
-    if config.data.get("path"):  # so that the folder can be read from anywhere
-        config = DictConfig(OmegaConf.merge(config, {"data": {"path": str(Path(config.data.path).absolute())}}))
+    config = anywhere(config)
     if launched()[0]:
         check_accelerator(config)
         return take_part(config, folder)
-    prepare(folder)
     with only_one(folder, wait=in_sweep):
         _same_run(config, folder, resuming)
         if metrics := finished(folder):
@@ -170,6 +179,13 @@ def take_part(config: DictConfig, folder: Path) -> None:
     parts = assemble(config)
     with _recorded(folder):
         _run(parts, folder)
+
+
+def release() -> None:
+    """What an ended run held may be more than the next one in this process needs."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 @contextmanager
@@ -224,7 +240,8 @@ def _begin(config: DictConfig, folder: Path, overrides: list[str], choices: dict
     no folder that claims to be one.
     """
     known = (folder / ".hydra" / "config.yaml").exists()
-    if in_sweep and not known:
+    begun = (folder / "checkpoints" / "last.ckpt").exists()
+    if in_sweep and not begun:  # nothing of an earlier try goes into this one
         _record(folder, config, overrides, choices)
     try:
         check_accelerator(config)
@@ -239,6 +256,8 @@ def _begin(config: DictConfig, folder: Path, overrides: list[str], choices: dict
         raise
     if not in_sweep and not known:
         _record(folder, config, overrides, choices)
+    elif known and not begun:
+        origin.write(folder, config)
     if known:
         for what in origin.changes(folder, config):
             log.warning("%s since this run began; what follows is a mix of both.", what)
@@ -298,6 +317,7 @@ def trainer_of(parts: Parts, folder: Path, watching: Sequence[Callback] = ()) ->
         devices=list(devices) if OmegaConf.is_list(devices) else processes_of(config),
         logger=board.Board(folder),
         callbacks=parts_of_run,
+        plugins=[callbacks.WholeFiles()],
         default_root_dir=str(folder),
         enable_model_summary=False,
         num_sanity_val_steps=0,

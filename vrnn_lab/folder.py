@@ -25,8 +25,10 @@ def write_whole(path: Path, text: str) -> None:
 
 def metrics_of(folder: Path) -> dict[str, Any]:
     """What came of a run; nothing before it has ended."""
-    file = folder / "metrics.json"
-    return json.loads(file.read_text()) if file.exists() else {}
+    try:
+        return json.loads((folder / "metrics.json").read_text())
+    except FileNotFoundError:
+        return {}
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
@@ -37,10 +39,11 @@ def finished(folder: Path) -> dict[str, Any] | None:
 
 def status(folder: Path) -> str:
     """new, running, interrupted, or how the run ended: completed, failed, pruned."""
-    if ended := metrics_of(folder).get("status"):
-        return ended
-    if at_work(folder):
+    ended = metrics_of(folder).get("status")
+    if not ended and at_work(folder):
         return "running"
+    if ended := ended or metrics_of(folder).get("status"):  # it may have ended between the two looks
+        return ended
     return "interrupted" if (folder / ".hydra" / "config.yaml").exists() else "new"
 
 
@@ -68,9 +71,17 @@ def begin(folder: Path, config: DictConfig, overrides: list[str], choices: dict[
 def fail(folder: Path, error: BaseException, config: DictConfig | None = None, status: str = "failed") -> None:
     """Record why a run has no result; with its config, where the run itself did not come so far."""
     if config is not None and not (folder / ".hydra" / "config.yaml").exists():
-        begin(folder, config, [], {})
+        begin(folder, anywhere(config), [], {})
     failure = {"status": status, "error": f"{type(error).__name__}: {error}"}
     write_whole(folder / "metrics.json", json.dumps(failure, indent=1))
+
+
+def anywhere(config: DictConfig) -> DictConfig:
+    """A config with the whole path of its data, so that its folder can be read from anywhere."""
+    if not config.data.get("path"):
+        return config
+    path = str(Path(config.data.path).expanduser().absolute())
+    return DictConfig(OmegaConf.merge(config, {"data": {"path": path}}))
 
 
 def config_of(folder: Path) -> DictConfig:
@@ -96,24 +107,19 @@ def command_of(folder: Path) -> str:
 
 @contextmanager
 def only_one(folder: Path, wait: bool):
-    """One process a run folder; the second waits (equal jobs of a sweep) or is told."""
+    """One process a run folder, which is made; the second waits (equal jobs of a sweep) or is told."""
     lock = FileLock(folder / ".lock", timeout=-1 if wait else 1)  # a look at its status holds it for an instant
     try:
-        lock.acquire()
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()  # it makes the file: where a disk knows no flock, a file that is there is a lock that is held
     except Timeout:
         raise ConfigError(f"another process is at work on {folder}; wait until it has ended.") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def prepare(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".lock").touch()
     except OSError as error:
         raise ConfigError(
             f"the run folder {folder} cannot be written ({error.strerror}); choose another with "
             "hydra.run.dir=<folder>, or mend its permissions."
         ) from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -78,8 +78,11 @@ def _bare(tree: ast.Module) -> ast.Module:
 
 def _data(config: dict[str, Any]) -> str | None:
     path = config["data"].get("path")
-    file = Path(path).expanduser() if path else None
-    return _of_file(file, file.stat().st_mtime_ns) if file and file.is_file() else None
+    where = Path(path).expanduser() if path else None
+    if where and where.is_dir():
+        files = sorted(file for file in where.iterdir() if file.is_file())
+        return _hash(*(f"{file.name} {_of_file(file, file.stat().st_mtime_ns)}".encode() for file in files))
+    return _of_file(where, where.stat().st_mtime_ns) if where and where.is_file() else None
 
 
 @cache

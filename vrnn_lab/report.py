@@ -26,7 +26,7 @@ What is shown
   where=optim=adam              runs of which this is true; also != < <= > >=, by config key, group, trick, status or
                                 val/ metric; several by commas, or where= again: where=model.width>=32,optim=adam
                                 trick=[big_batch,wide] are exactly these tricks, trick=none no trick
-  score=val/loss                what rows are chosen by: a val/ metric; less is better, but of accuracy and auc
+  score=val/loss                what rows are chosen by: a val/ metric; less is better, but of accuracy, auc and ks_p
   columns=test/nll,fit/seconds  the metrics beside it
   sort=model.width              by a metric, key, name or runs; sort=-fit/seconds from the largest; default: the score
   over=seed                     the keys over which a config is repeated: over=data.seed,seed

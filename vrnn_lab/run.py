@@ -31,6 +31,8 @@ PASSED_ON = (
     "-sc",
 )
 
+ELSEWHERE = ("hydra/launcher=submitit_slurm", "hydra/launcher=ray")  # on machines that have other devices
+
 
 def job(
     config: DictConfig,
@@ -68,6 +70,8 @@ def job_of_sweep(config: DictConfig, folder: Path, overrides: list[str], choices
         return metrics[SCORE]
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
+    finally:
+        experiment.release()
     print(f"failed   {folder.name}: {reason}", file=sys.stderr, flush=True)
     raise RuntimeError(reason)  # a new one: it travels between processes, and holds no tensors by its traceback
 
@@ -110,7 +114,8 @@ def check_beforehand(argv: list[str]) -> None:
     overrides, dirs = _asked(argv)
     if _sweeps(argv):
         for each in plan(overrides, dirs):
-            check_accelerator(each.config)
+            if not set(ELSEWHERE) & set(overrides):
+                check_accelerator(each.config)
         return
     config = compose([o for o in overrides if not _of_hydra(o)], dirs)
     if config.retry:

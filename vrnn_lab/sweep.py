@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from math import isnan
 from pathlib import Path
 from typing import ClassVar
 
@@ -24,7 +25,7 @@ from vrnn_lab.folder import SCORE, fail, metrics_of, status
 from vrnn_lab.origin import changes
 
 log = logging.getLogger("vrnn_lab")
-LONGEST = 120  # characters of a folder's readable part
+LONGEST = 120  # bytes of a folder's readable part
 SHOWN = 10  # of the best jobs
 STANDING = {"new": "not begun", "running": "at work elsewhere", "interrupted": "cut short"}
 
@@ -58,6 +59,8 @@ def plan(overrides: tuple[str, ...], config_dirs: tuple[str, ...] = ()) -> list[
             raise ConfigError(f"{error} (in the job {title})" if title else str(error)) from error
         job = Job(tuple(each), config, title, job_id(config))
         jobs.setdefault(job.id, job)
+    if len(jobs) < len(found):
+        log.info("         of %d combinations %d give the same as another", len(found), len(found) - len(jobs))
     return list(jobs.values())
 
 
@@ -70,7 +73,7 @@ def folders(jobs: Iterable[Job], root: Path) -> dict[Job, Path]:
 def _name(job: Job) -> str:
     title = job.title.replace("[", "").replace("]", "")
     plain = re.sub(r"[^\w.=,+@-]", "_", re.sub(r"(?<=\w),(?=\w+(,|$))", "+", title))
-    return "-".join(filter(None, [plain[:LONGEST], job.id]))
+    return "-".join(filter(None, [plain.encode()[:LONGEST].decode(errors="ignore"), job.id]))
 
 
 class Sweeper(sweeper.Sweeper):
@@ -154,7 +157,7 @@ class Sweeper(sweeper.Sweeper):
         calls = [[*job.overrides, f"hydra.sweep.subdir='{self.folders[job].name}'"] for job in jobs]
         for job, done in zip(jobs, self.run_all(calls, initial_job_idx=0), strict=True):
             # Recorded by the job itself, unless it did not come so far.
-            if done.status == JobStatus.FAILED and self._status(job) not in ("completed", "failed"):
+            if done.status == JobStatus.FAILED and self._status(job) in ("new", "interrupted"):
                 fail(self.folders[job], done._return_value, job.config)
 
     def _bury(self, job: Job, error: Exception) -> None:
@@ -165,18 +168,17 @@ class Sweeper(sweeper.Sweeper):
 
     def _conclude(self, jobs: list[Job]) -> None:
         console = Console(highlight=False)
-        count = Counter(map(self._status, jobs))
+        states = {job: self._status(job) for job in jobs}
+        count = Counter(states.values())
         ended = {job: metrics_of(self.folders[job]) for job in jobs}
-        best = sorted((job for job in jobs if self._status(job) == "completed"), key=lambda job: ended[job][SCORE])
+        order = lambda job: (isnan(ended[job][SCORE]), ended[job][SCORE])
+        best = sorted((job for job in jobs if states[job] == "completed"), key=order)
         if len(best) > 1:
             rows = [(f"{ended[job][SCORE]:.4g}", f"{ended[job]['fit/seconds']:.0f}", job.title) for job in best]
             title = "best first, by validation" + (f" ({SHOWN} of {len(best)})" if len(best) > SHOWN else "")
             console.print(_table(title, (SCORE, "fit s", ""), rows[:SHOWN]))
-        bad = [
-            (job.title or job.id, ended[job].get("error") or _standing(self._status(job)))
-            for job in jobs
-            if job not in best
-        ]
+        why = lambda job: ended[job].get("error") or _standing(states[job])
+        bad = [(job.title or job.id, why(job)) for job in jobs if job not in best]
         if bad:
             console.print(_table("without a result", ("", ""), bad))
         summary = ", ".join(f"{n} {_standing(what)}" for what, n in count.items())
@@ -184,9 +186,8 @@ class Sweeper(sweeper.Sweeper):
         if count["failed"]:
             console.print("         retry=failed with the same command tries those that failed again", soft_wrap=True)
         if set(count) - {"completed", "failed"}:
-            console.print(
-                f"         the same command with sweep={escape(shlex.quote(self.name))} goes on", soft_wrap=True
-            )
+            again = f"         the same command with sweep={shlex.quote(self.name)} goes on"
+            console.print(again, soft_wrap=True, markup=False)
 
 
 def _standing(status: str) -> str:

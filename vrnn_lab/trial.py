@@ -1,6 +1,5 @@
 """A worker of a search: trial after trial, each a run for every seed that reports its validations."""
 
-import gc
 import logging
 import math
 import time
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import torch
 from lightning.pytorch.callbacks import Callback
 from optuna.trial import TrialState
 
@@ -66,9 +64,7 @@ def run(trial: Any, plan: Plan, folder: Path) -> float:
             found.append(metrics)
             scores.append(metrics[SCORE])
     finally:
-        gc.collect()  # what a failed run held may be more than the next one needs
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        experiment.release()
     for key in BESIDE:
         if all(key in metrics for metrics in found):
             trial.set_user_attr(key, sum(metrics[key] for metrics in found) / len(found))

@@ -10,7 +10,7 @@ from typing import Any
 from vrnn_lab.reports.naming import Names, identity, names, shared, written
 from vrnn_lab.reports.runs import Run
 
-HIGHER = ("accuracy", "auc")  # of all other metrics less is better
+HIGHER = ("accuracy", "auc", "ks_p", "steps_per_second")  # of all other metrics less is better
 Seed = tuple[str, ...]
 
 

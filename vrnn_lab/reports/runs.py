@@ -92,7 +92,11 @@ def _result(folder: Path) -> tuple[dict[str, Any], str]:
     try:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return {}, "running" if at_work(folder) else "interrupted"
+        if at_work(folder):
+            return {}, "running"
+        if (folder / "metrics.json").exists():  # it ended between the two looks
+            return _result(folder)
+        return {}, "interrupted"
     if not isinstance(metrics, dict) or metrics.get("status") not in ("completed", "failed", "pruned"):
         raise ValueError("metrics.json holds no metrics with a status.")
     return metrics, metrics["status"]

@@ -60,6 +60,9 @@ def summarise(runs: list[Run], question: Question) -> Summary:
     """The rows of some runs and what is asked of them; ConfigError where that cannot be answered."""
     metrics = _metrics(runs)
     _check_score(question.score, metrics)
+    claimed = (str(claim.get("metric", "")) for claim in question.claims if "lower" not in claim)
+    for key in (question.metric, *claimed):
+        _check_direction("metric", key)
     for key in filter(None, [*question.columns, question.metric]):
         _check_metric(key, metrics)
     keys = {k for r in runs for k in r.config}
@@ -96,9 +99,13 @@ def _check_score(score: str, metrics: set[str]) -> None:
         )
     if not score.startswith("val/"):
         raise ConfigError(f"score={score}: expected a val/ metric.{near(score, metrics)}")
-    if "coverage" in score:
-        raise ConfigError(f"score={score}: neither less nor more of a coverage is better; choose by val/nll or crps.")
+    _check_direction("score", score)
     _check_metric(score, metrics)
+
+
+def _check_direction(option: str, metric: str) -> None:
+    if "coverage" in metric:
+        raise ConfigError(f"{option}={metric}: neither less nor more of a coverage is better; take nll or crps.")
 
 
 def _check_metric(key: str, metrics: set[str]) -> None:
