@@ -11,8 +11,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Timer
 
 import pytest
+from filelock import FileLock
 from omegaconf import OmegaConf
 from rich.console import Console
 
@@ -352,6 +354,22 @@ def test_a_job_whose_process_is_killed_again_and_again_is_given_up_and_the_other
     found = {name: status(path) for name, path in jobs_in(tmp_path / "outputs" / "s").items()}
     assert found == {"data.seed=0": "completed", "data.seed=1": "failed", "data.seed=2": "completed"}
     assert done.returncode == 1 and "its process was killed" in " ".join(done.stdout.split())
+
+
+def test_a_killed_process_may_hold_its_lock_when_the_launcher_hears_of_it(tmp_path):
+    (job,) = jobs = plan(("seed=0",))
+    sweeper = sweeper_of(tmp_path, jobs)
+    begin(sweeper.folders[job], job.config, [], {})
+    lock = FileLock(sweeper.folders[job] / ".lock", thread_local=False)
+
+    def breaks(calls, initial_job_idx):
+        lock.acquire()
+        Timer(0.2, lock.release).start()
+        raise OSError("a worker died")
+
+    sweeper.run_all = breaks
+    sweeper._launch(jobs)
+    assert "killed, twice" in metrics_of(sweeper.folders[job])["error"]
 
 
 # ---- launchers

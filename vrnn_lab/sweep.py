@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from math import isnan
 from pathlib import Path
+from time import sleep
 from typing import ClassVar
 
 from hydra.core.plugins import Plugins
@@ -142,6 +143,7 @@ class Sweeper(sweeper.Sweeper):
                     self._launch_all(batch[first : first + (self.at_once or len(batch))])
                 todo = []
             except Exception as error:
+                sleep(1)  # who was killed may still hold a lock when the launcher hears of it
                 cut = [job for job in batch if self._status(job) == "interrupted"]
                 if not cut:
                     raise
