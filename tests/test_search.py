@@ -124,7 +124,7 @@ def test_the_first_trial_is_the_config_as_it_is(whole):
 def test_the_printed_command_and_the_experiment_file_give_the_winners_config(whole):
     folder, printed = whole
     best = config_of(folder / str(study_in(folder).best_trial.number) / "seed=0")
-    again = next(line for line in printed.splitlines() if line.startswith("again"))
+    again = next(line for line in printed.splitlines() if line.startswith("command"))
     named = next(line for line in printed.splitlines() if line.startswith("experiment"))
     overrides = shlex.split(again)[4:]
     _, _, _, _, flag, conf, name = shlex.split(named)

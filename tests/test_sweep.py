@@ -15,6 +15,7 @@ from threading import Timer
 
 import pytest
 from filelock import FileLock
+from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 from rich.console import Console
 
@@ -194,12 +195,11 @@ def test_the_code_of_a_run_is_what_its_fit_goes_through_and_nothing_else(tmp_pat
 # ---- jobs that fail
 
 
-class Raised:
+def raised() -> JobReturn:
     """What a launcher returns of a job that raised."""
-
-    @property
-    def return_value(self):
-        raise RuntimeError("what came of it by way of the launcher")
+    found = JobReturn(status=JobStatus.FAILED)
+    found.return_value = RuntimeError("what came of it by way of the launcher")
+    return found
 
 
 def sweeper_of(root: Path, jobs: list[Job], retry: bool = False) -> Sweeper:
@@ -207,7 +207,7 @@ def sweeper_of(root: Path, jobs: list[Job], retry: bool = False) -> Sweeper:
     found = Sweeper()
     found.root, found.retry, found.name, found.all_at_once = root, retry, root.name, False
     found.folders = folders(jobs, root)
-    found.run_all = lambda calls, initial_job_idx: [Raised() for _ in calls]
+    found.run_all = lambda calls, initial_job_idx: [raised() for _ in calls]
     return found
 
 
