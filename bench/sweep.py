@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-JOBS, TARGET = 6, 2.0  # jobs a worker; seconds
+JOBS, TARGET = 4, 2.0  # jobs a worker; seconds
 CALL = ["model=rnn", "data=ou", "trainer.max_epochs=4", "trainer.check_val_every_n_epoch=4"]
 LAUNCHERS = {"basic": 1, "joblib": 2}  # workers
 
