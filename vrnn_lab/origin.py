@@ -46,23 +46,27 @@ def _foreign(config: dict[str, Any]) -> frozenset[Path]:
 @cache
 def _code(foreign: frozenset[Path]) -> str:
     """A hash of every source file that a fit goes through; comments and docstrings do not count."""
-    files = sorted({*_reached(), *foreign})
-    return _hash(*(ast.unparse(_bare(ast.parse(file.read_text()))).encode() for file in files))
+    trees = _reached() | {file: _parsed(file) for file in foreign}
+    return _hash(*(ast.unparse(_bare(tree)).encode() for _, tree in sorted(trees.items())))
 
 
-def _reached() -> set[Path]:
+def _parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
+def _reached() -> dict[Path, ast.Module]:
     """What experiment imports, directly or not, and all models and data sets."""
     todo = [PACKAGE / "experiment.py", *(PACKAGE / "models").glob("*.py"), *(PACKAGE / "data").glob("*.py")]
-    found: set[Path] = set()
+    found: dict[Path, ast.Module] = {}
     while todo:
         if (file := todo.pop()) not in found:
-            found.add(file)
-            todo += _imported(file)
+            found[file] = _parsed(file)
+            todo += _imported(found[file])
     return found
 
 
-def _imported(file: Path) -> list[Path]:
-    names = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)]
+def _imported(tree: ast.Module) -> list[Path]:
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     ours = [node for node in names if (node.module or "").partition(".")[0] == PACKAGE.name]
     modules = {m for node in ours for m in (node.module, *(f"{node.module}.{a.name}" for a in node.names))}
     files = [PACKAGE.parent / f"{str(module).replace('.', '/')}.py" for module in modules]
