@@ -119,7 +119,7 @@ class SequenceModel(pl.LightningModule, ABC):
 
     def _filter_bound(self, series: TimeSeries, samples: int) -> Float[Tensor, " batch"]:
         """The particle filter's bound on log p(scored values); of models with a latent at every step."""
-        raise NotImplementedError  # the constructor refuses objective=fivo of a model that has none, so nobody comes here
+        raise NotImplementedError  # never reached: the constructor refuses objective=fivo where there is none
 
     def _classifier(self, states: int) -> Classifier:
         if not self.scale.classes or not states:
