@@ -162,6 +162,12 @@ def test_a_job_that_failed_before_it_had_a_folder_may_be_tried_again(tmp_path, m
         assert config_of(job).data.path == str(tmp_path / "my.csv")
 
 
+def test_a_broken_result_is_named_with_its_cure(tmp_path):
+    (tmp_path / "metrics.json").write_text('{"status": "comp')
+    with pytest.raises(ConfigError, match=r"metrics\.json is broken.*remove the file"):
+        status(tmp_path)
+
+
 def test_what_changed_since_a_run_began_is_known(tmp_path, monkeypatch):
     (tmp_path / "my.csv").write_text("id,time,x\na,0,1\n")
     config = compose(["data=table", f"data.path={tmp_path / 'my.csv'}"])

@@ -29,6 +29,9 @@ def metrics_of(folder: Path) -> dict[str, Any]:
         return json.loads((folder / "metrics.json").read_text())
     except FileNotFoundError:
         return {}
+    except ValueError as error:
+        cure = "remove the file, and the run goes on from its last checkpoint"
+        raise ConfigError(f"{folder / 'metrics.json'} is broken ({error}); {cure}.") from error
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
