@@ -75,13 +75,25 @@ def test_a_nonlinear_field_agrees_with_a_tight_solve():
     torch.testing.assert_close(path.at(elapsed)[:, 0], tight[1:, :, 0].transpose(0, 1), rtol=1e-6, atol=1e-6)
 
 
-def test_reading_is_exact_for_cubics():
-    """A cubic path is its own Hermite interpolant, whatever the nodes."""
-    nodes = torch.linspace(-1, 2, 4, dtype=torch.float64)
-    cubic, slope = lambda t: t**3 - 2 * t**2 + 3, lambda t: 3 * t**2 - 4 * t
-    path = Path(cubic(nodes).view(4, 1, 1, 1), slope(nodes).view(4, 1, 1, 1), 1.0, 1)
-    elapsed = own_times(rows=1, low=-1.0, high=2.0)
-    torch.testing.assert_close(path.at(elapsed)[0, :, :, 0], cubic(elapsed))
+def test_reading_is_exact_for_polynomials_of_degree_five():
+    """Such a path is its own Hermite interpolant, whatever the nodes, on each side and beyond the last of them."""
+    nodes = torch.arange(-2.0, 4, dtype=torch.float64)
+    curve, slope = lambda t: t**5 - 2 * t**2 + 3, lambda t: 5 * t**4 - 4 * t
+    path = Path(curve(nodes).view(6, 1, 1, 1), slope(nodes).view(6, 1, 1, 1), 1.0, 2)
+    elapsed = torch.tensor([[-2.5, -1.3, -0.2, 0.0, 0.5, 1.0, 1.7, 3.2]], dtype=torch.float64)
+    torch.testing.assert_close(path.at(elapsed)[0, :, :, 0], curve(elapsed))
+
+
+def test_reading_between_nodes_is_of_sixth_order():
+    """Of a sine at exact nodes: half the step, an error of 1/64."""
+
+    def error(step):
+        nodes = torch.arange(0, 4.1, step, dtype=torch.float64)
+        path = Path(nodes.sin().view(-1, 1, 1, 1), nodes.cos().view(-1, 1, 1, 1), step, 0)
+        elapsed = torch.linspace(0, 4, 999, dtype=torch.float64)[None]
+        return (path.at(elapsed)[0, 0, :, 0] - elapsed[0].sin()).abs().max()
+
+    assert 50 < error(0.2) / error(0.1) < 75
 
 
 def test_the_read_out_has_the_gradient_of_the_path():

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from vrnn_lab.checks import Count, Natural, Positive
-from vrnn_lab.networks import GAP_FEATURES, Activation, FlowingMemory, Memory, gap_features
+from vrnn_lab.layers import Activation, Memory
+from vrnn_lab.networks import GAP_FEATURES, FlowingMemory, gap_features
 from vrnn_lab.ode import ticks_in_training
 from vrnn_lab.series import Scale
 

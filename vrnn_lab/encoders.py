@@ -8,8 +8,9 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
 from vrnn_lab.checks import Count, Natural, Positive
+from vrnn_lab.layers import Activation, Memory, mlp
 from vrnn_lab.losses import Normal
-from vrnn_lab.networks import CLOCK_FEATURES, Activation, FlowingMemory, Memory, clock_features, mlp
+from vrnn_lab.networks import CLOCK_FEATURES, FlowingMemory, clock_features
 from vrnn_lab.ode import ticks_in_training
 from vrnn_lab.series import Scale, TimeSeries, compact, pick
 

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from vrnn_lab.taped.variational import bounded
+
 
 @dataclass(frozen=True)
 class Latents:
@@ -39,14 +41,14 @@ class Normal:
     def of(cls, raw: Float[Tensor, "*shape double"]) -> "Normal":
         """From a network's output; the log-std is kept within -7 .. 3, smoothly."""
         mean, log_std = raw.chunk(2, -1)
-        return cls(mean, 5 * torch.tanh((log_std + 2) / 5) - 2)
+        return cls(mean, bounded(log_std))
 
     @classmethod
     def standard(cls, like: Tensor) -> "Normal":
         return cls(torch.zeros_like(like), torch.zeros_like(like))
 
     def detach(self) -> "Normal":
-        return Normal(self.mean.detach(), self.log_std.detach())
+        return self.map(Tensor.detach)
 
     def draw(self, noise: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         return self.mean + self.log_std.exp() * noise
@@ -69,6 +71,9 @@ class Normal:
     def shift(self, prior: "Normal") -> Float[Tensor, "..."]:
         """From the prior's mean to its own, in the prior's stds."""
         return (self.mean - prior.mean) * (-prior.log_std).exp()
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Normal":
+        return Normal(change(self.mean), change(self.log_std))
 
     def where(self, mask: Tensor, other: "Normal") -> "Normal":
         """Itself where the mask is set, the other elsewhere."""

@@ -1,10 +1,10 @@
 """Solve an ODE once for a batch; read the path at each row's own times.
 
 The path is known at nodes, equally spaced in a row's own time from where its state is given, in both
-directions. Between nodes it is the cubic Hermite interpolant of node values and node derivatives, whose
-error is O(step^4), as that of the Runge-Kutta step. The cost is that of the nodes, whatever number of
-distinct times the batch asks for. Where the nodes lie depends on no query, so asking more (or farther)
-changes no other answer.
+directions. Between two nodes it is the Hermite interpolant of values and derivatives at these and at the one before
+them, whose error is O(step^6): the nodes may lie as far apart as the Runge-Kutta steps allow. The cost is that of the
+nodes, whatever number of distinct times the batch asks for. Where the nodes lie, and which of them are read, depends
+on no other query, so asking more (or farther) changes no other answer.
 
 Where a state jumps at each row's own points and follows the ODE in between (`through`), every row walks its own
 way: step lengths are a function of its own gaps alone, and a batch takes as many ticks as its longest row.
@@ -20,18 +20,25 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 from torchdiffeq import odeint, odeint_adjoint
 
+from vrnn_lab.layers import Memory, VectorField
 from vrnn_lab.series import pick
+from vrnn_lab.taped.flow import RungeKutta, Walk
+from vrnn_lab.taped.tape import Weights, by_hand
 
 Field = Callable[[Float[Tensor, ""], Float[Tensor, "*rows state"]], Float[Tensor, "*rows state"]]
 Method = Literal["rk4", "euler", "midpoint", "dopri5", "dopri8", "bosh3"]
 ADAPTIVE = {"dopri5", "dopri8", "bosh3"}
 MOST_NODES = 100_000
+LEAST = 2  # steps, between whose nodes a path can be read
 MOST_STEPS = 5000  # in one training step
 
 
 @dataclass(frozen=True)
 class Path:
-    """Node values and derivatives; node i stands at (i - before) * step after the given state's time."""
+    """Node values and derivatives; node i stands at (i - before) * step after the given state's time.
+
+    At least LEAST steps lie on each side on which it is read.
+    """
 
     states: Float[Tensor, "nodes samples batch state"]
     slopes: Float[Tensor, "nodes samples batch state"]
@@ -40,19 +47,20 @@ class Path:
 
     def at(self, elapsed: Float64[Tensor, "batch time"]) -> Float[Tensor, "samples batch time state"]:
         """The state at each row's own times, counted from where the state was given."""
+        place = elapsed / self.step + 0.0  # -0 is not before the start
+        place = place if self.before else place.clamp(min=0)
+        side, far = torch.ones_like(place).copysign(place), place.abs()
         nodes = len(self.states)
-        place = elapsed / self.step + self.before
-        left = place.floor().clamp(0, nodes - 2)
-        s = (place - left).to(self.states.dtype)
-        left = left.long()
-        weights = [
-            (1 + 2 * s) * (1 - s) ** 2,
-            s * s * (3 - 2 * s),
-            s * (1 - s) ** 2 * self.step,
-            s * s * (s - 1) * self.step,
-        ]
-        places = torch.stack([left, left + 1, left + nodes, left + nodes + 1], 2)
-        return _mixed(torch.cat([self.states, self.slopes]), places, torch.stack(weights, 2))
+        last = torch.where(place < 0, self.before, nodes - 1 - self.before)
+        middle = far.floor().clamp(min=1).minimum(last - 1)
+        u = (far - middle).to(self.states.dtype)
+        ahead, behind, inner = u * u * (1 + u) ** 2, u * u * (1 - u) ** 2, (1 - u * u) ** 2
+        values = [behind * (1 + 0.75 * u), inner, ahead * (1 - 0.75 * u)]
+        slopes = [behind * (1 + u) / 4, u * inner, ahead * (u - 1) / 4]
+        around = torch.stack([middle - 1, middle, middle + 1], 2) * side[..., None] + self.before
+        around = around.long()
+        weights = torch.cat([torch.stack(values, 2), torch.stack(slopes, 2) * (side * self.step)[..., None]], 2)
+        return _mixed(torch.cat([self.states, self.slopes]), torch.cat([around, around + nodes], 2), weights.to(u))
 
 
 def linear_read(
@@ -108,8 +116,9 @@ class Solver:
         self, field: Field, start: Float[Tensor, "samples batch state"], step: float, after: int, before: int
     ) -> Path:
         """The path over `after` steps forward and `before` steps backward from `start`."""
-        states, slopes = self.nodes(field, start, step, max(after, 1))
+        states, slopes = self.nodes(field, start, step, max(after, LEAST))
         if before:
+            before = max(before, LEAST)
             earlier, earlier_slopes = self.nodes(field, start, -step, before)
             states = torch.cat([earlier[1:].flip(0), states])
             slopes = torch.cat([earlier_slopes[1:].flip(0), slopes])
@@ -128,6 +137,12 @@ def rk4_step(field: Field, state: Tensor, slope: Tensor, step: Float[Tensor, "..
 def rk4(field: Field, start: Tensor, step: float, count: int) -> tuple[Tensor, Tensor]:
     """States and slopes at `count` + 1 nodes; a step's first stage is the slope that Hermite reading needs anyway."""
     time, each = start.new_zeros(()), start.new_full((), step)
+    if weights := _weights(field):
+        rows = start.flatten(0, -2)
+        states, slopes = RungeKutta.apply(
+            weights.activation, torch.is_grad_enabled(), count, each, rows, *weights.flat
+        )
+        return states.view(-1, *start.shape), slopes.view(-1, *start.shape)
     state, states, slopes = start, [start], []
     for _ in range(count):
         slopes.append(field(time, state))
@@ -135,6 +150,14 @@ def rk4(field: Field, start: Tensor, step: float, count: int) -> tuple[Tensor, T
         states.append(state)
     slopes.append(field(time, state))
     return torch.stack(states), torch.stack(slopes)
+
+
+def _weights(field: Field) -> Weights | None:
+    """Of a field whose way back is gone by hand."""
+    if not (isinstance(field, VectorField) and by_hand()):
+        return None
+    weights = field.weights().without_tanh()
+    return weights if weights.known else None
 
 
 def steps_in_training(nodes: int, windows: float) -> int:
@@ -220,6 +243,8 @@ def through(
     The flow is dz/dt = field(z) over each row's own gap (negative: back in time), in Runge-Kutta steps of `step`.
     """
     ticks = Ticks.of(gap, step, most)
+    if isinstance(jump, Memory) and (weights := _weights(field)):
+        return _by_hand(weights, jump, ticks, told, start)
     time, state, jumped, arrived = start.new_zeros(()), start, [], []
     each = zip(
         pick(told, ticks.place).unbind(1),
@@ -233,3 +258,20 @@ def through(
         state = rk4_step(field, state, field(time, state), length)
         arrived.append(state)
     return pick(torch.stack(jumped, 1), ticks.begin), pick(torch.stack(arrived, 1), ticks.end)
+
+
+def _by_hand(weights: Weights, jump: Memory, ticks: Ticks, told: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    """As `through`, of a gated recurrent unit and a network."""
+    by_tick = lambda x: x.transpose(0, 1)
+    jumped, arrived = Walk.apply(
+        weights.activation,
+        torch.is_grad_enabled(),
+        by_tick(pick(told, ticks.place)).contiguous(),
+        by_tick(ticks.first[..., None]),
+        by_tick(ticks.length[..., None]).to(start.dtype),
+        start,
+        jump.recur.weight,
+        jump.recur.bias,
+        *weights.flat,
+    )
+    return pick(by_tick(jumped), ticks.begin), pick(by_tick(arrived), ticks.end)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
-from vrnn_lab.networks import Activation, mlp
+from vrnn_lab.layers import Activation, mlp
 from vrnn_lab.ode import Path
 
 LEGENDRE = 4  # points of a panel: exact for polynomials up to degree 7

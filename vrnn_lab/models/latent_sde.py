@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from vrnn_lab.checks import Count, Natural, Positive
 from vrnn_lab.densities import Density
 from vrnn_lab.encoders import GRUEncoder, Reading
+from vrnn_lab.layers import Activation, VectorField, mlp
 from vrnn_lab.losses import Latents, LossTerms, Normal
 from vrnn_lab.models.base import SequenceModel
-from vrnn_lab.networks import Activation, VectorField, mlp
 from vrnn_lab.ode import linear_read, steps_in_training, steps_to_cover
 from vrnn_lab.recipe import Recipe
 from vrnn_lab.series import Scale, TimeSeries, pick

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from vrnn_lab.checks import Count, Natural, Positive
 from vrnn_lab.densities import Density
+from vrnn_lab.layers import Activation, mlp
 from vrnn_lab.likelihoods import OneScaleHead, floored
 from vrnn_lab.losses import LossTerms
 from vrnn_lab.models.base import Prediction, SequenceModel
-from vrnn_lab.networks import Activation, mlp
 from vrnn_lab.ode import through, ticks_in_training
 from vrnn_lab.recipe import Recipe
 from vrnn_lab.series import Scale, TimeSeries, compact, put_back

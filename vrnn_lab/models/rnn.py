@@ -4,9 +4,9 @@ from torch import Tensor
 
 from vrnn_lab.cells import GRU
 from vrnn_lab.checks import Count, Natural
+from vrnn_lab.layers import Activation, mlp
 from vrnn_lab.losses import LossTerms
 from vrnn_lab.models.steps import StepModel
-from vrnn_lab.networks import Activation, mlp
 from vrnn_lab.recipe import Recipe
 from vrnn_lab.series import Scale, TimeSeries, compact, put_back
 

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from vrnn_lab.checks import Count, Natural
 from vrnn_lab.encoders import GRUEncoder, Recognition
+from vrnn_lab.layers import Activation, Memory, mlp
 from vrnn_lab.models.paths import PathModel
-from vrnn_lab.networks import Activation, Memory, mlp
 from vrnn_lab.ode import linear_read, steps_in_training, steps_to_cover
 from vrnn_lab.recipe import Recipe
 from vrnn_lab.series import Scale, TimeSeries

@@ -3,9 +3,9 @@
 import torch
 
 from vrnn_lab.checks import Count, Natural
+from vrnn_lab.layers import Activation, mlp
 from vrnn_lab.losses import Normal
 from vrnn_lab.models.paths import PathModel
-from vrnn_lab.networks import Activation, mlp
 from vrnn_lab.recipe import Recipe
 from vrnn_lab.series import Scale
 

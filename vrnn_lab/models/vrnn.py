@@ -7,11 +7,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vrnn_lab.checks import Count, Natural
+from vrnn_lab.layers import ACTIVATIONS, Activation, Memory, mlp, weights_of
 from vrnn_lab.losses import Latents, LossTerms, Normal, log_mean_exp
 from vrnn_lab.models.steps import StepModel
-from vrnn_lab.networks import ACTIVATIONS, GAP_FEATURES, Activation, Memory, gap_features, mlp
+from vrnn_lab.networks import GAP_FEATURES, gap_features
 from vrnn_lab.recipe import Recipe
 from vrnn_lab.series import Scale, TimeSeries, compact, put_back
+from vrnn_lab.taped.tape import Weights, by_hand
+from vrnn_lab.taped.variational import VariationalSequence
 
 
 class VRNN(StepModel):
@@ -41,6 +44,7 @@ class VRNN(StepModel):
     ):
         super().__init__(scale, recipe, head(scale), states=feature_width + width)
         self.width, self.latent = width, latent
+        self.named: Activation = activation
         self.activation = ACTIVATIONS[activation]()
         self.phi_x = mlp(2 * scale.dim, feature_width, feature_width, feature_depth, activation)
         self.phi_z = mlp(latent, feature_width, feature_width, feature_depth, activation)
@@ -58,8 +62,11 @@ class VRNN(StepModel):
     def _features_of_z(self, z: Tensor) -> Tensor:
         return self.activation(self.phi_z(z))
 
+    def _raw_posterior(self, from_x: Tensor, state: Tensor) -> Tensor:
+        return self.posterior_out(self.activation(from_x + self.posterior_of_state(state)))
+
     def _posterior(self, from_x: Tensor, state: Tensor) -> Normal:
-        return Normal.of(self.posterior_out(self.activation(from_x + self.posterior_of_state(state))))
+        return Normal.of(self._raw_posterior(from_x, state))
 
     def _prior(self, state: Tensor) -> Normal:
         if self.prior is None:
@@ -69,13 +76,15 @@ class VRNN(StepModel):
     def _density(self, from_z: Tensor, state: Tensor):
         return self.head(self.output(torch.cat([from_z, state], -1)))
 
-    def _prepare(self, series: TimeSeries) -> tuple[list[Tensor], list[Tensor]]:
-        """What does not depend on the state, by points: gates of the input, and x as the posterior sees it."""
-        features = self._features(series.values, series.known)
-        zero = torch.zeros_like(series.values[:, :1])
-        before = torch.cat([self._features(zero, zero), features[:, :-1]], 1)
-        gates = self.memory.gates(torch.cat([before, gap_features(self._gap(series))], -1))
-        return list(gates.unbind(1)), list(self.posterior_of_x(features).unbind(1))
+    def _prepare(
+        self, series: TimeSeries
+    ) -> tuple[Float[Tensor, "time batch gates"], Float[Tensor, "time batch width"]]:
+        """What does not depend on the state: gates of the input, and x as the posterior sees it."""
+        features = self._features(series.values.transpose(0, 1), series.known.transpose(0, 1))
+        zero = torch.zeros_like(series.values[:, 0])[None]
+        before = torch.cat([self._features(zero, zero), features[:-1]])
+        gap = gap_features(self._gap(series)).transpose(0, 1)
+        return self.memory.gates(torch.cat([before, gap], -1)), self.posterior_of_x(features)
 
     def _begin(self, series: TimeSeries, samples: int) -> tuple[Tensor, Tensor]:
         """The first state, and the gates of the latent before the first."""
@@ -84,24 +93,59 @@ class VRNN(StepModel):
 
     def _terms(self, series: TimeSeries, samples: int):
         """(p(x | z) of each point, posterior, prior, z, states for labels), of compacted rows."""
-        gates, from_x = self._prepare(series)
-        noise = self.noise.at_points("latent", series, samples, self.latent, series.values).unbind(2)
-        state, gates_of_z = self._begin(series, samples)
-        states, raw, draws, from_z = [], [], [], []
+        noise = self.noise.at_points("latent", series, samples, self.latent, series.values).permute(2, 0, 1, 3)
+        told = *self._prepare(series), noise, *self._begin(series, samples)
+        posterior, telling = self._weights()
+        taped = by_hand() and posterior.known
+        state, raw, z, feature = self._taped(*told, posterior, telling) if taped else self._looped(*told)
+        both = torch.cat([feature, state], -1)
+        by_time = lambda x: x.permute(1, 2, 0, 3)
+        density = self.head(by_time(self.output(both)))
+        prior = self._prior(state).map(by_time)
+        return density, Normal.of(by_time(raw)), prior, by_time(z), by_time(both)
+
+    def _looped(self, gates, from_x, noise, state, gates_of_z) -> list[Tensor]:
+        """(states, the posterior's raw numbers, z, features of z): (time, samples, batch, _)."""
+        found = []
         for gate, x, each in zip(gates, from_x, noise, strict=True):
             state = self.memory(gate + gates_of_z, state)
-            posterior = self._posterior(x, state)
-            z = posterior.draw(each)
+            raw = self._raw_posterior(x, state)
+            z = Normal.of(raw).draw(each)
             feature = self._features_of_z(z)
             gates_of_z = self.gates_of_z(feature)
-            states.append(state)
-            raw.append(posterior)
-            draws.append(z)
-            from_z.append(feature)
-        state, feature = torch.stack(states, 2), torch.stack(from_z, 2)
-        posterior = Normal(torch.stack([p.mean for p in raw], 2), torch.stack([p.log_std for p in raw], 2))
-        density = self._density(feature, state)
-        return density, posterior, self._prior(state), torch.stack(draws, 2), torch.cat([feature, state], -1)
+            found.append((state, raw, z, feature))
+        return [torch.stack(x) for x in zip(*found, strict=True)]
+
+    def _weights(self) -> tuple[Weights, Weights]:
+        """Of the posterior, from the state, and of the gates of z, from z."""
+        read = (self.posterior_of_state.weight, self.posterior_out.weight)
+        shift = self.posterior_out.bias
+        posterior = Weights(self.named, read, (shift.new_zeros(len(read[0])), shift))
+        features, gates = weights_of(self.phi_z, self.named), self.gates_of_z.weight
+        matrices, shifts = (*features.matrices, gates), (*features.shifts, gates.new_zeros(len(gates)))
+        return posterior.without_tanh(), Weights(self.named, matrices, shifts).without_tanh()
+
+    def _taped(self, gates, from_x, noise, state, gates_of_z, posterior: Weights, telling: Weights) -> list[Tensor]:
+        """As `_looped`."""
+        samples, batch = noise.shape[1:3]
+        rows = lambda x: x[:, None].expand(-1, samples, -1, -1).flatten(1, 2)
+        tanh = self.named == "tanh"
+        found = VariationalSequence.apply(
+            posterior.activation,
+            len(posterior.flat),
+            torch.is_grad_enabled(),
+            rows(gates),
+            rows(2 * from_x if tanh else from_x),
+            noise.flatten(1, 2),
+            state.flatten(0, 1),
+            gates_of_z.expand(samples * batch, -1),
+            self.memory.recur.weight,
+            self.memory.recur.bias,
+            *posterior.flat,
+            *telling.flat,
+        )
+        state, raw, z, feature = (x.unflatten(1, (samples, batch)) for x in found)
+        return [state, raw, z, 2 * feature - 1 if tanh else feature]
 
     def _loss_terms(self, series, samples):
         series, index = compact(series, series.counts)
