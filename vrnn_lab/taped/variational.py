@@ -70,7 +70,7 @@ class VariationalSequence(torch.autograd.Function):
         read.turn()
         # What w_(i-1) is told of its gradient is that of gates_i: one memory for both.
         of_gates = states.new_empty(len(z) + 1, *kept[0].shape[1:])
-        of_gates[-1] = 0  # nothing comes after the last
+        of_gates[-1].zero_()  # nothing comes after the last
         jumps.turn(of_gates[:-1])
         tell.turn(last=of_gates[1:])
         log_std = bounded(raw.chunk(2, -1)[1])
