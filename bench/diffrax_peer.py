@@ -60,7 +60,7 @@ def together(field, z0, times, layers, rtol: float, atol: float):
     return equinox.filter_vmap(read, in_axes=(axes, 0))(path, times)
 
 
-WAYS = {"a solve a row": row_by_row, "one solve, read densely": together}
+WAYS = {"one solve, read densely": together, "a solve a row": row_by_row}
 
 
 def made(way: str, problem: Any, rtol: float, atol: float) -> tuple[Tensor, Callable[[], object]]:
@@ -69,11 +69,15 @@ def made(way: str, problem: Any, rtol: float, atol: float) -> tuple[Tensor, Call
     array = lambda x: jnp.asarray(x.detach().cpu().numpy().astype(np.float32))
     layers = [(array(m.weight).T, array(m.bias)) for m in problem.field.layers if hasattr(m, "weight")]
     z0, times, weight = map(array, (problem.z0, problem.times, problem.weight))
-    answers = lambda inputs, times: WAYS[way](field, inputs[0], times, inputs[1], rtol, atol)
-    loss = lambda inputs, times: (answers(inputs, times) * weight).sum()
-    gradient = jax.jit(jax.value_and_grad(loss))
-    found = torch.from_numpy(np.array(jax.jit(answers)((z0, layers), times))).to(problem.z0.device)
-    return found, lambda: jax.block_until_ready(gradient((z0, layers), times))
+
+    def loss(inputs, times):
+        answers = WAYS[way](field, inputs[0], times, inputs[1], rtol, atol)
+        return (answers * weight).sum(), answers
+
+    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    step = lambda: jax.block_until_ready(gradient((z0, layers), times))
+    (_, answers), _ = step()
+    return torch.from_numpy(np.array(answers)).to(problem.z0.device), step
 
 
 def on(device: str) -> bool:

@@ -32,50 +32,63 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def seconds_of(call: Callable[[], object]) -> float:
+@dataclass(frozen=True)
+class Taken:
+    """Seconds of a call: of the clock, and of all cores together, which tell more where others are at work."""
+
+    wall: float
+    cpu: float
+
+
+def timed(call: Callable[[], object]) -> Taken:
     synchronize()
-    started = time.perf_counter()
+    wall, cpu = time.perf_counter(), time.process_time()
     call()
     synchronize()
-    return time.perf_counter() - started
+    return Taken(time.perf_counter() - wall, time.process_time() - cpu)
 
 
 SLICE = 0.05  # seconds a fast thing is called again and again before it is the other's turn
 
 
-def turn(call: Callable[[], object], slice_of: float = SLICE) -> list[float]:
-    """Seconds of each call of one turn."""
-    taken = [seconds_of(call)]
-    while sum(taken) < slice_of:
-        taken.append(seconds_of(call))
+def turn(call: Callable[[], object]) -> list[Taken]:
+    """The calls of one turn."""
+    taken = [timed(call)]
+    while total(taken) < SLICE:
+        taken.append(timed(call))
     return taken
 
 
-def alternate(
-    calls: dict[str, Callable[[], object]], budget: float = 1.0, least: int = 5, few: int = 3, warm: int = 2
-) -> dict[str, list[float]]:
-    """Seconds of every call: a, b, a, b, ... for at least `least` rounds and `budget` seconds each.
+def total(taken: list[Taken]) -> float:
+    return sum(each.wall for each in taken)
 
-    Where a call takes longer than the budget, `few` rounds are enough, and once is warm.
+
+def alternate(
+    calls: dict[str, Callable[[], object]], budget: float = 1.0, least: int = 5, few: int = 3
+) -> dict[str, list[Taken]]:
+    """What every call takes: a, b, a, b, ... for at least `least` rounds and `budget` seconds each, when warm.
+
+    Where a call takes longer than the budget, `few` rounds are enough.
     """
     if OPTIONS.quick:
-        budget, least, few, warm = 0.0, 2, 1, 1
-    slow = {name: seconds_of(call) > budget for name, call in calls.items()}
-    for _ in range(warm - 1):
-        for name in (n for n in calls if not slow[n]):
-            calls[name]()
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    rounds, enough = 0, few if any(slow.values()) else least
+        budget, least, few = 0.0, 2, 1
+    for call in calls.values():
+        call()
     gc.collect()
+    gc.freeze()  # what is there by now need not be looked through after every round
     gc.disable()
     try:
-        while rounds < enough or (not any(slow.values()) and min(map(sum, taken.values())) < budget):
+        taken = {name: turn(call) for name, call in calls.items()}
+        brief = all(min(each.wall for each in first) <= budget for first in taken.values())
+        rounds = 1
+        while rounds < (least if brief else few) or (brief and min(map(total, taken.values())) < budget):
             for name, call in calls.items():
                 taken[name] += turn(call)
             rounds += 1
             gc.collect()
     finally:
         gc.enable()
+        gc.unfreeze()
     return taken
 
 
@@ -122,10 +135,13 @@ def against(
 ) -> Row:
     """A row of milliseconds, measured here and now."""
     taken = alternate({"ours": ours, "peer": peer})
-    ms = {key: 1e3 * statistics.median(each) for key, each in taken.items()}
-    repeats, wide = zip(*((len(each), round(spread(each), 3)) for each in taken.values()), strict=True)
-    more = {**more, "repeats": list(repeats), "spread": list(wide)}
-    return row(name, ms["ours"], ms["peer"], peer_name, "ms", target, sense, **more)
+    ms = {key: 1e3 * statistics.median(each.wall for each in calls) for key, calls in taken.items()}
+    told = {
+        "cpu_ms": [round(1e3 * statistics.median(each.cpu for each in calls), 3) for calls in taken.values()],
+        "repeats": [len(calls) for calls in taken.values()],
+        "spread": [round(spread([each.wall for each in calls]), 3) for calls in taken.values()],
+    }
+    return row(name, ms["ours"], ms["peer"], peer_name, "ms", target, sense, **more, **told)
 
 
 def within(name: str, ours: float, limit: float, unit: str, **more: Any) -> Row:

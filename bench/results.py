@@ -8,16 +8,8 @@ from bench.harness import FIELDS, Row
 from vrnn_lab.folder import write_whole
 
 FOLDER = Path("outputs/bench")
-OWN = {
-    *FIELDS,
-    "sense",
-    "suite",
-    "threads",
-    "device",
-    "repeats",
-    "spread",
-    "ms",
-}  # what the table shows, or leaves out
+# What the table leaves out, or shows in columns of its own.
+OWN = {*FIELDS, "sense", "suite", "threads", "device", "repeats", "spread", "cpu_ms", "load", "measured"}
 
 
 def read(file: Path) -> list[Row]:

@@ -1,34 +1,39 @@
-"""What the Trainer costs over a bare loop of the same steps, on the default job; they alternate in one process."""
+"""What the Trainer costs over a bare loop of the same steps, on the default job."""
 
-import json
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-import torch
+from bench import ours
+from bench.harness import OPTIONS, Row, row, spread
 
-from vrnn_lab.command import quiet
+EPOCHS, REPEATS, TARGET = 6, 7, 1.10
 
-EPOCHS, STEPS, REPEATS, TARGET = 6, 96, 3, 1.10
+
+def parts_of(steps: int):
+    """Ended by max_steps: a fit that ends with its last epoch is validated and drawn once more."""
+    return ours.parts_of(f"trainer.max_steps={steps}", "trainer.check_val_every_n_epoch=1000", "trainer=cpu")
 
 
 def bare(parts) -> float:
-    """Seconds of EPOCHS epochs in a plain loop."""
+    """Seconds of the job's steps in a plain loop."""
+    from torch.nn.utils import clip_grad_norm_
+
     model, data = parts.model.train(), parts.data
     loader = data.train_dataloader()
-    steps = EPOCHS * len(loader)
+    steps = parts.config.trainer.max_steps
     optimizer = model.recipe.optim(model.parameters())
     schedule = model.recipe.schedule(optimizer, steps)
     started, step = time.perf_counter(), 0
-    for _ in range(EPOCHS):
+    for _ in range(steps // len(loader)):
         for batch in loader:
-            model.noise.seed(0, step, device=torch.device("cpu"))
-            terms = model.loss_terms(batch)
-            loss = (terms.nll.sum() + terms.kl.sum()) / batch.scored.sum()
+            model.noise.seed(0, step, device=model.device)
+            loss = ours.loss_of(model.loss_terms(batch), batch)
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), parts.config.trainer.gradient_clip_val)
+            clip_grad_norm_(model.parameters(), parts.config.trainer.gradient_clip_val)
             optimizer.step()
             schedule.step()
             step += 1
@@ -37,39 +42,26 @@ def bare(parts) -> float:
 
 def trained(parts) -> float:
     """Seconds of the same steps in the Trainer of a run: logger, callbacks and all, without validation."""
-    from vrnn_lab import callbacks
+    from vrnn_lab.callbacks import timer_of
     from vrnn_lab.experiment import trainer_of
 
     with tempfile.TemporaryDirectory() as folder:
         trainer = trainer_of(parts, Path(folder))
         trainer.fit(parts.model, datamodule=parts.data)
-        return next(c for c in trainer.callbacks if isinstance(c, callbacks.Timer)).metrics["fit/seconds"]
+        return timer_of(trainer).metrics["fit/seconds"]
 
 
-def main() -> None:
-    quiet()
-    from vrnn_lab.config import compose
-    from vrnn_lab.experiment import assemble
-
-    # Ended by max_steps: a fit that ends with its last epoch is validated and drawn once more.
-    keys = [f"trainer.max_steps={STEPS}", "trainer.check_val_every_n_epoch=1000", "trainer=cpu"]
-    build = lambda: assemble(compose(keys))
-    build_and_run = {"bare loop": bare, "Trainer": trained}
-    seconds = {name: [] for name in build_and_run}
-    for _ in range(REPEATS):
-        for name, measure in build_and_run.items():
-            seconds[name].append(measure(build()))
-    ours, peer = (statistics.median(seconds[n]) for n in ("Trainer", "bare loop"))
-    row = {
-        "name": "trainer overhead", "ours": ours, "peer": peer, "peer_name": "bare loop", "unit": "s",
-        "ratio": ours / peer, "target": TARGET, "ok": ours / peer <= TARGET,
-    }  # fmt: skip
-    out = Path("outputs/bench/latest.json")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps([row], indent=1))
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, default job, {EPOCHS} epochs of 16 steps")
-    print(f"Trainer {ours:.2f} s, bare loop {peer:.2f} s: ratio {ours / peer:.3f}, target <= {TARGET}")
-
-
-if __name__ == "__main__":
-    main()
+def rows(quick: bool = False) -> Iterator[Row]:
+    """On the CPU: batches of the bare loop stay where they are made."""
+    if OPTIONS.device != "cpu":
+        return
+    steps = 16 if quick else 16 * EPOCHS
+    ways = {"Trainer": trained, "bare loop": bare}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(1 + (1 if quick else REPEATS)):
+        for name, way in ways.items():
+            taken = way(parts_of(steps))
+            seconds[name] += [taken] if turn else []  # the first is warm-up
+    own, peer = (statistics.median(each) for each in seconds.values())
+    told = {"repeats": [len(v) for v in seconds.values()], "spread": [round(spread(v), 3) for v in seconds.values()]}
+    yield row("Trainer overhead, the default job", own, peer, "bare loop", "s", TARGET, "<=", steps=steps, **told)

@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import sys
+from datetime import datetime
 
 THREADS_OF = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -21,7 +22,8 @@ def rows_of(suite: str, threads: int):
     from bench.harness import OPTIONS
 
     for row in module.rows(quick=OPTIONS.quick):
-        yield {**row, "suite": suite, "threads": threads, "device": OPTIONS.device}
+        of = {"suite": suite, "threads": threads, "device": OPTIONS.device}
+        yield {**row, **of, "load": round(os.getloadavg()[0], 1), "measured": f"{datetime.now():%Y-%m-%d %H:%M}"}
 
 
 def main(suite: str, threads: int, options: dict) -> None:
@@ -40,7 +42,7 @@ def main(suite: str, threads: int, options: dict) -> None:
     for key, value in options.items():
         setattr(harness.OPTIONS, key, value)
     out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints is no row
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whatever a library prints is no row
     for row in rows_of(suite, threads):
         print(json.dumps(row), file=out, flush=True)
 
