@@ -33,7 +33,7 @@ def gpu() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """`load` is that of the last minute as the measuring begins: much above 0, others were at work too."""
+    """The machine of the last run; how busy it was is in each row."""
     found = {"processor": processor(), "cores": len(os.sched_getaffinity(0)), "gpu": gpu()}
-    found |= {"load": round(os.getloadavg()[0], 2), "python": platform.python_version()}
+    found |= {"python": platform.python_version()}
     return found | {package: installed_version(package) for package in PACKAGES}

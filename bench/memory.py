@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -91,7 +92,7 @@ def grown(name: str, many: dict[str, float], few: dict[str, float], target: floa
     return row(f"{name}: kept for backward", many["kept"], few["kept"], "the smaller", "MB", target, "<=", **told)
 
 
-SOLVERS = {"adjoint": {"adjoint": True}, "checkpoint": {"checkpoint": True}}
+SOLVERS: dict[str, dict[str, Any]] = {"adjoint": {"adjoint": True}, "checkpoint": {"checkpoint": True}}
 
 
 def kept_by(solver: Solver, nodes: int, batch: int = 150, latent: int = 10) -> int:
@@ -117,10 +118,17 @@ def solves() -> Iterator[Row]:
     for name, keys in SOLVERS.items():
         if keys.keys() <= {f.name for f in fields(Solver)}:
             own = each(Solver(**keys))
-            growths = [(b - a) / (many - few) / 1024 for a, b in (own, plain)]
+            own_growth, plain_growth = ((b - a) / (many - few) / 1024 for a, b in (own, plain))
             told = {"kept_mb": [round(x / MB, 2) for x in (*own, *plain)]}
             yield row(
-                f"a solve with {name}: kept for each more node", *growths, "plain rk4", "KB", 0.05, "<=", **told
+                f"a solve with {name}: kept for each more node",
+                own_growth,
+                plain_growth,
+                "plain rk4",
+                "KB",
+                0.05,
+                "<=",
+                **told,
             )
 
 

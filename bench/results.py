@@ -92,4 +92,5 @@ def page(file: Path = FOLDER / "latest.json") -> str:
     known = file.with_name("machine.json")
     machine = json.loads(known.read_text()) if known.exists() else {}
     about = ", ".join(f"{key} {'not installed' if value is None else value}" for key, value in machine.items())
-    return f"{about}\n\n{table(rows)}"
+    loads = [row["load"] for row in rows if "load" in row] or [0.0]
+    return f"{about}; load while these rows were measured {min(loads)} to {max(loads)}\n\n{table(rows)}"

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,7 +73,7 @@ def union(problem: Problem, rtol: float = RTOL, atol: float = ATOL) -> Tensor:
     return states[place[1:].view_as(times), row]
 
 
-def step_of(answers: Answers, problem: Problem) -> Callable[[], object]:
+def step_of(answers: Answers, problem: Problem) -> Callable[[], Any]:
     """Forward, and backward to z0 and the weights."""
     wanted = [problem.z0, *problem.field.parameters()]
     return lambda: torch.autograd.grad((answers(problem) * problem.weight).sum(), wanted)
@@ -100,7 +101,7 @@ class Peer:
     target: float
     problem: Problem
     answers: Tensor
-    step: Callable[[], object]
+    step: Callable[[], Any]
     compiled: float | None = None  # what ours compiled must reach
 
 

@@ -18,6 +18,7 @@ def answers_of(field: torch.nn.Module, rtol: float, atol: float) -> Callable[[An
     def answers(problem: Any) -> Tensor:
         times = problem.times.to(problem.z0.dtype)
         start = torch.zeros_like(times[:, 0])
-        return solver.solve(torchode.InitialValueProblem(problem.z0, start, times[:, -1], times)).ys
+        asked = torchode.InitialValueProblem(problem.z0, start, times[:, -1], times)  # pyright: ignore[reportArgumentType]
+        return solver.solve(asked).ys
 
     return answers

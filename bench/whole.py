@@ -75,7 +75,7 @@ def reached() -> Row:
             self.began = time.perf_counter()
 
         def on_validation_end(self, trainer, pl_module) -> None:
-            scores = evaluate(pl_module, parts.data, "val", yardstick, parts.config.seed)
+            scores = evaluate(parts.model, parts.data, "val", yardstick, parts.config.seed)
             self.scoring += time.perf_counter() - self.began
             mse = scores["val/interpolation/mse"]
             self.course.append((time.perf_counter() - started - self.scoring, trainer.global_step, mse))

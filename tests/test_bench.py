@@ -270,7 +270,9 @@ def test_the_plain_latent_ode_is_the_negative_elbo():
     seen = torch.tensor([True, False] * 3).expand(2, 6)
     expected = -torch.distributions.Normal(0.0, 1.0).log_prob(values).mean()
     assert plain.loss(times, values, seen, 2).item() == pytest.approx(expected.item(), rel=1e-5)
-    torch.nn.init.constant_(plain.posterior[-1].bias, log(2.0))  # N(log 2, 4) against N(0, 1), of 3 latents a series
+    torch.nn.init.constant_(
+        plain.posterior.get_parameter("2.bias"), log(2.0)
+    )  # N(log 2, 4) against N(0, 1), of 3 latents a series
     kl = 0.5 * (4 + log(2.0) ** 2 - 1) - log(2.0)
     added = plain.loss(times, values, seen, 2).item() - expected.item()
     assert added == pytest.approx(3 * 2 * kl / values.numel(), rel=1e-4)
