@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import signal
 import sys
 from datetime import datetime
 
@@ -26,7 +27,13 @@ def rows_of(suite: str, threads: int):
         yield {**row, **of, "load": round(os.getloadavg()[0], 1), "measured": f"{datetime.now():%Y-%m-%d %H:%M}"}
 
 
+def _ended(number, frame) -> None:
+    raise SystemExit(128 + number)  # so that what it started is ended, too
+
+
 def main(suite: str, threads: int, options: dict) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is told to whoever started this process, who ends it
+    signal.signal(signal.SIGTERM, _ended)
     if threads:
         pin(threads)
     import torch
