@@ -74,9 +74,9 @@ def lengths(quick: bool) -> Iterator[Row]:
     for name in MODELS:
         found = {time: in_own_process(name, time, BATCHES[0]) for time in LENGTHS[: 2 if quick else 3]}
         for time in list(found)[1:]:
-            yield grown(
-                f"{name}: batch {BATCHES[0]}, T {time} over {time // 10}", found[time], found[time // 10], 10.5
-            )
+            what = f"{name}: batch {BATCHES[0]}, T {time}"
+            yield grown(f"{what} over {time // 10}", found[time], found[time // 10], 10.5)
+            yield row(f"{what}: peak", found[time]["peak"], None, "none", "MB")
 
 
 def batches(quick: bool) -> Iterator[Row]:
