@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
+BENCH := .venv/bench
 RUN := $(BIN)/python -m vrnn_lab.run
 
 .PHONY: help demo train sweep search report board test browser check bench wheel clean
@@ -13,6 +14,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	@touch $@
+
+$(BENCH): $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
 	@touch $@
 
 demo: $(STAMP) ## the main job: a latent ODE on spirals, about 3 minutes
@@ -46,9 +51,8 @@ check: $(STAMP) ## format, lint, layers, types, tests
 	$(BIN)/pyright
 	$(BIN)/python -m pytest
 
-bench: $(STAMP) ## timings
-	$(BIN)/python -m bench.trainer
-	$(BIN)/python -m bench.sweep
+bench: $(BENCH) ## timings: make bench, or ARGS="solve vrnn threads=1" for some
+	$(BIN)/python -m bench $(ARGS)
 
 wheel: $(STAMP) ## dist/*.whl
 	$(BIN)/python -m build --wheel

@@ -5,16 +5,19 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+from bench.harness import Row, within
 
 JOBS, TARGET = 4, 2.0  # jobs a worker; seconds
 CALL = ["model=rnn", "data=ou", "trainer.max_epochs=4", "trainer.check_val_every_n_epoch=4"]
 LAUNCHERS = {"basic": 1, "joblib": 2}  # workers
 
 
-def swept(launcher: str, workers: int, folder: Path) -> dict[str, float]:
+def swept(launcher: str, workers: int, folder: Path, each: int = JOBS) -> dict[str, float]:
     """Medians, in seconds, of a job's parts; `beside` is all that is neither training nor scores."""
-    seeds = ",".join(map(str, range(workers * JOBS)))
+    seeds = ",".join(map(str, range(workers * each)))
     call = [sys.executable, "-m", "vrnn_lab.run", "-m", *CALL, f"sweep={folder}", f"seed={seeds}"]
     call += [f"hydra/launcher={launcher}", f"hydra.sweep.dir={folder}"]
     call += [f"hydra.launcher.n_jobs={workers}"] if workers > 1 else []
@@ -27,18 +30,10 @@ def swept(launcher: str, workers: int, folder: Path) -> dict[str, float]:
     return parts | {"job": statistics.median(apart), "beside": statistics.median(apart) - sum(parts.values())}
 
 
-def main() -> None:
-    rows = []
+def rows(quick: bool = False) -> Iterator[Row]:
     for launcher, workers in LAUNCHERS.items():
         with tempfile.TemporaryDirectory() as folder:
-            parts = swept(launcher, workers, Path(folder))
-        ok = parts["beside"] <= TARGET
-        rows.append({"launcher": launcher, "workers": workers, **parts, "target": TARGET, "ok": ok})
-        print("  ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()))
-    file = Path("outputs/bench/sweep.json")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(rows, indent=1))
-
-
-if __name__ == "__main__":
-    main()
+            parts = swept(launcher, workers, Path(folder), 2 if quick else JOBS)
+        beside = parts.pop("beside")
+        name = f"a sweep's job beside fit and scores, {launcher}: s"
+        yield within(name, beside, TARGET, "s", workers=workers, **parts)

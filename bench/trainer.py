@@ -1,75 +1,73 @@
-"""What the Trainer costs over a bare loop of the same steps, on the default job; they alternate in one process."""
+"""What the Trainer costs over a bare loop of the same steps, on the default job."""
 
-import json
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-import torch
+from bench import ours
+from bench.harness import OPTIONS, Row, Taken, row, spread
 
-from vrnn_lab.command import quiet
-
-EPOCHS, STEPS, REPEATS, TARGET = 6, 96, 3, 1.10
+EPOCHS, REPEATS, TARGET = 3, 12, 1.10
 
 
-def bare(parts) -> float:
-    """Seconds of EPOCHS epochs in a plain loop."""
+def parts_of(steps: int):
+    """Ended by max_steps: a fit that ends with its last epoch is validated and drawn once more."""
+    return ours.parts_of(f"trainer.max_steps={steps}", "trainer.check_val_every_n_epoch=1000", "trainer=cpu")
+
+
+def bare(parts) -> Taken:
+    """The job's steps in a plain loop."""
+    from torch.nn.utils import clip_grad_norm_
+
     model, data = parts.model.train(), parts.data
     loader = data.train_dataloader()
-    steps = EPOCHS * len(loader)
+    steps = parts.config.trainer.max_steps
     optimizer = model.recipe.optim(model.parameters())
     schedule = model.recipe.schedule(optimizer, steps)
-    started, step = time.perf_counter(), 0
-    for _ in range(EPOCHS):
+    started, began, step = time.perf_counter(), time.process_time(), 0
+    for _ in range(steps // len(loader)):
         for batch in loader:
-            model.noise.seed(0, step, device=torch.device("cpu"))
-            terms = model.loss_terms(batch)
-            loss = (terms.nll.sum() + terms.kl.sum()) / batch.scored.sum()
+            model.noise.seed(0, step, device=model.device)
+            loss = ours.loss_of(model.loss_terms(batch), batch)
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), parts.config.trainer.gradient_clip_val)
+            clip_grad_norm_(model.parameters(), parts.config.trainer.gradient_clip_val)
             optimizer.step()
             schedule.step()
             step += 1
-    return time.perf_counter() - started
+    return Taken(time.perf_counter() - started, time.process_time() - began)
 
 
-def trained(parts) -> float:
-    """Seconds of the same steps in the Trainer of a run: logger, callbacks and all, without validation."""
-    from vrnn_lab import callbacks
+def trained(parts) -> Taken:
+    """The same steps in the Trainer of a run: logger, callbacks and all, without validation; cpu with its set-up."""
+    from vrnn_lab.callbacks import timer_of
     from vrnn_lab.experiment import trainer_of
 
     with tempfile.TemporaryDirectory() as folder:
-        trainer = trainer_of(parts, Path(folder))
-        trainer.fit(parts.model, datamodule=parts.data)
-        return next(c for c in trainer.callbacks if isinstance(c, callbacks.Timer)).metrics["fit/seconds"]
+        trainer, began = trainer_of(parts, Path(folder)), time.process_time()
+        trainer.fit(parts.model, datamodule=parts.data, weights_only=True)
+        return Taken(timer_of(trainer).metrics["fit/seconds"], time.process_time() - began)
 
 
-def main() -> None:
-    quiet()
-    from vrnn_lab.config import compose
-    from vrnn_lab.experiment import assemble
-
-    # Ended by max_steps: a fit that ends with its last epoch is validated and drawn once more.
-    keys = [f"trainer.max_steps={STEPS}", "trainer.check_val_every_n_epoch=1000", "trainer=cpu"]
-    build = lambda: assemble(compose(keys))
-    build_and_run = {"bare loop": bare, "Trainer": trained}
-    seconds = {name: [] for name in build_and_run}
-    for _ in range(REPEATS):
-        for name, measure in build_and_run.items():
-            seconds[name].append(measure(build()))
-    ours, peer = (statistics.median(seconds[n]) for n in ("Trainer", "bare loop"))
-    row = {
-        "name": "trainer overhead", "ours": ours, "peer": peer, "peer_name": "bare loop", "unit": "s",
-        "ratio": ours / peer, "target": TARGET, "ok": ours / peer <= TARGET,
-    }  # fmt: skip
-    out = Path("outputs/bench/latest.json")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps([row], indent=1))
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, default job, {EPOCHS} epochs of 16 steps")
-    print(f"Trainer {ours:.2f} s, bare loop {peer:.2f} s: ratio {ours / peer:.3f}, target <= {TARGET}")
-
-
-if __name__ == "__main__":
-    main()
+def rows(quick: bool = False) -> Iterator[Row]:
+    """On the CPU: batches of the bare loop stay where they are made."""
+    if OPTIONS.device != "cpu":
+        return
+    steps = 16 if quick else 16 * EPOCHS
+    ways = {"Trainer": trained, "bare loop": bare}
+    taken: dict[str, list[Taken]] = {name: [] for name in ways}
+    for turn in range(1 + (1 if quick else REPEATS)):
+        for name, way in ways.items():
+            found = way(parts_of(steps))
+            taken[name] += [found] if turn else []  # the first is warm-up
+    wall, cpu = ([[getattr(x, of) for x in each] for each in taken.values()] for of in ("wall", "cpu"))
+    told = {
+        "steps": steps,
+        "cpu_ms": [round(1e3 * statistics.median(each)) for each in cpu],
+        "repeats": [len(each) for each in wall],
+        "spread": [round(spread(each), 3) for each in wall],
+    }
+    own, peer = map(statistics.median, wall)
+    yield row("Trainer overhead, the default job", own, peer, "bare loop", "s", TARGET, "<=", **told)

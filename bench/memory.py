@@ -1,0 +1,143 @@
+"""What a training step keeps for its backward pass, and the most memory it takes, against length, batch and nodes."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import ours
+from bench.harness import OPTIONS, Row, row
+from bench.vrnn import batch_of, scale_of
+from vrnn_lab.networks import VectorField
+from vrnn_lab.ode import Solver
+
+MODELS = ("rnn", "vrnn", "latent_ode")
+LENGTHS, BATCHES, DIM = (100, 1000, 10_000), (16, 64, 256), 2
+MB = 2**20
+
+
+class Kept(torch.autograd.graph.saved_tensors_hooks):
+    """The bytes that operations within keep for their backward pass, each storage once; weights do not count."""
+
+    def __init__(self, weights):
+        self.sizes: dict[int, int] = {}
+        known = {w.untyped_storage().data_ptr() for w in weights}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in known:
+                self.sizes[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        super().__init__(pack, lambda tensor: tensor)
+
+    @property
+    def total(self) -> int:
+        return sum(self.sizes.values())
+
+
+def most_resident() -> int:
+    """The most bytes the process has held."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def most() -> int:
+    return torch.cuda.max_memory_allocated() if OPTIONS.device == "cuda" else most_resident()
+
+
+def step_costs(name: str, time: int, batch: int) -> dict[str, float]:
+    """MB of one training step: kept for backward, and the peak beyond what the process held before."""
+    model = ours.parts_of(f"model={name}", "trainer=cpu", scale=scale_of(time, DIM, "real")).model
+    given = batch_of(batch, time, DIM, binary=False)
+    before = most()
+    kept = Kept(model.parameters())
+    with kept:
+        loss = ours.loss_of(model.loss_terms(given), given)
+    loss.backward()
+    return {"kept": kept.total / MB, "peak": (most() - before) / MB}
+
+
+def in_own_process(name: str, time: int, batch: int) -> dict[str, float]:
+    """The peak is the process's, so each step has one of its own."""
+    call = [sys.executable, "-m", "bench.memory", name, str(time), str(batch), OPTIONS.device]
+    return json.loads(subprocess.run(call, check=True, capture_output=True, text=True).stdout)
+
+
+def lengths(quick: bool) -> Iterator[Row]:
+    """Linear: a step ten times as long keeps at most ten times as much, and a twentieth for what rounding adds."""
+    for name in MODELS:
+        found = {time: in_own_process(name, time, BATCHES[0]) for time in LENGTHS[: 2 if quick else 3]}
+        for time in list(found)[1:]:
+            what = f"{name}: batch {BATCHES[0]}, T {time}"
+            yield grown(f"{what} over {time // 10}", found[time], found[time // 10], 10.5)
+            yield row(f"{what}: peak", found[time]["peak"], None, "none", "MB")
+
+
+def batches(quick: bool) -> Iterator[Row]:
+    """Linear, as in the length."""
+    for name in MODELS:
+        found = {size: in_own_process(name, LENGTHS[0], size) for size in BATCHES[: 2 if quick else 3]}
+        for few, many in zip(BATCHES, list(found)[1:], strict=False):
+            yield grown(f"{name}: T {LENGTHS[0]}, batch {many} over {few}", found[many], found[few], 4.2)
+
+
+def grown(name: str, many: dict[str, float], few: dict[str, float], target: float) -> Row:
+    told = {"peak_mb": [round(many["peak"], 1), round(few["peak"], 1)]}
+    return row(f"{name}: kept for backward", many["kept"], few["kept"], "the smaller", "MB", target, "<=", **told)
+
+
+SOLVERS: dict[str, dict[str, Any]] = {"adjoint": {"adjoint": True}, "checkpoint": {"checkpoint": True}}
+
+
+def kept_by(solver: Solver, nodes: int, batch: int = 150, latent: int = 10) -> int:
+    """Bytes that a solve keeps for its backward pass."""
+    torch.manual_seed(0)
+    field = VectorField(latent, 100, 2, "tanh", 5.0).to(OPTIONS.device)
+    start = torch.randn(1, batch, latent, device=OPTIONS.device, requires_grad=True)
+    kept = Kept(field.parameters())
+    with kept:
+        path = solver.path(field, start, 1 / nodes, nodes, 0)
+    del path
+    return kept.total
+
+
+def solves() -> Iterator[Row]:
+    """What one more node makes a solve keep, over plain rk4's.
+
+    The path itself, a node's state and slope, is 20 numbers a row of some 840: a share of 0.05 is flat but for it.
+    """
+    few, many = 20, 320
+    each = lambda solver: (kept_by(solver, few), kept_by(solver, many))
+    plain = each(Solver())
+    for name, keys in SOLVERS.items():
+        if keys.keys() <= {f.name for f in fields(Solver)}:
+            own = each(Solver(**keys))
+            own_growth, plain_growth = ((b - a) / (many - few) / 1024 for a, b in (own, plain))
+            told = {"kept_mb": [round(x / MB, 2) for x in (*own, *plain)]}
+            yield row(
+                f"a solve with {name}: kept for each more node",
+                own_growth,
+                plain_growth,
+                "plain rk4",
+                "KB",
+                0.05,
+                "<=",
+                **told,
+            )
+
+
+def rows(quick: bool = False) -> Iterator[Row]:
+    yield from solves()
+    yield from lengths(quick)
+    yield from batches(quick)
+
+
+if __name__ == "__main__":
+    OPTIONS.device = sys.argv[4]
+    print(json.dumps(step_costs(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))

@@ -1,0 +1,96 @@
+"""outputs/bench: the rows measured last, as JSON and as a table."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bench.harness import FIELDS, Row
+from vrnn_lab.folder import write_whole
+
+FOLDER = Path("outputs/bench")
+# What the table leaves out, or shows in columns of its own.
+OWN = {*FIELDS, "sense", "suite", "threads", "device", "repeats", "spread", "cpu_ms", "load", "measured"}
+
+
+def read(file: Path) -> list[Row]:
+    """The rows of earlier runs; none where there are none."""
+    try:
+        rows = json.loads(file.read_text())
+    except FileNotFoundError:
+        return []
+    except ValueError as error:
+        raise ValueError(f"{file} is broken ({error}); remove it and measure again.") from error
+    return [row for row in rows if "suite" in row]
+
+
+def place(row: Row) -> tuple[Any, ...]:
+    """What a row is measured by: the same place is measured again by a later run."""
+    return row["suite"], row["threads"], row["device"]
+
+
+def keep(file: Path, fresh: list[Row], all_of_them: bool = False) -> list[Row]:
+    """All rows on disk, with fresh ones in the place of their like; all_of_them: the suite has no others any more."""
+    names = {(place(row), row["name"]) for row in fresh}
+    places = {place(row) for row in fresh} if all_of_them else set()
+    old = [row for row in read(file) if (place(row), row["name"]) not in names and place(row) not in places]
+    write_whole(file, json.dumps([*old, *fresh], indent=1))
+    return [*old, *fresh]
+
+
+def number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def verdict(row: Row) -> str:
+    return {True: "yes", False: "NO", None: ""}[row["ok"]]
+
+
+def more(row: Row) -> str:
+    """What is particular to a row."""
+    show = lambda v: f"{v:.2g}" if isinstance(v, float) else str(v)
+    each = {k: v for k, v in row.items() if k not in OWN and not isinstance(v, dict)}
+    return ", ".join(
+        f"{k.replace('_', ' ')} {' / '.join(map(show, v)) if isinstance(v, list) else show(v)}"
+        for k, v in each.items()
+    )
+
+
+HEAD = ("suite", "what", "threads", "ours", "peer", "unit", "against", "ratio", "target", "ok", "more")
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    target = "" if row["target"] is None else f"{row['sense']} {number(row['target'])}"
+    of = f"{row['threads'] or 'all'}" + (" GPU" if row["device"] == "cuda" else "")
+    peer = "" if row["peer_name"] in row["name"] else row["peer_name"]
+    numbers = (number(row["ours"]), number(row["peer"]), row["unit"], peer, number(row["ratio"]))
+    return (row["suite"], row["name"], of, *numbers, target, verdict(row), more(row))
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown whose columns stand in line; the last runs on."""
+    lines = [HEAD, *map(cells, rows)]
+    wide = [max(len(line[i]) for line in lines) for i in range(len(HEAD) - 1)] + [0]
+    lined = [
+        "| " + " | ".join(cell.ljust(size) for cell, size in zip(line, wide, strict=True)) + " |" for line in lines
+    ]
+    return "\n".join([lined[0], "|" + "|".join("-" * (size + 2) for size in wide) + "|", *lined[1:]])
+
+
+def line(row: Row) -> str:
+    """A row as it comes, on the terminal."""
+    numbers = f"{number(row['ours'])} {row['unit']}, {row['peer_name']} {number(row['peer'])}"
+    return f"  {row['name']}: {numbers}, ratio {number(row['ratio'])} {verdict(row)}"
+
+
+def page(file: Path = FOLDER / "latest.json") -> str:
+    """The machine and the table of the rows on disk."""
+    rows = sorted(read(file), key=place) if file.exists() else []
+    if not rows:
+        raise ValueError(f"{file} holds no rows; measure first: python -m bench")
+    known = file.with_name("machine.json")
+    machine = json.loads(known.read_text()) if known.exists() else {}
+    about = ", ".join(f"{key} {'not installed' if value is None else value}" for key, value in machine.items())
+    loads = [row["load"] for row in rows if "load" in row] or [0.0]
+    return f"{about}; load while these rows were measured {min(loads)} to {max(loads)}\n\n{table(rows)}"

@@ -1,0 +1,90 @@
+"""A training step of the latent ODE, and of an ODE-RNN whose rows have times of their own."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from bench import ours
+from bench.harness import OPTIONS, Row, against, within
+from bench.plain_latent_ode import PlainLatentODE
+from bench.plain_ode_rnn import over_union
+from vrnn_lab.networks import FlowingMemory
+
+LIMIT = 16.0  # ms of a step
+PERIODIC = (
+    "experiment=periodic",
+    "trainer=cpu",
+    "model.latent=10",
+    "model.width=100",
+    "model.encoder_width=20",
+    "objective.samples=3",
+)
+
+
+def plain_step(batch) -> Callable[[], None]:
+    """A training step of the plain implementation on the same series, standardised."""
+    torch.manual_seed(0)
+    model = PlainLatentODE(10, 20, 100).to(OPTIONS.device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    times, values = (batch.times[0] / batch.window[0, 1]).float(), batch.values[..., 0].float()
+    values = (values - values.mean()) / values.std()
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model.loss(times, values, batch.seen[..., 0], 3).backward()
+        optimizer.step()
+
+    return step
+
+
+def latent_ode(quick: bool) -> Iterator[Row]:
+    parts = ours.parts_of(*PERIODIC, *(["data.points=12", "task.seen=6", "data.train=50"] if quick else []))
+    batch = next(iter(parts.data.train_dataloader())).to(OPTIONS.device)
+    nodes = parts.config.model.nodes
+    step, plain = ours.step_of(parts.model, batch), plain_step(batch)
+    told = {"sizes": "batch 50, 50 of 100 shared times seen, 3 samples", "nodes": nodes}
+    found = against("latent ODE, a training step", step, plain, "plain, dopri5 over all times", **told)
+    wide = {"repeats": found["repeats"][0], "spread": found["spread"][0]}
+    yield within("latent ODE, a training step: ms", found["ours"], LIMIT, "ms", **told, **wide)
+    yield found
+
+
+def memory_of(rows: int, points: int, seed: int = 0) -> tuple[FlowingMemory, torch.Tensor, torch.Tensor]:
+    """An ODE-RNN of the sizes of the encoder's, its inputs (rows, points, 12), and times in [0, 1]."""
+    torch.manual_seed(seed)
+    memory = FlowingMemory(12, 20, 64, 1, "tanh", 1.0, nodes=10)
+    times = torch.rand(rows, points, dtype=torch.float64).sort(1).values
+    on = lambda x: x.to(OPTIONS.device)
+    return on(memory), on(torch.randn(rows, points, 12)), on(times)
+
+
+def last_state(memory: FlowingMemory, inputs: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+    """Ours, carried on to where the union ends."""
+    gap = torch.cat([times, times.max().expand(len(times), 1)], 1).diff(dim=1)
+    return memory(inputs, gap.to(inputs), inputs.new_zeros(len(inputs), memory.memory.size))[1][:, -1]
+
+
+def gradient_of(
+    walk: Callable[..., torch.Tensor], memory: FlowingMemory, *told: torch.Tensor
+) -> Callable[[], object]:
+    weights = list(memory.parameters())
+    return lambda: torch.autograd.grad(walk(memory, *told).square().sum(), weights)
+
+
+def ode_rnn(quick: bool) -> Iterator[Row]:
+    memory, inputs, times = told = memory_of(*(4, 5) if quick else (50, 100))
+    with torch.no_grad():
+        fine = FlowingMemory(12, 20, 64, 1, "tanh", 1.0, nodes=200).double().to(inputs.device)
+        fine.load_state_dict(memory.state_dict())
+        exact = last_state(fine, inputs.double(), times)
+        errors = [(walk(*told).double() - exact).abs().max().item() for walk in (last_state, over_union)]
+    own, union = (gradient_of(walk, *told) for walk in (last_state, over_union))
+    name, peer = "ODE-RNN encoder, own times, forward and backward", "union of times, one by one"
+    size = f"{times.shape[0]} rows x {times.shape[1]} points"
+    steps = "ours Runge-Kutta of at most a 10th of the window, the union's Euler from time to time"
+    yield against(name, own, union, peer, 50.0, sizes=size, errors=errors, steps=steps)
+
+
+def rows(quick: bool = False) -> Iterator[Row]:
+    yield from latent_ode(quick)
+    yield from ode_rnn(quick)

@@ -1,0 +1,117 @@
+"""A training step of the VRNN against the usual loop with everything inside."""
+
+import statistics
+from collections.abc import Callable, Iterator
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench import ours
+from bench.harness import OPTIONS, Row, against, alternate, row
+from bench.plain_vrnn import PlainVRNN, copied
+from vrnn_lab.models.vrnn import VRNN
+from vrnn_lab.series import Scale, TimeSeries
+
+PIXELS = 28  # a row of an image is a point: sequential MNIST
+LATENT = 16
+
+
+def scale_of(time: int, dim: int, support: str = "binary") -> Scale:
+    """Of series of `time` points, one a unit of time."""
+    number = lambda x: torch.tensor(float(x), dtype=torch.float64)
+    length = number(time - 1)
+    names = tuple(f"x{i}" for i in range(dim))
+    mean, std = torch.zeros(dim, dtype=torch.float64), torch.ones(dim, dtype=torch.float64)
+    return Scale(names, support, mean, std, length, number(1), length, number(0), length)
+
+
+def batch_of(batch: int, time: int, dim: int, binary: bool = True) -> TimeSeries:
+    """Random series on regular times, all known, as the training loader hands them on."""
+    made = torch.Generator().manual_seed(0)
+    draw = torch.rand if binary else torch.randn
+    values = draw(batch, time, dim, generator=made, dtype=torch.float64)
+    known = torch.ones_like(values, dtype=torch.bool)
+    return TimeSeries(
+        times=torch.arange(time, dtype=torch.float64).expand(batch, -1).contiguous(),
+        values=values.round() if binary else values,
+        seen=known,
+        scored=known,
+        window=torch.tensor([0.0, time - 1.0], dtype=torch.float64).expand(batch, -1).contiguous(),
+        ids=torch.arange(batch),
+        most_seen=time,
+        longest_gap=1.0,
+        opens_seen=True,
+        in_training=True,
+    ).to(OPTIONS.device)
+
+
+def model_of(time: int, width: int, dim: int = PIXELS) -> VRNN:
+    keys = [f"model.width={width}", f"model.feature_width={width}", f"model.latent={LATENT}"]
+    overrides = ["model=vrnn", "model/head=bernoulli", "trainer=cpu", *keys]
+    model = ours.parts_of(*overrides, scale=scale_of(time, dim)).model
+    assert isinstance(model, VRNN)
+    return model
+
+
+def losses(model: VRNN, plain: PlainVRNN, batch: TimeSeries) -> tuple[float, float]:
+    """Ours and the plain one's, of the same weights and the same noise."""
+    seed = lambda: model.noise.seed(0, device=batch.values.device)
+    like = next(model.parameters())
+    seed()
+    noise = model.noise.at_points("latent", batch, 1, model.latent, like)[0]
+    seed()
+    own = ours.loss_of(model.loss_terms(batch), batch)
+    return own.item(), plain.loss(batch.values.to(like), noise).item()
+
+
+def plain_backward(plain: PlainVRNN, batch: TimeSeries) -> Callable[[], torch.Tensor]:
+    values = batch.values.float()
+
+    def step() -> torch.Tensor:
+        plain.zero_grad()
+        loss = plain.loss(values, torch.randn(*values.shape[:2], plain.latent, device=values.device))
+        loss.backward()
+        return loss
+
+    return step
+
+
+def flops(step: Callable[[], object]) -> int:
+    """Of matrix products."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def rows(quick: bool = False) -> Iterator[Row]:
+    for time, size, width, target in ((28, 128, 100, 1.3), (200, 32, 64, 2.0)):
+        time, size = (4, 3) if quick else (time, size)
+        yield from compare(time, size, width, target)
+
+
+def compare(time: int, size: int, width: int, target: float) -> Iterator[Row]:
+    model, batch = model_of(time, width), batch_of(size, time, PIXELS)
+    plain = copied(model, PIXELS)
+    own, theirs = losses(model, plain, batch)
+    if abs(own - theirs) > 1e-4 * abs(theirs):
+        raise RuntimeError(f"the two VRNNs are not one function: losses {own} and {theirs}")
+    step, other = ours.backward_of(model, batch), plain_backward(plain, batch)
+    count, other_count = flops(step), flops(other)
+    name = f"VRNN, T {time}, batch {size}, width {width}"
+    found = against(
+        f"{name}: forward and backward", step, other, "everything in the loop", target,
+        losses=[own, theirs], gflop=[count / 1e9, other_count / 1e9],
+    )  # fmt: skip
+    yield found
+    yield share_of_peak(name, step, count)
+
+
+def share_of_peak(name: str, step: Callable[[], object], count: int, size: int = 1536) -> Row:
+    """Of the machine's float32 matrix products, how many the step makes a second."""
+    a, b = torch.randn(2, size, size, device=OPTIONS.device)
+    out = torch.empty_like(a)
+    taken = alternate({"ours": step, "peak": lambda: torch.mm(a, b, out=out)})
+    seconds = {key: statistics.median(each.wall for each in calls) for key, calls in taken.items()}
+    rate, peak = count / seconds["ours"] / 1e9, 2 * size**3 / seconds["peak"] / 1e9
+    told = f"mm of {size} x {size}"
+    return row(f"{name}: matrix products a second", rate, peak, told, "GFLOP/s", None, "<=")
