@@ -43,11 +43,11 @@ def job(
 ) -> float:
     """One run in its folder; prints its table and returns its score, val/loss."""
     quiet()
-    from vrnn_lab import experiment
+    from vrnn_lab import fitting
     from vrnn_lab.folder import SCORE
     from vrnn_lab.table import print_run
 
-    metrics = experiment.run(config, folder, overrides, choices, resuming=resuming)
+    metrics = fitting.run(config, folder, overrides, choices, resuming=resuming)
     if metrics is None:  # the first of the processes of this run prints it
         return nan
     print_run(folder, metrics)
@@ -57,13 +57,13 @@ def job(
 def job_of_sweep(config: DictConfig, folder: Path, overrides: list[str], choices: dict[str, Any]) -> float:
     """One job, in whatever process; a line says how it ended, and one that failed raises."""
     quiet()
-    from vrnn_lab import experiment
+    from vrnn_lab import fitting
     from vrnn_lab.folder import SCORE
 
     print(f"begun    {folder.name}", flush=True)
     try:
         with _placed(config):
-            metrics = experiment.run(config, folder, overrides, choices, in_sweep=True)
+            metrics = fitting.run(config, folder, overrides, choices, in_sweep=True)
         assert metrics is not None
         fit = f"{SCORE} {metrics[SCORE]:.4g}, {metrics['fit/seconds']:.0f} s of fit"
         print(f"done     {folder.name}: {fit}", flush=True)
@@ -71,7 +71,7 @@ def job_of_sweep(config: DictConfig, folder: Path, overrides: list[str], choices
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
     finally:
-        experiment.release()
+        fitting.release()
     print(f"failed   {folder.name}: {reason}", file=sys.stderr, flush=True)
     raise RuntimeError(reason)  # a new one: it travels between processes, and holds no tensors by its traceback
 
@@ -109,7 +109,7 @@ def resume(folder: Path, changes: list[str]) -> int:
 
 def check_beforehand(argv: list[str]) -> None:
     """What does not compose, or cannot work, stops here, before any folder is made."""
-    from vrnn_lab.experiment import check_accelerator
+    from vrnn_lab.hardware import check_accelerator
 
     overrides, dirs = _asked(argv)
     if _sweeps(argv):
