@@ -220,6 +220,7 @@ def trainer_of(parts: Parts, folder: Path, watching: Sequence[Callback] = ()) ->
         logger=board.Board(folder),
         callbacks=parts_of_run,
         plugins=[callbacks.WholeFiles()],
+        profiler=config.trainer.get("profiler") or callbacks.Unprofiled(),
         default_root_dir=str(folder),
         enable_model_summary=False,
         num_sanity_val_steps=0,

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import signal
 import sys
 from contextlib import contextmanager
@@ -10,17 +11,16 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from vrnn_lab.command import guarded, quiet
-from vrnn_lab.config import CONF, ConfigError, check, compose, contents, flat, near
+from vrnn_lab.config import CONF, ConfigError, check, compose, contents, flat, groups, near, options
 from vrnn_lab.devices import device_for
 from vrnn_lab.processes import launched
 from vrnn_lab.sweep import Sweeper, SweepFailed, plan
 
 PASSED_ON = (
-    "--help",
-    "-h",
     "--hydra-help",
     "--version",
     "--cfg",
@@ -199,6 +199,18 @@ def through_hydra(argv: list[str]) -> int:
     return 0
 
 
+def usage(dirs: tuple[str, ...] = ()) -> str:
+    """The help of config.yaml with all choices; Hydra's own listing of them takes seconds."""
+    texts = yaml.safe_load((CONF / "config.yaml").read_text())["hydra"]["help"]
+    found = {group: set(options(group)) for group in groups()}
+    for folder in map(Path, dirs):
+        for file in folder.glob("*/**/*.yaml"):
+            found.setdefault(str(file.parent.relative_to(folder)), set()).add(file.stem)
+    choices = "".join(f"{group}: {', '.join(sorted(names))}\n" for group, names in sorted(found.items()))
+    text = texts["template"].replace("$APP_CONFIG_GROUPS", choices)
+    return re.sub(r"\$\{hydra\.help\.(\w+)\}", lambda name: texts[name[1]], text)
+
+
 def _terminated(number, frame) -> None:
     raise SystemExit(128 + number)  # Lightning alone would end with 0, as if the run were finished
 
@@ -206,6 +218,9 @@ def _terminated(number, frame) -> None:
 def main() -> int:
     argv = sys.argv[1:]
     signal.signal(signal.SIGTERM, _terminated)
+    if {"-h", "--help"} & set(argv):
+        print(usage(_asked(argv)[1]))
+        return 0
     if any(a.split("=")[0] in PASSED_ON for a in argv):
         return through_hydra(argv)
     quiet()

@@ -318,6 +318,8 @@ class SequenceModel(pl.LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.recipe.optim(self.parameters())
+        # A fused one would unscale float16's gradients in its step, after they are clipped; Lightning refuses that.
+        optimizer._step_supports_amp_scaling = False
         schedule = self.recipe.schedule(optimizer, self._total_steps)
         each = {"scheduler": schedule, "interval": "step", "name": "train/lr"}  # else named by the optimizer's class
         if isinstance(schedule, ReduceLROnPlateau):
