@@ -20,6 +20,10 @@ def check_accelerator(config: DictConfig) -> None:
             f"trainer.accelerator={trainer.accelerator}, and this machine has no GPU that torch "
             f"{torch.__version__} can use; choose trainer=auto or trainer=cpu, or install a GPU build of torch."
         )
+    if trainer.get("compile") == "reduce-overhead" and accelerator_of(config) == "cpu":
+        raise ConfigError(
+            "trainer.compile=reduce-overhead makes CUDA graphs, and this run is on the CPU; set trainer.compile=on."
+        )
     number, machines, there = processes_of(config), trainer.get("num_nodes", 1), torch.cuda.device_count()
     named = OmegaConf.is_list(trainer.devices)
     last = max(trainer.devices) if named else number - 1

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from vrnn_lab.loops import loop
 from vrnn_lab.ode import through
 from vrnn_lab.series import pick
 
@@ -77,6 +78,7 @@ class Memory(nn.Module):
         new = torch.tanh(torch.addcmul(gates[..., split:], reset, both[..., split:]))
         return torch.lerp(new, state, keep)
 
+    @loop
     def over(self, inputs: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time state"]:
         """The states after each of a sequence of inputs, from the zero state."""
         start = inputs.new_zeros(1, len(inputs), self.size)

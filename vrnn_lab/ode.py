@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 from torchdiffeq import odeint, odeint_adjoint
 
+from vrnn_lab.loops import loop
 from vrnn_lab.series import pick
 
 Field = Callable[[Float[Tensor, ""], Float[Tensor, "*rows state"]], Float[Tensor, "*rows state"]]
@@ -94,6 +95,7 @@ class Solver:
     atol: float = 1e-5
     adjoint: bool = False
 
+    @loop
     def nodes(self, field: Field, start: Tensor, step: float, count: int) -> tuple[Tensor, Tensor]:
         """States and slopes at `count` + 1 nodes from `start` on; a negative step goes back in time."""
         if self.method == "rk4" and not self.adjoint:
@@ -206,6 +208,7 @@ def ticks_in_training(places: int, reach: float, step: float, longest: float | N
     return most if longest is None else min(most, places * max(1, ceil(longest / step)))
 
 
+@loop
 def through(
     field: Field,
     jump: Callable[[Float[Tensor, "batch told"], Float[Tensor, "batch state"]], Float[Tensor, "batch state"]],

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vrnn_lab.checks import Count, Natural
+from vrnn_lab.loops import loop
 from vrnn_lab.losses import Latents, LossTerms, Normal, log_mean_exp
 from vrnn_lab.models.steps import StepModel
 from vrnn_lab.networks import ACTIVATIONS, GAP_FEATURES, Activation, Memory, gap_features, mlp
@@ -82,6 +83,7 @@ class VRNN(StepModel):
         state = self._start(series.values, samples, len(series.ids))
         return state, self.gates_of_z(self._features_of_z(state.new_zeros(self.latent)))
 
+    @loop
     def _terms(self, series: TimeSeries, samples: int):
         """(p(x | z) of each point, posterior, prior, z, states for labels), of compacted rows."""
         gates, from_x = self._prepare(series)
@@ -118,6 +120,7 @@ class VRNN(StepModel):
         ratio = torch.where(series.counts, prior.log_prob(z) - posterior.log_prob(z), 0)
         return (density.log_prob(series.values, series.scored) + ratio).sum(2)
 
+    @loop
     def _filter_bound(self, series, samples):
         """FIVO (Maddison et al. 2017, arXiv 1705.09279): particles are resampled where their effective number halves.
 
