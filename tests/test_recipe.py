@@ -176,7 +176,7 @@ def test_a_fused_optimizer_makes_the_steps_of_a_plain_one(name):
 
 @pytest.mark.parametrize("name", options("optim"))
 def test_gradients_are_clipped_before_the_step_in_mixed_precision_too(name):
-    """With a limit of next to nothing SGD's weights stay, those of the others, to which size is nothing, move; Lightning alone would refuse a fused optimizer."""
+    """At a limit of next to nothing SGD stands still, and those to which size is nothing do not."""
     made, data = make(compose([f"optim={name}"]).optim, "optim"), Spirals1D(train=12, val=3, test=3, points=6)
     model = model_of("rnn", data.scale, recipe=replace(recipe_of(), optim=made))
     before = [p.detach().clone() for p in model.parameters()]
