@@ -176,7 +176,7 @@ def test_a_fused_optimizer_makes_the_steps_of_a_plain_one(name):
 
 @pytest.mark.parametrize("name", options("optim"))
 def test_gradients_are_clipped_before_the_step_in_mixed_precision_too(name):
-    """At a limit of next to nothing SGD stands still, and those to which size is nothing do not."""
+    """At a limit of next to nothing all but stand still; unclipped, one step moves weights by the learning rate."""
     made, data = make(compose([f"optim={name}"]).optim, "optim"), Spirals1D(train=12, val=3, test=3, points=6)
     model = model_of("rnn", data.scale, recipe=replace(recipe_of(), optim=made))
     before = [p.detach().clone() for p in model.parameters()]
@@ -185,5 +185,4 @@ def test_gradients_are_clipped_before_the_step_in_mixed_precision_too(name):
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
     ).fit(model, datamodule=data)  # fmt: skip
     moves = [(p - q).abs().max().item() for p, q in zip(model.parameters(), before, strict=True)]
-    assert all(map(isfinite, moves))
-    assert max(moves) < 1e-9 if name == "sgd" else max(moves) > 1e-4
+    assert all(map(isfinite, moves)) and max(moves) < 1e-4

@@ -66,8 +66,8 @@ class Figures(Callback):
 class Checkpoints(ModelCheckpoint):
     """ModelCheckpoint whose folder may have been moved since: it keeps its best score all the same."""
 
-    @cached_property
-    def state_key(self) -> str:  # the same all along, and asked for several times a step
+    @cached_property  # the same all along, and asked for several times a step
+    def state_key(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         return super().state_key
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:

@@ -64,12 +64,11 @@ class Compiled:
         self.drawn, self.asked, self.rows = Drawn(), dict[int, dict[str, Tensor]](), 0
         settings: Any = torch._dynamo.config
         settings.optimize_ddp = False  # the gradients of so small models are one message
+        how: dict[str, Any] = {}
         if self.whole:
-            how = {"fullgraph": True, "dynamic": False}
+            how = {"fullgraph": True, "dynamic": False} | ({"mode": mode} if backend == "inductor" else {})
         else:
-            how, settings.cache_size_limit = {}, max(VERSIONS, settings.cache_size_limit)
-        if self.whole and backend == "inductor":
-            how["mode"] = mode
+            settings.cache_size_limit = max(VERSIONS, settings.cache_size_limit)
         self.terms = torch.compile(model.loss_terms, backend=backend, **how)
 
     def __call__(self, batch: TimeSeries) -> LossTerms:
@@ -156,9 +155,9 @@ def trainer(*, compile: Compile = "off", **keys: Any) -> pl.Trainer:
     elsewhere. compile=reduce-overhead: the whole step as one CUDA graph, loops unrolled, which takes minutes for each
     length of series; for many steps on series of one length, on a GPU.
     """
-    mode = {True: "on", False: "off"}.get(compile, compile)
+    mode = ("off", "on")[compile] if isinstance(compile, bool) else compile
     if mode != "off":
-        keys["callbacks"] = [*(keys.get("callbacks") or []), Compiling(str(mode))]
+        keys["callbacks"] = [*(keys.get("callbacks") or []), Compiling(mode)]
     return pl.Trainer(**keys)
 
 

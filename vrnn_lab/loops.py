@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
@@ -17,7 +17,7 @@ def loop(function: Callable[P, R]) -> Callable[P, R]:
 
     Unrolled, it is compiled step by step, for minutes, and for each number of steps anew.
     """
-    as_it_is = torch.compiler.disable(function)
+    as_it_is: Any = torch.compiler.disable(function)
 
     @wraps(function)
     def call(*args: P.args, **keys: P.kwargs) -> R:
