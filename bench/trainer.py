@@ -43,7 +43,7 @@ def bare(parts) -> Taken:
 def trained(parts) -> Taken:
     """The same steps in the Trainer of a run: logger, callbacks and all, without validation; cpu with its set-up."""
     from vrnn_lab.callbacks import timer_of
-    from vrnn_lab.experiment import trainer_of
+    from vrnn_lab.fitting import trainer_of
 
     with tempfile.TemporaryDirectory() as folder:
         trainer, began = trainer_of(parts, Path(folder)), time.process_time()

@@ -62,7 +62,7 @@ def reached() -> Row:
     """Seconds of training on `periodic` until the interpolation MSE of a validation is at the goal."""
     from lightning.pytorch.callbacks import Callback
 
-    from vrnn_lab.experiment import trainer_of
+    from vrnn_lab.fitting import trainer_of
     from vrnn_lab.metrics import evaluate
 
     class Goal(Callback):

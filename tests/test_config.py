@@ -10,7 +10,7 @@ import yaml
 from omegaconf import OmegaConf
 
 import vrnn_lab
-from vrnn_lab import describe
+from vrnn_lab import describe, run
 from vrnn_lab.command import arguments
 from vrnn_lab.config import (
     CONF,
@@ -230,6 +230,21 @@ def test_build_gives_an_untrained_model_and_its_data():
 def test_importing_the_package_and_asking_for_help_imports_no_torch():
     code = "import sys, vrnn_lab, vrnn_lab.run; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_help_lists_every_choice_also_ones_own(tmp_path, capsys, monkeypatch):
+    (tmp_path / "model" / "head").mkdir(parents=True)
+    for name in ("model/mine", "model/head/my_head"):
+        (tmp_path / f"{name}.yaml").write_text("_target_: mine.Mine\n")
+    monkeypatch.setattr(sys, "argv", ["run", "--help", "--config-dir", str(tmp_path)])
+    before = set(sys.modules)
+    assert run.main() == 0 and not {"torch", "hydra"} & (set(sys.modules) - before)
+    shown = capsys.readouterr().out
+    for group in groups():
+        line = next(line for line in shown.splitlines() if line.startswith(f"{group}: "))
+        assert set(options(group)) <= set(line.partition(": ")[2].split(", "))
+    assert "latent_sde, mine, neural_ode" in shown and "laplace_channel, my_head" in shown
+    assert "Examples" in shown and "$" not in shown
 
 
 def test_small_commands_refuse_what_they_do_not_know():

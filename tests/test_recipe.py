@@ -1,15 +1,19 @@
 """What every schedule makes of a learning rate, through a real optimizer."""
 
 import itertools
+from dataclasses import replace
 from functools import partial
-from math import cos, pi, sqrt
+from math import cos, isfinite, pi, sqrt
 
+import lightning.pytorch as pl
 import pytest
 import torch
+from small import model_of, recipe_of
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from vrnn_lab import recipe
 from vrnn_lab.config import compose, make, options
+from vrnn_lab.data.spirals import Spirals1D
 
 LR, STEPS = 0.5, 100
 # Factors of the learning rate at some steps, with the defaults of conf/schedule and 100 steps in all.
@@ -149,3 +153,36 @@ def test_the_weights_of_the_kl_in_conf_are_these():
         "constant": (1, 1, 1),
         "warmup": (0, 0.5, 1),
     }
+
+
+def moved(name: str, keys: dict, gradients: list[torch.Tensor]) -> torch.Tensor:
+    """Weights after a step for each gradient."""
+    weight = torch.nn.Parameter(torch.linspace(-1, 1, 7))
+    optimizer = make({**compose([f"optim={name}"]).optim, **keys}, "optim")([weight])
+    for gradient in gradients:
+        weight.grad = gradient.clone()
+        optimizer.step()
+    return weight.detach()
+
+
+@pytest.mark.parametrize("name", options("optim"))
+def test_a_fused_optimizer_makes_the_steps_of_a_plain_one(name):
+    gradients = list(torch.randn(20, 7, generator=torch.Generator().manual_seed(0)))
+    key = {"fused", "foreach"} & set(compose([f"optim={name}"]).optim)
+    assert len(key) == 1
+    plain = moved(name, {key.pop(): False}, gradients)
+    torch.testing.assert_close(moved(name, {}, gradients), plain, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", options("optim"))
+def test_gradients_are_clipped_before_the_step_in_mixed_precision_too(name):
+    """At a limit of next to nothing all but stand still; unclipped, one step moves weights by the learning rate."""
+    made, data = make(compose([f"optim={name}"]).optim, "optim"), Spirals1D(train=12, val=3, test=3, points=6)
+    model = model_of("rnn", data.scale, recipe=replace(recipe_of(), optim=made))
+    before = [p.detach().clone() for p in model.parameters()]
+    pl.Trainer(
+        max_epochs=2, accelerator="cpu", precision="bf16-mixed", gradient_clip_val=1e-12, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+    ).fit(model, datamodule=data)  # fmt: skip
+    moves = [(p - q).abs().max().item() for p, q in zip(model.parameters(), before, strict=True)]
+    assert all(map(isfinite, moves)) and max(moves) < 1e-4

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import vrnn_lab
-from vrnn_lab import experiment
+from vrnn_lab import experiment, fitting
 from vrnn_lab.config import compose
 
 FAST = [
@@ -199,7 +199,7 @@ def test_a_checkpoint_in_the_middle_of_an_epoch_goes_on_there(tmp_path):
 def test_a_checkpoint_that_is_cut_short_leaves_the_one_before_it(tmp_path, monkeypatch):
     """Also where the temporary folder is on another disk, from which a file would be copied, not renamed."""
     parts = experiment.assemble(compose(FAST))
-    saver = experiment.trainer_of(parts, tmp_path).strategy.checkpoint_io
+    saver = fitting.trainer_of(parts, tmp_path).strategy.checkpoint_io
     file = tmp_path / "checkpoints" / "last.ckpt"
     saver.save_checkpoint({"step": 1}, file)
     half = lambda checkpoint, path: Path(path).write_bytes(b"half") and os.stat(tmp_path / "not there")

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from optuna.trial import TrialState
 from test_run import CUT, command, metrics
 
-from vrnn_lab import experiment, search, space, study, trial
+from vrnn_lab import fitting, search, space, study, trial
 from vrnn_lab.command import quiet
 from vrnn_lab.config import CONF, ConfigError, check, choices, compose, contents, flat, options
 from vrnn_lab.folder import config_of
@@ -151,7 +151,7 @@ def test_a_search_that_was_killed_goes_on_to_the_same_numbers(whole, here, run_i
     assert done.returncode == -signal.SIGKILL
     assert [s.number for s in study.seats(study_in(folder).trials) if s.end] == [0]
     first = (folder / "1" / "seed=0" / "metrics.json").stat().st_mtime_ns
-    monkeypatch.setattr(experiment.plots, "figures", lambda *a, **k: {})
+    monkeypatch.setattr(fitting.plots, "figures", lambda *a, **k: {})
     code, printed = run_in(*WHOLE)
     assert code == 0 and "2 of 2 trials have ended: 2 completed" in printed
     assert (folder / "1" / "seed=0" / "metrics.json").stat().st_mtime_ns == first
@@ -287,11 +287,11 @@ def test_seeds_are_pruned_on_their_running_mean(here, run_in, stub):
 def test_a_pruned_run_says_so_in_its_folder(tmp_path):
     class Hopeless(Callback):
         def on_validation_end(self, trainer, pl_module):
-            raise experiment.Pruned("behind")
+            raise fitting.Pruned("behind")
 
     quiet()
-    with pytest.raises(experiment.Pruned):
-        experiment.run(compose(TINY), tmp_path / "run", watching=[Hopeless()])
+    with pytest.raises(fitting.Pruned):
+        fitting.run(compose(TINY), tmp_path / "run", watching=[Hopeless()])
     found = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert found == {"status": "pruned", "error": "Pruned: behind"}
 

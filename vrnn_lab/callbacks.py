@@ -3,6 +3,8 @@
 import logging
 import os
 import sys
+from contextlib import nullcontext
+from functools import cached_property
 from itertools import accumulate
 from math import ceil, isfinite, nan
 from pathlib import Path
@@ -14,6 +16,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.profilers import PassThroughProfiler
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
@@ -63,6 +66,10 @@ class Figures(Callback):
 class Checkpoints(ModelCheckpoint):
     """ModelCheckpoint whose folder may have been moved since: it keeps its best score all the same."""
 
+    @cached_property  # the same all along, and asked for several times a step
+    def state_key(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return super().state_key
+
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         if trainer.max_epochs and trainer.current_epoch + 1 == trainer.max_epochs:
             trainer.check_val_every_n_epoch = 1  # the last epoch is validated, whatever the interval
@@ -91,6 +98,15 @@ class WholeFiles(TorchCheckpointIO):
         beside = path.with_name(f".{path.name}.{os.getpid()}")
         torch.save(checkpoint, beside)
         beside.replace(path)
+
+
+class Unprofiled(PassThroughProfiler):
+    """Profiles nothing, at no cost: Lightning's own enters a generator some 80 times a step all the same."""
+
+    NOTHING = nullcontext()
+
+    def profile(self, action_name: str) -> Any:
+        return self.NOTHING
 
 
 def _known(trainer: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from torch.nn.functional import softplus
 
 from vrnn_lab.checks import Count, Natural, Positive
 from vrnn_lab.layers import Activation, Memory
+from vrnn_lab.loops import loop
 from vrnn_lab.networks import GAP_FEATURES, FlowingMemory, gap_features
 from vrnn_lab.ode import ticks_in_training
 from vrnn_lab.series import Scale
@@ -38,6 +39,7 @@ class Cell(nn.Module, ABC):
         """The state before anything is known."""
         return like.new_zeros(*rows, self.size)
 
+    @loop
     def over(
         self,
         values: Float[Tensor, "batch time dim"],
@@ -76,6 +78,7 @@ def rates(*shape: int) -> Float[Tensor, "..."]:
     return 10 ** (-2 * torch.rand(*shape))
 
 
+@loop
 def decayed(
     memory: Memory, inputs: Float[Tensor, "batch time input"], kept: Float[Tensor, "batch time state"]
 ) -> Float[Tensor, "batch time state"]:

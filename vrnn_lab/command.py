@@ -16,6 +16,9 @@ QUIET = (
     ".*exists and is not empty.*",
     ".*smaller than the logging interval.*",
     ".*GPU available but not used.*",
+    ".*grad attribute of a Tensor that is not a leaf.*",  # of torch.compile, and so are those below
+    ".*TensorFloat32 tensor cores.*",
+    ".*Not enough SMs.*",
 )
 
 

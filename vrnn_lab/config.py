@@ -23,7 +23,7 @@ TRUSTED = ("vrnn_lab.", "torch.optim.", "lightning.pytorch.Trainer", "lightning.
 TRUSTED += ("lightning.pytorch.Callback",)
 LAUNCHERS = ("joblib", "submitit", "ray")  # each an extra of this name
 VOLATILE = ("sweep", "resume", "retry", "trainer.accelerator", "trainer.devices")
-VOLATILE += ("trainer.strategy", "trainer.num_nodes")
+VOLATILE += ("trainer.strategy", "trainer.num_nodes", "trainer.compile")
 STRATEGIES = ("ddp", "ddp_find_unused_parameters_true")
 
 

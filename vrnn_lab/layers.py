@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vrnn_lab.loops import loop
 from vrnn_lab.taped.gates import GatedSequence
 from vrnn_lab.taped.tape import QuickTanh, Weights, by_hand
 
@@ -84,6 +85,7 @@ class Memory(nn.Module):
         new = torch.tanh(torch.addcmul(gates[..., split:], reset, both[..., split:]))
         return torch.lerp(new, state, keep)
 
+    @loop
     def over(self, inputs: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time state"]:
         """The states after each of a sequence of inputs, from the zero state."""
         if inputs.device.type == "cpu" and by_hand():  # elsewhere torch's own is one kernel

@@ -21,6 +21,7 @@ from torch import Tensor
 from torchdiffeq import odeint, odeint_adjoint
 
 from vrnn_lab.layers import Memory, VectorField
+from vrnn_lab.loops import loop
 from vrnn_lab.series import pick
 from vrnn_lab.taped.flow import RungeKutta, Walk
 from vrnn_lab.taped.tape import Weights, by_hand
@@ -102,6 +103,7 @@ class Solver:
     atol: float = 1e-5
     adjoint: bool = False
 
+    @loop
     def nodes(self, field: Field, start: Tensor, step: float, count: int) -> tuple[Tensor, Tensor]:
         """States and slopes at `count` + 1 nodes from `start` on; a negative step goes back in time."""
         if self.method == "rk4" and not self.adjoint:
@@ -229,6 +231,7 @@ def ticks_in_training(places: int, reach: float, step: float, longest: float | N
     return most if longest is None else min(most, places * max(1, ceil(longest / step)))
 
 
+@loop
 def through(
     field: Field,
     jump: Callable[[Float[Tensor, "batch told"], Float[Tensor, "batch state"]], Float[Tensor, "batch state"]],

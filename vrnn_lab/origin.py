@@ -55,8 +55,8 @@ def _parsed(file: Path) -> ast.Module:
 
 
 def _reached() -> dict[Path, ast.Module]:
-    """What experiment imports, directly or not, and all models and data sets."""
-    todo = [PACKAGE / "experiment.py", *(PACKAGE / "models").glob("*.py"), *(PACKAGE / "data").glob("*.py")]
+    """What fitting imports, directly or not, and all models and data sets."""
+    todo = [PACKAGE / "fitting.py", *(PACKAGE / "models").glob("*.py"), *(PACKAGE / "data").glob("*.py")]
     found: dict[Path, ast.Module] = {}
     while todo:
         if (file := todo.pop()) not in found:

@@ -20,7 +20,7 @@ def main() -> None:
     from vrnn_lab.command import quiet
 
     quiet()
-    from vrnn_lab.experiment import take_part
+    from vrnn_lab.fitting import take_part
 
     try:
         take_part(DictConfig(config), folder)

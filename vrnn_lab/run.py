@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import signal
 import sys
 from contextlib import contextmanager
@@ -10,17 +11,16 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from vrnn_lab.command import guarded, quiet
-from vrnn_lab.config import CONF, ConfigError, check, compose, contents, flat, near
+from vrnn_lab.config import CONF, ConfigError, check, compose, contents, flat, groups, near, options
 from vrnn_lab.devices import device_for
 from vrnn_lab.processes import launched
 from vrnn_lab.sweep import Sweeper, SweepFailed, plan
 
 PASSED_ON = (
-    "--help",
-    "-h",
     "--hydra-help",
     "--version",
     "--cfg",
@@ -43,11 +43,11 @@ def job(
 ) -> float:
     """One run in its folder; prints its table and returns its score, val/loss."""
     quiet()
-    from vrnn_lab import experiment
+    from vrnn_lab import fitting
     from vrnn_lab.folder import SCORE
     from vrnn_lab.table import print_run
 
-    metrics = experiment.run(config, folder, overrides, choices, resuming=resuming)
+    metrics = fitting.run(config, folder, overrides, choices, resuming=resuming)
     if metrics is None:  # the first of the processes of this run prints it
         return nan
     print_run(folder, metrics)
@@ -57,13 +57,13 @@ def job(
 def job_of_sweep(config: DictConfig, folder: Path, overrides: list[str], choices: dict[str, Any]) -> float:
     """One job, in whatever process; a line says how it ended, and one that failed raises."""
     quiet()
-    from vrnn_lab import experiment
+    from vrnn_lab import fitting
     from vrnn_lab.folder import SCORE
 
     print(f"begun    {folder.name}", flush=True)
     try:
         with _placed(config):
-            metrics = experiment.run(config, folder, overrides, choices, in_sweep=True)
+            metrics = fitting.run(config, folder, overrides, choices, in_sweep=True)
         assert metrics is not None
         fit = f"{SCORE} {metrics[SCORE]:.4g}, {metrics['fit/seconds']:.0f} s of fit"
         print(f"done     {folder.name}: {fit}", flush=True)
@@ -71,7 +71,7 @@ def job_of_sweep(config: DictConfig, folder: Path, overrides: list[str], choices
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
     finally:
-        experiment.release()
+        fitting.release()
     print(f"failed   {folder.name}: {reason}", file=sys.stderr, flush=True)
     raise RuntimeError(reason)  # a new one: it travels between processes, and holds no tensors by its traceback
 
@@ -109,7 +109,7 @@ def resume(folder: Path, changes: list[str]) -> int:
 
 def check_beforehand(argv: list[str]) -> None:
     """What does not compose, or cannot work, stops here, before any folder is made."""
-    from vrnn_lab.experiment import check_accelerator
+    from vrnn_lab.hardware import check_accelerator
 
     overrides, dirs = _asked(argv)
     if _sweeps(argv):
@@ -199,6 +199,18 @@ def through_hydra(argv: list[str]) -> int:
     return 0
 
 
+def usage(dirs: tuple[str, ...] = ()) -> str:
+    """The help of config.yaml with all choices; Hydra's own listing of them takes seconds."""
+    texts = yaml.safe_load((CONF / "config.yaml").read_text())["hydra"]["help"]
+    found = {group: set(options(group)) for group in groups()}
+    for folder in map(Path, dirs):
+        for file in folder.glob("*/**/*.yaml"):
+            found.setdefault(str(file.parent.relative_to(folder)), set()).add(file.stem)
+    choices = "".join(f"{group}: {', '.join(sorted(names))}\n" for group, names in sorted(found.items()))
+    text = texts["template"].replace("$APP_CONFIG_GROUPS", choices)
+    return re.sub(r"\$\{hydra\.help\.(\w+)\}", lambda name: texts[name[1]], text)
+
+
 def _terminated(number, frame) -> None:
     raise SystemExit(128 + number)  # Lightning alone would end with 0, as if the run were finished
 
@@ -206,6 +218,9 @@ def _terminated(number, frame) -> None:
 def main() -> int:
     argv = sys.argv[1:]
     signal.signal(signal.SIGTERM, _terminated)
+    if {"-h", "--help"} & set(argv):
+        print(usage(_asked(argv)[1]))
+        return 0
     if any(a.split("=")[0] in PASSED_ON for a in argv):
         return through_hydra(argv)
     quiet()

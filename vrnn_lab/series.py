@@ -48,6 +48,8 @@ class TimeSeries:
         return torch.where(self.counts, self.labels, -1)
 
     def to(self, device) -> "TimeSeries":
+        if self.times.device == torch.device(device):
+            return self
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "TimeSeries":

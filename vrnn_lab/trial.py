@@ -11,7 +11,7 @@ import optuna
 from lightning.pytorch.callbacks import Callback
 from optuna.trial import TrialState
 
-from vrnn_lab import experiment
+from vrnn_lab import fitting
 from vrnn_lab.command import quiet
 from vrnn_lab.config import choices, compose
 from vrnn_lab.folder import SCORE
@@ -44,7 +44,7 @@ class Watch(Callback):
             warnings.simplefilter("ignore", UserWarning)  # a validation that is done again is known already
             self.trial.report(mean, step)
         if math.isfinite(mean) and self.trial.should_prune():
-            raise experiment.Pruned(f"val/loss {mean:.4g} at epoch {step} is behind the median of the other trials")
+            raise fitting.Pruned(f"val/loss {mean:.4g} at epoch {step} is behind the median of the other trials")
 
 
 def run(trial: Any, plan: Plan, folder: Path) -> float:
@@ -59,12 +59,12 @@ def run(trial: Any, plan: Plan, folder: Path) -> float:
             config = compose([*chosen, f"seed={seed}"] if plan.seeds > 1 else chosen, plan.dirs)
             each = folder / f"seed={seed}" if plan.seeds > 1 else folder
             watch = Watch(trial, list(scores), max(config.trainer.max_epochs or 0, 0), plan.bar)
-            metrics = experiment.run(config, each, chosen, choices(chosen, plan.dirs), watching=[watch])
+            metrics = fitting.run(config, each, chosen, choices(chosen, plan.dirs), watching=[watch])
             assert metrics is not None
             found.append(metrics)
             scores.append(metrics[SCORE])
     finally:
-        experiment.release()
+        fitting.release()
     for key in BESIDE:
         if all(key in metrics for metrics in found):
             trial.set_user_attr(key, sum(metrics[key] for metrics in found) / len(found))
@@ -96,7 +96,7 @@ def _end(study: optuna.Study, plan: Plan, number: int, trial: optuna.Trial) -> N
             raise ValueError(f"its val/loss is {score}")
         tell(score)
         what = f"val/loss {score:.4g}"
-    except experiment.Pruned as why:
+    except fitting.Pruned as why:
         tell(state=TrialState.PRUNED)
         what = f"pruned: {why}"
     except Exception as error:

@@ -1,7 +1,7 @@
 """The contract of every model, and all that models share: units, steps, logging, optimizer."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -92,6 +92,7 @@ class SequenceModel(pl.LightningModule, ABC):
         self._activity = Activity()
         self.latest: dict[str, float] = {}  # what was logged last of training
         self.seed = 0  # of all noise; set by the run
+        self.compiled: Callable[[TimeSeries], LossTerms] | None = None  # loss_terms, as a fit may have it
 
     # ---- what a leaf gives, in standardised units ---------------------------------------------------
 
@@ -251,7 +252,7 @@ class SequenceModel(pl.LightningModule, ABC):
         """
         share = self._share(batch)
         self.noise.seed(self.seed, self.global_step, 0, device=self.device, share=share)
-        terms = self.loss_terms(share.part(batch))
+        terms = (self.compiled or self.loss_terms)(share.part(batch))
         count = batch.scored.sum().clamp(min=1)
         beta = self.recipe.beta(self.global_step, self._total_steps)
         nll, kl = (share.weight * each.sum() / count for each in (terms.nll, terms.kl))
@@ -318,6 +319,8 @@ class SequenceModel(pl.LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.recipe.optim(self.parameters())
+        # A fused one would unscale float16's gradients in its step, after they are clipped; Lightning refuses that.
+        optimizer._step_supports_amp_scaling = False
         schedule = self.recipe.schedule(optimizer, self._total_steps)
         each = {"scheduler": schedule, "interval": "step", "name": "train/lr"}  # else named by the optimizer's class
         if isinstance(schedule, ReduceLROnPlateau):

@@ -12,6 +12,7 @@ from vrnn_lab.checks import Count, Natural, Positive
 from vrnn_lab.densities import Density
 from vrnn_lab.encoders import GRUEncoder, Reading
 from vrnn_lab.layers import Activation, VectorField, mlp
+from vrnn_lab.loops import loop
 from vrnn_lab.losses import Latents, LossTerms, Normal
 from vrnn_lab.models.base import SequenceModel
 from vrnn_lab.ode import linear_read, steps_in_training, steps_to_cover
@@ -129,6 +130,7 @@ class LatentSDE(SequenceModel):
         start = posterior.draw(self.noise.of_series("latent", series, samples, self.latent, posterior.mean))
         return posterior, start, self._walk(series, reading, start)
 
+    @loop
     def _walk(self, series: TimeSeries, reading: Reading, start: Float[Tensor, "samples batch latent"]) -> Steps:
         count = self.nodes
         if not series.in_training:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from vrnn_lab.checks import Count, Natural
 from vrnn_lab.encoders import GRUEncoder, Recognition
 from vrnn_lab.layers import Activation, Memory, mlp
+from vrnn_lab.loops import loop
 from vrnn_lab.models.paths import PathModel
 from vrnn_lab.ode import linear_read, steps_in_training, steps_to_cover
 from vrnn_lab.recipe import Recipe
@@ -50,6 +51,7 @@ class RNNVAE(PathModel):
     def _encode(self, series):
         return self.recognition(series, series.times, self.reach if series.in_training else None)
 
+    @loop
     def _chain(
         self, z: Float[Tensor, "samples batch latent"], steps: int
     ) -> Float[Tensor, "nodes samples batch state"]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vrnn_lab.checks import Count, Natural
 from vrnn_lab.layers import ACTIVATIONS, Activation, Memory, mlp, weights_of
+from vrnn_lab.loops import loop
 from vrnn_lab.losses import Latents, LossTerms, Normal, log_mean_exp
 from vrnn_lab.models.steps import StepModel
 from vrnn_lab.networks import GAP_FEATURES, gap_features
@@ -95,17 +96,19 @@ class VRNN(StepModel):
         """(p(x | z) of each point, posterior, prior, z, states for labels), of compacted rows."""
         noise = self.noise.at_points("latent", series, samples, self.latent, series.values).permute(2, 0, 1, 3)
         told = *self._prepare(series), noise, *self._begin(series, samples)
-        posterior, telling = self._weights()
-        taped = by_hand() and posterior.known
-        state, raw, z, feature = self._taped(*told, posterior, telling) if taped else self._looped(*told)
+        state, raw, z, feature = self._sequence(*told)
         both = torch.cat([feature, state], -1)
         by_time = lambda x: x.permute(1, 2, 0, 3)
         density = self.head(by_time(self.output(both)))
         prior = self._prior(state).map(by_time)
         return density, Normal.of(by_time(raw)), prior, by_time(z), by_time(both)
 
-    def _looped(self, gates, from_x, noise, state, gates_of_z) -> list[Tensor]:
+    @loop
+    def _sequence(self, gates, from_x, noise, state, gates_of_z) -> list[Tensor]:
         """(states, the posterior's raw numbers, z, features of z): (time, samples, batch, _)."""
+        posterior, telling = self._weights()
+        if by_hand() and posterior.known:
+            return self._taped(gates, from_x, noise, state, gates_of_z, posterior, telling)
         found = []
         for gate, x, each in zip(gates, from_x, noise, strict=True):
             state = self.memory(gate + gates_of_z, state)
@@ -126,7 +129,7 @@ class VRNN(StepModel):
         return posterior.without_tanh(), Weights(self.named, matrices, shifts).without_tanh()
 
     def _taped(self, gates, from_x, noise, state, gates_of_z, posterior: Weights, telling: Weights) -> list[Tensor]:
-        """As `_looped`."""
+        """As `_sequence`, differentiated by hand."""
         samples, batch = noise.shape[1:3]
         rows = lambda x: x[:, None].expand(-1, samples, -1, -1).flatten(1, 2)
         tanh = self.named == "tanh"
@@ -162,6 +165,7 @@ class VRNN(StepModel):
         ratio = torch.where(series.counts, prior.log_prob(z) - posterior.log_prob(z), 0)
         return (density.log_prob(series.values, series.scored) + ratio).sum(2)
 
+    @loop
     def _filter_bound(self, series, samples):
         """FIVO (Maddison et al. 2017, arXiv 1705.09279): particles are resampled where their effective number halves.
 

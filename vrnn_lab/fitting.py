@@ -1,0 +1,304 @@
+"""A run in its folder: fit the model of a config, score it, draw it; go on where it was cut short."""
+
+import gc
+import json
+import logging
+import os
+from collections.abc import Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from omegaconf import DictConfig, OmegaConf
+
+from vrnn_lab import board, callbacks, origin, plots, processes
+from vrnn_lab.config import VOLATILE, ConfigError, contents, flat, make
+from vrnn_lab.experiment import Parts, assemble, check_channels, score
+from vrnn_lab.folder import (
+    SCORE,
+    anywhere,
+    begin,
+    config_of,
+    fail,
+    finished,
+    metrics_of,
+    only_one,
+    write_whole,
+)
+from vrnn_lab.hardware import accelerator_of, check_accelerator, processes_of, strategy_of
+from vrnn_lab.models.base import LOG_EVERY, SequenceModel
+from vrnn_lab.processes import launched
+
+log = logging.getLogger("vrnn_lab")
+
+
+class Pruned(Exception):
+    """A run given up because others are ahead of it; its text says why. Resumed, it would go on."""
+
+
+def run(
+    config: DictConfig,
+    folder: Path,
+    overrides: list[str] | None = None,
+    choices: dict[str, Any] | None = None,
+    in_sweep: bool = False,
+    resuming: bool = False,
+    watching: Sequence[Callback] = (),
+) -> dict[str, Any] | None:
+    """Fit, score and draw the model of a config in a run folder; go on where an earlier try was cut short.
+
+    choices: the option chosen of each config group, such as model: vrnn, kept beside the config.
+
+    Returns the metrics (also in metrics.json). Errors are recorded as status=failed, or pruned, and raised; those of
+    a single run that come before anything is trained leave no folder. Of several processes of one run (trainer=ddp)
+    that torchrun or srun started the first returns the metrics, the others nothing.
+    """
+    config = anywhere(config)
+    if launched()[0]:
+        check_accelerator(config)
+        return take_part(config, folder)
+    with only_one(folder, wait=in_sweep):
+        _same_run(config, folder, resuming)
+        if metrics := finished(folder):
+            log.info("%s is finished already; its recorded result stands.", folder)
+            return metrics
+        (folder / "metrics.json").unlink(missing_ok=True)  # of a failure that is tried again; run.log keeps it
+        board.forget_end(folder)
+        parts = _begin(config, folder, overrides or [], choices or {}, in_sweep)
+        several = processes_of(config) > 1 and launched()[1] == 1
+        if several and watching:
+            raise ConfigError("a search trains each trial in one process; leave out trainer=ddp, or say workers=2.")
+        with _recorded(folder):
+            return _run_by(parts, folder) if several else _run(parts, folder, watching)
+
+
+def take_part(config: DictConfig, folder: Path) -> None:
+    """What one of several processes of a run does; the folder is another's, who waits for all of them."""
+    parts = assemble(config)
+    with _recorded(folder):
+        _run(parts, folder)
+
+
+def release() -> None:
+    """What an ended run held may be more than the next one in this process needs."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def _recorded(folder: Path):
+    """A failure goes to metrics.json; of several processes, that of the first to fail, which made the others."""
+    with _log_to(folder / "run.log"):
+        try:
+            yield
+        except Exception as error:
+            log.debug("failed", exc_info=True)  # to the file: whoever called us says it on the terminal
+            if not (folder / "metrics.json").exists():
+                fail(folder, error, status="pruned" if isinstance(error, Pruned) else "failed")
+                board.end(folder, metrics_of(folder))
+            raise
+
+
+def _run_by(parts: Parts, folder: Path) -> dict[str, Any] | None:
+    """The run by processes of their own, one a device."""
+    try:
+        processes.run(contents(parts.config), folder, processes_of(parts.config))
+    except processes.KilledError:
+        (folder / "metrics.json").unlink(missing_ok=True)  # the others failed for want of the one that was killed
+        board.forget_end(folder)
+        raise
+    except processes.ProcessError as error:
+        raise processes.ProcessError(metrics_of(folder).get("error", error)) from None
+    return finished(folder)
+
+
+def _same_run(config: DictConfig, folder: Path, resuming: bool) -> None:
+    """A folder holds one run: another config is refused; its trainer may change until the fit is done."""
+    if not (folder / ".hydra" / "config.yaml").exists():
+        return
+    before, now = (flat(contents(c)) for c in (config_of(folder), config))
+    differ = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k) and not k.startswith(VOLATILE)]
+    done = (folder / "checkpoints" / "fit.json").exists()
+    for key in differ:
+        if not (resuming and key.startswith("trainer.") and not done):
+            raise ConfigError(
+                f"{folder} holds another run: {key} is {before.get(key)} there and {now.get(key)} here"
+                + (", and its training is finished" if resuming and done else "")
+                + ". Choose another folder (hydra.run.dir=...), or go on with that run as it is: resume=<folder>."
+            )
+    if differ:
+        write_whole(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+
+
+def _begin(config: DictConfig, folder: Path, overrides: list[str], choices: dict[str, Any], in_sweep: bool) -> Parts:
+    """The parts of a run, and its config on disk.
+
+    A job of a sweep is on disk first, so that whatever becomes of it is known; a single run that cannot work leaves
+    no folder that claims to be one.
+    """
+    known = (folder / ".hydra" / "config.yaml").exists()
+    begun = (folder / "checkpoints" / "last.ckpt").exists()
+    if in_sweep and not begun:  # nothing of an earlier try goes into this one
+        _record(folder, config, overrides, choices)
+    try:
+        check_accelerator(config)
+        parts = assemble(config)
+    except Exception as error:
+        if in_sweep:
+            fail(folder, error)
+        elif not known:
+            (folder / ".lock").unlink(missing_ok=True)
+            with suppress(OSError):  # a folder that holds anything stays
+                folder.rmdir()
+        raise
+    if not in_sweep and not known:
+        _record(folder, config, overrides, choices)
+    elif known and not begun:
+        origin.write(folder, config)
+    if known:
+        for what in origin.changes(folder, config):
+            log.warning("%s since this run began; what follows is a mix of both.", what)
+    return parts
+
+
+def _record(folder: Path, config: DictConfig, overrides: list[str], choices: dict[str, Any]) -> None:
+    origin.write(folder, config)
+    begin(folder, config, overrides, choices)
+
+
+@contextmanager
+def _log_to(file: Path):
+    if launched()[0]:  # the first process tells it all
+        file = Path(os.devnull)
+    handler = logging.FileHandler(file)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    loggers = [log, logging.getLogger("lightning.pytorch")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        handler.close()
+
+
+def trainer_of(parts: Parts, folder: Path, watching: Sequence[Callback] = ()) -> pl.Trainer:
+    """The Trainer of a run: its checkpoints, TensorBoard events and figures go to the folder."""
+    # Every validation writes last.ckpt; best.ckpt is the best by val/loss.
+    checkpoints = callbacks.Checkpoints(
+        dirpath=folder / "checkpoints",
+        filename="best",
+        monitor=SCORE,
+        save_last=True,
+        enable_version_counter=False,
+    )
+    config, devices = parts.config, parts.config.trainer.devices
+    parts_of_run = [
+        make(config.stop, "stop"),
+        callbacks.StopOnNaN(),
+        callbacks.Figures(),
+        callbacks.Timer(),
+        callbacks.Course(),
+        callbacks.Log(),
+        callbacks.Progress(),
+        LearningRateMonitor("step"),
+        *watching,
+        checkpoints,
+    ]
+    return make(
+        config.trainer,
+        "trainer",
+        accelerator=accelerator_of(config),
+        strategy=strategy_of(config) if launched()[1] > 1 else "auto",
+        devices=list(devices) if OmegaConf.is_list(devices) else processes_of(config),
+        logger=board.Board(folder),
+        callbacks=parts_of_run,
+        plugins=[callbacks.WholeFiles()],
+        profiler=config.trainer.get("profiler") or callbacks.Unprofiled(),
+        default_root_dir=str(folder),
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=LOG_EVERY,
+    )
+
+
+def _run(parts: Parts, folder: Path, watching: Sequence[Callback] = ()) -> dict[str, Any] | None:
+    trainer = trainer_of(parts, folder, watching)
+    log.debug("torch %s, %d threads, %s", torch.__version__, torch.get_num_threads(), trainer.strategy.root_device)
+    fit = _fit(parts, trainer, folder)
+    if not trainer.is_global_zero:
+        return None
+    best = folder / "checkpoints" / "best.ckpt"
+    _read_weights(parts.model, best)
+    parts.model.to(trainer.strategy.root_device)
+    started = monotonic()
+    scores = score(parts)
+    metrics = {"status": "completed", **scores, **fit, "score/seconds": monotonic() - started}
+    plots.write(
+        plots.figures(parts.model, parts.data, parts.config.seed, tasks=parts.yardstick.questions), folder / "figures"
+    )
+    board.end(folder, metrics)
+    write_whole(folder / "metrics.json", json.dumps(metrics, indent=1))
+    log.debug("completed: %s", metrics)
+    return metrics
+
+
+def _fit(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, Any]:
+    """Train, or go on from last.ckpt; what the fit cost is kept so that a run cut later need not train again."""
+    done = folder / "checkpoints" / "fit.json"
+    if done.exists():
+        return json.loads(done.read_text())
+    cost = _train(parts, trainer, folder)
+    if trainer.is_global_zero:
+        write_whole(done, json.dumps(cost))
+    if torch.distributed.is_initialized():  # the first scores and draws by itself, and the others need not wait
+        torch.distributed.destroy_process_group()
+    return cost
+
+
+def _train(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, Any]:
+    start, step, last = None, 0, folder / "checkpoints" / "last.ckpt"
+    if last.exists():
+        log.log(logging.INFO if trainer.is_global_zero else logging.DEBUG, "going on from %s", last)
+        checkpoint = torch.load(last, map_location="cpu", weights_only=True)
+        check_channels(checkpoint["channels"], parts)
+        if _stopped_early(checkpoint):  # cut after the decision to stop: it stands
+            known = checkpoint["callbacks"]
+            cost = _cost(parts, checkpoint["epoch"] + 1, checkpoint["global_step"], known["Timer"]["seconds"])
+            return cost | callbacks.course(known["Course"]["losses"])
+        start, step = str(last), checkpoint["global_step"]
+    assert isinstance(trainer.logger, board.Board)
+    trainer.logger.begin(step)
+    try:
+        trainer.fit(parts.model, datamodule=parts.data, ckpt_path=start, weights_only=True)
+    except SystemExit as stop:  # Lightning's answer to Ctrl-C
+        raise KeyboardInterrupt if stop.code == 1 else stop from None
+    seconds = callbacks.timer_of(trainer).metrics["fit/seconds"]
+    course = callbacks.course(callbacks.losses_of(trainer))
+    return _cost(parts, trainer.current_epoch, trainer.global_step, seconds) | course
+
+
+def _stopped_early(checkpoint: dict[str, Any]) -> bool:
+    states = [v for k, v in checkpoint["callbacks"].items() if k.startswith("EarlyStopping")]
+    return any(state["wait_count"] >= state["patience"] for state in states)
+
+
+def _cost(parts: Parts, epochs: int, steps: int, seconds: float) -> dict[str, Any]:
+    return {
+        "fit/epochs": epochs,
+        "fit/steps": steps,
+        "fit/seconds": seconds,
+        "fit/steps_per_second": steps / seconds if seconds else 0.0,
+        "model/parameters": sum(p.numel() for p in parts.model.parameters()),
+        "model/causal": parts.model.causal,
+    }
+
+
+def _read_weights(model: SequenceModel, file: Path) -> None:
+    model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["state_dict"])
