@@ -1,6 +1,7 @@
 """The batch of series, and ragged series in memory."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from small import asked, batch_of, held_out
 
 from vrnn_lab.data.base import Ragged
 from vrnn_lab.series import compact, front_first, gaps, pick, put_back, series_of
-from vrnn_lab.tasks import Density, Forecast
+from vrnn_lab.tasks import Density, Forecast, Own
 
 NAN = float("nan")
 
@@ -179,7 +180,7 @@ def ragged(**changes) -> Ragged:
     """Four series of 3, 0, 1 and 4 points, two channels, each on its own clock."""
     times = np.array([0.0, 1.0, 3.0, 50.0, 7.0, 7.5, 8.0, 8.0])
     values = np.array([[1, 10], [2, NAN], [3, 30], [NAN, NAN], [4, 40], [5, NAN], [6, 60], [7, 70]], dtype=float)
-    made = Ragged(
+    made = dict(
         times=times,
         values=values,
         offsets=np.array([0, 3, 3, 4, 8]),
@@ -188,12 +189,12 @@ def ragged(**changes) -> Ragged:
         clean=values + 0.5,
         names=("a", "b", "c", "d"),
     )
-    return replace(made, **changes)
+    return Ragged.joined(**{**made, **changes})
 
 
 def batch(series: Ragged, index=(0, 1, 2, 3), task=None):
-    rngs = (np.random.default_rng(int(i)) for i in index)
-    return series.batch(np.asarray(index), task or Density(), rngs).check()
+    draws = Own([partial(np.random.default_rng, int(i)) for i in index])
+    return series.batch(np.asarray(index), task or Density(), draws).check()
 
 
 def test_a_batch_holds_each_series_and_padding_behind_it():
@@ -322,7 +323,7 @@ def test_binary_values_are_not_rescaled():
 
 def test_a_training_set_of_single_points_has_a_clock_nevertheless():
     series = ragged().part([2, 2])
-    series = replace(series, values=np.array([[1.0, 2.0], [3.0, 4.0]]))
+    series = replace(series, points=replace(series.points, values=np.tile([[1.0, 2.0]], (8, 1))))
     scale = series.scale(("u", "v"), "real")
     assert scale.clock.item() == 1 and scale.gap.item() == 1 and scale.longest.item() == 0
 

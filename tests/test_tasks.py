@@ -1,6 +1,6 @@
 """What every task shows and what it asks for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -236,7 +236,7 @@ class Listener(Task):
 def test_the_draws_of_training_are_not_those_of_evaluation():
     """No two of (shuffle, batch of an epoch, series at evaluation) may share a stream."""
     data, listener = series().part(np.arange(6)), Listener([])
-    data = Ragged(data.times, data.values, data.offsets, data.windows, np.arange(6))
+    data = replace(data, ids=np.arange(6))
     loader = Batches(data, listener, 2, seed=1, training=True)
     for _ in range(6):
         list(loader)

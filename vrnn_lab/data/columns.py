@@ -1,6 +1,7 @@
 """From the cells of a CSV or Parquet file to numbers, times and names; errors name the column, line and cell."""
 
 import difflib
+import sys
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -75,9 +76,12 @@ def read(path: Path, wanted: list[str], words: Iterable[str]) -> Cells:
     """The wanted columns of a file; those named in `words` are kept as text. ValueError if there is no row."""
     words = set(words)
     if path.suffix.lower() == ".parquet":
-        import pyarrow.parquet
+        import pyarrow.parquet as pq
 
-        frame = pyarrow.parquet.read_table(path, columns=wanted).to_pandas(ignore_metadata=True)
+        # Texts as a dictionary: an object for each would take most of the time and of the memory.
+        table = pq.read_table(path, columns=wanted, read_dictionary=sorted(words))
+        frame = table.to_pandas(ignore_metadata=True, split_blocks=True, self_destruct=True)
+        del table
     else:
         missing = {name: MISSING for name in wanted if name not in words}
         # All columns, since pandas overlooks a row with too many cells when it is asked for some.
@@ -85,6 +89,14 @@ def read(path: Path, wanted: list[str], words: Iterable[str]) -> Cells:
     if not len(frame):
         raise ValueError(f"{path} has no rows, only the columns {_listed(wanted)}; expected a row per time.")
     return Cells(path, frame)
+
+
+def release() -> None:
+    """Gives back the memory that pyarrow keeps for more."""
+    if "pyarrow" in sys.modules:
+        import pyarrow as pa
+
+        pa.default_memory_pool().release_unused()
 
 
 def _read_csv(path: Path, **options) -> pd.DataFrame:

@@ -23,7 +23,7 @@ class Contents:
 
     channels: tuple[str, ...]
     series: Ragged
-    label: NDArray[np.int64] | None  # (points,): which split the file puts a point in
+    marked: tuple[Runs, NDArray[np.int64]] | None  # runs, and which split the file puts each in
     dates: bool  # times are days since 1970
 
 
@@ -98,14 +98,14 @@ class Table(SeriesData):
         return windows.make_splits(series, runs, self.window, self.stride)
 
     def _runs(self) -> dict[str, Runs]:
-        series, label = self.whole(), self._contents.label
-        if label is not None:
-            return windows.by_label(series, label)
+        series, marked = self.whole(), self._contents.marked
+        if marked is not None:
+            return windows.by_label(series, *marked)
         if len(series) > 1:
             return windows.by_name(series, self.shares, self.seed)
         if self.window is None:
             raise ValueError(
-                f"{self.path} holds a single series, '{windows.names_of(series)[0]}', of {len(series.times)} points, "
+                f"{self.path} holds a single series, '{windows.names_of(series)[0]}', of {series.lengths[0]} points, "
                 "which cannot be split as a whole; cut it into windows of so many points: data.window=50. If there "
                 "are several series, name the column that tells them apart: data.id=..."
             )
@@ -128,6 +128,7 @@ class Table(SeriesData):
     def _contents(self) -> Contents:
         contents = self._read_long() if self.channel is not None else self._read_wide()
         self.time_unit = "days" if contents.dates else ""
+        columns.release()
         return contents
 
     def _cells(self, needed: list[tuple[str, str]]) -> Cells:
@@ -181,14 +182,16 @@ class Table(SeriesData):
             owner, names = np.zeros(len(observed), np.int64), (self.path.name.split(".")[0],)
         else:
             owner, names = columns.words(cells, self.id)
-        empty = np.setdiff1d(np.arange(len(names)), owner[observed])
+        met = np.zeros(len(names) + 1, bool)
+        met[owner[observed]] = True  # the last is that of rows without a name
+        empty = np.flatnonzero(~met[:-1])
         cells, owner = cells.rows(observed), owner[observed]
         if self.id is not None:
             columns.all_filled(cells, self.id, owner)
         if len(empty):
             shown = ", ".join(f"'{names[i]}'" for i in empty[:5])
             log.warning("%s: %d series have no observed value and are left out: %s", self.path, len(empty), shown)
-            owner = np.searchsorted(np.setdiff1d(np.arange(len(names)), empty), owner)
+            owner = (np.cumsum(met[:-1]) - 1)[owner]
             names = tuple(np.delete(np.array(names, dtype=object), empty))
         times, dates = columns.times(cells, self.time)
         return Points(cells, owner, names, times, dates)
@@ -197,7 +200,7 @@ class Table(SeriesData):
         """order (points,): the row each point takes its time and split from; values (points, dim)."""
         owner, times = points.owner[order], points.times[order]
         offsets = np.searchsorted(owner, np.arange(len(points.names) + 1))
-        series = Ragged(
+        series = Ragged.joined(
             times=times,
             values=values,
             offsets=offsets,
@@ -205,7 +208,9 @@ class Table(SeriesData):
             ids=windows.hashed(points.names),
             names=points.names,
         )
-        return Contents(tuple(channels), series, self._label(points.cells, order), points.dates)
+        label = self._label(points.cells, order)
+        marked = None if label is None else windows.stretches(owner, label)
+        return Contents(tuple(channels), series, marked, points.dates)
 
     def _label(self, cells: Cells, order) -> NDArray[np.int64] | None:
         if self.split is None or self.split not in cells.frame:
