@@ -1,7 +1,6 @@
 """The batch of series, and ragged series in memory."""
 
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -180,20 +179,20 @@ def ragged(**changes) -> Ragged:
     """Four series of 3, 0, 1 and 4 points, two channels, each on its own clock."""
     times = np.array([0.0, 1.0, 3.0, 50.0, 7.0, 7.5, 8.0, 8.0])
     values = np.array([[1, 10], [2, NAN], [3, 30], [NAN, NAN], [4, 40], [5, NAN], [6, 60], [7, 70]], dtype=float)
-    made = dict(
-        times=times,
-        values=values,
-        offsets=np.array([0, 3, 3, 4, 8]),
-        windows=np.array([[0.0, 3.0], [5.0, 9.0], [50.0, 50.0], [6.0, 8.0]]),
-        ids=np.array([11, 12, 13, 14]),
-        clean=values + 0.5,
-        names=("a", "b", "c", "d"),
-    )
+    made = {
+        "times": times,
+        "values": values,
+        "offsets": np.array([0, 3, 3, 4, 8]),
+        "windows": np.array([[0.0, 3.0], [5.0, 9.0], [50.0, 50.0], [6.0, 8.0]]),
+        "ids": np.array([11, 12, 13, 14]),
+        "clean": values + 0.5,
+        "names": ("a", "b", "c", "d"),
+    }
     return Ragged.joined(**{**made, **changes})
 
 
 def batch(series: Ragged, index=(0, 1, 2, 3), task=None):
-    draws = Own([partial(np.random.default_rng, int(i)) for i in index])
+    draws = Own(np.random.default_rng, range(len(index)))
     return series.batch(np.asarray(index), task or Density(), draws).check()
 
 

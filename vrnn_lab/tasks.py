@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from itertools import repeat
 from typing import Literal
 
@@ -55,9 +54,9 @@ class Shared(Draws):
         if (counts >= candidates.sum(1)).all():
             return candidates
         key = np.where(candidates, self.rng.random(candidates.shape), 1.0)
-        key_of_last = np.pad(np.sort(key, 1), ((0, 0), (1, 0)), constant_values=-1.0)
-        last = np.minimum(counts, candidates.sum(1))
-        return candidates & (key <= key_of_last[np.arange(len(key)), last][:, None])
+        counts = np.minimum(counts, candidates.sum(1))
+        last = np.sort(key, 1)[np.arange(len(key)), np.maximum(counts, 1) - 1]
+        return candidates & (key <= np.where(counts, last, -1.0)[:, None])
 
     def rows(self, index):
         return Shared(self.rng, len(index))
@@ -69,8 +68,14 @@ class Shared(Draws):
 class Own(Draws):
     """Each row draws from a generator of its own, made when it first draws: what it gets is its alone."""
 
-    def __init__(self, makers: Sequence[Callable[[], np.random.Generator]]):
-        self.makers = [cache(make) for make in makers]
+    def __init__(
+        self,
+        make: Callable[[int], np.random.Generator],
+        index: Sequence[int] | NDArray[np.int64],
+        made: dict[int, np.random.Generator] | None = None,
+    ):
+        self.make, self.index = make, index
+        self.made = {} if made is None else made
 
     def uniform(self, low, high):
         return np.array([rng.uniform(low, high) for rng in self.generators()])
@@ -79,19 +84,23 @@ class Own(Draws):
         return np.array([rng.integers(count) for rng in self.generators()], np.int64)
 
     def subset(self, candidates, counts):
-        chosen = np.zeros_like(candidates)
-        for row, count in enumerate(counts):
+        chosen = candidates.copy()
+        for row in np.flatnonzero(counts < candidates.sum(1)):
             there = np.flatnonzero(candidates[row])
-            if count < len(there):
-                there = self.makers[row]().permutation(there)[:count]
-            chosen[row, there] = True
+            chosen[row] = False
+            chosen[row, self._of(self.index[row]).permutation(there)[: counts[row]]] = True
         return chosen
 
     def rows(self, index):
-        return Own([self.makers[i] for i in index])
+        return Own(self.make, [self.index[i] for i in index], self.made)
 
     def generators(self):
-        return (make() for make in self.makers)
+        return map(self._of, self.index)
+
+    def _of(self, row: int) -> np.random.Generator:
+        if row not in self.made:
+            self.made[row] = self.make(row)
+        return self.made[row]
 
 
 class Task(ABC):
@@ -127,7 +136,7 @@ class Vectorised(Task):
 
     def __call__(self, times, known, window, rng):
         seen, scored = self.together(
-            times[None], known[None], window[None], np.array([len(times)]), Own([lambda: rng])
+            times[None], known[None], window[None], np.array([len(times)]), Own(lambda row: rng, [0])
         )
         return seen[0], scored[0]
 

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial, reduce
+from functools import cached_property, reduce
 from typing import ClassVar
 
 import lightning.pytorch as pl
@@ -37,7 +37,7 @@ class Points:
 
 @dataclass(frozen=True)
 class Ragged:
-    """Series of any lengths, each a stretch of neighbouring points. Others may share the points: a part is no copy."""
+    """Series of any lengths, each a stretch of neighbouring points. A part shares them: no copy."""
 
     points: Points
     first: NDArray[np.int64]  # (series,): series i is points first[i] to before end[i]
@@ -286,7 +286,7 @@ class Batches:
     def _draws(self, index, place: int) -> Draws:
         if self.training:
             return Shared(generator(TASKS, self.seed, self.epoch, place), len(index))
-        return Own([partial(generator, PATTERN, self.seed, int(self.data.ids[i])) for i in index])
+        return Own(lambda row: generator(PATTERN, self.seed, int(self.data.ids[index[row]])), range(len(index)))
 
 
 def cut(order: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
@@ -315,6 +315,7 @@ class SeriesData(pl.LightningDataModule, ABC):
     phase_plane: ClassVar[bool] = False  # two channels that are coordinates of one plane
     image: tuple[int, int] | None = None  # (rows, columns), where a point's channels are the pixels of one
     noise_std: float | None = None  # of the observations, where it is known
+    keep: bool = True  # on disk, for the next process, where it took long to make
 
     def __init__(self, batch_size: Count = 50, seed: Natural = 0):
         super().__init__()

@@ -13,6 +13,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from pandas.api import types
 
+from vrnn_lab.data.base import SPLITS
+
 ENDINGS = (".csv", ".csv.gz", ".parquet")
 MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "none", "-nan", "-NaN", "<NA>"]
 OTHER_NAMES = {  # what Nixtla, GluonTS and others call these columns
@@ -55,6 +57,22 @@ def column_names(path: Path) -> list[str]:
     if path.suffix.lower() == ".parquet":
         return [name for name in _parquet(path).names if not name.startswith("__index_level_")]
     return [str(name) for name in _read_csv(path, nrows=0).columns]
+
+
+def refuse_stream(path: Path, channel: str | None) -> None:
+    """ValueError for a file or a form that cannot be read bit by bit."""
+    if channel is not None:
+        raise ValueError(
+            "data.stream=true reads tables with a column a channel; the long form (data.channel) cannot be streamed. "
+            "Turn it into the other once: duckdb's PIVOT, or pandas' pivot_table; or leave data.stream out."
+        )
+    if path.name.lower().endswith((".csv", ".csv.gz")):
+        new = path.name.split(".")[0] + ".parquet"
+        raise ValueError(
+            f"data.stream=true reads Parquet, and data.path={path} is a CSV file. Turn it into one, of any size: "
+            f"duckdb -c \"COPY (SELECT * FROM '{path}' ORDER BY id, time) TO '{new}'\", or by pyarrow's open_csv and "
+            "ParquetWriter; or leave data.stream out."
+        )
 
 
 def demand(path: Path, found: list[str], wanted: Iterable[tuple[str, str]]) -> None:
@@ -241,6 +259,20 @@ def all_filled(cells: Cells, column: str, codes: NDArray[np.int64]) -> None:
         raise ValueError(
             f"{cells.path}: {cells.where(empty)} has no '{column}'; expected one in every row with a value."
         )
+
+
+def marks(cells: Cells, column: str) -> NDArray[np.int64]:
+    """(rows,): the split that a column says, an index into SPLITS. ValueError for another word, or none."""
+    codes, found = words(cells, column)
+    all_filled(cells, column, codes)
+    unknown = [i for i, word in enumerate(found) if word not in SPLITS and (codes == i).any()]
+    if unknown:
+        place = int(np.flatnonzero(np.isin(codes, unknown))[0])
+        raise ValueError(
+            f"{cells.path}: column '{column}' says '{found[codes[place]]}' in {cells.where(place)}; expected "
+            "train, val or test. data.split=null leaves the column alone and splits by the seed."
+        )
+    return np.array([SPLITS.index(word) if word in SPLITS else -1 for word in found])[codes]
 
 
 def _nearest(key: str, name: str, found: list[str]) -> str | None:

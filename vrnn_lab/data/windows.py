@@ -38,6 +38,16 @@ class Runs:
         return Runs(self.owner[index], self.first[index], self.end[index])
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What a file holds: every series, sorted by name and time."""
+
+    channels: tuple[str, ...]
+    series: Ragged
+    marked: tuple[Runs, NDArray[np.int64]] | None  # runs, and which split the file puts each in
+    dates: bool  # times are days since 1970
+
+
 def whole_series(series: Ragged) -> Runs:
     """Every series as one run."""
     return Runs(np.arange(len(series)), series.first, series.end)
@@ -70,7 +80,7 @@ def sizes(count: int, shares, what: str) -> list[int]:
 
 def by_name(series: Ragged, shares, seed: int) -> dict[str, Runs]:
     """Whole series to splits by the rank of a hash of (seed, name): the order of the series plays no part."""
-    rank = np.argsort(np.argsort(hashed([f"{seed}\n{name}" for name in names_of(series)]), kind="stable"))
+    rank = np.argsort(np.argsort(hashed(f"{seed}\n{name}" for name in names_of(series)), kind="stable"))
     split = np.searchsorted(np.cumsum(sizes(len(series), shares, "series")), rank, side="right")
     return {name: whole_series(series).rows(np.flatnonzero(split == i)) for i, name in enumerate(SPLITS)}
 
@@ -109,9 +119,10 @@ def by_label(series: Ragged, runs: Runs, label: Integers) -> dict[str, Runs]:
     _found, position, again = np.unique(key, return_index=True, return_counts=True)
     if (again > 1).any():
         place = position[again > 1].min()
+        name, split = names_of(series)[runs.owner[place]], SPLITS[label[place]]
         raise ValueError(
-            f"series '{names_of(series)[runs.owner[place]]}' goes into the {SPLITS[label[place]]} split, out of it and "
-            "into it again in time; expected a series to lie in one split, or in one stretch of time each."
+            f"series '{name}' goes into the {split} split, out of it and into it again in time; expected "
+            "a series to lie in one split, or in one stretch of time each."
         )
     return {name: runs.rows(label == i) for i, name in enumerate(SPLITS)}
 
@@ -170,21 +181,31 @@ def window_ids(series: Ragged, runs: Runs, split: str) -> Integers:
     names = names_of(series)
     start = np.flatnonzero(np.diff(runs.owner, prepend=-1))
     number = np.arange(len(runs)) - np.repeat(start, np.diff(np.append(start, len(runs))))
-    return hashed([f"{names[i]}\n{split}\n{n}" for i, n in zip(runs.owner, number, strict=True)])
+    return hashed(f"{names[i]}\n{split}\n{n}" for i, n in zip(runs.owner, number, strict=True))
 
 
 def hashed(texts) -> Integers:
     """A stable int64 for each text."""
-    digests = bytearray().join(blake2b(text.encode(), digest_size=8).digest() for text in texts)
-    return np.frombuffer(digests, dtype="<i8").astype(np.int64, copy=False)
+    number = lambda text: int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+    return np.fromiter(map(number, texts), np.int64)
 
 
-def dequantised(series: Ragged, train: Runs, channels: tuple[str, ...], seed: int, like=np.empty_like) -> Ragged:
+Fill = Callable[[NDArray[np.float64]], None]
+
+
+def in_memory(values: NDArray[np.float64], name: str, fill: Fill) -> NDArray[np.float64]:
+    """New values, like others in shape."""
+    new = np.empty_like(values)
+    fill(new)
+    return new
+
+
+def dequantised(series: Ragged, train: Runs, channels: tuple[str, ...], seed: int, made=in_memory) -> Ragged:
     """The series with uniform noise of one rounding step added to channels that are visibly rounded.
 
     The density of rounded values has no bound: a model could put a spike on each. The step is found on the
     training values alone. The noise is a function of (seed, series, channel, time): the same however the
-    series are split, cut or ordered. `like` makes room for the new values, which may lie on disk.
+    series are split, cut or ordered. `made` makes the new values, which may lie on disk under a name.
     """
     size = max(1, CELLS // len(channels))
     steps = [rounding_step(partial(_channel, series, train, place, size)) for place in range(len(channels))]
@@ -196,15 +217,19 @@ def dequantised(series: Ragged, train: Runs, channels: tuple[str, ...], seed: in
         "has no bound. data.dequantise=false keeps them as they are.",
         ", ".join(found),
     )
-    values = like(series.points.values)
+    name = "_".join(f"{x:g}" for x in (seed, *steps))
+    values = made(series.points.values, name, partial(_add_noise, series, steps, seed, size))
+    return replace(series, points=replace(series.points, values=values))
+
+
+def _add_noise(series: Ragged, steps: list[float], seed: int, size: int, out: NDArray[np.float64]) -> None:
     for owner, first, end in pieces(series.first, series.end, size):
         place = places(first, end)
-        piece = series.points.values[place].copy()
+        values = series.points.values[place].copy()
         for channel in np.flatnonzero(steps):
             start = np.repeat(_start(series.ids[owner], int(channel), seed), end - first)
-            piece[:, channel] += steps[channel] * (_uniform(start, series.points.times[place]) - 0.5)
-        values[place] = piece
-    return replace(series, points=replace(series.points, values=values))
+            values[:, channel] += steps[channel] * (_uniform(start, series.points.times[place]) - 0.5)
+        out[place] = values
 
 
 def _channel(series: Ragged, runs: Runs, channel: int, size: int) -> Iterator[NDArray[np.float64]]:
