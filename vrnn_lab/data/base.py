@@ -20,7 +20,7 @@ from vrnn_lab.tasks import Density, Draws, Own, Shared, Task
 
 SPLITS = ("train", "val", "test")
 SHUFFLE, TASKS, PATTERN = 101, 102, 103  # what a generator is for: no two purposes share a stream
-CELLS = 2**23  # values that a pass over the data holds at once
+CELLS = 2**22  # values that a pass over the data holds at once
 GAPS = 10_000_000  # points whose gaps are sorted for their median
 MOSTLY_FULL = 0.9  # where the mean length is this share of the longest, batches need no series of like length
 POOL, JITTER = 20, 0.15  # batches whose series are sorted by length, each stretched by a share up to this
@@ -171,7 +171,7 @@ class Ragged:
             mean=torch.from_numpy(mean),
             std=torch.from_numpy(std),
             clock=number(clock),
-            gap=number(self._gap(clock)),
+            gap=number(self._gap(float(clock))),
             longest=number(spans.max()),
             start=number(start),
             reach=number(self.windows[:, 1].max() - start),
@@ -187,12 +187,12 @@ class Ragged:
 
     def _gap(self, default: float) -> float:
         """The median positive time between neighbours; of more than GAPS points that of evenly chosen series."""
-        some = self.part(np.arange(0, len(self), 1 + int(self.lengths.sum()) // GAPS))
+        count = int(self.lengths.sum())
+        some = self.part(np.arange(0, len(self), 1 if count <= GAPS else 1 + 4 * count // GAPS))
         steps, borders = np.diff(some.times), some.offsets[1:-1]
-        inner = np.ones(len(steps), bool)
-        inner[borders[(borders > 0) & (borders <= len(steps))] - 1] = False
-        steps = steps[inner & (steps > 0)]
-        return np.median(steps) if len(steps) else default
+        steps[borders[(borders > 0) & (borders <= len(steps))] - 1] = 0.0
+        steps = steps[steps > 0]
+        return float(np.median(steps, overwrite_input=True)) if len(steps) else default
 
 
 def _longest_gap(times: NDArray[np.float64], counts: NDArray[np.bool_]) -> float:

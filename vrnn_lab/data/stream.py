@@ -28,10 +28,19 @@ ROWS = 2**18  # read at once
 KEPT = 5  # files in the cache, those used last
 SAID = 10.0  # seconds from one line of progress to the next
 FORM = 1  # of what is written: another number is another folder
-ARRAYS = {  # points: times, values; series: where they begin and end, windows, ids, rows of the file, names; runs of one split
-    "times": "<f8", "values": "<f8", "offsets": "<i8", "windows": "<f8", "ids": "<i8", "row": "<i8", "text": "u1", "text_end": "<i8",
-    "run_owner": "<i8", "run_first": "<i8", "run_label": "<i8",
-}  # fmt: skip
+ARRAYS = {
+    "times": "<f8",
+    "values": "<f8",
+    "offsets": "<i8",  # of series among the points
+    "windows": "<f8",
+    "ids": "<i8",
+    "row": "<i8",  # of the file, where a series begins
+    "text": "u1",  # names
+    "text_end": "<i8",
+    "run_owner": "<i8",  # runs of points of one series and split
+    "run_first": "<i8",
+    "run_label": "<i8",
+}
 
 
 @dataclass(frozen=True)
