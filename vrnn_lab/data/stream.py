@@ -84,12 +84,13 @@ class Stored:
     def made(self, values: NDArray[np.float64], name: str, fill: Fill) -> NDArray[np.float64]:
         """New values, like others in shape, on disk under a name."""
         file = self.folder / f"values_{name}"
-        with _only_one(self.folder):
+        beside = file.with_name(f".{file.name}")
+        with _writing(self.folder):
             if not file.exists():
-                _demand_room(self.folder.parent, values.nbytes, self.folder.name)
-                beside = file.with_name(f".{file.name}")
+                _demand_room(self.folder.parent, values.nbytes)
                 try:
-                    new = np.memmap(beside, "<f8", "w+", shape=values.shape)
+                    _reserve(beside, values.nbytes)
+                    new = np.memmap(beside, "<f8", "r+", shape=values.shape)
                     fill(new)
                     new.flush()
                     beside.replace(file)
@@ -103,19 +104,12 @@ def stored(path: Path, wanted: list[str], id: str | None, time: str, values, spl
     state = path.stat()
     key = [str(path.absolute()), state.st_size, state.st_mtime_ns, wanted, id, time, values, split, FORM]
     folder = cache_folder() / "streams" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _only_one(folder):
-            if folder.is_dir():
-                os.utime(folder)
-            else:
-                _convert(Reader(path, wanted, id, time, values, split), folder)
-    except OSError as error:
-        raise ValueError(
-            f"data.stream=true writes the numbers of {path} to {folder.parent}, and that failed ({error}); nothing "
-            "of them was left there. Free some room, or name another place: VRNN_LAB_CACHE=<folder>."
-        ) from error
-    _forget(folder.parent, folder)
+    with _writing(folder):
+        if folder.is_dir():
+            os.utime(folder)
+        else:
+            _convert(Reader(path, wanted, id, time, values, split), folder)
+    _forget(folder.parent)
     return Stored(folder)
 
 
@@ -352,7 +346,7 @@ def sort_first(path: Path, reader: Reader) -> str:
 def _convert(reader: Reader, folder: Path) -> None:
     """All arrays into a folder beside, which then takes its name."""
     size = 8 * reader.count * (1 + len(reader.channels))
-    _demand_room(folder.parent, size, str(reader.path))
+    _demand_room(folder.parent, size)
     log.info("%s: its numbers are written once to %s, %.2g GB", reader.path, folder.parent, size / 1e9)
     beside = folder.with_name(f".{folder.name}")
     shutil.rmtree(beside, ignore_errors=True)  # of somebody who was killed
@@ -371,19 +365,35 @@ def _convert(reader: Reader, folder: Path) -> None:
         columns.release()
 
 
-def _demand_room(folder: Path, size: int, what: str) -> None:
+def _demand_room(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < 1.05 * size:
-        raise OSError(f"{what} needs {size / 1e9:.2g} GB there, and {free / 1e9:.2g} GB are free")
+        raise OSError(f"{size / 1e9:.2g} GB are needed there, and {free / 1e9:.2g} GB are free")
+
+
+def _reserve(file: Path, size: int) -> None:
+    """A file of that size; to find the disk full while writing to a mapped one would kill the process."""
+    with file.open("wb") as out:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(out.fileno(), 0, size)
+        out.truncate(size)
 
 
 @contextmanager
-def _only_one(folder: Path):
-    with FileLock(folder.with_name(f"{folder.name}.lock")):
-        yield
+def _writing(folder: Path):
+    """One process at a time; ValueError where it cannot write."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f"{folder.name}.lock")):
+            yield
+    except OSError as error:
+        raise ValueError(
+            f"data.stream=true writes the numbers of the file to {folder.parent}, and that failed ({error}); nothing "
+            "half written was left. Free some room, or name another place: VRNN_LAB_CACHE=<folder>."
+        ) from error
 
 
-def _forget(root: Path, keep: Path) -> None:
+def _forget(root: Path) -> None:
     """What was not used for longest."""
     found = [p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")]
     for old in sorted(found, key=lambda p: p.stat().st_mtime)[:-KEPT]:
