@@ -7,7 +7,7 @@ import pytest
 import torch
 from small import asked, batch_of, held_out
 
-from vrnn_lab.data.base import Ragged
+from vrnn_lab.data.base import Ragged, pieces, places
 from vrnn_lab.series import compact, front_first, gaps, pick, put_back, series_of
 from vrnn_lab.tasks import Density, Forecast, Own
 
@@ -257,6 +257,25 @@ def test_a_part_is_some_of_the_series_in_the_order_asked():
 def test_a_part_may_be_empty(index):
     nothing = ragged().part(index)
     assert len(nothing) == 0 and len(nothing.times) == 0 and nothing.offsets.tolist() == [0]
+
+
+def test_parts_and_their_parts_share_the_points():
+    whole = ragged()
+    some = whole.part([3, 0, 1]).part([1, 0])
+    assert some.points is whole.points and np.shares_memory(whole.times, whole.points.times)
+    assert some.times.tolist() == [0, 1, 3, 7, 7.5, 8, 8] and some.offsets.tolist() == [0, 3, 7]
+    assert torch.equal(batch(some, (0, 1)).values, batch(whole, (0, 3)).values)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+def test_pieces_of_stretches_are_the_stretches(size):
+    some = ragged().part([3, 1, 0, 3])
+    whole = np.arange(8)[places(some.first, some.end)]
+    cut = list(pieces(some.first, some.end, size))
+    np.testing.assert_array_equal(np.concatenate([np.arange(8)[places(a, b)] for _, a, b in cut]), whole)
+    assert max((b - a).sum() for _, a, b in cut) <= size
+    owner = np.concatenate([np.repeat(owner, b - a) for owner, a, b in cut])
+    np.testing.assert_array_equal(owner, np.repeat(np.arange(4), some.lengths))
 
 
 def test_equal_series_are_laid_end_to_end():

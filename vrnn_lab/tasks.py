@@ -74,7 +74,7 @@ class Own(Draws):
         index: Sequence[int] | NDArray[np.int64],
         made: dict[int, np.random.Generator] | None = None,
     ):
-        self.make, self.index = make, index
+        self.make, self.index = make, np.asarray(index)
         self.made = {} if made is None else made
 
     def uniform(self, low, high):
@@ -88,14 +88,14 @@ class Own(Draws):
         for row in np.flatnonzero(counts < candidates.sum(1)):
             there = np.flatnonzero(candidates[row])
             chosen[row] = False
-            chosen[row, self._of(self.index[row]).permutation(there)[: counts[row]]] = True
+            chosen[row, self._of(int(self.index[row])).permutation(there)[: counts[row]]] = True
         return chosen
 
     def rows(self, index):
-        return Own(self.make, [self.index[i] for i in index], self.made)
+        return Own(self.make, self.index[index], self.made)
 
     def generators(self):
-        return map(self._of, self.index)
+        return map(self._of, self.index.tolist())
 
     def _of(self, row: int) -> np.random.Generator:
         if row not in self.made:
@@ -132,18 +132,21 @@ class Vectorised(Task):
     """A task that is written for all rows of a batch at once."""
 
     @abstractmethod
-    def together(self, times, known, windows, lengths, draws): ...
+    def together(self, times, known, windows, lengths, draws) -> tuple[Mask, Mask]: ...
 
     def __call__(self, times, known, window, rng):
-        seen, scored = self.together(
-            times[None], known[None], window[None], np.array([len(times)]), Own(lambda row: rng, [0])
-        )
+        draws = Own(lambda row: rng, [0])
+        seen, scored = self.written(times[None], known[None], window[None], np.array([len(times)]), draws)
         return seen[0], scored[0]
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
-        if "__call__" in vars(cls) and "together" not in vars(cls):  # a built-in one that a user changed for a row
+        if "together" in vars(cls):
+            cls.written = cls.together
+        elif "__call__" in vars(cls):  # a built-in one that a user changed for one series
             cls.together = Task.together
+
+    written = together
 
 
 def _score(known: Mask, seen: Mask, scored: str) -> Mask:
@@ -233,9 +236,9 @@ def choose(candidates: Mask, wanted: Amount, draws: Draws) -> Mask:
     return draws.subset(candidates, np.rint(settle(wanted, draws) * number).astype(np.int64))
 
 
-def settle(wanted: float | Range, draws: Draws) -> float | NDArray[np.float64]:
+def settle(wanted: Amount, draws: Draws) -> float | NDArray[np.float64]:
     """The share, for each row: a range becomes a draw from it."""
-    return wanted if isinstance(wanted, float) else draws.uniform(wanted[0], wanted[1])
+    return wanted if isinstance(wanted, (int, float)) else draws.uniform(wanted[0], wanted[1])
 
 
 def before(times, known: Mask, windows, until: Amount, draws: Draws) -> Mask:

@@ -23,7 +23,7 @@ SHUFFLE, TASKS, PATTERN = 101, 102, 103  # what a generator is for: no two purpo
 CELLS = 2**22  # values that a pass over the data holds at once
 GAPS = 10_000_000  # points whose gaps are sorted for their median
 MOSTLY_FULL = 0.9  # where the mean length is this share of the longest, batches need no series of like length
-POOL, JITTER = 20, 0.15  # batches whose series are sorted by length, each stretched by a share up to this
+POOL, JITTER = 40, 0.25  # batches whose series are sorted by length, each stretched by a share up to this
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Ragged:
         times = np.where(lengths[:, None] > 0, times, windows[:, :1])
         seen, scored = task.together(times, real[..., None] & ~np.isnan(values), windows, lengths, draws)
         known = seen | scored
-        shown, counts = seen.any(-1), known.any(-1)
+        shown, counts = np.asarray(seen.any(-1)), np.asarray(known.any(-1))
         labels = self.labels
         if labels is not None:
             labels = np.where(real, labels[place], -1) if self.labels_of_points else labels[index]
@@ -224,14 +224,15 @@ def pieces(first: NDArray[np.int64], end: NDArray[np.int64], size: int) -> Itera
     for begin in range(0, max(1, offsets[-1]), size):
         stop = min(begin + size, offsets[-1])
         a, b = np.searchsorted(offsets, begin, "right") - 1, np.searchsorted(offsets, stop)
-        cuts = np.maximum(offsets[a:b], begin), np.minimum(offsets[a + 1 : b + 1], stop)
-        yield np.arange(a, b), *(first[a:b] + cut - offsets[a:b] for cut in cuts)
+        shift = first[a:b] - offsets[a:b]
+        own = np.maximum(offsets[a:b], begin) + shift, np.minimum(offsets[a + 1 : b + 1], stop) + shift
+        yield np.arange(a, b), *own
 
 
 def chosen(names: Sequence[str] | None, index: NDArray[np.int64]) -> Sequence[str] | None:
     if names is None or isinstance(names, Names):
         return names and names.part(index)
-    return tuple(names[i] for i in index)
+    return tuple([names[int(i)] for i in index])
 
 
 def generator(*numbers: int) -> np.random.Generator:

@@ -174,7 +174,7 @@ class Reader:
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
         column = pc.fill_null(column.cast(pa.string()), "")
-        new = np.asarray(pc.not_equal(column[1:], column[:-1]))
+        new = np.asarray(pc.call_function("not_equal", [column[1:], column[:-1]]))
         start = np.append(0, np.flatnonzero(new) + 1)
         return Chunk(cells, start, column.take(pa.array(start)).to_pylist())
 
@@ -209,7 +209,7 @@ class Pass:
         reader, cells = self.reader, chunk.cells
         values = np.stack([columns.numbers(cells, name) for name in reader.channels], 1)
         there = ~np.isnan(values)
-        observed = there.any(1)
+        observed = np.asarray(there.any(1))
         self.observed += there.sum(0)
         owner = np.repeat(np.arange(len(chunk.start)), np.diff(np.append(chunk.start, len(observed))))
         count = np.bincount(owner[observed], minlength=len(chunk.start))

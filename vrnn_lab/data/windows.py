@@ -119,7 +119,7 @@ def by_label(series: Ragged, runs: Runs, label: Integers) -> dict[str, Runs]:
     _found, position, again = np.unique(key, return_index=True, return_counts=True)
     if (again > 1).any():
         place = position[again > 1].min()
-        name, split = names_of(series)[runs.owner[place]], SPLITS[label[place]]
+        name, split = names_of(series)[int(runs.owner[place])], SPLITS[label[place]]
         raise ValueError(
             f"series '{name}' goes into the {split} split, out of it and into it again in time; expected "
             "a series to lie in one split, or in one stretch of time each."
