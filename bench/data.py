@@ -160,6 +160,21 @@ def row(
     return {**found, "target": target, "sense": "<=", "ok": bool(ratio <= target), **more}
 
 
+def streaming(folder: Path, series: int, streamed: int, points: int) -> list[dict]:
+    """What memory a series costs, from a small file to a large one, which is written here."""
+    first, found = fresh("stream", folder / f"{series}.parquet", cache=folder), []
+    (folder / f"{series}.parquet").unlink()
+    large = write(folder, streamed, points)
+    grown = streamed - series  # a series brings its name, id, window and place, whatever its length
+    for what in ("converted", "opened again"):
+        second = fresh("stream", large, cache=folder)
+        ours = 1e6 * (second["peak"] - first["peak"]) / grown
+        each = {"seconds": second["seconds"], "peak_MB": second["peak"], "peak_small_MB": first["peak"]}
+        title = f"peak memory streamed, {what}, from {series:,} to {streamed:,} series"
+        found.append(row(title, ours, 16.0 * points, "arrays", "bytes a series", GROWTH, **each))
+    return found
+
+
 def rows(
     quick: bool = False, series: int | None = None, streamed: int | None = None, points: int = POINTS
 ) -> list[dict]:
@@ -176,19 +191,12 @@ def rows(
                 row(f"load {kind}, {size}", load["seconds"], None, "limit", "s", LOAD, cpu=load["cpu_seconds"])
             )
             peak = {"peak_MB": load["peak"]}
-            found.append(row(f"memory {kind}, {size}", load["steady"], arrays, "arrays", "MB", MEMORY, **peak))
+            if not quick:  # in small files the process itself is most of it
+                found.append(row(f"memory {kind}, {size}", load["steady"], arrays, "arrays", "MB", MEMORY, **peak))
             if csv:
                 file.unlink()
-        first = fresh("stream", folder / f"{series}.parquet", cache=folder)
-        (folder / f"{series}.parquet").unlink()
-        large = write(folder, streamed, points)
-        grown = streamed - series  # a series brings its name, id, window and place, whatever its length
-        for what in ("converted", "opened again"):
-            second = fresh("stream", large, cache=folder)
-            ours = 1e6 * (second["peak"] - first["peak"]) / grown
-            each = {"seconds": second["seconds"], "peak_MB": second["peak"], "peak_small_MB": first["peak"]}
-            title = f"peak memory streamed, {what}, from {series:,} to {streamed:,} series"
-            found.append(row(title, ours, 16.0 * points, "arrays", "bytes a series", GROWTH, **each))
+        if not quick:
+            found += streaming(folder, series, streamed, points)
     share = fresh("padding")
     more = {"shuffled": share["shuffled"]}
     found.append(row("padding, lengths 10 to 500", share["alike"], None, "limit", "share", PADDING, **more))
