@@ -13,7 +13,7 @@ from vrnn_lab.config import CONF, compose, make, options
 from vrnn_lab.data.base import SPLITS, Batches, generator
 from vrnn_lab.data.periodic import Periodic
 from vrnn_lab.data.spirals import TIMES, Spirals, Spirals1D
-from vrnn_lab.tasks import Density, Forecast, Interpolate, Mixed
+from vrnn_lab.tasks import Density, Forecast, Interpolate, Mixed, Own
 
 SIZES = {"train": 30, "val": 8, "test": 9}
 # Sets that count otherwise: the keys that make them small and let the seed matter, and the sizes that follow.
@@ -74,7 +74,7 @@ def test_making_a_data_set_leaves_everyones_generators_alone(name):
     np.random.seed(0)  # noqa: NPY002 - the global state is what must not move
     torch.manual_seed(0)
     before = np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002 - the global state is what must not move
-    data_of(name).splits["train"].batch(np.arange(3), MIXED, [generator(i) for i in range(3)])
+    data_of(name).splits["train"].batch(np.arange(3), MIXED, Own(generator, range(3)))
     assert (before[0] == np.random.get_state()[1]).all()  # noqa: NPY002 - the global state is what must not move
     assert torch.equal(before[1], torch.get_rng_state())
 
@@ -106,7 +106,9 @@ def test_the_scale_is_read_from_training_alone(name):
     assert scale.channels == data.channels and scale.support == data.support
     for split in ("val", "test"):
         other = data.splits[split]
-        data.splits[split] = replace(other, values=1e6 + other.values, windows=other.windows * 9)
+        data.splits[split] = replace(
+            other, points=replace(other.points, values=1e6 + other.points.values), windows=other.windows * 9
+        )
     for field in ("mean", "std", "clock", "gap", "longest", "start", "reach"):
         assert torch.equal(getattr(data.scale, field), getattr(scale, field))
 

@@ -223,7 +223,7 @@ class Events(SeriesData):
 
     def make(self):
         lengths = [len(t) for t in self.times]
-        series = Ragged(
+        series = Ragged.joined(
             times=np.concatenate(self.times),
             values=np.ones((sum(lengths), 1)),
             offsets=np.concatenate([[0], np.cumsum(lengths)]),

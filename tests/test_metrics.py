@@ -414,7 +414,7 @@ class Uneven(SeriesData):
     def make(self):
         times = np.tile(np.arange(6.0), (4, 1))
         series = Ragged.of(times, 5.0 * np.random.default_rng(0).standard_normal((4, 6, 2)))
-        hidden = replace(series, values=series.values * [1, np.nan])
+        hidden = replace(series, points=replace(series.points, values=series.points.values * [1, np.nan]))
         return {"train": series, "val": hidden, "test": series}
 
 

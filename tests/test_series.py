@@ -7,9 +7,9 @@ import pytest
 import torch
 from small import asked, batch_of, held_out
 
-from vrnn_lab.data.base import Ragged
+from vrnn_lab.data.base import Ragged, pieces, places
 from vrnn_lab.series import compact, front_first, gaps, pick, put_back, series_of
-from vrnn_lab.tasks import Density, Forecast
+from vrnn_lab.tasks import Density, Forecast, Own
 
 NAN = float("nan")
 
@@ -179,21 +179,21 @@ def ragged(**changes) -> Ragged:
     """Four series of 3, 0, 1 and 4 points, two channels, each on its own clock."""
     times = np.array([0.0, 1.0, 3.0, 50.0, 7.0, 7.5, 8.0, 8.0])
     values = np.array([[1, 10], [2, NAN], [3, 30], [NAN, NAN], [4, 40], [5, NAN], [6, 60], [7, 70]], dtype=float)
-    made = Ragged(
-        times=times,
-        values=values,
-        offsets=np.array([0, 3, 3, 4, 8]),
-        windows=np.array([[0.0, 3.0], [5.0, 9.0], [50.0, 50.0], [6.0, 8.0]]),
-        ids=np.array([11, 12, 13, 14]),
-        clean=values + 0.5,
-        names=("a", "b", "c", "d"),
-    )
-    return replace(made, **changes)
+    made = {
+        "times": times,
+        "values": values,
+        "offsets": np.array([0, 3, 3, 4, 8]),
+        "windows": np.array([[0.0, 3.0], [5.0, 9.0], [50.0, 50.0], [6.0, 8.0]]),
+        "ids": np.array([11, 12, 13, 14]),
+        "clean": values + 0.5,
+        "names": ("a", "b", "c", "d"),
+    }
+    return Ragged.joined(**{**made, **changes})
 
 
 def batch(series: Ragged, index=(0, 1, 2, 3), task=None):
-    rngs = (np.random.default_rng(int(i)) for i in index)
-    return series.batch(np.asarray(index), task or Density(), rngs).check()
+    draws = Own(np.random.default_rng, range(len(index)))
+    return series.batch(np.asarray(index), task or Density(), draws).check()
 
 
 def test_a_batch_holds_each_series_and_padding_behind_it():
@@ -259,6 +259,25 @@ def test_a_part_may_be_empty(index):
     assert len(nothing) == 0 and len(nothing.times) == 0 and nothing.offsets.tolist() == [0]
 
 
+def test_parts_and_their_parts_share_the_points():
+    whole = ragged()
+    some = whole.part([3, 0, 1]).part([1, 0])
+    assert some.points is whole.points and np.shares_memory(whole.times, whole.points.times)
+    assert some.times.tolist() == [0, 1, 3, 7, 7.5, 8, 8] and some.offsets.tolist() == [0, 3, 7]
+    assert torch.equal(batch(some, (0, 1)).values, batch(whole, (0, 3)).values)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+def test_pieces_of_stretches_are_the_stretches(size):
+    some = ragged().part([3, 1, 0, 3])
+    whole = np.arange(8)[places(some.first, some.end)]
+    cut = list(pieces(some.first, some.end, size))
+    np.testing.assert_array_equal(np.concatenate([np.arange(8)[places(a, b)] for _, a, b in cut]), whole)
+    assert max((b - a).sum() for _, a, b in cut) <= size
+    owner = np.concatenate([np.repeat(owner, b - a) for owner, a, b in cut])
+    np.testing.assert_array_equal(owner, np.repeat(np.arange(4), some.lengths))
+
+
 def test_equal_series_are_laid_end_to_end():
     times = np.array([[0.0, 1.0, 4.0], [2.0, 3.0, 9.0]])
     values = np.arange(12.0).reshape(2, 3, 2)
@@ -322,7 +341,7 @@ def test_binary_values_are_not_rescaled():
 
 def test_a_training_set_of_single_points_has_a_clock_nevertheless():
     series = ragged().part([2, 2])
-    series = replace(series, values=np.array([[1.0, 2.0], [3.0, 4.0]]))
+    series = replace(series, points=replace(series.points, values=np.tile([[1.0, 2.0]], (8, 1))))
     scale = series.scale(("u", "v"), "real")
     assert scale.clock.item() == 1 and scale.gap.item() == 1 and scale.longest.item() == 0
 

@@ -1,12 +1,12 @@
 """What every task shows and what it asks for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
-from vrnn_lab.data.base import Batches, Ragged
-from vrnn_lab.tasks import Density, Forecast, Interpolate, Mixed, Task, Within
+from vrnn_lab.data.base import Batches, Ragged, generator
+from vrnn_lab.tasks import Density, Forecast, Interpolate, Mixed, Own, Shared, Task, Within
 
 TIMES = np.linspace(10, 20, 41)  # a quarter apart; the window is wider than the points
 WINDOW = np.array([5.0, 25.0])
@@ -236,10 +236,141 @@ class Listener(Task):
 def test_the_draws_of_training_are_not_those_of_evaluation():
     """No two of (shuffle, batch of an epoch, series at evaluation) may share a stream."""
     data, listener = series().part(np.arange(6)), Listener([])
-    data = Ragged(data.times, data.values, data.offsets, data.windows, np.arange(6))
+    data = replace(data, ids=np.arange(6))
     loader = Batches(data, listener, 2, seed=1, training=True)
     for _ in range(6):
         list(loader)
     list(Batches(data, listener, 2, seed=1))
     assert len(listener.heard) == 6 * 6 + 6
     assert len(set(listener.heard)) == len(listener.heard)
+
+
+# ---- all rows of a batch at once ---------------------------------------------------------------------------
+
+
+def padded(rows: int, seed: int):
+    """(times, known, windows, lengths) of random series, padded behind their lengths."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(0, 30, rows)
+    real = np.arange(30) < lengths[:, None]
+    times = np.sort(rng.uniform(0, 10, (rows, 30)), 1)
+    times = np.where(real, times, np.take_along_axis(times, np.maximum(lengths - 1, 0)[:, None], 1))
+    known = real[..., None] & (rng.random((rows, 30, 2)) < 0.7)
+    return times, known, np.tile([0.0, 10.0], (rows, 1)), lengths
+
+
+@pytest.mark.parametrize("task", EVERY.values(), ids=EVERY)
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_that_draw_each_on_their_own_get_what_they_get_alone(task, seed):
+    times, known, windows, lengths = padded(40, seed)
+    seen, scored = task.together(times, known, windows, lengths, Own(np.random.default_rng, range(40)))
+    for row, n in enumerate(lengths):
+        one = task(times[row, :n], known[row, :n], windows[row], np.random.default_rng(row))
+        assert (seen[row, :n] == one[0]).all() and (scored[row, :n] == one[1]).all()
+        assert not seen[row, n:].any() and not scored[row, n:].any()
+
+
+@pytest.mark.parametrize("task", EVERY.values(), ids=EVERY)
+def test_rows_that_share_a_generator_are_seen_as_often_as_those_alone(task):
+    """Point by point and in number: 3000 rows of one series against 3000 with a generator each."""
+    rows = 3000
+    batch = [np.repeat(x[None], rows, 0) for x in (TIMES, GAPPY, WINDOW)]
+    lengths = np.full(rows, len(TIMES))
+    shared = task.together(*batch, lengths, Shared(np.random.default_rng(0), rows))
+    alone = task.together(*batch, lengths, Own(np.random.default_rng, range(rows)))
+    for a, b in zip(shared, alone, strict=True):
+        p = (a.mean(0) + b.mean(0)) / 2
+        assert (np.abs(a.mean(0) - b.mean(0)) <= 5.5 * np.sqrt(2 * p * (1 - p) / rows) + 1e-12).all()
+        one, two = a.any(2).sum(1), b.any(2).sum(1)
+        assert {*one} == {*two} or len({*two}) > 9
+        assert abs(one.mean() - two.mean()) <= 5 * np.sqrt((one.var() + two.var()) / rows) + 1e-12
+        assert abs(one.std() - two.std()) <= 0.1 * two.std() + 1e-12
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 40])
+def test_a_shared_subset_has_the_size_asked_for_and_differs_between_rows(count):
+    candidates = np.random.default_rng(1).random((200, 30)) < 0.5
+    chosen = Shared(np.random.default_rng(0), 200).subset(candidates, np.full(200, count))
+    assert (chosen.sum(1) == np.minimum(count, candidates.sum(1))).all() and not (chosen & ~candidates).any()
+    assert count in (0, 40) or len({row.tobytes() for row in chosen}) > 20
+
+
+class Halved(Interpolate):
+    """A user's own: the built-in task, and then every other point."""
+
+    def __call__(self, times, known, window, rng):
+        seen, scored = super().__call__(times, known, window, rng)
+        seen[::2] = False
+        return seen, scored
+
+
+def test_a_task_that_a_user_writes_for_one_series_is_asked_row_by_row():
+    times, known, windows, lengths = padded(20, 0)
+    for task in (Halved(0.8), Mixed([Halved(0.8)]), Within(Halved(0.8), 0.9)):
+        for draws in (Shared(np.random.default_rng(0), 20), Own(np.random.default_rng, range(20))):
+            seen, _ = task.together(times, known, windows, lengths, draws)
+            assert seen.any() and not seen[:, ::2].any()
+
+
+# ---- series of like length ---------------------------------------------------------------------------------
+
+
+def uneven(count: int = 1500, seed: int = 0) -> Ragged:
+    """Lengths log-uniform from 10 to 500; ids count from 0."""
+    lengths = np.exp(np.random.default_rng(seed).uniform(np.log(10), np.log(500), count)).astype(int)
+    times = np.concatenate([np.arange(n, dtype=float) for n in lengths])
+    windows = np.stack([0 * lengths, lengths], 1).astype(float)
+    return Ragged.joined(times, times[:, None], np.append(0, np.cumsum(lengths)), windows, np.arange(count))
+
+
+def ids_of(batches: Batches) -> list[list[int]]:
+    return [batch.ids.tolist() for batch in batches]
+
+
+@pytest.mark.parametrize("options", [{"training": True}, {"alike": True}], ids=str)
+@pytest.mark.parametrize("count", [1500, 137])
+def test_batches_of_uneven_series_hold_little_padding_and_each_series_once(options, count):
+    data = uneven(count)
+    size = 50 if count > 1000 else 10
+    batches = list(Batches(data, Density(), size, seed=1, **options))
+    assert sorted(int(i) for batch in batches for i in batch.ids) == list(range(count))
+    assert [len(batch.ids) == size for batch in batches].count(False) == (count % size > 0)
+    empty = sum(int((~batch.counts).sum()) for batch in batches)
+    assert empty < 0.2 * sum(batch.counts.numel() for batch in batches)
+
+
+def test_uneven_series_meet_others_in_every_epoch_and_batches_come_in_any_order():
+    data = uneven()
+    loader = Batches(data, Density(), 50, seed=1, training=True)
+    one, two = ids_of(loader), ids_of(loader)
+    assert ids_of(Batches(data, Density(), 50, seed=1, training=True)) == one
+    together = lambda batches: {(a, b) for batch in batches for a in batch for b in batch if a < b}
+    assert len(together(one) & together(two)) < 0.5 * len(together(one))
+    lengths = [np.mean(data.lengths[batch]) for batch in one]
+    assert lengths != sorted(lengths) and lengths != sorted(lengths)[::-1]
+
+
+def test_uneven_training_that_was_cut_goes_on_where_it_stopped():
+    loader = Batches(uneven(300), Interpolate([0.1, 0.9]), 20, seed=1, training=True)
+    expected = [(batch.ids, batch.seen) for batch in loader][4:]
+    resumed = Batches(uneven(300), Interpolate([0.1, 0.9]), 20, seed=1, training=True)
+    resumed.now = lambda: (0, 4)
+    for batch, (ids, seen) in zip(resumed, expected, strict=True):
+        assert (batch.ids == ids).all() and (batch.seen == seen).all()
+
+
+def test_the_order_of_series_of_one_length_is_a_plain_shuffle():
+    found = ids_of(Batches(series(), Density(), 5, seed=1, training=True))
+    order = 70 + generator(101, 1, 0).permutation(ROWS)
+    assert [i for batch in found for i in batch] == order.tolist()
+    assert ids_of(Batches(series(), Density(), 5, seed=1, alike=True)) == ids_of(
+        Batches(series(), Density(), 5, seed=1)
+    )
+
+
+def test_what_is_seen_at_evaluation_does_not_depend_on_the_order():
+    data, task = uneven(60), Interpolate(0.5)
+    kept = lambda batches: {
+        int(i): s[: data.lengths[i], 0].numpy() for b in batches for i, s in zip(b.ids, b.seen, strict=True)
+    }
+    assert all(same(kept(Batches(data, task, 7, 1)), kept(Batches(data, task, 9, 1, alike=True))))

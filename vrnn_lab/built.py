@@ -63,12 +63,22 @@ def _build(config: DictConfig, file: Path | None = None) -> SeriesData:
     started = monotonic()
     data = make(config.data, "data")
     _ = data.scale  # reads it all
-    if file and monotonic() - started > LONG:
-        beside = file.with_suffix(f".{os.getpid()}")
-        beside.write_bytes(pickle.dumps(data, protocol=5))
-        beside.replace(file)
-        _forget(file.parent)
+    if file and data.keep and monotonic() - started > LONG:
+        _write(file, data)
     return data
+
+
+def _write(file: Path, data: SeriesData) -> None:
+    beside = file.with_suffix(f".{os.getpid()}")
+    try:
+        with beside.open("wb") as out:  # not by way of bytes, which would be a second copy in memory
+            pickle.dump(data, out, protocol=5)
+        beside.replace(file)
+    except OSError as error:
+        log.warning("the data set is not kept for the next process: %s", error)
+    finally:
+        beside.unlink(missing_ok=True)
+    _forget(file.parent)
 
 
 def _read(file: Path) -> SeriesData | None:
@@ -76,7 +86,8 @@ def _read(file: Path) -> SeriesData | None:
         return None
     os.utime(file)
     try:
-        return pickle.loads(file.read_bytes())
+        with file.open("rb") as opened:
+            return pickle.load(opened)
     except (pickle.UnpicklingError, AttributeError, ImportError, EOFError):  # written by another version of something
         return None
 

@@ -140,12 +140,12 @@ def evaluate(model: SequenceModel, data: SeriesData, split: str, yardstick: Yard
 
 def _rows(data: SeriesData, split: str, samples: int) -> int:
     series = data.splits[split]
-    longest = int((series.offsets[1:] - series.offsets[:-1]).max(initial=1))
+    longest = int(series.lengths.max(initial=1))
     return max(1, min(len(series), POINTS_AT_ONCE // (samples * max(1, longest))))
 
 
-def _batches(model: SequenceModel, data: SeriesData, split: str, task: Task, samples: int):
-    for batch in data.batches(split, task, _rows(data, split, samples)):
+def _batches(model: SequenceModel, data: SeriesData, split: str, task: Task, samples: int, alike: bool = True):
+    for batch in data.batches(split, task, _rows(data, split, samples), alike):
         yield batch.to(model.device)
 
 
@@ -205,7 +205,7 @@ def event_fit(model: Any, data: SeriesData, split: str) -> dict[str, float]:
     2002). p as if no parameter had been fitted.
     """
     waits = []
-    for batch in _batches(model, data, split, Density(), EVENT_DRAWS):
+    for batch in _batches(model, data, split, Density(), EVENT_DRAWS, alike=False):
         part, rest = model.rescaled(batch, EVENT_DRAWS)
         events = torch.arange(part.shape[1], device=part.device) < batch.counts.sum(1, keepdim=True)
         waits += [(row[there], end) for row, there, end in zip(part, events, rest, strict=True)]

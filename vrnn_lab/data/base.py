@@ -1,9 +1,9 @@
 """The contract of every data set: ragged splits in memory, batches on demand, the training scale."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import ClassVar
 
 import lightning.pytorch as pl
@@ -13,34 +13,47 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vrnn_lab.checks import Count, Natural
+from vrnn_lab.data.names import Names
 from vrnn_lab.densities import Gaussian
 from vrnn_lab.series import Scale, TimeSeries
-from vrnn_lab.tasks import Density, Task
+from vrnn_lab.tasks import Density, Draws, Own, Shared, Task
 
 SPLITS = ("train", "val", "test")
 SHUFFLE, TASKS, PATTERN = 101, 102, 103  # what a generator is for: no two purposes share a stream
+CELLS = 2**22  # values that a pass over the data holds at once
+GAPS = 10_000_000  # points whose gaps are sorted for their median
+MOSTLY_FULL = 0.9  # where the mean length is this share of the longest, batches need no series of like length
+POOL, JITTER = 40, 0.25  # batches whose series are sorted by length, each stretched by a share up to this
+
+
+@dataclass(frozen=True)
+class Points:
+    """What was observed, point by point, in memory or on disk. NaN = not observed."""
+
+    times: NDArray[np.float64]  # (points,)
+    values: NDArray[np.float64]  # (points, dim)
+    clean: NDArray[np.float64] | None = None  # (points, dim)
 
 
 @dataclass(frozen=True)
 class Ragged:
-    """Series of any lengths, end to end. NaN = not observed."""
+    """Series of any lengths, each a stretch of neighbouring points. A part shares them: no copy."""
 
-    times: NDArray[np.float64]  # (points,)
-    values: NDArray[np.float64]  # (points, dim)
-    offsets: NDArray[np.int64]  # (series + 1,): series i is points offsets[i] to offsets[i + 1]
+    points: Points
+    first: NDArray[np.int64]  # (series,): series i is points first[i] to before end[i]
+    end: NDArray[np.int64]  # (series,)
     windows: NDArray[np.float64]  # (series, 2)
     ids: NDArray[np.int64]  # (series,)
-    clean: NDArray[np.float64] | None = None  # (points, dim)
-    names: tuple[str, ...] | None = None  # what the user calls the series
+    names: Sequence[str] | None = None  # what the user calls the series
     labels: NDArray[np.int64] | None = None  # (series,): a class each, -1 = none; or (points,), a class a point
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    @property
-    def labels_of_points(self) -> bool:
-        """Whether each point has a class of its own, not each series."""
-        return self.labels is not None and len(self.labels) == len(self.times) != len(self.ids)
+    @classmethod
+    def joined(cls, times, values, offsets, windows, ids, clean=None, names=None, labels=None) -> "Ragged":
+        """Series that stand end to end: series i is points offsets[i] to before offsets[i + 1]."""
+        return cls(Points(times, values, clean), offsets[:-1], offsets[1:], windows, ids, names, labels)
 
     @classmethod
     def of(cls, times, values, window=None, first_id: int = 0, clean=None, labels=None) -> "Ragged":
@@ -48,7 +61,7 @@ class Ragged:
         count, length = times.shape
         flat = lambda x: np.ascontiguousarray(x).reshape(count * length, -1)
         windows = times[:, [0, -1]] if window is None else np.tile(np.asarray(window, float), (count, 1))
-        return cls(
+        return cls.joined(
             times=np.ascontiguousarray(times, dtype=np.float64).ravel(),
             values=flat(values),
             offsets=np.arange(count + 1) * length,
@@ -58,82 +71,98 @@ class Ragged:
             labels=labels,
         )
 
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        return self.end - self.first
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """(series + 1,): where each series begins in `times`, `values` and `clean`."""
+        return np.concatenate([[0], np.cumsum(self.lengths)])
+
+    @property
+    def times(self) -> NDArray[np.float64]:
+        """(sum of lengths,): those of its own points, series after series; a copy where they lie apart."""
+        return self.points.times[places(self.first, self.end)]
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        return self.points.values[places(self.first, self.end)]
+
+    @property
+    def clean(self) -> NDArray[np.float64] | None:
+        return None if self.points.clean is None else self.points.clean[places(self.first, self.end)]
+
+    @property
+    def labels_of_points(self) -> bool:
+        """Whether each point has a class of its own, not each series."""
+        return self.labels is not None and len(self.labels) == len(self.points.times) != len(self.ids)
+
     def part(self, index) -> "Ragged":
         """Some of the series, in the order of the indices."""
         index = np.asarray(index, dtype=np.int64)
-        lengths = np.diff(self.offsets)[index]
-        points = np.concatenate([np.arange(*self.offsets[i : i + 2]) for i in index] or [np.arange(0)])
         return replace(
             self,
-            times=self.times[points],
-            values=self.values[points],
-            offsets=np.concatenate([[0], np.cumsum(lengths)]),
+            first=self.first[index],
+            end=self.end[index],
             windows=self.windows[index],
             ids=self.ids[index],
-            clean=None if self.clean is None else self.clean[points],
-            names=None if self.names is None else tuple(self.names[i] for i in index),
-            labels=None if self.labels is None else self.labels[points if self.labels_of_points else index],
+            names=chosen(self.names, index),
+            labels=self.labels if self.labels is None or self.labels_of_points else self.labels[index],
         )
 
-    def batch(self, index: NDArray[np.int64], task: Task, rngs, in_training: bool = False) -> TimeSeries:
-        """The series of these indices under a task, padded to the longest; rngs yields a generator a row."""
-        if not len(self.times):  # a point to stand in for none at all
-            dim = self.values.shape[1]
-            self = replace(self, times=np.zeros(1), values=np.full((1, dim), np.nan), clean=None)
-        lengths = np.diff(self.offsets)[index]
+    def batch(self, index: NDArray[np.int64], task: Task, draws: Draws, in_training: bool = False) -> TimeSeries:
+        """The series of these indices under a task, padded to the longest."""
+        points = self.points
+        if not len(points.times):  # a point to stand in for none at all
+            points = Points(np.zeros(1), np.full((1, points.values.shape[1]), np.nan))
+        lengths = self.end[index] - self.first[index]
         longest = max(1, lengths.max(initial=0))
         real = np.arange(longest) < lengths[:, None]
         last = np.maximum(lengths - 1, 0)[:, None]
-        place = self.offsets[index][:, None] + np.minimum(np.arange(longest), last)
-        place = np.minimum(place, max(len(self.times) - 1, 0))
-        times, values = self.times[place], self.values[place]
-        times = np.where(lengths[:, None] > 0, times, self.windows[index][:, :1])
-        known = real[..., None] & ~np.isnan(values)
-        seen, scored = np.zeros_like(known), np.zeros_like(known)
-        gap = 0.0
-        for row, (length, rng) in enumerate(zip(lengths, rngs, strict=False)):
-            seen[row, :length], scored[row, :length] = task(
-                times[row, :length], known[row, :length], self.windows[index[row]], rng
-            )
-            gap = np.diff(times[row, (seen[row] | scored[row]).any(1)]).max(initial=gap)
-        clean = None if self.clean is None else torch.from_numpy(self.clean[place])
+        place = self.first[index][:, None] + np.minimum(np.arange(longest), last)
+        place = np.minimum(place, len(points.times) - 1)
+        times, values, windows = points.times[place], points.values[place], self.windows[index]
+        times = np.where(lengths[:, None] > 0, times, windows[:, :1])
+        seen, scored = task.together(times, real[..., None] & ~np.isnan(values), windows, lengths, draws)
+        known = seen | scored
+        shown, counts = np.asarray(seen.any(-1)), np.asarray(known.any(-1))
         labels = self.labels
         if labels is not None:
             labels = np.where(real, labels[place], -1) if self.labels_of_points else labels[index]
         return TimeSeries(
             times=torch.from_numpy(times),
-            values=torch.from_numpy(np.where(seen | scored, values, 0.0)),
+            values=torch.from_numpy(np.where(known, values, 0.0)),
             seen=torch.from_numpy(seen),
             scored=torch.from_numpy(scored),
-            window=torch.from_numpy(self.windows[index]),
+            window=torch.from_numpy(windows),
             ids=torch.from_numpy(self.ids[index]),
-            clean=clean,
+            clean=None if points.clean is None else torch.from_numpy(points.clean[place]),
             labels=None if labels is None else torch.from_numpy(labels),
-            most_seen=int(seen.any(-1).sum(1).max(initial=0)),
-            longest_gap=float(gap),
-            opens_seen=bool(seen[np.arange(len(seen)), (seen | scored).any(-1).argmax(1)].any(-1).all()),
+            most_seen=int(shown.sum(1).max(initial=0)),
+            longest_gap=_longest_gap(times, counts),
+            opens_seen=bool(shown[np.arange(len(shown)), counts.argmax(1)].all()),
             in_training=in_training,
         )
 
     def scale(self, channels: tuple[str, ...], support: str, classes: tuple[str, ...] = ()) -> Scale:
         """The spread and the clock of these series, which must be the training ones."""
-        observed = (~np.isnan(self.values)).sum(0)
+        observed = self._total(lambda values: (~np.isnan(values)).sum(0))
         for name, count in zip(channels, observed, strict=True):
             if not count:
                 raise ValueError(
                     f"channel '{name}' has no observed value in the training split; leave it out, or choose "
                     "a split that trains on some of it."
                 )
-        mean = np.nanmean(self.values, 0) if support == "real" else np.zeros(len(channels))
-        std = np.nanstd(self.values, 0) if support == "real" else np.ones(len(channels))
+        mean, std = np.zeros(len(channels)), np.ones(len(channels))
+        if support == "real":
+            mean = self._total(lambda values: np.nansum(values, 0)) / observed
+            std = np.sqrt(self._total(lambda values: np.nansum((values - mean) ** 2, 0)) / observed)
+        highest = self._total(lambda values: np.nanmax(np.abs(values), 0, initial=0), np.maximum)
         # A channel that never changes in training has no spread to divide by; rounding is no spread either.
-        std = np.where(std > 1e-12 * np.nanmax(np.abs(self.values), 0), std, 1.0)
+        std = np.where(std > 1e-12 * highest, std, 1.0)
         spans = np.diff(self.windows, axis=1)[:, 0]
-        steps = np.diff(self.times)
-        inner = np.ones(len(steps), bool)
-        inner[self.offsets[1:-1][(self.offsets[1:-1] > 0) & (self.offsets[1:-1] < len(self.times))] - 1] = False
         clock = np.median(spans[spans > 0]) if (spans > 0).any() else 1.0
-        gap = np.median(steps[inner & (steps > 0)]) if (inner & (steps > 0)).any() else clock
         start = self.windows[:, 0].min()
         number = lambda x: torch.tensor(float(x), dtype=torch.float64)
         return Scale(
@@ -142,13 +171,68 @@ class Ragged:
             mean=torch.from_numpy(mean),
             std=torch.from_numpy(std),
             clock=number(clock),
-            gap=number(gap),
+            gap=number(self._gap(float(clock))),
             longest=number(spans.max()),
             start=number(start),
             reach=number(self.windows[:, 1].max() - start),
             classes=classes,
             labels_of_points=self.labels_of_points,
         )
+
+    def _total(self, of, add=np.add):
+        """A number a channel, from all values (points, dim), which are never in memory together."""
+        size = max(1, CELLS // self.points.values.shape[1])
+        parts = pieces(self.first, self.end, size)
+        return reduce(add, (of(self.points.values[places(*part)]) for _, *part in parts))
+
+    def _gap(self, default: float) -> float:
+        """The median positive time between neighbours; of more than GAPS points that of evenly chosen series."""
+        count = int(self.lengths.sum())
+        some = self.part(np.arange(0, len(self), 1 if count <= GAPS else 1 + 4 * count // GAPS))
+        steps, borders = np.diff(some.times), some.offsets[1:-1]
+        steps[borders[(borders > 0) & (borders <= len(steps))] - 1] = 0.0
+        steps = steps[steps > 0]
+        return float(np.median(steps, overwrite_input=True)) if len(steps) else default
+
+
+def _longest_gap(times: NDArray[np.float64], counts: NDArray[np.bool_]) -> float:
+    """The longest time between neighbours, in a row, of the points that count; times do not decrease."""
+    latest = np.maximum.accumulate(np.where(counts, times, -np.inf), 1)
+    gaps = (times[:, 1:] - latest[:, :-1])[counts[:, 1:]]
+    return float(gaps[np.isfinite(gaps)].max(initial=0.0))
+
+
+Place = slice | NDArray[np.int64]
+
+
+def places(first: NDArray[np.int64], end: NDArray[np.int64]) -> Place:
+    """(sum of lengths,): where every point of every stretch stands; a slice where they stand end to end."""
+    if not len(first):
+        return slice(0, 0)
+    if (first[1:] == end[:-1]).all():
+        return slice(int(first[0]), int(end[-1]))
+    lengths = end - first
+    return np.arange(lengths.sum()) + np.repeat(first - (np.cumsum(lengths) - lengths), lengths)
+
+
+Stretches = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+
+
+def pieces(first: NDArray[np.int64], end: NDArray[np.int64], size: int) -> Iterator[Stretches]:
+    """(owner, first, end) of the same stretches, cut so that a piece has at most `size` points."""
+    offsets = np.concatenate([[0], np.cumsum(end - first)])
+    for begin in range(0, max(1, offsets[-1]), size):
+        stop = min(begin + size, offsets[-1])
+        a, b = np.searchsorted(offsets, begin, "right") - 1, np.searchsorted(offsets, stop)
+        shift = first[a:b] - offsets[a:b]
+        own = np.maximum(offsets[a:b], begin) + shift, np.minimum(offsets[a + 1 : b + 1], stop) + shift
+        yield np.arange(a, b), *own
+
+
+def chosen(names: Sequence[str] | None, index: NDArray[np.int64]) -> Sequence[str] | None:
+    if names is None or isinstance(names, Names):
+        return names and names.part(index)
+    return tuple([names[int(i)] for i in index])
 
 
 def generator(*numbers: int) -> np.random.Generator:
@@ -159,13 +243,15 @@ def generator(*numbers: int) -> np.random.Generator:
 class Batches:
     """The batches of a split, epoch after epoch, each a function of (seed, epoch).
 
-    Training shuffles and draws the task anew each epoch; evaluation keeps the order, and what is seen of a
-    series is a function of (seed, id).
+    Training shuffles and draws the task anew each epoch; evaluation keeps the order, or, where series are to be
+    `alike` in length, another that is always the same. What is seen of a series there is a function of (seed, id).
     """
 
-    def __init__(self, data: Ragged, task: Task, batch_size: int, seed: int, training: bool = False):
+    def __init__(
+        self, data: Ragged, task: Task, batch_size: int, seed: int, training: bool = False, alike: bool = False
+    ):
         self.data, self.task, self.batch_size = data, task, batch_size
-        self.seed, self.training = seed, training
+        self.seed, self.training, self.alike = seed, training, training or alike
         self.epoch = 0
         self.now: Callable[[], tuple[int, int]] | None = None  # a trainer's (epoch, batch): it may have resumed
 
@@ -174,13 +260,22 @@ class Batches:
 
     def __iter__(self) -> Iterator[TimeSeries]:
         self.epoch, first = self.now() if self.now else (self.epoch, 0)
-        order = np.arange(len(self.data))
-        if self.training:
-            order = generator(SHUFFLE, self.seed, self.epoch).permutation(order)
+        order = self._order()
         for place in range(first % len(self), len(self)):
-            index = order[place * self.batch_size : (place + 1) * self.batch_size]
-            yield self.data.batch(index, self.task, self._generators(index, place), in_training=self.training)
+            index = order[place]
+            yield self.data.batch(index, self.task, self._draws(index, place), in_training=self.training)
         self.epoch += 1
+
+    def _order(self) -> list[NDArray[np.int64]]:
+        """The series of every batch."""
+        order = np.arange(len(self.data))
+        rng = generator(SHUFFLE, self.seed, self.epoch if self.training else 0)
+        if self.training:
+            order = rng.permutation(order)
+        lengths = self.data.lengths
+        if self.alike and lengths.mean() < MOSTLY_FULL * lengths.max():
+            return alike(order, lengths, self.batch_size, rng)
+        return cut(order, self.batch_size)
 
     # Its place is the trainer's; by these two Lightning knows that it can go on in the middle of an epoch.
     def state_dict(self) -> dict[str, int]:
@@ -189,10 +284,26 @@ class Batches:
     def load_state_dict(self, state: dict[str, int]) -> None:
         pass
 
-    def _generators(self, index, place: int):
+    def _draws(self, index, place: int) -> Draws:
         if self.training:
-            return [generator(TASKS, self.seed, self.epoch, place)] * len(index)
-        return (generator(PATTERN, self.seed, int(self.data.ids[i])) for i in index)
+            return Shared(generator(TASKS, self.seed, self.epoch, place), len(index))
+        return Own(lambda row: generator(PATTERN, self.seed, int(self.data.ids[index[row]])), range(len(index)))
+
+
+def cut(order: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def alike(order, lengths: NDArray[np.int64], size: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
+    """Batches of series of like length, in a random order.
+
+    Of POOL batches of the order at a time those next in length make a batch, after each length was stretched at
+    random by up to JITTER, so that others meet when a pool is the same again.
+    """
+    stretched = (lengths + 1) * rng.uniform(1, 1 + JITTER, len(lengths))
+    pools = cut(order, POOL * size)
+    made = [batch for pool in pools for batch in cut(pool[np.argsort(stretched[pool], kind="stable")], size)]
+    return [made[i] for i in rng.permutation(len(made))]
 
 
 class SeriesData(pl.LightningDataModule, ABC):
@@ -205,6 +316,7 @@ class SeriesData(pl.LightningDataModule, ABC):
     phase_plane: ClassVar[bool] = False  # two channels that are coordinates of one plane
     image: tuple[int, int] | None = None  # (rows, columns), where a point's channels are the pixels of one
     noise_std: float | None = None  # of the observations, where it is known
+    keep: bool = True  # on disk, for the next process, where it took long to make
 
     def __init__(self, batch_size: Count = 50, seed: Natural = 0):
         super().__init__()
@@ -246,9 +358,9 @@ class SeriesData(pl.LightningDataModule, ABC):
         """Spread and clock of the training split."""
         return self.splits["train"].scale(self.channels, self.support, self.classes)
 
-    def batches(self, split: str, task: Task, batch_size: int | None = None) -> Batches:
-        """A split under a task, with evaluation's fixed patterns."""
-        return Batches(self.splits[split], task, batch_size or self.batch_size, self.seed)
+    def batches(self, split: str, task: Task, batch_size: int | None = None, alike: bool = False) -> Batches:
+        """A split under a task, with evaluation's fixed patterns; `alike`: not in order, but of like lengths."""
+        return Batches(self.splits[split], task, batch_size or self.batch_size, self.seed, alike=alike)
 
     def train_dataloader(self) -> Batches:
         loader = Batches(self.splits["train"], self.task, self.batch_size, self.order, training=True)
@@ -262,7 +374,7 @@ class SeriesData(pl.LightningDataModule, ABC):
         return loader
 
     def val_dataloader(self) -> Batches:
-        return self.batches("val", self.task)
+        return self.batches("val", self.task, alike=True)
 
     def test_dataloader(self) -> Batches:
-        return self.batches("test", self.task)
+        return self.batches("test", self.task, alike=True)

@@ -1,6 +1,7 @@
 """From the cells of a CSV or Parquet file to numbers, times and names; errors name the column, line and cell."""
 
 import difflib
+import sys
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -11,6 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from pandas.api import types
+
+from vrnn_lab.data.base import SPLITS
 
 ENDINGS = (".csv", ".csv.gz", ".parquet")
 MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "none", "-nan", "-NaN", "<NA>"]
@@ -56,6 +59,22 @@ def column_names(path: Path) -> list[str]:
     return [str(name) for name in _read_csv(path, nrows=0).columns]
 
 
+def refuse_stream(path: Path, channel: str | None) -> None:
+    """ValueError for a file or a form that cannot be read bit by bit."""
+    if channel is not None:
+        raise ValueError(
+            "data.stream=true reads tables with a column a channel; the long form (data.channel) cannot be streamed. "
+            "Turn it into the other once: duckdb's PIVOT, or pandas' pivot_table; or leave data.stream out."
+        )
+    if path.name.lower().endswith((".csv", ".csv.gz")):
+        new = path.name.split(".")[0] + ".parquet"
+        raise ValueError(
+            f"data.stream=true reads Parquet, and data.path={path} is a CSV file. Turn it into one, of any size: "
+            f"duckdb -c \"COPY (SELECT * FROM '{path}' ORDER BY id, time) TO '{new}'\", or by pyarrow's open_csv and "
+            "ParquetWriter; or leave data.stream out."
+        )
+
+
 def demand(path: Path, found: list[str], wanted: Iterable[tuple[str, str]]) -> None:
     """ValueError unless every wanted column, (config key, name), is among those found."""
     missing = [(key, name) for key, name in wanted if name not in found]
@@ -75,9 +94,12 @@ def read(path: Path, wanted: list[str], words: Iterable[str]) -> Cells:
     """The wanted columns of a file; those named in `words` are kept as text. ValueError if there is no row."""
     words = set(words)
     if path.suffix.lower() == ".parquet":
-        import pyarrow.parquet
+        import pyarrow.parquet as pq
 
-        frame = pyarrow.parquet.read_table(path, columns=wanted).to_pandas(ignore_metadata=True)
+        # Texts as a dictionary: an object for each would take most of the time and of the memory.
+        table = pq.read_table(path, columns=wanted, read_dictionary=sorted(words))
+        frame = table.to_pandas(ignore_metadata=True, split_blocks=True, self_destruct=True)
+        del table
     else:
         missing = {name: MISSING for name in wanted if name not in words}
         # All columns, since pandas overlooks a row with too many cells when it is asked for some.
@@ -85,6 +107,14 @@ def read(path: Path, wanted: list[str], words: Iterable[str]) -> Cells:
     if not len(frame):
         raise ValueError(f"{path} has no rows, only the columns {_listed(wanted)}; expected a row per time.")
     return Cells(path, frame)
+
+
+def release() -> None:
+    """Gives back the memory that pyarrow keeps for more."""
+    if "pyarrow" in sys.modules:
+        import pyarrow as pa
+
+        pa.default_memory_pool().release_unused()
 
 
 def _read_csv(path: Path, **options) -> pd.DataFrame:
@@ -229,6 +259,20 @@ def all_filled(cells: Cells, column: str, codes: NDArray[np.int64]) -> None:
         raise ValueError(
             f"{cells.path}: {cells.where(empty)} has no '{column}'; expected one in every row with a value."
         )
+
+
+def marks(cells: Cells, column: str) -> NDArray[np.int64]:
+    """(rows,): the split that a column says, an index into SPLITS. ValueError for another word, or none."""
+    codes, found = words(cells, column)
+    all_filled(cells, column, codes)
+    unknown = [i for i, word in enumerate(found) if word not in SPLITS and (codes == i).any()]
+    if unknown:
+        place = int(np.flatnonzero(np.isin(codes, unknown))[0])
+        raise ValueError(
+            f"{cells.path}: column '{column}' says '{found[codes[place]]}' in {cells.where(place)}; expected "
+            "train, val or test. data.split=null leaves the column alone and splits by the seed."
+        )
+    return np.array([SPLITS.index(word) if word in SPLITS else -1 for word in found])[codes]
 
 
 def _nearest(key: str, name: str, found: list[str]) -> str | None:

@@ -61,7 +61,7 @@ class Events(SeriesData):
         kept = (np.arange(times.shape[1]) < drawn[:, None]) & (rng.random(times.shape) * highest < rate)
         times = np.sort(np.where(kept, times, np.inf), 1)
         times = times[np.isfinite(times)]
-        series = Ragged(
+        series = Ragged.joined(
             times=times,
             values=np.ones((len(times), 1)),
             offsets=np.concatenate([[0], np.cumsum(kept.sum(1))]),

@@ -53,7 +53,7 @@ class OU(SeriesData):
         times = np.sort(np.where(real, rng.uniform(0, self.length, real.shape), self.length), 1)
         path = self._path(times, rng)
         values = path + self.noise * rng.standard_normal(path.shape)
-        series = Ragged(
+        series = Ragged.joined(
             times=times[real],
             values=values[real][:, None],
             offsets=np.concatenate([[0], np.cumsum(lengths)]),

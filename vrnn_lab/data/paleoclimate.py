@@ -77,7 +77,7 @@ class Paleoclimate(SeriesData):
     def whole(self) -> Ragged:
         """The record as one series, uncut and as written."""
         times, values = read(RECORDS[self.record])
-        return Ragged(
+        return Ragged.joined(
             times=times,
             values=values[:, None],
             offsets=np.array([0, len(times)]),

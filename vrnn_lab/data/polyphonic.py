@@ -60,11 +60,11 @@ class Polyphonic(SeriesData):
 
 def parts(series: Ragged, window: int) -> Runs:
     """Every series in as few parts as hold at most `window` points each, of equal length to within a point."""
-    lengths = np.diff(series.offsets)
+    lengths = series.lengths
     count = -(-lengths // window)
     owner = np.repeat(np.arange(len(series)), count)
     number = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-    edge = lambda i: series.offsets[owner] + lengths[owner] * i // count[owner]
+    edge = lambda i: series.first[owner] + lengths[owner] * i // count[owner]
     return Runs(owner, edge(number), edge(number + 1))
 
 

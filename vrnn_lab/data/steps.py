@@ -12,7 +12,7 @@ from vrnn_lab.data.windows import hashed
 def in_steps(values: Sequence[NDArray], names: Sequence[str], labels: NDArray[np.int64] | None = None) -> Ragged:
     """Series from values, each (time, dim): its points stand at 0, 1, 2, ... and its window ends at its last."""
     lengths = np.array([len(x) for x in values])
-    return Ragged(
+    return Ragged.joined(
         times=np.concatenate([np.arange(n, dtype=np.float64) for n in lengths]),
         values=np.concatenate(values).astype(np.float64),
         offsets=np.concatenate([[0], np.cumsum(lengths)]),

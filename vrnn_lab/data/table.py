@@ -9,22 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vrnn_lab.checks import Count, Natural, Positive
-from vrnn_lab.data import columns, windows
-from vrnn_lab.data.base import SPLITS, Ragged, SeriesData
+from vrnn_lab.data import columns, stream, windows
+from vrnn_lab.data.base import Ragged, SeriesData
 from vrnn_lab.data.columns import Cells
-from vrnn_lab.data.windows import Runs
+from vrnn_lab.data.windows import Contents, Runs
 
 log = logging.getLogger("vrnn_lab")
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What a file holds: every series, sorted by name and time."""
-
-    channels: tuple[str, ...]
-    series: Ragged
-    label: NDArray[np.int64] | None  # (points,): which split the file puts a point in
-    dates: bool  # times are days since 1970
 
 
 @dataclass(frozen=True)
@@ -52,6 +42,9 @@ class Table(SeriesData):
     of two splits, nor in two windows of val or test. Rounded values get uniform noise of a rounding step
     (`dequantise`), found on training values.
 
+    `stream`: for a Parquet file of any size, whose rows of a series stand together, in time order. Its numbers are
+    once written to the cache as plain arrays, in one pass, and read from there as batches need them.
+
     A file that cannot be used is a ValueError that names the file, the line and the cure.
     """
 
@@ -68,6 +61,7 @@ class Table(SeriesData):
         window: Count | None = None,
         stride: Count | None = None,
         dequantise: bool = True,
+        stream: bool = False,
         batch_size: Count = 50,
         seed: Natural = 0,
     ):
@@ -81,7 +75,10 @@ class Table(SeriesData):
         self.values = None if values is None else tuple(values)
         self.channel, self.value = channel, value
         self.shares, self.window, self.stride, self.dequantise = tuple(shares), window, stride, dequantise
+        self.stream, self.keep = stream, not stream
         self._check_roles()
+        if stream:
+            columns.refuse_stream(self.path, self.channel)
 
     @property
     def channels(self):
@@ -94,18 +91,19 @@ class Table(SeriesData):
     def make(self):
         series, runs = self.whole(), self._runs()
         if self.dequantise:
-            series = windows.dequantised(series, runs["train"], self.channels, self.seed)
+            made = self._stored.made if self.stream else windows.in_memory
+            series = windows.dequantised(series, runs["train"], self.channels, self.seed, made)
         return windows.make_splits(series, runs, self.window, self.stride)
 
     def _runs(self) -> dict[str, Runs]:
-        series, label = self.whole(), self._contents.label
-        if label is not None:
-            return windows.by_label(series, label)
+        series, marked = self.whole(), self._contents.marked
+        if marked is not None:
+            return windows.by_label(series, *marked)
         if len(series) > 1:
             return windows.by_name(series, self.shares, self.seed)
         if self.window is None:
             raise ValueError(
-                f"{self.path} holds a single series, '{windows.names_of(series)[0]}', of {len(series.times)} points, "
+                f"{self.path} holds a single series, '{windows.names_of(series)[0]}', of {series.lengths[0]} points, "
                 "which cannot be split as a whole; cut it into windows of so many points: data.window=50. If there "
                 "are several series, name the column that tells them apart: data.id=..."
             )
@@ -126,12 +124,14 @@ class Table(SeriesData):
 
     @cached_property
     def _contents(self) -> Contents:
-        contents = self._read_long() if self.channel is not None else self._read_wide()
+        read = self._stream if self.stream else self._read_wide if self.channel is None else self._read_long
+        contents = read()
         self.time_unit = "days" if contents.dates else ""
+        columns.release()
         return contents
 
-    def _cells(self, needed: list[tuple[str, str]]) -> Cells:
-        """The rows of the file, its columns checked; all its columns where the channels are not named."""
+    def _wanted(self, needed: list[tuple[str, str]]) -> tuple[list[str], list[str]]:
+        """The columns to read, all of them where the channels are not named; and which of them are texts."""
         found = columns.column_names(self.path)
         roles = [(key, name) for key, name in (("id", self.id), ("time", self.time)) if name is not None]
         if self.split not in (None, "split"):
@@ -139,10 +139,16 @@ class Table(SeriesData):
         columns.demand(self.path, found, [*roles, *needed])
         texts = [name for name in (self.id, self.split, self.channel) if name in found]
         named = {*texts, *(name for _, name in [*roles, *needed])}
-        return columns.read(self.path, [name for name in found if name in named or not needed], texts)
+        return [name for name in found if name in named or not needed], texts
+
+    def _stream(self) -> Contents:
+        wanted, _ = self._wanted([("values", name) for name in self.values or ()])
+        split = self.split if self.split in wanted else None
+        self._stored = stream.stored(self.path, wanted, self.id, self.time, self.values, split)
+        return self._stored.contents()
 
     def _read_wide(self) -> Contents:
-        cells = self._cells([("values", name) for name in self.values or ()])
+        cells = columns.read(self.path, *self._wanted([("values", name) for name in self.values or ()]))
         channels = self.values or self._number_columns(cells)
         values = np.stack([columns.numbers(cells, name) for name in channels], 1)
         observed = np.any(~np.isnan(values), axis=1)
@@ -153,7 +159,7 @@ class Table(SeriesData):
 
     def _read_long(self) -> Contents:
         assert self.channel is not None and self.value is not None
-        cells = self._cells([("channel", self.channel), ("value", self.value)])
+        cells = columns.read(self.path, *self._wanted([("channel", self.channel), ("value", self.value)]))
         numbers = columns.numbers(cells, self.value)
         kind, occurring = columns.words(cells, self.channel)
         channels = self.values or occurring
@@ -181,14 +187,16 @@ class Table(SeriesData):
             owner, names = np.zeros(len(observed), np.int64), (self.path.name.split(".")[0],)
         else:
             owner, names = columns.words(cells, self.id)
-        empty = np.setdiff1d(np.arange(len(names)), owner[observed])
+        met = np.zeros(len(names) + 1, bool)
+        met[owner[observed]] = True  # the last is that of rows without a name
+        empty = np.flatnonzero(~met[:-1])
         cells, owner = cells.rows(observed), owner[observed]
         if self.id is not None:
             columns.all_filled(cells, self.id, owner)
         if len(empty):
             shown = ", ".join(f"'{names[i]}'" for i in empty[:5])
             log.warning("%s: %d series have no observed value and are left out: %s", self.path, len(empty), shown)
-            owner = np.searchsorted(np.setdiff1d(np.arange(len(names)), empty), owner)
+            owner = (np.cumsum(met[:-1]) - 1)[owner]
             names = tuple(np.delete(np.array(names, dtype=object), empty))
         times, dates = columns.times(cells, self.time)
         return Points(cells, owner, names, times, dates)
@@ -197,7 +205,7 @@ class Table(SeriesData):
         """order (points,): the row each point takes its time and split from; values (points, dim)."""
         owner, times = points.owner[order], points.times[order]
         offsets = np.searchsorted(owner, np.arange(len(points.names) + 1))
-        series = Ragged(
+        series = Ragged.joined(
             times=times,
             values=values,
             offsets=offsets,
@@ -205,22 +213,10 @@ class Table(SeriesData):
             ids=windows.hashed(points.names),
             names=points.names,
         )
-        return Contents(tuple(channels), series, self._label(points.cells, order), points.dates)
-
-    def _label(self, cells: Cells, order) -> NDArray[np.int64] | None:
-        if self.split is None or self.split not in cells.frame:
-            return None
-        codes, found = columns.words(cells, self.split)
-        columns.all_filled(cells, self.split, codes)
-        unknown = [i for i, word in enumerate(found) if word not in SPLITS and (codes == i).any()]
-        if unknown:
-            place = int(np.flatnonzero(np.isin(codes, unknown))[0])
-            raise ValueError(
-                f"{self.path}: column '{self.split}' says '{found[codes[place]]}' in {cells.where(place)}; expected "
-                "train, val or test. data.split=null leaves the column alone and splits by the seed."
-            )
-        number = np.array([SPLITS.index(word) if word in SPLITS else -1 for word in found])
-        return number[codes][order]
+        marked = None
+        if self.split is not None and self.split in points.cells.frame:
+            marked = windows.stretches(owner, columns.marks(points.cells, self.split)[order])
+        return Contents(tuple(channels), series, marked, points.dates)
 
     def _number_columns(self, cells: Cells) -> tuple[str, ...]:
         others = [c for c in cells.frame if c not in (self.id, self.time, self.split)]

@@ -1,13 +1,15 @@
 """From long or many series to splits: runs of neighbouring points, cut into windows that share none."""
 
 import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import blake2b
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vrnn_lab.data.base import SPLITS, Ragged, generator
+from vrnn_lab.data.base import CELLS, SPLITS, Ragged, chosen, generator, pieces, places
 
 log = logging.getLogger("vrnn_lab")
 
@@ -18,7 +20,7 @@ Integers = NDArray[np.int64]
 class Runs:
     """Stretches of neighbouring points, each (runs,): of series `owner`, point `first` up to before `end`.
 
-    Points are counted along a Ragged's arrays, over all its series.
+    Points are counted along a Ragged's points.
     """
 
     owner: Integers
@@ -32,19 +34,23 @@ class Runs:
     def lengths(self) -> Integers:
         return self.end - self.first
 
-    @property
-    def points(self) -> Integers:
-        """(sum of lengths,): where every point of every run stands, run after run."""
-        before = np.cumsum(self.lengths) - self.lengths
-        return np.arange(self.lengths.sum()) + np.repeat(self.first - before, self.lengths)
-
     def rows(self, index) -> "Runs":
         return Runs(self.owner[index], self.first[index], self.end[index])
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What a file holds: every series, sorted by name and time."""
+
+    channels: tuple[str, ...]
+    series: Ragged
+    marked: tuple[Runs, NDArray[np.int64]] | None  # runs, and which split the file puts each in
+    dates: bool  # times are days since 1970
+
+
 def whole_series(series: Ragged) -> Runs:
     """Every series as one run."""
-    return Runs(np.arange(len(series)), series.offsets[:-1], series.offsets[1:])
+    return Runs(np.arange(len(series)), series.first, series.end)
 
 
 def check_cut(shares, window: int | None, stride: int | None) -> None:
@@ -74,45 +80,51 @@ def sizes(count: int, shares, what: str) -> list[int]:
 
 def by_name(series: Ragged, shares, seed: int) -> dict[str, Runs]:
     """Whole series to splits by the rank of a hash of (seed, name): the order of the series plays no part."""
-    rank = np.argsort(np.argsort(hashed([f"{seed}\n{name}" for name in names_of(series)]), kind="stable"))
+    rank = np.argsort(np.argsort(hashed(f"{seed}\n{name}" for name in names_of(series)), kind="stable"))
     split = np.searchsorted(np.cumsum(sizes(len(series), shares, "series")), rank, side="right")
     return {name: whole_series(series).rows(np.flatnonzero(split == i)) for i, name in enumerate(SPLITS)}
 
 
 def by_time(series: Ragged, shares) -> dict[str, Runs]:
     """One series to splits: the earliest points train, the last ones test."""
-    ends = np.cumsum([0, *sizes(len(series.times), shares, "points")])
+    ends = series.first[0] + np.cumsum([0, *sizes(int(series.lengths[0]), shares, "points")])
     return {name: _run(*ends[i : i + 2]) for i, name in enumerate(SPLITS)}
 
 
 def by_blocks(series: Ragged, shares, window: int, seed: int) -> dict[str, Runs]:
     """One series to splits: blocks of `window` points are dealt at random; neighbours of one split are joined."""
-    count = len(series.times) // window
+    length = int(series.lengths[0])
+    count = length // window
     labels = np.repeat(np.arange(len(SPLITS)), sizes(count, shares, f"blocks of {window} points"))
     label = generator(seed, 6).permutation(labels)
     start = np.flatnonzero(np.diff(label, prepend=-1))
-    first, end = start * window, np.append(start[1:] * window, len(series.times))
-    runs = Runs(np.zeros_like(first), first, end)
+    first, end = start * window, np.append(start[1:] * window, length)
+    runs = Runs(np.zeros_like(first), series.first[0] + first, series.first[0] + end)
     return {name: runs.rows(label[start] == i) for i, name in enumerate(SPLITS)}
 
 
-def by_label(series: Ragged, label: Integers) -> dict[str, Runs]:
-    """Splits as the user marked each point: label (points,), an index into SPLITS.
+def stretches(owner: Integers, label: Integers) -> tuple[Runs, Integers]:
+    """Where series and label, each (points,), stay the same; and the label of each run."""
+    new = (np.diff(owner, prepend=-1) != 0) | (np.diff(label, prepend=-1) != 0)
+    first = np.flatnonzero(new)
+    return Runs(owner[first], first, np.append(first[1:], len(owner))), label[first]
+
+
+def by_label(series: Ragged, runs: Runs, label: Integers) -> dict[str, Runs]:
+    """Splits as the user marked each run: label (runs,), an index into SPLITS.
 
     A series may pass from one split to the next in time; ValueError if it comes back to an earlier one.
     """
-    owner = np.repeat(np.arange(len(series)), np.diff(series.offsets))
-    key = owner * len(SPLITS) + label
-    first = np.flatnonzero(np.diff(key, prepend=-1))
-    _found, position, again = np.unique(key[first], return_index=True, return_counts=True)
+    key = runs.owner * len(SPLITS) + label
+    _found, position, again = np.unique(key, return_index=True, return_counts=True)
     if (again > 1).any():
-        place = first[position[again > 1][0]]
+        place = position[again > 1].min()
+        name, split = names_of(series)[int(runs.owner[place])], SPLITS[label[place]]
         raise ValueError(
-            f"series '{names_of(series)[owner[place]]}' goes into the {SPLITS[label[place]]} split, out of it and "
-            "into it again in time; expected a series to lie in one split, or in one stretch of time each."
+            f"series '{name}' goes into the {split} split, out of it and into it again in time; expected "
+            "a series to lie in one split, or in one stretch of time each."
         )
-    runs = Runs(owner[first], first, np.append(first[1:], len(label)))
-    return {name: runs.rows(label[first] == i) for i, name in enumerate(SPLITS)}
+    return {name: runs.rows(label == i) for i, name in enumerate(SPLITS)}
 
 
 def cut(runs: Runs, window: int, stride: int) -> Runs:
@@ -130,14 +142,14 @@ def cut(runs: Runs, window: int, stride: int) -> Runs:
 
 def gather(series: Ragged, runs: Runs, ids: Integers) -> Ragged:
     """The runs as series of their own, each watched from its first point to its last."""
-    points, names = runs.points, names_of(series)
+    times = series.points.times
     return Ragged(
-        times=series.times[points],
-        values=series.values[points],
-        offsets=np.concatenate([[0], np.cumsum(runs.lengths)]),
-        windows=np.stack([series.times[runs.first], series.times[runs.end - 1]], 1),
+        points=replace(series.points, clean=None),
+        first=runs.first,
+        end=runs.end,
+        windows=np.stack([times[runs.first], times[runs.end - 1]], 1),
         ids=ids,
-        names=tuple(names[i] for i in runs.owner),
+        names=chosen(names_of(series), runs.owner),
     )
 
 
@@ -169,48 +181,77 @@ def window_ids(series: Ragged, runs: Runs, split: str) -> Integers:
     names = names_of(series)
     start = np.flatnonzero(np.diff(runs.owner, prepend=-1))
     number = np.arange(len(runs)) - np.repeat(start, np.diff(np.append(start, len(runs))))
-    return hashed([f"{names[i]}\n{split}\n{n}" for i, n in zip(runs.owner, number, strict=True)])
+    return hashed(f"{names[i]}\n{split}\n{n}" for i, n in zip(runs.owner, number, strict=True))
 
 
 def hashed(texts) -> Integers:
     """A stable int64 for each text."""
-    digests = b"".join(blake2b(text.encode(), digest_size=8).digest() for text in texts)
-    return np.frombuffer(digests, dtype="<i8").astype(np.int64)
+    number = lambda text: int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+    return np.fromiter(map(number, texts), np.int64)
 
 
-def dequantised(series: Ragged, train: Runs, channels: tuple[str, ...], seed: int) -> Ragged:
+Fill = Callable[[NDArray[np.float64]], None]
+
+
+def in_memory(values: NDArray[np.float64], name: str, fill: Fill) -> NDArray[np.float64]:
+    """New values, like others in shape."""
+    new = np.empty_like(values)
+    fill(new)
+    return new
+
+
+def dequantised(series: Ragged, train: Runs, channels: tuple[str, ...], seed: int, made=in_memory) -> Ragged:
     """The series with uniform noise of one rounding step added to channels that are visibly rounded.
 
     The density of rounded values has no bound: a model could put a spike on each. The step is found on the
     training values alone. The noise is a function of (seed, series, channel, time): the same however the
-    series are split, cut or ordered.
+    series are split, cut or ordered. `made` makes the new values, which may lie on disk under a name.
     """
-    values, points, found = series.values, train.points, []
-    for place, channel in enumerate(channels):
-        step = rounding_step(values[points, place])
-        if step:
-            values = values.copy() if values is series.values else values
-            values[:, place] += step * (_uniform(series, place, seed) - 0.5)
-            found.append(f"'{channel}' (to {step:g})")
-    if found:
-        log.warning(
-            "rounded values of %s: uniform noise of that width is added, since the density of rounded values "
-            "has no bound. data.dequantise=false keeps them as they are.",
-            ", ".join(found),
-        )
-    return replace(series, values=values)
+    size = max(1, CELLS // len(channels))
+    steps = [rounding_step(partial(_channel, series, train, place, size)) for place in range(len(channels))]
+    found = [f"'{channel}' (to {step:g})" for channel, step in zip(channels, steps, strict=True) if step]
+    if not found:
+        return series
+    log.warning(
+        "rounded values of %s: uniform noise of that width is added, since the density of rounded values "
+        "has no bound. data.dequantise=false keeps them as they are.",
+        ", ".join(found),
+    )
+    name = "_".join(f"{x:g}" for x in (seed, *steps))
+    values = made(series.points.values, name, partial(_add_noise, series, steps, seed, size))
+    return replace(series, points=replace(series.points, values=values))
 
 
-def rounding_step(values: NDArray[np.float64]) -> float:
-    """The largest power of ten all values (points,) are multiples of, if over 1 % of their std; else 0."""
-    values = values[~np.isnan(values)]
-    spread = values.std() if len(values) else 0.0
-    if not spread > 1e-12 * max(1.0, np.abs(values).max(initial=0)):
+def _add_noise(series: Ragged, steps: list[float], seed: int, size: int, out: NDArray[np.float64]) -> None:
+    for owner, first, end in pieces(series.first, series.end, size):
+        place = places(first, end)
+        values = series.points.values[place].copy()
+        for channel in np.flatnonzero(steps):
+            start = np.repeat(_start(series.ids[owner], int(channel), seed), end - first)
+            values[:, channel] += steps[channel] * (_uniform(start, series.points.times[place]) - 0.5)
+        out[place] = values
+
+
+def _channel(series: Ragged, runs: Runs, channel: int, size: int) -> Iterator[NDArray[np.float64]]:
+    """What was observed of a channel in the runs, piece by piece."""
+    for _, *part in pieces(runs.first, runs.end, size):
+        values = series.points.values[places(*part), channel]
+        yield values[~np.isnan(values)]
+
+
+def rounding_step(pieces_of_values: Callable[[], Iterable[NDArray[np.float64]]]) -> float:
+    """The largest power of ten all values are multiples of, if over 1 % of their std; else 0."""
+    total = lambda of: sum(map(of, pieces_of_values()))
+    highest_value = max((np.abs(values).max(initial=0) for values in pieces_of_values()), default=0.0)
+    count = max(total(len), 1)
+    mean = total(np.sum) / count
+    spread = np.sqrt(total(lambda values: ((values - mean) ** 2).sum()) / count)
+    if not spread > 1e-12 * max(1.0, highest_value):
         return 0.0
-    highest = int(np.floor(np.log10(np.abs(values).max())))
+    highest = int(np.floor(np.log10(highest_value)))
     lowest = int(np.floor(np.log10(0.01 * spread))) + 1
     for power in range(highest, lowest - 1, -1):
-        if _multiples(values[:1000], power) and _multiples(values, power):
+        if all(_multiples(v[:1000], power) and _multiples(v, power) for v in pieces_of_values()):
             return 10.0**power
     return 0.0
 
@@ -221,14 +262,14 @@ def _multiples(values, power: int) -> bool:
     return bool((np.abs(parts - np.rint(parts)) <= np.clip(2e-7 * np.abs(parts), 1e-6, 4e-3)).all())
 
 
-def _uniform(series: Ragged, channel: int, seed: int) -> NDArray[np.float64]:
+def _start(ids: Integers, channel: int, seed: int) -> NDArray[np.uint64]:
+    return _mixed(_mixed(_mixed(np.array([seed % 2**64], np.uint64)) + np.uint64(channel)) + ids.view(np.uint64))
+
+
+def _uniform(start: NDArray[np.uint64], times: NDArray[np.float64]) -> NDArray[np.float64]:
     """(points,) in [0, 1): a hash of (seed, id, channel, time) and nothing else."""
-    start = _mixed(
-        _mixed(_mixed(np.array([seed % 2**64], np.uint64)) + np.uint64(channel)) + series.ids.view(np.uint64)
-    )
-    times = (series.times + 0.0).view(np.uint64)  # -0.0 and 0.0 are one time
-    bits = _mixed(np.repeat(start, np.diff(series.offsets)) + times) >> np.uint64(11)
-    return bits.astype(np.float64) * 2.0**-53
+    moment = (times + 0.0).view(np.uint64)  # -0.0 and 0.0 are one time
+    return (_mixed(start + moment) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _mixed(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -239,7 +280,7 @@ def _mixed(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return state ^ (state >> np.uint64(31))
 
 
-def names_of(series: Ragged) -> tuple[str, ...]:
+def names_of(series: Ragged) -> Sequence[str]:
     return series.names if series.names is not None else tuple(map(str, series.ids))
 
 

@@ -1,0 +1,284 @@
+"""A Parquet file read from disk: the same numbers as in memory, and what is said when it cannot be."""
+
+import errno
+import multiprocessing
+import os
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from vrnn_lab.built import data_of
+from vrnn_lab.config import compose
+from vrnn_lab.data import columns, stream
+from vrnn_lab.data.table import Table
+
+SPLITS = ("train", "val", "test")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache of its own, and batches of rows so small that every series is cut by some."""
+    monkeypatch.setenv("VRNN_LAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(stream, "ROWS", 7)
+    return tmp_path / "cache" / "streams"
+
+
+def wide(series: int = 24, seed: int = 0, names=None) -> pd.DataFrame:
+    """Series of 1 to 20 points, with rows and values missing; sorted."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 21, series)
+    names = sorted(names or [f"s{i}" for i in range(series)])
+    count = lengths.sum()
+    frame = pd.DataFrame({"id": np.repeat(names, lengths), "time": np.cumsum(rng.uniform(0.1, 1, count))})
+    for name in ("a", "b"):
+        frame[name] = np.where(rng.random(count) < 0.3, np.nan, rng.normal(size=count))
+    frame["place"] = "here"
+    return frame
+
+
+def save(frame: pd.DataFrame, path, **options) -> str:
+    frame.to_parquet(path, index=False, **options)
+    return str(path)
+
+
+def alike(path: str, exact: bool = True, **options) -> Table:
+    """The table streamed, having seen that it is that in memory."""
+    one, other = Table(path, **options), Table(path, stream=True, **options)
+    assert one.channels == other.channels and one.time_unit == other.time_unit
+    for split in SPLITS:
+        a, b = one.splits[split], other.splits[split]
+        assert list(a.names or ()) == list(b.names or ())
+        for name in ("times", "values", "offsets", "windows", "ids"):
+            np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+        for x, y in zip(
+            one.batches(split, one.task, alike=True), other.batches(split, other.task, alike=True), strict=True
+        ):
+            assert torch.equal(x.values, y.values) and torch.equal(x.times, y.times) and torch.equal(x.ids, y.ids)
+    for x, y in zip(one.train_dataloader(), other.train_dataloader(), strict=True):
+        assert torch.equal(x.values, y.values) and torch.equal(x.ids, y.ids)
+    for name in ("mean", "std", "clock", "gap", "longest", "start", "reach"):
+        assert torch.equal(getattr(one.scale, name), getattr(other.scale, name))
+    return other
+
+
+def refused(message: str, path: str, **options) -> None:
+    with pytest.raises(ValueError, match=message):
+        _ = Table(path, stream=True, **options).splits
+
+
+# ---- the same numbers ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"values": ["b"]}, {"window": 4}, {"window": 4, "stride": 1}, {"shares": [0.4, 0.3, 0.3], "seed": 3}],
+    ids=str,
+)
+def test_a_streamed_table_is_the_table(tmp_path, options, seed):
+    path = save(wide(seed=seed), tmp_path / "t.parquet", row_group_size=50)
+    table = alike(path, **options)
+    values = table.whole().points.values
+    while isinstance(values.base, np.ndarray):
+        values = values.base
+    assert isinstance(values, np.memmap)
+
+
+def test_series_may_stand_in_any_order_if_each_stands_together(tmp_path):
+    frame = wide(12, names=[f"{i:02d}" for i in range(12)])
+    frame["id"] = frame["id"].astype(int)  # 2 stands before 10, and after it as text
+    alike(save(frame, tmp_path / "numbers.parquet"))
+    backwards = pd.concat([part for _, part in list(frame.groupby("id"))[::-1]])
+    alike(save(backwards, tmp_path / "backwards.parquet"))
+
+
+def test_names_may_be_categories_and_of_any_language(tmp_path):
+    frame = wide(4, names=["Ägypten", "中文", "z", "a name with words"])
+    alike(save(frame.assign(id=frame.id.astype("category")), tmp_path / "t.parquet"))
+
+
+def test_dates_and_a_split_column_are_followed(tmp_path):
+    frame = wide()
+    frame["time"] = pd.Timestamp("2024-01-01") + pd.to_timedelta(frame["time"], unit="h")
+    number = np.arange(len(frame)) / len(frame)
+    frame["split"] = np.array(SPLITS)[np.searchsorted([0.5, 0.8], number, side="right")]  # in the midst of series too
+    assert alike(save(frame, tmp_path / "t.parquet")).time_unit == "days"
+    alike(save(frame.assign(id=(frame.id != frame.id[0]).astype(int)), tmp_path / "two.parquet"), window=5)
+
+
+def test_one_long_series_is_cut_in_time(tmp_path):
+    alike(save(wide().drop(columns="id"), tmp_path / "river.parquet"), id=None, window=10, stride=3)
+
+
+def test_rounded_values_get_the_same_noise(tmp_path, caplog):
+    frame = wide(40)
+    frame["a"] = (4 * frame["a"]).round()
+    path = save(frame, tmp_path / "t.parquet")
+    alike(path)
+    assert "'a' (to 1)" in caplog.text
+    alike(path, seed=1)
+    alike(path, window=5)
+
+
+def test_the_scale_of_many_pieces_is_that_of_one(tmp_path, monkeypatch):
+    from vrnn_lab.data import base, windows
+
+    frame = wide(60)
+    frame["a"] = (4 * frame["a"]).round()
+    path = save(frame, tmp_path / "t.parquet")
+    whole = Table(path)
+    expected = whole.scale, whole.splits["train"].values
+    monkeypatch.setattr(base, "CELLS", 30)
+    monkeypatch.setattr(windows, "CELLS", 30)
+    small = Table(path)
+    np.testing.assert_array_equal(small.splits["train"].values, expected[1])
+    for name in ("mean", "std", "clock", "gap"):
+        np.testing.assert_allclose(getattr(small.scale, name), getattr(expected[0], name), rtol=1e-12)
+    monkeypatch.setattr(base, "GAPS", 100)
+    assert small.splits["train"]._gap(0.0) == pytest.approx(expected[0].gap.item(), rel=0.5)
+
+
+# ---- what is kept --------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_written_once_until_it_changes(tmp_path, cache, monkeypatch):
+    monkeypatch.setattr(stream, "KEPT", 2)
+    path, calls, convert = tmp_path / "t.parquet", [], stream._convert
+    monkeypatch.setattr(stream, "_convert", lambda *args: calls.append(1) or convert(*args))
+    for seed in range(4):
+        save(wide(seed=seed), path)
+        os.utime(path, (seed, seed))
+        for _ in range(2):
+            expected = Table(str(path), dequantise=False).whole().values
+            np.testing.assert_array_equal(Table(str(path), stream=True).whole().values, expected)
+        assert len(calls) == seed + 1
+    assert len([p for p in cache.iterdir() if p.is_dir()]) == 2
+
+
+def test_it_is_not_pickled(tmp_path, cache, monkeypatch):
+    monkeypatch.setattr("vrnn_lab.built.LONG", 0.0)
+    monkeypatch.setattr("vrnn_lab.built._held", {})
+    path = save(wide(), tmp_path / "t.parquet")
+    keys = ["data=table", f"data.path={path}"]
+    _ = data_of(compose([*keys, "data.stream=true"])).splits
+    assert not list((cache.parent / "built").glob("*.pickle"))
+    assert data_of(compose(keys)).splits["train"].names and list((cache.parent / "built").glob("*.pickle"))
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=str)
+@pytest.mark.parametrize("where", ["write", "fill"])
+def test_what_was_cut_half_way_is_not_taken_for_whole(tmp_path, cache, monkeypatch, error, where):
+    frame = wide(40)
+    frame["a"] = (4 * frame["a"]).round()
+    path, calls = save(frame, tmp_path / "t.parquet"), []
+    owner, name = (stream.Pass, "write") if where == "write" else (np.memmap, "flush")
+    before = getattr(owner, name)
+
+    def cut(*args):
+        calls.append(1)
+        if len(calls) > (20 if where == "write" else 0):
+            raise error
+        return before(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, cut)
+        with pytest.raises((ValueError, KeyboardInterrupt), match=r"VRNN_LAB_CACHE|^$"):
+            _ = Table(path, stream=True).splits
+    left = [file.name for file in cache.rglob("*") if file.is_file() and file.suffix != ".lock"]
+    assert (not left) if where == "write" else not any("values_" in name for name in left)
+    alike(path)
+
+
+def test_leftovers_of_a_killed_process_are_removed(tmp_path, cache):
+    path = save(wide(), tmp_path / "t.parquet")
+    _ = Table(path, stream=True).splits
+    (whole,) = [p for p in cache.iterdir() if p.is_dir()]
+    whole.rename(whole.with_name(f".{whole.name}"))
+    (whole.with_name(f".{whole.name}") / "times").write_bytes(b"half")
+    alike(path)
+    assert [p.name for p in cache.iterdir() if p.is_dir()] == [whole.name]
+
+
+def test_too_little_room_is_said_before_anything_is_written(tmp_path, cache, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 9, 1))
+    refused(r"GB are needed there, and 1e-09 GB are free.*VRNN_LAB_CACHE", save(wide(), tmp_path / "t.parquet"))
+    assert not [p for p in cache.iterdir() if p.is_dir()]
+
+
+def _read(path: str, found) -> None:
+    calls, convert = [], stream._convert
+    stream._convert = lambda *args: calls.append(1) or convert(*args)
+    total = float(np.nansum(Table(path, stream=True).splits["train"].values))
+    found.put((len(calls), total))
+
+
+def test_processes_that_want_it_at_once_write_it_once(tmp_path):
+    path = save(wide(3000), tmp_path / "t.parquet")
+    context = multiprocessing.get_context("fork")
+    found = context.Queue()
+    jobs = [context.Process(target=_read, args=(path, found)) for _ in range(2)]
+    for job in jobs:
+        job.start()
+    (one, a), (two, b) = found.get(timeout=60), found.get(timeout=60)
+    for job in jobs:
+        job.join()
+    assert sorted([one, two]) == [0, 1] and a == b
+
+
+# ---- what cannot be used -------------------------------------------------------------------------------------
+
+
+def test_a_file_that_is_not_sorted_is_refused_with_rows_and_cure(tmp_path):
+    frame = pd.DataFrame({"id": list("xxyyx"), "time": [0.0, 1, 0, 1, 2], "a": [1.5, 2, 3, 4, 5]})
+    path = save(frame, tmp_path / "t.parquet")
+    refused(r"'x', which begins in row 1, comes back in row 5 after series 'y'.*ORDER BY id, time", path)
+    frame = pd.DataFrame({"id": list("x" * 9), "time": [0.0, 1, 2, 3, 4, 5, 6, 5.5, 8], "a": np.arange(9) / 7})
+    refused(
+        r"series 'x' has time=5.5 in row 8, before that of row 7; .*sort_values", save(frame, tmp_path / "t.parquet")
+    )
+    shuffled = wide(3000).sample(frac=1, random_state=0)
+    refused(r"comes back|before that of", save(shuffled, tmp_path / "t.parquet"))
+
+
+@pytest.mark.parametrize("row", [3, 7])
+def test_a_time_met_twice_is_refused_with_both_rows(tmp_path, row):
+    frame = pd.DataFrame({"id": list("x" * 9), "time": np.arange(9.0), "a": np.arange(9) / 7})
+    frame.loc[row, "time"] = row - 1
+    refused(
+        rf"series 'x' has two rows at time={row - 1}.0, row {row} and row {row + 1}",
+        save(frame, tmp_path / "t.parquet"),
+    )
+
+
+def test_empty_and_infinite_cells_are_named_by_row(tmp_path):
+    frame, path = wide().fillna(0.5), tmp_path / "t.parquet"
+    refused(r"row 12 has no 'id'", save(frame.assign(id=frame.id.where(frame.index != 11)), path))
+    refused(r"row 12 has no 'time'", save(frame.assign(time=frame.time.where(frame.index != 11)), path))
+    refused(r"column 'a' is infinite in row 12", save(frame.assign(a=frame.a.where(frame.index != 11, np.inf)), path))
+    refused("no observed value", save(frame.assign(a=np.nan), path), values=["a"])
+    refused(r"nothing was observed in the columns \['b'\]", save(frame.assign(b=np.nan), path))
+    refused("holds the text 'here' in row 1", save(frame, path), values=["place"])
+    refused("no column of numbers", save(frame[["id", "time", "place"]], path))
+    refused("has no rows", save(frame[:0], path))
+    split = np.where(frame.index == 11, "valid", "train")
+    refused(r"column 'split' says 'valid' in row 12", save(frame.assign(split=split), path))
+
+
+def test_csv_and_the_long_form_are_refused_with_the_cure(tmp_path):
+    refused(r"reads Parquet, and data.path=t.csv is a CSV file.*duckdb.*t.parquet", "t.csv")
+    refused(r"long form \(data.channel\) cannot be streamed.*PIVOT", "t.parquet", channel="kind", value="x")
+
+
+def test_series_without_a_value_are_counted(tmp_path, caplog):
+    frame = wide()
+    frame.loc[frame.id.isin(["s1", "s20", "s9"]), ["a", "b"]] = np.nan
+    empty = (~frame.assign(n=frame.a.notna() | frame.b.notna()).groupby("id").n.any()).sum()
+    table = alike(save(frame, tmp_path / "t.parquet"))
+    assert (
+        "s20" not in table.whole().names
+        and f"{empty} series have no observed value and are left out\n" in caplog.text
+    )
+    assert columns.first([False]) is None

@@ -1,0 +1,24 @@
+"""Names of very many series, as bytes: a text is made of one when it is asked for."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Names(Sequence[str]):
+    """Texts that stand end to end: text i is bytes offsets[i] to before offsets[i + 1], in UTF-8."""
+
+    def __init__(self, text: NDArray[np.uint8], offsets: NDArray[np.int64], which: NDArray[np.int64]):
+        self.text, self.offsets, self.which = text, offsets, which
+
+    def __len__(self) -> int:
+        return len(self.which)
+
+    def __getitem__(self, place) -> Any:
+        i = self.which[place]
+        return self.text[self.offsets[i] : self.offsets[i + 1]].tobytes().decode()
+
+    def part(self, index: NDArray[np.int64]) -> "Names":
+        return Names(self.text, self.offsets, self.which[index])
