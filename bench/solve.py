@@ -10,7 +10,7 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from bench.harness import OPTIONS, Row, against, installed, missing
-from vrnn_lab.networks import VectorField
+from vrnn_lab.layers import VectorField
 from vrnn_lab.ode import Solver
 
 LATENT, WIDTH, DEPTH, BATCH, TIMES = 10, 100, 2, 50, 100

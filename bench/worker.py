@@ -40,8 +40,10 @@ def main(suite: str, threads: int, options: dict) -> None:
 
     from bench import harness
     from vrnn_lab.command import quiet
+    from vrnn_lab.hardware import keep_memory
 
     quiet()
+    keep_memory()  # as a run does
     if threads:
         torch.set_num_threads(threads)
     if options.get("device", "auto") == "auto":

@@ -29,7 +29,7 @@ from vrnn_lab.folder import (
     only_one,
     write_whole,
 )
-from vrnn_lab.hardware import accelerator_of, check_accelerator, processes_of, strategy_of
+from vrnn_lab.hardware import accelerator_of, check_accelerator, keep_memory, processes_of, strategy_of
 from vrnn_lab.models.base import LOG_EVERY, SequenceModel
 from vrnn_lab.processes import launched
 
@@ -58,6 +58,7 @@ def run(
     that torchrun or srun started the first returns the metrics, the others nothing.
     """
     config = anywhere(config)
+    keep_memory()
     if launched()[0]:
         check_accelerator(config)
         return take_part(config, folder)

@@ -1,5 +1,6 @@
 """On what a run is fitted: the devices of this machine, and the processes on them."""
 
+import ctypes
 import os
 
 import torch
@@ -62,3 +63,14 @@ def strategy_of(config: DictConfig) -> DDPStrategy:
     srun = "RANK" not in os.environ
     starter = SLURMEnvironment(auto_requeue=False) if srun else TorchElasticEnvironment()
     return DDPStrategy(cluster_environment=starter, find_unused_parameters=unused)
+
+
+LARGEST, KEPT = 2**25, 2**29  # bytes: of a piece the C library keeps (it allows no more), and of all it keeps
+
+
+def keep_memory() -> None:
+    """Have the C library keep what is freed: large tensors of every step else come anew, page by page (glibc)."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(-3, LARGEST)  # M_MMAP_THRESHOLD
+        mallopt(-1, KEPT)  # M_TRIM_THRESHOLD
