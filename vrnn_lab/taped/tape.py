@@ -127,8 +127,12 @@ class Tape:
         """To those of matrices and shifts, from all places at once."""
         half = len(sums) // 2
         for matrix, shift, slope, told in zip(sums[:half], sums[half:], self.slopes, self.told, strict=True):
-            matrix.addmm_(slope.flatten(0, 1).t(), told.flatten(0, 1))
-            shift.add_(slope.sum((0, 1)))
+            slope, told = slope.flatten(0, 1), told.flatten(0, 1)
+            if told.shape[1] < slope.shape[1]:  # a product is quicker when it is wide
+                matrix.add_((told.t() @ slope).t())
+            else:
+                matrix.addmm_(slope.t(), told)
+            shift.add_(slope.sum(0))
 
 
 def places_of(tensors: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
