@@ -55,6 +55,7 @@ def compare(name: str, mode: str, backend: str, batches: int) -> None:
 def main() -> int:
     torch.set_num_threads(1)
     warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", ".*torch.jit.*", DeprecationWarning)  # inductor's own use of it
     quiet()
     mode, backend, *names = sys.argv[1:]
     wrong = 0

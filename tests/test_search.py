@@ -92,7 +92,7 @@ def stub(monkeypatch):
             seen.append(config)
             return {"val/loss": score(config, watching[0])}
 
-        monkeypatch.setattr(trial.experiment, "run", run)
+        monkeypatch.setattr(trial.fitting, "run", run)
         monkeypatch.setattr(trial, "compose", composed)
         monkeypatch.setattr(search, "experiment_of", lambda *a: "")
         return seen

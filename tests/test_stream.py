@@ -217,7 +217,7 @@ def _read(path: str, found) -> None:
 
 def test_processes_that_want_it_at_once_write_it_once(tmp_path):
     path = save(wide(3000), tmp_path / "t.parquet")
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     found = context.Queue()
     jobs = [context.Process(target=_read, args=(path, found)) for _ in range(2)]
     for job in jobs:
