@@ -5,16 +5,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from unittest import mock
 
 import torch
 
 from bench import ours
 from bench.harness import OPTIONS, Row, row
 from bench.vrnn import batch_of, scale_of
-from vrnn_lab import ode
 from vrnn_lab.layers import VectorField
 from vrnn_lab.ode import Solver
+from vrnn_lab.taped.tape import plainly
 
 MODELS = ("rnn", "vrnn", "latent_ode")
 LENGTHS, BATCHES, DIM = (100, 1000, 10_000), (16, 64, 256), 2
@@ -110,7 +109,7 @@ def solves() -> Iterator[Row]:
     The path itself, a node's state and slope, is 20 numbers a row of some 840: a share of 0.05 is flat but for it.
     """
     few, many = 80, 320
-    with mock.patch.object(ode, "by_hand", lambda: False):
+    with plainly():
         plain = kept_by(few), kept_by(many)
     own = kept_by(few), kept_by(many)
     per_node = [(b - a) / (many - few) / 1024 for a, b in (own, plain)]

@@ -2,7 +2,6 @@
 
 import statistics
 from collections.abc import Callable, Iterator
-from unittest import mock
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -10,9 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench import ours
 from bench.harness import OPTIONS, Row, against, alternate, row
 from bench.plain_vrnn import PlainVRNN, copied
-from vrnn_lab import layers, models
 from vrnn_lab.models.vrnn import VRNN
 from vrnn_lab.series import Scale, TimeSeries
+from vrnn_lab.taped.tape import plainly
 
 PIXELS = 28  # a row of an image is a point: sequential MNIST
 LATENT = 16
@@ -80,8 +79,7 @@ def plain_backward(plain: PlainVRNN, batch: TimeSeries) -> Callable[[], torch.Te
 
 def flops(step: Callable[[], object]) -> int:
     """Of matrix products; what is differentiated by hand as autograd does it, since the counter looks no deeper."""
-    plainly = [mock.patch.object(module, "by_hand", lambda: False) for module in (models.vrnn, layers)]
-    with FlopCounterMode(display=False) as counter, plainly[0], plainly[1]:
+    with FlopCounterMode(display=False) as counter, plainly():
         step()
     return counter.get_total_flops()
 

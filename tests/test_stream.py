@@ -12,7 +12,7 @@ import torch
 
 from vrnn_lab.built import data_of
 from vrnn_lab.config import compose
-from vrnn_lab.data import columns, stream
+from vrnn_lab.data import columns, stream, windows
 from vrnn_lab.data.table import Table
 
 SPLITS = ("train", "val", "test")
@@ -282,3 +282,42 @@ def test_series_without_a_value_are_counted(tmp_path, caplog):
         and f"{empty} series have no observed value and are left out\n" in caplog.text
     )
     assert columns.first([False]) is None
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        [1.0, 2.5, 1e6, 1.5e-7],
+        np.array([0.1, 0.25, 3.0, 4.0], np.float32),
+        [False, True],
+        pd.to_datetime(["2020-01-01T00:00", "2021-05-03T04:05"]),
+        [3, 20, 100],
+    ],
+    ids=str,
+)
+def test_series_are_called_alike_whatever_type_their_ids_are_of(ids, tmp_path):
+    file = tmp_path / "t.parquet"
+    pd.DataFrame(
+        {"id": np.repeat(ids, 3), "time": [0.0, 1.0, 2.0] * len(ids), "x": np.arange(3.0 * len(ids))}
+    ).to_parquet(file)
+    names = [sorted(windows.names_of(Table(path=str(file), stream=stream).whole())) for stream in (False, True)]
+    assert names[0] == names[1] and len(names[0]) == len(ids)
+
+
+def test_noise_of_seeds_that_are_close_is_kept_apart(tmp_path):
+    file = tmp_path / "t.parquet"
+    rows = pd.DataFrame({"id": np.repeat(np.arange(9), 5), "time": np.tile(np.arange(5.0), 9)})
+    rows.assign(x=np.arange(45) % 7).to_parquet(file)
+    for seed in (12345678, 12345679):
+        first, second = (Table(path=str(file), stream=s, seed=seed).splits["train"].values for s in (True, False))
+        np.testing.assert_array_equal(first, second)
+
+
+def test_a_broken_file_is_blamed_and_not_the_cache(tmp_path):
+    file, x = tmp_path / "t.parquet", np.random.default_rng(0).random(4500)
+    pd.DataFrame({"id": np.repeat(np.arange(900), 5), "time": np.tile(np.arange(5.0), 900), "x": x}).to_parquet(file)
+    content = bytearray(file.read_bytes())
+    content[200:4000] = b"\xff" * 3800
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="cannot be read as Parquet"):
+        Table(path=str(file), stream=True).whole()

@@ -5,24 +5,10 @@ import torch
 from small import batch_of, density, model_of
 from torch import Tensor
 
-from vrnn_lab import layers, ode
+from vrnn_lab import layers
 from vrnn_lab.layers import Memory, VectorField
-from vrnn_lab.models import vrnn
 from vrnn_lab.ode import Solver, through
 from vrnn_lab.taped import flow, tape
-
-
-@pytest.fixture
-def plainly(monkeypatch):
-    """Run something as autograd does it."""
-
-    def run(something):
-        with monkeypatch.context() as patch:
-            for module in (ode, layers, vrnn):
-                patch.setattr(module, "by_hand", lambda: False)
-            return something()
-
-    return run
 
 
 def values_and_gradients(outputs, inputs: list[Tensor]) -> list[Tensor]:
@@ -33,6 +19,11 @@ def values_and_gradients(outputs, inputs: list[Tensor]) -> list[Tensor]:
     return [*found, *torch.autograd.grad(total, inputs, allow_unused=True)]
 
 
+def by_autograd(outputs, inputs: list[Tensor]) -> list[Tensor]:
+    with tape.plainly():
+        return values_and_gradients(outputs, inputs)
+
+
 def agree(ours: list[Tensor], theirs: list[Tensor]) -> None:
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
@@ -41,7 +32,7 @@ def agree(ours: list[Tensor], theirs: list[Tensor]) -> None:
 @pytest.mark.parametrize("activation", layers.ACTIVATIONS)
 @pytest.mark.parametrize("depth", [0, 1, 3])
 @pytest.mark.parametrize(("kept", "block"), [(1, 1), (1, 50), (2**28, 1), (2**28, 100)])
-def test_a_solve_is_that_of_autograd_however_short_the_tape(activation, depth, kept, block, plainly, monkeypatch):
+def test_a_solve_is_that_of_autograd_however_short_the_tape(activation, depth, kept, block, monkeypatch):
     monkeypatch.setattr(flow, "TAPE", kept)
     monkeypatch.setattr(flow, "BLOCK", block)
     torch.manual_seed(depth)
@@ -53,11 +44,11 @@ def test_a_solve_is_that_of_autograd_however_short_the_tape(activation, depth, k
         return path.states, path.slopes
 
     inputs = [start, *field.parameters()]
-    agree(values_and_gradients(solve, inputs), plainly(lambda: values_and_gradients(solve, inputs)))
+    agree(values_and_gradients(solve, inputs), by_autograd(solve, inputs))
 
 
 @pytest.mark.parametrize(("kept", "block"), [(1, 1), (1, 70), (2**28, 1), (2**28, 70)])
-def test_a_walk_is_that_of_autograd_however_short_the_tape(kept, block, plainly, monkeypatch):
+def test_a_walk_is_that_of_autograd_however_short_the_tape(kept, block, monkeypatch):
     monkeypatch.setattr(flow, "TAPE", kept)
     monkeypatch.setattr(flow, "BLOCK", block)
     torch.manual_seed(0)
@@ -67,16 +58,16 @@ def test_a_walk_is_that_of_autograd_however_short_the_tape(kept, block, plainly,
     start = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
     walk = lambda: through(field, memory, memory.gates(told), gap, start, 0.1)
     inputs = [told, start, *memory.parameters(), *field.parameters()]
-    agree(values_and_gradients(walk, inputs), plainly(lambda: values_and_gradients(walk, inputs)))
+    agree(values_and_gradients(walk, inputs), by_autograd(walk, inputs))
 
 
-def test_a_gated_sequence_is_torchs(plainly):
+def test_a_gated_sequence_is_torchs():
     torch.manual_seed(0)
     memory = Memory(3, 4).double()
     told = torch.randn(5, 8, 3, dtype=torch.float64, requires_grad=True)
     run = lambda: (memory.over(told),)
     inputs = [told, *memory.parameters()]
-    agree(values_and_gradients(run, inputs), plainly(lambda: values_and_gradients(run, inputs)))
+    agree(values_and_gradients(run, inputs), by_autograd(run, inputs))
 
 
 def test_the_gradients_are_those_of_finite_differences():
@@ -106,19 +97,61 @@ def test_nothing_is_kept_where_no_gradient_is_asked(monkeypatch):
     assert max(kept) == 4
 
 
-def test_a_second_derivative_is_refused_rather_than_wrong():
-    field = VectorField(3, 6, 1, "tanh", 2.0)
-    start = torch.randn(1, 4, 3, requires_grad=True)
-    states, _ = Solver().nodes(field, start, 0.1, 2)
-    (slope,) = torch.autograd.grad(states.square().sum(), start, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        slope.sum().backward()
+def test_a_second_derivative_is_refused_rather_than_wrong_and_left_to_autograd_on_demand():
+    field = VectorField(3, 6, 1, "tanh", 2.0).double()
+    start = torch.randn(1, 4, 3, dtype=torch.float64, requires_grad=True)
+
+    def curvature():
+        states, _ = Solver().nodes(field, start, 0.1, 2)
+        (slope,) = torch.autograd.grad(states.sum(), start, create_graph=True)
+        return torch.autograd.grad(slope.square().sum(), start)[0]
+
+    with pytest.raises(RuntimeError, match="plainly"):
+        curvature()
+    with tape.plainly():
+        assert curvature().abs().sum() > 0
+
+
+class Leaning(VectorField):
+    def forward(self, time, state):
+        return super().forward(time, state) - state
+
+
+def hooked(field: VectorField) -> VectorField:
+    field.layers[0].register_forward_hook(lambda layer, told, out: 2 * out)
+    return field
+
+
+def widened(field: VectorField) -> VectorField:
+    field.layers.insert(1, torch.nn.LayerNorm(6))
+    return field
+
+
+@pytest.mark.parametrize("change", [hooked, widened])
+def test_a_network_that_was_changed_is_the_one_that_is_solved(change):
+    field, start = change(VectorField(3, 6, 2, "tanh", 2.0)), torch.randn(1, 4, 3)
+    with tape.plainly():
+        known = Solver().nodes(field, start, 0.1, 3)
+    torch.testing.assert_close(Solver().nodes(field, start, 0.1, 3), known)
+
+
+def test_so_is_one_that_was_derived():
+    field, start = Leaning(3, 6, 2, "tanh", 2.0), torch.randn(1, 4, 3)
+    with tape.plainly():
+        known = Solver().nodes(field, start, 0.1, 3)
+    torch.testing.assert_close(Solver().nodes(field, start, 0.1, 3), known)
+
+
+def test_no_rows_are_no_fault():
+    states, _ = Solver().nodes(VectorField(3, 6, 2, "tanh", 2.0), torch.randn(1, 0, 3, requires_grad=True), 0.1, 3)
+    states.sum().backward()
+    assert states.shape == (4, 1, 0, 3)
 
 
 @pytest.mark.parametrize("activation", ["tanh", "relu", "elu", "silu"])
 @pytest.mark.parametrize("depth", [0, 1, 2])
 @pytest.mark.parametrize("samples", [1, 3])
-def test_a_variational_sequence_is_that_of_autograd(activation, depth, samples, plainly):
+def test_a_variational_sequence_is_that_of_autograd(activation, depth, samples):
     model = model_of("vrnn", double=True, activation=activation, feature_depth=depth)
     batch = density(batch_of())
 
@@ -127,7 +160,7 @@ def test_a_variational_sequence_is_that_of_autograd(activation, depth, samples, 
         return (model.log_weights(batch, samples),)
 
     inputs = list(model.parameters())
-    agree(values_and_gradients(weights, inputs), plainly(lambda: values_and_gradients(weights, inputs)))
+    agree(values_and_gradients(weights, inputs), by_autograd(weights, inputs))
 
 
 @pytest.mark.parametrize("name", ["vrnn", "rnn", "latent_ode", "ode_rnn"])
@@ -150,3 +183,17 @@ def test_a_quick_tanh_is_a_tanh_and_so_is_its_slope():
     torch.testing.assert_close(quick, plain, rtol=0, atol=2e-7)
     slopes = [torch.autograd.grad(y.sum(), x)[0] for y in (quick, plain)]
     torch.testing.assert_close(*slopes, rtol=0, atol=4e-7)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # torch.func's own use of it
+def test_a_quick_tanh_has_all_the_derivatives_of_a_tanh():
+    x = torch.randn(2 * layers.LARGE, requires_grad=True)
+
+    def curvature(tanh):
+        (slope,) = torch.autograd.grad(tanh(x).sum() + x.square().sum(), x, create_graph=True)
+        return torch.autograd.grad(slope.square().sum(), x)[0]
+
+    torch.testing.assert_close(curvature(layers.Tanh()), curvature(torch.tanh), rtol=0, atol=1e-4)
+    ones = torch.ones_like(x)
+    for ours, theirs in zip(*(torch.func.jvp(f, (x,), (ones,)) for f in (layers.Tanh(), torch.tanh)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)

@@ -58,7 +58,6 @@ def run(
     that torchrun or srun started the first returns the metrics, the others nothing.
     """
     config = anywhere(config)
-    keep_memory()
     if launched()[0]:
         check_accelerator(config)
         return take_part(config, folder)
@@ -230,6 +229,7 @@ def trainer_of(parts: Parts, folder: Path, watching: Sequence[Callback] = ()) ->
 
 
 def _run(parts: Parts, folder: Path, watching: Sequence[Callback] = ()) -> dict[str, Any] | None:
+    keep_memory()
     trainer = trainer_of(parts, folder, watching)
     log.debug("torch %s, %d threads, %s", torch.__version__, torch.get_num_threads(), trainer.strategy.root_device)
     fit = _fit(parts, trainer, folder)

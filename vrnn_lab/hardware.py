@@ -70,7 +70,7 @@ LARGEST, KEPT = 2**25, 2**29  # bytes: of a piece the C library keeps (it allows
 
 def keep_memory() -> None:
     """Have the C library keep what is freed: large tensors of every step else come anew, page by page (glibc)."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt:
         mallopt(-3, LARGEST)  # M_MMAP_THRESHOLD
         mallopt(-1, KEPT)  # M_TRIM_THRESHOLD

@@ -42,9 +42,14 @@ def mlp(inputs: int, width: int, outputs: int, depth: int, activation: Activatio
     return nn.Sequential(*layers, nn.Linear(sizes[-1], outputs))
 
 
-def weights_of(network: nn.Sequential, activation: Activation) -> Weights:
-    """Of an `mlp`."""
-    linear = [layer for layer in network if isinstance(layer, nn.Linear)]
+def weights_of(network: nn.Sequential, activation: Activation) -> Weights | None:
+    """Of an `mlp` as it was made: None where layers were changed, or somebody hooks into one."""
+    layers = list(network)
+    kinds = [ACTIVATIONS[activation] if i % 2 else nn.Linear for i in range(len(layers))]
+    hooked = any(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks for layer in layers)
+    linear = [layer for layer in layers[::2] if isinstance(layer, nn.Linear)]
+    if hooked or [type(layer) for layer in layers] != kinds or any(layer.bias is None for layer in linear):
+        return None
     return Weights(activation, tuple(layer.weight for layer in linear), tuple(layer.bias for layer in linear))
 
 
@@ -59,9 +64,10 @@ class VectorField(nn.Module):
     def forward(self, time: Tensor, state: Tensor) -> Tensor:
         return self.rate * self.layers(state)
 
-    def weights(self) -> Weights:
-        """Of the field as one network."""
-        return weights_of(self.layers, self.activation).times(self.rate)
+    def weights(self) -> Weights | None:
+        """Of the field as one network, where it is one."""
+        weights = weights_of(self.layers, self.activation)
+        return weights if weights is None else weights.times(self.rate)
 
 
 class Memory(nn.Module):

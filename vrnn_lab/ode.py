@@ -144,7 +144,7 @@ def rk4(field: Field, start: Tensor, step: float, count: int) -> tuple[Tensor, T
         states, slopes = RungeKutta.apply(
             weights.activation, torch.is_grad_enabled(), count, each, rows, *weights.flat
         )
-        return states.view(-1, *start.shape), slopes.view(-1, *start.shape)
+        return states.view(count + 1, *start.shape), slopes.view(count + 1, *start.shape)
     state, states, slopes = start, [start], []
     for _ in range(count):
         slopes.append(field(time, state))
@@ -156,10 +156,10 @@ def rk4(field: Field, start: Tensor, step: float, count: int) -> tuple[Tensor, T
 
 def _weights(field: Field) -> Weights | None:
     """Of a field whose way back is gone by hand."""
-    if not (isinstance(field, VectorField) and by_hand()):
+    if not isinstance(field, VectorField) or type(field) is not VectorField or not by_hand():
         return None
-    weights = field.weights().without_tanh()
-    return weights if weights.known else None
+    weights = field.weights()
+    return weights if weights is None else weights.by_hand()
 
 
 def steps_in_training(nodes: int, windows: float) -> int:
@@ -246,7 +246,7 @@ def through(
     The flow is dz/dt = field(z) over each row's own gap (negative: back in time), in Runge-Kutta steps of `step`.
     """
     ticks = Ticks.of(gap, step, most)
-    if isinstance(jump, Memory) and (weights := _weights(field)):
+    if isinstance(jump, Memory) and type(jump) is Memory and (weights := _weights(field)):
         return _by_hand(weights, jump, ticks, told, start)
     time, state, jumped, arrived = start.new_zeros(()), start, [], []
     each = zip(

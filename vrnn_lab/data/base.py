@@ -125,6 +125,7 @@ class Ragged:
         times, values, windows = points.times[place], points.values[place], self.windows[index]
         times = np.where(lengths[:, None] > 0, times, windows[:, :1])
         seen, scored = task.together(times, real[..., None] & ~np.isnan(values), windows, lengths, draws)
+        scored = scored.copy() if np.shares_memory(seen, scored) else scored  # whoever changes one keeps the other
         known = seen | scored
         shown, counts = np.asarray(seen.any(-1)), np.asarray(known.any(-1))
         labels = self.labels

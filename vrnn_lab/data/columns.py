@@ -3,7 +3,8 @@
 import difflib
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -142,15 +143,23 @@ def _read_csv(path: Path, **options) -> pd.DataFrame:
 
 def _parquet(path: Path):
     try:
-        import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
         raise ValueError(
             f"data.path={path} is a Parquet file, and pyarrow, which reads it, is not installed; "
             "run: pip install 'vrnn_lab[parquet]', or save the table as CSV."
         ) from None
-    try:
+    with readable(path):
         return pq.read_schema(path)
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """What Arrow cannot read of a Parquet file is a ValueError."""
+    import pyarrow as pa
+
+    try:
+        yield
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path} cannot be read as Parquet: {str(error).strip()}") from None
 

@@ -26,6 +26,7 @@ from vrnn_lab.data.windows import Contents, Fill, Runs, hashed
 log = logging.getLogger("vrnn_lab")
 ROWS = 2**18  # read at once
 KEPT = 5  # files in the cache, those used last
+COPIES = 3  # of a file's values, with noise of different seeds
 SAID = 10.0  # seconds from one line of progress to the next
 FORM = 1  # of what is written: another number is another folder
 ARRAYS = {
@@ -87,6 +88,8 @@ class Stored:
         beside = file.with_name(f".{file.name}")
         with _writing(self.folder):
             if not file.exists():
+                for old in sorted(self.folder.glob("values_*"), key=lambda p: p.stat().st_mtime)[: 1 - COPIES]:
+                    old.unlink()
                 _demand_room(self.folder.parent, values.nbytes)
                 try:
                     _reserve(beside, values.nbytes)
@@ -129,7 +132,8 @@ class Reader:
         import pyarrow.parquet as pq
 
         # Not a row group at a time, which may be the whole file.
-        self.file = pq.ParquetFile(self.path, pre_buffer=False, buffer_size=2**20)
+        with columns.readable(self.path):
+            self.file = pq.ParquetFile(self.path, pre_buffer=False, buffer_size=2**20)
         self.count = self.file.metadata.num_rows
         if not self.count:
             raise ValueError(f"{self.path} has no rows, only the columns {self.wanted}; expected a row per time.")
@@ -154,7 +158,12 @@ class Reader:
     def batches(self) -> Iterator[tuple[int, "Chunk"]]:
         """The number of the first row, and the rows."""
         row, said = 0, monotonic()
-        for batch in self.file.iter_batches(ROWS, columns=self.wanted):
+        found = self.file.iter_batches(ROWS, columns=self.wanted)
+        while True:
+            with columns.readable(self.path):
+                batch = next(found, None)
+            if batch is None:
+                return
             yield row, self._chunk(batch, row)
             row += len(batch)
             if monotonic() - said > SAID:
@@ -173,10 +182,11 @@ class Reader:
         column = batch.column(self.id)
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
-        column = pc.fill_null(column.cast(pa.string()), "")
-        new = np.asarray(pc.call_function("not_equal", [column[1:], column[:-1]]))
+        text = pc.fill_null(column.cast(pa.string()), "")
+        new = np.asarray(pc.call_function("not_equal", [text[1:], text[:-1]]))
         start = np.append(0, np.flatnonzero(new) + 1)
-        return Chunk(cells, start, column.take(pa.array(start)).to_pylist())
+        names = pd.Index(column.take(pa.array(start)).to_pandas())  # as in memory: a float's name is Python's
+        return Chunk(cells, start, ["" if pd.isna(name) else str(name) for name in names])
 
 
 @dataclass

@@ -217,7 +217,7 @@ def dequantised(series: Ragged, train: Runs, channels: tuple[str, ...], seed: in
         "has no bound. data.dequantise=false keeps them as they are.",
         ", ".join(found),
     )
-    name = "_".join(f"{x:g}" for x in (seed, *steps))
+    name = "_".join(map(repr, (seed, *steps)))
     values = made(series.points.values, name, partial(_add_noise, series, steps, seed, size))
     return replace(series, points=replace(series.points, values=values))
 

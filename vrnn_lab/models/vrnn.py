@@ -106,9 +106,9 @@ class VRNN(StepModel):
     @loop
     def _sequence(self, gates, from_x, noise, state, gates_of_z) -> list[Tensor]:
         """(states, the posterior's raw numbers, z, features of z): (time, samples, batch, _)."""
-        posterior, telling = self._weights()
-        if by_hand() and posterior.known:
-            return self._taped(gates, from_x, noise, state, gates_of_z, posterior, telling)
+        weights = self._weights() if by_hand() else None
+        if weights:
+            return self._taped(gates, from_x, noise, state, gates_of_z, *weights)
         found = []
         for gate, x, each in zip(gates, from_x, noise, strict=True):
             state = self.memory(gate + gates_of_z, state)
@@ -119,14 +119,17 @@ class VRNN(StepModel):
             found.append((state, raw, z, feature))
         return [torch.stack(x) for x in zip(*found, strict=True)]
 
-    def _weights(self) -> tuple[Weights, Weights]:
-        """Of the posterior, from the state, and of the gates of z, from z."""
+    def _weights(self) -> tuple[Weights, Weights] | None:
+        """Of the posterior, from the state, and of the gates of z, from z; None where they are not as made here."""
         read = (self.posterior_of_state.weight, self.posterior_out.weight)
         shift = self.posterior_out.bias
         posterior = Weights(self.named, read, (shift.new_zeros(len(read[0])), shift))
         features, gates = weights_of(self.phi_z, self.named), self.gates_of_z.weight
+        if type(self) is not VRNN or features is None:
+            return None
         matrices, shifts = (*features.matrices, gates), (*features.shifts, gates.new_zeros(len(gates)))
-        return posterior.without_tanh(), Weights(self.named, matrices, shifts).without_tanh()
+        read_by_hand, told_by_hand = posterior.by_hand(), Weights(self.named, matrices, shifts).by_hand()
+        return (read_by_hand, told_by_hand) if read_by_hand and told_by_hand else None
 
     def _taped(self, gates, from_x, noise, state, gates_of_z, posterior: Weights, telling: Weights) -> list[Tensor]:
         """As `_sequence`, differentiated by hand."""

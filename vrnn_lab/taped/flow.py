@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from vrnn_lab.taped.gates import Gates, early_and_late
-from vrnn_lab.taped.tape import Tape, Weights, places_of
+from vrnn_lab.taped.tape import Tape, Weights, once, places_of
 
 TAPE = 2**28  # bytes
 BLOCK = 2048  # rows whose gradients are taken at once
@@ -101,7 +100,7 @@ class Steps(Tape):
 
 def _blocks(steps: int, rows: int) -> list[slice]:
     """Of steps whose gradients of the weights are taken at once: as many rows as a cache likes."""
-    many = max(1, BLOCK // (4 * rows))
+    many = max(1, BLOCK // max(1, 4 * rows))
     return [slice(first, min(first + many, steps)) for first in range(0, steps, many)]
 
 
@@ -135,7 +134,7 @@ class RungeKutta(torch.autograd.Function):
         return states, slopes
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx, of_states: Tensor, of_slopes: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         length, states, *rest = ctx.saved_tensors
         flat, kept = rest[: ctx.layers], rest[ctx.layers :]
@@ -198,7 +197,7 @@ class Walk(torch.autograd.Function):
         return jumped, arrived
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx, of_jumped: Tensor, of_arrived: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         gates, first, length, start, jumped, arrived, matrix, shift, *rest = ctx.saved_tensors
         flat, kept = rest[: ctx.layers], rest[ctx.layers :]

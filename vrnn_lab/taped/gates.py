@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from vrnn_lab.taped.tape import aten, places_of
+from vrnn_lab.taped.tape import aten, once, places_of
 
 
 class Gates:
@@ -88,7 +87,7 @@ class GatedSequence(torch.autograd.Function):
         return states[1:]
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx, of_states: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         matrix, shift, states, *kept = ctx.saved_tensors
         steps, each, of_each = Gates(matrix, shift, kept), states.unbind(0), of_states.unbind(0)

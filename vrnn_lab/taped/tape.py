@@ -1,13 +1,15 @@
 """A network's evaluations, kept for the way back."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import wraps
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 
 aten = torch.ops.aten
 # An activation in place, and the gradient before it from the one behind it and its result, in place too.
@@ -18,9 +20,40 @@ KNOWN: dict[str, tuple[Callable[[Tensor], Any], Callable[[Tensor, Tensor], Any]]
 }
 
 
+_plainly = False
+
+
 def by_hand() -> bool:
-    """Whether nobody has to look inside: torch.compile and autocast do."""
-    return not (torch.compiler.is_compiling() or torch.is_autocast_enabled() or torch.is_autocast_enabled("cpu"))
+    """Whether nobody has to look inside: torch.compile, autocast, torch.func and forward gradients do."""
+    looked_at = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    cast = torch.is_autocast_enabled() or torch.is_autocast_enabled("cpu")
+    return not (_plainly or looked_at or cast or forward_ad._current_level >= 0)
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Within, everything is left to autograd, which differentiates more than once."""
+    global _plainly
+    before, _plainly = _plainly, True
+    try:
+        yield
+    finally:
+        _plainly = before
+
+
+def once(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A way back that autograd cannot differentiate again: RuntimeError where it is asked to."""
+
+    @wraps(backward)
+    def checked(ctx, *slopes: Tensor):
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "second derivatives are asked for (create_graph=True) of a loop that is differentiated by hand, "
+                "once; run its forward pass within vrnn_lab.taped.tape.plainly()."
+            )
+        return backward(ctx, *slopes)
+
+    return checked
 
 
 class QuickTanh(torch.autograd.Function):
@@ -33,7 +66,6 @@ class QuickTanh(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, slope: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         return aten.tanh_backward(slope, *ctx.saved_tensors)
 
@@ -55,10 +87,10 @@ class Weights:
     def flat(self) -> tuple[Tensor, ...]:
         return self.matrices + self.shifts
 
-    @property
-    def known(self) -> bool:
-        """Whether the way back can be gone by hand."""
-        return self.activation in KNOWN
+    def by_hand(self) -> "Weights | None":
+        """As the way back by hand takes them; None where it does not know the activation."""
+        same = self.without_tanh()
+        return same if same.activation in KNOWN else None
 
     def times(self, factor: float) -> "Weights":
         """Of the output, multiplied."""

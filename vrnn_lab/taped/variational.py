@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from vrnn_lab.taped.gates import Gates, early_and_late
-from vrnn_lab.taped.tape import Tape, Weights, places_of
+from vrnn_lab.taped.tape import Tape, Weights, once, places_of
 
 
 def bounded(raw: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -58,7 +57,7 @@ class VariationalSequence(torch.autograd.Function):
         return states[1:], raw, z, features
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx, of_states, of_raw, of_latents, of_features):  # pyright: ignore[reportIncompatibleMethodOverride]
         noise, states, raw, z, features, *rest = ctx.saved_tensors
         flat, kept, hidden = rest[: ctx.many], rest[ctx.many : ctx.many + 3], rest[ctx.many + 3 :]
