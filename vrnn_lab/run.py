@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from vrnn_lab.command import guarded, quiet
+from vrnn_lab.command import guarded, load, quiet
 from vrnn_lab.config import CONF, ConfigError, check, compose, contents, flat, groups, near, options
 from vrnn_lab.devices import device_for
 from vrnn_lab.processes import launched
@@ -57,6 +57,7 @@ def job(
 def job_of_sweep(config: DictConfig, folder: Path, overrides: list[str], choices: dict[str, Any]) -> float:
     """One job, in whatever process; a line says how it ended, and one that failed raises."""
     quiet()
+    load()
     from vrnn_lab import fitting
     from vrnn_lab.folder import SCORE
 
@@ -224,6 +225,7 @@ def main() -> int:
     if any(a.split("=")[0] in PASSED_ON for a in argv):
         return through_hydra(argv)
     quiet()
+    load()
     folders = [a.partition("=")[2] for a in argv if a.startswith("resume=")]
     check_launch(argv)
     if folders:
