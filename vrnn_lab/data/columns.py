@@ -1,9 +1,10 @@
 """From the cells of a CSV or Parquet file to numbers, times and names; errors name the column, line and cell."""
 
 import difflib
+import logging
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from pandas.api import types
 
 from vrnn_lab.data.base import SPLITS
 
+log = logging.getLogger("vrnn_lab")
 ENDINGS = (".csv", ".csv.gz", ".parquet")
 MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "none", "-nan", "-NaN", "<NA>"]
 OTHER_NAMES = {  # what Nixtla, GluonTS and others call these columns
@@ -180,6 +182,16 @@ def looks_like_numbers(cells: Cells, column: str) -> bool:
     if not (types.is_object_dtype(content) or types.is_string_dtype(content)):
         return False
     return bool(np.isnan(_parsed(content)).mean() < 0.5)
+
+
+def tell_left_out(
+    path: Path, id: str | None, time: str, others: list[str], channels: Sequence[str], cure: str
+) -> None:
+    """A notice of the columns that are no channels; ValueError where none is one."""
+    if not channels:
+        raise ValueError(f"{path} has no column of numbers beside '{id}' and '{time}'; it has {others}. {cure}")
+    if left := [c for c in others if c not in channels]:
+        log.info("%s: columns without numbers are left out: %s", path, ", ".join(left))
 
 
 def numbers(cells: Cells, column: str) -> NDArray[np.float64]:

@@ -146,13 +146,7 @@ class Reader:
         schema = self.file.schema_arrow
         others = [c for c in self.wanted if c not in (self.id, self.time, self.split) and c[:9] != "Unnamed: "]
         channels = tuple(c for c in others if is_number(schema.field(c).type))
-        if not channels:
-            raise ValueError(
-                f"{self.path} has no column of numbers beside '{self.id}' and '{self.time}'; it has {others}. "
-                "Expected one a channel."
-            )
-        if left := [c for c in others if c not in channels]:
-            log.info("%s: columns without numbers are left out: %s", self.path, ", ".join(left))
+        columns.tell_left_out(self.path, self.id, self.time, others, channels, "Expected one a channel.")
         return channels
 
     def batches(self) -> Iterator[tuple[int, "Chunk"]]:

@@ -222,13 +222,8 @@ class Table(SeriesData):
         others = [c for c in cells.frame if c not in (self.id, self.time, self.split)]
         others = [c for c in others if not c.startswith("Unnamed: ")]  # row numbers that pandas wrote
         channels = tuple(c for c in others if columns.looks_like_numbers(cells, c))
-        if not channels:
-            raise ValueError(
-                f"{self.path} has no column of numbers beside '{self.id}' and '{self.time}'; it has {others}. "
-                "Expected one a channel, or the long form: data.channel=<column> data.value=<column>."
-            )
-        if left := [c for c in others if c not in channels]:
-            log.info("%s: columns without numbers are left out: %s", self.path, ", ".join(left))
+        cure = "Expected one a channel, or the long form: data.channel=<column> data.value=<column>."
+        columns.tell_left_out(self.path, self.id, self.time, others, channels, cure)
         return channels
 
     def _refuse_unknown_channels(self, channels, occurring) -> None:

@@ -35,15 +35,11 @@ class Lengths:
 
     def part(self, steps: slice) -> "Lengths":
         """Of some of the steps."""
-        if not self.whole.ndim:
-            return self
-        return Lengths(*(x[steps] for x in (self.whole, self.half, self.third, self.sixth)))
+        return Lengths.of(self.whole[steps]) if self.whole.ndim else self
 
     def flat(self) -> "Lengths":
         """As rows of one batch."""
-        if not self.whole.ndim:
-            return self
-        return Lengths(*(x.flatten(0, 1) for x in (self.whole, self.half, self.third, self.sixth)))
+        return Lengths.of(self.whole.flatten(0, 1)) if self.whole.ndim else self
 
 
 class Steps(Tape):
