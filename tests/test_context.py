@@ -1,0 +1,26 @@
+"""The window over which a question is asked."""
+
+import pytest
+
+from vrnn_lab.context import around
+
+CASES = {
+    "a short series is taken whole": ((3, 4, 0, 8), (0, 8)),
+    "a forecast from it, too": ((9, 10, 0, 8), (0, 10)),
+    "in the middle of a long one": ((50, 52, 0, 100), (46, 56)),
+    "near its start": ((1, 2, 0, 100), (0, 10)),
+    "near its end": ((98, 99, 0, 100), (90, 100)),
+    "a forecast": ((101, 104, 0, 100), (94, 104)),
+    "a forecast farther than half a window has half a one before it": ((101, 130, 0, 100), (96, 130)),
+    "before the first point": ((-4, -3, 0, 100), (-4, 6)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_question_has_a_window_as_in_training(case):
+    question, window = CASES[case]
+    assert around(*map(float, question), longest=10.0) == window
+
+
+def test_of_moments_there_is_no_length_to_keep_to():
+    assert around(3.0, 4.0, 0.0, 100.0, longest=0.0) == (0, 100)
