@@ -13,18 +13,13 @@ from vrnn_lab import describe
 from vrnn_lab.config import check, compose, jobs_of
 from vrnn_lab.experiment import assemble
 
-README = Path(__file__).parent.parent / "README.md"
-TEXT = README.read_text()
-IMPORTS = """import torch
-from torch import nn
-from vrnn_lab.losses import LossTerms
-from vrnn_lab.models.base import Prediction, SequenceModel
-
-"""
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+YOUR_MODEL = (ROOT / "docs" / "your-model.md").read_text()
 
 
-def block(language: str, word: str) -> str:
-    found = [b for b in re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL) if word in b]
+def block(language: str, word: str, text: str = TEXT) -> str:
+    found = [b for b in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL) if word in b]
     assert len(found) == 1
     return found[0]
 
@@ -46,16 +41,16 @@ def test_every_run_it_shows_composes_and_fits_its_constructors(arguments):
         check(compose(overrides))
 
 
-@pytest.mark.parametrize("arguments", [c for c in commands("describe") if "my_model" not in c])
+@pytest.mark.parametrize("arguments", commands("describe"))
 def test_every_description_it_names_exists(arguments, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["describe", *arguments.split()])
     assert describe.main() == 0 and capsys.readouterr().out
 
 
 def test_the_model_in_two_files_is_one(tmp_path, monkeypatch):
-    (tmp_path / "my_model.py").write_text(IMPORTS + block("python", "Climatology"))
+    (tmp_path / "my_model.py").write_text(block("python", "Climatology", YOUR_MODEL))
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "my_model.yaml").write_text(block("yaml", "Climatology"))
+    (tmp_path / "model" / "my_model.yaml").write_text(block("yaml", "Climatology", YOUR_MODEL))
     monkeypatch.delitem(sys.modules, "my_model", raising=False)  # another test has one too
     monkeypatch.syspath_prepend(tmp_path)
     model = assemble(compose(["model=my_model", "data=ou"], (str(tmp_path),)), scale_of(2)).model
