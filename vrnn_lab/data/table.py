@@ -290,8 +290,8 @@ class Table(SeriesData):
             raise ValueError(
                 f"{self.path}: series '{points.names[points.owner[two]]}' has two values of "
                 f"'{self.covariates[column]}' at {self.time}={cells.text(self.time, two)}, "
-                f"{told[first[row], column]:g} in {cells.where(one)} and {told[row, column]:g} in {cells.where(two)}; "
-                "expected one a time."
+                f"{told[first[row], column]:g} in {cells.where(one)} and {told[row, column]:g} in "
+                f"{cells.where(two)}; expected one a time."
             )
 
     def _refuse_twice(self, points: Points, order, *keys) -> None:

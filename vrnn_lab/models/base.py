@@ -50,7 +50,7 @@ class SequenceModel(pl.LightningModule, ABC):
 
     causal: predictions at a query cannot use points after it (a step model).
     takes_covariates: it reads `series.covariates`; data that have some are refused where it does not.
-    takes_error: wherever a value is scored or predicted its density is blurred by its error bar (`noisy`).
+    takes_error: wherever a value is scored or predicted its density is `blurred(series.error)`.
     states: the size of the states it gives in its loss terms, from which labels can be told; 0 = it gives none.
     point_process: times are modelled too: nats are those of p(x, t), its points are all events of the window.
     """
@@ -139,7 +139,8 @@ class SequenceModel(pl.LightningModule, ABC):
         """Draws at every point that counts; reads what is seen alone. At padding anything finite."""
 
     def _answer(self, density: Density, series: TimeSeries, samples: int) -> Prediction:
-        """Draws from a density of points that hang together through a latent path alone."""
+        """Draws from a density of points that hang together through a latent path alone, with their error bars."""
+        density = density.blurred(series.error)
         density = density.given(series.values.expand(density.mean.shape), series.seen.expand(density.mean.shape))
         noise = self.noise.at_points("value", series, samples, self.head.draws, density.mean)
         return Prediction(density.draw(noise), density)
