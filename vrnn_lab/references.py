@@ -10,7 +10,8 @@ from torch import Tensor
 
 from vrnn_lab.data.base import SeriesData
 from vrnn_lab.densities import Bernoulli, Gaussian
-from vrnn_lab.metrics import Scores, Tally, Yardstick, plain_scores
+from vrnn_lab.metrics import Yardstick
+from vrnn_lab.scores import Scores, Tally, plain_scores
 from vrnn_lab.series import Scale, TimeSeries
 from vrnn_lab.tasks import Density, Task
 

@@ -22,9 +22,10 @@ def print_run(folder: Path, metrics: dict[str, Any], split: str = "test") -> Non
 
 
 def rows(metrics: dict[str, Any], split: str) -> list[tuple[str, str]]:
-    """(name, key prefix) of the model and of each reference row, best rows last."""
+    """(name, key prefix) of the model, of it recalibrated, and of each reference row, best rows last."""
     names = dict.fromkeys(k.split("/")[1] for k in metrics if k.startswith("reference/"))
-    return [("this model", split)] + [(name, f"reference/{name}") for name in names]
+    ours = [("this model", split), ("recalibrated", f"recalibrated/{split}")]
+    return ours + [(name, f"reference/{name}") for name in names]
 
 
 def table(metrics: dict[str, Any], split: str) -> Table:
