@@ -145,10 +145,12 @@ def test_a_tally_sums_over_scored_values_and_divides_once():
             "test/x/crps": 3 * mean,
             "test/x/nll": mean,
             "test/x/nmse": scaled,
-            "test/x/channel/a/mse": by_channel[0],
-            "test/x/channel/b/mse": by_channel[1],
-            "test/x/channel/a/crps": 3 * by_channel[0],
-            "test/x/channel/b/crps": 3 * by_channel[1],
+            **{f"test/x/channel/{c}/mse": by_channel[i] for i, c in enumerate("ab")},
+            **{f"test/x/channel/{c}/crps": 3 * by_channel[i] for i, c in enumerate("ab")},
+            **{f"test/x/channel/{c}/nll": by_channel[i] for i, c in enumerate("ab")},
+            **{
+                f"test/x/channel/{c}/nmse": by_channel[i] / std**2 for i, (c, std) in enumerate((("a", 2), ("b", 10)))
+            },
         }
     )
 
@@ -163,6 +165,7 @@ def test_a_channel_that_is_never_scored_has_no_row_and_no_say():
         "p/nmse": 5,
         "p/channel/a/mse": 5,
         "p/channel/a/crps": 5,
+        "p/channel/a/nmse": 5,
     }
 
 

@@ -38,12 +38,12 @@ def main() -> int:
             raise ConfigError(f"{key}: the run's config has no such key.{near(key, keys)}")
     parts = load_parts(folder, DictConfig(OmegaConf.from_dotlist([f"{k}={v}" for k, v in changes.items()])))
     recalibrated = recalibrate(parts, folder, split) if wanted else {}
-    print_run(folder, score(parts) | recalibrated, split)
+    print_run(folder, score(parts) | recalibrated, split, parts.data)
     return 0
 
 
 def recalibrate(parts, folder: Path, split: str) -> dict[str, float]:
-    """Scores of recalibrated predictions, recalibrated/<split>/...; the factors are printed and kept in the folder."""
+    """Scores of recalibrated predictions, recalibrated/<split>/...; the factors are printed, and kept in a file."""
     from vrnn_lab.metrics import answers
     from vrnn_lab.recalibration import PLACES, fit
 

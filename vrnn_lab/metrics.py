@@ -1,19 +1,22 @@
 """The fixed yardstick: the same questions and the same scores for every model, and what plain rows reach."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import sqrt
+from sys import maxsize
 from typing import Any
 
 import torch
+from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_auroc
 
+from vrnn_lab.calibration import Account, pit
 from vrnn_lab.checks import Count
 from vrnn_lab.data.base import SeriesData
 from vrnn_lab.likelihoods import on_floor
 from vrnn_lab.losses import Activity, log_mean_exp
 from vrnn_lab.models.base import Prediction, SequenceModel
-from vrnn_lab.scores import Tally, sample_scores
+from vrnn_lab.scores import energy, sample_scores
 from vrnn_lab.series import TimeSeries
 from vrnn_lab.tasks import Density, Task
 
@@ -54,15 +57,24 @@ def evaluate(model: SequenceModel, data: SeriesData, split: str, yardstick: Yard
 
 
 def answers(
-    model: SequenceModel, data: SeriesData, split: str, yardstick: Yardstick, seed: int, change: Change | None = None
+    model: SequenceModel,
+    data: SeriesData,
+    split: str,
+    yardstick: Yardstick,
+    seed: int,
+    change: Change | None = None,
+    most: int | None = None,
 ) -> dict[str, float]:
-    """The scores of held-out values, `<split>/<question>/...`; `change`: done to each prediction first."""
+    """The scores of held-out values, `<split>/<question>/...`.
+
+    change: done to each prediction first; most: of so many series alone.
+    """
     found: dict[str, float] = {}
     if model.scale.support == "events":  # an event has no value to ask for
         return found
     with model.fixed_noise(seed):
         for name, task in yardstick.questions.items():
-            found |= _answers(model, data, split, yardstick, name, task, change)
+            found |= _answers(model, data, split, yardstick, name, task, change, most)
     return found
 
 
@@ -173,20 +185,36 @@ def _labels(model: SequenceModel, data: SeriesData, split: str) -> dict[str, flo
     return {f"{split}/labels/{name}": value.item() for name, value in found.items()}
 
 
-def _answers(model, data, split, yardstick, name: str, task: Task, change: Change | None) -> dict[str, float]:
-    tally = Tally(data.channels, model.data_std)
+def _answers(model, data, split, yardstick, name: str, task: Task, change, most) -> dict[str, float]:
+    account = Account(data, name, task, model.data_std)
     floored, real = 0.0, model.scale.support == "real"
-    for batch in batches(model, data, split, task, yardstick.draws):
+    for batch in _first(batches(model, data, split, task, yardstick.draws), most):
         prediction = model.predict(batch, yardstick.draws)
         prediction = change(prediction, batch) if change else prediction
         scores = sample_scores(prediction, batch.values)
         if batch.clean is not None and real:
             scores["mse_clean"] = (prediction.mean - batch.clean) ** 2
-        tally.add(scores, batch.scored)
         if real:
+            scores |= pit(prediction.paths, batch.values, _uniform(model, batch))
+            account.add_energy(energy(prediction.paths, batch.values, batch.scored, model.data_std))
             low = on_floor(prediction.density, model.data_std).to(batch.values).mean(0)
             floored += torch.where(batch.scored, low, 0).sum().item()
-    found = tally.result(f"{split}/{name}")
+        account.add(scores, batch)
+    found = account.result(f"{split}/{name}")
     if found and real:
-        found[f"{split}/{name}/on_floor"] = floored / tally.count.sum().item()
+        found[f"{split}/{name}/on_floor"] = floored / account.all.count.sum().item()
     return found
+
+
+def _first(found: Iterator[TimeSeries], most: int | None) -> Iterator[TimeSeries]:
+    """Whole batches, until there are so many series; what is over of the last is left out."""
+    left = maxsize if most is None else most
+    for batch in found:
+        yield batch if len(batch.ids) <= left else batch.rows(slice(left))
+        if (left := left - len(batch.ids)) <= 0:
+            return
+
+
+def _uniform(model: SequenceModel, batch: TimeSeries) -> Tensor:
+    """A number from 0 to 1 for every value, a function of (seed, series id, time)."""
+    return torch.special.ndtr(model.noise.at_points("pit", batch, 1, batch.values.shape[2], batch.values)[0])

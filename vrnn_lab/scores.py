@@ -12,6 +12,7 @@ from vrnn_lab.losses import log_mean_exp
 from vrnn_lab.models.base import Prediction
 
 COVERAGES = (50, 90)
+DRAWS_AT_ONCE = 1000  # whose distances from all others are in memory together
 
 Scores = dict[str, Float[Tensor, "batch time dim"]]
 
@@ -49,6 +50,31 @@ def central(paths: Float[Tensor, "samples ..."], share: int) -> tuple[Tensor, Te
     return ends[0], ends[1]
 
 
+def energy(
+    paths: Float[Tensor, "samples batch time dim"],
+    values: Float[Tensor, "batch time dim"],
+    scored: Bool[Tensor, "batch time dim"],
+    std: Float[Tensor, " dim"],
+) -> Float[Tensor, " series"]:
+    """The energy score of joint draws, a number for each series of which something is scored.
+
+    E |X - x| - E |X - X'| / 2 (Gneiting & Raftery 2007, eq. 22), the second mean over pairs of different draws, so
+    that it is unbiased for any number of them; |.| is the length of the vector of all scored values of a series, in
+    training stds, divided by the root of their number. Unlike the CRPS, which it is of a single value, it sees
+    whether draws hang together as the values do.
+    """
+    rows = scored.any(2).any(1).nonzero()[:, 0]
+    found = [_energy(((paths[:, i] - values[i]) / std)[:, scored[i]]) for i in rows.tolist()]
+    return torch.stack(found) if found else values.new_zeros(0)
+
+
+def _energy(apart: Float[Tensor, "samples values"]) -> Float[Tensor, ""]:
+    """Of one series, from the draws less the truth; the pairs by products of matrices, some draws at a time."""
+    (count, size), about = apart.shape, apart - apart.mean(0)
+    pairs = torch.stack([torch.cdist(some, about).sum() for some in about.split(DRAWS_AT_ONCE)]).sum()
+    return (apart.norm(dim=1).mean() - pairs / max(1, 2 * count * (count - 1))) / sqrt(size)
+
+
 def plain_scores(density: Gaussian | Bernoulli, values: Float[Tensor, "batch time dim"]) -> Scores:
     """The same scores of a single density, in closed form (CRPS: Gneiting & Raftery 2007, eq. 21)."""
     if isinstance(density, Bernoulli):
@@ -81,7 +107,7 @@ class Tally:
             self.sums[name] += torch.where(scored, each, 0).sum((0, 1)).to(self.count)
 
     def result(self, prefix: str) -> dict[str, float]:
-        """prefix/<score>, and prefix/channel/<name>/{mse,crps} where there is more than one channel."""
+        """prefix/<score>, and prefix/channel/<name>/<score> where there is more than one channel."""
         if not self.count.sum():
             return {}
         sums = {**self.sums}
@@ -89,8 +115,8 @@ class Tally:
             sums["nmse"] = sums["mse"] / self.std**2
         total = {f"{prefix}/{name}": (each.sum() / self.count.sum()).item() for name, each in sums.items()}
         if len(self.channels) > 1:
-            for name in {"mse", "crps", "brier"} & sums.keys():
-                each = (sums[name] / self.count).tolist()
+            for name, total_of in sums.items():
+                each = (total_of / self.count).tolist()
                 known = zip(self.channels, each, self.count.tolist(), strict=True)
                 total |= {f"{prefix}/channel/{c}/{name}": x for c, x, count in known if count}
         return total
