@@ -14,14 +14,20 @@ WIDTH = 120  # of a table in a file
 COLUMNS = ("nll", "brier", "mse", "mse_clean", "nmse", "crps", "energy", "coverage_50", "coverage_90")
 
 
+def paper() -> Console:
+    """The terminal; a file is wide enough that no number is cut off."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, WIDTH)
+    return console
+
+
 def print_run(folder: Path, metrics: dict[str, Any], split: str = "test", data: SeriesData | None = None) -> None:
     """Scores of the model and of the plain rows on held-out points, then where everything lies.
 
     data: with it follows what its values say of the intervals, by distance to what was seen and by channel.
     """
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = max(console.width, WIDTH)  # no number is cut off in a file
+    console = paper()
     if (shown := table(metrics, split)).row_count:
         console.print(shown)
     for closer in intervals(metrics, split, data.channels, data.time_unit) if data else []:
@@ -53,6 +59,22 @@ def table(metrics: dict[str, Any], split: str) -> Table:
             cells = [metrics.get(f"{prefix}/{question}/{c}") for c in columns]
             if any(c is not None for c in cells):
                 shown.add_row(f"  {name}", *map(number, cells), style="bold" if prefix == split else None)
+    return shown
+
+
+def backtest(found: dict[str, float], title: str) -> Table:
+    """Every row of a backtest, of all values, by horizon and by origin."""
+    shown = Table(title=title, title_justify="left", box=None)
+    shown.add_column("", no_wrap=True)
+    columns = [c for c in ("values", *COLUMNS) if any(k.count("/") == 2 and k.endswith(f"/{c}") for k in found)]
+    for column in columns:
+        shown.add_column(column.replace("coverage_", "in ").replace("_", " "), justify="right", no_wrap=True)
+    keys = [key.split("/") for key in found]
+    for part in dict.fromkeys(key[1] for key in keys):
+        shown.add_row(part, style="italic")
+        for name in dict.fromkeys(key[0] for key in keys):
+            cells = [found.get(f"{name}/{part}/{c}") for c in columns]
+            shown.add_row(f"  {name}", *map(number, cells), style="bold" if name == "this model" else None)
     return shown
 
 
