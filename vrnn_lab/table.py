@@ -84,7 +84,7 @@ def intervals(metrics: dict[str, Any], split: str, channels: Sequence[str], unit
     for prefix in (split, f"recalibrated/{split}"):
         for question, (name, _) in DISTANCE.items():
             at = f"{prefix}/{question}"
-            title = f"{at}: by {name}{f' in {unit}' if unit else ''}, by channel; pit: % of the values in each tenth"
+            title = f"{at}: by {name}{f' in {unit}' if unit else ''}, by channel"
             shown = _intervals(metrics, at, name, channels, title)
             made += [shown] if shown.row_count else []
     return made
@@ -117,6 +117,8 @@ def _facts(metrics: dict[str, Any], split: str) -> str:
     lines = []
     if any(key.endswith("/coverage_50") for key in metrics):
         lines.append("in 50, in 90: the share of values inside the central 50 % and 90 % of the prediction")
+    if any("/pit/" in key for key in metrics):
+        lines.append("pit: % of the values in each tenth of their prediction, 10 everywhere if it is true")
     kinds = {"nll": "a value, all points", "nll_events": "an event, their times", "nll_joint": "a value, with times"}
     how = "exact for this model" if metrics.get(f"{split}/nll_is_exact") else f"bound with K = {k} samples"
     for name, each in kinds.items():
