@@ -1,19 +1,37 @@
 """The table a run ends with: its numbers beside the reference rows."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-COLUMNS = ("nll", "brier", "mse", "mse_clean", "nmse", "crps", "coverage_50", "coverage_90")
+from vrnn_lab.calibration import DISTANCE, PIT_BINS, bins, stretch
+from vrnn_lab.data.base import SeriesData
+
+WIDTH = 120  # of a table in a file
+COLUMNS = ("nll", "brier", "mse", "mse_clean", "nmse", "crps", "energy", "coverage_50", "coverage_90")
 
 
-def print_run(folder: Path, metrics: dict[str, Any], split: str = "test") -> None:
-    """Scores of the model and of the plain rows on held-out points, then where everything lies."""
+def paper() -> Console:
+    """The terminal; a file is wide enough that no number is cut off."""
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, WIDTH)
+    return console
+
+
+def print_run(folder: Path, metrics: dict[str, Any], split: str = "test", data: SeriesData | None = None) -> None:
+    """Scores of the model and of the plain rows on held-out points, then where everything lies.
+
+    data: with it follows what its values say of the intervals, by distance to what was seen and by channel.
+    """
+    console = paper()
     if (shown := table(metrics, split)).row_count:
         console.print(shown)
+    for closer in intervals(metrics, split, data.channels, data.time_unit) if data else []:
+        console.print(closer)
     console.print(_facts(metrics, split), soft_wrap=True)
     figures = sorted((folder / "figures").glob("*.png"))
     console.print(f"run      {folder}", soft_wrap=True, markup=False)  # a folder may be called trick=[clip]
@@ -22,9 +40,10 @@ def print_run(folder: Path, metrics: dict[str, Any], split: str = "test") -> Non
 
 
 def rows(metrics: dict[str, Any], split: str) -> list[tuple[str, str]]:
-    """(name, key prefix) of the model and of each reference row, best rows last."""
+    """(name, key prefix) of the model, of it recalibrated, and of each reference row, best rows last."""
     names = dict.fromkeys(k.split("/")[1] for k in metrics if k.startswith("reference/"))
-    return [("this model", split)] + [(name, f"reference/{name}") for name in names]
+    ours = [("this model", split), ("recalibrated", f"recalibrated/{split}")]
+    return ours + [(name, f"reference/{name}") for name in names]
 
 
 def table(metrics: dict[str, Any], split: str) -> Table:
@@ -43,6 +62,51 @@ def table(metrics: dict[str, Any], split: str) -> Table:
     return shown
 
 
+def backtest(found: dict[str, float], title: str) -> Table:
+    """Every row of a backtest, of all values, by horizon and by origin."""
+    shown = Table(title=title, title_justify="left", box=None)
+    shown.add_column("", no_wrap=True)
+    columns = [c for c in ("values", *COLUMNS) if any(k.count("/") == 2 and k.endswith(f"/{c}") for k in found)]
+    for column in columns:
+        shown.add_column(column.replace("coverage_", "in ").replace("_", " "), justify="right", no_wrap=True)
+    keys = [key.split("/") for key in found]
+    for part in dict.fromkeys(key[1] for key in keys):
+        shown.add_row(part, style="italic")
+        for name in dict.fromkeys(key[0] for key in keys):
+            cells = [found.get(f"{name}/{part}/{c}") for c in columns]
+            shown.add_row(f"  {name}", *map(number, cells), style="bold" if name == "this model" else None)
+    return shown
+
+
+def intervals(metrics: dict[str, Any], split: str, channels: Sequence[str], unit: str) -> list[Table]:
+    """By distance and by channel, with the PIT; a table a question, of each way the model was asked."""
+    made = []
+    for prefix in (split, f"recalibrated/{split}"):
+        for question, (name, _) in DISTANCE.items():
+            at = f"{prefix}/{question}"
+            title = f"{at}: by {name}{f' in {unit}' if unit else ''}, by channel"
+            shown = _intervals(metrics, at, name, channels, title)
+            made += [shown] if shown.row_count else []
+    return made
+
+
+def _intervals(metrics: dict[str, Any], at: str, name: str, channels: Sequence[str], title: str) -> Table:
+    shown = Table(title=title, title_justify="left", box=None)
+    shown.add_column("", no_wrap=True)
+    by_distance = bins(metrics, f"{at}/{name}")
+    columns = [c for c in ("share", *COLUMNS) if any(f"{place}/{c}" in metrics for place in by_distance)]
+    for column in [*columns, "pit"]:
+        shown.add_column(column.replace("coverage_", "in ").replace("_", " "), justify="right", no_wrap=True)
+    places = {"all": at, **{stretch(metrics, place): place for place in by_distance}}
+    places |= {channel: f"{at}/channel/{channel}" for channel in channels}
+    for row, place in places.items():
+        cells = [metrics.get(f"{place}/{c}") for c in columns]
+        if any(c is not None for c in cells):
+            levels = [metrics[key] for i in range(PIT_BINS) if (key := f"{place}/pit/{i + 1}") in metrics]
+            shown.add_row(f"  {row}", *map(number, cells), " ".join(f"{100 * x:.0f}" for x in levels))
+    return shown
+
+
 def number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
@@ -53,6 +117,8 @@ def _facts(metrics: dict[str, Any], split: str) -> str:
     lines = []
     if any(key.endswith("/coverage_50") for key in metrics):
         lines.append("in 50, in 90: the share of values inside the central 50 % and 90 % of the prediction")
+    if any("/pit/" in key for key in metrics):
+        lines.append("pit: % of the values in each tenth of their prediction, 10 everywhere if it is true")
     kinds = {"nll": "a value, all points", "nll_events": "an event, their times", "nll_joint": "a value, with times"}
     how = "exact for this model" if metrics.get(f"{split}/nll_is_exact") else f"bound with K = {k} samples"
     for name, each in kinds.items():
