@@ -113,5 +113,6 @@ def _scale(checkpoint: dict[str, Any]) -> Scale:
         support=checkpoint["support"],
         classes=tuple(checkpoint["classes"]),
         labels_of_points=checkpoint["labels_of_points"],
+        dates=checkpoint.get("dates"),
         **numbers,
     )

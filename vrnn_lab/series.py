@@ -155,6 +155,7 @@ class Scale:
     reach: Float64[Tensor, ""]  # from there to the last window's end
     classes: tuple[str, ...] = ()  # names of the labels' classes; none: no labels
     labels_of_points: bool = False  # each point has a class, not each series
+    dates: bool | None = None  # whether times are days since 1970; None: a run of before this was kept
 
     @property
     def dim(self) -> int:

@@ -336,3 +336,4 @@ class SequenceModel(pl.LightningModule, ABC):
         checkpoint["support"] = self.scale.support
         checkpoint["classes"] = list(self.scale.classes)
         checkpoint["labels_of_points"] = self.scale.labels_of_points
+        checkpoint["dates"] = self.scale.dates

@@ -1,0 +1,119 @@
+"""A fitted model's answers for the user's own series: what the command and the Forecaster share."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from omegaconf import DictConfig
+
+from vrnn_lab.answers import Answer, answer, batches
+from vrnn_lab.data.clock import Clock
+from vrnn_lab.data.rows import Form, Source
+from vrnn_lab.experiment import Parts
+from vrnn_lab.models.base import Prediction
+from vrnn_lab.questions import Wanted, over_windows
+from vrnn_lab.series import TimeSeries
+
+TABLE = "vrnn_lab.data.table.Table"
+THREE = "at=<file of id, time>, or horizon=<H> every=<E>, or fill=true"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question to a fitted model. One of `at`, `horizon` with `every`, and `fill`."""
+
+    at: Path | pd.DataFrame | None = None
+    horizon: float | None = None
+    every: float | None = None
+    fill: bool = False
+    draws: int = 99
+    seed: int = 0
+    paths: int = 0
+
+    def __post_init__(self):
+        ahead = self.horizon is not None or self.every is not None
+        if (self.at is not None) + ahead + bool(self.fill) != 1:
+            raise ValueError(f"what is asked? Expected one of three: {THREE}.")
+        if ahead and (
+            self.horizon is None or self.every is None or not 0 < self.every <= self.horizon < float("inf")
+        ):
+            raise ValueError(
+                f"horizon={self.horizon} every={self.every}: expected both, positive, every= at most horizon=; they "
+                "are in the data's unit of time, days where times are dates."
+            )
+        if not 0 <= self.paths <= self.draws or self.draws < 1:
+            raise ValueError(
+                f"paths={self.paths}, draws={self.draws}: expected as many draws as paths, and at least 1."
+            )
+
+
+@dataclass(frozen=True)
+class Forecasts:
+    """The answers to a question about every series of a file or frame."""
+
+    parts: Parts
+    given: Source
+    at: Source | None
+    asked: Asked
+
+    @classmethod
+    def of(cls, parts: Parts, found: Path | pd.DataFrame, asked: Asked, form: Form) -> "Forecasts":
+        scale = parts.model.scale
+        if scale.support == "events":
+            raise ValueError(
+                "the model is one of events, which have no value to be asked for; draw series of events with "
+                "python -m vrnn_lab.sample run=<run folder>."
+            )
+        dates = scale.dates
+        given = Source(found, "input", form, scale.channels, dates=dates)
+        at = None if asked.at is None else Source(asked.at, "at", Form(form.id, form.time), dates=dates)
+        return cls(parts, given, at, asked)
+
+    @property
+    def small(self) -> bool:
+        """Whether all of it may be in memory."""
+        return self.given.small and (self.at is None or self.at.small)
+
+    def answers(self, whole: bool) -> Iterator[Answer]:
+        """In the order of the series; of each a function of the model, the seed, its rows and what is asked of it."""
+        asked, model = self.asked, self.parts.model
+        wanted = Wanted(self.at, asked.horizon, asked.every, asked.fill)
+        found = wanted.of(self.given, whole)
+        questions = chain.from_iterable(over_windows(rows, times, model.scale) for rows, times in found)
+        batch = None
+        for batch in batches(questions, asked.draws):
+            yield answer(self._predict, batch, asked.paths)
+        if batch is None:
+            yield Answer.none(asked.paths)
+
+    def _predict(self, batch: TimeSeries) -> Prediction:
+        """The one place where a prediction is made."""
+        model = self.parts.model
+        with model.fixed_noise(self.asked.seed):
+            return model.predict(batch.to(model.device), self.asked.draws)
+
+    @property
+    def clock(self) -> Clock:
+        return (self.at or self.given).clock or Clock(False)
+
+    def frame(self, found: Answer, text: bool = False) -> pd.DataFrame:
+        """An answer as it is written; text: dates as ISO texts."""
+        numbered = self.given.whole_ids and (self.at is None or self.at.whole_ids)
+        names = np.array([question.name for question in found.questions], dtype=object)
+        head = {
+            "id": names[found.owner].astype(np.int64 if numbered else object),
+            "time": self.clock.write(found.times, text),
+            "channel": np.array(self.parts.model.scale.channels, dtype=object)[found.channel],
+        }
+        return pd.DataFrame(head | found.numbers)
+
+
+def form_of(config: DictConfig, changes: dict[str, Any]) -> Form:
+    """The columns of the run's own table, or the usual names, as far as no other are named."""
+    own = config.data if config.data.get("_target_") == TABLE else {}
+    named = {key: own.get(key) for key in ("id", "time", "channel", "value") if key in own}
+    return Form(**named | changes)

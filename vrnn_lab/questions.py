@@ -1,0 +1,125 @@
+"""What is asked of a series, and over which windows."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vrnn_lab.context import around
+from vrnn_lab.data.rows import Rows, Source, paired
+from vrnn_lab.data.windows import hashed
+
+Times = tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64]]  # (asked,), (asked, dim), (asked, others)
+
+
+@dataclass(frozen=True)
+class Question:
+    """Points of one series over one window: some seen, some asked."""
+
+    name: str
+    id: int  # of its noise
+    times: NDArray[np.float64]  # (points,)
+    values: NDArray[np.float64]  # (points, dim), NaN = not observed
+    asked: NDArray[np.bool_]  # (points, dim)
+    beside: NDArray[np.float64]  # (points, others)
+    window: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The one question put to every series: times of a file, times ahead, or the empty cells."""
+
+    at: Source | None = None
+    horizon: float | None = None
+    every: float | None = None
+    fill: bool = False
+
+    def of(self, given: Source, whole: bool) -> Iterator[tuple[Rows, Times]]:
+        """Each series and what is asked of it."""
+        if self.at is None:
+            ask: Callable[[Rows], Times] = _empty if self.fill else self._ahead
+            yield from ((rows, ask(rows)) for rows in given.series(whole))
+            return
+        for rows, points in paired(given, self.at, whole):
+            yield rows, (points.times, np.ones((len(points.times), len(given.channels)), bool), points.beside)
+
+    def _ahead(self, rows: Rows) -> Times:
+        """From the last observed time, or, where nothing was observed, from the last."""
+        assert self.horizon is not None and self.every is not None
+        observed = rows.times[~np.isnan(rows.values).all(1)]
+        start = (observed if len(observed) else rows.times)[-1]
+        steps = np.arange(1, int(self.horizon / self.every * (1 + 1e-9)) + 1)
+        none = np.full((len(steps), rows.beside.shape[1]), np.nan)
+        return start + self.every * steps, np.ones((len(steps), rows.values.shape[1]), bool), none
+
+
+def _empty(rows: Rows) -> Times:
+    there = rows.empty.any(1)
+    return rows.times[there], rows.empty[there], rows.beside[there]
+
+
+def over_windows(rows: Rows, times: Times, scale) -> Iterator[Question]:
+    """A series and what is asked of it, over one window, or, of a series longer than those of training, over several.
+
+    The questions between two neighbouring seen points stay together, and so do those of as many such gaps as reach
+    over half of the longest training window; the window lies about them and the seen points beside them.
+    """
+    points, values, asked, beside = _together(rows, *times)
+    seen = points[~np.isnan(values).all(1)]
+    questions = points[asked.any(1)]
+    if not len(questions):
+        return
+    begin, end = (seen[0], seen[-1]) if len(seen) else _usual(questions, scale)
+    longest = float(scale.longest)
+    for number, (first, last, low, high) in enumerate(_runs(seen, questions, begin, end, longest)):
+        window = around(low, high, begin, end, longest)
+        mine = asked & ((points >= first) & (points <= last))[:, None]
+        kept = (points >= window[0]) & (points <= window[1]) & (~np.isnan(values) | mine).any(1)
+        text = f"{rows.name}\0{number}" if number else rows.name
+        id = int(hashed([text])[0])
+        yield Question(rows.name, id, points[kept], values[kept], mine[kept], beside[kept], window)
+
+
+def _together(rows: Rows, times, asked, beside):
+    """The points of a series and those asked for as one, in order of time."""
+    points = np.union1d(rows.times, times)
+    old, new = np.searchsorted(points, rows.times), np.searchsorted(points, times)
+    values, told = (
+        np.full((len(points), rows.values.shape[1]), np.nan),
+        np.full((len(points), beside.shape[1]), np.nan),
+    )
+    values[old], told[old] = rows.values, rows.beside
+    told[new] = np.where(np.isnan(beside), told[new], beside)
+    mine = np.zeros(values.shape, bool)
+    mine[new] = asked
+    return points, values, mine, told
+
+
+def _usual(questions: NDArray[np.float64], scale) -> tuple[float, float]:
+    """Where a series of which nothing is known was watched: as the first of training, if the questions lie there;
+    else from the first question on."""
+    start, clock = float(scale.start), float(scale.clock)
+    inside = start <= questions[0] and questions[-1] <= start + float(scale.longest)
+    begin = start if inside else float(questions[0])
+    return begin, begin + (clock if scale.longest > 0 else 0.0)
+
+
+def _runs(seen, questions, begin: float, end: float, longest: float) -> list[tuple[float, float, float, float]]:
+    """Of each run of questions the first, the last, and the seen points before and after, or else these two again."""
+    first, last = questions[0], questions[-1]
+    if max(end, last) - min(begin, first) <= longest or longest <= 0:
+        return [(first, last, first, last)]
+    place = np.searchsorted(seen, questions, side="right")
+    starts = np.flatnonzero(np.diff(place, prepend=-1))
+    ends = np.append(starts[1:], len(questions)) - 1
+    runs: list[tuple[float, float, float, float]] = []
+    for a, b in zip(starts, ends, strict=True):
+        gap = place[a]
+        low = seen[gap - 1] if gap else questions[a]
+        high = seen[gap] if gap < len(seen) else questions[b]
+        if runs and high - runs[-1][2] <= longest / 2:
+            runs[-1] = (*runs[-1][:1], questions[b], runs[-1][2], high)
+        else:
+            runs.append((questions[a], questions[b], low, high))
+    return [(float(a), float(b), float(c), float(d)) for a, b, c, d in runs]
