@@ -90,10 +90,12 @@ def figure(name: str, parts: list[Part], labels: Labels, clock: Clock) -> Figure
     asked = sorted({int(c) for part in parts for c in part.channel})[: look.CHANNELS]
     columns = 1 if len(asked) < 4 else 2
     drawn, axes = look.canvas(len(asked), columns, (8.2 / columns**0.5, 2.9))
+    times = np.concatenate([part.question.times for part in parts])
+    first, last = times.min(), times.max()
     for ax, channel in zip(axes, asked, strict=True):
         for part in parts:
             _panel(ax, part, channel)
-        ax.margins(x=0.01)
+        ax.set_xlim(first - 0.01 * (last - first or 1), last + 0.01 * (last - first or 1))
         unit = labels.units[channel] if channel < len(labels.units) else ""
         ax.set_ylabel(look.label(labels.channels[channel], unit))
         ax.set_xlabel("time" if clock.dates else look.label("time", labels.time_unit))

@@ -92,6 +92,14 @@ def arguments(usage: str, allowed: tuple[str, ...], argv: list[str]) -> dict[str
     return found
 
 
+def whole(found: dict[str, str], key: str, usual: int, least: int) -> int:
+    """A whole number among the arguments."""
+    text = found.get(key, str(usual))
+    if not text.isdecimal() or int(text) < least:
+        raise ValueError(f"{key}={text}: expected a whole number from {least}.")
+    return int(text)
+
+
 def folder_of(found: dict[str, str]) -> Path:
     if "run" not in found:
         raise ValueError("run=<run folder> is missing.")

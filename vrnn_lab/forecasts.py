@@ -115,5 +115,5 @@ class Forecasts:
 def form_of(config: DictConfig, changes: dict[str, Any]) -> Form:
     """The columns of the run's own table, or the usual names, as far as no other are named."""
     own = config.data if config.data.get("_target_") == TABLE else {}
-    named = {key: own.get(key) for key in ("id", "time", "channel", "value") if key in own}
-    return Form(**named | changes)
+    named: dict[str, Any] = {key: own[key] for key in ("id", "time", "channel", "value") if key in own}
+    return Form(**(named | changes))

@@ -6,7 +6,7 @@ from math import inf
 from pathlib import Path
 from time import monotonic
 
-from vrnn_lab.command import arguments, folder_of, guarded, quiet
+from vrnn_lab.command import arguments, folder_of, guarded, quiet, whole
 
 USAGE = """python -m vrnn_lab.predict run=<run folder> input=<file> output=<file> and one question
 
@@ -63,8 +63,6 @@ def files_of(found: dict[str, str]) -> tuple[Path, Path]:
 
 def main() -> int:
     found = arguments(USAGE, (*KEYS, *FORM), sys.argv[1:])
-    from vrnn_lab.sample import whole
-
     folder, (source, output), most = folder_of(found), files_of(found), figures_of(found)
     stream, fill = truth(found, "stream"), truth(found, "fill")
     counts = {"draws": whole(found, "draws", 99, 1), "paths": whole(found, "paths", 0, 0)}

@@ -34,6 +34,8 @@ class Form:
     value: str | None = None
 
     def __post_init__(self):
+        if self.time is None:
+            raise ValueError("time=null: expected the name of the column of times.")
         if (self.channel is None) != (self.value is None):
             raise ValueError(
                 f"channel={self.channel} and value={self.value}; the long form has both columns, the wide neither."
