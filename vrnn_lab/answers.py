@@ -36,8 +36,10 @@ class Answer:
         return cls([], index, numbers, index, dict.fromkeys([*COLUMNS, *path_names(paths)], numbers))
 
 
-def answer(predict: Callable[[TimeSeries], Prediction], questions: list[Question], paths: int) -> Answer:
-    batch, asked = padded(questions)
+def answer(
+    predict: Callable[[TimeSeries], Prediction], questions: list[Question], paths: int, errors: bool = False
+) -> Answer:
+    batch, asked = padded(questions, errors)
     numbers = summary(predict(batch), batch, paths)
     owner, place, channel = (each.numpy() for each in asked.nonzero(as_tuple=True))
     found = {name: each[owner, place, channel].double().numpy() for name, each in numbers.items()}
@@ -63,8 +65,12 @@ def batches(questions: Iterable[Question], draws: int) -> Iterator[list[Question
         yield held
 
 
-def padded(questions: list[Question]) -> tuple[TimeSeries, Tensor]:
-    """The questions as one batch, and what is asked (batch, time, dim); of a value that is seen, nothing."""
+def padded(questions: list[Question], errors: bool) -> tuple[TimeSeries, Tensor]:
+    """The questions as one batch, and what is asked (batch, time, dim); of a value that is seen, nothing.
+
+    errors: the model knows of error bars.
+    """
+    told = questions[0].told.shape[1] > 0
     longest, dim = max(len(q.times) for q in questions), questions[0].values.shape[1]
     times, values = np.zeros((len(questions), longest)), np.full((len(questions), longest, dim), np.nan)
     asked = np.zeros(values.shape, bool)
@@ -80,8 +86,18 @@ def padded(questions: list[Question]) -> tuple[TimeSeries, Tensor]:
         scored=torch.from_numpy(asked & ~seen),
         window=torch.tensor([q.window for q in questions], dtype=torch.float64),
         ids=torch.tensor([q.id for q in questions]),
+        covariates=_beside([q.told for q in questions], longest) if told else None,
+        error=_beside([q.error for q in questions], longest) if errors else None,
     )
     return batch, torch.from_numpy(asked)
+
+
+def _beside(rows: list[NDArray[np.float64]], longest: int) -> Tensor:
+    """(batch, time, columns), zero at padding and at points that count for nothing."""
+    found = np.zeros((len(rows), longest, rows[0].shape[1]))
+    for row, each in enumerate(rows):
+        found[row, : len(each)] = each
+    return torch.from_numpy(found)
 
 
 def summary(prediction: Prediction, batch: TimeSeries, paths: int) -> dict[str, Tensor]:

@@ -42,13 +42,17 @@ class Forecaster:
         values: Sequence[str] | None = None,
         channel: str | None = None,
         value: str | None = None,
+        known: Sequence[str] = (),
+        static: Sequence[str] = (),
+        error: Sequence[str | None] | None = None,
     ) -> "Forecaster":
         """Train on the frame, which is kept as data.csv in the run folder. The columns as those of data=table."""
         from vrnn_lab import fitting
         from vrnn_lab.command import quiet
 
         named: dict[str, Any] = {"id": id, "time": time, "channel": channel, "value": value}
-        named["values"] = None if values is None else list(values)
+        named |= {"known": list(known), "static": list(static)}
+        named |= {"values": values and list(values), "error": error and list(error)}
         file = self._keep(frame)
         keys = {"data.path": str(file), **{f"data.{key}": name for key, name in named.items()}}
         overrides = ["data=table", *(f"{key}={text(name)}" for key, name in keys.items()), *self.overrides]

@@ -12,11 +12,12 @@ from omegaconf import DictConfig
 
 from vrnn_lab.answers import Answer, answer, batches
 from vrnn_lab.data.clock import Clock
+from vrnn_lab.data.columns import Beside
 from vrnn_lab.data.rows import Form, Source
 from vrnn_lab.experiment import Parts
 from vrnn_lab.models.base import Prediction
 from vrnn_lab.questions import Wanted, over_windows
-from vrnn_lab.series import TimeSeries
+from vrnn_lab.series import Scale, TimeSeries
 
 TABLE = "vrnn_lab.data.table.Table"
 THREE = "at=<file of id, time>, or horizon=<H> every=<E>, or fill=true"
@@ -68,9 +69,15 @@ class Forecasts:
                 "the model is one of events, which have no value to be asked for; draw series of events with "
                 "python -m vrnn_lab.sample run=<run folder>."
             )
-        dates = scale.dates
-        given = Source(found, "input", form, scale.channels, dates=dates)
-        at = None if asked.at is None else Source(asked.at, "at", Form(form.id, form.time), dates=dates)
+        beside = beside_of(parts.config, scale)
+        if asked.horizon is not None and beside.known:
+            raise ValueError(
+                f"horizon= asks at times at which {', '.join(beside.known)} must be known, and are not; ask with at=, "
+                "a file of id, time and those columns, or with fill=true and rows whose channels are empty."
+            )
+        given = Source(found, "input", form, scale.channels, beside, scale.dates)
+        ask = Form(form.id, form.time)
+        at = None if asked.at is None else Source(asked.at, "at", ask, scale.channels, beside, scale.dates)
         return cls(parts, given, at, asked)
 
     @property
@@ -83,10 +90,11 @@ class Forecasts:
         asked, model = self.asked, self.parts.model
         wanted = Wanted(self.at, asked.horizon, asked.every, asked.fill)
         found = wanted.of(self.given, whole)
-        questions = chain.from_iterable(over_windows(rows, times, model.scale) for rows, times in found)
+        each = (over_windows(rows, times, model.scale, self.given.beside) for rows, times in found)
+        questions = chain.from_iterable(each)
         batch = None
         for batch in batches(questions, asked.draws):
-            yield answer(self._predict, batch, asked.paths)
+            yield answer(self._predict, batch, asked.paths, model.scale.errors)
         if batch is None:
             yield Answer.none(asked.paths)
 
@@ -110,6 +118,14 @@ class Forecasts:
             "channel": np.array(self.parts.model.scale.channels, dtype=object)[found.channel],
         }
         return pd.DataFrame(head | found.numbers)
+
+
+def beside_of(config: DictConfig, scale: Scale) -> Beside:
+    """The covariates and error bars of the run's own table; those of other data sets are all known."""
+    if config.data.get("_target_") != TABLE:
+        return Beside(known=scale.covariates)
+    named = {key: tuple(config.data.get(key) or ()) for key in ("known", "static", "error")}
+    return Beside(**named)
 
 
 def form_of(config: DictConfig, changes: dict[str, Any]) -> Form:

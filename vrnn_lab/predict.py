@@ -83,11 +83,11 @@ def main() -> int:
     parts = load_parts(folder)
     named = {key: None if found[key] == "null" else found[key] for key in FORM if key in found}
     forecasts = Forecasts.of(parts, source, asked, form_of(parts.config, named))
-    write(forecasts, output, most, whole=not stream and forecasts.small)
+    write(forecasts, output, most, in_memory=not stream and forecasts.small)
     return 0
 
 
-def write(forecasts, output: Path, most: float, whole: bool) -> None:
+def write(forecasts, output: Path, most: float, in_memory: bool) -> None:
     """The table and the figures."""
     from vrnn_lab import album
     from vrnn_lab.outputs import writing
@@ -96,7 +96,7 @@ def write(forecasts, output: Path, most: float, whole: bool) -> None:
     figures = album.Album(output.parent / f"{output.stem}_figures", most, labels)
     rows, said = 0, monotonic()
     with writing(output) as out:
-        for answer in forecasts.answers(whole):
+        for answer in forecasts.answers(in_memory):
             out(forecasts.frame(answer, text=output.suffix.lower() == ".csv"))
             figures.add(answer, forecasts.clock)
             rows += len(answer.owner)

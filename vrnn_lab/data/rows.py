@@ -2,7 +2,7 @@
 
 import gzip
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice, pairwise
@@ -16,7 +16,7 @@ from pandas.api import types
 
 from vrnn_lab.data import columns
 from vrnn_lab.data.clock import Clock
-from vrnn_lab.data.columns import Cells
+from vrnn_lab.data.columns import Beside, Cells
 from vrnn_lab.data.windows import hashed
 
 log = logging.getLogger("vrnn_lab")
@@ -50,7 +50,8 @@ class Rows:
     times: NDArray[np.float64]  # (points,), increasing
     values: NDArray[np.float64]  # (points, dim), NaN = not observed
     empty: NDArray[np.bool_]  # (points, dim): there is a cell, and nothing in it
-    beside: NDArray[np.float64]  # (points, others): what other columns say, NaN = nothing
+    told: NDArray[np.float64]  # (points, covariates), NaN = not told
+    error: NDArray[np.float64]  # (points, dim): error bars, NaN = none told
 
 
 @dataclass(frozen=True)
@@ -62,25 +63,27 @@ class Piece:
     times: NDArray[np.float64]
     values: NDArray[np.float64]
     empty: NDArray[np.bool_]
-    beside: NDArray[np.float64]
+    told: NDArray[np.float64]
+    error: NDArray[np.float64]
 
 
 @dataclass
 class Source:
     """A file or frame as series.
 
-    channels: those to be read; without any, only times are. others: columns of numbers that are read beside, where
-    they are there. key: the option that named it. dates: whether times must be such, where that is known.
+    key: the option that named it; of `at` no values are read, and columns beside them are, where they are there.
+    dates: whether times must be such, where that is known.
     """
 
     found: Path | pd.DataFrame
     key: str
     form: Form
-    channels: tuple[str, ...] = ()
-    others: tuple[str, ...] = ()
-    dates: bool | None = None
+    channels: tuple[str, ...]
+    beside: Beside
+    dates: bool | None
     clock: Clock | None = field(default=None, init=False)  # of what was read so far
     whole_ids: bool = field(default=False, init=False)  # the names are whole numbers, not texts
+    occurring: set[str] = field(default_factory=set, init=False)  # of the long form: channels
 
     def __post_init__(self):
         form = self.form
@@ -88,17 +91,24 @@ class Source:
             self.path, self.names = self.found, columns.column_names(self.found, self.key)
         else:
             self.path, self.names = Path(f"the data frame {self.key}"), [str(name) for name in self.found.columns]
+        self.asks = self.key == "at"
         roles = [("id", form.id), ("time", form.time)]
-        if self.channels:
-            roles += [("channel", form.channel), ("value", form.value)]
+        if not self.asks:
+            roles += [("channel", form.channel), ("value", form.value), *self.beside.wanted]
         self.roles = [(key, name) for key, name in roles if name is not None]
         columns.demand(self.path, self.names, self.roles, keys="")
-        self.present = self.channels if form.channel else tuple(c for c in self.channels if c in self.names)
-        if self.channels and not form.channel:
+        wide = not self.asks and not form.channel
+        self.present = tuple(c for c in self.channels if wide and c in self.names)
+        if wide:
             self._tell_channels()
+        if not self.asks and len(self.beside.error) not in (0, len(self.channels) if wide else 1):
+            raise ValueError(
+                f"the model was trained on error bars in the columns {', '.join(map(str, self.beside.error))}; "
+                "expected the form it was trained on, wide or long, which has them so."
+            )
 
     def _tell_channels(self) -> None:
-        spare = [n for n in self.names if n not in {name for _, name in self.roles} and n not in self.others]
+        spare = [n for n in self.names if n not in {name for _, name in self.roles}]
         if not self.present:
             raise ValueError(
                 f"{self.path} has none of the model's channels, {', '.join(self.channels)}; it has {self.names}. "
@@ -108,6 +118,16 @@ class Source:
             log.warning("%s has no column %s: taken as not observed", self.path, ", ".join(absent))
         if unknown := [c for c in spare if c not in self.channels]:
             log.info("%s: columns that are no channels of the model are left out: %s", self.path, ", ".join(unknown))
+
+    def _tell_occurring(self) -> None:
+        unknown = sorted(self.occurring.difference(self.channels))
+        if unknown and len(unknown) == len(self.occurring):
+            raise ValueError(
+                f"{self.path}: column '{self.form.channel}' holds none of the model's channels, "
+                f"{', '.join(self.channels)}; it holds {unknown[:20]}."
+            )
+        if unknown:
+            log.info("%s: channels that the model does not know are left out: %s", self.path, ", ".join(unknown))
 
     @property
     def small(self) -> bool:
@@ -143,11 +163,12 @@ class Source:
             pieces.append(piece)
         if pieces:
             yield self._joined(pieces)
+        self._tell_occurring()
 
     def nothing(self, name: str) -> Rows:
         """A series of which nothing is known."""
-        empty = np.zeros((0, len(self.channels)))
-        return Rows(name, np.zeros(0), empty, empty.astype(bool), np.zeros((0, len(self.others))))
+        none = np.zeros((0, len(self.channels)))
+        return Rows(name, np.zeros(0), none, none.astype(bool), np.zeros((0, len(self.beside.covariates))), none)
 
     def _meet(self, piece: Piece, met: dict[int, int]) -> None:
         number = int(hashed([piece.name])[0])
@@ -177,12 +198,12 @@ class Source:
 
     @cached_property
     def _wanted(self) -> list[str]:
-        wanted = [*(name for _, name in self.roles), *(name for name in self.others if name in self.names)]
-        return wanted if self.form.channel else [*wanted, *self.present]
+        beside = [name for _, name in self.beside.wanted if name in self.names]
+        return list(dict.fromkeys([*(name for _, name in self.roles), *beside, *self.present]))
 
     def _pieces(self, whole: bool) -> Iterator[Piece]:
         for cells in self._cells(self._wanted):
-            cells, values, empty, beside = self._numbers(cells)
+            cells, numbers = self._numbers(cells)
             if not len(cells.frame):
                 continue
             owner, names = np.zeros(len(cells.frame), np.int64), (ONLY,)
@@ -194,7 +215,7 @@ class Source:
             row = cells.frame.index.to_numpy()
             order = np.argsort(owner, kind="stable") if whole else slice(None)
             owner = owner[order]
-            arrays: list[NDArray[Any]] = [each[order] for each in (row, times, values, empty, beside)]
+            arrays: list[NDArray[Any]] = [each[order] for each in (row, times, *numbers)]
             edges = [0, *np.flatnonzero(np.diff(owner)) + 1, len(owner)]
             for begin, end in pairwise(edges):
                 yield Piece(names[owner[begin]], *(each[begin:end] for each in arrays))
@@ -216,45 +237,51 @@ class Source:
             )
         return times
 
-    def _numbers(self, cells: Cells) -> tuple[Cells, NDArray, NDArray, NDArray]:
-        """Without rows in which nothing is written at all: their values (rows, dim), empty cells, and others."""
-        beside = self._columns(cells, self.others)
-        if self.form.channel and self.channels:
+    def _numbers(self, cells: Cells) -> tuple[Cells, list[NDArray[Any]]]:
+        """Without rows in which nothing is written at all; their values, empty cells, covariates and error bars."""
+        told, error = self._columns(cells, self.beside.covariates), self._errors(cells)
+        if self.form.channel and not self.asks:
             values, empty, kept = self._long(cells)
+            error = np.where(np.isnan(values) & ~empty, np.nan, error)
         else:
-            values = self._columns(cells, self.channels)
-            empty = np.isnan(values) & [name in self.names for name in self.channels]
+            values = self._columns(cells, tuple(c if c in self.present else None for c in self.channels))
+            empty = np.isnan(values) & [name in self.present for name in self.channels]
             kept = np.ones(len(values), bool)
+        self._check_errors(cells, values)
         written = cells.column(self.form.time).notna().to_numpy()
         if self.form.id is not None:
             written = written | (columns.words(cells, self.form.id)[0] >= 0)
         kept &= written | ~np.isnan(values).all(1)
-        return cells.rows(kept), values[kept], empty[kept], beside[kept]
+        return cells.rows(kept), [each[kept] for each in (values, empty, told, error)]
 
-    def _columns(self, cells: Cells, names: tuple[str, ...]) -> NDArray[np.float64]:
+    def _columns(self, cells: Cells, names: Sequence[str | None]) -> NDArray[np.float64]:
         """(rows, names), NaN where the file has no such column."""
         none = np.full(len(cells.frame), np.nan)
-        found = [columns.numbers(cells, name, cure="") if name in self.names else none for name in names]
+        here = [name if name in self.names else None for name in names]
+        found = [none if name is None else columns.numbers(cells, name, "Correct the cell.") for name in here]
         return np.stack(found, 1) if found else none[:, None][:, :0]
+
+    def _errors(self, cells: Cells) -> NDArray[np.float64]:
+        """(rows, dim), NaN where none is told; one column is that of all channels."""
+        found = self._columns(cells, self.beside.error or (None,))
+        return np.broadcast_to(found, (len(found), len(self.channels)))
+
+    def _check_errors(self, cells: Cells, values: NDArray[np.float64]) -> None:
+        """A value has an error bar, where the model knows of such."""
+        for channel, name in enumerate(() if self.asks else self.beside.error):
+            observed = ~np.isnan(values if self.form.channel else values[:, [channel]]).all(1)
+            columns.errors(cells, name, np.where(observed, 0.0, np.nan))
 
     def _long(self, cells: Cells) -> tuple[NDArray, NDArray, NDArray]:
         """A row has a cell of one channel; one that names no channel has, if it has no number, empty ones of all."""
         assert self.form.channel is not None and self.form.value is not None
-        number = columns.numbers(cells, self.form.value, cure="")
+        number = columns.numbers(cells, self.form.value, cure="Correct the cell.")
         kind, occurring = columns.words(cells, self.form.channel)
         columns.all_filled(cells.rows(~np.isnan(number)), self.form.channel, kind[~np.isnan(number)])
-        if unknown := [name for name in occurring if name not in self.channels]:
-            log.info("%s: channels that the model does not know are left out: %s", self.path, ", ".join(unknown))
-        if len(cells.frame) and len(unknown) == len(occurring) > 0:
-            raise ValueError(
-                f"{self.path}: column '{self.form.channel}' holds none of the model's channels, "
-                f"{', '.join(self.channels)}; it holds {list(occurring)[:20]}."
-            )
+        self.occurring.update(occurring)
         place = np.array([*(self.channels.index(x) if x in self.channels else -1 for x in occurring), -2])[kind]
-        values, empty = (
-            np.full((len(place), len(self.channels)), np.nan),
-            np.zeros((len(place), len(self.channels)), bool),
-        )
+        values = np.full((len(place), len(self.channels)), np.nan)
+        empty = np.zeros(values.shape, bool)
         there = np.flatnonzero(place >= 0)
         values[there, place[there]] = number[there]
         empty[there, place[there]] = np.isnan(number[there])
@@ -266,18 +293,16 @@ class Source:
         join = lambda name: np.concatenate([getattr(piece, name) for piece in pieces])
         times = join("times")
         order = np.argsort(times, kind="stable")
-        times, row, values, empty, beside = (
-            times[order],
-            *(join(n)[order] for n in ("row", "values", "empty", "beside")),
-        )
+        times, row = times[order], join("row")[order]
+        values, empty, told, error = (join(name)[order] for name in ("values", "empty", "told", "error"))
         observed = ~np.isnan(values)
         new = np.diff(times, prepend=-np.inf) > 0
         point = np.cumsum(new) - 1
         if not new.all():
             self._refuse_twice(pieces[0].name, observed, point, times, row)
-            values, beside = _merged(values, point), _merged(beside, point)
+            values, told, error = (_merged(each, point) for each in (values, told, error))
             empty = np.logical_or.reduceat(empty, np.flatnonzero(new)) & np.isnan(values)
-        return Rows(pieces[0].name, times[new], values, empty, beside)
+        return Rows(pieces[0].name, times[new], values, empty, told, error)
 
     def _refuse_twice(self, name: str, observed: NDArray, point: NDArray, times: NDArray, row: NDArray) -> None:
         """observed (rows, dim), point (rows,): in the long form a channel, else a row, has one value a time."""
