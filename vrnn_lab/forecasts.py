@@ -72,8 +72,8 @@ class Forecasts:
         beside = beside_of(parts.config, scale)
         if asked.horizon is not None and beside.known:
             raise ValueError(
-                f"horizon= asks at times at which {', '.join(beside.known)} must be known, and are not; ask with at=, "
-                "a file of id, time and those columns, or with fill=true and rows whose channels are empty."
+                f"horizon= asks at times at which {', '.join(beside.known)} must be known, and are not; ask with "
+                "at=, a file of id, time and those columns, or with fill=true and rows whose channels are empty."
             )
         given = Source(found, "input", form, scale.channels, beside, scale.dates)
         ask = Form(form.id, form.time)

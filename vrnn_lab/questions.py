@@ -91,8 +91,8 @@ def over_windows(rows: Rows, times: Times, scale, beside: Beside) -> Iterator[Qu
         kept = (points >= window[0]) & (points <= window[1]) & (~np.isnan(values) | mine).any(1)
         text = f"{rows.name}\0{number}" if number else rows.name
         id = int(hashed([text])[0])
-        parts: list[Any] = [each[kept] for each in (points, values, mine, told, error)]
-        yield Question(rows.name, id, *parts, window)
+        cut: list[Any] = [each[kept] for each in (points, values, mine, told, error)]
+        yield Question(rows.name, id, *cut, window=window)
 
 
 def _together(rows: Rows, times: Times):

@@ -43,7 +43,7 @@ class Clock:
         found = pd.DatetimeIndex(moments.astype("datetime64[ns]"))
         return found if self.zone is None else found.tz_localize("UTC").tz_convert(self.zone)
 
-    def _texts(self, moments: NDArray[np.datetime64]) -> NDArray[Any]:
+    def _texts(self, moments: NDArray[Any]) -> NDArray[Any]:
         if self.short and (moments == moments.astype("datetime64[D]")).all():
             return np.datetime_as_string(moments, "D").astype(object)
         whole = moments == moments.astype("datetime64[s]")
@@ -51,7 +51,7 @@ class Clock:
         return texts.astype(object) + ("" if self.zone is None else "Z")
 
 
-def _moments(days: NDArray[np.float64]) -> NDArray[np.datetime64]:
+def _moments(days: NDArray[np.float64]) -> NDArray[Any]:
     """To the microsecond; a float's last digit is about one, so a millisecond that is as near is meant."""
     exact = np.rint(days * MICROSECONDS).astype(np.int64)
     milli = np.rint(exact / 1000).astype(np.int64) * 1000

@@ -4,8 +4,8 @@ import difflib
 import logging
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -124,15 +124,16 @@ def chunks(path: Path, wanted: list[str], words: Iterable[str], rows: int) -> It
     """The same, so many rows at a time; nothing where there is none."""
     parquet = path.suffix.lower() == ".parquet"
     found = _batches(path, wanted, rows) if parquet else _read_csv(path, chunksize=rows, **_kinds(wanted, set(words)))
-    while True:
-        with _readable_csv(path):
-            frame = next(found, None)
-        if frame is None:
-            return
-        yield Cells(path, frame.loc[:, wanted])
+    with closing(found):
+        while True:
+            with _readable_csv(path):
+                frame = next(found, None)
+            if frame is None:
+                return
+            yield Cells(path, frame.loc[:, wanted])
 
 
-def _batches(path: Path, wanted: list[str], rows: int) -> Iterator[pd.DataFrame]:
+def _batches(path: Path, wanted: list[str], rows: int) -> Generator[pd.DataFrame, None, None]:
     """Rows of a Parquet file; not a row group at a time, which may be the whole file."""
     import pyarrow.parquet as pq
 
