@@ -227,6 +227,13 @@ def test_questions_about_a_longer_series_each_have_a_window_as_in_training():
     assert found[0].id == questions([0], [1])[0].id != questions([0], [1], name="y")[0].id
 
 
+def test_no_question_is_lost_to_rounding():
+    for shift in np.random.default_rng(0).uniform(0, 1, 50):
+        asked = [101 + shift, 102 + shift, 104 + shift]
+        (one,) = questions(np.arange(101) + shift, asked)
+        assert one.times[one.asked[:, 0]].tolist() == asked
+
+
 def test_what_lies_far_from_all_that_is_seen_still_sees_its_neighbours():
     (ahead,) = questions(range(101), [101, 130])
     assert ahead.window == (95, 130)  # longer than any of training, half of one before
@@ -321,6 +328,14 @@ def test_a_channel_that_is_missing_was_not_observed(caplog):
     found = ask(frame.drop(columns="b").assign(z=1.0), horizon=2.0, every=1.0)
     pd.testing.assert_frame_equal(found, expected)
     assert "no column b: taken as not observed" in caplog.text
+
+
+def test_names_of_digits_are_texts(tmp_path):
+    frame = table().assign(id=lambda x: ["00" + name[1:] if name < "s2" else name for name in x["id"]])
+    frame.to_csv(tmp_path / "x.csv", index=False)
+    assert ask(tmp_path / "x.csv", horizon=1.0, every=1.0)["id"].unique().tolist() == ["000", "001", "s2", "s3"]
+    found = ask(tmp_path / "x.csv", at=pd.DataFrame({"id": ["001"], "time": [101.0]}))
+    assert found["id"].tolist() == ["001"] * 2
 
 
 def test_whole_numbers_as_ids_stay_such():

@@ -28,8 +28,8 @@ class Asked:
     """A question to a fitted model. One of `at`, `horizon` with `every`, and `fill`."""
 
     at: Path | pd.DataFrame | None = None
-    horizon: float | None = None
-    every: float | None = None
+    horizon: float | int | None = None
+    every: float | int | None = None
     fill: bool = False
     draws: int = 99
     seed: int = 0
@@ -88,7 +88,8 @@ class Forecasts:
     def answers(self, whole: bool) -> Iterator[Answer]:
         """In the order of the series; of each a function of the model, the seed, its rows and what is asked of it."""
         asked, model = self.asked, self.parts.model
-        wanted = Wanted(self.at, asked.horizon, asked.every, asked.fill)
+        number = lambda x: None if x is None else float(x)
+        wanted = Wanted(self.at, number(asked.horizon), number(asked.every), asked.fill)
         found = wanted.of(self.given, whole)
         each = (over_windows(rows, times, model.scale, self.given.beside) for rows, times in found)
         questions = chain.from_iterable(each)

@@ -48,7 +48,7 @@ def truth(found: dict[str, str], key: str) -> bool:
 def figures_of(found: dict[str, str]) -> float:
     """For how many series."""
     text = found.get("figures", "false")
-    return int(text) if text.isdecimal() else inf if truth(found, "figures") else 0
+    return float(text) if text.isdecimal() else inf if truth(found, "figures") else 0.0
 
 
 def files_of(found: dict[str, str]) -> tuple[Path, Path]:
