@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 import vrnn_lab
 from vrnn_lab.command import arguments, folder_of, guarded, quiet
 from vrnn_lab.densities import Gaussian
-from vrnn_lab.metrics import plain_scores, sample_scores
 from vrnn_lab.references import linear
+from vrnn_lab.scores import plain_scores, sample_scores
 from vrnn_lab.series import TimeSeries
 from vrnn_lab.tasks import Task
 

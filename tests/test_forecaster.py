@@ -3,12 +3,14 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from test_predict import table
 
 import vrnn_lab
 from vrnn_lab import evaluate, predict
 from vrnn_lab.command import guarded
 from vrnn_lab.forecaster import Forecaster
+from vrnn_lab.recalibration import Recalibration
 
 KEYS = ["model=rnn", "model.width=8", "trainer=cpu", "trainer.max_epochs=1", "evaluate.samples=1", "evaluate.draws=9"]
 
@@ -58,6 +60,17 @@ def test_the_run_is_one_like_any_other(fitted, monkeypatch, capsys):
     np.testing.assert_array_equal(
         again.predict(frame, fill=True)["mean"], forecaster.predict(frame, fill=True)["mean"]
     )
+
+
+def test_recalibrated_spreads_are_those_of_the_file(fitted):
+    forecaster, frame = fitted
+    plain = forecaster.predict(frame, horizon=2, every=1)
+    factors = torch.tensor([2.0, 0.5]).double()
+    Recalibration(("a", "b"), torch.ones(2).double(), factors).save(forecaster.folder)
+    found = forecaster.predict(frame, horizon=2, every=1, recalibrate=True)
+    factor = found["channel"].map({"a": 2.0, "b": 0.5})
+    np.testing.assert_allclose(found["mean"], plain["mean"])
+    np.testing.assert_allclose(found["q95"] - found["mean"], (plain["q95"] - plain["mean"]) * factor)
 
 
 def test_what_cannot_work_is_refused(fitted, tmp_path):

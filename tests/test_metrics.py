@@ -6,21 +6,20 @@ from math import log, pi, sqrt
 import numpy as np
 import pytest
 import torch
+from oracle import QUESTIONS, Oracle, small_data
 from scipy import integrate, stats
-from small import asked, batch_of, recipe_of, with_empty_points
+from small import asked, batch_of, with_empty_points
 
 from vrnn_lab import metrics
 from vrnn_lab.data.base import Ragged, SeriesData
-from vrnn_lab.data.ou import OU
 from vrnn_lab.densities import Gaussian
-from vrnn_lab.likelihoods import GaussianHead
-from vrnn_lab.losses import LossTerms
-from vrnn_lab.metrics import Tally, Yardstick, central, evaluate, fair_crps, plain_scores, sample_scores
-from vrnn_lab.models.base import Prediction, SequenceModel
+from vrnn_lab.metrics import evaluate
+from vrnn_lab.models.base import Prediction
 from vrnn_lab.recipe import IWAE
 from vrnn_lab.references import REFERENCES, references
+from vrnn_lab.scores import Tally, central, fair_crps, plain_scores, sample_scores
 from vrnn_lab.series import series_of
-from vrnn_lab.tasks import Density, Forecast, Interpolate
+from vrnn_lab.tasks import Density, Interpolate
 
 VALUES = [-3.0, -0.4, 0.7, 1.9, 6.0]
 MEAN, STD = 0.7, 1.6
@@ -146,10 +145,12 @@ def test_a_tally_sums_over_scored_values_and_divides_once():
             "test/x/crps": 3 * mean,
             "test/x/nll": mean,
             "test/x/nmse": scaled,
-            "test/x/channel/a/mse": by_channel[0],
-            "test/x/channel/b/mse": by_channel[1],
-            "test/x/channel/a/crps": 3 * by_channel[0],
-            "test/x/channel/b/crps": 3 * by_channel[1],
+            **{f"test/x/channel/{c}/mse": by_channel[i] for i, c in enumerate("ab")},
+            **{f"test/x/channel/{c}/crps": 3 * by_channel[i] for i, c in enumerate("ab")},
+            **{f"test/x/channel/{c}/nll": by_channel[i] for i, c in enumerate("ab")},
+            **{
+                f"test/x/channel/{c}/nmse": by_channel[i] / std**2 for i, (c, std) in enumerate((("a", 2), ("b", 10)))
+            },
         }
     )
 
@@ -164,6 +165,7 @@ def test_a_channel_that_is_never_scored_has_no_row_and_no_say():
         "p/nmse": 5,
         "p/channel/a/mse": 5,
         "p/channel/a/crps": 5,
+        "p/channel/a/nmse": 5,
     }
 
 
@@ -258,36 +260,6 @@ def test_padding_changes_no_plain_row(row):
 
 # ---- a whole evaluation, of a model that knows the process ------------------------------------------------
 
-QUESTIONS = Yardstick(Interpolate(0.5, scored="held_out"), Forecast(0.5, scored="held_out"), samples=4, draws=99)
-
-
-def small_data(**keys) -> OU:
-    return OU(**{"train": 60, "val": 60, "test": 150, "points": (5, 25), **keys})
-
-
-class Oracle(SequenceModel):
-    """Knows the process; the spreads it tells are `wide` times the right ones."""
-
-    def __init__(self, data: OU, wide: float = 1.0):
-        super().__init__(data.scale, recipe_of(), GaussianHead(data.scale))
-        self.data, self.wide = data, wide
-
-    _loss_terms = _log_weights = _predict = None
-
-    def loss_terms(self, batch):
-        log_p = self.data.exact(batch)[0]
-        return LossTerms(-log_p, torch.zeros_like(log_p))
-
-    def log_weights(self, batch, samples):
-        return self.data.exact(batch)[0].expand(samples, -1)
-
-    def predict(self, batch, samples):
-        exact = self.data.exact(batch.given())[1]
-        exact = Gaussian(exact.mean, self.wide * exact.std)
-        noise = self.noise.at_points("value", batch, samples, 1, exact.mean)
-        whole = lambda x: x.expand(samples, *x.shape)
-        return Prediction(exact.draw(noise), exact.map(whole))
-
 
 @pytest.fixture(scope="module")
 def data():
@@ -352,8 +324,9 @@ def test_how_many_rows_are_scored_at_once_changes_no_score(data, found, monkeypa
 def test_the_samples_of_an_objective_count_among_the_points_at_once(data, monkeypatch):
     model, most = Oracle(data), []
     model.recipe = replace(model.recipe, objective=IWAE(64))
-    rows = metrics._rows
-    monkeypatch.setattr(metrics, "_rows", lambda data, split, samples: most.append(samples) or rows(data, split, 1))
+    rows = metrics.rows_at_once
+    count = lambda data, split, samples: most.append(samples) or rows(data, split, 1)
+    monkeypatch.setattr(metrics, "rows_at_once", count)
     metrics._nll(model, data, "test", QUESTIONS)
     assert most == [64, QUESTIONS.samples]
 

@@ -530,6 +530,7 @@ def test_the_command_writes_a_table_and_figures_and_the_same_again(run):
         ({"figures": "few"}, "figures=few: expected true or false"),
         ({"horizons": "1"}, "'horizons=1' is not understood"),
         ({"id": "who"}, "has no column 'who'"),
+        ({"recalibrate": "true"}, "were not recalibrated yet"),
     ],
 )
 def test_what_cannot_work_is_one_message_and_no_file(changes, said, run, monkeypatch, capsys):

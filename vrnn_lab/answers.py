@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vrnn_lab.densities import Bernoulli
-from vrnn_lab.metrics import POINTS_AT_ONCE, central
+from vrnn_lab.metrics import POINTS_AT_ONCE
 from vrnn_lab.models.base import Prediction
 from vrnn_lab.questions import Question
+from vrnn_lab.scores import central
 from vrnn_lab.series import TimeSeries
 
 LEVELS = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95}

@@ -17,28 +17,32 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.profilers import PassThroughProfiler
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from torch import Tensor
 
-from vrnn_lab import plots
+from vrnn_lab import intervals, plots
 from vrnn_lab.folder import SCORE
+from vrnn_lab.metrics import Yardstick, answers
 from vrnn_lab.models.base import LOG_EVERY
 
 log = logging.getLogger("vrnn_lab")
+WATCHED = 100  # series of validation whose intervals are looked at while a fit goes on
 
 
 class Figures(Callback):
     """Figures of the validation split in TensorBoard, at the first validation after every few epochs.
 
-    every: epochs between them; None is a fifth of the fit's steps.
+    every: epochs between them; None is a fifth of the fit's steps. With a yardstick also how true the intervals of
+    some series are: a figure, and for each question val/<question>/crps and /coverage_90.
     """
 
-    def __init__(self, every: int | None = None):
+    def __init__(self, every: int | None = None, yardstick: Yardstick | None = None):
         if every is not None and every < 1:
             raise ValueError(f"every={every} epochs between figures; expected 1 or more.")
-        self.every, self.drawn = every, 0
+        self.every, self.yardstick, self.drawn = every, yardstick, 0
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         due = self._due(trainer)
@@ -48,8 +52,20 @@ class Figures(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 drawn = plots.figures(pl_module, trainer.datamodule, pl_module.seed, "val")
+                drawn |= self._intervals(pl_module, trainer, logger)
                 for name, figure in drawn.items():
                     logger.experiment.add_figure(name, figure, trainer.global_step)
+
+    def _intervals(self, model: Any, trainer: Any, logger: TensorBoardLogger) -> dict[str, Figure]:
+        if self.yardstick is None:
+            return {}
+        data = trainer.datamodule
+        found = answers(model, data, "val", self.yardstick, model.seed, most=WATCHED)
+        shown = [
+            f"val/{question}/{score}" for question in self.yardstick.questions for score in ("crps", "coverage_90")
+        ]
+        logger.log_metrics({key: found[key] for key in shown if key in found}, trainer.global_step)
+        return intervals.figures(found, "val", data)
 
     def _due(self, trainer: Any) -> int:
         if self.every:

@@ -104,3 +104,10 @@ def folder_of(found: dict[str, str]) -> Path:
     if "run" not in found:
         raise ValueError("run=<run folder> is missing.")
     return Path(found["run"])
+
+
+def switch(found: dict[str, str], key: str) -> bool:
+    """key=true or key=false (the default)."""
+    if (value := found.get(key, "false")) not in ("true", "false"):
+        raise ValueError(f"{key}={value}: expected true or false.")
+    return value == "true"

@@ -57,7 +57,7 @@ class Density(ABC):
 
     @abstractmethod
     def affine(self, factor: Tensor, shift: Tensor) -> "Density":
-        """The density of factor * x + shift."""
+        """The density of factor * x + shift, each (dim,), or of every point its own (..., dim)."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Density":
         """With `change` applied to each of its tensors."""
@@ -202,6 +202,7 @@ class Mixture(Density):
         return pick(self.means) + pick(self.stds) * noise
 
     def affine(self, factor, shift):
+        factor, shift = factor.unsqueeze(-2), shift.unsqueeze(-2)  # of all components
         return replace(self, means=self.means * factor + shift, stds=self.stds * factor)
 
 

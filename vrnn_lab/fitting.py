@@ -15,7 +15,8 @@ import torch
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from omegaconf import DictConfig, OmegaConf
 
-from vrnn_lab import board, callbacks, origin, plots, processes
+from vrnn_lab import board, callbacks, intervals, origin, plots, processes
+from vrnn_lab.calibration import parted
 from vrnn_lab.config import VOLATILE, ConfigError, contents, flat, make
 from vrnn_lab.experiment import Parts, assemble, check_channels, score
 from vrnn_lab.folder import (
@@ -202,7 +203,7 @@ def trainer_of(parts: Parts, folder: Path, watching: Sequence[Callback] = ()) ->
     parts_of_run = [
         make(config.stop, "stop"),
         callbacks.StopOnNaN(),
-        callbacks.Figures(),
+        callbacks.Figures(yardstick=parts.yardstick),
         callbacks.Timer(),
         callbacks.Course(),
         callbacks.Log(),
@@ -239,11 +240,11 @@ def _run(parts: Parts, folder: Path, watching: Sequence[Callback] = ()) -> dict[
     _read_weights(parts.model, best)
     parts.model.to(trainer.strategy.root_device)
     started = monotonic()
-    scores = score(parts)
+    scores, details = parted(score(parts))
     metrics = {"status": "completed", **scores, **fit, "score/seconds": monotonic() - started}
-    plots.write(
-        plots.figures(parts.model, parts.data, parts.config.seed, tasks=parts.yardstick.questions), folder / "figures"
-    )
+    drawn = plots.figures(parts.model, parts.data, parts.config.seed, tasks=parts.yardstick.questions)
+    plots.write(drawn | intervals.figures(scores | details, "test", parts.data), folder / "figures")
+    write_whole(folder / "calibration.json", json.dumps(details, indent=1))
     board.end(folder, metrics)
     write_whole(folder / "metrics.json", json.dumps(metrics, indent=1))
     log.debug("completed: %s", metrics)

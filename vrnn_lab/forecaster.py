@@ -85,9 +85,10 @@ class Forecaster:
         draws: int = 99,
         seed: int = 0,
         paths: int = 0,
+        recalibrate: bool = False,
         **columns: str | None,
     ) -> pd.DataFrame:
         """The table of the command `predict`; columns: id, time, channel, value, where others than when fitted."""
-        asked = Asked(at, horizon, every, fill, draws, seed, paths)
-        forecasts = Forecasts.of(self.parts, frame, asked, form_of(self.parts.config, columns))
+        asked = Asked(at, horizon, every, fill, draws, seed, paths, recalibrate)
+        forecasts = Forecasts.of(self.parts, frame, asked, form_of(self.parts.config, columns), self.folder)
         return pd.concat([forecasts.frame(answer) for answer in forecasts.answers(whole=True)], ignore_index=True)

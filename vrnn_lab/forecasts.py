@@ -17,6 +17,7 @@ from vrnn_lab.data.rows import Form, Source
 from vrnn_lab.experiment import Parts
 from vrnn_lab.models.base import Prediction
 from vrnn_lab.questions import Wanted, over_windows
+from vrnn_lab.recalibration import Recalibration, load
 from vrnn_lab.series import Scale, TimeSeries
 
 TABLE = "vrnn_lab.data.table.Table"
@@ -34,6 +35,7 @@ class Asked:
     draws: int = 99
     seed: int = 0
     paths: int = 0
+    recalibrate: bool = False
 
     def __post_init__(self):
         ahead = self.horizon is not None or self.every is not None
@@ -60,9 +62,13 @@ class Forecasts:
     given: Source
     at: Source | None
     asked: Asked
+    recalibration: Recalibration | None = None
 
     @classmethod
-    def of(cls, parts: Parts, found: Path | pd.DataFrame, asked: Asked, form: Form) -> "Forecasts":
+    def of(
+        cls, parts: Parts, found: Path | pd.DataFrame, asked: Asked, form: Form, folder: Path | None = None
+    ) -> "Forecasts":
+        """folder: of the run, for what was recalibrated there."""
         scale = parts.model.scale
         if scale.support == "events":
             raise ValueError(
@@ -78,7 +84,8 @@ class Forecasts:
         given = Source(found, "input", form, scale.channels, beside, scale.dates)
         ask = Form(form.id, form.time)
         at = None if asked.at is None else Source(asked.at, "at", ask, scale.channels, beside, scale.dates)
-        return cls(parts, given, at, asked)
+        fitted = load(folder, scale.channels) if asked.recalibrate and folder else None
+        return cls(parts, given, at, asked, fitted)
 
     @property
     def small(self) -> bool:
@@ -103,7 +110,9 @@ class Forecasts:
         """The one place where a prediction is made."""
         model = self.parts.model
         with model.fixed_noise(self.asked.seed):
-            return model.predict(batch.to(model.device), self.asked.draws)
+            batch = batch.to(model.device)
+            prediction = model.predict(batch, self.asked.draws)
+            return self.recalibration.apply(prediction, batch) if self.recalibration else prediction
 
     @property
     def clock(self) -> Clock:

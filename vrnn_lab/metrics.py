@@ -1,25 +1,26 @@
 """The fixed yardstick: the same questions and the same scores for every model, and what plain rows reach."""
 
-from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import pi, sqrt
+from math import sqrt
+from sys import maxsize
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_auroc
 
+from vrnn_lab.calibration import Account, pit
 from vrnn_lab.checks import Count
 from vrnn_lab.data.base import SeriesData
-from vrnn_lab.densities import Bernoulli, Gaussian
 from vrnn_lab.likelihoods import on_floor
 from vrnn_lab.losses import Activity, log_mean_exp
 from vrnn_lab.models.base import Prediction, SequenceModel
+from vrnn_lab.scores import energy, sample_scores
+from vrnn_lab.series import TimeSeries
 from vrnn_lab.tasks import Density, Task
 
 POINTS_AT_ONCE = 400_000  # samples x rows x points of one evaluation batch: bounds the memory it takes
-COVERAGES = (50, 90)
 EVENT_DRAWS, EVENT_SERIES = 500, 300  # draws of the latent in the test of a rate, and series it takes
 
 
@@ -41,87 +42,7 @@ class Yardstick:
         return {"interpolation": self.interpolation, "forecast": self.forecast}
 
 
-Scores = dict[str, Float[Tensor, "batch time dim"]]
-
-
-def sample_scores(prediction: Prediction, values: Float[Tensor, "batch time dim"]) -> Scores:
-    """Scores of a predictive mixture, value by value, in the data's units; of zeros and ones nll and Brier alone."""
-    log_prob = log_mean_exp(prediction.density.log_prob_each(values))
-    if isinstance(prediction.density, Bernoulli):
-        return {"nll": -log_prob, "brier": (prediction.mean - values) ** 2}
-    paths = prediction.paths.sort(0).values
-    scores = {"nll": -log_prob, "mse": (prediction.mean - values) ** 2, "crps": fair_crps(paths, values)}
-    for share in COVERAGES:
-        low, high = central(paths, share)
-        scores[f"coverage_{share}"] = ((low <= values) & (values <= high)).to(values)
-    return scores
-
-
-def fair_crps(paths: Float[Tensor, "samples ..."], values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """The unbiased estimator of the CRPS from sorted draws (Ferro 2014; Zamo & Naveau 2018, eq. PWM)."""
-    count = len(paths)
-    rank = torch.arange(1, count + 1, device=paths.device, dtype=paths.dtype)
-    weight = (2 * rank - count - 1) / max(1, count * (count - 1))
-    spread = (paths * weight.view(-1, *[1] * values.ndim)).sum(0)
-    return (paths - values).abs().mean(0) - spread
-
-
-def central(paths: Float[Tensor, "samples ..."], share: int) -> tuple[Tensor, Tensor]:
-    """The ends of the central interval of sorted draws: at ranks p (samples + 1), between draws linearly."""
-    ends = []
-    for probability in (0.5 - share / 200, 0.5 + share / 200):
-        place = min(max(probability * (len(paths) + 1) - 1, 0), len(paths) - 1)
-        left = min(int(place + 1e-9), max(len(paths) - 2, 0))
-        right = min(left + 1, len(paths) - 1)
-        ends.append(paths[left] + (place - left) * (paths[right] - paths[left]))
-    return ends[0], ends[1]
-
-
-def plain_scores(density: Gaussian | Bernoulli, values: Float[Tensor, "batch time dim"]) -> Scores:
-    """The same scores of a single density, in closed form (CRPS: Gneiting & Raftery 2007, eq. 21)."""
-    if isinstance(density, Bernoulli):
-        return {"nll": -density.log_prob_each(values), "brier": (density.mean - values) ** 2}
-    z = (values - density.mean) / density.std
-    normal = torch.distributions.Normal(0.0, 1.0)
-    crps = z * torch.erf(z / sqrt(2)) + 2 * normal.log_prob(z).exp() - 1 / sqrt(pi)
-    scores = {
-        "nll": -density.log_prob_each(values),
-        "mse": (density.mean - values) ** 2,
-        "crps": density.std * crps,
-    }
-    for share in COVERAGES:
-        inside = z.abs() <= normal.icdf(torch.tensor(0.5 + share / 200))
-        scores[f"coverage_{share}"] = inside.to(values)
-    return scores
-
-
-class Tally:
-    """Sums of scores over values, channel by channel; divided once, at the end."""
-
-    def __init__(self, channels: tuple[str, ...], std: Float[Tensor, " dim"]):
-        self.channels, self.std = channels, std
-        self.sums: dict[str, Tensor] = defaultdict(lambda: std.new_zeros(len(channels)))
-        self.count = std.new_zeros(len(channels))
-
-    def add(self, scores: Scores, scored: Bool[Tensor, "batch time dim"]) -> None:
-        self.count += scored.sum((0, 1)).to(self.count)
-        for name, each in scores.items():
-            self.sums[name] += torch.where(scored, each, 0).sum((0, 1)).to(self.count)
-
-    def result(self, prefix: str) -> dict[str, float]:
-        """prefix/<score>, and prefix/channel/<name>/{mse,crps} where there is more than one channel."""
-        if not self.count.sum():
-            return {}
-        sums = {**self.sums}
-        if "mse" in sums:
-            sums["nmse"] = sums["mse"] / self.std**2
-        total = {f"{prefix}/{name}": (each.sum() / self.count.sum()).item() for name, each in sums.items()}
-        if len(self.channels) > 1:
-            for name in {"mse", "crps", "brier"} & sums.keys():
-                each = (sums[name] / self.count).tolist()
-                known = zip(self.channels, each, self.count.tolist(), strict=True)
-                total |= {f"{prefix}/channel/{c}/{name}": x for c, x, count in known if count}
-        return total
+Change = Callable[[Prediction, TimeSeries], Prediction]
 
 
 def evaluate(model: SequenceModel, data: SeriesData, split: str, yardstick: Yardstick, seed: int) -> dict[str, float]:
@@ -132,20 +53,39 @@ def evaluate(model: SequenceModel, data: SeriesData, split: str, yardstick: Yard
             found |= _labels(model, data, split)
         if model.point_process:
             found |= event_fit(model, data, split)
-        if model.scale.support != "events":  # an event has no value to ask for
-            for name, task in yardstick.questions.items():
-                found |= _answers(model, data, split, yardstick, name, task)
+    return found | answers(model, data, split, yardstick, seed)
+
+
+def answers(
+    model: SequenceModel,
+    data: SeriesData,
+    split: str,
+    yardstick: Yardstick,
+    seed: int,
+    change: Change | None = None,
+    most: int | None = None,
+) -> dict[str, float]:
+    """The scores of held-out values, `<split>/<question>/...`.
+
+    change: done to each prediction first; most: of so many series alone.
+    """
+    found: dict[str, float] = {}
+    if model.scale.support == "events":  # an event has no value to ask for
+        return found
+    with model.fixed_noise(seed):
+        for name, task in yardstick.questions.items():
+            found |= _answers(model, data, split, yardstick, name, task, change, most)
     return found
 
 
-def _rows(data: SeriesData, split: str, samples: int) -> int:
+def rows_at_once(data: SeriesData, split: str, samples: int) -> int:
     series = data.splits[split]
     longest = int(series.lengths.max(initial=1))
     return max(1, min(len(series), POINTS_AT_ONCE // (samples * max(1, longest))))
 
 
-def _batches(model: SequenceModel, data: SeriesData, split: str, task: Task, samples: int, alike: bool = True):
-    for batch in data.batches(split, task, _rows(data, split, samples), alike):
+def batches(model: SequenceModel, data: SeriesData, split: str, task: Task, samples: int, alike: bool = True):
+    for batch in data.batches(split, task, rows_at_once(data, split, samples), alike):
         yield batch.to(model.device)
 
 
@@ -153,7 +93,7 @@ def _nll(model: SequenceModel, data: SeriesData, split: str, yardstick: Yardstic
     """The loss, and -log p(x) by the importance-weighted bound; beside the exact value where there is one."""
     loss = values = 0.0
     activity = Activity()
-    for batch in _batches(model, data, split, data.task, getattr(model.recipe.objective, "samples", 1)):
+    for batch in batches(model, data, split, data.task, getattr(model.recipe.objective, "samples", 1)):
         terms = model.loss_terms(batch)
         activity.add(terms.latents)
         loss += (terms.nll + terms.kl).double().sum().item()
@@ -178,7 +118,7 @@ def _bound(model: SequenceModel, data: SeriesData, split: str, samples: int, nam
     """-log p by the importance-weighted bound, in nats a value, and how far it lies above the exact one."""
     bounds, exact, counts, points, alike = [], [], [], 0, True
     comparable = name == "nll" or model.scale.support == "events"
-    for batch in _batches(model, data, split, Density(), samples):
+    for batch in batches(model, data, split, Density(), samples):
         weights = model.log_weights(batch, samples)
         alike = alike and samples > 1 and torch.equal(weights, weights[:1].expand_as(weights))
         bounds.append(log_mean_exp(weights).double())
@@ -205,7 +145,7 @@ def event_fit(model: Any, data: SeriesData, split: str) -> dict[str, float]:
     2002). p as if no parameter had been fitted.
     """
     waits = []
-    for batch in _batches(model, data, split, Density(), EVENT_DRAWS, alike=False):
+    for batch in batches(model, data, split, Density(), EVENT_DRAWS, alike=False):
         part, rest = model.rescaled(batch, EVENT_DRAWS)
         events = torch.arange(part.shape[1], device=part.device) < batch.counts.sum(1, keepdim=True)
         waits += [(row[there], end) for row, there, end in zip(part, events, rest, strict=True)]
@@ -227,7 +167,7 @@ def event_fit(model: Any, data: SeriesData, split: str) -> dict[str, float]:
 def _labels(model: SequenceModel, data: SeriesData, split: str) -> dict[str, float]:
     """Accuracy, AUC (one class against the others, averaged) and nats a label, with everything observed seen."""
     told, labels = [], []
-    for batch in _batches(model, data, split, Density(), 10):
+    for batch in batches(model, data, split, Density(), 10):
         if (truth := batch.labels_that_count) is not None:
             there = truth >= 0
             told.append(model.classify(batch)[there].double())
@@ -245,19 +185,36 @@ def _labels(model: SequenceModel, data: SeriesData, split: str) -> dict[str, flo
     return {f"{split}/labels/{name}": value.item() for name, value in found.items()}
 
 
-def _answers(model, data, split, yardstick, name: str, task: Task) -> dict[str, float]:
-    tally = Tally(data.channels, model.data_std)
+def _answers(model, data, split, yardstick, name: str, task: Task, change, most) -> dict[str, float]:
+    account = Account(data, name, task, model.data_std)
     floored, real = 0.0, model.scale.support == "real"
-    for batch in _batches(model, data, split, task, yardstick.draws):
+    for batch in _first(batches(model, data, split, task, yardstick.draws), most):
         prediction = model.predict(batch, yardstick.draws)
+        prediction = change(prediction, batch) if change else prediction
         scores = sample_scores(prediction, batch.values)
         if batch.clean is not None and real:
             scores["mse_clean"] = (prediction.mean - batch.clean) ** 2
-        tally.add(scores, batch.scored)
         if real:
+            scores |= pit(prediction.paths, batch.values, _uniform(model, batch))
+            account.add_energy(energy(prediction.paths, batch.values, batch.scored, model.data_std))
             low = on_floor(prediction.density, model.data_std).to(batch.values).mean(0)
             floored += torch.where(batch.scored, low, 0).sum().item()
-    found = tally.result(f"{split}/{name}")
+        account.add(scores, batch)
+    found = account.result(f"{split}/{name}")
     if found and real:
-        found[f"{split}/{name}/on_floor"] = floored / tally.count.sum().item()
+        found[f"{split}/{name}/on_floor"] = floored / account.all.count.sum().item()
     return found
+
+
+def _first(found: Iterator[TimeSeries], most: int | None) -> Iterator[TimeSeries]:
+    """Whole batches, until there are so many series; what is over of the last is left out."""
+    left = maxsize if most is None else most
+    for batch in found:
+        yield batch if len(batch.ids) <= left else batch.rows(slice(left))
+        if (left := left - len(batch.ids)) <= 0:
+            return
+
+
+def _uniform(model: SequenceModel, batch: TimeSeries) -> Tensor:
+    """A number from 0 to 1 for every value, a function of (seed, series id, time)."""
+    return torch.special.ndtr(model.noise.at_points("pit", batch, 1, batch.values.shape[2], batch.values)[0])

@@ -6,7 +6,7 @@ from math import inf
 from pathlib import Path
 from time import monotonic
 
-from vrnn_lab.command import arguments, folder_of, guarded, quiet, whole
+from vrnn_lab.command import arguments, folder_of, guarded, quiet, switch, whole
 
 USAGE = """python -m vrnn_lab.predict run=<run folder> input=<file> output=<file> and one question
 
@@ -22,10 +22,25 @@ Asks a run's best checkpoint about series it need never have seen. One question 
   draws=99             joint draws behind the quantiles
   paths=0              so many of them as columns path_1, path_2, ... (independent between windows of a long series)
   figures=false        true, or for how many series: <output>_figures/<id>.png
+  recalibrate=false    true: spreads multiplied by what `vrnn_lab.evaluate run=... recalibrate=true` fitted on validation
   seed=0               of the draws: the same seed, the same file
   stream=false         true: read bit by bit, as files of more than 200 000 rows are, each series' rows together"""
 
-KEYS = ("run", "input", "output", "at", "horizon", "every", "fill", "draws", "paths", "figures", "seed", "stream")
+KEYS = (
+    "run",
+    "input",
+    "output",
+    "at",
+    "horizon",
+    "every",
+    "fill",
+    "draws",
+    "paths",
+    "figures",
+    "seed",
+    "stream",
+    "recalibrate",
+)
 FORM = ("id", "time", "channel", "value")
 SAID = 10.0  # seconds from one line of progress to the next
 log = logging.getLogger("vrnn_lab")
@@ -38,17 +53,10 @@ def number(found: dict[str, str], key: str) -> float | None:
         raise ValueError(f"{key}={found[key]}: expected a number.") from None
 
 
-def truth(found: dict[str, str], key: str) -> bool:
-    text = found.get(key, "false")
-    if text not in ("true", "false"):
-        raise ValueError(f"{key}={text}: expected true or false.")
-    return text == "true"
-
-
 def figures_of(found: dict[str, str]) -> float:
     """For how many series."""
     text = found.get("figures", "false")
-    return float(text) if text.isdecimal() else inf if truth(found, "figures") else 0.0
+    return float(text) if text.isdecimal() else inf if switch(found, "figures") else 0.0
 
 
 def files_of(found: dict[str, str]) -> tuple[Path, Path]:
@@ -64,7 +72,7 @@ def files_of(found: dict[str, str]) -> tuple[Path, Path]:
 def main() -> int:
     found = arguments(USAGE, (*KEYS, *FORM), sys.argv[1:])
     folder, (source, output), most = folder_of(found), files_of(found), figures_of(found)
-    stream, fill = truth(found, "stream"), truth(found, "fill")
+    stream, fill, recalibrate = (switch(found, key) for key in ("stream", "fill", "recalibrate"))
     counts = {"draws": whole(found, "draws", 99, 1), "paths": whole(found, "paths", 0, 0)}
     quiet()
     from vrnn_lab.data.columns import column_names
@@ -79,10 +87,10 @@ def main() -> int:
 
     at = Path(found["at"]).expanduser() if "at" in found else None
     ahead = number(found, "horizon"), number(found, "every")
-    asked = Asked(at, *ahead, fill, seed=whole(found, "seed", 0, 0), **counts)
+    asked = Asked(at, *ahead, fill, seed=whole(found, "seed", 0, 0), recalibrate=recalibrate, **counts)
     parts = load_parts(folder)
     named = {key: None if found[key] == "null" else found[key] for key in FORM if key in found}
-    forecasts = Forecasts.of(parts, source, asked, form_of(parts.config, named))
+    forecasts = Forecasts.of(parts, source, asked, form_of(parts.config, named), folder)
     write(forecasts, output, most, in_memory=not stream and forecasts.small)
     return 0
 

@@ -8,11 +8,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vrnn_lab.calibration import Account, plain_pit
 from vrnn_lab.data.base import SeriesData
 from vrnn_lab.densities import Bernoulli, Gaussian
-from vrnn_lab.metrics import Scores, Tally, Yardstick, plain_scores
+from vrnn_lab.metrics import Yardstick, rows_at_once
+from vrnn_lab.noise import Noise
+from vrnn_lab.scores import Scores, Tally, energy, plain_scores
 from vrnn_lab.series import Scale, TimeSeries
 from vrnn_lab.tasks import Density, Task
+
+DRAWS = 20  # of a plain row for its energy score, which is unbiased for any number
 
 
 def constant(series: TimeSeries, mean: Tensor) -> Float[Tensor, "batch time dim"]:
@@ -86,18 +91,29 @@ def references(
     for name, task in yardstick.questions.items():
         for row, guess in REFERENCES.items():
             density = _fitted(data, task, guess, scale, level)
-            tally = Tally(data.channels, scale.std)
-            for batch in data.batches(split, task, 256):
-                mean = guess(replace(batch.given(), scored=batch.scored), level)
-                scores = plain_scores(density(mean), batch.values)
-                tally.add(_with_clean(scores, mean, batch), batch.scored)
-            found |= tally.result(f"reference/{row}/{name}")
+            account = Account(data, name, task, scale.std)
+            for batch in data.batches(split, task, min(256, rows_at_once(data, split, DRAWS))):
+                said = density(guess(replace(batch.given(), scored=batch.scored), level))
+                account.add(_scores(said, batch), batch)
+                if isinstance(said, Gaussian):
+                    account.add_energy(energy(_draws(said, batch, data.seed), batch.values, batch.scored, scale.std))
+            found |= account.result(f"reference/{row}/{name}")
         found |= _exact(data, task, split, name, scale)
     return found | _exact_nll(data, split)
 
 
-def _with_clean(scores: Scores, mean: Tensor, batch: TimeSeries) -> Scores:
-    return scores if batch.clean is None else {**scores, "mse_clean": (mean - batch.clean) ** 2}
+def _scores(said: Gaussian | Bernoulli, batch: TimeSeries) -> Scores:
+    scores = plain_scores(said, batch.values)
+    if isinstance(said, Gaussian):
+        scores |= plain_pit(said, batch.values)
+    return scores if batch.clean is None else {**scores, "mse_clean": (said.mean - batch.clean) ** 2}
+
+
+def _draws(said: Gaussian, batch: TimeSeries, seed: int) -> Float[Tensor, "samples batch time dim"]:
+    """Of a plain row, whose values do not hang together."""
+    noise = Noise()
+    noise.fixed = seed
+    return said.draw(noise.at_points("plain", batch, DRAWS, said.mean.shape[2], said.mean))
 
 
 def _fitted(data, task: Task, guess, scale: Scale, level: Tensor) -> Callable[[Tensor], Gaussian | Bernoulli]:
@@ -130,13 +146,13 @@ def _spread(data: SeriesData, task: Task, guess, scale: Scale) -> Float[Tensor, 
 
 
 def _exact(data: SeriesData, task: Task, split: str, name: str, scale: Scale) -> dict[str, float]:
-    tally = Tally(data.channels, scale.std)
+    account = Account(data, name, task, scale.std)
     for batch in data.batches(split, task, 256):
         truth = data.exact(batch)
         if truth is None or truth[1] is None:
             return {}
-        tally.add(_with_clean(plain_scores(truth[1], batch.values), truth[1].mean, batch), batch.scored)
-    return tally.result(f"reference/exact/{name}")
+        account.add(_scores(truth[1], batch), batch)
+    return account.result(f"reference/exact/{name}")
 
 
 def _exact_nll(data: SeriesData, split: str, name: str = "nll") -> dict[str, float]:

@@ -1,19 +1,31 @@
 """The table a run ends with: its numbers beside the reference rows."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-COLUMNS = ("nll", "brier", "mse", "mse_clean", "nmse", "crps", "coverage_50", "coverage_90")
+from vrnn_lab.calibration import DISTANCE, PIT_BINS, bins, stretch
+from vrnn_lab.data.base import SeriesData
+
+WIDTH = 120  # of a table in a file
+COLUMNS = ("nll", "brier", "mse", "mse_clean", "nmse", "crps", "energy", "coverage_50", "coverage_90")
 
 
-def print_run(folder: Path, metrics: dict[str, Any], split: str = "test") -> None:
-    """Scores of the model and of the plain rows on held-out points, then where everything lies."""
+def print_run(folder: Path, metrics: dict[str, Any], split: str = "test", data: SeriesData | None = None) -> None:
+    """Scores of the model and of the plain rows on held-out points, then where everything lies.
+
+    data: with it follows what its values say of the intervals, by distance to what was seen and by channel.
+    """
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, WIDTH)  # no number is cut off in a file
     if (shown := table(metrics, split)).row_count:
         console.print(shown)
+    for closer in intervals(metrics, split, data.channels, data.time_unit) if data else []:
+        console.print(closer)
     console.print(_facts(metrics, split), soft_wrap=True)
     figures = sorted((folder / "figures").glob("*.png"))
     console.print(f"run      {folder}", soft_wrap=True, markup=False)  # a folder may be called trick=[clip]
@@ -22,9 +34,10 @@ def print_run(folder: Path, metrics: dict[str, Any], split: str = "test") -> Non
 
 
 def rows(metrics: dict[str, Any], split: str) -> list[tuple[str, str]]:
-    """(name, key prefix) of the model and of each reference row, best rows last."""
+    """(name, key prefix) of the model, of it recalibrated, and of each reference row, best rows last."""
     names = dict.fromkeys(k.split("/")[1] for k in metrics if k.startswith("reference/"))
-    return [("this model", split)] + [(name, f"reference/{name}") for name in names]
+    ours = [("this model", split), ("recalibrated", f"recalibrated/{split}")]
+    return ours + [(name, f"reference/{name}") for name in names]
 
 
 def table(metrics: dict[str, Any], split: str) -> Table:
@@ -40,6 +53,35 @@ def table(metrics: dict[str, Any], split: str) -> Table:
             cells = [metrics.get(f"{prefix}/{question}/{c}") for c in columns]
             if any(c is not None for c in cells):
                 shown.add_row(f"  {name}", *map(number, cells), style="bold" if prefix == split else None)
+    return shown
+
+
+def intervals(metrics: dict[str, Any], split: str, channels: Sequence[str], unit: str) -> list[Table]:
+    """By distance and by channel, with the PIT; a table a question, of each way the model was asked."""
+    made = []
+    for prefix in (split, f"recalibrated/{split}"):
+        for question, (name, _) in DISTANCE.items():
+            at = f"{prefix}/{question}"
+            title = f"{at}: by {name}{f' in {unit}' if unit else ''}, by channel; pit: % of the values in each tenth"
+            shown = _intervals(metrics, at, name, channels, title)
+            made += [shown] if shown.row_count else []
+    return made
+
+
+def _intervals(metrics: dict[str, Any], at: str, name: str, channels: Sequence[str], title: str) -> Table:
+    shown = Table(title=title, title_justify="left", box=None)
+    shown.add_column("", no_wrap=True)
+    by_distance = bins(metrics, f"{at}/{name}")
+    columns = [c for c in ("share", *COLUMNS) if any(f"{place}/{c}" in metrics for place in by_distance)]
+    for column in [*columns, "pit"]:
+        shown.add_column(column.replace("coverage_", "in ").replace("_", " "), justify="right", no_wrap=True)
+    places = {"all": at, **{stretch(metrics, place): place for place in by_distance}}
+    places |= {channel: f"{at}/channel/{channel}" for channel in channels}
+    for row, place in places.items():
+        cells = [metrics.get(f"{place}/{c}") for c in columns]
+        if any(c is not None for c in cells):
+            levels = [metrics[key] for i in range(PIT_BINS) if (key := f"{place}/pit/{i + 1}") in metrics]
+            shown.add_row(f"  {row}", *map(number, cells), " ".join(f"{100 * x:.0f}" for x in levels))
     return shown
 
 
