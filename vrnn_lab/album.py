@@ -24,6 +24,7 @@ from vrnn_lab.questions import Question
 
 WIDE, NARROW = {"alpha": 0.16, "linewidth": 0}, {"alpha": 0.30, "linewidth": 0}
 MIDDLE: dict[str, Any] = {"color": look.FORWARD, "linewidth": 1.8}
+OFFSETS = ["", "%Y", "%Y", "%Y-%b-%d", "%Y-%b-%d", "%Y-%b-%d %H:%M"]  # beside ticks of years, months, days, ...
 LINES = 10  # paths that are drawn, where some were asked for
 
 
@@ -102,7 +103,7 @@ def figure(name: str, parts: list[Part], labels: Labels, clock: Clock) -> Figure
         if clock.dates:
             locator = AutoDateLocator(maxticks=8)
             ax.xaxis.set_major_locator(locator)
-            ax.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+            ax.xaxis.set_major_formatter(ConciseDateFormatter(locator, offset_formats=OFFSETS))
     lines = [Line2D([], [], color=look.FORWARD, label="paths", **look.LINE)] if "path_1" in parts[0].numbers else []
     bands = [Patch(color=look.FORWARD, label=said, **how) for said, how in (("50 %", NARROW), ("90 %", WIDE))]
     look.legend(drawn, [look.seen_key(), Line2D([], [], label="median", **MIDDLE), *bands, *lines])

@@ -22,7 +22,7 @@ Asks a run's best checkpoint about series it need never have seen. One question 
   draws=99             joint draws behind the quantiles
   paths=0              so many of them as columns path_1, path_2, ... (independent between windows of a long series)
   figures=false        true, or for how many series: <output>_figures/<id>.png
-  recalibrate=false    true: spreads multiplied by what `vrnn_lab.evaluate run=... recalibrate=true` fitted on validation
+  recalibrate=false    true: spreads times the factors that `vrnn_lab.evaluate recalibrate=true` fitted on validation
   seed=0               of the draws: the same seed, the same file
   stream=false         true: read bit by bit, as files of more than 200 000 rows are, each series' rows together"""
 
