@@ -73,6 +73,13 @@ def test_recalibrated_spreads_are_those_of_the_file(fitted):
     np.testing.assert_allclose(found["q95"] - found["mean"], (plain["q95"] - plain["mean"]) * factor)
 
 
+def test_backtests_are_of_the_series_held_out(fitted):
+    forecaster, frame = fitted
+    found = forecaster.backtest(horizon=1, folds=2)
+    assert len(found) and set(found["id"]) < set(frame["plant no"])
+    assert ((found["time"] > found["origin"]) & (found["time"] <= found["origin"] + 1 + 1e-9)).all()
+
+
 def test_what_cannot_work_is_refused(fitted, tmp_path):
     forecaster, frame = fitted
     with pytest.raises(ValueError, match="not fitted"):

@@ -40,7 +40,7 @@ def page(tmp_path_factory):
 
 
 def test_every_command_runs_and_leaves_what_it_says(page):
-    folder, said = page
+    folder, _ = page
     assert len(BLOCKS) > 10
     ahead, filled = (pd.read_csv(folder / name) for name in ("ahead.csv", "filled.csv"))
     assert len(ahead) == 40 * 14 * 2 and ahead["time"].str.match(r"\d{4}-\d\d-\d\d$").all()

@@ -3,22 +3,34 @@
 import sys
 from pathlib import Path
 
-from vrnn_lab.command import arguments, folder_of, guarded, quiet, switch
+from vrnn_lab.command import arguments, folder_of, guarded, quiet, switch, whole
 
 USAGE = """python -m vrnn_lab.evaluate run=<run folder> [evaluate.<key>=<value> ...] [data.path=<file>] [split=val]
+python -m vrnn_lab.evaluate run=<run folder> backtest=true backtest.horizon=24 [output=<csv>]
 
-Scores the best checkpoint of a run again and prints its table; writes nothing but what recalibrate=true fits.
+Scores the best checkpoint of a run again and prints its table, and how true its intervals are: by the distance to
+what was seen, by channel, and where values fall in their predictions. Writes nothing but what is asked for here.
   run                  the folder of a finished run, or of one cut short after its first checkpoint
   evaluate.forecast.seen=30, evaluate.interpolation.seen=0.1, evaluate.samples=1000, ...   another yardstick
   data.<key>           other data of the same channels
   split                test (default) or val: whose scores the table shows
   recalibrate=true     fits on validation by what the spread of predictions is multiplied, a factor a channel for
                        points up to the last seen one and one for those after it; prints the table with and without,
-                       and writes the factors to <run folder>/recalibration.json, for predict"""
+                       and writes the factors to <run folder>/recalibration.json, for predict
+  backtest=true        in place of all that forecasts from rolling origins: at each origin all of a series up to it is
+                       seen (over a window as long as those of training), all up to a horizon after it is scored. Of a
+                       series that is split in time what comes before the split's own part is seen too. With
+                       recalibrate=true forecasts are recalibrated.
+  backtest.horizon     how far ahead, in the data's time unit
+  backtest.every       time between origins (default: the horizon)
+  backtest.folds       origins a series, the last a horizon before its end (default: 5)
+  output               a CSV of every scored value of the backtest: id, origin, time, channel, value, mean, std,
+                       q05, q25, q50, q75, q95, nll, crps"""
+KEYS = ("run", "split", "recalibrate", "backtest", "output", "backtest.", "evaluate.", "data.")
 
 
 def main() -> int:
-    found = arguments(USAGE, ("run", "split", "recalibrate", "evaluate.", "data."), sys.argv[1:])
+    found = arguments(USAGE, KEYS, sys.argv[1:])
     quiet()
     from omegaconf import DictConfig, OmegaConf
 
@@ -30,21 +42,61 @@ def main() -> int:
     folder, split = folder_of(found), found.get("split", "test")
     if split not in ("val", "test"):
         raise ConfigError(f"split={split}: expected val or test.")
-    wanted = switch(found, "recalibrate")
+    wanted, plan = switch(found, "recalibrate"), plan_of(found)
     keys = flat(contents(config_of(folder), resolve=False))
-    changes = {k: v for k, v in found.items() if "." in k}
+    changes = {k: v for k, v in found.items() if k.startswith(("evaluate.", "data."))}
     for key in changes:
         if key not in keys:
             raise ConfigError(f"{key}: the run's config has no such key.{near(key, keys)}")
     parts = load_parts(folder, DictConfig(OmegaConf.from_dotlist([f"{k}={v}" for k, v in changes.items()])))
-    recalibrated = recalibrate(parts, folder, split) if wanted else {}
-    print_run(folder, score(parts) | recalibrated, split, parts.data)
+    factors = recalibration(parts, folder) if wanted else None
+    if plan:
+        print_backtest(parts, plan, split, factors, found.get("output"))
+    else:
+        print_run(folder, score(parts) | _recalibrated(parts, split, factors), split, parts.data)
     return 0
 
 
-def recalibrate(parts, folder: Path, split: str) -> dict[str, float]:
-    """Scores of recalibrated predictions, recalibrated/<split>/...; the factors are printed, and kept in a file."""
-    from vrnn_lab.metrics import answers
+def plan_of(found: dict[str, str]):
+    """The plan of a backtest, if one is asked for; ValueError for keys that do not go together."""
+    given = {key.removeprefix("backtest."): value for key, value in found.items() if key.startswith("backtest.")}
+    if not switch(found, "backtest"):
+        if beside := [key for key in found if key == "output" or key.startswith("backtest.")]:
+            raise ValueError(f"{beside[0]} belongs to a backtest; set backtest=true, or drop it.")
+        return None
+    if unknown := given.keys() - {"horizon", "every", "folds"}:
+        raise ValueError(f"backtest.{min(unknown)}: expected backtest.horizon, backtest.every or backtest.folds.")
+    if "horizon" not in given:
+        raise ValueError("backtest.horizon is missing: how far ahead, in the data's time unit.")
+    from vrnn_lab.backtest import Plan
+
+    every = _number("backtest.every", given["every"]) if "every" in given else None
+    return Plan(_number("backtest.horizon", given["horizon"]), every, whole(found, "backtest.folds", 5, 1))
+
+
+def _number(key: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError(f"{key}={value}: expected a number above 0.") from None
+
+
+def print_backtest(parts, plan, split: str, factors, output: str | None) -> None:
+    from vrnn_lab.backtest import run
+    from vrnn_lab.folder import write_whole
+    from vrnn_lab.table import backtest, paper
+
+    found, values = run(parts, plan, split, factors and factors.apply)
+    unit = f" {parts.data.time_unit}" if parts.data.time_unit else ""
+    title = f"{split}: {values['origin'].nunique()} origins, {plan.horizon:g}{unit} ahead, {len(values)} values"
+    paper().print(backtest(found, title + (", recalibrated" if factors else "")))
+    if output:
+        write_whole(Path(output), values.to_csv(index=False))
+        print(f"written  {output}")
+
+
+def recalibration(parts, folder: Path):
+    """The factors fitted on validation, which are printed, and kept in the folder."""
     from vrnn_lab.recalibration import PLACES, fit
 
     found = fit(parts.model, parts.data, parts.yardstick, parts.config.seed)
@@ -52,7 +104,16 @@ def recalibrate(parts, folder: Path, split: str) -> dict[str, float]:
         factors = zip(found.channels, getattr(found, place).tolist(), strict=True)
         print(f"spread x {place:13} {', '.join(f'{channel} {factor:.3f}' for channel, factor in factors)}")
     print(f"written  {found.save(folder)}\n")
-    scores = answers(parts.model, parts.data, split, parts.yardstick, parts.config.seed, found.apply)
+    return found
+
+
+def _recalibrated(parts, split: str, factors) -> dict[str, float]:
+    """Scores of recalibrated predictions, recalibrated/<split>/..."""
+    if factors is None:
+        return {}
+    from vrnn_lab.metrics import answers
+
+    scores = answers(parts.model, parts.data, split, parts.yardstick, parts.config.seed, factors.apply)
     return {f"recalibrated/{key}": value for key, value in scores.items()}
 
 

@@ -92,3 +92,11 @@ class Forecaster:
         asked = Asked(at, horizon, every, fill, draws, seed, paths, recalibrate)
         forecasts = Forecasts.of(self.parts, frame, asked, form_of(self.parts.config, columns), self.folder)
         return pd.concat([forecasts.frame(answer) for answer in forecasts.answers(whole=True)], ignore_index=True)
+
+    def backtest(
+        self, horizon: float | int, every: float | int | None = None, folds: int = 5, split: str = "test"
+    ) -> pd.DataFrame:
+        """What it would have forecast from rolling origins of the series it was fitted beside, value by value."""
+        from vrnn_lab.backtest import backtest
+
+        return backtest(self.parts, float(horizon), None if every is None else float(every), folds, split)

@@ -70,8 +70,8 @@ def fit(model: SequenceModel, data: SeriesData, yardstick: Yardstick, seed: int)
     """The factors of least CRPS on validation, from the held-out values of both questions.
 
     The CRPS and not the nll: it is convex in the factor, so there is one minimum; a value far out pulls it no
-    more than its distance; and no channel's validation CRPS gets worse. One factor a place and not one a gap:
-    models widen with the gap by themselves.
+    more than its distance; and no channel's validation CRPS gets worse. One factor a place and not one a gap: a
+    model that was fitted widens with the gap by itself.
     """
     if model.scale.support != "real":
         raise ConfigError(

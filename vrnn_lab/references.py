@@ -1,6 +1,6 @@
 """What needs no model: plain rows beside every result, and exact ones where the process is known."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -84,19 +84,16 @@ def references(
     scale = scale or data.scale
     if scale.support == "events":
         return _exact_nll(data, split, "nll_events")
-    level = scale.mean
-    if scale.support == "binary":
-        level = torch.from_numpy(np.nanmean(data.splits["train"].values, 0)).clamp(1e-4, 1 - 1e-4)
+    level = level_of(data, scale)
     found: dict[str, float] = {}
     for name, task in yardstick.questions.items():
         for row, guess in REFERENCES.items():
-            density = _fitted(data, task, guess, scale, level)
+            answer = fitted(data.batches("val", task, 256), guess, scale, level)
             account = Account(data, name, task, scale.std)
             for batch in data.batches(split, task, min(256, rows_at_once(data, split, DRAWS))):
-                said = density(guess(replace(batch.given(), scored=batch.scored), level))
+                said = answer(batch)
                 account.add(_scores(said, batch), batch)
-                if isinstance(said, Gaussian):
-                    account.add_energy(energy(_draws(said, batch, data.seed), batch.values, batch.scored, scale.std))
+                account.add_energy(plain_energy(said, batch, scale.std, data.seed))
             found |= account.result(f"reference/{row}/{name}")
         found |= _exact(data, task, split, name, scale)
     return found | _exact_nll(data, split)
@@ -109,26 +106,44 @@ def _scores(said: Gaussian | Bernoulli, batch: TimeSeries) -> Scores:
     return scores if batch.clean is None else {**scores, "mse_clean": (said.mean - batch.clean) ** 2}
 
 
-def _draws(said: Gaussian, batch: TimeSeries, seed: int) -> Float[Tensor, "samples batch time dim"]:
-    """Of a plain row, whose values do not hang together."""
+def plain_energy(
+    said: Gaussian | Bernoulli, batch: TimeSeries, std: Float[Tensor, " dim"], seed: int
+) -> Float[Tensor, " series"]:
+    """The energy score of a plain row, whose values do not hang together; none of zeros and ones."""
+    if isinstance(said, Bernoulli):
+        return std.new_zeros(0)
     noise = Noise()
     noise.fixed = seed
-    return said.draw(noise.at_points("plain", batch, DRAWS, said.mean.shape[2], said.mean))
+    draws = said.draw(noise.at_points("plain", batch, DRAWS, said.mean.shape[2], said.mean))
+    return energy(draws, batch.values, batch.scored, std)
 
 
-def _fitted(data, task: Task, guess, scale: Scale, level: Tensor) -> Callable[[Tensor], Gaussian | Bernoulli]:
-    if scale.support == "binary":
-        return _mixed_in(data, task, guess, level)
-    spread = _spread(data, task, guess, scale)
-    return lambda mean: Gaussian(mean, spread)
+def level_of(data: SeriesData, scale: Scale) -> Float[Tensor, " dim"]:
+    """The training mean, of zeros and ones too."""
+    if scale.support != "binary":
+        return scale.mean
+    return torch.from_numpy(np.nanmean(data.splits["train"].values, 0)).clamp(1e-4, 1 - 1e-4)
 
 
-def _mixed_in(data: SeriesData, task: Task, guess, level: Tensor) -> Callable[[Tensor], Bernoulli]:
-    """Bernoulli of (1 - a) guess + a level: the share a that is best on validation, channel by channel."""
+Guess = Callable[[TimeSeries, Tensor], Tensor]
+Answer = Callable[[TimeSeries], Gaussian | Bernoulli]
+
+
+def fitted(asked: Iterable[TimeSeries], guess: Guess, scale: Scale, level: Float[Tensor, " dim"]) -> Answer:
+    """A plain row: its guess at every point of a batch, with the spread that its errors have in what was asked."""
+    spread = _mixed_in if scale.support == "binary" else _spread
+    density = spread(asked, guess, scale, level)
+    return lambda batch: density(guess(replace(batch.given(), scored=batch.scored), level))
+
+
+def _mixed_in(
+    asked: Iterable[TimeSeries], guess: Guess, scale: Scale, level: Tensor
+) -> Callable[[Tensor], Bernoulli]:
+    """Bernoulli of (1 - a) guess + a level: the share a that is best, channel by channel."""
     mixed = lambda mean, share: Bernoulli(((1 - share) * mean + share * level).logit())
     shares = torch.linspace(0.01, 1, 34, dtype=torch.float64)[:, None, None, None]
     total = torch.zeros(len(shares), len(level), dtype=torch.float64)
-    for batch in data.batches("val", task, 256):
+    for batch in asked:
         for i, share in enumerate(shares):
             nll = -mixed(guess(batch.given(), level), share).log_prob_each(batch.values)
             total[i] += torch.where(batch.scored, nll, 0).sum((0, 1))
@@ -136,13 +151,13 @@ def _mixed_in(data: SeriesData, task: Task, guess, level: Tensor) -> Callable[[T
     return lambda mean: mixed(mean, best)
 
 
-def _spread(data: SeriesData, task: Task, guess, scale: Scale) -> Float[Tensor, " dim"]:
-    tally = Tally(data.channels, scale.std)
-    for batch in data.batches("val", task, 256):
-        mean = guess(batch.given(), scale.mean)
-        tally.add({"mse": (mean - batch.values) ** 2}, batch.scored)
+def _spread(asked: Iterable[TimeSeries], guess: Guess, scale: Scale, level: Tensor):
+    tally = Tally(scale.channels, scale.std)
+    for batch in asked:
+        tally.add({"mse": (guess(batch.given(), level) - batch.values) ** 2}, batch.scored)
     mse = torch.where(tally.count > 0, tally.sums["mse"] / tally.count, scale.std**2)
-    return mse.sqrt().clamp(min=1e-3 * scale.std)
+    spread = mse.sqrt().clamp(min=1e-3 * scale.std)
+    return lambda mean: Gaussian(mean, spread)
 
 
 def _exact(data: SeriesData, task: Task, split: str, name: str, scale: Scale) -> dict[str, float]:

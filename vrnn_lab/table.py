@@ -14,14 +14,20 @@ WIDTH = 120  # of a table in a file
 COLUMNS = ("nll", "brier", "mse", "mse_clean", "nmse", "crps", "energy", "coverage_50", "coverage_90")
 
 
+def paper() -> Console:
+    """The terminal; a file is wide enough that no number is cut off."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, WIDTH)
+    return console
+
+
 def print_run(folder: Path, metrics: dict[str, Any], split: str = "test", data: SeriesData | None = None) -> None:
     """Scores of the model and of the plain rows on held-out points, then where everything lies.
 
     data: with it follows what its values say of the intervals, by distance to what was seen and by channel.
     """
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = max(console.width, WIDTH)  # no number is cut off in a file
+    console = paper()
     if (shown := table(metrics, split)).row_count:
         console.print(shown)
     for closer in intervals(metrics, split, data.channels, data.time_unit) if data else []:
@@ -56,13 +62,29 @@ def table(metrics: dict[str, Any], split: str) -> Table:
     return shown
 
 
+def backtest(found: dict[str, float], title: str) -> Table:
+    """Every row of a backtest, of all values, by horizon and by origin."""
+    shown = Table(title=title, title_justify="left", box=None)
+    shown.add_column("", no_wrap=True)
+    columns = [c for c in ("values", *COLUMNS) if any(k.count("/") == 2 and k.endswith(f"/{c}") for k in found)]
+    for column in columns:
+        shown.add_column(column.replace("coverage_", "in ").replace("_", " "), justify="right", no_wrap=True)
+    keys = [key.split("/") for key in found]
+    for part in dict.fromkeys(key[1] for key in keys):
+        shown.add_row(part, style="italic")
+        for name in dict.fromkeys(key[0] for key in keys):
+            cells = [found.get(f"{name}/{part}/{c}") for c in columns]
+            shown.add_row(f"  {name}", *map(number, cells), style="bold" if name == "this model" else None)
+    return shown
+
+
 def intervals(metrics: dict[str, Any], split: str, channels: Sequence[str], unit: str) -> list[Table]:
     """By distance and by channel, with the PIT; a table a question, of each way the model was asked."""
     made = []
     for prefix in (split, f"recalibrated/{split}"):
         for question, (name, _) in DISTANCE.items():
             at = f"{prefix}/{question}"
-            title = f"{at}: by {name}{f' in {unit}' if unit else ''}, by channel; pit: % of the values in each tenth"
+            title = f"{at}: by {name}{f' in {unit}' if unit else ''}, by channel"
             shown = _intervals(metrics, at, name, channels, title)
             made += [shown] if shown.row_count else []
     return made
@@ -95,6 +117,8 @@ def _facts(metrics: dict[str, Any], split: str) -> str:
     lines = []
     if any(key.endswith("/coverage_50") for key in metrics):
         lines.append("in 50, in 90: the share of values inside the central 50 % and 90 % of the prediction")
+    if any("/pit/" in key for key in metrics):
+        lines.append("pit: % of the values in each tenth of their prediction, 10 everywhere if it is true")
     kinds = {"nll": "a value, all points", "nll_events": "an event, their times", "nll_joint": "a value, with times"}
     how = "exact for this model" if metrics.get(f"{split}/nll_is_exact") else f"bound with K = {k} samples"
     for name, each in kinds.items():

@@ -389,6 +389,14 @@ class SeriesData(pl.LightningDataModule, ABC):
         """
         return None
 
+    def reaching_back(self, split: str) -> tuple[Ragged, NDArray[np.float64]]:
+        """The series of a split with all that was observed of them before, and when the split's own part begins.
+
+        (series, (series,)): here a series is a split's own from its first point on.
+        """
+        series = self.splits[split]
+        return series, series.windows[:, 0]
+
     @property
     def splits(self) -> dict[str, Ragged]:
         if self._splits is None:

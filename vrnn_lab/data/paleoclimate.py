@@ -87,6 +87,13 @@ class Paleoclimate(SeriesData):
         )
 
     def make(self):
+        return windows.make_splits(*self._uncut(), self.window, self.stride)
+
+    def reaching_back(self, split):
+        series, runs = self._uncut()
+        return windows.reaching_back(series, runs[split])
+
+    def _uncut(self) -> tuple[Ragged, dict[str, windows.Runs]]:
         series = self.whole()
         if self.split == "time":
             runs = windows.by_time(series, self.shares)
@@ -94,7 +101,7 @@ class Paleoclimate(SeriesData):
             runs = windows.by_blocks(series, self.shares, self.window, self.seed)
         if self.dequantise:
             series = windows.dequantised(series, runs["train"], self.channels, self.seed)
-        return windows.make_splits(series, runs, self.window, self.stride)
+        return series, runs
 
 
 def read(record: Record):

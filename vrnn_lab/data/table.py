@@ -103,11 +103,18 @@ class Table(SeriesData):
         return self._contents.series
 
     def make(self):
+        return windows.make_splits(*self._uncut(), self.window, self.stride)
+
+    def reaching_back(self, split):
+        series, runs = self._uncut()
+        return windows.reaching_back(series, runs[split])
+
+    def _uncut(self) -> tuple[Ragged, dict[str, Runs]]:
         series, runs = self.whole(), self._runs()
         if self.dequantise:
             made = self._stored.made if self.stream else windows.in_memory
             series = windows.dequantised(series, runs["train"], self.channels, self.seed, made)
-        return windows.make_splits(series, runs, self.window, self.stride)
+        return series, runs
 
     def _runs(self) -> dict[str, Runs]:
         series, marked = self.whole(), self._contents.marked

@@ -176,6 +176,13 @@ def make_splits(series: Ragged, runs: dict[str, Runs], window: int | None, strid
     return made
 
 
+def reaching_back(series: Ragged, runs: Runs) -> tuple[Ragged, NDArray[np.float64]]:
+    """Each run with all of its series before it, and when the run itself begins."""
+    start = series.points.times[runs.first]
+    back = replace(runs, first=series.first[runs.owner])
+    return gather(series, back, series.ids[runs.owner]), start
+
+
 def window_ids(series: Ragged, runs: Runs, split: str) -> Integers:
     """An id a window: a function of its series' name, the split and its number among that series' windows."""
     names = names_of(series)
