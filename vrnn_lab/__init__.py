@@ -4,8 +4,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Any
 
     from vrnn_lab.data.base import SeriesData
+    from vrnn_lab.forecaster import Forecaster as Forecaster
     from vrnn_lab.models.base import SequenceModel
 
 
@@ -24,3 +26,11 @@ def load(run: "str | Path") -> "tuple[SequenceModel, SeriesData]":
 
     parts = load_parts(run)
     return parts.model, parts.data
+
+
+def __getattr__(name: str) -> "Any":
+    if name != "Forecaster":
+        raise AttributeError(f"module 'vrnn_lab' has no attribute '{name}'")
+    from vrnn_lab.forecaster import Forecaster
+
+    return Forecaster

@@ -118,6 +118,7 @@ def _scale(checkpoint: dict[str, Any]) -> Scale:
         support=checkpoint["support"],
         classes=tuple(checkpoint["classes"]),
         labels_of_points=checkpoint["labels_of_points"],
+        dates=checkpoint.get("dates"),
         errors=checkpoint.get("errors", False),
         **numbers,
         **_scale_of_covariates(checkpoint),

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from vrnn_lab.command import arguments, folder_of, guarded, quiet
+from vrnn_lab.command import arguments, folder_of, guarded, quiet, whole
 
 USAGE = """python -m vrnn_lab.sample run=<run folder> [n=16] [points=<number>] [seed=0] [output=<file>.csv]
 
@@ -16,14 +16,6 @@ Covariates are held at their training means.
   output               where they go, by default <run folder>/samples/samples.csv; a figure goes beside it
 
 The file has the columns series, time and one for each channel, in the data's own units."""
-
-
-def whole(found: dict[str, str], key: str, usual: int, least: int) -> int:
-    """A whole number among the arguments."""
-    text = found.get(key, str(usual))
-    if not text.isdecimal() or int(text) < least:
-        raise ValueError(f"{key}={text}: expected a whole number from {least}.")
-    return int(text)
 
 
 def csv(draws, channels: tuple[str, ...]) -> str:

@@ -353,6 +353,7 @@ class SeriesData(pl.LightningDataModule, ABC):
 
     support: str = "real"  # real, binary or events: what values are
     time_unit: str = ""
+    dates: bool = False  # times are days since 1970
     units: tuple[str, ...] = ()  # of each channel, where they are known
     classes: tuple[str, ...] = ()  # names of the classes that labels count from 0
     phase_plane: ClassVar[bool] = False  # two channels that are coordinates of one plane
@@ -411,7 +412,8 @@ class SeriesData(pl.LightningDataModule, ABC):
     @cached_property
     def scale(self) -> Scale:
         """Spread and clock of the training split."""
-        return self.splits["train"].scale(self.channels, self.support, self.classes, self.covariates)
+        found = self.splits["train"].scale(self.channels, self.support, self.classes, self.covariates)
+        return replace(found, dates=self.dates)
 
     def batches(self, split: str, task: Task, batch_size: int | None = None, alike: bool = False) -> Batches:
         """A split under a task, with evaluation's fixed patterns; `alike`: not in order, but of like lengths."""

@@ -4,11 +4,11 @@ import difflib
 import logging
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -38,8 +38,7 @@ class Cells:
 
     def where(self, place: int) -> str:
         """Where the row at this place of the frame stands in the file."""
-        row = int(self.frame.index[place])
-        return f"row {row + 1}" if self.path.suffix.lower() == ".parquet" else f"line {row + 2}"
+        return where(self.path, int(self.frame.index[place]))
 
     def column(self, name: str) -> pd.Series:
         return cast(pd.Series, self.frame[name])
@@ -51,15 +50,20 @@ class Cells:
         return self if mask.all() else replace(self, frame=self.frame.loc[mask])
 
 
-def column_names(path: Path) -> list[str]:
-    """The columns a file has; ValueError if it is missing or of no known kind."""
+def where(path: Path, row: int) -> str:
+    """Where a data row, counted from 0, stands in a file."""
+    return f"line {row + 2}" if path.name.lower().endswith(ENDINGS[:2]) else f"row {row + 1}"
+
+
+def column_names(path: Path, key: str = "data.path") -> list[str]:
+    """The columns a file has; ValueError if it is missing or of no known kind. key: the option that names it."""
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
-        raise ValueError(f"data.path={path} {found} (looked in {Path.cwd()}); expected a CSV or Parquet file.")
+        raise ValueError(f"{key}={path} {found} (looked in {Path.cwd()}); expected a CSV or Parquet file.")
     if not path.name.lower().endswith(ENDINGS):
-        raise ValueError(f"data.path={path} has no ending we read; expected one of {', '.join(ENDINGS)}.")
+        raise ValueError(f"{key}={path} has no ending we read; expected one of {', '.join(ENDINGS)}.")
     if path.suffix.lower() == ".parquet":
-        return [name for name in _parquet(path).names if not name.startswith("__index_level_")]
+        return [name for name in _parquet(path, key).names if not name.startswith("__index_level_")]
     return [str(name) for name in _read_csv(path, nrows=0).columns]
 
 
@@ -84,16 +88,16 @@ def refuse_stream(path: Path, channel: str | None, beside: "Beside") -> None:
         )
 
 
-def demand(path: Path, found: list[str], wanted: Iterable[tuple[str, str]]) -> None:
-    """ValueError unless every wanted column, (config key, name), is among those found."""
+def demand(path: Path, found: list[str], wanted: Iterable[tuple[str, str]], keys: str = "data.") -> None:
+    """ValueError unless every wanted column, (config key, name), is among those found. keys: where those belong."""
     missing = [(key, name) for key, name in wanted if name not in found]
     if not missing:
         return
     text = f"{path} has no column {_listed(name for _, name in missing)}; it has {_listed(found)}."
-    cures = [_cure(key, name, near) for key, name in missing if (near := _nearest(key, name, found))]
-    text += f" Did you mean {', '.join(cures)}?" if cures else f" Name yours with data.{missing[0][0]}=..."
+    cures = [_cure(keys + key, name, near) for key, name in missing if (near := _nearest(key, name, found))]
+    text += f" Did you mean {', '.join(cures)}?" if cures else f" Name yours with {keys}{missing[0][0]}=..."
     if missing[0][0] == "id":
-        text += " A file of one series needs none: data.id=null."
+        text += f" A file of one series needs none: {keys}id=null."
     if len(found) == 1 and (mark := next((m for m in ";\t|" if m in found[0]), None)):
         text += f" The cells seem to be separated by {mark!r}; save the file with commas."
     raise ValueError(text)
@@ -110,12 +114,43 @@ def read(path: Path, wanted: list[str], words: Iterable[str]) -> Cells:
         frame = table.to_pandas(ignore_metadata=True, split_blocks=True, self_destruct=True)
         del table
     else:
-        missing = {name: MISSING for name in wanted if name not in words}
-        # All columns, since pandas overlooks a row with too many cells when it is asked for some.
-        frame = _read_csv(path, dtype=dict.fromkeys(words, "category"), na_values=missing).loc[:, wanted]
+        frame = _read_csv(path, **_kinds(wanted, words, "category")).loc[:, wanted]
     if not len(frame):
         raise ValueError(f"{path} has no rows, only the columns {_listed(wanted)}; expected a row per time.")
     return Cells(path, frame)
+
+
+def chunks(path: Path, wanted: list[str], words: Iterable[str], rows: int) -> Iterator[Cells]:
+    """The same, so many rows at a time; nothing where there is none."""
+    parquet = path.suffix.lower() == ".parquet"
+    # Not as categories: some rows of texts that are all numbers would become numbers, and 007 another name.
+    kinds = _kinds(wanted, set(words), "str")
+    found = _batches(path, wanted, rows) if parquet else _read_csv(path, chunksize=rows, **kinds)
+    with closing(found):
+        while True:
+            with _readable_csv(path):
+                frame = next(found, None)
+            if frame is None:
+                return
+            yield Cells(path, frame.loc[:, wanted])
+
+
+def _batches(path: Path, wanted: list[str], rows: int) -> Generator[pd.DataFrame, None, None]:
+    """Rows of a Parquet file; not a row group at a time, which may be the whole file."""
+    import pyarrow.parquet as pq
+
+    first = 0
+    with readable(path):
+        for batch in pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20).iter_batches(rows, columns=wanted):
+            frame = batch.to_pandas(ignore_metadata=True)
+            yield frame.set_index(pd.RangeIndex(first, first + len(frame)))
+            first += len(frame)
+
+
+def _kinds(wanted: list[str], words: set[str], text: str) -> dict[str, Any]:
+    """How pandas is to read the columns of a CSV file."""
+    missing = {name: MISSING for name in wanted if name not in words}
+    return {"dtype": dict.fromkeys(words, text), "na_values": missing}
 
 
 @dataclass(frozen=True)
@@ -207,19 +242,26 @@ def release() -> None:
         pa.default_memory_pool().release_unused()
 
 
-def _read_csv(path: Path, **options) -> pd.DataFrame:
+def _read_csv(path: Path, **options) -> Any:
+    with _readable_csv(path):
+        return pd.read_csv(
+            path,
+            keep_default_na=False,
+            skip_blank_lines=False,  # so that the line numbers of messages are the file's
+            skipinitialspace=True,
+            index_col=False,
+            low_memory=False,
+            **options,
+        )
+
+
+@contextmanager
+def _readable_csv(path: Path) -> Iterator[None]:
+    """What pandas cannot read of a CSV file is a ValueError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            return pd.read_csv(
-                path,
-                keep_default_na=False,
-                skip_blank_lines=False,  # so that the line numbers of messages are the file's
-                skipinitialspace=True,
-                index_col=False,
-                low_memory=False,
-                **options,
-            )
+            yield
     except pd.errors.EmptyDataError:
         raise ValueError(f"{path} has no rows; expected a header with the columns' names, then data.") from None
     except pd.errors.ParserWarning:
@@ -230,12 +272,12 @@ def _read_csv(path: Path, **options) -> pd.DataFrame:
         raise ValueError(f"{path} cannot be read as a table: {str(error).strip()}") from None
 
 
-def _parquet(path: Path):
+def _parquet(path: Path, key: str = "data.path"):
     try:
         import pyarrow.parquet as pq
     except ImportError:
         raise ValueError(
-            f"data.path={path} is a Parquet file, and pyarrow, which reads it, is not installed; "
+            f"{key}={path} is a Parquet file, and pyarrow, which reads it, is not installed; "
             "run: pip install 'vrnn_lab[parquet]', or save the table as CSV."
         ) from None
     with readable(path):
@@ -390,8 +432,8 @@ def _nearest(key: str, name: str, found: list[str]) -> str | None:
 
 
 def _cure(key: str, name: str, near: str) -> str:
-    several = key in ("values", "known", "static", "error")
-    return f"'{near}' for '{name}' in data.{key}" if several else f"data.{key}={near}"
+    several = key.removeprefix("data.") in ("values", "known", "static", "error")
+    return f"'{near}' for '{name}' in {key}" if several else f"{key}={near}"
 
 
 def _listed(names: Iterable[str]) -> str:

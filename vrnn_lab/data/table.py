@@ -157,7 +157,7 @@ class Table(SeriesData):
     def _contents(self) -> Contents:
         read = self._stream if self.stream else self._read_wide if self.channel is None else self._read_long
         contents = read()
-        self.time_unit = "days" if contents.dates else ""
+        self.dates, self.time_unit = contents.dates, "days" if contents.dates else ""
         columns.release()
         return contents
 

@@ -395,5 +395,6 @@ class SequenceModel(pl.LightningModule, ABC):
         checkpoint["support"] = self.scale.support
         checkpoint["classes"] = list(self.scale.classes)
         checkpoint["labels_of_points"] = self.scale.labels_of_points
+        checkpoint["dates"] = self.scale.dates
         checkpoint["covariates"] = list(self.scale.covariates)
         checkpoint["errors"] = self.scale.errors

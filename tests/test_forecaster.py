@@ -1,0 +1,94 @@
+"""Data frames in and out, from Python."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from test_predict import table
+
+import vrnn_lab
+from vrnn_lab import evaluate, predict
+from vrnn_lab.command import guarded
+from vrnn_lab.forecaster import Forecaster
+from vrnn_lab.recalibration import Recalibration
+
+KEYS = ["model=rnn", "model.width=8", "trainer=cpu", "trainer.max_epochs=1", "evaluate.samples=1", "evaluate.draws=9"]
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    frame = table(40).rename(columns={"id": "plant no", "time": "day"})
+    frame["day"] = pd.Timestamp("2024-01-01") + pd.to_timedelta(frame["day"], "D")
+    folder = tmp_path_factory.mktemp("fitted") / "run"
+    return Forecaster(*KEYS, folder=folder).fit(frame, id="plant no", time="day"), frame
+
+
+def test_what_it_says_is_what_the_command_says(fitted, monkeypatch, capsys, tmp_path):
+    forecaster, frame = fitted
+    mine = frame[frame["plant no"] < "s2"]
+    found = forecaster.predict(mine, horizon=2, every=1, seed=3, paths=2)
+    mine.to_csv(tmp_path / "mine.csv", index=False)
+    arguments = f"run={forecaster.folder} input={tmp_path}/mine.csv output={tmp_path}/out.csv"
+    monkeypatch.setattr("sys.argv", ["predict", *f"{arguments} horizon=2 every=1 seed=3 paths=2".split()])
+    assert guarded(predict.main) == 0
+    written = pd.read_csv(tmp_path / "out.csv").assign(time=lambda x: pd.to_datetime(x["time"], format="ISO8601"))
+    pd.testing.assert_frame_equal(written, found, check_dtype=False, rtol=1e-12)
+    assert found["time"].dtype.kind == "M"
+
+
+def test_a_finished_run_is_loaded_and_asked(fitted):
+    forecaster, frame = fitted
+    at = pd.DataFrame({"plant no": ["s0", "new"], "day": pd.to_datetime(["2024-04-15", "2024-04-16"])})
+    found = vrnn_lab.Forecaster.load(forecaster.folder).predict(frame, at=at)
+    assert found["id"].tolist() == ["new"] * 2 + ["s0"] * 2
+    pd.testing.assert_frame_equal(found, forecaster.predict(frame, at=at))
+
+
+def test_other_names_of_columns_are_given_by_name(fitted):
+    forecaster, frame = fitted
+    other = frame.rename(columns={"plant no": "id", "day": "time"})
+    pd.testing.assert_frame_equal(
+        forecaster.predict(other, id="id", time="time", fill=True), forecaster.predict(frame, fill=True)
+    )
+
+
+def test_the_run_is_one_like_any_other(fitted, monkeypatch, capsys):
+    forecaster, frame = fitted
+    monkeypatch.setattr("sys.argv", ["evaluate", f"run={forecaster.folder}"])
+    assert guarded(evaluate.main) == 0 and "this model" in capsys.readouterr().out
+    again = Forecaster(*KEYS, folder=forecaster.folder).fit(frame, id="plant no", time="day")
+    np.testing.assert_array_equal(
+        again.predict(frame, fill=True)["mean"], forecaster.predict(frame, fill=True)["mean"]
+    )
+
+
+def test_recalibrated_spreads_are_those_of_the_file(fitted):
+    forecaster, frame = fitted
+    plain = forecaster.predict(frame, horizon=2, every=1)
+    factors = torch.tensor([2.0, 0.5]).double()
+    Recalibration(("a", "b"), torch.ones(2).double(), factors).save(forecaster.folder)
+    found = forecaster.predict(frame, horizon=2, every=1, recalibrate=True)
+    factor = found["channel"].map({"a": 2.0, "b": 0.5})
+    np.testing.assert_allclose(found["mean"], plain["mean"])
+    np.testing.assert_allclose(found["q95"] - found["mean"], (plain["q95"] - plain["mean"]) * factor)
+
+
+def test_backtests_are_of_the_series_held_out(fitted):
+    forecaster, frame = fitted
+    found = forecaster.backtest(horizon=1, folds=2)
+    assert len(found) and set(found["id"]) < set(frame["plant no"])
+    assert ((found["time"] > found["origin"]) & (found["time"] <= found["origin"] + 1 + 1e-9)).all()
+
+
+def test_what_cannot_work_is_refused(fitted, tmp_path):
+    forecaster, frame = fitted
+    with pytest.raises(ValueError, match="not fitted"):
+        Forecaster("model=rnn", folder=tmp_path).predict(frame, fill=True)
+    with pytest.raises(ValueError, match="data=ou: a Forecaster's data is the frame"):
+        Forecaster("data=ou")
+    with pytest.raises(ValueError, match="holds a run on another frame"):
+        Forecaster(*KEYS, folder=forecaster.folder).fit(frame[1:], id="plant no", time="day")
+    with pytest.raises(ValueError, match="no run folder"):
+        Forecaster.load(tmp_path)
+    with pytest.raises(ValueError, match="has no column 'name'"):
+        forecaster.predict(frame, fill=True, id="name")

@@ -1,0 +1,58 @@
+"""How a file or frame writes its times, and how days since 1970 are written so again."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pandas.api import types
+
+from vrnn_lab.data.columns import Cells
+
+MICROSECONDS = 86_400e6  # a day
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Numbers; or dates, as texts or as pandas' own, of which `zone` is theirs."""
+
+    dates: bool
+    text: bool = False
+    short: bool = False  # texts without a time of day
+    zone: Any = None
+
+    @classmethod
+    def of(cls, cells: Cells, column: str, dates: bool) -> "Clock":
+        content = cells.column(column)
+        if not dates:
+            return cls(False)
+        if types.is_datetime64_any_dtype(content):
+            return cls(True, zone=getattr(content.dtype, "tz", None))
+        first = str(content.iloc[0])
+        moment = pd.Timestamp(first)
+        return cls(True, text=True, short=len(first) <= 10, zone=moment.tz and "UTC")
+
+    def write(self, times: NDArray[np.float64], text: bool = False) -> Any:
+        """(rows,): the times as they were; text: dates as ISO texts in any case."""
+        if not self.dates:
+            return times
+        moments = _moments(times)
+        if text or self.text:
+            return self._texts(moments)
+        found = pd.DatetimeIndex(moments.astype("datetime64[ns]"))
+        return found if self.zone is None else found.tz_localize("UTC").tz_convert(self.zone)
+
+    def _texts(self, moments: NDArray[Any]) -> NDArray[Any]:
+        if self.short and (moments == moments.astype("datetime64[D]")).all():
+            return np.datetime_as_string(moments, "D").astype(object)
+        whole = moments == moments.astype("datetime64[s]")
+        texts = np.where(whole, np.datetime_as_string(moments, "s"), np.datetime_as_string(moments, "us"))
+        return texts.astype(object) + ("" if self.zone is None else "Z")
+
+
+def _moments(days: NDArray[np.float64]) -> NDArray[Any]:
+    """To the microsecond; a float's last digit is about one, so a millisecond that is as near is meant."""
+    exact = np.rint(days * MICROSECONDS).astype(np.int64)
+    milli = np.rint(exact / 1000).astype(np.int64) * 1000
+    return np.where(np.abs(exact - milli) <= 1, milli, exact).astype("datetime64[us]")

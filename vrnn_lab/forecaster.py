@@ -1,0 +1,102 @@
+"""Data frames in and out: fit a model, ask it, as the commands do."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from vrnn_lab.config import ConfigError, choices, compose
+from vrnn_lab.experiment import Parts, load_parts
+from vrnn_lab.folder import write_whole
+from vrnn_lab.forecasts import Asked, Forecasts, form_of
+from vrnn_lab.space import text
+
+
+class Forecaster:
+    """A model by the overrides of the command line, fitted to a frame, in a run folder like any other.
+
+    `Forecaster("model=rnn", "optim.lr=0.003").fit(frame).predict(frame, horizon=10, every=1)`
+    """
+
+    def __init__(self, *overrides: str, folder: str | Path | None = None):
+        if taken := [o for o in overrides if o.lstrip("+~").split("=")[0] in ("data", "data.path")]:
+            raise ConfigError(f"{taken[0]}: a Forecaster's data is the frame it is fitted to; leave that out.")
+        self.overrides = list(overrides)
+        self.folder = Path(folder or f"outputs/{datetime.now():%Y-%m-%d/%H-%M-%S-%f}")
+        self._parts: Parts | None = None
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Forecaster":
+        """A run that is finished, or cut short after its first checkpoint, whatever started it."""
+        found = cls(folder=folder)
+        found._parts = load_parts(folder)
+        return found
+
+    def fit(
+        self,
+        frame: pd.DataFrame,
+        id: str | None = "id",
+        time: str = "time",
+        values: Sequence[str] | None = None,
+        channel: str | None = None,
+        value: str | None = None,
+        known: Sequence[str] = (),
+        static: Sequence[str] = (),
+        error: Sequence[str | None] | None = None,
+    ) -> "Forecaster":
+        """Train on the frame, which is kept as data.csv in the run folder. The columns as those of data=table."""
+        from vrnn_lab import fitting
+        from vrnn_lab.command import quiet
+
+        named: dict[str, Any] = {"id": id, "time": time, "channel": channel, "value": value}
+        named |= {"known": list(known), "static": list(static)}
+        named |= {"values": values and list(values), "error": error and list(error)}
+        file = self._keep(frame)
+        keys = {"data.path": str(file), **{f"data.{key}": name for key, name in named.items()}}
+        overrides = ["data=table", *(f"{key}={text(name)}" for key, name in keys.items()), *self.overrides]
+        quiet()
+        fitting.run(compose(overrides), self.folder, overrides, choices(overrides))
+        self._parts = load_parts(self.folder)
+        return self
+
+    def _keep(self, frame: pd.DataFrame) -> Path:
+        file = (self.folder / "data.csv").absolute()
+        written = frame.to_csv(index=False, lineterminator="\n")
+        if file.exists() and file.read_text() != written:
+            raise ConfigError(f"{self.folder} holds a run on another frame; choose another folder.")
+        write_whole(file, written)
+        return file
+
+    @property
+    def parts(self) -> Parts:
+        if self._parts is None:
+            raise ConfigError("the Forecaster is not fitted; call fit(frame), or Forecaster.load(<run folder>).")
+        return self._parts
+
+    def predict(
+        self,
+        frame: pd.DataFrame,
+        at: pd.DataFrame | None = None,
+        horizon: float | int | None = None,
+        every: float | int | None = None,
+        fill: bool = False,
+        draws: int = 99,
+        seed: int = 0,
+        paths: int = 0,
+        recalibrate: bool = False,
+        **columns: str | None,
+    ) -> pd.DataFrame:
+        """The table of the command `predict`; columns: id, time, channel, value, where others than when fitted."""
+        asked = Asked(at, horizon, every, fill, draws, seed, paths, recalibrate)
+        forecasts = Forecasts.of(self.parts, frame, asked, form_of(self.parts.config, columns), self.folder)
+        return pd.concat([forecasts.frame(answer) for answer in forecasts.answers(whole=True)], ignore_index=True)
+
+    def backtest(
+        self, horizon: float | int, every: float | int | None = None, folds: int = 5, split: str = "test"
+    ) -> pd.DataFrame:
+        """What it would have forecast from rolling origins of the series it was fitted beside, value by value."""
+        from vrnn_lab.backtest import backtest
+
+        return backtest(self.parts, float(horizon), None if every is None else float(every), folds, split)

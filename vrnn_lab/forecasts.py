@@ -1,0 +1,145 @@
+"""A fitted model's answers for the user's own series: what the command and the Forecaster share."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from omegaconf import DictConfig
+
+from vrnn_lab.answers import Answer, answer, batches
+from vrnn_lab.data.clock import Clock
+from vrnn_lab.data.columns import Beside
+from vrnn_lab.data.rows import Form, Source
+from vrnn_lab.experiment import Parts
+from vrnn_lab.models.base import Prediction
+from vrnn_lab.questions import Wanted, over_windows
+from vrnn_lab.recalibration import Recalibration, load
+from vrnn_lab.series import Scale, TimeSeries
+
+TABLE = "vrnn_lab.data.table.Table"
+THREE = "at=<file of id, time>, or horizon=<H> every=<E>, or fill=true"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question to a fitted model. One of `at`, `horizon` with `every`, and `fill`."""
+
+    at: Path | pd.DataFrame | None = None
+    horizon: float | int | None = None
+    every: float | int | None = None
+    fill: bool = False
+    draws: int = 99
+    seed: int = 0
+    paths: int = 0
+    recalibrate: bool = False
+
+    def __post_init__(self):
+        ahead = self.horizon is not None or self.every is not None
+        if (self.at is not None) + ahead + bool(self.fill) != 1:
+            raise ValueError(f"what is asked? Expected one of three: {THREE}.")
+        if ahead and (
+            self.horizon is None or self.every is None or not 0 < self.every <= self.horizon < float("inf")
+        ):
+            raise ValueError(
+                f"horizon={self.horizon} every={self.every}: expected both, positive, every= at most horizon=; they "
+                "are in the data's unit of time, days where times are dates."
+            )
+        if not 0 <= self.paths <= self.draws or self.draws < 1:
+            raise ValueError(
+                f"paths={self.paths}, draws={self.draws}: expected as many draws as paths, and at least 1."
+            )
+
+
+@dataclass(frozen=True)
+class Forecasts:
+    """The answers to a question about every series of a file or frame."""
+
+    parts: Parts
+    given: Source
+    at: Source | None
+    asked: Asked
+    recalibration: Recalibration | None = None
+
+    @classmethod
+    def of(
+        cls, parts: Parts, found: Path | pd.DataFrame, asked: Asked, form: Form, folder: Path | None = None
+    ) -> "Forecasts":
+        """folder: of the run, for what was recalibrated there."""
+        scale = parts.model.scale
+        if scale.support == "events":
+            raise ValueError(
+                "the model is one of events, which have no value to be asked for; draw series of events with "
+                "python -m vrnn_lab.sample run=<run folder>."
+            )
+        beside = beside_of(parts.config, scale)
+        if asked.horizon is not None and beside.known:
+            raise ValueError(
+                f"horizon= asks at times at which {', '.join(beside.known)} must be known, and are not; ask with "
+                "at=, a file of id, time and those columns, or with fill=true and rows whose channels are empty."
+            )
+        given = Source(found, "input", form, scale.channels, beside, scale.dates)
+        ask = Form(form.id, form.time)
+        at = None if asked.at is None else Source(asked.at, "at", ask, scale.channels, beside, scale.dates)
+        fitted = load(folder, scale.channels) if asked.recalibrate and folder else None
+        return cls(parts, given, at, asked, fitted)
+
+    @property
+    def small(self) -> bool:
+        """Whether all of it may be in memory."""
+        return self.given.small and (self.at is None or self.at.small)
+
+    def answers(self, whole: bool) -> Iterator[Answer]:
+        """In the order of the series; of each a function of the model, the seed, its rows and what is asked of it."""
+        asked, model = self.asked, self.parts.model
+        number = lambda x: None if x is None else float(x)
+        wanted = Wanted(self.at, number(asked.horizon), number(asked.every), asked.fill)
+        found = wanted.of(self.given, whole)
+        each = (over_windows(rows, times, model.scale, self.given.beside) for rows, times in found)
+        questions = chain.from_iterable(each)
+        batch = None
+        for batch in batches(questions, asked.draws):
+            yield answer(self._predict, batch, asked.paths, model.scale.errors)
+        if batch is None:
+            yield Answer.none(asked.paths)
+
+    def _predict(self, batch: TimeSeries) -> Prediction:
+        """The one place where a prediction is made."""
+        model = self.parts.model
+        with model.fixed_noise(self.asked.seed):
+            batch = batch.to(model.device)
+            prediction = model.predict(batch, self.asked.draws)
+            return self.recalibration.apply(prediction, batch) if self.recalibration else prediction
+
+    @property
+    def clock(self) -> Clock:
+        return (self.at or self.given).clock or Clock(False)
+
+    def frame(self, found: Answer, text: bool = False) -> pd.DataFrame:
+        """An answer as it is written; text: dates as ISO texts."""
+        numbered = self.given.whole_ids and (self.at is None or self.at.whole_ids)
+        names = np.array([question.name for question in found.questions], dtype=object)
+        head = {
+            "id": names[found.owner].astype(np.int64 if numbered else object),
+            "time": self.clock.write(found.times, text),
+            "channel": np.array(self.parts.model.scale.channels, dtype=object)[found.channel],
+        }
+        return pd.DataFrame(head | found.numbers)
+
+
+def beside_of(config: DictConfig, scale: Scale) -> Beside:
+    """The covariates and error bars of the run's own table; those of other data sets are all known."""
+    if config.data.get("_target_") != TABLE:
+        return Beside(known=scale.covariates)
+    named = {key: tuple(config.data.get(key) or ()) for key in ("known", "static", "error")}
+    return Beside(**named)
+
+
+def form_of(config: DictConfig, changes: dict[str, Any]) -> Form:
+    """The columns of the run's own table, or the usual names, as far as no other are named."""
+    own = config.data if config.data.get("_target_") == TABLE else {}
+    named: dict[str, Any] = {key: own[key] for key in ("id", "time", "channel", "value") if key in own}
+    return Form(**(named | changes))

@@ -1,0 +1,121 @@
+"""python -m vrnn_lab.predict: what a fitted model says of the user's own series, with intervals."""
+
+import logging
+import sys
+from math import inf
+from pathlib import Path
+from time import monotonic
+
+from vrnn_lab.command import arguments, folder_of, guarded, quiet, switch, whole
+
+USAGE = """python -m vrnn_lab.predict run=<run folder> input=<file> output=<file> and one question
+
+Asks a run's best checkpoint about series it need never have seen. One question of
+  at=<file>            at the times of this CSV or Parquet file: a row an id and time
+  horizon=10 every=1   from each series' last observed time on, in the data's unit of time; days, if times are dates
+  fill=true            in every empty cell of the input
+
+  run                  the folder of a finished run, or of one cut short after its first checkpoint
+  input                the series, as for training: .csv, .csv.gz or .parquet, rows in any order, empty = not observed
+  output               .csv or .parquet: id, time, channel, mean, std, q05, q25, q50, q75, q95, in the data's units
+  id= time= channel= value=   the columns' names, where they are not those the run was trained on; id=null: one series
+  draws=99             joint draws behind the quantiles
+  paths=0              so many of them as columns path_1, path_2, ... (independent between windows of a long series)
+  figures=false        true, or for how many series: <output>_figures/<id>.png
+  recalibrate=false    true: spreads times the factors that `vrnn_lab.evaluate recalibrate=true` fitted on validation
+  seed=0               of the draws: the same seed, the same file
+  stream=false         true: read bit by bit, as files of more than 200 000 rows are, each series' rows together"""
+
+KEYS = (
+    "run",
+    "input",
+    "output",
+    "at",
+    "horizon",
+    "every",
+    "fill",
+    "draws",
+    "paths",
+    "figures",
+    "seed",
+    "stream",
+    "recalibrate",
+)
+FORM = ("id", "time", "channel", "value")
+SAID = 10.0  # seconds from one line of progress to the next
+log = logging.getLogger("vrnn_lab")
+
+
+def number(found: dict[str, str], key: str) -> float | None:
+    try:
+        return float(found[key]) if key in found else None
+    except ValueError:
+        raise ValueError(f"{key}={found[key]}: expected a number.") from None
+
+
+def figures_of(found: dict[str, str]) -> float:
+    """For how many series."""
+    text = found.get("figures", "false")
+    return float(text) if text.isdecimal() else inf if switch(found, "figures") else 0.0
+
+
+def files_of(found: dict[str, str]) -> tuple[Path, Path]:
+    for key in ("input", "output"):
+        if not found.get(key):
+            raise ValueError(f"{key}=<file> is missing.")
+    source, output = Path(found["input"]).expanduser(), Path(found["output"]).expanduser()
+    if output.absolute() in [Path(found[key]).expanduser().absolute() for key in ("input", "at") if key in found]:
+        raise ValueError(f"output={output} is a file that is read; name another.")
+    return source, output
+
+
+def main() -> int:
+    found = arguments(USAGE, (*KEYS, *FORM), sys.argv[1:])
+    folder, (source, output), most = folder_of(found), files_of(found), figures_of(found)
+    stream, fill, recalibrate = (switch(found, key) for key in ("stream", "fill", "recalibrate"))
+    counts = {"draws": whole(found, "draws", 99, 1), "paths": whole(found, "paths", 0, 0)}
+    quiet()
+    from vrnn_lab.data.columns import column_names
+    from vrnn_lab.outputs import check_ending
+
+    check_ending(output)
+    for key in ("input", "at"):
+        if key in found:
+            column_names(Path(found[key]).expanduser(), key)
+    from vrnn_lab.experiment import load_parts
+    from vrnn_lab.forecasts import Asked, Forecasts, form_of
+
+    at = Path(found["at"]).expanduser() if "at" in found else None
+    ahead = number(found, "horizon"), number(found, "every")
+    asked = Asked(at, *ahead, fill, seed=whole(found, "seed", 0, 0), recalibrate=recalibrate, **counts)
+    parts = load_parts(folder)
+    named = {key: None if found[key] == "null" else found[key] for key in FORM if key in found}
+    forecasts = Forecasts.of(parts, source, asked, form_of(parts.config, named), folder)
+    write(forecasts, output, most, in_memory=not stream and forecasts.small)
+    return 0
+
+
+def write(forecasts, output: Path, most: float, in_memory: bool) -> None:
+    """The table and the figures."""
+    from vrnn_lab import album
+    from vrnn_lab.outputs import writing
+
+    labels = album.Labels.of(forecasts.parts)
+    figures = album.Album(output.parent / f"{output.stem}_figures", most, labels)
+    rows, said = 0, monotonic()
+    with writing(output) as out:
+        for answer in forecasts.answers(in_memory):
+            out(forecasts.frame(answer, text=output.suffix.lower() == ".csv"))
+            figures.add(answer, forecasts.clock)
+            rows += len(answer.owner)
+            if monotonic() - said > SAID:
+                said = monotonic()
+                log.info("%d rows, at series '%s'", rows, answer.questions[-1].name)
+        figures.close(forecasts.clock)
+    print(f"forecast {output}, {rows} rows")
+    if figures.written:
+        print(f"figures  {figures.folder}, {len(figures.written)}")
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))
