@@ -8,11 +8,12 @@ from omegaconf import DictConfig
 from oracle import QUESTIONS, Oracle, small_data
 from small import model_of
 
-from vrnn_lab.backtest import LEVELS, Plan, backtest, folds, run
+from vrnn_lab.backtest import Plan, backtest, folds, run
 from vrnn_lab.config import ConfigError
 from vrnn_lab.context import around
 from vrnn_lab.data.table import Table
 from vrnn_lab.experiment import Parts
+from vrnn_lab.scores import LEVELS
 from vrnn_lab.series import series_of
 
 

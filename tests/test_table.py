@@ -447,3 +447,9 @@ def test_columns_without_numbers_are_mentioned(file, caplog):
     with caplog.at_level(logging.INFO, "vrnn_lab"):
         _ = Table(file("id,time,a,note\nx,0,1,good\n")).channels
     assert "left out: note" in caplog.text
+
+
+def test_names_of_digits_are_texts(tmp_path):
+    lines = [f"{name},{t},{t * 0.37}" for name in ("007", "7", "08", "9") for t in range(3)]
+    (tmp_path / "a.csv").write_text("id,time,x\n" + "\n".join(lines) + "\n")
+    assert list(Table(str(tmp_path / "a.csv")).whole().names) == ["007", "08", "7", "9"]

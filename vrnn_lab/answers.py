@@ -12,10 +12,9 @@ from vrnn_lab.densities import Bernoulli
 from vrnn_lab.metrics import POINTS_AT_ONCE
 from vrnn_lab.models.base import Prediction
 from vrnn_lab.questions import Question
-from vrnn_lab.scores import central
+from vrnn_lab.scores import LEVELS, quantiles
 from vrnn_lab.series import TimeSeries
 
-LEVELS = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95}
 COLUMNS = ("mean", "std", *LEVELS)
 ROWS_AT_ONCE = 1000
 
@@ -113,14 +112,8 @@ def summary(prediction: Prediction, batch: TimeSeries, paths: int) -> dict[str, 
     if isinstance(density, Bernoulli):
         told |= {name: (level > 1 - mean).to(mean) for name, level in LEVELS.items()}
     else:
-        told |= _quantiles(prediction.paths)
+        told |= quantiles(prediction.paths)
     told |= dict(zip(path_names(paths), prediction.paths, strict=False))
     told = {name: each.cpu() for name, each in told.items()}
     seen = dict.fromkeys(told, batch.values) | {"std": torch.zeros_like(batch.values)}
     return {name: torch.where(batch.seen, seen[name], each) for name, each in told.items()}
-
-
-def _quantiles(paths: Tensor) -> dict[str, Tensor]:
-    ordered = paths.sort(0).values
-    (low, high), (lower, upper), (middle, _) = (central(ordered, share) for share in (90, 50, 0))
-    return dict(zip(LEVELS, (low, lower, middle, upper, high), strict=True))

@@ -18,11 +18,10 @@ from vrnn_lab.data.windows import names_of
 from vrnn_lab.experiment import Parts, check_channels, load_parts
 from vrnn_lab.metrics import POINTS_AT_ONCE, Change
 from vrnn_lab.references import DRAWS, REFERENCES, fitted, level_of, plain_energy
-from vrnn_lab.scores import Scores, Tally, energy, plain_scores, sample_scores
+from vrnn_lab.scores import Scores, Tally, energy, plain_scores, quantiles, sample_scores
 from vrnn_lab.series import Scale, TimeSeries
 from vrnn_lab.tasks import Density, Own
 
-LEVELS = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95}
 STRETCHES = 5  # of the horizon, scored apart
 ROUNDING = 1e-9  # of the horizon: what still counts as a point at the origin, or at the end
 
@@ -212,7 +211,6 @@ def _values(mean, paths, scores: Scores, batch: TimeSeries, asked: Folds, index)
     at = lambda each: each[row, point, channel].numpy()
     held = paths[:, row, point, channel]
     names = np.array(names_of(asked.series.part(index)), dtype=object)
-    levels = torch.quantile(held, held.new_tensor(list(LEVELS.values())), dim=0).numpy()
     return pd.DataFrame(
         {
             "id": names[row.numpy()],
@@ -222,7 +220,7 @@ def _values(mean, paths, scores: Scores, batch: TimeSeries, asked: Folds, index)
             "value": at(batch.values),
             "mean": at(mean),
             "std": held.std(0).numpy(),
-            **dict(zip(LEVELS, levels, strict=True)),
+            **{name: each.numpy() for name, each in quantiles(held).items()},
             **{name: at(scores[name]) for name in ("nll", "crps", "brier") if name in scores},
         }
     )

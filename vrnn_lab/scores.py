@@ -12,6 +12,7 @@ from vrnn_lab.losses import log_mean_exp
 from vrnn_lab.models.base import Prediction
 
 COVERAGES = (50, 90)
+LEVELS = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95}
 DRAWS_AT_ONCE = 1000  # whose distances from all others are in memory together
 
 Scores = dict[str, Float[Tensor, "batch time dim"]]
@@ -48,6 +49,13 @@ def central(paths: Float[Tensor, "samples ..."], share: int) -> tuple[Tensor, Te
         right = min(left + 1, len(paths) - 1)
         ends.append(paths[left] + (place - left) * (paths[right] - paths[left]))
     return ends[0], ends[1]
+
+
+def quantiles(paths: Float[Tensor, "samples ..."]) -> dict[str, Float[Tensor, "..."]]:
+    """Those of LEVELS, the ends of central intervals of draws in any order."""
+    ordered = paths.sort(0).values
+    (low, high), (lower, upper), (middle, _) = (central(ordered, share) for share in (90, 50, 0))
+    return dict(zip(LEVELS, (low, lower, middle, upper, high), strict=True))
 
 
 def energy(

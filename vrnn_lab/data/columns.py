@@ -114,7 +114,7 @@ def read(path: Path, wanted: list[str], words: Iterable[str]) -> Cells:
         frame = table.to_pandas(ignore_metadata=True, split_blocks=True, self_destruct=True)
         del table
     else:
-        frame = _read_csv(path, **_kinds(wanted, words, "category")).loc[:, wanted]
+        frame = _read_csv(path, **_kinds(wanted, words)).loc[:, wanted]
     if not len(frame):
         raise ValueError(f"{path} has no rows, only the columns {_listed(wanted)}; expected a row per time.")
     return Cells(path, frame)
@@ -123,8 +123,7 @@ def read(path: Path, wanted: list[str], words: Iterable[str]) -> Cells:
 def chunks(path: Path, wanted: list[str], words: Iterable[str], rows: int) -> Iterator[Cells]:
     """The same, so many rows at a time; nothing where there is none."""
     parquet = path.suffix.lower() == ".parquet"
-    # Not as categories: some rows of texts that are all numbers would become numbers, and 007 another name.
-    kinds = _kinds(wanted, set(words), "str")
+    kinds = _kinds(wanted, set(words))
     found = _batches(path, wanted, rows) if parquet else _read_csv(path, chunksize=rows, **kinds)
     with closing(found):
         while True:
@@ -147,10 +146,10 @@ def _batches(path: Path, wanted: list[str], rows: int) -> Generator[pd.DataFrame
             first += len(frame)
 
 
-def _kinds(wanted: list[str], words: set[str], text: str) -> dict[str, Any]:
-    """How pandas is to read the columns of a CSV file."""
+def _kinds(wanted: list[str], words: set[str]) -> dict[str, Any]:
+    """How pandas is to read the columns of a CSV file. Not words as categories: those of 007 would be numbers."""
     missing = {name: MISSING for name in wanted if name not in words}
-    return {"dtype": dict.fromkeys(words, text), "na_values": missing}
+    return {"dtype": dict.fromkeys(words, "str"), "na_values": missing}
 
 
 @dataclass(frozen=True)
