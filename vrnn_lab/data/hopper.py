@@ -132,5 +132,7 @@ def _watched(wanted: list):
     from rich.progress import track
 
     console = Console(file=sys.stderr)
-    log.log(logging.DEBUG if console.is_terminal else logging.INFO, "hopper: %d trajectories to simulate", len(wanted))
+    log.log(
+        logging.DEBUG if console.is_terminal else logging.INFO, "hopper: %d trajectories to simulate", len(wanted)
+    )
     return track(wanted, "simulating hopper", console=console, transient=True, disable=not console.is_terminal)
