@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,7 +82,7 @@ class Simulator:
 
     def __init__(self):
         try:
-            import mujoco
+            mujoco: Any = importlib.import_module("mujoco")  # binary: its names are not known beforehand
         except ImportError:
             raise ValueError(
                 "data=hopper is simulated by mujoco, which is not installed; run: pip install 'vrnn_lab[hopper]'"
