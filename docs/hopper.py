@@ -31,7 +31,7 @@ SHARES = (0.1, 0.2, 0.3, 0.5)
 FEW = (0.1, 0.5)  # of models trained on 1000 trajectories
 DRAWS = 19
 ALIKE = ["data=hopper", "data.train=750", "data.val=50", "data.test=200", "optim=adamw", "optim.lr=2e-3"]
-ALIKE += ["schedule=onecycle", "trainer.max_epochs=80", "trainer.check_val_every_n_epoch=5", "evaluate.samples=20"]
+ALIKE += ["schedule=onecycle", "trainer.max_epochs=60", "trainer.check_val_every_n_epoch=5", "evaluate.samples=20"]
 ALIKE += ["evaluate.draws=19"]
 TASKS = {
     "interpolation": ["task=interpolate", "task.seen=[0.1,0.5]"],
