@@ -10,7 +10,8 @@ import torch
 from small import MODELS, asked, batch_of, density, fit, held_out, model_of, scale_of, told, told_scale
 from torch import nn
 
-from vrnn_lab.densities import Gaussian, Mixture
+from vrnn_lab.densities import Gaussian, Laplace, Mixture
+from vrnn_lab.likelihoods import FLOOR, GaussianHead
 from vrnn_lab.losses import LossTerms
 from vrnn_lab.models.base import Prediction, SequenceModel
 from vrnn_lab.series import series_of
@@ -20,7 +21,6 @@ LAWS = [
     contract.test_values_that_are_not_seen_change_no_prediction,
     contract.test_permuting_the_batch_permutes_the_answers,
     contract.test_a_row_alone_is_the_row_in_a_batch,
-    contract.test_the_weights_integrate_to_one,
     contract.test_every_parameter_gets_a_gradient,
     contract.test_gradients_are_those_of_finite_differences,
     contract.test_with_nothing_seen_predictions_are_the_prior,
@@ -58,6 +58,14 @@ def test_a_law_holds_with_covariates_and_error_bars(law, name, everything_is_tol
     law(name)
 
 
+@pytest.mark.parametrize(
+    "name", ["rnn_gmm", "gru_d", "vae", "latent_sde", "latent_ode model/head=gmm", "vrnn model.prior=standard"]
+)
+def test_the_weights_integrate_to_one_with_covariates_and_error_bars(name, everything_is_told):
+    """One of each way that a model reads them."""
+    contract.test_the_weights_integrate_to_one(name)
+
+
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__.removeprefix("test_"))
 def test_a_law_holds_for_a_neural_ode_with_error_bars(law, everything_has_errors):
     law("neural_ode")
@@ -74,7 +82,7 @@ def test_what_has_no_density_with_error_bars_refuses_them():
     scale = replace(scale_of(), errors=True)
     with pytest.raises(ValueError, match=r"point process .* knows no error bars"):
         model_of("latent_ode_poisson", scale)
-    with pytest.raises(ValueError, match="LaplaceHead .* choose model/head=gaussian or gmm"):
+    with pytest.raises(ValueError, match=r"LaplaceHead .* choose model/head=gaussian or gmm"):
         model_of("rnn model/head=laplace", scale)
     with pytest.raises(ValueError, match="BernoulliHead"):
         model_of("rnn model/head=bernoulli", replace(scale, support="binary"))
@@ -151,8 +159,6 @@ class Deaf(Bell):
 
 
 def test_the_likelihood_of_a_signal_with_error_bars_is_the_closed_form():
-    from vrnn_lab.likelihoods import FLOOR, GaussianHead
-
     scale, batch = replace(scale_of(), errors=True), density(replace(told(batch_of()), covariates=None))
     model = Bell(scale, small.recipe_of(), GaussianHead).double()
     mean = scale.mean + scale.std * model.bias[:2]
@@ -162,14 +168,12 @@ def test_the_likelihood_of_a_signal_with_error_bars_is_the_closed_form():
         exact = -0.5 * ((batch.values - mean) ** 2 / total + torch.log(2 * pi * total))
         found = model.loss_terms(replace(batch, error=error))
         torch.testing.assert_close(-found.nll, torch.where(batch.known, exact, 0).sum((1, 2)))
-        told_std = model.predict(asked(replace(batch, error=error)), 2).density.std[0]
-        query = asked(batch).counts
-        torch.testing.assert_close(told_std[query], torch.where(asked(batch).known, total, variance)[query].sqrt())
+        question = asked(replace(batch, error=error))
+        found = model.predict(question, 2).density.std[0]
+        torch.testing.assert_close(found[question.counts], total.sqrt()[question.counts])
 
 
 def test_a_leaf_of_ones_own_that_knows_nothing_of_them_refuses_both():
-    from vrnn_lab.likelihoods import GaussianHead
-
     with pytest.raises(ValueError, match="Deaf knows no error bars"):
         Deaf(replace(scale_of(), errors=True), small.recipe_of(), GaussianHead)
     with pytest.raises(ValueError, match="Bell cannot read covariates"):
@@ -202,8 +206,6 @@ def test_an_error_bar_of_zero_is_none():
     plain = Gaussian(torch.zeros(3, 2), torch.full((3, 2), 0.7))
     assert torch.equal(plain.blurred(torch.zeros(3, 2)).scale, plain.scale)
     with pytest.raises(ValueError, match="Laplace has no density of a value plus Gaussian noise"):
-        from vrnn_lab.densities import Laplace
-
         Laplace(torch.zeros(3), torch.ones(3)).blurred(torch.ones(3))
 
 
@@ -231,19 +233,17 @@ def driven_scale():
 
 
 def nll_of(name: str, scale, change) -> float:
-    """Nats a value on 2000 new series, after a short training."""
+    """Nats a value on 1000 new series, after a short training."""
     model = model_of(name, scale, recipe=small.recipe_of(1e-2))
-    fit(model, lambda step: change(held_out(driven(64, step)[0])), 400)
+    fit(model, lambda step: change(held_out(driven(64, step)[0])), 300)
     with model.fixed_noise(0):
-        weights = model.log_weights(change(density(driven(2000, 10**6)[0])), 20)
+        weights = model.log_weights(change(density(driven(1000, 10**6)[0])), 20)
     return -(weights.double().logsumexp(0) - log(20)).mean().item() / 8
 
 
-@pytest.mark.parametrize(
-    "name, margin", [("rnn", 0.04), ("vrnn", 0.08), ("latent_ode model.head.noise=channel", 0.06)]
-)
+@pytest.mark.parametrize("name, margin", [("rnn", 0.02), ("gru_d", 0.02), ("vrnn", 0.02), ("latent_ode", 0.06)])
 def test_models_use_covariates_and_come_near_the_exact_likelihood(name, margin):
-    batch, variance = driven(2000, 10**6)
+    batch, variance = driven(1000, 10**6)
     mean = (2 * batch.covariates[..., :1] + batch.covariates[..., 1:]).sum(-1, keepdim=True)
     nats = lambda mean, variance: 0.5 * ((batch.values - mean) ** 2 / variance + (2 * pi * variance).log()).mean()
     exact = nats(mean, variance).item()
@@ -252,5 +252,7 @@ def test_models_use_covariates_and_come_near_the_exact_likelihood(name, margin):
     assert deaf > exact + 0.7
     found = nll_of(name, driven_scale(), lambda b: b)
     assert exact - 0.02 < found < exact + margin
+    if name != "rnn":
+        return
     without = replace(driven_scale(), covariates=())
     assert nll_of(name, without, lambda b: replace(b, covariates=None)) > deaf - 0.02

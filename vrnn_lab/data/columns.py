@@ -168,8 +168,8 @@ def _static(cells: Cells, column: str, owner: NDArray[np.int64], names: tuple[st
     value[series] = found[there][place]
     other = first(found[there] != value[owner[there]])
     if other is not None:
-        row, name = there[other], names[owner[there[other]]]
-        begun = there[place[series == owner[row]][0]]
+        row = int(there[other])
+        begun, name = int(there[place[series == owner[row]][0]]), names[owner[row]]
         raise ValueError(
             f"{cells.path}: series '{name}' has two values of '{column}', {found[begun]:g} in {cells.where(begun)} "
             f"and {found[row]:g} in {cells.where(row)}; data.static takes one a series. Correct it, or name what "
