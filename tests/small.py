@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from vrnn_lab.config import check, compose, make, options
 from vrnn_lab.recipe import ConstantBeta, Recipe, cosine
@@ -61,6 +62,21 @@ def batch_of(rows: int = 5, time: int = 8, dim: int = 2, seed: int = 1, scale: S
     return series_of(times, torch.where(known, values, torch.nan), window=window, ids=torch.arange(rows) + 40)
 
 
+def told_scale(scale: Scale) -> Scale:
+    """With two covariates, and error bars."""
+    number = lambda *x: torch.tensor(x, dtype=torch.float64)
+    told = {"covariates": ("u", "v"), "covariate_mean": number(0.5, 101.0), "covariate_std": number(2.0, 0.3)}
+    return replace(scale, **told, errors=True)
+
+
+def told(batch: TimeSeries, std: Tensor | float = 3.0) -> TimeSeries:
+    """With a covariate that changes and a static one, and error bars about a third of `std`."""
+    wave = torch.sin(2 * batch.times)
+    static = batch.window[:, :1].expand_as(batch.times)
+    error = (std * (0.3 + 0.2 * wave)[..., None]).expand_as(batch.values)
+    return replace(batch, covariates=torch.stack([wave, static], -1), error=error).check()
+
+
 def density(batch: TimeSeries) -> TimeSeries:
     return replace(batch, seen=batch.known, scored=batch.known)
 
@@ -105,6 +121,8 @@ def with_empty_points(batch: TimeSeries, seed: int = 3) -> tuple[TimeSeries, tor
         values=spread(batch.values, 0.0),
         seen=spread(batch.seen, False),
         scored=spread(batch.scored, False),
+        covariates=batch.covariates if batch.covariates is None else spread(batch.covariates, torch.nan),
+        error=batch.error if batch.error is None else spread(batch.error, torch.nan),
     )
     return empty.check(), place
 

@@ -54,7 +54,7 @@ def test_all_points_at_once_are_the_points_one_by_one(kind):
     spread = lambda x: x.expand(3, *x.shape)
     state = cell.start(values, 3, len(values))
     for i in range(values.shape[1]):
-        state = cell(*(spread(x[:, i]) for x in (values, known, gap)), state)
+        state = cell(*(spread(x[:, i]) for x in (values, known, gap)), None, state)
         torch.testing.assert_close(state, spread(together[:, i]))
     assert state.shape[-1] == cell.size
 
@@ -64,7 +64,7 @@ def test_a_known_bound_on_the_gaps_changes_nothing(kind):
     cell = cell_of(kind)
     values, known, gap = points()
     gap = gap / gap.sum(1, keepdim=True) * 10  # of usual gaps: a training window
-    torch.testing.assert_close(cell.over(values, known, gap, gap.max().item()), cell.over(values, known, gap))
+    torch.testing.assert_close(cell.over(values, known, gap, longest=gap.max().item()), cell.over(values, known, gap))
 
 
 def test_rnn_decay_fades_by_the_gap_after_a_point():

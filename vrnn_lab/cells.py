@@ -10,15 +10,16 @@ from torch.nn.functional import softplus
 from vrnn_lab.checks import Count, Natural, Positive
 from vrnn_lab.layers import Activation, Memory
 from vrnn_lab.loops import loop
-from vrnn_lab.networks import GAP_FEATURES, FlowingMemory, gap_features
+from vrnn_lab.networks import GAP_FEATURES, FlowingMemory, beside, gap_features
 from vrnn_lab.ode import ticks_in_training
 from vrnn_lab.series import Scale
 
 
 class Cell(nn.Module, ABC):
-    """s_i = cell(x_{i-1}, known_{i-1}, gap_i, s_{i-1}): s_i is all that is told of the points before point i.
+    """s_i = cell(x_{i-1}, known_{i-1}, gap_i, u_i, s_{i-1}): s_i is all that is told of the points before point i.
 
-    Gaps are in usual gaps of the training data (`Scale.gap`); what is not known of a point is zero.
+    Gaps are in usual gaps of the training data (`Scale.gap`); what is not known of a point is zero. u_i, told: the
+    covariates of point i, where there are any.
     """
 
     size: int  # numbers a state holds
@@ -30,6 +31,7 @@ class Cell(nn.Module, ABC):
         values: Float[Tensor, "*rows dim"],
         known: Float[Tensor, "*rows dim"],
         gap: Float[Tensor, "*rows 1"],
+        told: Float[Tensor, "*rows covariate"] | None,
         state: Float[Tensor, "*rows size"],
         longest: float | None = None,
     ) -> Float[Tensor, "*rows size"]:
@@ -45,12 +47,13 @@ class Cell(nn.Module, ABC):
         values: Float[Tensor, "batch time dim"],
         known: Float[Tensor, "batch time dim"],
         gap: Float[Tensor, "batch time 1"],
+        told: Float[Tensor, "batch time covariate"] | None = None,
         longest: float | None = None,
     ) -> Float[Tensor, "batch time size"]:
         """The states s_1, s_2, ... from all points at once."""
         state, states = self.start(values, len(values)), []
-        for x, flag, wait in zip(values.unbind(1), known.unbind(1), gap.unbind(1), strict=True):
-            state = self(x, flag, wait, state, longest)
+        for i, (x, flag, wait) in enumerate(zip(values.unbind(1), known.unbind(1), gap.unbind(1), strict=True)):
+            state = self(x, flag, wait, None if told is None else told[:, i], state, longest)
             states.append(state)
         return torch.stack(states, 1)
 
@@ -61,16 +64,16 @@ class GRU(Cell):
     def __init__(self, scale: Scale, width: int):
         super().__init__()
         self.size = self.output = width
-        self.memory = Memory(2 * scale.dim + GAP_FEATURES, width)
+        self.memory = Memory(2 * scale.dim + GAP_FEATURES + len(scale.covariates), width)
 
-    def _inputs(self, values: Tensor, known: Tensor, gap: Tensor) -> Tensor:
-        return torch.cat([values, known, gap_features(gap[..., 0])], -1)
+    def _inputs(self, values: Tensor, known: Tensor, gap: Tensor, told: Tensor | None) -> Tensor:
+        return beside(torch.cat([values, known, gap_features(gap[..., 0])], -1), told)
 
-    def forward(self, values, known, gap, state, longest=None):
-        return self.memory(self.memory.gates(self._inputs(values, known, gap)), state)
+    def forward(self, values, known, gap, told, state, longest=None):
+        return self.memory(self.memory.gates(self._inputs(values, known, gap, told)), state)
 
-    def over(self, values, known, gap, longest=None):
-        return self.memory.over(self._inputs(values, known, gap))
+    def over(self, values, known, gap, told=None, longest=None):
+        return self.memory.over(self._inputs(values, known, gap, told))
 
 
 def rates(*shape: int) -> Float[Tensor, "..."]:
@@ -100,17 +103,17 @@ class Decay(Cell):
     def __init__(self, scale: Scale, width: int):
         super().__init__()
         self.size = self.output = width
-        self.memory = Memory(2 * scale.dim, width)
+        self.memory = Memory(2 * scale.dim + len(scale.covariates), width)
         self.rate = nn.Parameter(torch.log(torch.expm1(rates(width))))  # before softplus
 
     def _kept(self, gap: Tensor) -> Tensor:
         return torch.exp(-gap * softplus(self.rate))
 
-    def forward(self, values, known, gap, state, longest=None):
-        return self._kept(gap) * self.memory(self.memory.gates(torch.cat([values, known], -1)), state)
+    def forward(self, values, known, gap, told, state, longest=None):
+        return self._kept(gap) * self.memory(self.memory.gates(beside(torch.cat([values, known], -1), told)), state)
 
-    def over(self, values, known, gap, longest=None):
-        return decayed(self.memory, torch.cat([values, known], -1), self._kept(gap))
+    def over(self, values, known, gap, told=None, longest=None):
+        return decayed(self.memory, beside(torch.cat([values, known], -1), told), self._kept(gap))
 
 
 class GRUD(Cell):
@@ -121,12 +124,13 @@ class GRUD(Cell):
       xhat_i = m_i x_i + (1 - m_i) g_x(d_i) x_last,    h_i = GRU([xhat_i, m_i], g_h(d_i) h_{i-1}),
       g(d) = exp(-max(0, W d + b)), W diagonal in g_x.
     What is told of the points before point i is g_h(d_i) h_{i-1}, and the state holds it, x_last and d_i.
+    Covariates are inputs of the GRU as they are; they do not fade.
     """
 
     def __init__(self, scale: Scale, width: int):
         super().__init__()
         self.dim, self.output, self.size = scale.dim, width, width + 2 * scale.dim
-        self.memory = Memory(2 * scale.dim, width)
+        self.memory = Memory(2 * scale.dim + len(scale.covariates), width)
         # Where W d + b < 0 nothing is learned of W and b: they start above.
         self.input_rate = nn.Parameter(rates(scale.dim))
         self.input_shift = nn.Parameter(torch.full((scale.dim,), 0.01))
@@ -140,16 +144,17 @@ class GRUD(Cell):
     def _kept(self, since: Tensor) -> Tensor:
         return torch.exp(-torch.relu(since @ self.state_rate.T + self.state_shift))
 
-    def forward(self, values, known, gap, state, longest=None):
+    def forward(self, values, known, gap, told, state, longest=None):
         state, last, since = state.split([self.output, self.dim, self.dim], -1)
-        state = self.memory(self.memory.gates(self._inputs(values, known, last, since)), state)
+        state = self.memory(self.memory.gates(beside(self._inputs(values, known, last, since), told)), state)
         last, since = torch.where(known > 0, values, last), torch.where(known > 0, 0, since) + gap
         return torch.cat([self._kept(since) * state, last, since], -1)
 
-    def over(self, values, known, gap, longest=None):
+    def over(self, values, known, gap, told=None, longest=None):
         last, since = self._history(values, known, gap)
         before = lambda x: torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1)
-        states = decayed(self.memory, self._inputs(values, known, before(last), before(since)), self._kept(since))
+        inputs = beside(self._inputs(values, known, before(last), before(since)), told)
+        states = decayed(self.memory, inputs, self._kept(since))
         return torch.cat([states, last, since], -1)
 
     def _history(self, values: Tensor, known: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,18 +187,20 @@ class ODE(Cell):
     ):
         super().__init__()
         self.size = self.output = width
-        self.memory = FlowingMemory(2 * scale.dim, width, field_width, field_depth, activation, rate, nodes)
+        inputs = 2 * scale.dim + len(scale.covariates)
+        self.memory = FlowingMemory(inputs, width, field_width, field_depth, activation, rate, nodes)
         self.usual_gap, self.reach = (scale.gap / scale.clock).item(), (scale.longest / scale.clock).item()
 
-    def forward(self, values, known, gap, state, longest=None):
+    def forward(self, values, known, gap, told, state, longest=None):
         rows = lambda x: x.reshape(-1, 1, x.shape[-1])
-        found = self.over(rows(values), rows(known), rows(gap), longest, rows(state)[:, 0])
+        told = told if told is None else rows(told)
+        found = self.over(rows(values), rows(known), rows(gap), told, longest, rows(state)[:, 0])
         return found.view(state.shape)
 
-    def over(self, values, known, gap, longest=None, start=None):
+    def over(self, values, known, gap, told=None, longest=None, start=None):
         start = self.start(values, len(values)) if start is None else start
         most = None
         if longest is not None:  # in training, where a row's gaps add up to a training window
             most = ticks_in_training(gap.shape[1], self.reach, self.memory.step, longest * self.usual_gap)
-        inputs = torch.cat([values, known], -1)
+        inputs = beside(torch.cat([values, known], -1), told)
         return self.memory(inputs, gap[..., 0] * self.usual_gap, start, most)[1]

@@ -44,6 +44,13 @@ class Density(ABC):
         """Of the unmasked channels, given the masked ones of the same point; here independent of them."""
         return self
 
+    def blurred(self, error: Float[Tensor, "..."] | None) -> "Density":
+        """Of the value plus independent noise N(0, error^2), error (..., dim): of what an error bar stands beside."""
+        return self if error is None else self._blurred(error)
+
+    def _blurred(self, error: Tensor) -> "Density":
+        raise ValueError(f"{type(self).__name__} has no density of a value plus Gaussian noise; use a Gaussian head.")
+
     @abstractmethod
     def draw(self, noise: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """A draw (..., dim) from standard normals (..., draws)."""
@@ -91,6 +98,9 @@ class Gaussian(OneScale):
     def log_prob_each(self, value):
         z = (value - self.loc) / self.scale
         return -0.5 * z * z - self.scale.log() - 0.5 * LOG_2PI
+
+    def _blurred(self, error):
+        return replace(self, scale=torch.hypot(self.scale, error))
 
     def draw(self, noise):
         return self.loc + self.scale * noise
@@ -172,6 +182,13 @@ class Mixture(Density):
         stds = torch.where(told, self.stds * (1 - rho.square()).sqrt(), self.stds)
         correlation = torch.where(mask.any(-1, keepdim=True), 0, self.correlation)
         return Mixture(log_weight, means, stds, correlation)
+
+    def _blurred(self, error):
+        """Every component's covariance plus diag(error^2)."""
+        stds = torch.hypot(self.stds, error[..., None, :])
+        if error.shape[-1] != 2:
+            return replace(self, stds=stds)
+        return replace(self, stds=stds, correlation=self.correlation * (self.stds / stds).prod(-1))
 
     def draw(self, noise):
         chance = torch.special.ndtr(noise[..., :1])

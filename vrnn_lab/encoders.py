@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vrnn_lab.checks import Count, Natural, Positive
 from vrnn_lab.layers import Activation, Memory, mlp
 from vrnn_lab.losses import Normal
-from vrnn_lab.networks import CLOCK_FEATURES, FlowingMemory, clock_features
+from vrnn_lab.networks import CLOCK_FEATURES, FlowingMemory, beside, clock_features
 from vrnn_lab.ode import ticks_in_training
 from vrnn_lab.series import Scale, TimeSeries, compact, pick
 
@@ -36,11 +36,11 @@ def last_place(count: Int64[Tensor, "batch 1"]) -> Int64[Tensor, "batch 1"]:
 
 
 class Encoder(nn.Module, ABC):
-    """Reads values, which of them are seen, the gap to the later point, and the clock."""
+    """Reads values, which of them are seen, the gap to the later point, the clock, and covariates."""
 
     def __init__(self, scale: Scale, width: int):
         super().__init__()
-        self.inputs = 2 * scale.dim + 1 + CLOCK_FEATURES  # numbers told of a point
+        self.inputs = 2 * scale.dim + 1 + CLOCK_FEATURES + len(scale.covariates)  # numbers told of a point
         self.usual_gap = (scale.gap / scale.clock).item()
         self.summary = 2 * width + 1  # numbers a summary holds
 
@@ -68,7 +68,9 @@ class Encoder(nn.Module, ABC):
         values, seen = pick(series.values, place), pick(series.seen, place).to(series.values)
         gap = elapsed.diff(dim=1, prepend=elapsed[:, :1]).neg().to(values)
         told = [torch.log1p(gap / self.usual_gap)[..., None], clock_features(elapsed.to(values))]
-        states, last = self._read(torch.cat([values * seen, seen, *told], -1), elapsed, count, reach)
+        covariates = None if series.covariates is None else pick(series.covariates, place)
+        inputs = beside(torch.cat([values * seen, seen, *told], -1), covariates)
+        states, last = self._read(inputs, elapsed, count, reach)
         return Reading(states, last, elapsed, count)
 
 

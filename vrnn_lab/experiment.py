@@ -14,7 +14,7 @@ from vrnn_lab.config import ConfigError, check, make
 from vrnn_lab.data.base import SeriesData
 from vrnn_lab.folder import config_of
 from vrnn_lab.metrics import Yardstick, evaluate
-from vrnn_lab.models.base import SequenceModel
+from vrnn_lab.models.base import NUMBERS, SequenceModel
 from vrnn_lab.recipe import Recipe
 from vrnn_lab.references import references
 from vrnn_lab.series import Scale
@@ -75,6 +75,12 @@ def check_channels(known: Sequence[str], parts: Parts) -> None:
             f"the model was trained on channels {', '.join(known)}; the data set now has "
             f"{', '.join(parts.data.channels)}. Give it data with the channels it knows, in their order."
         )
+    told, now = parts.model.scale.covariates, parts.data.covariates
+    if told != now:
+        raise ConfigError(
+            f"the model was trained with the covariates {', '.join(told) or 'none'}; the data set now has "
+            f"{', '.join(now) or 'none'}. Give it those it knows: data.known and data.static as in training."
+        )
 
 
 def score(parts: Parts) -> dict[str, float]:
@@ -106,12 +112,21 @@ def load_parts(folder: str | Path, changes: DictConfig | None = None) -> Parts:
 
 def _scale(checkpoint: dict[str, Any]) -> Scale:
     """What the model knew of its training data, from its buffers."""
-    names = ("mean", "std", "clock", "gap", "longest", "start", "reach")
-    numbers = {name: checkpoint["state_dict"][f"data_{name}"] for name in names}
+    numbers = {name: checkpoint["state_dict"][f"data_{name}"] for name in NUMBERS}
     return Scale(
         channels=tuple(checkpoint["channels"]),
         support=checkpoint["support"],
         classes=tuple(checkpoint["classes"]),
         labels_of_points=checkpoint["labels_of_points"],
+        errors=checkpoint.get("errors", False),
         **numbers,
+        **_scale_of_covariates(checkpoint),
     )
+
+
+def _scale_of_covariates(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Nothing where there are none, as in checkpoints of versions that knew none."""
+    if not checkpoint.get("covariates"):
+        return {}
+    numbers = {f"covariate_{name}": checkpoint["state_dict"][f"data_covariate_{name}"] for name in ("mean", "std")}
+    return {"covariates": tuple(checkpoint["covariates"]), **numbers}

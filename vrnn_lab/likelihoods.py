@@ -19,6 +19,7 @@ class Head(nn.Module, ABC):
     """Turns raw network outputs (..., width) into a density over a point's channels (..., dim)."""
 
     support: ClassVar[str]  # real, binary or events: what values it can speak of
+    takes_error: ClassVar[bool] = False  # its densities can be blurred by error bars
     width: int  # raw numbers a point
     draws: int  # standard normals one draw of a point needs
 
@@ -76,6 +77,8 @@ class OneScaleHead(Head):
 class GaussianHead(OneScaleHead):
     """A Gaussian with a mean per point and a std per point, per channel or one for all (global)."""
 
+    takes_error = True
+
     def forward(self, raw):
         return Gaussian(*self._split(raw))
 
@@ -96,6 +99,7 @@ class MixtureHead(Head):
     """
 
     support = "real"
+    takes_error = True
 
     def __init__(self, scale: Scale, components: Count = 5, covariance: Literal["diagonal", "full"] = "diagonal"):
         super().__init__()

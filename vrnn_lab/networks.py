@@ -16,6 +16,13 @@ def gap_features(gap: Float[Tensor, "..."]) -> Float[Tensor, "... 2"]:
     return torch.stack([torch.log1p(gap), torch.exp(-gap)], -1)
 
 
+def beside(inputs: Float[Tensor, "*rows inputs"], covariates: Tensor | None) -> Float[Tensor, "*rows more"]:
+    """The inputs with the covariates of their points, where there are any."""
+    if covariates is None:
+        return inputs
+    return torch.cat([inputs, covariates.to(inputs).expand(*inputs.shape[:-1], -1)], -1)
+
+
 CLOCK_FEATURES = 9
 
 

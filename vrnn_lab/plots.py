@@ -138,9 +138,11 @@ def _times(model, batch: TimeSeries, last: float) -> Float64[Tensor, "batch grid
 def _ask(batch: TimeSeries, grid: Float64[Tensor, "batch grid"], own: bool) -> tuple[TimeSeries, Tensor]:
     """The batch with its seen points and a query at each time of the grid, and where those queries stand.
 
-    own: a query at each held-out point of the batch too.
+    A query's covariates are those of the point before it. own: a query at each held-out point of the batch too.
     """
     nothing = torch.zeros_like(batch.seen[:, :1]).expand(-1, grid.shape[1], -1)
+    before = (torch.searchsorted(batch.times.contiguous(), grid.contiguous(), right=True) - 1).clamp(min=0)
+    told, error = batch.covariates, batch.error
     times, order = torch.sort(torch.cat([batch.times, grid], 1), dim=1, stable=True)
     merge = lambda points, queries: pick(torch.cat([points, queries], 1), order)
     asked = replace(
@@ -149,6 +151,8 @@ def _ask(batch: TimeSeries, grid: Float64[Tensor, "batch grid"], own: bool) -> t
         values=merge(torch.where(batch.seen, batch.values, 0), nothing.to(batch.values)),
         seen=merge(batch.seen, nothing),
         scored=merge(batch.scored & own, ~nothing),
+        covariates=None if told is None else merge(told, pick(told, before)),
+        error=None if error is None else merge(error, torch.zeros_like(nothing).to(error)),
         clean=None,
         labels=None,
         in_training=False,

@@ -39,7 +39,8 @@ def draw(model, count: int, seed: int, points: int | None = None) -> Draws:
 
 
 def question(scale: Scale, count: int, points: int | None = None) -> TimeSeries:
-    """`count` series, nothing seen and all asked, at even times over a typical training window.
+    """`count` series, nothing seen and all asked, at even times over a typical training window, with the covariates'
+    training means.
 
     By default they are as dense as a training series; where those are single points, so are these.
     """
@@ -55,6 +56,7 @@ def question(scale: Scale, count: int, points: int | None = None) -> TimeSeries:
         scored=asked,
         window=torch.stack([times[:, 0], times[:, 0] + clock], 1),
         ids=torch.arange(count),
+        covariates=scale.covariate_mean.cpu().expand(*times.shape, -1) if scale.covariates else None,
     )
 
 

@@ -1,7 +1,7 @@
 """The one value that flows: a batch of series, each on its own clock."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
@@ -24,6 +24,8 @@ class TimeSeries:
     ids: Int64[Tensor, " batch"]  # names the series: evaluation noise is a function of (seed, id)
     clean: Float[Tensor, "batch time dim"] | None = None  # the noise-free curve, where it is known
     labels: Int64[Tensor, "batch ..."] | None = None  # a class per series or point, -1 = none
+    covariates: Float[Tensor, "batch time covariate"] | None = None  # known at every point, also of a query
+    error: Float[Tensor, "batch time dim"] | None = None  # known std of the observation noise; 0 = none
     # Facts the training loader knows without asking the device; None and False are always right. They may be wrong
     # where seen or scored are changed: then in_training=False, and no use is made of the others.
     most_seen: int | None = None  # no row has more points with something seen
@@ -62,7 +64,7 @@ class TimeSeries:
         return self.map(lambda tensor: tensor[index])
 
     def given(self) -> "TimeSeries":
-        """What prediction may read: no value that is unseen, and of a query its time alone."""
+        """What prediction may read: no value that is unseen, and of a query its time, covariates and error bars."""
         asked = self.scored.any(-1, keepdim=True).expand_as(self.scored)
         values = torch.where(self.seen, self.values, 0)
         return replace(self, values=values, scored=asked, clean=None, labels=None)
@@ -81,14 +83,33 @@ class TimeSeries:
             raise ValueError(f"times must not decrease; row {falls[0].item()} does. Sort each row by time.")
         if not torch.where(self.known, self.values, 0).isfinite().all():
             raise ValueError("known values must be finite; mark what was not observed as not seen instead.")
+        self._check_beside()
         return self
 
+    def _check_beside(self) -> None:
+        told, error = self.covariates, self.error
+        if told is not None and told.shape[:2] != self.times.shape:
+            raise ValueError(f"covariates {tuple(told.shape)} do not fit times {tuple(self.times.shape)}.")
+        if told is not None and not told[self.counts].isfinite().all():
+            raise ValueError(
+                "covariates must be finite at every point that is known or asked; NaN or infinity found. "
+                "A covariate is known everywhere: fill it in, or make it a channel."
+            )
+        if error is not None and error.shape != self.values.shape:
+            raise ValueError(f"error {tuple(error.shape)} does not fit values {tuple(self.values.shape)}.")
+        if error is not None and not (error[self.known].isfinite() & (error[self.known] >= 0)).all():
+            raise ValueError("the error of a known value must be finite and not negative; 0 where there is none.")
 
-def series_of(times, values, seen=None, scored=None, window=None, ids=None) -> TimeSeries:
+
+def series_of(
+    times, values, seen=None, scored=None, window=None, ids=None, covariates=None, error=None
+) -> TimeSeries:
     """A checked TimeSeries from anything torch.as_tensor takes.
 
     times (batch, time); values (batch, time, dim), NaN = not observed. By default all that was observed is
-    seen, nothing is scored, and the window runs from a row's first time to its last.
+    seen, nothing is scored, and the window runs from a row's first time to its last. covariates (batch, time,
+    covariate), known everywhere; error (batch, time, dim), stds of the observation noise, 0 = none, which may
+    be NaN where values are.
     """
     times = torch.as_tensor(times, dtype=torch.float64)
     values = torch.as_tensor(values, dtype=torch.float64)
@@ -101,7 +122,12 @@ def series_of(times, values, seen=None, scored=None, window=None, ids=None) -> T
     window = torch.as_tensor(window, dtype=torch.float64)
     if seen.shape == observed.shape and (seen & ~observed).any():
         raise ValueError("a value that is NaN is marked seen; mark it not seen, or give its value.")
-    return TimeSeries(times, torch.where(observed, values, 0.0), seen, scored, window, ids).check()
+    number = lambda x: None if x is None else torch.as_tensor(x, dtype=torch.float64)
+    covariates, error = number(covariates), number(error)
+    if error is not None and error.shape == values.shape:
+        error = torch.where(error.isnan() & ~observed, 0.0, error)
+    values = torch.where(observed, values, 0.0)
+    return TimeSeries(times, values, seen, scored, window, ids, covariates=covariates, error=error).check()
 
 
 def front_first(mask: Bool[Tensor, "batch time"]) -> Int64[Tensor, "batch time"]:
@@ -128,7 +154,7 @@ def compact(series: TimeSeries, mask: Bool[Tensor, "batch time"]) -> tuple[TimeS
     index = front_first(mask)
     moved = {
         name: pick(getattr(series, name), index)
-        for name in ("times", "values", "seen", "scored")
+        for name in ("times", "values", "seen", "scored", "covariates", "error")
         if getattr(series, name) is not None
     }
     return replace(series, **moved, clean=None, labels=None), index
@@ -155,6 +181,10 @@ class Scale:
     reach: Float64[Tensor, ""]  # from there to the last window's end
     classes: tuple[str, ...] = ()  # names of the labels' classes; none: no labels
     labels_of_points: bool = False  # each point has a class, not each series
+    covariates: tuple[str, ...] = ()  # what is known everywhere and never scored
+    covariate_mean: Float64[Tensor, " covariate"] = field(default_factory=lambda: torch.zeros(0).double())
+    covariate_std: Float64[Tensor, " covariate"] = field(default_factory=lambda: torch.ones(0).double())
+    errors: bool = False  # values have error bars
 
     @property
     def dim(self) -> int:

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import numpy as np
@@ -33,6 +33,8 @@ class Points:
     times: NDArray[np.float64]  # (points,)
     values: NDArray[np.float64]  # (points, dim)
     clean: NDArray[np.float64] | None = None  # (points, dim)
+    covariates: NDArray[np.float64] | None = None  # (points, covariates), without NaN
+    error: NDArray[np.float64] | None = None  # (points, dim), std of the observation noise where there is a value
 
 
 @dataclass(frozen=True)
@@ -51,15 +53,30 @@ class Ragged:
         return len(self.ids)
 
     @classmethod
-    def joined(cls, times, values, offsets, windows, ids, clean=None, names=None, labels=None) -> "Ragged":
+    def joined(
+        cls,
+        times,
+        values,
+        offsets,
+        windows,
+        ids,
+        clean=None,
+        names=None,
+        labels=None,
+        covariates=None,
+        error=None,
+    ) -> "Ragged":
         """Series that stand end to end: series i is points offsets[i] to before offsets[i + 1]."""
-        return cls(Points(times, values, clean), offsets[:-1], offsets[1:], windows, ids, names, labels)
+        points = Points(times, values, clean, covariates, error)
+        return cls(points, offsets[:-1], offsets[1:], windows, ids, names, labels)
 
     @classmethod
-    def of(cls, times, values, window=None, first_id: int = 0, clean=None, labels=None) -> "Ragged":
+    def of(
+        cls, times, values, window=None, first_id: int = 0, clean=None, labels=None, covariates=None, error=None
+    ) -> "Ragged":
         """From equal-length series: times (series, time), values (series, time, dim)."""
         count, length = times.shape
-        flat = lambda x: np.ascontiguousarray(x).reshape(count * length, -1)
+        flat = lambda x: x if x is None else np.ascontiguousarray(x).reshape(count * length, -1)
         windows = times[:, [0, -1]] if window is None else np.tile(np.asarray(window, float), (count, 1))
         return cls.joined(
             times=np.ascontiguousarray(times, dtype=np.float64).ravel(),
@@ -67,8 +84,10 @@ class Ragged:
             offsets=np.arange(count + 1) * length,
             windows=windows.astype(np.float64),
             ids=np.arange(first_id, first_id + count),
-            clean=None if clean is None else flat(clean),
+            clean=flat(clean),
             labels=labels,
+            covariates=flat(covariates),
+            error=flat(error),
         )
 
     @property
@@ -115,7 +134,9 @@ class Ragged:
         """The series of these indices under a task, padded to the longest."""
         points = self.points
         if not len(points.times):  # a point to stand in for none at all
-            points = Points(np.zeros(1), np.full((1, points.values.shape[1]), np.nan))
+            one = lambda x, fill: x if x is None else np.full((1, x.shape[1]), fill)
+            told = one(points.covariates, 0.0), one(points.error, 0.0)
+            points = Points(np.zeros(1), one(points.values, np.nan), None, *told)
         lengths = self.end[index] - self.first[index]
         longest = max(1, lengths.max(initial=0))
         real = np.arange(longest) < lengths[:, None]
@@ -139,6 +160,8 @@ class Ragged:
             window=torch.from_numpy(windows),
             ids=torch.from_numpy(self.ids[index]),
             clean=None if points.clean is None else torch.from_numpy(points.clean[place]),
+            covariates=None if points.covariates is None else torch.from_numpy(points.covariates[place]),
+            error=None if points.error is None else torch.from_numpy(np.where(known, points.error[place], 0.0)),
             labels=None if labels is None else torch.from_numpy(labels),
             most_seen=int(shown.sum(1).max(initial=0)),
             longest_gap=_longest_gap(times, counts),
@@ -146,7 +169,13 @@ class Ragged:
             in_training=in_training,
         )
 
-    def scale(self, channels: tuple[str, ...], support: str, classes: tuple[str, ...] = ()) -> Scale:
+    def scale(
+        self,
+        channels: tuple[str, ...],
+        support: str,
+        classes: tuple[str, ...] = (),
+        covariates: tuple[str, ...] = (),
+    ) -> Scale:
         """The spread and the clock of these series, which must be the training ones."""
         observed = self._total(lambda values: (~np.isnan(values)).sum(0))
         for name, count in zip(channels, observed, strict=True):
@@ -157,11 +186,7 @@ class Ragged:
                 )
         mean, std = np.zeros(len(channels)), np.ones(len(channels))
         if support == "real":
-            mean = self._total(lambda values: np.nansum(values, 0)) / observed
-            std = np.sqrt(self._total(lambda values: np.nansum((values - mean) ** 2, 0)) / observed)
-        highest = self._total(lambda values: np.nanmax(np.abs(values), 0, initial=0), np.maximum)
-        # A channel that never changes in training has no spread to divide by; rounding is no spread either.
-        std = np.where(std > 1e-12 * highest, std, 1.0)
+            mean, std = self._spread("values", observed)
         spans = np.diff(self.windows, axis=1)[:, 0]
         clock = np.median(spans[spans > 0]) if (spans > 0).any() else 1.0
         start = self.windows[:, 0].min()
@@ -178,13 +203,29 @@ class Ragged:
             reach=number(self.windows[:, 1].max() - start),
             classes=classes,
             labels_of_points=self.labels_of_points,
+            errors=self.points.error is not None,
+            **self._scale_of_covariates(covariates),
         )
 
-    def _total(self, of, add=np.add):
-        """A number a channel, from all values (points, dim), which are never in memory together."""
-        size = max(1, CELLS // self.points.values.shape[1])
-        parts = pieces(self.first, self.end, size)
-        return reduce(add, (of(self.points.values[places(*part)]) for _, *part in parts))
+    def _scale_of_covariates(self, names: tuple[str, ...]) -> dict[str, Any]:
+        if not names:
+            return {}
+        count = max(1, int(self.lengths.sum()))
+        mean, std = map(torch.from_numpy, self._spread("covariates", np.full(len(names), count)))
+        return {"covariates": names, "covariate_mean": mean, "covariate_std": std}
+
+    def _spread(self, name: str, count: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and std of each column; one that never changes has none to divide by: 1. Rounding is none either."""
+        mean = self._total(lambda x: np.nansum(x, 0), name=name) / count
+        std = np.sqrt(self._total(lambda x: np.nansum((x - mean) ** 2, 0), name=name) / count)
+        highest = self._total(lambda x: np.nanmax(np.abs(x), 0, initial=0), np.maximum, name)
+        return mean, np.where(std > 1e-12 * highest, std, 1.0)
+
+    def _total(self, of, add=np.add, name: str = "values"):
+        """A number a column, from all values (points, dim), which are never in memory together."""
+        column = getattr(self.points, name)
+        parts = pieces(self.first, self.end, max(1, CELLS // column.shape[1]))
+        return reduce(add, (of(column[places(*part)]) for _, *part in parts))
 
     def _gap(self, default: float) -> float:
         """The median positive time between neighbours; of more than GAPS points that of evenly chosen series."""
@@ -334,6 +375,11 @@ class SeriesData(pl.LightningDataModule, ABC):
     def make(self) -> dict[str, Ragged]:
         """The splits train, val and test: a function of the configuration alone."""
 
+    @property
+    def covariates(self) -> tuple[str, ...]:
+        """What is known at every point, of a query too, and never scored; the columns of `Points.covariates`."""
+        return ()
+
     def exact(self, batch: TimeSeries) -> tuple[Tensor, Gaussian | None] | None:
         """Where the process is known: (log p(known), Gaussian of every value given what is seen), in data units.
 
@@ -357,7 +403,7 @@ class SeriesData(pl.LightningDataModule, ABC):
     @cached_property
     def scale(self) -> Scale:
         """Spread and clock of the training split."""
-        return self.splits["train"].scale(self.channels, self.support, self.classes)
+        return self.splits["train"].scale(self.channels, self.support, self.classes, self.covariates)
 
     def batches(self, split: str, task: Task, batch_size: int | None = None, alike: bool = False) -> Batches:
         """A split under a task, with evaluation's fixed patterns; `alike`: not in order, but of like lengths."""

@@ -20,6 +20,7 @@ from vrnn_lab.data.base import SPLITS
 log = logging.getLogger("vrnn_lab")
 ENDINGS = (".csv", ".csv.gz", ".parquet")
 MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "none", "-nan", "-NaN", "<NA>"]
+CODE = "Write a text as numbers: 0 and 1, or for several kinds a column of 0 and 1 each."
 OTHER_NAMES = {  # what Nixtla, GluonTS and others call these columns
     "id": ("unique_id", "item_id", "series_id", "ID", "Id"),
     "time": ("ds", "timestamp", "datetime", "date", "Time", "Date"),
@@ -62,8 +63,13 @@ def column_names(path: Path) -> list[str]:
     return [str(name) for name in _read_csv(path, nrows=0).columns]
 
 
-def refuse_stream(path: Path, channel: str | None) -> None:
+def refuse_stream(path: Path, channel: str | None, beside: "Beside") -> None:
     """ValueError for a file or a form that cannot be read bit by bit."""
+    if beside.wanted:
+        raise ValueError(
+            f"data.stream=true reads values alone, and data.{beside.wanted[0][0]} names other columns; leave those "
+            "out, or leave data.stream out, which reads the whole file into memory."
+        )
     if channel is not None:
         raise ValueError(
             "data.stream=true reads tables with a column a channel; the long form (data.channel) cannot be streamed. "
@@ -110,6 +116,87 @@ def read(path: Path, wanted: list[str], words: Iterable[str]) -> Cells:
     if not len(frame):
         raise ValueError(f"{path} has no rows, only the columns {_listed(wanted)}; expected a row per time.")
     return Cells(path, frame)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Columns that stand beside the values: what is known everywhere, and error bars."""
+
+    known: tuple[str, ...] = ()  # one number a row
+    static: tuple[str, ...] = ()  # one number a series
+    error: tuple[str | None, ...] = ()  # one a channel (None: it has none); long form: one beside the value
+
+    @property
+    def covariates(self) -> tuple[str, ...]:
+        return (*self.known, *self.static)
+
+    @property
+    def wanted(self) -> list[tuple[str, str]]:
+        """(config key, column)."""
+        named = [("known", name) for name in self.known] + [("static", name) for name in self.static]
+        return named + [("error", name) for name in self.error if name is not None]
+
+
+def covariates(cells: Cells, id: str | None, beside: Beside) -> NDArray[np.float64] | None:
+    """(rows, covariates): the known ones as each row has them, the static ones as their series has them."""
+    if not beside.covariates:
+        return None
+    known = [_known(cells, name) for name in beside.known]
+    if not beside.static:
+        return np.stack(known, 1)
+    owner, names = (np.zeros(len(cells.frame), np.int64), ("",)) if id is None else words(cells, id)
+    return np.stack(known + [_static(cells, name, owner, names) for name in beside.static], 1)
+
+
+def _known(cells: Cells, column: str) -> NDArray[np.float64]:
+    found = numbers(cells, column, f"data.known takes numbers. {CODE}")
+    empty = first(np.isnan(found))
+    if empty is not None:
+        raise ValueError(
+            f"{cells.path}: {cells.where(empty)} has no '{column}', which data.known says is known everywhere; fill "
+            "it in, in every row, or leave it out of data.known and it is a channel."
+        )
+    return found
+
+
+def _static(cells: Cells, column: str, owner: NDArray[np.int64], names: tuple[str, ...]) -> NDArray[np.float64]:
+    """(rows,): the one number each row's series has."""
+    found = numbers(cells, column, f"data.static takes numbers. {CODE}")
+    there = np.flatnonzero(~np.isnan(found) & (owner >= 0))
+    series, place = np.unique(owner[there], return_index=True)
+    value = np.full(len(names) + 1, np.nan)  # the last is that of rows without a name
+    value[series] = found[there][place]
+    other = first(found[there] != value[owner[there]])
+    if other is not None:
+        row, name = there[other], names[owner[there[other]]]
+        begun = there[place[series == owner[row]][0]]
+        raise ValueError(
+            f"{cells.path}: series '{name}' has two values of '{column}', {found[begun]:g} in {cells.where(begun)} "
+            f"and {found[row]:g} in {cells.where(row)}; data.static takes one a series. Correct it, or name what "
+            "changes with time in data.known=[...]."
+        )
+    without = first(np.isnan(value[owner]) & (owner >= 0))
+    if without is not None:
+        raise ValueError(
+            f"{cells.path}: series '{names[owner[without]]}' ({cells.where(without)}) has no '{column}' in any row; "
+            "data.static takes one number for every series. Fill it in, in one of its rows or in all."
+        )
+    return value[owner]
+
+
+def errors(cells: Cells, column: str | None, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(rows,): the error bar of each value that was observed, NaN elsewhere; zeros of no column."""
+    if column is None:
+        return np.where(np.isnan(values), np.nan, 0.0)
+    found = numbers(cells, column, "data.error takes numbers.")
+    for wrong, what in ((np.isnan(found), "no"), (found < 0, "a negative")):
+        place = first(wrong & ~np.isnan(values))
+        if place is not None:
+            raise ValueError(
+                f"{cells.path}: {cells.where(place)} has a value but {what} '{column}'; data.error wants the "
+                "standard deviation of its noise, 0 where there is none. Fill it in, or empty the value."
+            )
+    return np.where(np.isnan(values), np.nan, found)
 
 
 def release() -> None:
@@ -194,16 +281,16 @@ def tell_left_out(
         log.info("%s: columns without numbers are left out: %s", path, ", ".join(left))
 
 
-def numbers(cells: Cells, column: str) -> NDArray[np.float64]:
+def numbers(cells: Cells, column: str, cure: str = "") -> NDArray[np.float64]:
     """(rows,), NaN for an empty cell. ValueError for text and for infinite values."""
+    cure = cure or "Correct the cell, or name the columns to use: data.values=[...]."
     content = cells.column(column)
     found = _parsed(content)
     wrong = first(np.isnan(found) & content.notna().to_numpy())
     if wrong is not None:
         raise ValueError(
             f"{cells.path}: column '{column}' holds the text '{cells.text(column, wrong)}' in "
-            f"{cells.where(wrong)}; expected numbers, empty where nothing was observed. Correct the cell, or "
-            "name the columns to use: data.values=[...]."
+            f"{cells.where(wrong)}; expected numbers, empty where nothing was observed. {cure}"
         )
     infinite = first(np.isinf(found))
     if infinite is not None:
@@ -303,7 +390,8 @@ def _nearest(key: str, name: str, found: list[str]) -> str | None:
 
 
 def _cure(key: str, name: str, near: str) -> str:
-    return f"'{near}' for '{name}' in data.values" if key == "values" else f"data.{key}={near}"
+    several = key in ("values", "known", "static", "error")
+    return f"'{near}' for '{name}' in data.{key}" if several else f"data.{key}={near}"
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vrnn_lab.checks import Count, Natural, Positive
 from vrnn_lab.data import columns, stream, windows
 from vrnn_lab.data.base import Ragged, SeriesData
-from vrnn_lab.data.columns import Cells
+from vrnn_lab.data.columns import Beside, Cells
 from vrnn_lab.data.windows import Contents, Runs
 
 log = logging.getLogger("vrnn_lab")
@@ -42,6 +42,12 @@ class Table(SeriesData):
     of two splits, nor in two windows of val or test. Rounded values get uniform noise of a rounding step
     (`dequantise`), found on training values.
 
+    `known` and `static` are covariates: seen everywhere, in questions too, and never scored; no channels. `known`
+    changes from row to row and is filled in every row; `static` is one number a series, in one of its rows or all.
+    `error`: columns of the known standard deviation of the observation noise, one for each of `values` (null: it has
+    none), in the long form one, beside `value`. Every value then has one. To let a model read them too, name them in
+    `known` as well.
+
     `stream`: for a Parquet file of any size, whose rows of a series stand together, in time order. Its numbers are
     once written to the cache as plain arrays, in one pass, and read from there as batches need them.
 
@@ -56,6 +62,9 @@ class Table(SeriesData):
         values: list[str] | tuple[str, ...] | None = None,
         channel: str | None = None,
         value: str | None = None,
+        known: list[str] | tuple[str, ...] = (),
+        static: list[str] | tuple[str, ...] = (),
+        error: list[str | None] | tuple[str | None, ...] | None = None,
         split: str | None = "split",
         shares: list[Positive] | tuple[Positive, ...] = (0.7, 0.15, 0.15),
         window: Count | None = None,
@@ -74,15 +83,20 @@ class Table(SeriesData):
         self.path, self.id, self.time, self.split = Path(path).expanduser(), id, time, split
         self.values = None if values is None else tuple(values)
         self.channel, self.value = channel, value
+        self.beside = Beside(tuple(known), tuple(static), tuple(error or ()))
         self.shares, self.window, self.stride, self.dequantise = tuple(shares), window, stride, dequantise
         self.stream, self.keep = stream, not stream
         self._check_roles()
         if stream:
-            columns.refuse_stream(self.path, self.channel)
+            columns.refuse_stream(self.path, self.channel, self.beside)
 
     @property
     def channels(self):
         return self._contents.channels
+
+    @property
+    def covariates(self):
+        return self.beside.covariates
 
     def whole(self) -> Ragged:
         """Every series of the file, uncut and as written."""
@@ -112,6 +126,8 @@ class Table(SeriesData):
     def _check_roles(self) -> None:
         named = [("id", self.id), ("time", self.time), ("channel", self.channel), ("value", self.value)]
         named += [("values", name) for name in self.values or () if self.channel is None]
+        named += [(key, name) for key, name in self.beside.wanted if key != "error" or name not in self.beside.known]
+        named += [("split", self.split)] if self.split in self.covariates else []
         taken: dict[str | None, str] = {}
         for key, name in named:
             if name is not None and name in taken:
@@ -121,6 +137,14 @@ class Table(SeriesData):
             taken[name] = key
         if self.values is not None and len(set(self.values)) < max(1, len(self.values)):
             raise ValueError(f"data.values={list(self.values)}; expected at least one name, and each once.")
+        error = self.beside.error
+        if error and self.channel is None and len(self.values or ()) != len(error):
+            raise ValueError(
+                f"data.error={list(error)} and data.values={self.values and list(self.values)}; expected the "
+                "channels and as many columns of error bars, in the same order, null for a channel that has none."
+            )
+        if error and self.channel is not None and (len(error) > 1 or None in error):
+            raise ValueError(f"data.error={list(error)}; the long form has one, the column beside data.value.")
 
     @cached_property
     def _contents(self) -> Contents:
@@ -136,6 +160,7 @@ class Table(SeriesData):
         roles = [(key, name) for key, name in (("id", self.id), ("time", self.time)) if name is not None]
         if self.split not in (None, "split"):
             roles.append(("split", self.split))
+        roles += self.beside.wanted
         columns.demand(self.path, found, [*roles, *needed])
         texts = [name for name in (self.id, self.split, self.channel) if name in found]
         named = {*texts, *(name for _, name in [*roles, *needed])}
@@ -152,10 +177,15 @@ class Table(SeriesData):
         channels = self.values or self._number_columns(cells)
         values = np.stack([columns.numbers(cells, name) for name in channels], 1)
         observed = np.any(~np.isnan(values), axis=1)
+        told, error = columns.covariates(cells, self.id, self.beside), None
+        if self.beside.error:
+            pairs = zip(self.beside.error, values.T, strict=True)
+            error = np.stack([columns.errors(cells, name, value) for name, value in pairs], 1)
         points = self._points(cells, observed)
         order = time_order(points)
         self._refuse_twice(points, order, points.owner[order], points.times[order])
-        return self._assemble(points, order, channels, values[observed][order])
+        chosen = lambda x: x if x is None else x[observed][order]
+        return self._assemble(points, order, channels, chosen(values), chosen(told), chosen(error))
 
     def _read_long(self) -> Contents:
         assert self.channel is not None and self.value is not None
@@ -167,6 +197,10 @@ class Table(SeriesData):
         columns.all_filled(cells.rows(~np.isnan(numbers)), self.channel, kind[~np.isnan(numbers)])
         place = np.array([*(channels.index(x) if x in channels else -1 for x in occurring), -1])[kind]
         observed = ~np.isnan(numbers) & (place >= 0)
+        told = columns.covariates(cells, self.id, self.beside)
+        error = None
+        if self.beside.error:
+            error = columns.errors(cells, self.beside.error[0], np.where(observed, numbers, np.nan))[observed]
         points = self._points(cells, observed)
         numbers, place = numbers[observed], place[observed]
         order = time_order(points)
@@ -175,9 +209,20 @@ class Table(SeriesData):
         point = np.cumsum(new) - 1
         again = np.lexsort((order, place[order], point))
         self._refuse_twice(points, order[again], point[again], place[order][again])
-        values = np.full((new.sum(), len(channels)), np.nan)
-        values[point, place[order]] = numbers[order]
-        return self._assemble(points, order[new], channels, values)
+        first = np.flatnonzero(new)
+        if told is not None:
+            told = told[observed][order]
+            self._refuse_other(points, order, told, first[point])
+            told = told[first]
+
+        def spread(numbers):
+            found = np.full((len(first), len(channels)), np.nan)
+            found[point, place[order]] = numbers[order]
+            return found
+
+        return self._assemble(
+            points, order[first], channels, spread(numbers), told, None if error is None else spread(error)
+        )
 
     def _points(self, cells: Cells, observed: NDArray[np.bool_]) -> Points:
         """The rows where something was observed; a notice names series that have none."""
@@ -201,8 +246,8 @@ class Table(SeriesData):
         times, dates = columns.times(cells, self.time)
         return Points(cells, owner, names, times, dates)
 
-    def _assemble(self, points: Points, order, channels, values) -> Contents:
-        """order (points,): the row each point takes its time and split from; values (points, dim)."""
+    def _assemble(self, points: Points, order, channels, values, told, error) -> Contents:
+        """order (points,): the row each point takes its time and split from; values, error (points, dim)."""
         owner, times = points.owner[order], points.times[order]
         offsets = np.searchsorted(owner, np.arange(len(points.names) + 1))
         series = Ragged.joined(
@@ -212,6 +257,8 @@ class Table(SeriesData):
             windows=np.stack([times[offsets[:-1]], times[offsets[1:] - 1]], 1),
             ids=windows.hashed(points.names),
             names=points.names,
+            covariates=told,
+            error=error,
         )
         marked = None
         if self.split is not None and self.split in points.cells.frame:
@@ -219,7 +266,8 @@ class Table(SeriesData):
         return Contents(tuple(channels), series, marked, points.dates)
 
     def _number_columns(self, cells: Cells) -> tuple[str, ...]:
-        others = [c for c in cells.frame if c not in (self.id, self.time, self.split)]
+        beside = [name for _, name in self.beside.wanted]
+        others = [c for c in cells.frame if c not in (self.id, self.time, self.split, *beside)]
         others = [c for c in others if not c.startswith("Unnamed: ")]  # row numbers that pandas wrote
         channels = tuple(c for c in others if columns.looks_like_numbers(cells, c))
         cure = "Expected one a channel, or the long form: data.channel=<column> data.value=<column>."
@@ -232,6 +280,18 @@ class Table(SeriesData):
             raise ValueError(
                 f"{self.path}: data.values names channels that do not occur, {unknown}; column '{self.channel}' "
                 f"holds {list(occurring)[:20]}."
+            )
+
+    def _refuse_other(self, points: Points, order, told, first) -> None:
+        """told (rows, covariates) in the given order: each row's are those of its point's first row."""
+        if (found := np.argwhere(told != told[first])).size:
+            row, column = found[0]
+            cells, one, two = points.cells, int(order[first[row]]), int(order[row])
+            raise ValueError(
+                f"{self.path}: series '{points.names[points.owner[two]]}' has two values of "
+                f"'{self.covariates[column]}' at {self.time}={cells.text(self.time, two)}, "
+                f"{told[first[row], column]:g} in {cells.where(one)} and {told[row, column]:g} in "
+                f"{cells.where(two)}; expected one a time."
             )
 
     def _refuse_twice(self, points: Points, order, *keys) -> None:

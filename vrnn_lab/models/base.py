@@ -24,6 +24,7 @@ from vrnn_lab.share import ALL, Share
 
 HELD = ("loss", "nll", "kl", "labels")  # of every training step; the last where labels are learned
 HEADS = {"real": "model/head=gaussian", "binary": "model/head=bernoulli", "events": "model/head=events"}
+NUMBERS = ("mean", "std", "clock", "gap", "longest", "start", "reach")  # of the scale: buffers
 LOG_EVERY = 50  # steps; each logged scalar costs about 0.25 ms
 
 
@@ -48,14 +49,20 @@ class SequenceModel(pl.LightningModule, ABC):
     methods take and give the data's own units and add the log-determinant of that change to the nats.
 
     causal: predictions at a query cannot use points after it (a step model).
+    takes_covariates: it reads `series.covariates`; data that have some are refused where it does not.
+    takes_error: wherever a value is scored or predicted its density is `blurred(series.error)`.
     states: the size of the states it gives in its loss terms, from which labels can be told; 0 = it gives none.
     point_process: times are modelled too: nats are those of p(x, t), its points are all events of the window.
     """
 
     causal = False
+    takes_covariates = False
+    takes_error = False
     parts: tuple[str, ...] = ("values", "events")  # which terms the nats hold
     data_mean: Tensor
     data_std: Tensor
+    data_covariate_mean: Tensor
+    data_covariate_std: Tensor
     data_clock: Tensor
     data_start: Tensor
 
@@ -66,6 +73,7 @@ class SequenceModel(pl.LightningModule, ABC):
                 f"the head speaks of {head.support} values, the data set's are {scale.support}; "
                 f"choose {HEADS.get(scale.support, 'another head')}, or other data."
             )
+        self._refuse(scale, head, point_process)
         if scale.support == "events" and not point_process:
             raise ValueError(
                 f"the data set holds events, of which times are all, and this {type(self).__name__} does not model "
@@ -84,8 +92,11 @@ class SequenceModel(pl.LightningModule, ABC):
         self.scale, self.recipe, self.head, self.point_process = scale, recipe, head, point_process
         self.noise = Noise()
         self.classifier = self._classifier(states) if recipe.labels.weight else None
-        for name in ("mean", "std", "clock", "gap", "longest", "start", "reach"):
+        for name in NUMBERS:
             self.register_buffer(f"data_{name}", getattr(scale, name).double())
+        for name in ("covariate_mean", "covariate_std"):  # of runs without covariates not kept
+            numbers = getattr(scale, name).double()
+            self.register_buffer(f"data_{name}", numbers, persistent=bool(scale.covariates))
         # Python numbers, so that no step has to ask the device: all in the model's clock.
         self.usual_gap, self.clock = (scale.gap / scale.clock).item(), scale.clock.item()
         self._held: list[Tensor] = []
@@ -93,6 +104,25 @@ class SequenceModel(pl.LightningModule, ABC):
         self.latest: dict[str, float] = {}  # what was logged last of training
         self.seed = 0  # of all noise; set by the run
         self.compiled: Callable[[TimeSeries], LossTerms] | None = None  # loss_terms, as a fit may have it
+
+    def _refuse(self, scale: Scale, head: Head, point_process: bool) -> None:
+        """ValueError where the data have what this model would not use."""
+        name = f"a point process ({type(self).__name__})" if point_process else type(self).__name__
+        if scale.covariates and not (self.takes_covariates and not point_process):
+            raise ValueError(
+                f"{name} cannot read covariates, and the data set has {', '.join(scale.covariates)}; leave them out "
+                "(data.known=[] data.static=[]), or choose a model that can: model=rnn, vrnn, rnn_vae, latent_ode."
+            )
+        if scale.errors and not (self.takes_error and not point_process):
+            raise ValueError(
+                f"{name} knows no error bars, and the data set has some; leave them out (data.error=null), or choose "
+                "a model that does: model=rnn, vrnn, rnn_vae, latent_ode."
+            )
+        if scale.errors and not head.takes_error:
+            raise ValueError(
+                f"the data set has error bars, and {type(head).__name__} has no density of a value plus Gaussian "
+                "noise; choose model/head=gaussian or gmm, or leave them out: data.error=null."
+            )
 
     # ---- what a leaf gives, in standardised units ---------------------------------------------------
 
@@ -109,7 +139,8 @@ class SequenceModel(pl.LightningModule, ABC):
         """Draws at every point that counts; reads what is seen alone. At padding anything finite."""
 
     def _answer(self, density: Density, series: TimeSeries, samples: int) -> Prediction:
-        """Draws from a density of points that hang together through a latent path alone."""
+        """Draws from a density of points that hang together through a latent path alone, with their error bars."""
+        density = density.blurred(series.error)
         density = density.given(series.values.expand(density.mean.shape), series.seen.expand(density.mean.shape))
         noise = self.noise.at_points("value", series, samples, self.head.draws, density.mean)
         return Prediction(density.draw(noise), density)
@@ -181,6 +212,7 @@ class SequenceModel(pl.LightningModule, ABC):
                 f"the batch has {batch.values.shape[-1]} channels, the model {self.scale.dim}: "
                 f"{', '.join(self.scale.channels)}. Give values (batch, time, {self.scale.dim})."
             )
+        self._check_beside(batch)
         start = batch.window[:, :1]
         values = torch.where(batch.known, (batch.values - self.data_mean) / self.data_std, 0)
         return replace(
@@ -188,8 +220,35 @@ class SequenceModel(pl.LightningModule, ABC):
             times=(batch.times - start) / self.data_clock,
             window=(batch.window - self.data_start) / self.data_clock,
             values=values.to(self.dtype_of_weights),
+            covariates=self._standard_covariates(batch),
+            error=self._standard_error(batch),
             longest_gap=None if batch.longest_gap is None else batch.longest_gap / self.clock,
         )
+
+    def _check_beside(self, batch: TimeSeries) -> None:
+        known, found = self.scale.covariates, 0 if batch.covariates is None else batch.covariates.shape[-1]
+        if found != len(known):
+            raise ValueError(
+                f"the batch has {found} covariates, the model {len(known)}: {', '.join(known) or 'none'}. "
+                f"Give covariates (batch, time, {len(known)}), known at every point that is seen or asked."
+            )
+        if batch.error is not None and not (self.takes_error and self.head.takes_error):
+            raise ValueError(
+                f"the batch has error bars, of which {type(self).__name__} with {type(self.head).__name__} knows "
+                "nothing; set error=None, or fit a model that does, with data.error=[...]."
+            )
+
+    def _standard_covariates(self, batch: TimeSeries) -> Tensor | None:
+        """In training stds from their training means; zero at padding."""
+        if batch.covariates is None or not self.scale.covariates:
+            return None
+        standard = (batch.covariates - self.data_covariate_mean) / self.data_covariate_std
+        return torch.where(batch.counts[..., None], standard, 0).to(self.dtype_of_weights)
+
+    def _standard_error(self, batch: TimeSeries) -> Tensor | None:
+        if batch.error is None:
+            return None
+        return torch.where(batch.counts[..., None], batch.error / self.data_std, 0).to(self.dtype_of_weights)
 
     def _label_loss(self, terms: LossTerms, batch: TimeSeries, share: Share = ALL) -> Tensor:
         """Cross-entropy in nats a label; of a share, one whose mean over the processes is the batch's."""
@@ -336,3 +395,5 @@ class SequenceModel(pl.LightningModule, ABC):
         checkpoint["support"] = self.scale.support
         checkpoint["classes"] = list(self.scale.classes)
         checkpoint["labels_of_points"] = self.scale.labels_of_points
+        checkpoint["covariates"] = list(self.scale.covariates)
+        checkpoint["errors"] = self.scale.errors

@@ -61,7 +61,9 @@ class LatentODE(PathModel):
         self.recognition = Recognition(encoder(scale, encoder_width), latent, encoder_width, activation)
         self.decoder = self.intensity = None
         if self.head.width:
-            self.decoder = mlp(latent, decoder_width, self.head.width, decoder_depth, activation)
+            self.decoder = mlp(
+                latent + len(scale.covariates), decoder_width, self.head.width, decoder_depth, activation
+            )
         if point_process:
             self.intensity = Intensity(latent, decoder_width, activation, self.usual_gap)
         self.solver = Solver(method, rtol, atol, adjoint)
@@ -109,7 +111,7 @@ class LatentODE(PathModel):
         states = path.at(self._elapsed(series))
         total = states.new_zeros(states.shape[:2])
         if "values" in self.parts:
-            total = total + self._decode(states).log_prob(series.values, series.scored).sum(2)
+            total = total + self._log_prob(series, states).sum(2)
         if self.point_process and "events" in self.parts:
             rate = self._rate(series, path)
             total = total + torch.where(series.counts, rate.intensity(states), 0).sum(2) - rate.total()

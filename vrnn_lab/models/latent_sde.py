@@ -15,6 +15,7 @@ from vrnn_lab.layers import Activation, VectorField, mlp
 from vrnn_lab.loops import loop
 from vrnn_lab.losses import Latents, LossTerms, Normal
 from vrnn_lab.models.base import SequenceModel
+from vrnn_lab.networks import beside
 from vrnn_lab.ode import linear_read, steps_in_training, steps_to_cover
 from vrnn_lab.recipe import Recipe
 from vrnn_lab.series import Scale, TimeSeries, pick
@@ -92,6 +93,8 @@ class LatentSDE(SequenceModel):
     small beside the observation noise. posterior=narrowed: they may have less, as the chain's own posterior has.
     """
 
+    takes_covariates = takes_error = True
+
     def __init__(
         self,
         scale: Scale,
@@ -117,7 +120,7 @@ class LatentSDE(SequenceModel):
         self.encoder = encoder(scale, encoder_width)
         self.start = mlp(self.encoder.summary, encoder_width, 2 * latent, 1, activation)
         self.steering = Steering(latent, encoder_width, width, activation, posterior == "narrowed")
-        self.decoder = mlp(latent, decoder_width, self.head.width, decoder_depth, activation)
+        self.decoder = mlp(latent + len(scale.covariates), decoder_width, self.head.width, decoder_depth, activation)
         self.step = 1 / nodes
         self.reach = (scale.longest / scale.clock).item()
         self.nodes = steps_in_training(nodes, self.reach)
@@ -171,13 +174,15 @@ class LatentSDE(SequenceModel):
         """The path at every point, linear between nodes, z_0 before the first."""
         return linear_read(steps.states, self.step, 0, series.times)
 
-    def _decode(self, states: Tensor) -> Density:
-        return self.head(self.decoder(states))
+    def _decode(self, series: TimeSeries, states: Tensor) -> Density:
+        """But for error bars."""
+        return self.head(self.decoder(beside(states, series.covariates)))
 
     def _log_likelihood(self, series: TimeSeries, steps: Steps) -> tuple[Float[Tensor, "samples batch"], Tensor]:
         """log p(scored | z), and the states."""
         states = self._points(series, steps)
-        return self._decode(states).log_prob(series.values, series.scored).sum(2), states
+        density = self._decode(series, states).blurred(series.error)
+        return density.log_prob(series.values, series.scored).sum(2), states
 
     def _loss_terms(self, series, samples):
         posterior, _, steps = self._chain(series, samples)
@@ -194,4 +199,5 @@ class LatentSDE(SequenceModel):
         return self._log_likelihood(series, steps)[0] + first + steps.log_ratio
 
     def _predict(self, series, samples):
-        return self._answer(self._decode(self._points(series, self._chain(series, samples)[2])), series, samples)
+        states = self._points(series, self._chain(series, samples)[2])
+        return self._answer(self._decode(series, states), series, samples)

@@ -9,6 +9,7 @@ from torch import Tensor
 from vrnn_lab.densities import Density
 from vrnn_lab.losses import Latents, LossTerms, Normal, log_mean_exp
 from vrnn_lab.models.base import SequenceModel
+from vrnn_lab.networks import beside
 from vrnn_lab.series import TimeSeries
 
 
@@ -16,9 +17,11 @@ class PathModel(SequenceModel):
     """z ~ N(0, I), x_i ~ p(x_i | z, t_i) independently; the posterior q(z | seen) reads only what is seen.
 
     A leaf gives the posterior (`_encode`), of one z a series or one a point, the states that z lays out at every
-    point (`_states`) and what they say of it (`_decode`).
+    point (`_states`) and what they say of it (`_decode`). With covariates u_i the encoder reads those of seen points,
+    and p(x_i | z, t_i, u_i): the decoder is told them beside the state.
     """
 
+    takes_covariates = takes_error = True
     latent: int
 
     @abstractmethod
@@ -33,7 +36,14 @@ class PathModel(SequenceModel):
 
     @abstractmethod
     def _decode(self, states: Float[Tensor, "samples batch time state"]) -> Density:
-        """p(x_i | z)."""
+        """p(x_i | z), but for error bars, from a state and the covariates beside it."""
+
+    def _signal(self, series: TimeSeries, states: Tensor) -> Density:
+        return self._decode(beside(states, series.covariates))
+
+    def _log_prob(self, series: TimeSeries, states: Tensor) -> Float[Tensor, "samples batch time"]:
+        """log p of each point's scored values, with their error bars."""
+        return self._signal(series, states).blurred(series.error).log_prob(series.values, series.scored)
 
     def _draw(self, posterior: Normal, series: TimeSeries, samples: int) -> Tensor:
         noise = self.noise.of_series if posterior.mean.ndim == 2 else self.noise.at_points
@@ -42,7 +52,7 @@ class PathModel(SequenceModel):
     def _log_likelihood(self, series: TimeSeries, z: Tensor) -> tuple[Float[Tensor, "samples batch"], Tensor]:
         """log p(scored | z), and the states."""
         states = self._states(series, z)
-        return self._decode(states).log_prob(series.values, series.scored).sum(2), states
+        return self._log_prob(series, states).sum(2), states
 
     def _loss_terms(self, series, samples):
         posterior = self._encode(series)
@@ -77,5 +87,5 @@ class PathModel(SequenceModel):
         return log_mean_exp(weights).detach() + surrogate - surrogate.detach()
 
     def _predict(self, series, samples):
-        density = self._decode(self._states(series, self._draw(self._encode(series), series, samples)))
-        return self._answer(density, series, samples)
+        states = self._states(series, self._draw(self._encode(series), series, samples))
+        return self._answer(self._signal(series, states), series, samples)

@@ -1,5 +1,6 @@
 """Recurrent models whose only randomness is their output."""
 
+import torch
 from torch import Tensor
 
 from vrnn_lab.cells import GRU
@@ -7,6 +8,7 @@ from vrnn_lab.checks import Count, Natural
 from vrnn_lab.layers import Activation, mlp
 from vrnn_lab.losses import LossTerms
 from vrnn_lab.models.steps import StepModel
+from vrnn_lab.networks import beside
 from vrnn_lab.recipe import Recipe
 from vrnn_lab.series import Scale, TimeSeries, compact, put_back
 
@@ -14,11 +16,14 @@ from vrnn_lab.series import Scale, TimeSeries, compact, put_back
 class RNN(StepModel):
     """An RNN with a random output (the RNN-Gauss and RNN-GMM of Chung et al. 2015, arXiv 1506.02216).
 
-    s_i = cell(x_{i-1}, known_{i-1}, gap_i, s_{i-1}),    x_i ~ head(output(s_i)),
+    s_i = cell(x_{i-1}, known_{i-1}, gap_i, u_i, s_{i-1}),    x_i ~ head(output(s_i, u_i)),
 
-    with gap_i the time since the last point that counts, so log p(x) = sum_i log p(x_i | x_<i) is exact.
+    with gap_i the time since the last point that counts and u_i the covariates, where there are any, so
+    log p(x | u) = sum_i log p(x_i | x_<i, u) is exact.
     The cell (`vrnn_lab.cells`) says what happens between points: GRU, decay, GRU-D, ODE-RNN.
     """
+
+    takes_covariates = takes_error = True
 
     def __init__(
         self,
@@ -31,17 +36,22 @@ class RNN(StepModel):
         cell=GRU,
     ):
         super().__init__(scale, recipe, head(scale), states=width)
+        self.told = len(scale.covariates)
         self.width, self.cell = width, cell(scale, width)
-        self.output = mlp(self.cell.output, width, self.head.width, depth, activation)
+        self.output = mlp(self.cell.output + self.told, width, self.head.width, depth, activation)
 
     def _density(self, state: Tensor):
-        return self.head(self.output(state[..., : self.cell.output]))
+        """state: the cell's, and behind it the covariates, which no cell lets fade."""
+        read = state[..., : self.cell.output]
+        return self.head(self.output(beside(read, state[..., self.cell.size :] if self.told else None)))
 
     def _log_prob(self, series: TimeSeries) -> tuple[Tensor, Tensor]:
         """log p of each series' scored values, and the states after each of its points."""
         series, index = compact(series, series.counts)
-        states = self.cell.over(*self._before(series), self._longest(series))
-        log_prob = self._density(states[:, :-1]).log_prob(series.values, series.scored).sum(1)
+        values, known, gap, told = self._before(series)
+        states = beside(self.cell.over(values, known, gap, told, self._longest(series)), told)
+        density = self._density(states[:, :-1]).blurred(series.error)
+        log_prob = density.log_prob(series.values, series.scored).sum(1)
         return log_prob, put_back(states[:, 1:, : self.cell.output], index)
 
     def _loss_terms(self, series, samples):
@@ -52,10 +62,10 @@ class RNN(StepModel):
         return self._log_prob(series)[0].expand(samples, -1)
 
     def _start(self, like, *rows):
-        return self.cell.start(like, *rows)
+        return torch.cat([self.cell.start(like, *rows), like.new_zeros(*rows, self.told)], -1)
 
-    def _remember(self, values, known, gap, latent, state):
-        return self.cell(values, known, gap, state)
+    def _remember(self, values, known, gap, told, latent, state):
+        return beside(self.cell(values, known, gap, told, state[..., : self.cell.size]), told)
 
     def _emit(self, state, values, seen, noise):
         return self._density(state), noise

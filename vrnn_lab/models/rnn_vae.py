@@ -46,7 +46,7 @@ class RNNVAE(PathModel):
         self.recognition = Recognition(encoder(scale, encoder_width), latent, encoder_width, activation)
         self.start = nn.Linear(latent, width)
         self.memory = Memory(latent, width)
-        self.decoder = mlp(width, decoder_width, self.head.width, decoder_depth, activation)
+        self.decoder = mlp(width + len(scale.covariates), decoder_width, self.head.width, decoder_depth, activation)
 
     def _encode(self, series):
         return self.recognition(series, series.times, self.reach if series.in_training else None)

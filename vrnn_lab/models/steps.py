@@ -27,9 +27,10 @@ class StepModel(SequenceModel):
 
     @abstractmethod
     def _remember(
-        self, values: Tensor, known: Tensor, gap: Tensor, latent: Tensor, state: Tensor
+        self, values: Tensor, known: Tensor, gap: Tensor, told: Tensor | None, latent: Tensor, state: Tensor
     ) -> Float[Tensor, "... state"]:
-        """s_i from the point before (values, which of them are known, z), the gap to point i and s_{i-1}."""
+        """s_i from the point before (values, which of them are known, z), the gap to point i, the covariates of point
+        i, which are known beforehand (as in Salinas et al. 2020, arXiv 1704.04110, section 3.1), and s_{i-1}."""
 
     @abstractmethod
     def _emit(
@@ -37,15 +38,18 @@ class StepModel(SequenceModel):
     ) -> tuple[Density, Float[Tensor, "... latent"]]:
         """p(x_i | s_i, z_i) and z_i, drawn with standard normal noise given what is seen of point i."""
 
-    def _before(self, series: TimeSeries) -> tuple[Tensor, Tensor, Tensor]:
-        """For each step of compacted rows the point before it (values, known), and the gap up to it (batch, time, 1).
+    def _before(self, series: TimeSeries) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """For each step of compacted rows the point before it (values, known), the gap up to it (batch, time, 1), and
+        its own covariates.
 
         Before the first there is nothing. One more step follows the last point: where all of it is taken in.
         """
         nothing = torch.zeros_like(series.values[:, :1])
         known = series.known.to(series.values)
         gap = torch.cat([self._gap(series), nothing[:, :, 0]], 1)
-        return torch.cat([nothing, series.values * known], 1), torch.cat([nothing, known], 1), gap[..., None]
+        told = series.covariates
+        told = told if told is None else torch.cat([told, torch.zeros_like(told[:, :1])], 1)
+        return torch.cat([nothing, series.values * known], 1), torch.cat([nothing, known], 1), gap[..., None], told
 
     def _gap(self, series: TimeSeries) -> Tensor:
         """Gaps of compacted rows, in usual gaps."""
@@ -70,8 +74,10 @@ class StepModel(SequenceModel):
         latent, state = x.new_zeros(samples, batch, self.latent), self._start(x, samples, batch)
         paths, densities = [], []
         for i in range(time):
-            state = self._remember(x, flag, gap[i].expand(samples, -1, -1), latent, state)
+            told = None if series.covariates is None else series.covariates[:, i].expand(samples, -1, -1)
+            state = self._remember(x, flag, gap[i].expand(samples, -1, -1), told, latent, state)
             density, latent = self._emit(state, values[i].expand(spread), seen[i].expand(spread), latents[i])
+            density = density.blurred(None if series.error is None else series.error[:, i])
             density = density.given(values[i].expand(spread), seen[i].expand(spread))
             flag = known[i].expand(spread)
             x = torch.where(seen[i], values[i], density.draw(draws[i])) * flag

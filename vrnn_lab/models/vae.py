@@ -6,6 +6,7 @@ from vrnn_lab.checks import Count, Natural
 from vrnn_lab.layers import Activation, mlp
 from vrnn_lab.losses import Normal
 from vrnn_lab.models.paths import PathModel
+from vrnn_lab.networks import beside
 from vrnn_lab.recipe import Recipe
 from vrnn_lab.series import Scale
 
@@ -30,12 +31,14 @@ class VAE(PathModel):
     ):
         super().__init__(scale, recipe, head(scale), states=latent)
         self.latent = latent
-        self.encoder = mlp(2 * scale.dim, width, 2 * latent, depth, activation)
-        self.decoder = mlp(latent, width, self.head.width, depth, activation)
+        told = len(scale.covariates)
+        self.encoder = mlp(2 * scale.dim + told, width, 2 * latent, depth, activation)
+        self.decoder = mlp(latent + told, width, self.head.width, depth, activation)
 
     def _encode(self, series):
         seen = series.seen.to(series.values)
-        posterior = Normal.of(self.encoder(torch.cat([series.values * seen, seen], -1)))
+        inputs = torch.cat([series.values * seen, seen], -1)
+        posterior = Normal.of(self.encoder(beside(inputs, series.covariates)))
         return posterior.where(series.seen.any(-1, keepdim=True), Normal.standard(posterior.mean))
 
     def _states(self, series, z):

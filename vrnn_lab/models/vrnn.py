@@ -11,7 +11,7 @@ from vrnn_lab.layers import ACTIVATIONS, Activation, Memory, mlp, weights_of
 from vrnn_lab.loops import loop
 from vrnn_lab.losses import Latents, LossTerms, Normal, log_mean_exp
 from vrnn_lab.models.steps import StepModel
-from vrnn_lab.networks import GAP_FEATURES, gap_features
+from vrnn_lab.networks import GAP_FEATURES, beside, gap_features
 from vrnn_lab.recipe import Recipe
 from vrnn_lab.series import Scale, TimeSeries, compact, put_back
 from vrnn_lab.taped.tape import Weights, by_hand
@@ -21,7 +21,8 @@ from vrnn_lab.taped.variational import VariationalSequence
 class VRNN(StepModel):
     """A latent variable at every step of an RNN (Chung et al. 2015, arXiv 1506.02216, eq. 5 to 11).
 
-    s_i = GRU([phi_x(x_{i-1}, known_{i-1}), gap_i, phi_z(z_{i-1})], s_{i-1})    (the paper's h_{i-1}, told the gap)
+    s_i = GRU([phi_x(x_{i-1}, known_{i-1}), gap_i, u_i, phi_z(z_{i-1})], s_{i-1})    (the paper's h_{i-1}, told the
+                                                                   gap and the covariates of the point to come)
     prior      z_i ~ N(phi_prior(s_i)), or N(0, I) with prior=standard (the paper's VRNN-I)
     posterior  z_i ~ N(phi_enc(phi_x(x_i, known_i), s_i))
     output     x_i ~ head(phi_dec(phi_z(z_i), s_i))
@@ -29,6 +30,8 @@ class VRNN(StepModel):
     Bound: sum_i log p(x_i | z_<=i, x_<i) - KL(q(z_i | x_<=i, z_<i) || p(z_i | x_<i, z_<i)). Only what depends
     on the state runs in the loop over points; features of x, prior and output heads run once over all points.
     """
+
+    takes_covariates = takes_error = True
 
     def __init__(
         self,
@@ -49,7 +52,7 @@ class VRNN(StepModel):
         self.activation = ACTIVATIONS[activation]()
         self.phi_x = mlp(2 * scale.dim, feature_width, feature_width, feature_depth, activation)
         self.phi_z = mlp(latent, feature_width, feature_width, feature_depth, activation)
-        self.memory = Memory(feature_width + GAP_FEATURES, width)
+        self.memory = Memory(feature_width + GAP_FEATURES + len(scale.covariates), width)
         self.gates_of_z = nn.Linear(feature_width, 3 * width, bias=False)
         self.posterior_of_x = nn.Linear(feature_width, width)
         self.posterior_of_state = nn.Linear(width, width, bias=False)
@@ -85,7 +88,8 @@ class VRNN(StepModel):
         zero = torch.zeros_like(series.values[:, 0])[None]
         before = torch.cat([self._features(zero, zero), features[:-1]])
         gap = gap_features(self._gap(series)).transpose(0, 1)
-        return self.memory.gates(torch.cat([before, gap], -1)), self.posterior_of_x(features)
+        told = None if series.covariates is None else series.covariates.transpose(0, 1)
+        return self.memory.gates(beside(torch.cat([before, gap], -1), told)), self.posterior_of_x(features)
 
     def _begin(self, series: TimeSeries, samples: int) -> tuple[Tensor, Tensor]:
         """The first state, and the gates of the latent before the first."""
@@ -99,7 +103,7 @@ class VRNN(StepModel):
         state, raw, z, feature = self._sequence(*told)
         both = torch.cat([feature, state], -1)
         by_time = lambda x: x.permute(1, 2, 0, 3)
-        density = self.head(by_time(self.output(both)))
+        density = self.head(by_time(self.output(both))).blurred(series.error)
         prior = self._prior(state).map(by_time)
         return density, Normal.of(by_time(raw)), prior, by_time(z), by_time(both)
 
@@ -188,7 +192,8 @@ class VRNN(StepModel):
             posterior, prior = self._posterior(from_x[i], state), self._prior(state)
             z = posterior.draw(noise[i])
             feature = self._features_of_z(z)
-            log_prob = self._density(feature, state).log_prob(series.values[:, i], series.scored[:, i])
+            density = self._density(feature, state).blurred(None if series.error is None else series.error[:, i])
+            log_prob = density.log_prob(series.values[:, i], series.scored[:, i])
             weight = weight + torch.where(
                 series.counts[:, i], log_prob + prior.log_prob(z) - posterior.log_prob(z), 0
             )
@@ -203,8 +208,8 @@ class VRNN(StepModel):
     def _start(self, like, *rows):
         return like.new_zeros(*rows, self.width)
 
-    def _remember(self, values, known, gap, latent, state):
-        inputs = torch.cat([self._features(values, known), gap_features(gap[..., 0])], -1)
+    def _remember(self, values, known, gap, told, latent, state):
+        inputs = beside(torch.cat([self._features(values, known), gap_features(gap[..., 0])], -1), told)
         return self.memory(self.memory.gates(inputs) + self.gates_of_z(self._features_of_z(latent)), state)
 
     def _emit(self, state, values, seen, noise):
