@@ -18,7 +18,9 @@ def contents(path: Path) -> Iterator[tuple[str, bytes]]:
     if path.is_dir():
         for file in sorted(path.rglob("*")):
             if file.is_file():
-                yield from contents(file) if _is_archive(file) else [(file.relative_to(path).as_posix(), _bytes(file))]
+                yield from (
+                    contents(file) if _is_archive(file) else [(file.relative_to(path).as_posix(), _bytes(file))]
+                )
     elif _is_archive(path):
         try:
             yield from _zipped(path) if path.name.lower().endswith(".zip") else _tarred(path)

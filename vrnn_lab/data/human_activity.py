@@ -1,17 +1,16 @@
 """Where four tags on a moving person are: the Localization Data for Person Activity."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from vrnn_lab.checks import Count, Natural, Positive
 from vrnn_lab.data import windows
 from vrnn_lab.data.base import SPLITS, Ragged, SeriesData, generator
-from vrnn_lab.data.windows import Runs
 
 log = logging.getLogger("vrnn_lab")
 
@@ -89,7 +88,7 @@ class HumanActivity(SeriesData):
         else:
             runs = windows.by_name(series, self.shares, self.seed)
             made = windows.make_splits(series, runs, self.window, self.stride)
-        return {split: part.labelled(series.labels) for split, part in made.items()}
+        return {split: replace(part, labels=series.labels) for split, part in made.items()}
 
     def _overlapping(self, series: Ragged) -> dict[str, Ragged]:
         cut = windows.cut(windows.whole_series(series), self.window, self.stride)
@@ -98,3 +97,63 @@ class HumanActivity(SeriesData):
         ids = windows.window_ids(series, cut, "all")
         parts = {name: np.flatnonzero(split == i) for i, name in enumerate(SPLITS)}
         return {name: windows.gather(series, cut.rows(index), ids[index]) for name, index in parts.items()}
+
+
+def read(path: Path) -> pd.DataFrame:
+    """The lines of the file, checked; ValueError for a file that is none, or not whole."""
+    if not path.is_file():
+        raise ValueError(f"data.path={path} does not exist, or is a folder (looked in {Path.cwd()}). {SOURCE}")
+    try:
+        types = dict.fromkeys(("sequence", "tag", "activity"), "category") | {"stamp": np.int64}
+        types |= dict.fromkeys("xyz", np.float64)
+        table = pd.read_csv(
+            path, header=None, names=list(COLUMNS), dtype=types, index_col=False, keep_default_na=False
+        )
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ValueError(f"data.path={path} is no such file ({error}). {SOURCE}") from error
+    classes = [name for names in CLASSES.values() for name in names]
+    for column, known in (("tag", list(TAGS)), ("activity", classes)):
+        if unknown := sorted(set(table[column].cat.categories) - set(known)):
+            raise ValueError(
+                f"data.path={path}: {column} '{unknown[0]}'; expected one of {', '.join(known)}. {SOURCE}"
+            )
+    recordings = table["sequence"].nunique()
+    if (len(table), recordings) != (ROWS, RECORDINGS) or not np.isfinite(table[list("xyz")].to_numpy()).all():
+        raise ValueError(
+            f"data.path={path} has {len(table)} lines of {recordings} recordings, expected {ROWS} of {RECORDINGS}, each "
+            f"with three coordinates. {SOURCE}"
+        )
+    return table
+
+
+def in_points(table: pd.DataFrame, bin: float, channels: tuple[str, ...]) -> Ragged:
+    """The recordings: what falls into one bin of so many seconds, averaged, with the class of its first line."""
+    names = tuple(table["sequence"].cat.categories)
+    owner = table["sequence"].cat.codes.to_numpy().astype(np.int64)
+    stamp = table["stamp"].to_numpy()
+    first = np.full(len(names), np.iinfo(np.int64).max)
+    np.minimum.at(first, owner, stamp)
+    moment = np.rint((stamp - first[owner]) / (bin * SECOND)).astype(np.int64)
+    order = np.lexsort((stamp, owner))
+    key = owner * (moment.max() + 1) + moment
+    point, opening, place = np.unique(key[order], return_index=True, return_inverse=True)
+    tag = np.array([list(TAGS).index(x) for x in table["tag"].cat.categories])[table["tag"].cat.codes][order]
+    sums, count = np.zeros((len(point), len(TAGS), 3)), np.zeros((len(point), len(TAGS), 1))
+    np.add.at(sums, (place, tag), table[list("xyz")].to_numpy()[order])
+    np.add.at(count, (place, tag), 1)
+    values = np.divide(sums, count, out=np.full_like(sums, np.nan), where=count > 0).reshape(
+        len(point), len(channels)
+    )
+    number = {name: i for i, names in enumerate(CLASSES.values()) for name in names}
+    label = np.array([number[x] for x in table["activity"].cat.categories])[table["activity"].cat.codes]
+    owners, times = owner[order][opening], moment[order][opening] * bin
+    offsets = np.searchsorted(owners, np.arange(len(names) + 1))
+    return Ragged.joined(
+        times=times,
+        values=values,
+        offsets=offsets,
+        windows=np.stack([times[offsets[:-1]], times[offsets[1:] - 1]], 1),
+        ids=windows.hashed(names),
+        names=names,
+        labels=label[order][opening],
+    )

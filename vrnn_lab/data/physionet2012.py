@@ -54,7 +54,7 @@ class Protocol:
 
 RAW = "-1 and impossible values count as observed, and descriptors are channels seen at 00:00. Not as there: "
 PROTOCOLS = {
-    "ours": Protocol("abc", (0.6, 0.2, 0.2), 60, False, "abc"),
+    "ours": Protocol("abc", (0.6, 0.2, 0.2), 60.0, False, "abc"),
     "rubanova": Protocol(
         "ab",
         (0.7, 0.1, 0.2),
@@ -69,7 +69,7 @@ PROTOCOLS = {
     "tpatchgnn": Protocol(
         "abc",
         (0.6, 0.2, 0.2),
-        60,
+        60.0,
         True,
         "abc",
         "data.protocol=tpatchgnn, as in Zhang et al. 2024: sets a, b and c, 41 parameters, mean within a minute, "
@@ -161,7 +161,9 @@ def read(path: Path, sets, labelled) -> tuple[dict[str, str], dict[str, int]]:
     for name, text in stays.items():
         check_ends(path, name, text)
     if labelled and (without := [n for s in labelled for n in records[s] if n not in died]):
-        raise ValueError(f"data.path={path}: no outcome is told of record {without[0]} ({len(without)} in all). {SOURCE}")
+        raise ValueError(
+            f"data.path={path}: no outcome is told of record {without[0]} ({len(without)} in all). {SOURCE}"
+        )
     return stays, died
 
 
@@ -236,7 +238,9 @@ def _rows(stays: dict[str, str]) -> Rows:
 def minute_of(text: str) -> int:
     """Since admission, of hh:mm."""
     hour, minute = text.split(":")
-    if not (len(hour) == len(minute) == 2 and 0 <= int(minute) < 60 and 0 <= int(hour) * 60 + int(minute) <= HOURS * 60):
+    if not (
+        len(hour) == len(minute) == 2 and 0 <= int(minute) < 60 and 0 <= int(hour) * 60 + int(minute) <= HOURS * 60
+    ):
         raise ValueError(f"'{text}' is no time from 00:00 to {HOURS}:00")
     return int(hour) * 60 + int(minute)
 
@@ -257,9 +261,7 @@ def plausible(rows: Rows) -> Rows:
     least = np.array([0.0 if name in ZERO_IS_A_VALUE else np.nextafter(0, 1) for name in PARAMETERS])
     low = np.maximum(least, [POSSIBLE.get(name, (0, 0))[0] for name in PARAMETERS])
     high = np.array([POSSIBLE.get(name, (0, np.inf))[1] for name in PARAMETERS])
-    return rows.some(
-        (rows.kind >= len(STATICS)) & (low[rows.kind] <= rows.value) & (rows.value <= high[rows.kind])
-    )
+    return rows.some((rows.kind >= len(STATICS)) & (low[rows.kind] <= rows.value) & (rows.value <= high[rows.kind]))
 
 
 def averaged(rows: Rows, names: tuple[str, ...], channels: tuple[str, ...], ticks: float) -> tuple[Ragged, Ragged]:
