@@ -74,7 +74,7 @@ def stay(data: Physionet2012, name: str):
 
 LINES = [
     *("00:07,HR,73", "00:07,HR,74", "00:07,HR,78"),  # a minute's mean
-    *("01:30,Urine,0", "01:30,GCS,15", "01:30,,2.9"),  # nothing happened is a value; a parameter without a name
+    *("01:30,Urine,0", "01:30,,2.9", "03:00,GCS,15"),  # nothing happened is a value; a parameter without a name
     *("02:00,Temp,-17.8", "02:00,SysABP,0", "02:00,NIDiasABP,-1", "02:00,pH,735", "02:00,Weight,-1"),
     *("03:00,pH,7.35", "03:00,pH,7350", "48:00,HR,80"),
 ]
@@ -92,7 +92,7 @@ def test_a_record_is_read_as_it_was_observed(folder):
     np.testing.assert_array_equal(at["Weight"], [80.6, nan, nan, nan, nan])
     np.testing.assert_array_equal(at["HR"], [nan, 75, nan, nan, 80])
     np.testing.assert_array_equal(at["Urine"], [nan, nan, 0, nan, nan])
-    np.testing.assert_array_equal(at["GCS"], [nan, nan, 15, nan, nan])
+    np.testing.assert_array_equal(at["GCS"], [nan, nan, nan, 15, nan])
     np.testing.assert_array_equal(at["pH"], [nan, nan, nan, 7.35, nan])
     assert np.isnan(at["Temp"]).all() and np.isnan(at["SysABP"]).all()
     assert np.isfinite(values).sum() == 6 and label == died(132539)
@@ -165,6 +165,24 @@ def test_means_of_a_minute_do_not_hide_that_values_are_rounded(folder):
     noisy, plain = Physionet2012(path), Physionet2012(path, dequantise=False)
     difference = (stay(noisy, "132540")[1] - stay(plain, "132540")[1])[:, SERIES.index("HR")]
     assert 0.2 < np.nanmax(np.abs(difference)) <= 0.5
+
+
+def test_what_is_told_at_admission_is_a_covariate_of_every_point(folder):
+    tall = record(132540).replace("Height,-1", "Height,182").replace("Gender,0", "Gender,-1")
+    data = Physionet2012(folder(**{"set-a/132540.txt": tall}))
+    for series in data.splits.values():
+        for name, first, end in zip(series.names, series.first, series.end, strict=True):
+            height = [182, 1] if name == "132540" else [170, 0]
+            gender = 0.5 if name == "132540" else int(name) % 2
+            unit = [float(int(name) % 4 == i) for i in range(4)]
+            np.testing.assert_array_equal(
+                series.points.covariates[first:end], np.tile([54, gender, *height, *unit], (end - first, 1))
+            )
+    assert len(data.scale.covariates) == 8 and data.channels == SERIES
+    as_channels = Physionet2012(str(data.path), descriptors="channels")
+    assert as_channels.channels == PARAMETERS and as_channels.covariates == ()
+    assert np.nanmin(stay(as_channels, "132541")[1][:, PARAMETERS.index("Age")]) == 54
+    assert np.isnan(stay(as_channels, "132541")[1][:, PARAMETERS.index("Height")]).all()
 
 
 def test_stays_without_a_value_are_left_out_and_named(folder, caplog):

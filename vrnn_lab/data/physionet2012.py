@@ -28,7 +28,16 @@ SERIES = (
     *("TroponinT", "Urine", "WBC"),
 )
 PARAMETERS = (*STATICS, *SERIES)
-POSSIBLE = {"Weight": (20, 300), "Temp": (25, 45), "pH": (6.5, 8), "WBC": (0, 500)}  # in a living patient
+UNITS_OF_CARE = ("CoronaryCare", "CardiacSurgery", "Medical", "Surgical")  # ICUType 1 to 4
+COVARIATES = ("Age", "Gender", "Height", "HeightKnown", *UNITS_OF_CARE)
+USUAL = {"Age": 64.0, "Gender": 0.5, "Height": 170.0}  # of a stay of which it is not told
+POSSIBLE = {
+    "Height": (100, 250),
+    "Weight": (20, 300),
+    "Temp": (25, 45),
+    "pH": (6.5, 8),
+    "WBC": (0, 500),
+}  # in a living patient
 ZERO_IS_A_VALUE = ("Gender", "Urine")
 RECORD = re.compile(r"set-([abc])(?:/.*)?/(\d+)\.txt$")
 OUTCOMES = re.compile(r"Outcomes-([abc])\.txt$")
@@ -89,7 +98,8 @@ class Physionet2012(SeriesData):
     protocol=ours: -1 is "not known" there, so values not above zero (urine: below zero) are taken for missing, and
     weights outside 20 to 300 kg, temperatures outside 25 to 45 degrees, pH outside 6.5 to 8, WBC above 500. Rounded
     values get uniform noise of a rounding step (`dequantise`), found on training values: their density has no bound
-    else. MechVent is 1 wherever it is written: its density is as high as the floor of a spread allows. Stays without
+    else. What is told of a patient at admission (`descriptors`) is known everywhere and never scored: covariates, with
+    usual values where it is not known. MechVent is 1 wherever it is written: its density is as high as the floor of a spread allows. Stays without
     a value are left out. protocol=rubanova and tpatchgnn read the stays as those papers do; a notice says how.
 
     Whole stays go to the splits by a hash of (seed, id), by rank.
@@ -104,6 +114,7 @@ class Physionet2012(SeriesData):
         protocol: Literal["ours", "rubanova", "tpatchgnn"] = "ours",
         sets: list[str] | tuple[str, ...] | None = None,
         shares: list[Positive] | tuple[Positive, ...] | None = None,
+        descriptors: Literal["covariates", "channels", "none"] | None = None,
         dequantise: bool | None = None,
         batch_size: Count = 50,
         seed: Natural = 0,
@@ -112,6 +123,7 @@ class Physionet2012(SeriesData):
         self.path, self.protocol = Path(path).expanduser(), PROTOCOLS[protocol]
         self.sets = tuple(self.protocol.sets if sets is None else sets)
         self.shares = tuple(self.protocol.shares if shares is None else shares)
+        self.descriptors = descriptors or ("channels" if self.protocol.as_written else "covariates")
         self.dequantise = not self.protocol.as_written if dequantise is None else dequantise
         windows.check_cut(self.shares, None, None)
         if not self.sets or not set(self.sets) <= set("abc") or len(set(self.sets)) < len(self.sets):
@@ -119,7 +131,11 @@ class Physionet2012(SeriesData):
 
     @property
     def channels(self):
-        return PARAMETERS if self.protocol.as_written else SERIES
+        return PARAMETERS if self.descriptors == "channels" else SERIES
+
+    @property
+    def covariates(self):
+        return COVARIATES if self.descriptors == "covariates" else ()
 
     def make(self):
         if self.protocol.says:
@@ -129,7 +145,12 @@ class Physionet2012(SeriesData):
         if not self.protocol.as_written:
             rows = plausible(rows)
         series, single = averaged(rows, tuple(stays), self.channels, self.protocol.ticks)
-        series = replace(series, labels=np.array([died.get(name, -1) for name in series.names or ()]))
+        names = series.names or ()
+        series = replace(series, labels=np.array([died.get(name, -1) for name in names]))
+        if self.covariates:
+            told = dict(zip(stays, covariates_of(rows, len(stays)), strict=True))
+            each = np.repeat(np.stack([told[name] for name in names]), series.lengths, axis=0)
+            series = replace(series, points=replace(series.points, covariates=each))
         runs = windows.by_name(series, self.shares, self.seed)
         if self.dequantise:
             series = windows.dequantised(series, runs["train"], self.channels, self.seed, shown=single)
@@ -257,17 +278,30 @@ def _check_lines(name: str, text: str) -> None:
 
 
 def plausible(rows: Rows) -> Rows:
-    """Values of time series that a living patient may have."""
+    """Values that a living patient may have."""
     least = np.array([0.0 if name in ZERO_IS_A_VALUE else np.nextafter(0, 1) for name in PARAMETERS])
     low = np.maximum(least, [POSSIBLE.get(name, (0, 0))[0] for name in PARAMETERS])
     high = np.array([POSSIBLE.get(name, (0, np.inf))[1] for name in PARAMETERS])
-    return rows.some((rows.kind >= len(STATICS)) & (low[rows.kind] <= rows.value) & (rows.value <= high[rows.kind]))
+    return rows.some((low[rows.kind] <= rows.value) & (rows.value <= high[rows.kind]))
+
+
+def covariates_of(rows: Rows, count: int) -> NDArray[np.float64]:
+    """(records, covariate): what is told of each patient at admission."""
+    told = np.full((count, len(STATICS)), np.nan)
+    first = rows.kind < len(STATICS)
+    told[rows.owner[first], rows.kind[first]] = np.where(rows.value[first] < 0, np.nan, rows.value[first])
+    age, gender, height, unit = told.T
+    known = lambda name, column: np.where(np.isnan(column), USUAL[name], column)
+    columns = [known("Age", age), known("Gender", gender), known("Height", height), ~np.isnan(height)]
+    return np.stack([*columns, *(unit == i + 1 for i in range(len(UNITS_OF_CARE)))], 1).astype(np.float64)
 
 
 def averaged(rows: Rows, names: tuple[str, ...], channels: tuple[str, ...], ticks: float) -> tuple[Ragged, Ragged]:
     """The records as series, and the same without values that are the mean of several."""
+    left_out = len(PARAMETERS) - len(channels)
+    rows = rows.some(rows.kind >= left_out)
     moment = np.rint(rows.minute * (ticks / 60)).astype(np.int64)
-    channel = rows.kind - (len(PARAMETERS) - len(channels))
+    channel = rows.kind - left_out
     most = round(HOURS * ticks) + 1
     key = (rows.owner * most + moment) * len(channels) + channel
     order = np.argsort(key, kind="stable")
