@@ -120,8 +120,8 @@ class Recognition(nn.Module):
     """q(z | seen) of one z a series, from an encoder's summary; N(0, I) where nothing is seen.
 
     The last levels * dim latents are levels of the channels (`networks.Levels`). Then the summary tells more of each
-    channel (`channel_summary`), and the first level's mean starts half at the channel's last value, half at its shrunk
-    mean: what a network would have to learn of every channel apart.
+    channel (`channel_summary`), and the first level's mean starts half at the last value, half at the shrunk mean:
+    what a network would have to learn of every channel apart.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Recognition(nn.Module):
     ):
         super().__init__()
         self.encoder, self.levels = encoder, levels * dim
-        told = CHANNEL_FEATURES * dim if levels else 0
+        told = CHANNEL_FEATURES * dim + 1 if levels else 0
         self.posterior = mlp(encoder.summary + told, width, 2 * (latent + self.levels), 1, activation)
         if levels:
             start = torch.zeros(levels, CHANNEL_FEATURES, dim)
@@ -145,7 +145,8 @@ class Recognition(nn.Module):
             posterior = Normal.of(self.posterior(summary))
         else:
             told = channel_summary(series, elapsed)
-            posterior = Normal.of(self.posterior(torch.cat([summary, told.flatten(1)], -1)))
+            now = pick(reading.elapsed, torch.zeros_like(reading.count)).to(told)
+            posterior = Normal.of(self.posterior(torch.cat([summary, told.flatten(1), now], -1)))
             level = (self.direct * told[:, None]).sum(2).flatten(1)
             mean = torch.cat([posterior.mean[:, : -self.levels], posterior.mean[:, -self.levels :] + level], -1)
             posterior = Normal(mean, posterior.log_std)

@@ -33,13 +33,14 @@ CLASSES = {  # the seven of Rubanova et al. 2019, and the file's eleven
 COLUMNS = ("sequence", "tag", "stamp", "date", "x", "y", "z", "activity")
 SECOND = 10_000_000  # stamps, each 100 ns
 SOURCE = (
-    f"Expected ConfLongDemo_JSI.txt, {ROWS} lines such as 'A01,010-000-024-033,633790226051280329,27.05.2009 "
-    "14:03:25:127,4.06,1.89,0.51,walking': download it from archive.ics.uci.edu/dataset/196 and name it: data.path"
+    f"Expected ConfLongDemo_JSI.txt, {ROWS} lines such as 'A01,010-000-024-033,633790226051280329,"
+    "27.05.2009 14:03:25:127,4.06,1.89,0.51,walking': download it from archive.ics.uci.edu/dataset/196 and name it: "
+    "data.path"
 )
 NOTICE = (
     "data.protocol=rubanova, as in the public code of Rubanova et al. 2019: points of 10 ms, windows of 50 points at "
-    "stride 25, dealt to the splits at random, so that windows of different splits share points: scores on them are too "
-    "good. Not as there: 10 % of the windows validate, which are no test windows, and the scale is read from training."
+    "stride 25, dealt to the splits at random, so that windows of different splits share points. "
+    "Not as there: 10 % of the windows validate, which are no test windows, and the scale is read from training."
 )
 
 
@@ -47,8 +48,8 @@ class HumanActivity(SeriesData):
     """Five people, five recordings each: the positions of tags on ankles, chest and belt, and what the person does.
 
     Kaluza, Mirchevska, Dovgan, Lustrek & Gams 2010 (Ambient Intelligence, 177-186); CC BY 4.0; UCI Machine Learning
-    Repository, doi 10.24432/C57G8X. Channels are metres, a tag's x, y and z; tags are read at times of their own, which
-    are rounded to 100 ms, and what falls together is averaged. Times are seconds since a recording's first reading.
+    Repository, doi 10.24432/C57G8X. Channels are metres, a tag's x, y and z; tags are read at times of their own,
+    which are rounded to 100 ms, and what falls together is averaged. Times are seconds since a recording's start.
     Each point has a class, that of its first reading: eleven activities as the seven of Rubanova et al. 2019.
 
     Whole recordings go to the splits by a hash of (seed, name), and are cut into windows of `window` points; no two
@@ -120,8 +121,8 @@ def read(path: Path) -> pd.DataFrame:
     recordings = table["sequence"].nunique()
     if (len(table), recordings) != (ROWS, RECORDINGS) or not np.isfinite(table[list("xyz")].to_numpy()).all():
         raise ValueError(
-            f"data.path={path} has {len(table)} lines of {recordings} recordings, expected {ROWS} of {RECORDINGS}, each "
-            f"with three coordinates. {SOURCE}"
+            f"data.path={path} has {len(table)} lines of {recordings} recordings, expected {ROWS} of "
+            f"{RECORDINGS}, each with three coordinates. {SOURCE}"
         )
     return table
 

@@ -44,8 +44,8 @@ OUTCOMES = re.compile(r"Outcomes-([abc])\.txt$")
 HEAD = "Time,Parameter,Value"
 SOURCE = (
     "Download set-a, set-b and set-c (.tar.gz or .zip) and Outcomes-a.txt, -b and -c from "
-    "https://physionet.org/content/challenge-2012/1.0.0/ and name the folder they lie in, packed or not, or one archive "
-    "of all: data.path"
+    "https://physionet.org/content/challenge-2012/1.0.0/ and name the folder they lie in, packed or not, or one "
+    "archive of all: data.path"
 )
 
 
@@ -71,9 +71,9 @@ PROTOCOLS = {
         True,
         "a",
         "data.protocol=rubanova, as in Rubanova et al. 2019: sets a and b, 41 parameters, times rounded to 0.016 h, "
-        f"outcomes of set a; {RAW}no stay that validates is a test stay, the scale is read from training stays alone, "
-        "and a stay keeps its clock whatever its batch. Their extrapolation: evaluate.forecast.until=0.5; their "
-        "interpolation is scored at the points seen.",
+        f"outcomes of set a; {RAW}no stay that validates is a test stay, the scale is read from training stays "
+        "alone, and a stay keeps its clock whatever its batch. Their extrapolation: evaluate.forecast.until=0.5; "
+        "their interpolation is scored at the points seen.",
     ),
     "tpatchgnn": Protocol(
         "abc",
@@ -83,7 +83,8 @@ PROTOCOLS = {
         "abc",
         "data.protocol=tpatchgnn, as in Zhang et al. 2024: sets a, b and c, 41 parameters, mean within a minute, "
         f"60/20/20; {RAW}stays are dealt by a hash of their id (theirs by the order of a folder's listing), and the "
-        "scale is read from training stays alone. Seen there is what comes before 24 h: evaluate.forecast.until=0.4999.",
+        "scale is read from training stays alone. Seen there is what comes before 24 h: "
+        "evaluate.forecast.until=0.4999.",
     ),
 }
 
@@ -98,9 +99,11 @@ class Physionet2012(SeriesData):
     protocol=ours: -1 is "not known" there, so values not above zero (urine: below zero) are taken for missing, and
     weights outside 20 to 300 kg, temperatures outside 25 to 45 degrees, pH outside 6.5 to 8, WBC above 500. Rounded
     values get uniform noise of a rounding step (`dequantise`), found on training values: their density has no bound
-    else. What is told of a patient at admission (`descriptors`) is known everywhere and never scored: covariates, with
-    usual values where it is not known. MechVent is 1 wherever it is written: its density is as high as the floor of a spread allows. Stays without
-    a value are left out. protocol=rubanova and tpatchgnn read the stays as those papers do; a notice says how.
+    else. What is told of a patient at admission (`descriptors`) is known at every point and never scored: covariates,
+    with usual values where it is not told. MechVent is 1 wherever it is written: its density is as high as the floor
+    of a spread allows. Stays without a value are left out.
+
+    protocol=rubanova and tpatchgnn read the stays as those papers do; a notice says how.
 
     Whole stays go to the splits by a hash of (seed, id), by rank.
     """
@@ -173,8 +176,8 @@ def read(path: Path, sets, labelled) -> tuple[dict[str, str], dict[str, int]]:
     for s in sets:
         if len(records[s]) != STAYS:
             raise ValueError(
-                f"data.path={path}: set-{s} has {len(records[s])} records, expected {STAYS}, such as set-{s}/132539.txt. "
-                f"{SOURCE}"
+                f"data.path={path}: set-{s} has {len(records[s])} records, expected {STAYS}, such as "
+                f"set-{s}/132539.txt. {SOURCE}"
             )
     if missing := sorted(set(labelled) - found):
         raise ValueError(f"data.path={path} has no Outcomes-{missing[0]}.txt. {SOURCE}")
@@ -197,8 +200,8 @@ def outcomes(path: Path, name: str, text: str) -> dict[str, int]:
     told = dict(zip(table["RecordID"].astype(str), table["In-hospital_death"].tolist(), strict=True))
     if len(told) != STAYS or not set(told.values()) <= {0, 1}:
         raise ValueError(
-            f"data.path={path}: {name} tells of {len(told)} records, values {sorted(set(told.values()))[:5]}; expected "
-            f"{STAYS}, each 0 or 1. {SOURCE}"
+            f"data.path={path}: {name} tells of {len(told)} records, values {sorted(set(told.values()))[:5]}; "
+            f"expected {STAYS}, each 0 or 1. {SOURCE}"
         )
     return told
 
