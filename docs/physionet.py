@@ -62,9 +62,9 @@ class Job:
 class Ranges:
     """What turns a split's errors into t-PatchGNN's."""
 
-    channels: tuple[str, ...]
-    span: dict[str, float]
-    level: float  # the training mean's score
+    span: dict[str, float]  # of each channel, over training and validation
+    count: dict[str, float]  # of each channel's scored values
+    mean: dict[str, float]  # metrics of the training mean
 
     @classmethod
     def of(cls, path: str, seed: int) -> "Ranges":
@@ -74,15 +74,16 @@ class Ranges:
         span = np.where(high > low, high - low, 1.0)
         error, count = np.zeros(len(span)), np.zeros(len(span))
         for batch in data.batches("test", Forecast(0.4999, 1.0, "held_out"), 400):
-            scored, off = batch.scored.numpy(), ((batch.values - data.scale.mean).numpy() / span) ** 2
+            scored, off = batch.scored.numpy(), (batch.values - data.scale.mean).numpy() ** 2
             error, count = error + np.where(scored, off, 0).sum((0, 1)), count + scored.sum((0, 1))
-        there = count > 0
-        return cls(data.channels, dict(zip(data.channels, span, strict=True)), mean(error[there] / count[there]))
+        each = lambda x: dict(zip(data.channels, x.tolist(), strict=True))
+        of_mean = {f"mean/channel/{c}/mse": x for c, x in each(error / np.maximum(count, 1)).items()}
+        return cls(each(span), each(count), of_mean)
 
-    def score(self, metrics: dict[str, float], prefix: str) -> float:
-        """MSE x 1000; `prefix`: whose forecasts of the test split."""
-        found = {c: metrics.get(f"{prefix}/channel/{c}/mse") for c in self.channels}
-        return 1000 * mean(x / self.span[c] ** 2 for c, x in found.items() if x is not None)
+    def score(self, metrics: dict[str, float], prefix: str, least: int = 1) -> float:
+        """MSE x 1000 of the forecasts of whoever has this prefix, over channels with at least so many values."""
+        channels = [c for c, count in self.count.items() if count >= least]
+        return 1000 * mean(metrics[f"{prefix}/channel/{c}/mse"] / self.span[c] ** 2 for c in channels)
 
 
 def line(name: str, values: list[float], digits: int = 2) -> str:
@@ -110,8 +111,10 @@ def main() -> int:
     text += line("**ours**", [r.score(m, "test/forecast") for r, m in both])
     for key, name in PLAIN.items():
         text += line(name, [r.score(m, f"reference/{key}/forecast") for r, m in both])
-    text += line("training mean", [1000 * r.level for r in ranges])
-    text += "".join(f"| {name} [1] | {value} |{' |' * len(seeds)}\n" for name, value in PUBLISHED.items())
+    text += line("training mean", [r.score(r.mean, "mean") for r in ranges])
+    text += line("**ours**, channels of 100 values or more", [r.score(m, "test/forecast", 100) for r, m in both])
+    text += line("the blend, likewise", [r.score(m, "reference/blend/forecast", 100) for r, m in both])
+    text += "".join(f"| {name}, as published | {value} |{' |' * len(seeds)}\n" for name, value in PUBLISHED.items())
     text += f"\n| ours | mean |{head}\n|---|---|{'---|' * len(seeds)}\n"
     for name, key in (
         ("nll, nats a value", "test/forecast/nll"),

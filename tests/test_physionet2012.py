@@ -1,7 +1,10 @@
 """Stays in intensive care, on small folders and archives of the true format."""
 
+import sys
 import tarfile
 import zipfile
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -267,3 +270,25 @@ def test_sets_that_are_none_are_refused(folder):
     for sets in ([], ["d"], ["a", "a"]):
         with pytest.raises(ValueError, match="expected some of a, b and c"):
             Physionet2012(folder(), sets=sets)
+
+
+def test_the_tables_metric_is_the_papers(folder, monkeypatch):
+    """Scaled by the range over training and validation, averaged within a channel, then over channels that occur."""
+    place = Path(__file__).parents[1] / "docs" / "physionet.py"
+    spec = spec_from_file_location("docs_physionet", place)
+    table = module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, table)
+    spec.loader.exec_module(table)
+    path = folder()
+    data, ranges = Physionet2012(path, protocol="tpatchgnn"), table.Ranges.of(path, 0)
+    seen = np.concatenate([data.splits[split].values for split in ("train", "val")])
+    test, scaled, raw = data.splits["test"], [], {}
+    for i, name in enumerate(data.channels):
+        there = (test.times >= 24) & ~np.isnan(test.values[:, i])
+        raw[f"x/channel/{name}/mse"] = float(np.mean((test.values[there, i] - 1) ** 2)) if there.any() else np.nan
+        low, high = np.nanmin(seen[:, i]), np.nanmax(seen[:, i])
+        if there.any():
+            scaled.append(np.mean(((test.values[there, i] - 1) / (high - low if high > low else 1)) ** 2))
+    assert 2 < len(scaled) < 37  # those that do not occur count for nothing
+    assert ranges.score(raw, "x") == pytest.approx(1000 * np.mean(scaled))
+    assert ranges.score(ranges.mean, "mean") > 0

@@ -249,6 +249,8 @@ def _answers(model, data, split, yardstick, name: str, task: Task) -> dict[str, 
     tally = Tally(data.channels, model.data_std)
     floored, real = 0.0, model.scale.support == "real"
     for batch in _batches(model, data, split, task, yardstick.draws):
+        if not batch.scored.any():
+            continue
         prediction = model.predict(batch, yardstick.draws)
         scores = sample_scores(prediction, batch.values)
         if batch.clean is not None and real:

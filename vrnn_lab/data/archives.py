@@ -17,25 +17,21 @@ def contents(path: Path) -> Iterator[tuple[str, bytes]]:
     """
     if path.is_dir():
         for file in sorted(path.rglob("*")):
-            if file.is_file():
-                yield from (
-                    contents(file) if _is_archive(file) else [(file.relative_to(path).as_posix(), _bytes(file))]
-                )
+            if file.is_file() and _is_archive(file):
+                yield from contents(file)
+            elif file.is_file():
+                yield file.relative_to(path).as_posix(), file.read_bytes()
     elif _is_archive(path):
         try:
             yield from _zipped(path) if path.name.lower().endswith(".zip") else _tarred(path)
         except (tarfile.TarError, zipfile.BadZipFile, zlib.error, LZMAError, EOFError, OSError) as error:
             raise ValueError(f"{path} is no whole archive ({error}); download it again.") from error
     else:
-        yield path.name, _bytes(path)
+        yield path.name, path.read_bytes()
 
 
 def _is_archive(path: Path) -> bool:
     return path.name.lower().endswith(ENDINGS)
-
-
-def _bytes(path: Path) -> bytes:
-    return path.read_bytes()
 
 
 def _tarred(path: Path) -> Iterator[tuple[str, bytes]]:

@@ -3,7 +3,7 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -31,6 +31,8 @@ CLASSES = {  # the seven of Rubanova et al. 2019, and the file's eleven
     "sitting on the ground": ("sitting on the ground",),
 }
 COLUMNS = ("sequence", "tag", "stamp", "date", "x", "y", "z", "activity")
+TYPES: Any = dict.fromkeys(("sequence", "tag", "activity"), "category") | dict.fromkeys("xyz", "float64")
+TYPES["stamp"] = "int64"
 SECOND = 10_000_000  # stamps, each 100 ns
 SOURCE = (
     f"Expected ConfLongDemo_JSI.txt, {ROWS} lines such as 'A01,010-000-024-033,633790226051280329,"
@@ -105,11 +107,7 @@ def read(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise ValueError(f"data.path={path} does not exist, or is a folder (looked in {Path.cwd()}). {SOURCE}")
     try:
-        types = dict.fromkeys(("sequence", "tag", "activity"), "category") | {"stamp": np.int64}
-        types |= dict.fromkeys("xyz", np.float64)
-        table = pd.read_csv(
-            path, header=None, names=list(COLUMNS), dtype=types, index_col=False, keep_default_na=False
-        )
+        table = pd.read_csv(path, header=None, names=list(COLUMNS), dtype=TYPES, index_col=False, keep_default_na=False)
     except (ValueError, UnicodeDecodeError) as error:
         raise ValueError(f"data.path={path} is no such file ({error}). {SOURCE}") from error
     classes = [name for names in CLASSES.values() for name in names]
