@@ -124,7 +124,7 @@ def test_a_summary_of_channels_is_that_of_a_loop_over_them():
             if not len(values):
                 assert (found[row, :, channel] == 0).all()
                 continue
-            weight = torch.exp((times - times[-1]) / RECENT)
+            weight = torch.exp((times - latest[row]) / RECENT)
             expected = [
                 values[-1],
                 values.sum() / (len(values) + 1),
