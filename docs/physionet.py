@@ -136,12 +136,12 @@ HEAD = """# PhysioNet 2012
 
 Made by `python docs/physionet.py path=<files>`: the first 24 hours are seen, the rest is scored, sets a, b and c in
 t-PatchGNN's protocol and metric (`data.protocol=tpatchgnn`), on splits `data.seed=0` to 4; mean and standard error.
-The model is a latent ODE of which some latents are a channel's own (`model.levels=2`), with a mixture of two Gaussians
-as output: `python -m vrnn_lab.run experiment=physionet data.path=<files> data.seed=0`. Published numbers (Zhang et al.
-2024, table 1) are means over 5 seeds on one split.
+Ours is a latent ODE of which some latents are a channel's own (`model.levels=2`):
+`python -m vrnn_lab.run experiment=physionet data.path=<files> data.seed=0`. Published numbers (Zhang et al. 2024,
+table 1) are means over 5 seeds on one split.
 
-The metric weighs channels alike: TroponinI with some 70 scored values as heart rate with 60 000. Two stays, 155623 and
-143235, make half of the blend's TroponinI error wherever they are tested, and so move the mean over all channels by
+The metric weighs channels alike: TroponinI with some 70 scored values as heart rate with 60 000. Two stays, 155623
+and 143235, make half of the blend's TroponinI error where they are tested, and so move the mean over all channels by
 0.8. Splits differ by more than models do: compare rows of one split, not with a number from another split.
 """
 
