@@ -15,6 +15,7 @@ MODELS = [
     *options("model"),
     "latent_ode model/encoder=ode_rnn",
     "latent_ode model/head=gmm",
+    "latent_ode model.levels=2",
     "vrnn model.prior=standard",
 ]
 SMALL = {"width": 12, "latent": 3, "encoder_width": 12, "decoder_width": 12, "nodes": 6}

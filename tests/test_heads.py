@@ -117,6 +117,16 @@ def test_a_mixture_in_other_units_is_the_mixture(covariance):
     torch.testing.assert_close(moved.log_prob(value * factor + shift, EVERYTHING), expected)
 
 
+@both_covariances
+def test_a_mixture_may_be_moved_point_by_point(covariance):
+    density, value, shift = mixture(covariance), normals(POINTS, 2), normals(POINTS, 2, seed=2)
+    moved = density.affine(torch.ones(()).double(), shift)
+    torch.testing.assert_close(
+        moved.log_prob(value + shift, EVERYTHING), density.log_prob(value, EVERYTHING), msg="each point has its own"
+    )
+    torch.testing.assert_close(moved.mean, density.mean + shift)
+
+
 def test_a_full_covariance_is_for_two_channels():
     with pytest.raises(ValueError, match="two channels, the data has 3"):
         MixtureHead(scale_of(3), 2, "full")

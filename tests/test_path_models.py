@@ -1,14 +1,16 @@
-"""The VAE against probabilistic PCA, and the RNN-VAE's path against its own recursion."""
+"""The VAE against probabilistic PCA, the RNN-VAE's path against its own recursion, latents of single channels."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 from linear import linear_vae, whole_points
-from small import asked, batch_of, density, model_of, scale_of
+from small import asked, batch_of, density, held_out, model_of, scale_of
 
+from vrnn_lab.encoders import RECENT, channel_summary
 from vrnn_lab.losses import log_mean_exp
 from vrnn_lab.models import rnn_vae
+from vrnn_lab.networks import Levels
 from vrnn_lab.series import series_of
 
 
@@ -96,3 +98,53 @@ def test_however_long_before_the_window_the_rnn_vae_holds_its_first_state():
     with model.fixed_noise(0):
         one, two = (model.predict(b, 2).density.mean[:, :, 0] for b in early)
     torch.testing.assert_close(one, two)
+
+
+def test_levels_are_sums_of_what_fades_at_rates_of_its_own():
+    levels, z = Levels(3, 2), torch.randn(5, 4, 6, generator=torch.Generator().manual_seed(0))
+    elapsed = torch.tensor([[-1.0, 0.0, 0.5, 2.0]], dtype=torch.float64).expand(4, 4)
+    found = levels(z, elapsed)
+    rate = torch.nn.functional.softplus(levels.rate)
+    assert rate[0].max() < 0.02 and rate[1].min() > 1  # one lasts, one fades
+    for i, time in enumerate([0.0, 0.0, 0.5, 2.0]):
+        each = z.view(5, 4, 2, 3) * torch.exp(-rate * time)
+        torch.testing.assert_close(found[:, :, i], each.sum(2))
+
+
+def test_a_summary_of_channels_is_that_of_a_loop_over_them():
+    batch = held_out(batch_of(6, 9, 3))
+    model = model_of("latent_ode", scale_of(3), double=True)
+    series = model.standardise(batch)
+    found = channel_summary(series, series.times)
+    latest = torch.where(series.seen.any(-1), series.times, -torch.inf).amax(1)
+    for row in range(6):
+        for channel in range(3):
+            there = series.seen[row, :, channel]
+            values, times = series.values[row, there, channel].double(), series.times[row, there]
+            if not len(values):
+                assert (found[row, :, channel] == 0).all()
+                continue
+            weight = torch.exp((times - latest[row]) / RECENT)
+            expected = [
+                values[-1],
+                values.sum() / (len(values) + 1),
+                (weight * values).sum() / (weight.sum() + 0.1),
+                torch.log1p(torch.tensor(float(len(values)))),
+                torch.exp((times[-1] - latest[row]) / RECENT),
+                1.0,
+            ]
+            torch.testing.assert_close(found[row, :, channel], torch.tensor(expected).to(found), rtol=1e-4, atol=1e-5)
+
+
+def test_a_level_moves_its_own_channel_alone_and_starts_at_what_was_seen_of_it():
+    model = model_of("latent_ode model.levels=2", scale_of(3), decoder_depth=0)
+    with torch.no_grad():
+        for part in (model.recognition.posterior[-1], model.decoder[-1]):
+            part.weight.zero_(), part.bias.zero_()
+    batch = held_out(batch_of(6, 9, 3))
+    series = model.standardise(batch)
+    told = channel_summary(series, series.times)
+    posterior = model._encode(series)
+    torch.testing.assert_close(posterior.mean[:, model.moving :][:, :3], told[:, :2].mean(1))
+    states = model._states(series, posterior.mean[None])
+    torch.testing.assert_close(model._decode(states).mean, states[..., model.moving :])

@@ -57,7 +57,7 @@ class Density(ABC):
 
     @abstractmethod
     def affine(self, factor: Tensor, shift: Tensor) -> "Density":
-        """The density of factor * x + shift, each (dim,), or of every point its own (..., dim)."""
+        """The density of factor * x + shift; each one number, one a channel, or one a channel of every point."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Density":
         """With `change` applied to each of its tensors."""
@@ -202,7 +202,7 @@ class Mixture(Density):
         return pick(self.means) + pick(self.stds) * noise
 
     def affine(self, factor, shift):
-        factor, shift = factor.unsqueeze(-2), shift.unsqueeze(-2)  # of all components
+        factor, shift = (x[..., None, :] if x.ndim > 1 else x for x in (factor, shift))  # of each component alike
         return replace(self, means=self.means * factor + shift, stds=self.stds * factor)
 
 

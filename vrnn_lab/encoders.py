@@ -117,16 +117,59 @@ class ODERNNEncoder(Encoder):
 
 
 class Recognition(nn.Module):
-    """q(z | seen) of one z a series, from an encoder's summary; N(0, I) where nothing is seen."""
+    """q(z | seen) of one z a series, from an encoder's summary; N(0, I) where nothing is seen.
 
-    def __init__(self, encoder: Encoder, latent: int, width: int, activation: Activation):
+    The last levels * dim latents are levels of the channels (`networks.Levels`). Then the summary tells more of each
+    channel (`channel_summary`), and the first level's mean starts half at the last value, half at the shrunk mean:
+    what a network would have to learn of every channel apart.
+    """
+
+    def __init__(
+        self, encoder: Encoder, latent: int, width: int, activation: Activation, levels: int = 0, dim: int = 0
+    ):
         super().__init__()
-        self.encoder = encoder
-        self.posterior = mlp(encoder.summary, width, 2 * latent, 1, activation)
+        self.encoder, self.levels = encoder, levels * dim
+        told = CHANNEL_FEATURES * dim + 1 if levels else 0
+        self.posterior = mlp(encoder.summary + told, width, 2 * (latent + self.levels), 1, activation)
+        if levels:
+            start = torch.zeros(levels, CHANNEL_FEATURES, dim)
+            start[0, :2] = 0.5
+            self.direct = nn.Parameter(start)
 
     def forward(
         self, series: TimeSeries, elapsed: Float64[Tensor, "batch time"], reach: float | None = None
     ) -> Normal:
         reading = self.encoder(series, elapsed, reach)
-        posterior = Normal.of(self.posterior(reading.summary()))
+        summary = reading.summary()
+        if not self.levels:
+            posterior = Normal.of(self.posterior(summary))
+        else:
+            told = channel_summary(series, elapsed)
+            now = pick(reading.elapsed, torch.zeros_like(reading.count)).to(told)
+            posterior = Normal.of(self.posterior(torch.cat([summary, told.flatten(1), now], -1)))
+            level = (self.direct * told[:, None]).sum(2).flatten(1)
+            mean = torch.cat([posterior.mean[:, : -self.levels], posterior.mean[:, -self.levels :] + level], -1)
+            posterior = Normal(mean, posterior.log_std)
         return posterior.where(reading.count > 0, Normal.standard(posterior.mean))
+
+
+CHANNEL_FEATURES = 6
+RECENT = 1 / 12  # of a typical window: how far back a recent mean looks
+
+
+def channel_summary(series: TimeSeries, elapsed: Float64[Tensor, "batch time"]) -> Float[Tensor, "batch feature dim"]:
+    """Of each channel's seen values: the last, the mean and the recent mean, both shrunk to the training mean, zero;
+    how many there are, how long before the row's last seen point the last was, and whether there is one."""
+    seen, values = series.seen, torch.where(series.seen, series.values, 0)
+    time = torch.where(seen, elapsed[..., None], -torch.inf)
+    latest, place = time.flip(1).max(1)  # of equal times the later point's
+    ever = seen.any(1)
+    last = values.flip(1).gather(1, place[:, None])[:, 0]
+    count = seen.sum(1).to(values)
+    since = torch.where(ever, latest.amax(1, keepdim=True) - latest, 0)
+    weight = torch.exp((time - latest.amax(1)[:, None, None]).nan_to_num(neginf=-torch.inf) / RECENT).to(values)
+    weight = torch.where(seen, weight, 0)
+    recent = (weight * values).sum(1) / (weight.sum(1) + 0.1)
+    mean = values.sum(1) / (count + 1)
+    gone = torch.exp(-since / RECENT).to(values)
+    return torch.stack([last, mean, recent, torch.log1p(count), torch.where(ever, gone, 0), ever.to(values)], 1)

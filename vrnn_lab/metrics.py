@@ -189,6 +189,8 @@ def _answers(model, data, split, yardstick, name: str, task: Task, change, most)
     account = Account(data, name, task, model.data_std)
     floored, real = 0.0, model.scale.support == "real"
     for batch in _first(batches(model, data, split, task, yardstick.draws), most):
+        if not batch.scored.any():
+            continue
         prediction = model.predict(batch, yardstick.draws)
         prediction = change(prediction, batch) if change else prediction
         scores = sample_scores(prediction, batch.values)

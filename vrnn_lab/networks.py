@@ -1,8 +1,9 @@
 """Parts that models share."""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from vrnn_lab.layers import Activation, Memory, VectorField, mlp
 from vrnn_lab.ode import through
@@ -21,6 +22,24 @@ def beside(inputs: Float[Tensor, "*rows inputs"], covariates: Tensor | None) -> 
     if covariates is None:
         return inputs
     return torch.cat([inputs, covariates.to(inputs).expand(*inputs.shape[:-1], -1)], -1)
+
+
+class Levels(nn.Module):
+    """What is each channel's own: of `count` latents a channel those that last and those that fade, each at a rate of
+    its own: level_c(t) = sum_j z_cj exp(-r_cj t), t in typical windows."""
+
+    def __init__(self, dim: int, count: int):
+        super().__init__()
+        self.shape = count, dim
+        self.rate = nn.Parameter(
+            torch.logspace(-2, 0.5, count).expm1().log()[:, None].repeat(1, dim)
+        )  # before softplus
+
+    def forward(
+        self, z: Float[Tensor, "samples batch levels"], elapsed: Float64[Tensor, "batch time"]
+    ) -> Float[Tensor, "samples batch time dim"]:
+        kept = torch.exp(-softplus(self.rate) * elapsed.clamp(min=0).to(z)[..., None, None])
+        return torch.einsum("sbjd,btjd->sbtd", z.unflatten(-1, self.shape), kept)
 
 
 CLOCK_FEATURES = 9

@@ -207,15 +207,18 @@ def in_memory(values: NDArray[np.float64], name: str, fill: Fill) -> NDArray[np.
     return new
 
 
-def dequantised(series: Ragged, train: Runs, channels: tuple[str, ...], seed: int, made=in_memory) -> Ragged:
+def dequantised(
+    series: Ragged, train: Runs, channels: tuple[str, ...], seed: int, made=in_memory, shown: Ragged | None = None
+) -> Ragged:
     """The series with uniform noise of one rounding step added to channels that are visibly rounded.
 
     The density of rounded values has no bound: a model could put a spike on each. The step is found on the
     training values alone. The noise is a function of (seed, series, channel, time): the same however the
     series are split, cut or ordered. `made` makes the new values, which may lie on disk under a name.
+    `shown`: the same series with only those values that show the rounding.
     """
     size = max(1, CELLS // len(channels))
-    steps = [rounding_step(partial(_channel, series, train, place, size)) for place in range(len(channels))]
+    steps = [rounding_step(partial(_channel, shown or series, train, place, size)) for place in range(len(channels))]
     found = [f"'{channel}' (to {step:g})" for channel, step in zip(channels, steps, strict=True) if step]
     if not found:
         return series

@@ -12,6 +12,7 @@ from vrnn_lab.encoders import GRUEncoder, Recognition
 from vrnn_lab.layers import Activation, VectorField, mlp
 from vrnn_lab.models.intensity import Intensity, Rate
 from vrnn_lab.models.paths import PathModel
+from vrnn_lab.networks import Levels
 from vrnn_lab.ode import Method, Path, Solver, steps_in_training, steps_to_cover
 from vrnn_lab.recipe import Recipe
 from vrnn_lab.series import Scale, TimeSeries, compact
@@ -53,16 +54,21 @@ class LatentODE(PathModel):
         atol: float = 1e-5,
         adjoint: bool = False,
         point_process: bool = False,
+        levels: Natural = 0,
         encoder=GRUEncoder,
     ):
-        super().__init__(scale, recipe, head(scale), latent, point_process)
-        self.latent, self.origin = latent, origin
+        each = scale.dim if levels else 0
+        super().__init__(scale, recipe, head(scale), latent + each, point_process)
+        self.moving, self.latent, self.origin = latent, latent + levels * each, origin
+        self.levels = Levels(scale.dim, levels) if levels else None
         self.field = VectorField(latent, width, depth, activation, rate)
-        self.recognition = Recognition(encoder(scale, encoder_width), latent, encoder_width, activation)
+        self.recognition = Recognition(
+            encoder(scale, encoder_width), latent, encoder_width, activation, levels, scale.dim
+        )
         self.decoder = self.intensity = None
         if self.head.width:
             self.decoder = mlp(
-                latent + len(scale.covariates), decoder_width, self.head.width, decoder_depth, activation
+                latent + each + len(scale.covariates), decoder_width, self.head.width, decoder_depth, activation
             )
         if point_process:
             self.intensity = Intensity(latent, decoder_width, activation, self.usual_gap)
@@ -91,7 +97,7 @@ class LatentODE(PathModel):
             if self.point_process:
                 times = torch.cat([times, self._watched(series)], 1)
             after, before = steps_to_cover(times, self.step, self.nodes)
-        return self.solver.path(self.field, z, self.step, after, before)
+        return self.solver.path(self.field, z[..., : self.moving], self.step, after, before)
 
     def _rate(self, series: TimeSeries, path: Path) -> Rate:
         assert self.intensity is not None
@@ -101,20 +107,34 @@ class LatentODE(PathModel):
         return Rate.over(self.intensity, path, self._watched(series), panels + 1)
 
     def _states(self, series, z):
-        return self._path(series, z).at(self._elapsed(series))
+        return self._read(series, z, self._path(series, z))
+
+    def _read(self, series: TimeSeries, z: Tensor, path: Path) -> Tensor:
+        """The state at each point: what the ODE carries, then each channel's level."""
+        states = path.at(self._elapsed(series))
+        if self.levels is None:
+            return states
+        return torch.cat([states, self.levels(z[..., self.moving :], self._elapsed(series))], -1)
 
     def _decode(self, states):
-        return self.head(states[..., :0] if self.decoder is None else self.decoder(states))
+        density = self.head(states[..., :0] if self.decoder is None else self.decoder(states))
+        if self.levels is None:
+            return density
+        return density.affine(states.new_ones(()), states[..., self.moving : self.moving + self.scale.dim])
 
     def _log_likelihood(self, series, z):
         path = self._path(series, z)
-        states = path.at(self._elapsed(series))
+        states = self._read(series, z, path)
         total = states.new_zeros(states.shape[:2])
         if "values" in self.parts:
             total = total + self._log_prob(series, states).sum(2)
         if self.point_process and "events" in self.parts:
             rate = self._rate(series, path)
-            total = total + torch.where(series.counts, rate.intensity(states), 0).sum(2) - rate.total()
+            total = (
+                total
+                + torch.where(series.counts, rate.intensity(states[..., : self.moving]), 0).sum(2)
+                - rate.total()
+            )
         return total, states
 
     def _log_det(self, batch):
