@@ -23,8 +23,8 @@ import vrnn_lab
 from vrnn_lab.command import arguments, guarded, quiet
 from vrnn_lab.data.base import SeriesData
 from vrnn_lab.densities import Gaussian
-from vrnn_lab.scores import Tally, plain_scores, sample_scores
 from vrnn_lab.references import linear
+from vrnn_lab.scores import Tally, plain_scores, sample_scores
 from vrnn_lab.series import TimeSeries
 from vrnn_lab.tasks import Task
 
