@@ -3,6 +3,7 @@
 import re
 import sys
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import vrnn_lab
 from vrnn_lab import describe
 from vrnn_lab.config import check, compose, jobs_of
 from vrnn_lab.experiment import assemble
+from vrnn_lab.forecaster import Forecaster
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -63,6 +65,11 @@ def test_the_model_in_two_files_is_one(tmp_path, monkeypatch):
     torch.testing.assert_close(terms.nll.double(), expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(weights[0], -terms.nll)
     assert prediction.paths.shape == (3, *batch.values.shape)
+
+
+def test_the_forecaster_takes_what_is_shown(monkeypatch):
+    monkeypatch.setattr(vrnn_lab, "Forecaster", create_autospec(Forecaster))
+    exec(block("python", "Forecaster"), {"vrnn_lab": vrnn_lab, "frame": None})
 
 
 def test_the_python_lines_run(monkeypatch, tmp_path):
