@@ -107,7 +107,9 @@ def read(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise ValueError(f"data.path={path} does not exist, or is a folder (looked in {Path.cwd()}). {SOURCE}")
     try:
-        table = pd.read_csv(path, header=None, names=list(COLUMNS), dtype=TYPES, index_col=False, keep_default_na=False)
+        table = pd.read_csv(
+            path, header=None, names=list(COLUMNS), dtype=TYPES, index_col=False, keep_default_na=False
+        )
     except (ValueError, UnicodeDecodeError) as error:
         raise ValueError(f"data.path={path} is no such file ({error}). {SOURCE}") from error
     classes = [name for names in CLASSES.values() for name in names]
