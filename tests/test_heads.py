@@ -10,7 +10,7 @@ from small import scale_of
 from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
 
 from vrnn_lab.densities import Bernoulli, Laplace
-from vrnn_lab.likelihoods import FLOOR, BernoulliHead, LaplaceHead, MixtureHead, on_floor
+from vrnn_lab.likelihoods import FLOOR, BernoulliHead, GaussianHead, LaplaceHead, MixtureHead, on_floor
 
 POINTS, COMPONENTS = 6, 3
 EVERYTHING = torch.ones(POINTS, 2, dtype=torch.bool)
@@ -171,3 +171,11 @@ def test_zeros_and_ones_are_those_of_torch_even_far_out():
 def test_a_bernoulli_head_is_for_zeros_and_ones_alone():
     assert BernoulliHead(scale_of(2, support="binary")).support == "binary"
     assert {head.support for head in (MixtureHead, LaplaceHead)} == {"real"}
+
+
+def test_a_learned_std_begins_where_it_is_told():
+    density = GaussianHead(scale_of(2), noise="channel", start=0.3)(torch.zeros(4, 2))
+    torch.testing.assert_close(density.std, torch.full((4, 2), 0.3), rtol=1e-4, atol=0)
+    for keys in ({"noise": "point"}, {"noise": "channel", "fixed": 0.5}):
+        with pytest.raises(ValueError, match=r"head\.start is where a learned std"):
+            GaussianHead(scale_of(2), start=0.3, **keys)

@@ -257,6 +257,10 @@ def test_a_missing_folder_and_a_broken_archive_say_what_to_do(folder, tmp_path):
     with pytest.raises(ValueError, match=f"does not exist.*{WHERE}"):
         _ = Physionet2012(str(tmp_path / "none")).splits
     folder()
+    (tmp_path / "mine.zip").write_bytes(b"nobody asked for this one")
+    assert len(Physionet2012(str(tmp_path)).splits["test"]) == 6
+    with pytest.raises(ValueError, match=r"Outcomes-a\.txt is no whole archive"):
+        _ = Physionet2012(str(tmp_path / "Outcomes-a.txt")).splits
     with tarfile.open(tmp_path / "set-a.tar.gz", "w:gz") as archive:
         archive.add(tmp_path / "set-a", "set-a")
     whole = (tmp_path / "set-a.tar.gz").read_bytes()

@@ -36,8 +36,8 @@ def floored(log_std: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 class OneScaleHead(Head):
     """A head whose raw numbers are a location per channel, and a spread per point, per channel or one for all.
 
-    A global or channel spread is learned (global: one in training standard deviations), or fixed to `fixed`, in
-    the data's own units.
+    A global or channel spread is learned from `start` on (in training standard deviations; global: one of them), or
+    fixed to `fixed`, in the data's own units.
     """
 
     support = "real"
@@ -47,12 +47,18 @@ class OneScaleHead(Head):
         scale: Scale,
         noise: Literal["point", "channel", "global"] = "point",
         fixed: Positive | None = None,
+        start: Positive | None = None,
     ):
         super().__init__()
         if fixed is not None and noise == "point":
             raise ValueError(
                 "head.fixed gives one std for all points, head.noise=point one for each; "
                 "set head.noise=channel, or head.fixed=null."
+            )
+        if start is not None and (noise == "point" or fixed is not None):
+            raise ValueError(
+                "head.start is where a learned std of a channel, or of all, begins; set head.noise=channel and "
+                "head.fixed=null, or head.start=null."
             )
         self.noise, self.draws = noise, scale.dim
         self.width = 2 * scale.dim if noise == "point" else scale.dim
@@ -66,7 +72,8 @@ class OneScaleHead(Head):
             self.register_buffer("log_std", 0.5 * torch.log(inside**2 - FLOOR**2).float())
         elif noise != "point":
             # Small at first: from a wide start a path model learns to call everything noise, and stays there.
-            self.log_std = nn.Parameter(torch.full((scale.dim if noise == "channel" else 1,), log(0.05)))
+            size = scale.dim if noise == "channel" else 1
+            self.log_std = nn.Parameter(torch.full((size,), log(0.05 if start is None else start)))
 
     def _split(self, raw: Tensor) -> tuple[Tensor, Tensor]:
         """Location and std."""

@@ -75,7 +75,7 @@ class HumanActivity(SeriesData):
     ):
         super().__init__(batch_size, seed)
         self.path, self.theirs = Path(path).expanduser(), protocol == "rubanova"
-        self.shares = tuple(shares or ((0.7, 0.1, 0.2) if self.theirs else (0.6, 0.2, 0.2)))
+        self.shares = tuple(((0.7, 0.1, 0.2) if self.theirs else (0.6, 0.2, 0.2)) if shares is None else shares)
         self.window, self.stride = window, stride or (max(1, window // 2) if self.theirs else window)
         windows.check_cut(self.shares, window, self.stride)
 

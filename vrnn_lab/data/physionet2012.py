@@ -41,6 +41,7 @@ POSSIBLE = {
 ZERO_IS_A_VALUE = ("Gender", "Urine")
 RECORD = re.compile(r"set-([abc])(?:/.*)?/(\d+)\.txt$")
 OUTCOMES = re.compile(r"Outcomes-([abc])\.txt$")
+WANTED, PACKED = re.compile(f"{RECORD.pattern}|{OUTCOMES.pattern}"), re.compile(r"set-[abc][^/]*$")
 HEAD = "Time,Parameter,Value"
 SOURCE = (
     "Download set-a, set-b and set-c (.tar.gz or .zip) and Outcomes-a.txt, -b and -c from "
@@ -167,7 +168,7 @@ def read(path: Path, sets, labelled) -> tuple[dict[str, str], dict[str, int]]:
     records: dict[str, dict[str, str]] = {s: {} for s in sets}
     died: dict[str, int] = {}
     found = set()
-    for name, text in contents(path):
+    for name, text in contents(path, WANTED, PACKED):
         if (match := RECORD.search(name)) and match[1] in sets:
             records[match[1]][match[2]] = text.decode("utf-8", errors="replace")
         elif (match := OUTCOMES.search(name)) and match[1] in labelled:
