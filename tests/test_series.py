@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small import asked, batch_of, held_out
+from small import asked, batch_of, held_out, told
 
 from vrnn_lab.data.base import Ragged, pieces, places
 from vrnn_lab.series import compact, front_first, gaps, pick, put_back, series_of
@@ -24,11 +24,11 @@ def test_compacting_moves_the_marked_points_to_the_front_in_order():
 
 
 def test_a_compacted_series_has_the_points_of_the_old_one():
-    batch, mask = held_out(batch_of()), marks(5, 8)
+    batch, mask = told(held_out(batch_of())), marks(5, 8)
     moved, _ = compact(batch, mask)
     for row in range(5):
         count = int(mask[row].sum())
-        for name in ("times", "values", "seen", "scored"):
+        for name in ("times", "values", "seen", "scored", "covariates", "error"):
             assert torch.equal(getattr(moved, name)[row, :count], getattr(batch, name)[row][mask[row]])
             assert torch.equal(getattr(moved, name)[row, count:], getattr(batch, name)[row][~mask[row]])
     assert torch.equal(moved.ids, batch.ids) and torch.equal(moved.window, batch.window)
@@ -92,6 +92,24 @@ def test_what_is_given_does_not_tell_which_channel_of_a_query_is_scored():
     given = batch.given()
     assert torch.equal(given.scored.any(-1), given.scored.all(-1))
     assert torch.equal(given.scored.any(-1), batch.scored.any(-1))
+
+
+def test_covariates_and_error_bars_are_given_of_a_query_too():
+    batch = told(asked(batch_of()))
+    given = batch.given()
+    assert torch.equal(given.covariates, batch.covariates) and torch.equal(given.error, batch.error)
+
+
+def test_what_stands_beside_values_must_be_finite_where_a_point_counts():
+    make = lambda **beside: series_of([[0.0, 1.0]], [[[2.0], [NAN]]], scored=[[[False], [True]]], **beside)
+    with pytest.raises(ValueError, match="covariates must be finite at every point that is known or asked"):
+        make(covariates=[[[1.0], [NAN]]])
+    for wrong in (NAN, -1.0):
+        with pytest.raises(ValueError, match="the error of a known value must be finite and not negative"):
+            make(error=[[[wrong], [1.0]]])
+    assert make(error=[[[0.5], [NAN]]]).error.tolist() == [[[0.5], [0.0]]]  # of a query none, unless it is said
+    padded = series_of([[0.0, 1.0]], [[[2.0], [NAN]]], covariates=[[[1.0], [NAN]]])
+    assert padded.counts.tolist() == [[True, False]]
 
 
 def test_known_is_seen_or_scored_and_padding_is_neither():
@@ -332,6 +350,23 @@ def test_a_channel_without_values_in_training_is_an_error_with_its_name():
     values[:, 1] = NAN
     with pytest.raises(ValueError, match="channel 'v' has no observed value"):
         ragged(values=values).scale(("u", "v"), "real")
+
+
+def test_the_scale_of_covariates_is_theirs_and_that_of_a_constant_one_the_unit():
+    covariates = np.stack([np.arange(8.0), np.full(8, 1e6 + 0.1)], 1)
+    scale = ragged(covariates=covariates).scale(("u", "v"), "real", covariates=("w", "c"))
+    assert scale.covariates == ("w", "c") and not scale.errors
+    assert scale.covariate_mean.tolist() == pytest.approx([3.5, 1e6 + 0.1])
+    assert scale.covariate_std.tolist() == pytest.approx([np.arange(8).std(), 1])
+    assert ragged(error=np.ones((8, 2))).scale(("u", "v"), "real").errors
+
+
+def test_equal_series_keep_what_stands_beside_their_values():
+    times, values = np.zeros((2, 3)), np.zeros((2, 3, 1))
+    covariates, error = np.arange(12.0).reshape(2, 3, 2), np.arange(6.0).reshape(2, 3, 1)
+    found = batch(Ragged.of(times, values, covariates=covariates, error=error), (1, 0))
+    np.testing.assert_array_equal(found.covariates, covariates[::-1])
+    np.testing.assert_array_equal(found.error, error[::-1])
 
 
 def test_binary_values_are_not_rescaled():

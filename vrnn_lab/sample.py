@@ -8,6 +8,7 @@ from vrnn_lab.command import arguments, folder_of, guarded, quiet
 USAGE = """python -m vrnn_lab.sample run=<run folder> [n=16] [points=<number>] [seed=0] [output=<file>.csv]
 
 Draws whole series from the prior of a run's best checkpoint, over a typical training window.
+Covariates are held at their training means.
   run                  the folder of a finished run, or of one cut short after its first checkpoint
   n                    how many series
   points               at so many even times each; by default as dense as the training series

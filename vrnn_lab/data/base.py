@@ -134,9 +134,9 @@ class Ragged:
         """The series of these indices under a task, padded to the longest."""
         points = self.points
         if not len(points.times):  # a point to stand in for none at all
-            one = lambda x, fill: x if x is None else np.full((1, x.shape[1]), fill)
-            told = one(points.covariates, 0.0), one(points.error, 0.0)
-            points = Points(np.zeros(1), one(points.values, np.nan), None, *told)
+            none = lambda x: x if x is None else np.zeros((1, x.shape[1]))
+            nothing = np.full((1, points.values.shape[1]), np.nan)
+            points = Points(np.zeros(1), nothing, None, none(points.covariates), none(points.error))
         lengths = self.end[index] - self.first[index]
         longest = max(1, lengths.max(initial=0))
         real = np.arange(longest) < lengths[:, None]
