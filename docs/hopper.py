@@ -188,9 +188,9 @@ def predicted(model):
 HEAD = """# The hopper of Rubanova et al. 2019
 
 Made by `python docs/hopper.py`, one thread a run on a 2-core machine without GPU, so busy that a run had a fifth to a
-half of a core. On 10 000 trajectories, of which 2000 test: `experiment=hopper_interpolation` (45 epochs, 6750 steps of
-50 trajectories) and `experiment=hopper_extrapolation` (36 epochs, 5400 steps). On 1000, of which 200 test, all models
-get the same small budget, 40 epochs, 600 steps:
+half of a core. On 10 000 trajectories, of which 2000 test: `experiment=hopper_interpolation` (45 epochs, 6750 steps
+of 50 trajectories) and `experiment=hopper_extrapolation` (36 epochs, 5400 steps). On 1000, of which 200 test, all
+models get the same small budget, 40 epochs, 600 steps:
 `{alike}`.
 
 Trajectories of MuJoCo's planar hopper, 14 channels every 0.005 s; the simulation equals dm_control's bit by bit.
