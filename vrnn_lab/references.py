@@ -9,11 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vrnn_lab.calibration import Account, plain_pit
-from vrnn_lab.data.base import SeriesData
+from vrnn_lab.data.base import PLAIN, SeriesData, generator
 from vrnn_lab.densities import Bernoulli, Gaussian
 from vrnn_lab.metrics import Yardstick, rows_at_once
-from vrnn_lab.noise import Noise
-from vrnn_lab.scores import Scores, Tally, energy, plain_scores
+from vrnn_lab.scores import Scores, Tally, energy_of, plain_scores
 from vrnn_lab.series import Scale, TimeSeries
 from vrnn_lab.tasks import Density, Task
 
@@ -109,13 +108,19 @@ def _scores(said: Gaussian | Bernoulli, batch: TimeSeries) -> Scores:
 def plain_energy(
     said: Gaussian | Bernoulli, batch: TimeSeries, std: Float[Tensor, " dim"], seed: int
 ) -> Float[Tensor, " series"]:
-    """The energy score of a plain row, whose values do not hang together; none of zeros and ones."""
+    """The energy score of a plain row, whose values do not hang together; none of zeros and ones.
+
+    A series' draws are a function of (seed, id), the same for all rows.
+    """
     if isinstance(said, Bernoulli):
         return std.new_zeros(0)
-    noise = Noise()
-    noise.fixed = seed
-    draws = said.draw(noise.at_points("plain", batch, DRAWS, said.mean.shape[2], said.mean))
-    return energy(draws, batch.values, batch.scored, std)
+    apart, wide = (said.mean - batch.values) / std, (said.std / std).expand_as(said.mean)
+    found = []
+    for i, scored in enumerate(batch.scored):
+        if scored.any():
+            noise = generator(PLAIN, seed, int(batch.ids[i])).standard_normal((DRAWS, int(scored.sum())))
+            found.append(energy_of(apart[i][scored] + wide[i][scored] * torch.from_numpy(noise)))
+    return torch.stack(found) if found else std.new_zeros(0)
 
 
 def level_of(data: SeriesData, scale: Scale) -> Float[Tensor, " dim"]:

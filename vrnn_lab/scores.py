@@ -72,11 +72,11 @@ def energy(
     whether draws hang together as the values do.
     """
     rows = scored.any(2).any(1).nonzero()[:, 0]
-    found = [_energy(((paths[:, i] - values[i]) / std)[:, scored[i]]) for i in rows.tolist()]
+    found = [energy_of(((paths[:, i] - values[i]) / std)[:, scored[i]]) for i in rows.tolist()]
     return torch.stack(found) if found else values.new_zeros(0)
 
 
-def _energy(apart: Float[Tensor, "samples values"]) -> Float[Tensor, ""]:
+def energy_of(apart: Float[Tensor, "samples values"]) -> Float[Tensor, ""]:
     """Of one series, from the draws less the truth; the pairs by products of matrices, some draws at a time."""
     (count, size), about = apart.shape, apart - apart.mean(0)
     pairs = torch.stack([torch.cdist(some, about).sum() for some in about.split(DRAWS_AT_ONCE)]).sum()

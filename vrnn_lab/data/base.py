@@ -19,7 +19,7 @@ from vrnn_lab.series import Scale, TimeSeries
 from vrnn_lab.tasks import Density, Draws, Own, Shared, Task
 
 SPLITS = ("train", "val", "test")
-SHUFFLE, TASKS, PATTERN = 101, 102, 103  # what a generator is for: no two purposes share a stream
+SHUFFLE, TASKS, PATTERN, PLAIN = 101, 102, 103, 104  # what a generator is for: no two purposes share a stream
 CELLS = 2**22  # values that a pass over the data holds at once
 GAPS = 10_000_000  # points whose gaps are sorted for their median
 MOSTLY_FULL = 0.9  # where the mean length is this share of the longest, batches need no series of like length
