@@ -9,7 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_run import command
 
-from vrnn_lab import intervals
+from vrnn_lab import intervals, table
 from vrnn_lab.calibration import PIT_BINS
 
 
@@ -125,3 +125,19 @@ def test_nothing_is_drawn_of_zeros_and_ones():
     assert (
         intervals.figures({"test/forecast/brier": 0.1}, "test", SimpleNamespace(channels=("a",), time_unit="")) == {}
     )
+
+
+def test_channels_of_any_name_have_their_row(capsys):
+    names = ["wind [m/s]", "t [c]", "x [/y]", "all"]
+    found = {f"test/forecast/channel/{name}/mse": 2.0 for name in names}
+    found |= {
+        "test/forecast/mse": 1.0,
+        "test/forecast/horizon/1/share": 1.0,
+        "test/forecast/horizon/1/from": 0.0,
+        "test/forecast/horizon/1/mse": 1.0,
+    }
+    for shown in table.intervals(found, "test", names, ""):
+        table.paper().print(shown)
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    for name in names:
+        assert any(line.startswith(name) and line.endswith("2") for line in lines), name
