@@ -343,6 +343,41 @@ def test_whole_numbers_as_ids_stay_such():
     assert ask(frame, horizon=1.0, every=1.0)["id"].unique().tolist() == [0, 1, 2, 3]
 
 
+def test_ids_too_large_for_a_signed_number_are_kept():
+    frame = table().assign(id=lambda x: x["id"].str[1:].astype(np.uint64) + np.uint64(2**63))
+    assert ask(frame, horizon=1.0, every=1.0)["id"].unique().tolist() == [str(2**63 + i) for i in range(4)]
+
+
+def test_numbers_that_pandas_keeps_as_categories_are_numbers():
+    frame = table()
+    expected = ask(frame, horizon=1.0, every=1.0)
+    pd.testing.assert_frame_equal(
+        ask(frame.astype(dict.fromkeys(["time", "a"], "category")), horizon=1.0, every=1.0), expected
+    )
+
+
+def test_a_column_that_is_there_twice_is_refused():
+    frame = table()
+    with pytest.raises(ValueError, match="more than one column named a"):
+        ask(pd.concat([frame, frame[["a"]]], axis=1), horizon=1.0, every=1.0)
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+@pytest.mark.parametrize("name", ["$x_{$", "1 $ is 1 $", "a/b", "..", "温" * 100, "\U00020000" * 99, "n" * 300])
+def test_a_series_of_any_name_has_its_figure(name, tmp_path):
+    frame = table().query("id == 's1'").assign(id=name)
+    asked = Forecasts.of(parts_of(Decay(scale_of())), frame, Asked(horizon=1.0, every=0.5), Form())
+    predict.write(asked, tmp_path / "out.csv", 1.0, in_memory=True)
+    assert len(list((tmp_path / "out_figures").glob("*.png"))) == 1
+
+
+def test_progress_is_told_also_where_nothing_is_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "SAID", -1.0)
+    asked = Forecasts.of(parts_of(Decay(scale_of())), table().dropna(), Asked(fill=True), Form())
+    predict.write(asked, tmp_path / "out.csv", 0.0, in_memory=True)
+    assert len(pd.read_csv(tmp_path / "out.csv")) == 0
+
+
 # ---- dates ------------------------------------------------------------------------------------------------
 
 
@@ -373,6 +408,16 @@ def test_datetimes_stay_datetimes(zone):
     times = pd.to_datetime(["2024-02-27", "2024-02-28T12:00:00.25"], format="ISO8601").tz_localize(zone)
     found = ask(dated(times), horizon=1.0, every=1.0)
     assert found["time"].tolist() == [pd.Timestamp("2024-02-29T12:00:00.25", tz=zone)] * 2
+
+
+def test_dates_before_the_reach_of_nanoseconds_stay_such():
+    times = np.array(["1424-02-27", "1424-02-28"], "datetime64[s]")
+    assert ask(dated(times), horizon=1.0, every=1.0)["time"].dt.strftime("%Y-%m-%d").tolist() == ["1424-02-29"] * 2
+
+
+def test_spans_of_time_are_refused():
+    with pytest.raises(ValueError, match="is period"):
+        ask(dated(pd.period_range("2024-01", periods=2, freq="M")), horizon=1.0, every=1.0)
 
 
 @pytest.mark.parametrize(("dates", "times"), [(False, ["2024-01-01", "2024-01-02"]), (True, [1.0, 2.0])])

@@ -40,7 +40,7 @@ class Clock:
         moments = _moments(times)
         if text or self.text:
             return self._texts(moments)
-        found = pd.DatetimeIndex(moments.astype("datetime64[ns]"))
+        found = pd.DatetimeIndex(moments)  # nanoseconds would end in 2262
         return found if self.zone is None else found.tz_localize("UTC").tz_convert(self.zone)
 
     def _texts(self, moments: NDArray[Any]) -> NDArray[Any]:

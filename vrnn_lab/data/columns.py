@@ -344,6 +344,8 @@ def numbers(cells: Cells, column: str, cure: str = "") -> NDArray[np.float64]:
 
 def _parsed(content: pd.Series) -> NDArray[np.float64]:
     """(rows,): the numbers a column holds, NaN for all else."""
+    if isinstance(content.dtype, pd.CategoricalDtype) and types.is_numeric_dtype(content.cat.categories):
+        content = content.astype(np.float64)
     if not types.is_numeric_dtype(content):
         if isinstance(content.dtype, pd.CategoricalDtype) or types.is_datetime64_any_dtype(content):
             return np.full(len(content), np.nan)
@@ -359,7 +361,11 @@ def times(cells: Cells, column: str) -> tuple[NDArray[np.float64], bool]:
         raise ValueError(f"{cells.path}: {cells.where(empty)} has no '{column}'; expected a time in every row.")
     if types.is_datetime64_any_dtype(content):
         return _days(content), True
-    if types.is_bool_dtype(content) or types.is_timedelta64_dtype(content):
+    if (
+        types.is_bool_dtype(content)
+        or isinstance(content.dtype, pd.PeriodDtype)
+        or types.is_timedelta64_dtype(content)
+    ):
         raise ValueError(f"{cells.path}: column '{column}' is {content.dtype}; expected numbers or dates.")
     found = _parsed(content)
     if np.isnan(found).all():

@@ -91,6 +91,8 @@ class Source:
             self.path, self.names = self.found, columns.column_names(self.found, self.key)
         else:
             self.path, self.names = Path(f"the data frame {self.key}"), [str(name) for name in self.found.columns]
+        if twice := sorted({name for name in self.names if self.names.count(name) > 1}):
+            raise ValueError(f"{self.path} has more than one column named {', '.join(twice)}; expected each once.")
         self.asks = self.key == "at"
         roles = [("id", form.id), ("time", form.time)]
         if not self.asks:
@@ -333,7 +335,7 @@ def _merged(values: NDArray[np.float64], point: NDArray[np.int64]) -> NDArray[np
 
 def _whole(content: pd.Series) -> bool:
     kind = content.cat.categories if isinstance(content.dtype, pd.CategoricalDtype) else content
-    return types.is_integer_dtype(kind.dtype)
+    return types.is_integer_dtype(kind.dtype) and not (len(kind) and kind.max() > np.iinfo(np.int64).max)
 
 
 def paired(given: Source, asked: Source, whole: bool) -> Iterator[tuple[Rows, Rows]]:
