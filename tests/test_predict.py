@@ -526,6 +526,14 @@ def test_error_bars_reach_the_model_with_their_values():
     ((rows, times),) = Wanted(horizon=1.0, every=1.0).of(source, True)
     (question,) = over_windows(rows, times, scale_of(), beside)
     assert question.error.tolist() == [[0.5, 0], [0.25, 0], [0, 0]]
+    with pytest.raises(ValueError, match="row 2 has a negative 'sa'"):  # of an empty cell, which may be asked for
+        list(
+            Source(frame.assign(a=[1.0, None], sa=[1.0, -1.0]), "input", Form(), ("a", "b"), beside, None).series(
+                True
+            )
+        )
+    with pytest.raises(ValueError, match="row 1 has a negative 'sa'"):
+        list(Source(frame.assign(sa=[-1.0, 1.0]), "at", Form(), ("a", "b"), beside, None).series(True))
     with pytest.raises(ValueError, match="has a value but no 'sa'"):
         list(Source(frame.assign(sa=[None, 1.0]), "input", Form(), ("a", "b"), beside, None).series(True))
 

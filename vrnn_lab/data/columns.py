@@ -223,11 +223,11 @@ def errors(cells: Cells, column: str | None, values: NDArray[np.float64]) -> NDA
     if column is None:
         return np.where(np.isnan(values), np.nan, 0.0)
     found = numbers(cells, column, "data.error takes numbers.")
-    for wrong, what in ((np.isnan(found), "no"), (found < 0, "a negative")):
+    for wrong, what in ((np.isnan(found), "a value but no"), (found < 0, "a negative")):
         place = first(wrong & ~np.isnan(values))
         if place is not None:
             raise ValueError(
-                f"{cells.path}: {cells.where(place)} has a value but {what} '{column}'; data.error wants the "
+                f"{cells.path}: {cells.where(place)} has {what} '{column}'; data.error wants the "
                 "standard deviation of its noise, 0 where there is none. Fill it in, or empty the value."
             )
     return np.where(np.isnan(values), np.nan, found)

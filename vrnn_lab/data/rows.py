@@ -269,10 +269,13 @@ class Source:
         return np.broadcast_to(found, (len(found), len(self.channels)))
 
     def _check_errors(self, cells: Cells, values: NDArray[np.float64]) -> None:
-        """A value has an error bar, where the model knows of such."""
-        for channel, name in enumerate(() if self.asks else self.beside.error):
+        """A value has an error bar, where the model knows of such; and none is negative, of a question either."""
+        for channel, name in enumerate(self.beside.error):
+            if name not in self.names:
+                continue
             observed = ~np.isnan(values if self.form.channel else values[:, [channel]]).all(1)
-            columns.errors(cells, name, np.where(observed, 0.0, np.nan))
+            counts = observed | (self._columns(cells, [name])[:, 0] < 0)
+            columns.errors(cells, name, np.where(counts, 0.0, np.nan))
 
     def _long(self, cells: Cells) -> tuple[NDArray, NDArray, NDArray]:
         """A row has a cell of one channel; one that names no channel has, if it has no number, empty ones of all."""
