@@ -141,6 +141,8 @@ def test_zeros_and_ones_have_their_probability_and_its_quantiles():
     np.testing.assert_allclose(found["std"], np.sqrt(found["mean"] * (1 - found["mean"])), rtol=1e-4)
     for name, level in LEVELS.items():
         assert (found[name] == (level > 1 - found["mean"])).all()
+    with pytest.raises(ValueError, match="series 'x' holds 7 in channel 'b' at time 100; the model is one of zeros"):
+        ask(frame.assign(b=[7, 0]), model, horizon=3.0, every=1.0)
 
 
 def test_a_value_that_the_input_holds_is_its_own_answer():
