@@ -9,8 +9,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_run import command
 
-from vrnn_lab import intervals, table
+from vrnn_lab import evaluate, intervals, table
 from vrnn_lab.calibration import PIT_BINS
+from vrnn_lab.command import guarded
 
 
 @pytest.fixture(scope="module")
@@ -112,13 +113,17 @@ REFUSED = {
 
 @pytest.mark.parametrize("given", REFUSED)
 def test_what_does_not_go_together_is_refused_by_name(given, tmp_path, monkeypatch, capsys):
-    from vrnn_lab import evaluate
-    from vrnn_lab.command import guarded
-
     monkeypatch.setattr("sys.argv", ["x", f"run={tmp_path}", *given.split()])
     monkeypatch.setattr(evaluate, "quiet", lambda: None)
     assert guarded(evaluate.main) == 2
     assert REFUSED[given] in capsys.readouterr().err
+
+
+def test_a_question_that_a_backtest_does_not_ask_is_refused(folder, monkeypatch, capsys):
+    given = f"run={folder} backtest=true backtest.horizon=3 evaluate.forecast.seen=3"
+    monkeypatch.setattr("sys.argv", ["evaluate", *given.split()])
+    assert guarded(evaluate.main) == 2
+    assert "evaluate.forecast.seen: a backtest has no such question" in capsys.readouterr().err
 
 
 def test_nothing_is_drawn_of_zeros_and_ones():

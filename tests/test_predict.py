@@ -412,6 +412,16 @@ def test_datetimes_stay_datetimes(zone):
     assert found["time"].tolist() == [pd.Timestamp("2024-02-29T12:00:00.25", tz=zone)] * 2
 
 
+def test_moments_are_written_to_the_microsecond_as_they_were_read():
+    start = pd.Timestamp("2024-02-27T23:59:59.998998")
+    times = start + pd.to_timedelta(np.arange(2003), "us")
+    frame = pd.DataFrame({"id": "x", "time": times, "a": 1.0, "b": [*[1.0] * 2002, None]})
+    at = pd.DataFrame({"id": "x", "time": times})
+    assert ask(frame, at=at)["time"].tolist() == [t for t in times for _ in "ab"]
+    ahead = ask(frame.tail(2), horizon=1.0, every=0.1)["time"].drop_duplicates()
+    assert ahead.tolist() == [times[-1] + pd.Timedelta(microseconds=8_640_000_000 * n) for n in range(1, 11)]
+
+
 def test_dates_before_the_reach_of_nanoseconds_stay_such():
     times = np.array(["1424-02-27", "1424-02-28"], "datetime64[s]")
     assert ask(dated(times), horizon=1.0, every=1.0)["time"].dt.strftime("%Y-%m-%d").tolist() == ["1424-02-29"] * 2
