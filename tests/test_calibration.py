@@ -10,7 +10,19 @@ from scipy import stats
 from small import asked, batch_of, with_empty_points
 
 from vrnn_lab import metrics, scores
-from vrnn_lab.calibration import PIT_BINS, edges, gap, histogram, horizon, parted, pit, plain_pit
+from vrnn_lab.calibration import (
+    PIT_BINS,
+    Account,
+    bins,
+    edges,
+    gap,
+    histogram,
+    horizon,
+    parted,
+    pit,
+    plain_pit,
+    stretch,
+)
 from vrnn_lab.data.base import Ragged, SeriesData
 from vrnn_lab.densities import Gaussian
 from vrnn_lab.metrics import answers, evaluate
@@ -244,6 +256,16 @@ def test_scores_by_distance_are_those_of_the_values_at_that_distance(data, found
             assert given[f"{place}/coverage_90"] == pytest.approx(0.9, abs=0.07)
     first, last = (found[f"test/{question}/{name}/{i}/crps"] for i in (1, len(bins)))
     assert first < last  # the further, the harder
+
+
+def test_a_bin_ends_where_the_next_one_begins_though_that_one_is_empty(data):
+    account = Account(data, "forecast", QUESTIONS.questions["forecast"], torch.ones(1).double())
+    begin, end = account.edges[:2].tolist()
+    near = series_of([[0.0, begin / 2, end + 1e-6]], [[[0.0]] * 3], seen=[[[1], [0], [0]]], scored=[[[0], [1], [1]]])
+    account.add({"mse": torch.ones(1, 3, 1).double()}, near)
+    found = account.result("test")
+    assert bins(found, "test/horizon") == ["test/horizon/1", "test/horizon/3"]
+    assert stretch(found, "test/horizon/1") == f"0 to {begin:.3g}"
 
 
 def test_what_nothing_was_seen_for_stands_apart(data):

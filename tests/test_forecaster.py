@@ -9,7 +9,8 @@ from test_predict import table
 import vrnn_lab
 from vrnn_lab import evaluate, predict
 from vrnn_lab.command import guarded
-from vrnn_lab.forecaster import Forecaster
+from vrnn_lab.config import compose
+from vrnn_lab.forecaster import Forecaster, typed
 from vrnn_lab.recalibration import Recalibration
 
 KEYS = ["model=rnn", "model.width=8", "trainer=cpu", "trainer.max_epochs=1", "evaluate.samples=1", "evaluate.draws=9"]
@@ -92,3 +93,28 @@ def test_what_cannot_work_is_refused(fitted, tmp_path):
         Forecaster.load(tmp_path)
     with pytest.raises(ValueError, match="has no column 'name'"):
         forecaster.predict(frame, fill=True, id="name")
+
+
+NAMES = [
+    "a",
+    "Größe [m]",
+    "温度",
+    "1",
+    "1.5",
+    "null",
+    "true",
+    "a,b",
+    "[x]",
+    "${a}",
+    "C:\\temp",
+    'the "best"',
+    "b\\",
+    "it's",
+]
+
+
+def test_columns_may_have_any_name():
+    keys = ["data=table", "data.path=x.csv", f"data.values={typed(NAMES)}"]
+    assert list(compose(keys).data["values"]) == NAMES
+    for name in [*NAMES, None]:
+        assert compose([*keys[:2], f"data.id={typed(name)}"]).data.id == name

@@ -9,8 +9,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_run import command
 
-from vrnn_lab import intervals
+from vrnn_lab import evaluate, intervals, table
 from vrnn_lab.calibration import PIT_BINS
+from vrnn_lab.command import guarded
 
 
 @pytest.fixture(scope="module")
@@ -112,16 +113,36 @@ REFUSED = {
 
 @pytest.mark.parametrize("given", REFUSED)
 def test_what_does_not_go_together_is_refused_by_name(given, tmp_path, monkeypatch, capsys):
-    from vrnn_lab import evaluate
-    from vrnn_lab.command import guarded
-
     monkeypatch.setattr("sys.argv", ["x", f"run={tmp_path}", *given.split()])
     monkeypatch.setattr(evaluate, "quiet", lambda: None)
     assert guarded(evaluate.main) == 2
     assert REFUSED[given] in capsys.readouterr().err
 
 
+def test_a_question_that_a_backtest_does_not_ask_is_refused(folder, monkeypatch, capsys):
+    given = f"run={folder} backtest=true backtest.horizon=3 evaluate.forecast.seen=3"
+    monkeypatch.setattr("sys.argv", ["evaluate", *given.split()])
+    assert guarded(evaluate.main) == 2
+    assert "evaluate.forecast.seen: a backtest has no such question" in capsys.readouterr().err
+
+
 def test_nothing_is_drawn_of_zeros_and_ones():
     assert (
         intervals.figures({"test/forecast/brier": 0.1}, "test", SimpleNamespace(channels=("a",), time_unit="")) == {}
     )
+
+
+def test_channels_of_any_name_have_their_row(capsys):
+    names = ["wind [m/s]", "t [c]", "x [/y]", "all"]
+    found = {f"test/forecast/channel/{name}/mse": 2.0 for name in names}
+    found |= {
+        "test/forecast/mse": 1.0,
+        "test/forecast/horizon/1/share": 1.0,
+        "test/forecast/horizon/1/from": 0.0,
+        "test/forecast/horizon/1/mse": 1.0,
+    }
+    for shown in table.intervals(found, "test", names, ""):
+        table.paper().print(shown)
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    for name in names:
+        assert any(line.startswith(name) and line.endswith("2") for line in lines), name

@@ -8,7 +8,7 @@ import torch
 from matplotlib.image import imread
 from small import MODELS, model_of
 
-from vrnn_lab import pictures, plots, prior
+from vrnn_lab import look, pictures, plots, prior
 from vrnn_lab.data.base import Ragged, SeriesData
 from vrnn_lab.data.periodic import Periodic
 from vrnn_lab.data.spirals import Spirals, Spirals1D
@@ -300,3 +300,9 @@ def test_series_from_the_prior_are_lines_over_time_and_in_the_plane(name, data):
     figure = plots.samples(model, data, prior.draw(model, 3, 0))
     assert len(figure.axes) == len(data.channels) + data.phase_plane
     assert all(ax.get_xlabel() and ax.get_ylabel() and ax.lines for ax in figure.axes)
+
+
+def test_a_name_of_the_users_is_no_formula(tmp_path):
+    figure, (ax,) = look.canvas(1, 1, (3.0, 2.0))
+    ax.set_ylabel(look.label("US$_{$", "$"))
+    assert plots.write({"it": figure}, tmp_path)

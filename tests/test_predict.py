@@ -141,6 +141,8 @@ def test_zeros_and_ones_have_their_probability_and_its_quantiles():
     np.testing.assert_allclose(found["std"], np.sqrt(found["mean"] * (1 - found["mean"])), rtol=1e-4)
     for name, level in LEVELS.items():
         assert (found[name] == (level > 1 - found["mean"])).all()
+    with pytest.raises(ValueError, match="series 'x' holds 7 in channel 'b' at time 100; the model is one of zeros"):
+        ask(frame.assign(b=[7, 0]), model, horizon=3.0, every=1.0)
 
 
 def test_a_value_that_the_input_holds_is_its_own_answer():
@@ -343,6 +345,41 @@ def test_whole_numbers_as_ids_stay_such():
     assert ask(frame, horizon=1.0, every=1.0)["id"].unique().tolist() == [0, 1, 2, 3]
 
 
+def test_ids_too_large_for_a_signed_number_are_kept():
+    frame = table().assign(id=lambda x: x["id"].str[1:].astype(np.uint64) + np.uint64(2**63))
+    assert ask(frame, horizon=1.0, every=1.0)["id"].unique().tolist() == [str(2**63 + i) for i in range(4)]
+
+
+def test_numbers_that_pandas_keeps_as_categories_are_numbers():
+    frame = table()
+    expected = ask(frame, horizon=1.0, every=1.0)
+    pd.testing.assert_frame_equal(
+        ask(frame.astype(dict.fromkeys(["time", "a"], "category")), horizon=1.0, every=1.0), expected
+    )
+
+
+def test_a_column_that_is_there_twice_is_refused():
+    frame = table()
+    with pytest.raises(ValueError, match="more than one column named a"):
+        ask(pd.concat([frame, frame[["a"]]], axis=1), horizon=1.0, every=1.0)
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+@pytest.mark.parametrize("name", ["$x_{$", "1 $ is 1 $", "a/b", "..", "温" * 100, "\U00020000" * 99, "n" * 300])
+def test_a_series_of_any_name_has_its_figure(name, tmp_path):
+    frame = table().query("id == 's1'").assign(id=name)
+    asked = Forecasts.of(parts_of(Decay(scale_of())), frame, Asked(horizon=1.0, every=0.5), Form())
+    predict.write(asked, tmp_path / "out.csv", 1.0, in_memory=True)
+    assert len(list((tmp_path / "out_figures").glob("*.png"))) == 1
+
+
+def test_progress_is_told_also_where_nothing_is_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "SAID", -1.0)
+    asked = Forecasts.of(parts_of(Decay(scale_of())), table().dropna(), Asked(fill=True), Form())
+    predict.write(asked, tmp_path / "out.csv", 0.0, in_memory=True)
+    assert len(pd.read_csv(tmp_path / "out.csv")) == 0
+
+
 # ---- dates ------------------------------------------------------------------------------------------------
 
 
@@ -373,6 +410,26 @@ def test_datetimes_stay_datetimes(zone):
     times = pd.to_datetime(["2024-02-27", "2024-02-28T12:00:00.25"], format="ISO8601").tz_localize(zone)
     found = ask(dated(times), horizon=1.0, every=1.0)
     assert found["time"].tolist() == [pd.Timestamp("2024-02-29T12:00:00.25", tz=zone)] * 2
+
+
+def test_moments_are_written_to_the_microsecond_as_they_were_read():
+    start = pd.Timestamp("2024-02-27T23:59:59.998998")
+    times = start + pd.to_timedelta(np.arange(2003), "us")
+    frame = pd.DataFrame({"id": "x", "time": times, "a": 1.0, "b": [*[1.0] * 2002, None]})
+    at = pd.DataFrame({"id": "x", "time": times})
+    assert ask(frame, at=at)["time"].tolist() == [t for t in times for _ in "ab"]
+    ahead = ask(frame.tail(2), horizon=1.0, every=0.1)["time"].drop_duplicates()
+    assert ahead.tolist() == [times[-1] + pd.Timedelta(microseconds=8_640_000_000 * n) for n in range(1, 11)]
+
+
+def test_dates_before_the_reach_of_nanoseconds_stay_such():
+    times = np.array(["1424-02-27", "1424-02-28"], "datetime64[s]")
+    assert ask(dated(times), horizon=1.0, every=1.0)["time"].dt.strftime("%Y-%m-%d").tolist() == ["1424-02-29"] * 2
+
+
+def test_spans_of_time_are_refused():
+    with pytest.raises(ValueError, match="is period"):
+        ask(dated(pd.period_range("2024-01", periods=2, freq="M")), horizon=1.0, every=1.0)
 
 
 @pytest.mark.parametrize(("dates", "times"), [(False, ["2024-01-01", "2024-01-02"]), (True, [1.0, 2.0])])
@@ -481,6 +538,14 @@ def test_error_bars_reach_the_model_with_their_values():
     ((rows, times),) = Wanted(horizon=1.0, every=1.0).of(source, True)
     (question,) = over_windows(rows, times, scale_of(), beside)
     assert question.error.tolist() == [[0.5, 0], [0.25, 0], [0, 0]]
+    with pytest.raises(ValueError, match="row 2 has a negative 'sa'"):  # of an empty cell, which may be asked for
+        list(
+            Source(frame.assign(a=[1.0, None], sa=[1.0, -1.0]), "input", Form(), ("a", "b"), beside, None).series(
+                True
+            )
+        )
+    with pytest.raises(ValueError, match="row 1 has a negative 'sa'"):
+        list(Source(frame.assign(sa=[-1.0, 1.0]), "at", Form(), ("a", "b"), beside, None).series(True))
     with pytest.raises(ValueError, match="has a value but no 'sa'"):
         list(Source(frame.assign(sa=[None, 1.0]), "input", Form(), ("a", "b"), beside, None).series(True))
 

@@ -117,6 +117,11 @@ def test_zeros_and_ones_are_refused(data):
         fit(model, data, QUESTIONS, seed=0)
 
 
+def test_a_single_draw_tells_no_spread(data):
+    with pytest.raises(ConfigError, match="of a single draw"):
+        fit(model_of("rnn", scale_of()), data, replace(QUESTIONS, draws=1), seed=0)
+
+
 def test_it_is_read_back_as_it_was_written(tmp_path):
     file = FITTED.save(tmp_path)
     assert file.name == recalibration.FILE and [p.name for p in tmp_path.iterdir()] == [file.name]

@@ -132,7 +132,7 @@ def test_windows_of_one_long_series_keep_what_stands_beside(tmp_path):
         (
             WIDE.replace("0.2", "-2"),
             {"values": ["flux"], "error": ["bar"]},
-            r"line 3 has a value but a negative 'bar'",
+            r"line 3 has a negative 'bar'",
         ),
         (WIDE, {"error": ["bar"]}, r"data\.error=\['bar'\] and data\.values=None; expected the channels"),
         (WIDE, {"values": ["flux"], "error": ["flux"]}, r"data\.values and data\.error both name the column 'flux'"),

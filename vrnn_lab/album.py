@@ -81,7 +81,7 @@ class Album:
 
 def _file(name: str) -> str:
     """A name a file can have; where that takes a change, one that no other series gets."""
-    plain = sub(r"[^\w. -]", "_", name)[:80]
+    plain = sub(r"[^\w. -]", "_", name).encode()[:80].decode(errors="ignore")
     same = plain == name and not plain.startswith(".")
     return plain if same else f"{plain.lstrip('.')}_{blake2b(name.encode(), digest_size=4).hexdigest()}"
 
@@ -107,7 +107,7 @@ def figure(name: str, parts: list[Part], labels: Labels, clock: Clock) -> Figure
     lines = [Line2D([], [], color=look.FORWARD, label="paths", **look.LINE)] if "path_1" in parts[0].numbers else []
     bands = [Patch(color=look.FORWARD, label=said, **how) for said, how in (("50 %", NARROW), ("90 %", WIDE))]
     look.legend(drawn, [look.seen_key(), Line2D([], [], label="median", **MIDDLE), *bands, *lines])
-    drawn.suptitle(f"Series {name}", fontsize=11)
+    drawn.suptitle(look.plain(f"Series {name}"), fontsize=11)
     return drawn
 
 

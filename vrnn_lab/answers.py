@@ -107,8 +107,7 @@ def summary(prediction: Prediction, batch: TimeSeries, paths: int) -> dict[str, 
     """
     density = prediction.density
     mean = prediction.mean
-    variance = density.std.square().mean(0) + density.mean.var(0, correction=0)
-    told = {"mean": mean, "std": variance.sqrt()}
+    told = {"mean": mean, "std": prediction.std}
     if isinstance(density, Bernoulli):
         told |= {name: (level > 1 - mean).to(mean) for name, level in LEVELS.items()}
     else:

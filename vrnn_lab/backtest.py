@@ -168,7 +168,7 @@ def run(
                 joint = energy(said.paths, batch.values, batch.scored, model.data_std)
             batch, scores = batch.to("cpu"), {name: each.cpu() for name, each in scores.items()}
             sheet.add(scores, joint.cpu(), batch, _parts(asked, batch, index, plan))
-            told.append(_values(said.mean.cpu(), said.paths.cpu(), scores, batch, asked, index))
+            told.append(_values(said.mean.cpu(), said.std.cpu(), said.paths.cpu(), scores, batch, asked, index))
     found = sheet.result("this model") | _plain(data, model.scale, plan, asked)
     values = pd.concat(told, ignore_index=True)
     values["channel"] = np.array(data.channels, dtype=object)[values["channel"]]
@@ -205,7 +205,7 @@ def _exact(data: SeriesData, scale: Scale, plan: Plan, asked: Folds) -> dict[str
     return sheet.result("exact")
 
 
-def _values(mean, paths, scores: Scores, batch: TimeSeries, asked: Folds, index) -> pd.DataFrame:
+def _values(mean, std, paths, scores: Scores, batch: TimeSeries, asked: Folds, index) -> pd.DataFrame:
     """A line for every scored value; channels as numbers."""
     row, point, channel = batch.scored.nonzero(as_tuple=True)
     at = lambda each: each[row, point, channel].numpy()
@@ -219,7 +219,7 @@ def _values(mean, paths, scores: Scores, batch: TimeSeries, asked: Folds, index)
             "channel": channel.numpy(),
             "value": at(batch.values),
             "mean": at(mean),
-            "std": held.std(0).numpy(),
+            "std": at(std),
             **{name: each.numpy() for name, each in quantiles(held).items()},
             **{name: at(scores[name]) for name in ("nll", "crps", "brier") if name in scores},
         }

@@ -114,10 +114,11 @@ class Account:
         found[f"{prefix}/values"] = total.item()
         starts = [0.0, *self.edges.tolist(), None]
         for i, (start, tally) in enumerate(zip(starts, self.bins, strict=True)):
+            place = f"{prefix}/{self.name}/{'none' if start is None else i + 1}"
+            if start is not None:  # of an empty one too: the one before it ends there
+                found[f"{place}/from"] = start
             if share := (tally.count.sum() / total).item():
-                place = f"{prefix}/{self.name}/{'none' if start is None else i + 1}"
-                begin = {} if start is None else {f"{place}/from": start}
-                found |= begin | {f"{place}/share": share} | tally.result(place)
+                found |= {f"{place}/share": share} | tally.result(place)
         return found
 
 

@@ -48,6 +48,8 @@ def main() -> int:
     for key in changes:
         if key not in keys:
             raise ConfigError(f"{key}: the run's config has no such key.{near(key, keys)}")
+    if plan and not wanted and (idle := [k for k in changes if k.startswith("evaluate.") and k != "evaluate.draws"]):
+        raise ConfigError(f"{idle[0]}: a backtest has no such question; of evaluate. it takes evaluate.draws alone.")
     parts = load_parts(folder, DictConfig(OmegaConf.from_dotlist([f"{k}={v}" for k, v in changes.items()])))
     factors = recalibration(parts, folder) if wanted else None
     if plan:

@@ -1,8 +1,9 @@
 """Data frames in and out: fit a model, ask it, as the commands do."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
+from re import Match, sub
 from typing import Any
 
 import pandas as pd
@@ -11,7 +12,6 @@ from vrnn_lab.config import ConfigError, choices, compose
 from vrnn_lab.experiment import Parts, load_parts
 from vrnn_lab.folder import write_whole
 from vrnn_lab.forecasts import Asked, Forecasts, form_of
-from vrnn_lab.space import text
 
 
 class Forecaster:
@@ -55,7 +55,7 @@ class Forecaster:
         named |= {"values": values and list(values), "error": error and list(error)}
         file = self._keep(frame)
         keys = {"data.path": str(file), **{f"data.{key}": name for key, name in named.items()}}
-        overrides = ["data=table", *(f"{key}={text(name)}" for key, name in keys.items()), *self.overrides]
+        overrides = ["data=table", *(f"{key}={typed(name)}" for key, name in keys.items()), *self.overrides]
         quiet()
         fitting.run(compose(overrides), self.folder, overrides, choices(overrides))
         self._parts = load_parts(self.folder)
@@ -100,3 +100,14 @@ class Forecaster:
         from vrnn_lab.backtest import backtest
 
         return backtest(self.parts, float(horizon), None if every is None else float(every), folds, split)
+
+
+def typed(name: Any) -> str:
+    """A name, a list of names, or none, as typed behind key=; whatever letters a name has, Hydra reads it again."""
+    if name is None:
+        return "null"
+    if isinstance(name, list):
+        return f"[{','.join(map(typed, name))}]"
+    # Backslashes count for Hydra before a quotation mark alone.
+    escaped: Callable[[Match[str]], str] = lambda found: 2 * found[1] + ('\\"' if found[2] else "")
+    return '"' + sub(r'(\\*)("|\Z)', escaped, str(name).replace("${", "\\${")) + '"'

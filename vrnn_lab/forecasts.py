@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from vrnn_lab.answers import Answer, answer, batches
 from vrnn_lab.data.clock import Clock
 from vrnn_lab.data.columns import Beside
-from vrnn_lab.data.rows import Form, Source
+from vrnn_lab.data.rows import Form, Rows, Source
 from vrnn_lab.experiment import Parts
 from vrnn_lab.models.base import Prediction
 from vrnn_lab.questions import Wanted, over_windows
@@ -98,13 +98,25 @@ class Forecasts:
         number = lambda x: None if x is None else float(x)
         wanted = Wanted(self.at, number(asked.horizon), number(asked.every), asked.fill)
         found = wanted.of(self.given, whole)
-        each = (over_windows(rows, times, model.scale, self.given.beside) for rows, times in found)
+        each = (over_windows(self._checked(rows), times, model.scale, self.given.beside) for rows, times in found)
         questions = chain.from_iterable(each)
         batch = None
         for batch in batches(questions, asked.draws):
             yield answer(self._predict, batch, asked.paths, model.scale.errors)
         if batch is None:
             yield Answer.none(asked.paths)
+
+    def _checked(self, rows: Rows) -> Rows:
+        """ValueError for what no value of the model's is."""
+        other = np.argwhere(~np.isnan(rows.values) & (rows.values != 0) & (rows.values != 1))
+        if self.parts.model.scale.support == "binary" and len(other):
+            point, channel = other[0]
+            raise ValueError(
+                f"{self.given.path}: series '{rows.name}' holds {rows.values[point, channel]:g} in channel "
+                f"'{self.parts.model.scale.channels[channel]}' at time {rows.times[point]:g}; the model is one of "
+                "zeros and ones. Make it 0 or 1."
+            )
+        return rows
 
     def _predict(self, batch: TimeSeries) -> Prediction:
         """The one place where a prediction is made."""

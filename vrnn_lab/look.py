@@ -85,8 +85,13 @@ def legend(figure: Figure, keys: list) -> None:
     figure.legend(handles=keys, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
 
+def plain(name: str) -> str:
+    """A name of the user's as it stands; what is between two dollars would be read as a formula."""
+    return name.replace("$", r"\$")
+
+
 def label(name: str, unit: str) -> str:
-    return f"{name} [{unit}]" if unit else name
+    return plain(f"{name} [{unit}]" if unit else name)
 
 
 def unit(data, channel: int) -> str:
@@ -98,4 +103,4 @@ def unit(data, channel: int) -> str:
 def name(data, split: str, batch: TimeSeries, row: int) -> str:
     series = data.splits[split]
     place = int(np.flatnonzero(series.ids == batch.ids[row].item())[0])
-    return f"series {series.names[place] if series.names else batch.ids[row].item()}"
+    return plain(f"series {series.names[place] if series.names else batch.ids[row].item()}")

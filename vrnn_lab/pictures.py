@@ -107,7 +107,7 @@ def roll(
     dim = values.shape[1]
     rows = np.arange(dim + 1) - 0.5
     ax.pcolormesh(edges(times).numpy(), rows, values.T.numpy(), cmap="Greys", vmin=0, vmax=1)
-    name = lambda place, _: channels[int(place)] if 0 <= place < dim else ""
+    name = lambda place, _: look.plain(channels[int(place)]) if 0 <= place < dim else ""
     ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     ax.yaxis.set_major_formatter(FuncFormatter(name))
     ax.set_ylabel("channel")

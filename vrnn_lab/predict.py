@@ -108,7 +108,7 @@ def write(forecasts, output: Path, most: float, in_memory: bool) -> None:
             out(forecasts.frame(answer, text=output.suffix.lower() == ".csv"))
             figures.add(answer, forecasts.clock)
             rows += len(answer.owner)
-            if monotonic() - said > SAID:
+            if answer.questions and monotonic() - said > SAID:
                 said = monotonic()
                 log.info("%d rows, at series '%s'", rows, answer.questions[-1].name)
         figures.close(forecasts.clock)

@@ -78,6 +78,8 @@ def fit(model: SequenceModel, data: SeriesData, yardstick: Yardstick, seed: int)
             f"recalibrate=true: values of this run are {model.scale.support}, which have no spread to set right; "
             "expected a run on real values."
         )
+    if yardstick.draws < 2:
+        raise ConfigError("recalibrate=true: of a single draw there is no spread; set evaluate.draws=99.")
     total = torch.zeros(len(PLACES), len(FACTORS), model.scale.dim, dtype=torch.float64, device=model.device)
     with model.fixed_noise(seed):
         for task in yardstick.questions.values():

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from vrnn_lab.calibration import DISTANCE, PIT_BINS, bins, stretch
@@ -97,9 +98,9 @@ def _intervals(metrics: dict[str, Any], at: str, name: str, channels: Sequence[s
     columns = [c for c in ("share", *COLUMNS) if any(f"{place}/{c}" in metrics for place in by_distance)]
     for column in [*columns, "pit"]:
         shown.add_column(column.replace("coverage_", "in ").replace("_", " "), justify="right", no_wrap=True)
-    places = {"all": at, **{stretch(metrics, place): place for place in by_distance}}
-    places |= {channel: f"{at}/channel/{channel}" for channel in channels}
-    for row, place in places.items():
+    places = [("all", at), *((stretch(metrics, place), place) for place in by_distance)]
+    places += [(escape(channel), f"{at}/channel/{channel}") for channel in channels]
+    for row, place in places:
         cells = [metrics.get(f"{place}/{c}") for c in columns]
         if any(c is not None for c in cells):
             levels = [metrics[key] for i in range(PIT_BINS) if (key := f"{place}/pit/{i + 1}") in metrics]

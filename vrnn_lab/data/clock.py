@@ -40,7 +40,7 @@ class Clock:
         moments = _moments(times)
         if text or self.text:
             return self._texts(moments)
-        found = pd.DatetimeIndex(moments.astype("datetime64[ns]"))
+        found = pd.DatetimeIndex(moments)  # nanoseconds would end in 2262
         return found if self.zone is None else found.tz_localize("UTC").tz_convert(self.zone)
 
     def _texts(self, moments: NDArray[Any]) -> NDArray[Any]:
@@ -52,7 +52,7 @@ class Clock:
 
 
 def _moments(days: NDArray[np.float64]) -> NDArray[Any]:
-    """To the microsecond; a float's last digit is about one, so a millisecond that is as near is meant."""
-    exact = np.rint(days * MICROSECONDS).astype(np.int64)
-    milli = np.rint(exact / 1000).astype(np.int64) * 1000
-    return np.where(np.abs(exact - milli) <= 1, milli, exact).astype("datetime64[us]")
+    """To the microsecond, of which a float's last digit is a third; so what was read is written again."""
+    whole = np.floor(days)
+    microseconds = np.rint((days - whole) * MICROSECONDS).astype("timedelta64[us]")
+    return whole.astype(np.int64).astype("datetime64[D]") + microseconds

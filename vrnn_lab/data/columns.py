@@ -223,11 +223,11 @@ def errors(cells: Cells, column: str | None, values: NDArray[np.float64]) -> NDA
     if column is None:
         return np.where(np.isnan(values), np.nan, 0.0)
     found = numbers(cells, column, "data.error takes numbers.")
-    for wrong, what in ((np.isnan(found), "no"), (found < 0, "a negative")):
+    for wrong, what in ((np.isnan(found), "a value but no"), (found < 0, "a negative")):
         place = first(wrong & ~np.isnan(values))
         if place is not None:
             raise ValueError(
-                f"{cells.path}: {cells.where(place)} has a value but {what} '{column}'; data.error wants the "
+                f"{cells.path}: {cells.where(place)} has {what} '{column}'; data.error wants the "
                 "standard deviation of its noise, 0 where there is none. Fill it in, or empty the value."
             )
     return np.where(np.isnan(values), np.nan, found)
@@ -344,6 +344,8 @@ def numbers(cells: Cells, column: str, cure: str = "") -> NDArray[np.float64]:
 
 def _parsed(content: pd.Series) -> NDArray[np.float64]:
     """(rows,): the numbers a column holds, NaN for all else."""
+    if isinstance(content.dtype, pd.CategoricalDtype) and types.is_numeric_dtype(content.cat.categories):
+        content = content.astype(np.float64)
     if not types.is_numeric_dtype(content):
         if isinstance(content.dtype, pd.CategoricalDtype) or types.is_datetime64_any_dtype(content):
             return np.full(len(content), np.nan)
@@ -359,7 +361,11 @@ def times(cells: Cells, column: str) -> tuple[NDArray[np.float64], bool]:
         raise ValueError(f"{cells.path}: {cells.where(empty)} has no '{column}'; expected a time in every row.")
     if types.is_datetime64_any_dtype(content):
         return _days(content), True
-    if types.is_bool_dtype(content) or types.is_timedelta64_dtype(content):
+    if (
+        types.is_bool_dtype(content)
+        or isinstance(content.dtype, pd.PeriodDtype)
+        or types.is_timedelta64_dtype(content)
+    ):
         raise ValueError(f"{cells.path}: column '{column}' is {content.dtype}; expected numbers or dates.")
     found = _parsed(content)
     if np.isnan(found).all():

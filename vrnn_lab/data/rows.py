@@ -91,6 +91,8 @@ class Source:
             self.path, self.names = self.found, columns.column_names(self.found, self.key)
         else:
             self.path, self.names = Path(f"the data frame {self.key}"), [str(name) for name in self.found.columns]
+        if twice := sorted({name for name in self.names if self.names.count(name) > 1}):
+            raise ValueError(f"{self.path} has more than one column named {', '.join(twice)}; expected each once.")
         self.asks = self.key == "at"
         roles = [("id", form.id), ("time", form.time)]
         if not self.asks:
@@ -267,10 +269,13 @@ class Source:
         return np.broadcast_to(found, (len(found), len(self.channels)))
 
     def _check_errors(self, cells: Cells, values: NDArray[np.float64]) -> None:
-        """A value has an error bar, where the model knows of such."""
-        for channel, name in enumerate(() if self.asks else self.beside.error):
+        """A value has an error bar, where the model knows of such; and none is negative, of a question either."""
+        for channel, name in enumerate(self.beside.error):
+            if name not in self.names:
+                continue
             observed = ~np.isnan(values if self.form.channel else values[:, [channel]]).all(1)
-            columns.errors(cells, name, np.where(observed, 0.0, np.nan))
+            counts = observed | (self._columns(cells, [name])[:, 0] < 0)
+            columns.errors(cells, name, np.where(counts, 0.0, np.nan))
 
     def _long(self, cells: Cells) -> tuple[NDArray, NDArray, NDArray]:
         """A row has a cell of one channel; one that names no channel has, if it has no number, empty ones of all."""
@@ -333,7 +338,7 @@ def _merged(values: NDArray[np.float64], point: NDArray[np.int64]) -> NDArray[np
 
 def _whole(content: pd.Series) -> bool:
     kind = content.cat.categories if isinstance(content.dtype, pd.CategoricalDtype) else content
-    return types.is_integer_dtype(kind.dtype)
+    return types.is_integer_dtype(kind.dtype) and not (len(kind) and kind.max() > np.iinfo(np.int64).max)
 
 
 def paired(given: Source, asked: Source, whole: bool) -> Iterator[tuple[Rows, Rows]]:

@@ -40,6 +40,11 @@ class Prediction:
         """The predictive mean: of the densities' means, not of noisy draws."""
         return self.density.mean.mean(0)
 
+    @property
+    def std(self) -> Float[Tensor, "batch time dim"]:
+        """Of the mixture over paths."""
+        return (self.density.std.square().mean(0) + self.density.mean.var(0, correction=0)).sqrt()
+
 
 class SequenceModel(pl.LightningModule, ABC):
     """A model of p(known values of a series).
