@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -24,7 +23,6 @@ from vrnn_lab.questions import Question
 
 WIDE, NARROW = {"alpha": 0.16, "linewidth": 0}, {"alpha": 0.30, "linewidth": 0}
 MIDDLE: dict[str, Any] = {"color": look.FORWARD, "linewidth": 1.8}
-OFFSETS = ["", "%Y", "%Y", "%Y-%b-%d", "%Y-%b-%d", "%Y-%b-%d %H:%M"]  # beside ticks of years, months, days, ...
 LINES = 10  # paths that are drawn, where some were asked for
 
 
@@ -99,11 +97,7 @@ def figure(name: str, parts: list[Part], labels: Labels, clock: Clock) -> Figure
         ax.set_xlim(first - 0.01 * (last - first or 1), last + 0.01 * (last - first or 1))
         unit = labels.units[channel] if channel < len(labels.units) else ""
         ax.set_ylabel(look.label(labels.channels[channel], unit))
-        ax.set_xlabel("time" if clock.dates else look.label("time", labels.time_unit))
-        if clock.dates:
-            locator = AutoDateLocator(maxticks=8)
-            ax.xaxis.set_major_locator(locator)
-            ax.xaxis.set_major_formatter(ConciseDateFormatter(locator, offset_formats=OFFSETS))
+        look.time_axis(ax, clock.dates, labels.time_unit)
     lines = [Line2D([], [], color=look.FORWARD, label="paths", **look.LINE)] if "path_1" in parts[0].numbers else []
     bands = [Patch(color=look.FORWARD, label=said, **how) for said, how in (("50 %", NARROW), ("90 %", WIDE))]
     look.legend(drawn, [look.seen_key(), Line2D([], [], label="median", **MIDDLE), *bands, *lines])

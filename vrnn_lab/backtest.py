@@ -14,6 +14,7 @@ from torch import Tensor
 from vrnn_lab.config import ConfigError
 from vrnn_lab.context import around
 from vrnn_lab.data.base import Ragged, SeriesData, generator
+from vrnn_lab.data.clock import Clock
 from vrnn_lab.data.windows import names_of
 from vrnn_lab.experiment import Parts, check_channels, load_parts
 from vrnn_lab.metrics import POINTS_AT_ONCE, Change
@@ -61,6 +62,7 @@ class Folds:
     origin: NDArray[np.float64]  # (rows,)
     fold: NDArray[np.int64]  # (rows,): 1 is the earliest
     room: float  # at or before the origin within this is seen
+    clock: Clock
 
     def batches(self, samples: int) -> Iterator[tuple[TimeSeries, NDArray[np.int64]]]:
         """Batches, and which rows they hold."""
@@ -100,7 +102,7 @@ def folds(data: SeriesData, split: str, plan: Plan, longest: float) -> Folds:
     row, fold, origin, first, end, begin, stop = map(np.array, zip(*made, strict=True))
     windows = np.stack([begin, stop], 1)
     part = replace(series.part(row), first=first, end=end, windows=windows, labels=None)
-    return Folds(part, origin, fold, room)
+    return Folds(part, origin, fold, room, Clock(data.dates))
 
 
 @dataclass
@@ -122,7 +124,9 @@ class Sheet:
     def result(self, prefix: str) -> dict[str, float]:
         found: dict[str, float] = {}
         for name, tally in self.tallies.items():
-            found |= tally.result(f"{prefix}/{name}")
+            if not (each := tally.result(f"{prefix}/{name}")):
+                continue  # an origin before all series
+            found |= each
             if each := self.energies.get(name):
                 found[f"{prefix}/{name}/energy"] = torch.cat(each).mean().item()
         return found
@@ -144,7 +148,7 @@ def _parts(asked: Folds, batch: TimeSeries, index: NDArray[np.int64], plan: Plan
 def _name(asked: Folds, fold: int) -> str:
     """An origin by its time where all series have the same."""
     times = np.unique(asked.origin[asked.fold == fold])
-    return f"from {times[0]:.6g}" if len(times) == 1 else f"origin {fold}"
+    return f"from {asked.clock.write(times, text=True)[0]}" if len(times) == 1 else f"origin {fold}"
 
 
 def run(
@@ -214,8 +218,8 @@ def _values(mean, std, paths, scores: Scores, batch: TimeSeries, asked: Folds, i
     return pd.DataFrame(
         {
             "id": names[row.numpy()],
-            "origin": asked.origin[index][row.numpy()],
-            "time": batch.times[row, point].numpy(),
+            "origin": asked.clock.write(asked.origin[index][row.numpy()]),
+            "time": asked.clock.write(batch.times[row, point].numpy()),
             "channel": channel.numpy(),
             "value": at(batch.values),
             "mean": at(mean),
@@ -231,7 +235,7 @@ def backtest(
 ) -> pd.DataFrame:
     """Every value that a run, or its parts, would have forecast from rolling origins of the series of a split.
 
-    id, origin, time, channel, value (what came), mean, std, q05 to q95, nll, crps; times in the data's unit.
+    id, origin, time, channel, value (what came), mean, std, q05 to q95, nll, crps; times as in the data.
     """
     parts = source if isinstance(source, Parts) else load_parts(source)
     return run(parts, Plan(float(horizon), None if every is None else float(every), folds), split)[1]

@@ -14,6 +14,7 @@ from vrnn_lab.series import TimeSeries
 from vrnn_lab.tasks import Task
 
 PIT_BINS, DISTANCE_BINS = 10, 5
+ROUNDING = 1e-8  # of a distance: what still counts as equal
 DISTANCES = 1_000_000  # distances whose quantiles part the bins
 BY_DISTANCE = ("mse", "crps", "coverage_90", "brier")
 # Of every channel and plain row: for figures and a closer look, not among the metrics that runs are compared by.
@@ -74,7 +75,9 @@ def edges(data: SeriesData, question: str, task: Task) -> Float64[Tensor, " edge
     if not len(distance):
         return distance
     parts = torch.quantile(distance, levels, interpolation="higher").unique()
-    return parts[parts < distance.max()]
+    parts = parts * (1 + ROUNDING)  # equal distances, differences of rounded times, share a bin
+    apart = torch.cat([parts.diff() > 2 * ROUNDING * parts[1:], parts.new_ones(1, dtype=torch.bool)])
+    return parts[apart & (parts < distance.max())]
 
 
 class Account:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 # Third parties' own deprecations and advice; what concerns the user is said by us.
 QUIET = (
+    ".*AutoDateLocator was unable to pick.*",
     ".*_register_pytree_node.*",
     ".*LeafSpec.*",
     ".*does not have many workers.*",

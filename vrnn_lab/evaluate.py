@@ -71,20 +71,15 @@ def plan_of(found: dict[str, str]):
     if "horizon" not in given:
         raise ValueError("backtest.horizon is missing: how far ahead, in the data's time unit.")
     from vrnn_lab.backtest import Plan
+    from vrnn_lab.data.clock import Span
 
-    every = _number("backtest.every", given["every"]) if "every" in given else None
-    return Plan(_number("backtest.horizon", given["horizon"]), every, whole(found, "backtest.folds", 5, 1))
-
-
-def _number(key: str, value: str) -> float:
-    try:
-        return float(value)
-    except ValueError:
-        raise ValueError(f"{key}={value}: expected a number above 0.") from None
+    every = Span.of("backtest.every", given["every"]) if "every" in given else None
+    return Plan(Span.of("backtest.horizon", given["horizon"]), every, whole(found, "backtest.folds", 5, 1))
 
 
 def print_backtest(parts, plan, split: str, factors, output: str | None) -> None:
     from vrnn_lab.backtest import run
+    from vrnn_lab.data.clock import Clock
     from vrnn_lab.folder import write_whole
     from vrnn_lab.table import backtest, paper
 
@@ -93,6 +88,8 @@ def print_backtest(parts, plan, split: str, factors, output: str | None) -> None
     title = f"{split}: {values['origin'].nunique()} origins, {plan.horizon:g}{unit} ahead, {len(values)} values"
     paper().print(backtest(found, title + (", recalibrated" if factors else "")))
     if output:
+        for name in ("origin", "time") if parts.data.dates else ():
+            values[name] = Clock(True).texts(values[name].to_numpy("datetime64[us]"))
         write_whole(Path(output), values.to_csv(index=False))
         print(f"written  {output}")
 

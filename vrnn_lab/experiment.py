@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import lightning.pytorch as pl
@@ -103,7 +104,12 @@ def load_parts(folder: str | Path, changes: DictConfig | None = None) -> Parts:
     file = folder / "checkpoints" / "best.ckpt"
     if not file.is_file():
         raise ConfigError(f"{folder} has no checkpoint yet ({file} does not exist); train it: resume={folder}")
-    checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        raise ConfigError(
+            f"{file} is damaged ({str(error).splitlines()[0]:.80}); copy it again, or train the run again."
+        ) from error
     parts = assemble(config, _scale(checkpoint))
     parts.model.load_state_dict(checkpoint["state_dict"])
     parts.model.eval()

@@ -1,7 +1,8 @@
 """Data frames in and out: fit a model, ask it, as the commands do."""
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from contextlib import suppress
+from datetime import datetime, timedelta
 from pathlib import Path
 from re import Match, sub
 from typing import Any
@@ -9,9 +10,12 @@ from typing import Any
 import pandas as pd
 
 from vrnn_lab.config import ConfigError, choices, compose
+from vrnn_lab.data.clock import spans
 from vrnn_lab.experiment import Parts, load_parts
 from vrnn_lab.folder import write_whole
 from vrnn_lab.forecasts import Asked, Forecasts, form_of
+
+Ahead = float | int | str | timedelta  # in the data's unit of time; where times are dates also 1h, or a Timedelta
 
 
 class Forecaster:
@@ -57,7 +61,14 @@ class Forecaster:
         keys = {"data.path": str(file), **{f"data.{key}": name for key, name in named.items()}}
         overrides = ["data=table", *(f"{key}={typed(name)}" for key, name in keys.items()), *self.overrides]
         quiet()
-        fitting.run(compose(overrides), self.folder, overrides, choices(overrides))
+        try:
+            fitting.run(compose(overrides), self.folder, overrides, choices(overrides))
+        except ValueError as refused:
+            if not (self.folder / ".hydra").exists():  # refused before anything was trained: no copy is left
+                file.unlink()
+                with suppress(OSError):
+                    self.folder.rmdir()
+            raise type(refused)(str(refused).replace(str(file), "the data frame")) from refused
         self._parts = load_parts(self.folder)
         return self
 
@@ -79,8 +90,8 @@ class Forecaster:
         self,
         frame: pd.DataFrame,
         at: pd.DataFrame | None = None,
-        horizon: float | int | None = None,
-        every: float | int | None = None,
+        horizon: Ahead | None = None,
+        every: Ahead | None = None,
         fill: bool = False,
         draws: int = 99,
         seed: int = 0,
@@ -89,17 +100,25 @@ class Forecaster:
         **columns: str | None,
     ) -> pd.DataFrame:
         """The table of the command `predict`; columns: id, time, channel, value, where others than when fitted."""
+        if unknown := columns.keys() - {"id", "time", "channel", "value"}:
+            raise TypeError(f"predict() knows no '{min(unknown)}'; of columns it takes id, time, channel and value.")
+        for name, table in (("frame", frame), ("at", at)):
+            if not isinstance(table, pd.DataFrame) and (name == "frame" or table is not None):
+                raise TypeError(f"{name} is a {type(table).__name__}; expected a data frame.")
+        horizon, every = spans(horizon, every)
         asked = Asked(at, horizon, every, fill, draws, seed, paths, recalibrate)
         forecasts = Forecasts.of(self.parts, frame, asked, form_of(self.parts.config, columns), self.folder)
         return pd.concat([forecasts.frame(answer) for answer in forecasts.answers(whole=True)], ignore_index=True)
 
     def backtest(
-        self, horizon: float | int, every: float | int | None = None, folds: int = 5, split: str = "test"
+        self, horizon: Ahead, every: Ahead | None = None, folds: int = 5, split: str = "test"
     ) -> pd.DataFrame:
         """What it would have forecast from rolling origins of the series it was fitted beside, value by value."""
         from vrnn_lab.backtest import backtest
 
-        return backtest(self.parts, float(horizon), None if every is None else float(every), folds, split)
+        ahead, step = spans(horizon, every)
+        assert ahead is not None
+        return backtest(self.parts, ahead, step, folds, split)
 
 
 def typed(name: Any) -> str:

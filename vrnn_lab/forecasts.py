@@ -1,5 +1,6 @@
 """A fitted model's answers for the user's own series: what the command and the Forecaster share."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -11,16 +12,20 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from vrnn_lab.answers import Answer, answer, batches
-from vrnn_lab.data.clock import Clock
+from vrnn_lab.data.clock import Clock, Span, to_the_second
 from vrnn_lab.data.columns import Beside
 from vrnn_lab.data.rows import Form, Rows, Source
 from vrnn_lab.experiment import Parts
 from vrnn_lab.models.base import Prediction
-from vrnn_lab.questions import Wanted, over_windows
+from vrnn_lab.questions import Times, Wanted, over_windows
 from vrnn_lab.recalibration import Recalibration, load
 from vrnn_lab.series import Scale, TimeSeries
 
+log = logging.getLogger("vrnn_lab")
 TABLE = "vrnn_lab.data.table.Table"
+NO_CELL = (
+    "the input has no empty cell. In the long form a cell is a row: give rows with an empty value, or ask with at=."
+)
 THREE = "at=<file of id, time>, or horizon=<H> every=<E>, or fill=true"
 
 
@@ -76,6 +81,11 @@ class Forecasts:
                 "python -m vrnn_lab.sample run=<run folder>."
             )
         beside = beside_of(parts.config, scale)
+        if scale.dates is False and any(isinstance(x, Span) for x in (asked.horizon, asked.every)):
+            raise ValueError(
+                f"horizon={asked.horizon} every={asked.every} days: the model's times are numbers, of no known "
+                "length; give numbers in their unit."
+            )
         if asked.horizon is not None and beside.known:
             raise ValueError(
                 f"horizon= asks at times at which {', '.join(beside.known)} must be known, and are not; ask with "
@@ -95,16 +105,27 @@ class Forecasts:
     def answers(self, whole: bool) -> Iterator[Answer]:
         """In the order of the series; of each a function of the model, the seed, its rows and what is asked of it."""
         asked, model = self.asked, self.parts.model
-        number = lambda x: None if x is None else float(x)
-        wanted = Wanted(self.at, number(asked.horizon), number(asked.every), asked.fill)
-        found = wanted.of(self.given, whole)
+        exact = to_the_second if model.scale.dates else float
+        ahead = lambda found: None if found is None else exact(found)
+        wanted = Wanted(self.at, ahead(asked.horizon), ahead(asked.every), asked.fill)
+        found = self._met(wanted.of(self.given, whole))
         each = (over_windows(self._checked(rows), times, model.scale, self.given.beside) for rows, times in found)
         questions = chain.from_iterable(each)
         batch = None
         for batch in batches(questions, asked.draws):
             yield answer(self._predict, batch, asked.paths, model.scale.errors)
         if batch is None:
+            log.warning("nothing is asked: %s", NO_CELL if asked.fill else "no series has a time to be asked about.")
             yield Answer.none(asked.paths)
+
+    def _met(self, found: Iterator[tuple[Rows, Times]]) -> Iterator[tuple[Rows, Times]]:
+        """The same; ValueError if there is none."""
+        first = next(found, None)
+        if first is None:
+            raise ValueError(
+                f"{self.given.path} has no rows, only the columns {self.given.names}; expected a row per time."
+            )
+        yield from chain([first], found)
 
     def _checked(self, rows: Rows) -> Rows:
         """ValueError for what no value of the model's is."""

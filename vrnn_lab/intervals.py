@@ -101,7 +101,7 @@ def _by_distance(ax: Axes, found: Scores, split: str, question: str, channels, s
     for channel in channels:
         _line(ax, [of(f"{place}/channel/{channel}/{score}") for place in places], CHANNEL)
     _line(ax, [of(f"{place}/{score}") for place in places], OURS)
-    ax.set_xticks(range(len(places)), [stretch(found, place) for place in places], fontsize=7.5)
+    ax.set_xticks(range(len(places)), [stretch(found, place) for place in places], fontsize=7.5, rotation=20)
     ax.set_xlim(-0.5, len(places) - 0.5)
     low, high = ax.get_ylim()
     ax.set_ylim(*((min(low, 0.75), 1.0) if score == "coverage_90" else (0, high)))

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
@@ -15,6 +16,7 @@ from vrnn_lab.series import TimeSeries
 
 # Okabe & Ito's palette: told apart by every kind of colour vision, and in grey.
 INK, FORWARD, BACKWARD, TRUTH = "#1a1a1a", "#0072b2", "#d55e00", "#009e73"
+OFFSETS = ["", "%Y", "%Y", "%Y-%b-%d", "%Y-%b-%d", "%Y-%b-%d %H:%M"]  # beside ticks of years, months, days, ...
 CHANNELS = 8  # of many channels so many are shown over time
 LINE: dict[str, Any] = {"linewidth": 0.8, "alpha": 0.55}
 SEEN: dict[str, Any] = {
@@ -92,6 +94,15 @@ def plain(name: str) -> str:
 
 def label(name: str, unit: str) -> str:
     return plain(f"{name} [{unit}]" if unit else name)
+
+
+def time_axis(ax: Axes, dates: bool, time_unit: str) -> None:
+    """dates: times are days since 1970, as matplotlib counts them too."""
+    ax.set_xlabel("time" if dates else label("time", time_unit))
+    if dates:
+        locator = AutoDateLocator(minticks=3, maxticks=8)
+        ax.xaxis.set_major_locator(locator)
+        ax.xaxis.set_major_formatter(ConciseDateFormatter(locator, offset_formats=OFFSETS))
 
 
 def unit(data, channel: int) -> str:

@@ -93,7 +93,7 @@ def rolls(model, data, batch: TimeSeries, seed: int, split: str, title: str, tas
         )
         if isinstance(task, Forecast):
             look.mark_start(ax, batch, 0)
-        ax.set_xlabel(look.label("time", data.time_unit))
+        look.time_axis(ax, data.dates, data.time_unit)
         ax.set_title(f"{said}, {look.name(data, split, batch, 0)}", fontsize=10)
     look.legend(figure, [look.seen_key(), *([look.start_key()] if isinstance(task, Forecast) else [])])
     figure.suptitle(title, fontsize=11)

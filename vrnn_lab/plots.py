@@ -226,7 +226,7 @@ def _over_time(model, data, seed: int, split: str, name: str, task: Task) -> Fig
         if ahead:
             look.mark_start(ax, batch, row)
         ax.set_ylabel(look.label(channels[channel], look.unit(data, channel)))
-        ax.set_xlabel(look.label("time", data.time_unit))
+        look.time_axis(ax, data.dates, data.time_unit)
         if channel == 0:
             ax.set_title(look.name(data, split, batch, row), fontsize=10)
     truth = [look.truth_key()] if batch.clean is not None else []
@@ -342,7 +342,7 @@ def _drawn_rolls(model, data, draws: Draws) -> Figure:
     for row, ax in enumerate(axes):
         there = draws.there[row]
         pictures.roll(ax, draws.times[row, there], draws.values[row, there], model.scale.channels)
-        ax.set_xlabel(look.label("time", data.time_unit))
+        look.time_axis(ax, data.dates, data.time_unit)
     return figure
 
 
@@ -350,7 +350,7 @@ def _drawn_events(data, draws: Draws) -> Figure:
     figure, (ax,) = look.canvas(1, 1, (8.2, 4.0))
     rows = [times[there].numpy() for times, there in zip(draws.times, draws.there, strict=True)]
     ax.eventplot(rows[:MOST_LINES], colors=look.FORWARD, linelengths=0.7)
-    ax.set_xlabel(look.label("time", data.time_unit))
+    look.time_axis(ax, data.dates, data.time_unit)
     ax.set_ylabel("series")
     return figure
 

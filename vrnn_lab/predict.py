@@ -12,7 +12,8 @@ USAGE = """python -m vrnn_lab.predict run=<run folder> input=<file> output=<file
 
 Asks a run's best checkpoint about series it need never have seen. One question of
   at=<file>            at the times of this CSV or Parquet file: a row an id and time
-  horizon=10 every=1   from each series' last observed time on, in the data's unit of time; days, if times are dates
+  horizon=10 every=1   from each series' last observed time on, in the data's unit of time; days, if times are dates,
+                       or 1/24, 1h, 30min
   fill=true            in every empty cell of the input
 
   run                  the folder of a finished run, or of one cut short after its first checkpoint
@@ -46,13 +47,6 @@ SAID = 10.0  # seconds from one line of progress to the next
 log = logging.getLogger("vrnn_lab")
 
 
-def number(found: dict[str, str], key: str) -> float | None:
-    try:
-        return float(found[key]) if key in found else None
-    except ValueError:
-        raise ValueError(f"{key}={found[key]}: expected a number.") from None
-
-
 def figures_of(found: dict[str, str]) -> float:
     """For how many series."""
     text = found.get("figures", "false")
@@ -75,6 +69,7 @@ def main() -> int:
     stream, fill, recalibrate = (switch(found, key) for key in ("stream", "fill", "recalibrate"))
     counts = {"draws": whole(found, "draws", 99, 1), "paths": whole(found, "paths", 0, 0)}
     quiet()
+    from vrnn_lab.data.clock import spans
     from vrnn_lab.data.columns import column_names
     from vrnn_lab.outputs import check_ending
 
@@ -86,7 +81,7 @@ def main() -> int:
     from vrnn_lab.forecasts import Asked, Forecasts, form_of
 
     at = Path(found["at"]).expanduser() if "at" in found else None
-    ahead = number(found, "horizon"), number(found, "every")
+    ahead = spans(found.get("horizon"), found.get("every"))
     asked = Asked(at, *ahead, fill, seed=whole(found, "seed", 0, 0), recalibrate=recalibrate, **counts)
     parts = load_parts(folder)
     named = {key: None if found[key] == "null" else found[key] for key in FORM if key in found}

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vrnn_lab.context import around
+from vrnn_lab.data.clock import Clock
 from vrnn_lab.data.columns import Beside
 from vrnn_lab.data.rows import Rows, Source, paired
 from vrnn_lab.data.windows import hashed
@@ -82,7 +83,8 @@ def over_windows(rows: Rows, times: Times, scale, beside: Beside) -> Iterator[Qu
     questions = points[asked.any(1)]
     if not len(questions):
         return
-    _complete(told, rows.name, points, np.asarray((~np.isnan(values) | asked).any(1)), beside)
+    counts = np.asarray((~np.isnan(values) | asked).any(1))
+    _complete(told, rows.name, points, counts, beside, Clock(bool(scale.dates)))
     begin, end = (seen[0], seen[-1]) if len(seen) else _usual(questions, scale)
     longest = float(scale.longest)
     for number, (first, last, low, high) in enumerate(_runs(seen, questions, begin, end, longest)):
@@ -115,7 +117,7 @@ def _both(count: int, old, ours: NDArray[np.float64], new, theirs: NDArray[np.fl
     return found
 
 
-def _complete(told: NDArray[np.float64], name: str, times, counts: NDArray[np.bool_], beside: Beside) -> None:
+def _complete(told: NDArray[np.float64], name: str, times, counts: NDArray[np.bool_], beside: Beside, clock: Clock):
     """What is static holds at every point; ValueError where what must be known is not."""
     for place, column in enumerate(beside.covariates):
         if place >= len(beside.known):
@@ -125,12 +127,18 @@ def _complete(told: NDArray[np.float64], name: str, times, counts: NDArray[np.bo
                     f"series '{name}' has two values of '{column}', {found[0]:g} and {found[1]:g}; the model was "
                     "trained with it as static, one number a series. Correct it."
                 )
+            if not len(found) and counts.any():
+                raise ValueError(
+                    f"series '{name}' has no '{column}', of which the model knows one number a series; fill it "
+                    "in, in a row of the series in input=, or in the column of that name in at=."
+                )
             told[:, place] = found[0] if len(found) else np.nan
         without = np.flatnonzero(np.isnan(told[:, place]) & counts)
         if len(without):
+            when = clock.write(times[without[:1]], text=True)[0]
             raise ValueError(
-                f"series '{name}' has no '{column}' at time {times[without[0]]:g}, and the model must know it at "
-                "every time that is seen or asked. Fill in that column, of input= and of at=."
+                f"series '{name}' has no '{column}' at time {when}, and the model must know it at every time that is "
+                "seen or asked. Fill in that column, of input= and of at=."
             )
 
 

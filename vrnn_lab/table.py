@@ -112,12 +112,25 @@ def number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
+def _too_sure(metrics: dict[str, Any], split: str) -> list[str]:
+    """What to do about intervals that are far from true."""
+    shares = [metrics.get(f"{split}/{question}/coverage_90") for question in DISTANCE]
+    if all(share is None or abs(share - 0.9) < 0.05 for share in shares):
+        return []
+    return [
+        "hint: 'in 90' is far from 0.9; train longer, or python -m vrnn_lab.evaluate run=<folder> recalibrate=true"
+    ]
+
+
 def _facts(metrics: dict[str, Any], split: str) -> str:
     get = lambda key: number(metrics.get(key))
     k = int(metrics[f"{split}/nll_samples"])
     lines = []
     if any(key.endswith("/coverage_50") for key in metrics):
         lines.append("in 50, in 90: the share of values inside the central 50 % and 90 % of the prediction")
+        lines += _too_sure(metrics, split)
+    if any(key.endswith("/energy") for key in metrics):
+        lines.append("energy: the score of joint draws of a series, in training stds")
     if any("/pit/" in key for key in metrics):
         lines.append("pit: % of the values in each tenth of their prediction, 10 everywhere if it is true")
     kinds = {"nll": "a value, all points", "nll_events": "an event, their times", "nll_joint": "a value, with times"}

@@ -1,6 +1,7 @@
 """How a file or frame writes its times, and how days since 1970 are written so again."""
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -39,16 +40,46 @@ class Clock:
             return times
         moments = _moments(times)
         if text or self.text:
-            return self._texts(moments)
+            return self.texts(moments)
         found = pd.DatetimeIndex(moments)  # nanoseconds would end in 2262
         return found if self.zone is None else found.tz_localize("UTC").tz_convert(self.zone)
 
-    def _texts(self, moments: NDArray[Any]) -> NDArray[Any]:
+    def texts(self, moments: NDArray[Any]) -> NDArray[Any]:
+        """ISO texts of moments (rows,), datetime64[us]."""
         if self.short and (moments == moments.astype("datetime64[D]")).all():
             return np.datetime_as_string(moments, "D").astype(object)
         whole = moments == moments.astype("datetime64[s]")
         texts = np.where(whole, np.datetime_as_string(moments, "s"), np.datetime_as_string(moments, "us"))
         return texts.astype(object) + ("" if self.zone is None else "Z")
+
+
+class Span(float):
+    """A length of time as it was written, in days."""
+
+    @classmethod
+    def of(cls, key: str, found: Any) -> float:
+        """A number, or a quotient such as 1/24, as it is; 1h, 30min and pandas' Timedelta in days."""
+        try:
+            return float(Fraction(found)) if isinstance(found, str) else float(found)
+        except (ValueError, ZeroDivisionError, TypeError):
+            try:
+                return cls(pd.Timedelta(found) / pd.Timedelta(days=1))
+            except (ValueError, TypeError):
+                raise ValueError(
+                    f"{key}={found}: expected a number, or where times are dates 1h, 30min, 7D."
+                ) from None
+
+
+def spans(horizon: Any, every: Any) -> tuple[float | None, float | None]:
+    """Both as numbers; none stays none."""
+    of = lambda key, found: None if found is None else Span.of(key, found)
+    return of("horizon", horizon), of("every", every)
+
+
+def to_the_second(days: float) -> float:
+    """What is a second, or some, but for rounding, exactly so: 0.0416666667 is an hour."""
+    seconds = round(days * 86_400)
+    return seconds / 86_400 if seconds and abs(days * 86_400 - seconds) < 1e-3 else days
 
 
 def _moments(days: NDArray[np.float64]) -> NDArray[Any]:

@@ -96,6 +96,7 @@ class Source:
         self.asks = self.key == "at"
         roles = [("id", form.id), ("time", form.time)]
         if not self.asks:
+            self._demand_beside()
             roles += [("channel", form.channel), ("value", form.value), *self.beside.wanted]
         self.roles = [(key, name) for key, name in roles if name is not None]
         columns.demand(self.path, self.names, self.roles, keys="")
@@ -103,11 +104,26 @@ class Source:
         self.present = tuple(c for c in self.channels if wide and c in self.names)
         if wide:
             self._tell_channels()
+        if self.asks:
+            self._tell_spare()
         if not self.asks and len(self.beside.error) not in (0, len(self.channels) if wide else 1):
             raise ValueError(
                 f"the model was trained on error bars in the columns {', '.join(map(str, self.beside.error))}; "
                 "expected the form it was trained on, wide or long, which has them so."
             )
+
+    def _demand_beside(self) -> None:
+        if absent := [(key, name) for key, name in self.beside.wanted if name not in self.names]:
+            key, name = absent[0]
+            raise ValueError(
+                f"{self.path} has no column '{name}', which the model was trained with (data.{key}); it has "
+                f"{self.names}. Add it, under that name."
+            )
+
+    def _tell_spare(self) -> None:
+        known = {name for _, name in (*self.roles, *self.beside.wanted)}
+        if spare := [name for name in self.names if name not in known]:
+            log.warning("%s: all channels are asked at its times; columns left out: %s", self.path, ", ".join(spare))
 
     def _tell_channels(self) -> None:
         spare = [n for n in self.names if n not in {name for _, name in self.roles}]
