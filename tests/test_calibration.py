@@ -202,13 +202,18 @@ def test_bins_hold_even_shares_of_validation_and_no_more_than_there_are_distance
 
     class Regular(SeriesData):
         channels = ("x",)
+        start, step = 0.0, 1.0
 
         def make(self):
-            series = Ragged.of(np.tile(np.arange(6.0), (9, 1)), np.random.default_rng(0).standard_normal((9, 6, 1)))
+            times = self.start + np.arange(9)[:, None] + self.step * np.arange(6.0)
+            series = Ragged.of(times, np.random.default_rng(0).standard_normal((9, 6, 1)))
             return {"train": series, "val": series, "test": series}
 
     ahead = edges(Regular(), "forecast", Forecast(0.5, scored="held_out"))
     assert ahead.tolist() == [1.0, 2.0]  # of horizons 1, 2 and 3
+    Regular.start, Regular.step = 19_000.0, 1 / 24  # differences of rounded times
+    ahead = edges(Regular(), "forecast", Forecast(0.5, scored="held_out"))
+    assert ahead.tolist() == pytest.approx([1 / 24, 2 / 24])
 
 
 # ---- a whole evaluation ------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """Data frames in and out, from Python."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -78,7 +80,62 @@ def test_backtests_are_of_the_series_held_out(fitted):
     forecaster, frame = fitted
     found = forecaster.backtest(horizon=1, folds=2)
     assert len(found) and set(found["id"]) < set(frame["plant no"])
-    assert ((found["time"] > found["origin"]) & (found["time"] <= found["origin"] + 1 + 1e-9)).all()
+    assert ((found["time"] > found["origin"]) & (found["time"] <= found["origin"] + pd.Timedelta("1D"))).all()
+
+
+def test_spans_of_time_are_written_as_one_likes(fitted):
+    forecaster, frame = fitted
+    few = frame[frame["plant no"] == "s0"]
+    found = [
+        forecaster.predict(few, horizon=horizon, every=every)
+        for horizon, every in ((0.5, "1/24"), ("12h", "1h"), (pd.Timedelta("12h"), 0.0416666667))
+    ]
+    hours = found[0]["time"] - few["day"].max()
+    assert (hours.dt.total_seconds() % 3600 == 0).all() and len(found[0]) == 24
+    for other in found[1:]:
+        pd.testing.assert_frame_equal(found[0], other)
+
+
+def test_backtests_have_the_dates_of_the_series(fitted, monkeypatch, capsys, tmp_path):
+    forecaster, frame = fitted
+    found = forecaster.backtest(horizon="2D", folds=1)
+    moments = lambda names, days: {*zip(names, days.dt.round("ms"), strict=True)}
+    assert len(found) and moments(found["id"], found["time"]) <= moments(frame["plant no"], frame["day"])
+    keys = f"run={forecaster.folder} backtest=true backtest.horizon=2 backtest.folds=1 output={tmp_path}/b.csv"
+    monkeypatch.setattr("sys.argv", ["evaluate", *keys.split()])
+    assert guarded(evaluate.main) == 0 and " nan" not in capsys.readouterr().out
+    written = pd.read_csv(tmp_path / "b.csv")
+    assert (pd.to_datetime(written["time"], format="ISO8601") == found["time"]).all()
+
+
+def test_a_damaged_checkpoint_is_named(fitted, tmp_path):
+    forecaster, _ = fitted
+    shutil.copytree(forecaster.folder, tmp_path / "run")
+    file = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    file.write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"best\.ckpt is damaged"):
+        Forecaster.load(tmp_path / "run")
+
+
+def test_a_fit_that_is_refused_leaves_nothing(fitted, tmp_path):
+    _, frame = fitted
+    with pytest.raises(ValueError, match="the data frame has no column 'plant'"):
+        Forecaster(*KEYS, folder=tmp_path / "new").fit(frame, id="plant", time="day")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_question_to_nothing_says_so(fitted, caplog):
+    forecaster, frame = fitted
+    with pytest.raises(ValueError, match="has no rows"):
+        forecaster.predict(frame.iloc[:0], fill=True)
+    full = frame.dropna()
+    assert forecaster.predict(full, fill=True).empty and "the input has no empty cell" in caplog.text
+
+
+def test_a_slip_of_the_pen_is_named(fitted):
+    forecaster, frame = fitted
+    with pytest.raises(TypeError, match="knows no 'draw'"):
+        forecaster.predict(frame, fill=True, draw="9")
 
 
 def test_what_cannot_work_is_refused(fitted, tmp_path):

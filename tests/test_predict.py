@@ -523,7 +523,11 @@ def test_covariates_of_a_question_are_those_of_its_rows():
         (lambda f: f.assign(warm=np.nan), {"fill": True}, "has no 'warm' at time"),
         (lambda f: f.assign(kind=range(len(f))), {"fill": True}, "two values of 'kind'"),
         (lambda f: f, {"at": pd.DataFrame({"id": ["s0"], "time": [105.0]})}, "'s0' has no 'warm' at time 105"),
-        (lambda f: f, {"at": pd.DataFrame({"id": ["z"], "time": 1.0, "warm": [1.0]})}, "'z' has no 'kind' at time 1"),
+        (
+            lambda f: f,
+            {"at": pd.DataFrame({"id": ["z"], "time": 1.0, "warm": [1.0]})},
+            "'z' has no 'kind', of which the model knows one number",
+        ),
     ],
 )
 def test_a_question_without_its_covariates_is_refused(change, asked, said):

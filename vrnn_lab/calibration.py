@@ -75,9 +75,9 @@ def edges(data: SeriesData, question: str, task: Task) -> Float64[Tensor, " edge
     if not len(distance):
         return distance
     parts = torch.quantile(distance, levels, interpolation="higher").unique()
-    parts = parts * (1 + ROUNDING)  # equal distances, differences of rounded times, share a bin
-    apart = torch.cat([parts.diff() > 2 * ROUNDING * parts[1:], parts.new_ones(1, dtype=torch.bool)])
-    return parts[apart & (parts < distance.max())]
+    # Equal distances, differences of times as they were rounded, share a bin.
+    apart = torch.cat([parts.diff() > ROUNDING * parts[1:], parts.new_ones(1, dtype=torch.bool)])
+    return parts[apart & (parts < distance.max() * (1 - ROUNDING))]
 
 
 class Account:
@@ -97,7 +97,7 @@ class Account:
     def add(self, scores: Scores, batch: TimeSeries) -> None:
         self.all.add(scores, batch.scored)
         distance = self.distance(batch)
-        place = torch.bucketize(distance, self.edges)
+        place = torch.bucketize(distance * (1 - ROUNDING), self.edges)
         place = torch.where(distance.isfinite(), place, len(self.bins) - 1)
         some = {name: each for name, each in scores.items() if name in BY_DISTANCE}
         for i, tally in enumerate(self.bins):

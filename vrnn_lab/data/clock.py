@@ -63,8 +63,8 @@ class Span(float):
             return float(Fraction(found)) if isinstance(found, str) else float(found)
         except (ValueError, ZeroDivisionError, TypeError):
             try:
-                return cls(pd.Timedelta(found) / pd.Timedelta(days=1))
-            except (ValueError, TypeError):
+                return cls(pd.Timedelta(found).total_seconds() / 86_400)
+            except (ValueError, TypeError, AttributeError):
                 raise ValueError(
                     f"{key}={found}: expected a number, or where times are dates 1h, 30min, 7D."
                 ) from None
