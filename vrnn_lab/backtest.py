@@ -148,7 +148,9 @@ def _parts(asked: Folds, batch: TimeSeries, index: NDArray[np.int64], plan: Plan
 def _name(asked: Folds, fold: int) -> str:
     """An origin by its time where all series have the same."""
     times = np.unique(asked.origin[asked.fold == fold])
-    return f"from {asked.clock.write(times, text=True)[0]}" if len(times) == 1 else f"origin {fold}"
+    if len(times) != 1:
+        return f"origin {fold}"
+    return f"from {asked.clock.write(times, text=True)[0] if asked.clock.dates else f'{times[0]:.10g}'}"
 
 
 def run(
