@@ -528,6 +528,11 @@ def test_covariates_of_a_question_are_those_of_its_rows():
             {"at": pd.DataFrame({"id": ["z"], "time": 1.0, "warm": [1.0]})},
             "'z' has no 'kind', of which the model knows one number",
         ),
+        (
+            lambda f: f.assign(id="s0", time=1.0).head(1),
+            {"at": pd.DataFrame({"id": ["s0"], "time": [1.0], "warm": [3.0]})},
+            "'s0' has two values of 'warm' at time 1.0, 1 in input= and 3 in at=",
+        ),
     ],
 )
 def test_a_question_without_its_covariates_is_refused(change, asked, said):

@@ -1,6 +1,6 @@
 """What is asked of a series, and over which windows."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +78,7 @@ def over_windows(rows: Rows, times: Times, scale, beside: Beside) -> Iterator[Qu
     The questions between two neighbouring seen points stay together, and so do those of as many such gaps as reach
     over half of the longest training window; the window lies about them and the seen points beside them.
     """
-    points, values, asked, told, error = _together(rows, times)
+    points, values, asked, told, error = _together(rows, times, beside, Clock(bool(scale.dates)))
     seen = points[~np.isnan(values).all(1)]
     questions = points[asked.any(1)]
     if not len(questions):
@@ -98,23 +98,33 @@ def over_windows(rows: Rows, times: Times, scale, beside: Beside) -> Iterator[Qu
         yield Question(rows.name, id, *cut, window=window)
 
 
-def _together(rows: Rows, times: Times):
-    """The points of a series and those asked for as one, in order of time: times, values, asked, told, error."""
+def _together(rows: Rows, times: Times, beside: Beside, clock: Clock):
+    """The points of a series and those asked for as one, in order of time: times, values, asked, told, error;
+    ValueError where the two say different things of one time."""
     points = np.union1d(rows.times, times.times)
     old, new = np.searchsorted(points, rows.times), np.searchsorted(points, times.times)
     values = np.full((len(points), rows.values.shape[1]), np.nan)
     asked = np.zeros(values.shape, bool)
     values[old], asked[new] = rows.values, times.asked
-    both = lambda ours, theirs: _both(len(points), old, ours, new, theirs)
-    return points, values, asked, both(rows.told, times.told), np.nan_to_num(both(rows.error, times.error))
 
+    def both(ours: NDArray[np.float64], theirs: NDArray[np.float64], columns: Sequence[str | None]):
+        found = np.full((len(points), ours.shape[1]), np.nan)
+        found[old] = ours
+        before = found[new]
+        differ = ~np.isnan(before) & ~np.isnan(theirs) & (before != theirs)
+        if differ.any():
+            row, place = np.argwhere(differ)[0]
+            when = clock.write(times.times[row : row + 1], text=True)[0]
+            raise ValueError(
+                f"series '{rows.name}' has two values of '{columns[place]}' at time {when}, {before[row, place]:g} "
+                f"in input= and {theirs[row, place]:g} in at=; correct one, or leave it empty in at=."
+            )
+        found[new] = np.where(np.isnan(theirs), before, theirs)
+        return found
 
-def _both(count: int, old, ours: NDArray[np.float64], new, theirs: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(count, columns): theirs where they say something, else ours."""
-    found = np.full((count, ours.shape[1]), np.nan)
-    found[old] = ours
-    found[new] = np.where(np.isnan(theirs), found[new], theirs)
-    return found
+    told = both(rows.told, times.told, beside.covariates)
+    error = both(rows.error, times.error, beside.error * (rows.error.shape[1] if len(beside.error) == 1 else 1))
+    return points, values, asked, told, np.nan_to_num(error)
 
 
 def _complete(told: NDArray[np.float64], name: str, times, counts: NDArray[np.bool_], beside: Beside, clock: Clock):
