@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from threading import Timer
 
@@ -331,7 +332,8 @@ def test_a_sweep_that_was_killed_goes_on_where_it_was(undisturbed, tmp_path):
 def started(*arguments: str, folder: Path) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     call = [sys.executable, "-m", "vrnn_lab.run", *arguments]
-    return subprocess.Popen(call, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    null = subprocess.DEVNULL
+    return subprocess.Popen(call, cwd=folder, env=environment, stdout=null, stderr=null, start_new_session=True)
 
 
 def test_workers_that_outlive_a_killed_launcher_and_a_second_launcher_do_not_disturb_each_other(
@@ -344,9 +346,13 @@ def test_workers_that_outlive_a_killed_launcher_and_a_second_launcher_do_not_dis
             time.sleep(0.05)
     finally:
         first.kill()
-    assert first.wait() == -signal.SIGKILL
-    command("run", *sweep, folder=tmp_path)
-    assert {name: metrics(path) for name, path in jobs_in(tmp_path / "outputs" / "s").items()} == undisturbed
+    try:
+        assert first.wait() == -signal.SIGKILL
+        command("run", *sweep, folder=tmp_path)
+        assert {name: metrics(path) for name, path in jobs_in(tmp_path / "outputs" / "s").items()} == undisturbed
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(first.pid, signal.SIGKILL)  # workers wait for a launcher that is gone
 
 
 def test_a_job_whose_process_is_killed_again_and_again_is_given_up_and_the_others_run(tmp_path):
