@@ -6,6 +6,7 @@ Every test window of a run's data set (co2, deuterium, light_curves, ...) loses 
 model reads the others and is asked there. So are a Gaussian process for each channel (Matern 3/2 and white noise,
 fitted by maximum likelihood to the window's own seen values; error bars, where the data has them, are noise it knows)
 and straight lines between neighbours, with a spread per channel fitted to the same gaps of the validation windows.
+Runs on the same windows stand in one block.
 `picture` draws a window of the first run, its first channel.
 """
 
@@ -23,8 +24,9 @@ import vrnn_lab
 from vrnn_lab.command import arguments, guarded, quiet
 from vrnn_lab.data.base import SeriesData
 from vrnn_lab.densities import Gaussian
+from vrnn_lab.models.base import SequenceModel
 from vrnn_lab.references import linear
-from vrnn_lab.scores import Tally, plain_scores, sample_scores
+from vrnn_lab.scores import Scores, Tally, plain_scores, sample_scores
 from vrnn_lab.series import TimeSeries
 from vrnn_lab.tasks import Task
 
@@ -84,20 +86,29 @@ def spread_of_lines(model, data: SeriesData) -> torch.Tensor:
     return torch.where(tally.count > 0, (tally.sums["mse"] / tally.count).sqrt(), model.data_std)
 
 
-def scores_of(model, data: SeriesData) -> tuple[int, dict[str, dict[str, float]]]:
-    """Windows, and for each way to fill a gap its scores at the hidden values of the test windows."""
-    names = (type(model).__name__, "Gaussian process", "straight lines")
-    tallies = {name: Tally(data.channels, model.data_std) for name in names}
-    spread = spread_of_lines(model, data)
-    rows = list(data.batches("test", Gap(), 1))
-    for row in rows:
-        with model.fixed_noise(model.seed):
-            ours = sample_scores(model.predict(row, 99), row.values)
-        lines = Gaussian(linear(row.given(), model.data_mean), spread.expand(row.values.shape))
-        answers = ours, plain_scores(by_process(row, model), row.values), plain_scores(lines, row.values)
+def scores_of(models: dict[str, SequenceModel], data: SeriesData) -> dict[str, dict[str, float]]:
+    """For each way to fill a gap its scores at the hidden values of the test windows."""
+    first = next(iter(models.values()))
+    spread = spread_of_lines(first, data)
+    names = (*models, "Gaussian process", "straight lines")
+    tallies = {name: Tally(data.channels, first.data_std) for name in names}
+    for row in data.batches("test", Gap(), 1):
+        lines = Gaussian(linear(row.given(), first.data_mean), spread.expand(row.values.shape))
+        answers = [filled(model, row) for model in models.values()]
+        answers += [plain_scores(by_process(row, first), row.values), plain_scores(lines, row.values)]
         for tally, scores in zip(tallies.values(), answers, strict=True):
             tally.add(scores, row.scored)
-    return len(rows), {name: tally.result("") for name, tally in tallies.items()}
+    return {name: tally.result("") for name, tally in tallies.items()}
+
+
+def filled(model: SequenceModel, row: TimeSeries) -> Scores:
+    with model.fixed_noise(model.seed):
+        return sample_scores(model.predict(row, 99), row.values)
+
+
+def hidden_of(data: SeriesData) -> bytes:
+    """What tells the question of one data set and split from that of another."""
+    return b"".join(x.values[x.scored].numpy().tobytes() for x in data.batches("test", Gap(), 1))
 
 
 def grid_row(row: TimeSeries, count: int = 200) -> tuple[TimeSeries, torch.Tensor]:
@@ -155,13 +166,17 @@ def main() -> int:
     quiet()
     if "runs" not in found:
         raise ValueError("runs=<run folder>,... is missing.")
-    fitted = [(Path(run), *vrnn_lab.load(run)) for run in found["runs"].split(",")]
+    fitted = [(Path(run).name, *vrnn_lab.load(run)) for run in found["runs"].split(",")]
+    alike: dict[bytes, list[tuple[str, SequenceModel, SeriesData]]] = {}
+    for run in fitted:
+        alike.setdefault(hidden_of(run[2]), []).append(run)
     print("middle third of each test window hidden".ljust(44) + "".join(f"{k:>{w}}" for k, w in SCORES.items()))
-    for folder, model, data in fitted:
-        count, each = scores_of(model, data)
+    for runs in alike.values():
+        data = runs[0][2]
         unit = f", {data.units[0]}" if data.units else ""
-        print(f"{folder.name}: {', '.join(data.channels)}{unit}, {count} windows")
-        for name, scores in each.items():
+        print(f"{', '.join(data.channels)}{unit}, {len(data.splits['test'])} windows")
+        models = {f"{type(model).__name__} ({folder})": model for folder, model, _ in runs}
+        for name, scores in scores_of(models, data).items():
             print(f"  {name}".ljust(44) + "".join(f"{scores[f'/{k}']:{w}.4g}" for k, w in SCORES.items()))
     if "picture" in found:
         _, model, data = fitted[0]
