@@ -1,6 +1,6 @@
 """Gaps in real irregular series, filled by trained models, a Gaussian process and straight lines.
 
-python docs/gaps.py runs=<run folder>[,<run folder>...] [picture=docs/co2_gap.png]
+python docs/gaps.py runs=<run folder>[,<run folder>...] [picture=docs/gap.png]
 
 Every test window of a run's data set (co2, deuterium, light_curves, ...) loses the middle third of its points. The
 model reads the others and is asked there. So are a Gaussian process for each channel (Matern 3/2 and white noise,
