@@ -88,10 +88,13 @@ def test_the_process_knows_the_error_bars():
 
 
 @pytest.mark.parametrize("errors", [False, True])
-def test_all_three_answer_the_same_hidden_values(errors):
+def test_all_answer_the_same_hidden_values(errors):
     data = OneBatch(np.full((3, 10, 2), 0.2) if errors else None)
-    count, scores = gaps.scores_of(model_of("latent_ode", scale_of(2, shift=0.0, factor=1.0)), data)
-    assert count == 3 and list(scores) == ["LatentODE", "Gaussian process", "straight lines"]
+    models = {name: model_of(name, scale_of(2, shift=0.0, factor=1.0)) for name in ("latent_ode", "latent_sde")}
+    scores = gaps.scores_of(models, data)
+    assert list(scores) == ["latent_ode", "latent_sde", "Gaussian process", "straight lines"]
+    assert scores["latent_ode"] == gaps.scores_of({"latent_ode": models["latent_ode"]}, data)["latent_ode"]
+    assert gaps.hidden_of(data) == gaps.hidden_of(OneBatch())
     (batch,) = data.batches("test", gaps.Gap(), 3)
     lines = gaps.linear(batch.given(), torch.zeros(2))
     expected = ((lines - batch.values) ** 2)[batch.scored].mean().item()
