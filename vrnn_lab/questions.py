@@ -78,13 +78,14 @@ def over_windows(rows: Rows, times: Times, scale, beside: Beside) -> Iterator[Qu
     The questions between two neighbouring seen points stay together, and so do those of as many such gaps as reach
     over half of the longest training window; the window lies about them and the seen points beside them.
     """
-    points, values, asked, told, error = _together(rows, times, beside, Clock(bool(scale.dates)))
+    clock = Clock(bool(scale.dates))
+    points, values, asked, told, error = _together(rows, times, beside, clock)
     seen = points[~np.isnan(values).all(1)]
     questions = points[asked.any(1)]
     if not len(questions):
         return
     counts = np.asarray((~np.isnan(values) | asked).any(1))
-    _complete(told, rows.name, points, counts, beside, Clock(bool(scale.dates)))
+    _complete(told, rows.name, points, counts, beside, clock)
     begin, end = (seen[0], seen[-1]) if len(seen) else _usual(questions, scale)
     longest = float(scale.longest)
     for number, (first, last, low, high) in enumerate(_runs(seen, questions, begin, end, longest)):
