@@ -325,14 +325,15 @@ def test_a_checkpoint_from_before_levels_and_periods_loads(tmp_path):
     """Its config names neither, and its checkpoint holds neither."""
     frame = pd.concat([record(count=40).assign(id=name) for name in "abcdefgh"])
     forecaster = vrnn_lab.Forecaster("model=rnn", "model.level=none", *SMALL[:2], *SMALL[3:], folder=tmp_path / "run")
-    before = forecaster.fit(frame).predict(frame, horizon=2, every=1)
+    between = frame[["id", "time"]].assign(time=frame["time"] + 0.5).groupby("id").head(20)
+    before = forecaster.fit(frame).predict(frame, at=between)
     config = tmp_path / "run" / ".hydra" / "config.yaml"
     lines = config.read_text().splitlines(keepends=True)
     config.write_text("".join(x for x in lines if not x.strip().startswith(("level:", "period:", "trend:"))))
     file = tmp_path / "run" / "checkpoints" / "best.ckpt"
     checkpoint = torch.load(file, weights_only=True)
-    for key in ("periods", "own_levels"):
+    for key in ("periods", "own_levels", "whole_series"):
         del checkpoint[key]
     torch.save(checkpoint, file)
-    after = vrnn_lab.Forecaster.load(tmp_path / "run").predict(frame, horizon=2, every=1)
+    after = vrnn_lab.Forecaster.load(tmp_path / "run").predict(frame, at=between)
     pd.testing.assert_frame_equal(before, after)

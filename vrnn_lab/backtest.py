@@ -80,15 +80,16 @@ class Folds:
         return replace(batch, seen=seen, scored=batch.known & ~seen, **plain)
 
 
-def folds(data: SeriesData, split: str, plan: Plan, longest: float) -> Folds:
-    """All questions of a plan; ConfigError where there is none. longest: the longest window of training."""
+def folds(data: SeriesData, split: str, plan: Plan, longest: float, keep_start: bool = False) -> Folds:
+    """All questions of a plan; ConfigError where there is none. longest: the longest window of training; keep_start:
+    windows begin where their series do (`context.around`)."""
     series, starts = data.reaching_back(split)
     room, made = ROUNDING * plan.horizon, []
     for i, start in enumerate(starts):
         times = series.points.times[series.first[i] : series.end[i]]
         for fold, origin in enumerate(plan.of(times, start) if len(times) else [], 1):
             if not np.isnan(origin):
-                begin, end = around(origin, origin + plan.horizon, times[0], origin, longest)
+                begin, end = around(origin, origin + plan.horizon, times[0], origin, longest, keep_start)
                 low, after = np.searchsorted(times, begin), np.searchsorted(times, origin + room, "right")
                 high = np.searchsorted(times, origin + plan.horizon + room, "right")
                 if high > after:
@@ -161,7 +162,7 @@ def run(
     check_channels(model.scale.channels, parts)
     if model.scale.support == "events":
         raise ConfigError("backtest=true: of events there is no value to forecast; expected data with values.")
-    asked = folds(data, split, plan, model.scale.longest.item())
+    asked = folds(data, split, plan, model.scale.longest.item(), model.scale.whole_series)
     sheet, told = Sheet(model.scale), []
     with model.fixed_noise(parts.config.seed):
         for batch, index in asked.batches(draws):
@@ -185,7 +186,7 @@ def _plain(data: SeriesData, scale: Scale, plan: Plan, asked: Folds) -> dict[str
     """The plain rows, whose spread is that of the same questions to validation."""
     found: dict[str, float] = {}
     try:
-        known = folds(data, "val", plan, scale.longest.item())
+        known = folds(data, "val", plan, scale.longest.item(), scale.whole_series)
     except ConfigError:  # too short for the horizon: the spread of all training data
         known = None
     level = level_of(data, scale)

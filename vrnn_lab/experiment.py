@@ -126,6 +126,7 @@ def _scale(checkpoint: dict[str, Any]) -> Scale:
         labels_of_points=checkpoint["labels_of_points"],
         dates=checkpoint.get("dates"),
         errors=checkpoint.get("errors", False),
+        whole_series=checkpoint.get("whole_series", False),
         own_levels=checkpoint.get("own_levels", False),
         trend=_trend(checkpoint["state_dict"]),
         **numbers,

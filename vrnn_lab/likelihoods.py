@@ -58,8 +58,8 @@ def floored(log_std: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 class OneScaleHead(Head):
     """A head whose raw numbers are a location per channel, and a spread per point, per channel or one for all.
 
-    A learned spread begins at `first_std`; one that is global or a channel's begins at `start` where that is given, in
-    training standard deviations (global: one of them), or it is fixed to `fixed`, in the data's own units.
+    A learned spread begins at `first_std`, or, where it is global or a channel's and `start` is given, there (in
+    training standard deviations; global: one of them). Or it is fixed to `fixed`, in the data's own units.
     """
 
     support = "real"

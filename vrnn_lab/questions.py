@@ -89,7 +89,7 @@ def over_windows(rows: Rows, times: Times, scale, beside: Beside) -> Iterator[Qu
     begin, end = (seen[0], seen[-1]) if len(seen) else _usual(questions, scale)
     longest = float(scale.longest)
     for number, (first, last, low, high) in enumerate(_runs(seen, questions, begin, end, longest)):
-        start, stop = around(low, high, begin, end, longest)
+        start, stop = around(low, high, begin, end, longest, scale.whole_series)
         window = min(start, low), max(stop, high)  # sums may be rounded to just inside
         mine = asked & ((points >= first) & (points <= last))[:, None]
         kept = (points >= window[0]) & (points <= window[1]) & (~np.isnan(values) | mine).any(1)

@@ -212,6 +212,7 @@ class Scale:
     covariate_std: Float64[Tensor, " covariate"] = field(default_factory=lambda: torch.ones(0).double())
     errors: bool = False  # values have error bars
     periods: tuple[float, ...] = ()  # known periods, in the data's unit of time; their waves are the last covariates
+    whole_series: bool = False  # training windows begin where their series do
     own_levels: bool = False  # series may lie at levels of their own, outside the training range
     variation: Variation | None = None  # of the training values; None: a fitted model, which keeps what it needs
     trend: Trend | None = None  # taken out of the values before a model sees them

@@ -369,6 +369,7 @@ class SeriesData(pl.LightningDataModule, ABC):
     support: str = "real"  # real, binary or events: what values are
     time_unit: str = ""
     periods: tuple[float, ...] = ()  # known periods, in the unit of time
+    whole_series: bool = False  # training windows begin where their series do
     own_levels: bool = False  # series may lie at levels of their own, outside the training range
     dates: bool = False  # times are days since 1970
     units: tuple[str, ...] = ()  # of each channel, where they are known
@@ -432,7 +433,7 @@ class SeriesData(pl.LightningDataModule, ABC):
         found = self.splits["train"].scale(self.channels, self.support, self.classes, self.covariates)
         if self.periods:
             found = replace(found, covariates=found.covariates + wave_names(self.periods), periods=self.periods)
-        return replace(found, dates=self.dates, own_levels=self.own_levels)
+        return replace(found, dates=self.dates, own_levels=self.own_levels, whole_series=self.whole_series)
 
     def batches(self, split: str, task: Task, batch_size: int | None = None, alike: bool = False) -> Batches:
         """A split under a task, with evaluation's fixed patterns; `alike`: not in order, but of like lengths."""

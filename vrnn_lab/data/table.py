@@ -97,6 +97,7 @@ class Table(SeriesData):
         self.shares, self.window, self.stride, self.dequantise = tuple(shares), window, stride, dequantise
         self.periods = (float(period),) if isinstance(period, (int, float)) else tuple(map(float, period or ()))
         self.trend, self.ahead, self.own_levels = trend, ahead, True
+        self.whole_series = window is None
         self.stream, self.keep = stream, not stream
         self._check_roles()
         if stream:

@@ -462,4 +462,5 @@ class SequenceModel(pl.LightningModule, ABC):
         checkpoint["covariates"] = list(self.scale.covariates)
         checkpoint["periods"] = list(self.scale.periods)
         checkpoint["own_levels"] = self.scale.own_levels
+        checkpoint["whole_series"] = self.scale.whole_series
         checkpoint["errors"] = self.scale.errors

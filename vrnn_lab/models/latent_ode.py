@@ -83,6 +83,12 @@ class LatentODE(PathModel):
         """Time since z_0, in typical windows."""
         return series.times if self.origin == "row" else series.times + series.window[:, :1]
 
+    def _moving(self, series: TimeSeries) -> Tensor:
+        """The time that a state has moved for at each point. With a line it moves no further than in training: where
+        no training path went the field is free, and a line alone continues a series better."""
+        elapsed = self._elapsed(series)
+        return elapsed if self.lines is None else elapsed.clamp(0, self.reach)
+
     def _encode(self, series):
         return self.recognition(series, self._elapsed(series), self.reach if series.in_training else None)
 
@@ -94,7 +100,7 @@ class LatentODE(PathModel):
         if series.in_training:
             after, before = self.nodes, 0
         else:
-            times = self._elapsed(series)
+            times = self._moving(series)
             if self.point_process:
                 times = torch.cat([times, self._watched(series)], 1)
             after, before = steps_to_cover(times, self.step, self.nodes)
@@ -112,7 +118,7 @@ class LatentODE(PathModel):
 
     def _read(self, series: TimeSeries, z: Tensor, path: Path) -> Tensor:
         """The state at each point: what the ODE carries, then each channel's level."""
-        states = path.at(self._elapsed(series))
+        states = path.at(self._moving(series))
         if self.levels is None:
             return states
         return torch.cat([states, self.levels(z[..., self.moving :], self._elapsed(series))], -1)

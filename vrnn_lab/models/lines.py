@@ -60,8 +60,8 @@ class Lines(nn.Module):
 
     @classmethod
     def of(cls, level: PathLevel, scale: Scale) -> "Lines | None":
-        """The lines of a model's key `level`; none where it takes none. auto: constant for a table of the user's."""
-        kind = ("constant" if scale.own_levels else "none") if level == "auto" else level
+        """The lines of a model's key `level`; none where it takes none. auto: linear for a table of the user's."""
+        kind = ("linear" if scale.own_levels else "none") if level == "auto" else level
         if scale.support != "real":
             if level in ("constant", "linear"):
                 raise ValueError(

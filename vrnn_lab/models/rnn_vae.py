@@ -65,13 +65,17 @@ class RNNVAE(PathModel):
             states.append(self.memory(gates, states[-1]))
         return torch.stack(states)
 
+    def _moving(self, series: TimeSeries) -> Tensor:
+        """The time that a state has moved for at each point; with a line no longer than in training."""
+        return series.times if self.lines is None else series.times.clamp(max=self.reach)
+
     def _steps(self, series: TimeSeries) -> int:
-        return (
-            self.nodes if series.in_training else steps_to_cover(series.times.clamp(min=0), self.step, self.nodes)[0]
-        )
+        if series.in_training:
+            return self.nodes
+        return steps_to_cover(self._moving(series).clamp(min=0), self.step, self.nodes)[0]
 
     def _states(self, series, z):
-        return linear_read(self._chain(z, self._steps(series)), self.step, 0, series.times)
+        return linear_read(self._chain(z, self._steps(series)), self.step, 0, self._moving(series))
 
     def _decode(self, states):
         return self.head(self.decoder(states))
