@@ -31,7 +31,7 @@ from vrnn_lab.metrics import Yardstick, answers
 from vrnn_lab.models.base import LOG_EVERY
 
 log = logging.getLogger("vrnn_lab")
-FIGURES_SECONDS = 2.0  # what the first figures of a fit are expected to take
+FIGURES_STEPS = 200  # training steps that the first figures of a fit are expected to take as long as
 WATCHED = 100  # series of validation whose intervals are looked at while a fit goes on
 
 
@@ -48,17 +48,18 @@ class Figures(Callback):
         if every is not None and every < 1:
             raise ValueError(f"every={every} epochs between figures; expected 1 or more.")
         self.every, self.yardstick, self.drawn = every, yardstick, 0
-        self.share, self.spent, self.cost, self.started = share, 0.0, FIGURES_SECONDS, monotonic()
+        self.share, self.spent = share, 0.0
+        self.cost: float | None = None  # seconds of the last figures
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self.started = monotonic()
+        self.started, self.first = monotonic(), trainer.global_step
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         due = self._due(trainer)
         if trainer.sanity_checking or due <= self.drawn or not trainer.is_global_zero:
             return
         started = monotonic()
-        if self.share is not None and self.spent + self.cost > self.share * (started - self.started):
+        if self.share is not None and not self._affordable(trainer.global_step - self.first, started - self.started):
             return
         self.drawn = due
         for logger in trainer.loggers:
@@ -80,6 +81,12 @@ class Figures(Callback):
         ]
         logger.log_metrics({key: found[key] for key in shown if key in found}, trainer.global_step)
         return intervals.figures(found, "val", data)
+
+    def _affordable(self, steps: int, seconds: float) -> bool:
+        """Return whether the next figures fit into their share of the time."""
+        assert self.share is not None
+        next_cost = self.cost if self.cost is not None else FIGURES_STEPS * seconds / max(steps, 1)
+        return self.spent + next_cost <= self.share * seconds
 
     def _due(self, trainer: Any) -> int:
         if self.every:

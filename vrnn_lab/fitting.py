@@ -36,7 +36,7 @@ from vrnn_lab.processes import launched
 
 log = logging.getLogger("vrnn_lab")
 
-FIGURES = 0.05  # the largest share of the time of a fit of default length that figures take
+FIGURES = 0.05  # the largest share of the time of a fit that figures take where their times are left to the default
 OVERHEAD = 1.25  # the time of a fit over that of its steps' losses and gradients
 
 
@@ -204,13 +204,14 @@ def trainer_of(parts: Parts, folder: Path, watching: Sequence[Callback] = ()) ->
         enable_version_counter=False,
     )
     config, devices = parts.config, parts.config.trainer.devices
-    by_default, stop = length.is_default(config.trainer), make(config.stop, "stop")
+    planned = length.settings(config.trainer, len(parts.data.val_dataloader()))
+    stop = make(config.stop, "stop")
     if isinstance(stop, callbacks.StopWhenWorse):
-        stop.active = by_default
+        stop.active = length.is_default(config.trainer)
     parts_of_run = [
         stop,
         callbacks.StopOnNaN(),
-        callbacks.Figures(yardstick=parts.yardstick, share=FIGURES if by_default else None),
+        callbacks.Figures(yardstick=parts.yardstick, share=FIGURES if planned.get("val_check_interval") else None),
         callbacks.Plateau(),
         callbacks.Timer(),
         callbacks.Course(),
@@ -220,7 +221,6 @@ def trainer_of(parts: Parts, folder: Path, watching: Sequence[Callback] = ()) ->
         *watching,
         checkpoints,
     ]
-    planned = length.settings(config.trainer, len(parts.data.val_dataloader()))
     if planned.get("val_check_interval"):
         parts_of_run.append(callbacks.LastStep())
     return make(
