@@ -6,7 +6,7 @@ import sys
 from contextlib import nullcontext
 from functools import cached_property
 from itertools import accumulate
-from math import ceil, isfinite, nan
+from math import ceil, inf, isfinite, nan
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -22,13 +22,16 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from vrnn_lab import intervals, plots
+from vrnn_lab.checks import NonNegative, Share
 from vrnn_lab.folder import SCORE
 from vrnn_lab.metrics import Yardstick, answers
 from vrnn_lab.models.base import LOG_EVERY
 
 log = logging.getLogger("vrnn_lab")
+FIGURES_STEPS = 200  # training steps that the first figures of a fit are expected to take as long as
 WATCHED = 100  # series of validation whose intervals are looked at while a fit goes on
 
 
@@ -37,16 +40,26 @@ class Figures(Callback):
 
     every: epochs between them; None is a fifth of the fit's steps. With a yardstick also how true the intervals of
     some series are: a figure, and for each question val/<question>/crps and /coverage_90.
+    share: the largest share of the fit's time that figures may take; None sets no limit. What does not fit into it is
+    left out; nothing else of a fit depends on it.
     """
 
-    def __init__(self, every: int | None = None, yardstick: Yardstick | None = None):
+    def __init__(self, every: int | None = None, yardstick: Yardstick | None = None, share: float | None = None):
         if every is not None and every < 1:
             raise ValueError(f"every={every} epochs between figures; expected 1 or more.")
         self.every, self.yardstick, self.drawn = every, yardstick, 0
+        self.share, self.spent = share, 0.0
+        self.cost: float | None = None  # seconds of the last figures
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.started, self.first = monotonic(), trainer.global_step
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         due = self._due(trainer)
         if trainer.sanity_checking or due <= self.drawn or not trainer.is_global_zero:
+            return
+        started = monotonic()
+        if self.share is not None and not self._affordable(trainer.global_step - self.first, started - self.started):
             return
         self.drawn = due
         for logger in trainer.loggers:
@@ -55,6 +68,8 @@ class Figures(Callback):
                 drawn |= self._intervals(pl_module, trainer, logger)
                 for name, figure in drawn.items():
                     logger.experiment.add_figure(name, figure, trainer.global_step)
+        self.cost = monotonic() - started
+        self.spent += self.cost
 
     def _intervals(self, model: Any, trainer: Any, logger: TensorBoardLogger) -> dict[str, Figure]:
         if self.yardstick is None:
@@ -66,6 +81,12 @@ class Figures(Callback):
         ]
         logger.log_metrics({key: found[key] for key in shown if key in found}, trainer.global_step)
         return intervals.figures(found, "val", data)
+
+    def _affordable(self, steps: int, seconds: float) -> bool:
+        """Return whether the next figures fit into their share of the time."""
+        assert self.share is not None
+        next_cost = self.cost if self.cost is not None else FIGURES_STEPS * seconds / max(steps, 1)
+        return self.spent + next_cost <= self.share * seconds
 
     def _due(self, trainer: Any) -> int:
         if self.every:
@@ -105,6 +126,64 @@ class Checkpoints(ModelCheckpoint):
         super().load_state_dict({**moved, "best_k_models": best})
 
 
+class LastStep(Callback):
+    """Has the last step of a fit that is counted in steps validated, whatever the interval."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if trainer.global_step == trainer.max_steps:
+            trainer.val_check_batch = 1
+
+
+class Plateau(Callback):
+    """Steps schedule=plateau after each validation of a fit whose validations are counted in steps.
+
+    Lightning steps a schedule at multiples of steps within an epoch, and such a validation comes at any of them.
+    """
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        if trainer.sanity_checking or trainer.check_val_every_n_epoch is not None:
+            return
+        for known in trainer.lr_scheduler_configs:
+            if isinstance(known.scheduler, ReduceLROnPlateau):
+                known.scheduler.step(trainer.callback_metrics[SCORE].item())
+
+
+class StopWhenWorse(Callback):
+    """Stops a fit of default length when val/loss has stayed clearly above its best for long.
+
+    share: the share of all training steps for which it must stay there.
+    worse: the distance above the best that is clear, in nats a value; so the noise of a small validation set, or a
+        loss that stands still, stops nothing: a learning rate that falls may still improve it.
+    A fit whose length is set (trainer.max_epochs, trainer.max_steps) is left alone: `active` is false.
+    """
+
+    def __init__(self, share: Share = 0.333, worse: NonNegative = 0.05):
+        self.share, self.worse, self.active = share, worse, True
+        self.best, self.last_good, self.stopped = inf, 0, False
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        if not self.active or trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        loss, step = trainer.callback_metrics[SCORE].item(), trainer.global_step
+        if loss <= self.best + self.worse:
+            self.last_good = step
+        self.best = min(self.best, loss)
+        if step - self.last_good >= self.share * trainer.estimated_stepping_batches:
+            self.stopped = trainer.should_stop = True
+            log.log(
+                logging.INFO if trainer.is_global_zero else logging.DEBUG,
+                "stopped at step %d: val/loss has been more than %g above its best, %.4g, since step %d (stop=off "
+                "trains to the end).", step, self.worse, self.best, self.last_good,
+            )  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "last_good": self.last_good, "stopped": self.stopped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.last_good = state_dict["best"], state_dict["last_good"]
+        self.stopped = state_dict["stopped"]
+
+
 class WholeFiles(TorchCheckpointIO):
     """Checkpoints, beside and then renamed; Lightning copies its own from the temporary folder."""
 
@@ -134,6 +213,11 @@ def _epochs(trainer: Any) -> int:
     """All epochs of a fit, the last of which may be cut by max_steps; 0 of one without end."""
     batches = trainer.estimated_stepping_batches * trainer.accumulate_grad_batches
     return ceil(batches / trainer.num_training_batches) if isfinite(batches) else 0
+
+
+def _in_steps(trainer: Any) -> bool:
+    """Return whether the length of a fit is set in steps alone."""
+    return trainer.max_epochs == -1 and trainer.max_steps > 0
 
 
 class Log(Callback):
@@ -285,7 +369,7 @@ def losses_of(trainer: Any) -> list[float]:
 
 
 class Progress(ProgressBar):
-    """One bar for the whole fit: epoch, losses, steps a second. Into a file: a line every tenth of the epochs."""
+    """One bar for the whole fit: epoch, losses, steps a second. Into a file: a line every tenth of the fit."""
 
     def __init__(self, console: Console | None = None):
         super().__init__()
@@ -314,9 +398,16 @@ class Progress(ProgressBar):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if self.bar and monotonic() - self.shown[0] > 0.25:  # asking for the losses at every step would cost
             self._show(trainer)
+        fresh = trainer.global_step != self.measured[1]  # of accumulated batches one ends a step
+        if _in_steps(trainer) and fresh and self._tenth(trainer.global_step, trainer.max_steps):
+            self._print(trainer)
 
     def on_train_epoch_end(self, trainer, pl_module) -> None:
-        if self.enabled and not self.bar and self._tenth(trainer):
+        if not _in_steps(trainer) and self._tenth(trainer.current_epoch + 1, _epochs(trainer) or 100):
+            self._print(trainer)
+
+    def _print(self, trainer) -> None:
+        if self.enabled and not self.bar:
             self._measure(trainer)
             self.console.print(self._text(trainer), soft_wrap=True, highlight=False)
 
@@ -333,11 +424,9 @@ class Progress(ProgressBar):
             self.bar.stop()
         self.bar = None
 
-    def _tenth(self, trainer) -> bool:
-        """Whether this epoch completes another tenth of them all (of 100, when there is no end)."""
-        epochs = _epochs(trainer) or 100
-        tenths = lambda epoch: 10 * epoch // epochs
-        return tenths(trainer.current_epoch + 1) > tenths(trainer.current_epoch)
+    def _tenth(self, done: int, total: int) -> bool:
+        """Return whether the last epoch, or step, completed another tenth of all."""
+        return 10 * done // total > 10 * (done - 1) // total
 
     def _measure(self, trainer) -> None:
         now, steps = monotonic(), trainer.global_step
@@ -352,13 +441,18 @@ class Progress(ProgressBar):
         self.bar.update(self.bar.task_ids[0], completed=trainer.global_step, text=self._text(trainer))
 
     def _text(self, trainer) -> str:
-        all_epochs = _epochs(trainer)
-        epochs = f"/{all_epochs}" if all_epochs else ""
-        epoch = min(trainer.current_epoch + 1, all_epochs or sys.maxsize)
+        in_steps = _in_steps(trainer)
+        done = f"step {trainer.global_step}/{trainer.max_steps}" if in_steps else self._epochs_done(trainer)
         known = _known(trainer)
         losses = "".join(f"  {name} {known[name]:.4g}" for name in ("train/loss", "val/loss") if name in known)
         speed = f"  {self.rate:.3g} steps/s" if isfinite(self.rate) else ""
-        return f"epoch {epoch}{epochs}{losses}{speed}"
+        return f"{done}{losses}{speed}"
+
+    def _epochs_done(self, trainer) -> str:
+        all_epochs = _epochs(trainer)
+        epochs = f"/{all_epochs}" if all_epochs else ""
+        epoch = min(trainer.current_epoch + 1, all_epochs or sys.maxsize)
+        return f"epoch {epoch}{epochs}"
 
 
 COLUMNS = (

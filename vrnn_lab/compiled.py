@@ -147,8 +147,11 @@ class Compiling(Callback):
         pl_module.compiled = None
 
 
-def trainer(*, compile: Compile = "off", **keys: Any) -> pl.Trainer:
+def trainer(*, compile: Compile = "off", max_steps: int | None = None, **keys: Any) -> pl.Trainer:
     """lightning.pytorch.Trainer, all of whose parameters can be set, as +trainer.<key>=<value>; and compile.
+
+    The length of a fit is counted in training steps: 2400, or trainer.max_steps. Where trainer.max_epochs is set,
+    epochs count instead; where both are set, the fit ends with whichever comes first.
 
     compile=on: torch.compile takes the training step but for its loops over points and solver steps. The first steps
     take one to two minutes; it pays where there are no such loops (vae: 1.4 times as fast on one core) and hardly
@@ -158,10 +161,15 @@ def trainer(*, compile: Compile = "off", **keys: Any) -> pl.Trainer:
     mode = ("off", "on")[compile] if isinstance(compile, bool) else compile
     if mode != "off":
         keys["callbacks"] = [*(keys.get("callbacks") or []), Compiling(mode)]
-    return pl.Trainer(**keys)
+    return pl.Trainer(max_steps=-1 if max_steps is None else max_steps, **keys)
 
 
 _of_lightning = inspect.signature(pl.Trainer)
-_parameters = [*_of_lightning.parameters.values(), inspect.signature(trainer).parameters["compile"]]
+_own = inspect.signature(trainer).parameters
+_parameters = [*(_own.get(name, each) for name, each in _of_lightning.parameters.items()), _own["compile"]]
 trainer.__signature__ = _of_lightning.replace(parameters=_parameters)  # pyright: ignore[reportFunctionMemberAccess]
-trainer.__annotations__ = {**typing.get_type_hints(pl.Trainer.__init__), "compile": Compile}
+trainer.__annotations__ = {
+    **typing.get_type_hints(pl.Trainer.__init__),
+    "compile": Compile,
+    "max_steps": int | None,
+}

@@ -301,7 +301,8 @@ def check(
     _check_devices(trainer)
     if trainer.get("accelerator", "auto") not in ("auto", "cpu", "gpu", "cuda"):
         raise ConfigError(f"trainer.accelerator={trainer['accelerator']}: expected one of auto, cpu, gpu, cuda.")
-    if trainer.get("max_epochs") in (-1, None) and trainer.get("max_steps") == -1:
+    epochs, steps = trainer.get("max_epochs"), trainer.get("max_steps")
+    if epochs in (-1, None) and (steps == -1 or (steps is None and epochs == -1)):
         raise ConfigError("trainer.max_epochs and trainer.max_steps set no end; schedules need one. Set either.")
     for path, node in nodes(plain):
         made = target(node["_target_"], path)

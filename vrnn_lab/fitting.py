@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from omegaconf import DictConfig, OmegaConf
 
-from vrnn_lab import board, callbacks, intervals, origin, plots, processes
+from vrnn_lab import board, callbacks, intervals, length, origin, plots, processes, threads
 from vrnn_lab.calibration import parted
 from vrnn_lab.config import VOLATILE, ConfigError, contents, flat, make
 from vrnn_lab.experiment import Parts, assemble, check_channels, score
@@ -35,6 +35,9 @@ from vrnn_lab.models.base import LOG_EVERY, SequenceModel
 from vrnn_lab.processes import launched
 
 log = logging.getLogger("vrnn_lab")
+
+FIGURES = 0.05  # the largest share of the time of a fit that figures take where their times are left to the default
+OVERHEAD = 1.25  # the time of a fit over that of its steps' losses and gradients
 
 
 class Pruned(Exception):
@@ -74,7 +77,8 @@ def run(
         if several and watching:
             raise ConfigError("a search trains each trial in one process; leave out trainer=ddp, or say workers=2.")
         with _recorded(folder):
-            return _run_by(parts, folder) if several else _run(parts, folder, watching)
+            quiet = in_sweep or bool(watching)  # what runs are to be seen together says less of each
+            return _run_by(parts, folder) if several else _run(parts, folder, watching, quiet)
 
 
 def take_part(config: DictConfig, folder: Path) -> None:
@@ -200,10 +204,15 @@ def trainer_of(parts: Parts, folder: Path, watching: Sequence[Callback] = ()) ->
         enable_version_counter=False,
     )
     config, devices = parts.config, parts.config.trainer.devices
+    planned = length.settings(config.trainer, len(parts.data.val_dataloader()))
+    stop = make(config.stop, "stop")
+    if isinstance(stop, callbacks.StopWhenWorse):
+        stop.active = length.is_default(config.trainer)
     parts_of_run = [
-        make(config.stop, "stop"),
+        stop,
         callbacks.StopOnNaN(),
-        callbacks.Figures(yardstick=parts.yardstick),
+        callbacks.Figures(yardstick=parts.yardstick, share=FIGURES if planned.get("val_check_interval") else None),
+        callbacks.Plateau(),
         callbacks.Timer(),
         callbacks.Course(),
         callbacks.Log(),
@@ -212,6 +221,8 @@ def trainer_of(parts: Parts, folder: Path, watching: Sequence[Callback] = ()) ->
         *watching,
         checkpoints,
     ]
+    if planned.get("val_check_interval"):
+        parts_of_run.append(callbacks.LastStep())
     return make(
         config.trainer,
         "trainer",
@@ -222,6 +233,7 @@ def trainer_of(parts: Parts, folder: Path, watching: Sequence[Callback] = ()) ->
         callbacks=parts_of_run,
         plugins=[callbacks.WholeFiles()],
         profiler=config.trainer.get("profiler") or callbacks.Unprofiled(),
+        **planned,
         default_root_dir=str(folder),
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -229,10 +241,18 @@ def trainer_of(parts: Parts, folder: Path, watching: Sequence[Callback] = ()) ->
     )
 
 
-def _run(parts: Parts, folder: Path, watching: Sequence[Callback] = ()) -> dict[str, Any] | None:
+def _run(parts: Parts, folder: Path, watching: Sequence[Callback] = (), quiet: bool = False) -> dict[str, Any] | None:
     keep_memory()
+    with threads.restored():
+        return _fit_and_score(parts, folder, watching, quiet)
+
+
+def _fit_and_score(parts: Parts, folder: Path, watching: Sequence[Callback], quiet: bool) -> dict[str, Any] | None:
     trainer = trainer_of(parts, folder, watching)
+    seconds = _set_threads(parts, trainer, folder)
     log.debug("torch %s, %d threads, %s", torch.__version__, torch.get_num_threads(), trainer.strategy.root_device)
+    if trainer.is_global_zero and not (folder / "checkpoints" / "fit.json").exists():
+        log.log(logging.DEBUG if quiet else logging.INFO, "%s", _announced(parts, trainer, seconds))
     fit = _fit(parts, trainer, folder)
     if not trainer.is_global_zero:
         return None
@@ -249,6 +269,54 @@ def _run(parts: Parts, folder: Path, watching: Sequence[Callback] = ()) -> dict[
     write_whole(folder / "metrics.json", json.dumps(metrics, indent=1))
     log.debug("completed: %s", metrics)
     return metrics
+
+
+def _set_threads(parts: Parts, trainer: pl.Trainer, folder: Path) -> float | None:
+    """Set torch's number of threads for a fit and its scoring; return the seconds of a training step, where measured.
+
+    A fit that has begun keeps its number, with which alone it goes on to the same numbers. Otherwise the number is
+    chosen by timing, on a CPU where nobody has set it.
+    """
+    seconds, kept = None, threads.recorded(folder)
+    if kept is None and (folder / "checkpoints" / "last.ckpt").exists():
+        kept = torch.get_num_threads()  # begun by a version that recorded none
+    alone = trainer.world_size == 1 and parts.config.trainer.get("compile") in ("off", False, None)
+    chosen = kept or torch.get_num_threads()
+    if alone and not (folder / "checkpoints" / "fit.json").exists():
+        device = trainer.strategy.root_device
+        batch = next(iter(parts.data.train_dataloader()))
+        step = threads.training_step(parts.model, batch, device)
+        if kept is None and device.type == "cpu" and threads.free_to_choose():
+            chosen, seconds = threads.fastest(step, torch.get_num_threads())
+        else:
+            seconds = threads.typical(step, chosen)
+    if trainer.is_global_zero and kept is None:
+        threads.record(folder, chosen)
+    torch.set_num_threads(chosen)
+    return seconds
+
+
+def _announced(parts: Parts, trainer: pl.Trainer, seconds: float | None) -> str:
+    """The length of a fit in steps and epochs, the model's size, and a rough time."""
+    batches = max(1, len(parts.data.train_dataloader()))
+    accumulated = trainer.accumulate_grad_batches
+    steps_of_epoch = -(-batches // accumulated)
+    if isinstance(trainer.limit_train_batches, int):
+        steps_of_epoch = max(1, min(steps_of_epoch, trainer.limit_train_batches // accumulated))
+    by_epochs = (trainer.max_epochs or -1) * steps_of_epoch
+    steps = min(each for each in (by_epochs, trainer.max_steps) if each > 0)
+    number, size = torch.get_num_threads(), sum(p.numel() for p in parts.model.parameters())
+    epochs = f"{steps / steps_of_epoch:.3g} epochs of {steps_of_epoch}"
+    text = f"training: {steps} steps ({epochs}), {size:,} parameters, {number} thread{'s' * (number > 1)}"
+    return text if seconds is None else f"{text}, about {_lasting(OVERHEAD * steps * accumulated * seconds)}"
+
+
+def _lasting(seconds: float) -> str:
+    """A rough duration, for people."""
+    if seconds < 60:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _fit(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, Any]:
@@ -287,8 +355,10 @@ def _train(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, Any]:
 
 
 def _stopped_early(checkpoint: dict[str, Any]) -> bool:
-    states = [v for k, v in checkpoint["callbacks"].items() if k.startswith("EarlyStopping")]
-    return any(state["wait_count"] >= state["patience"] for state in states)
+    known = checkpoint["callbacks"]
+    states = [v for k, v in known.items() if k.startswith("EarlyStopping")]
+    clearly_worse = known.get("StopWhenWorse", {}).get("stopped", False)
+    return clearly_worse or any(state["wait_count"] >= state["patience"] for state in states)
 
 
 def _cost(parts: Parts, epochs: int, steps: int, seconds: float) -> dict[str, Any]:
@@ -297,6 +367,7 @@ def _cost(parts: Parts, epochs: int, steps: int, seconds: float) -> dict[str, An
         "fit/steps": steps,
         "fit/seconds": seconds,
         "fit/steps_per_second": steps / seconds if seconds else 0.0,
+        "fit/threads": torch.get_num_threads(),
         "model/parameters": sum(p.numel() for p in parts.model.parameters()),
         "model/causal": parts.model.causal,
     }

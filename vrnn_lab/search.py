@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from vrnn_lab import length
 from vrnn_lab.command import guarded, quiet
 from vrnn_lab.config import CONF, VOLATILE, ConfigError, choices, compose, contents, flat, groups, near
 
@@ -29,9 +30,10 @@ Settings
                     several machines reach, each started with the same command, they share the search
   workers=1         processes; several need a launcher: hydra/launcher=joblib, submitit_local, submitit_slurm, ray
   failures=5        stop after so many failed trials in a row
-  pruner=median     stop trials that are behind the median of the others at the same epoch | none
+  pruner=median     stop trials that are behind the median of the others at the same step or epoch | none
   startup=5         trials that end before any is pruned
-  warmup=<epochs>   of a trial before it may be pruned; by default a fifth of trainer.max_epochs
+  warmup=<n>        training steps of a trial before it may be pruned (epochs where trainer.max_epochs is set); by
+                    default a fifth of all
   sampler=tpe       tree-structured Parzen estimator, seeded | random
 
 The space is conf/search/<model>.yaml. Narrow it, or take another file:
@@ -149,13 +151,13 @@ def plan_of(call: Call) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     code = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
     study = call.settings["study"] or f"{chosen['model']}-{chosen['data']}-{code}"
     folder = Path("outputs/search", study).absolute()
-    epochs = max(base.trainer.max_epochs or 0, 0)
+    total = length.total(base.trainer)
     plan = Plan(
         study=study,
         storage=_storage(call.settings["storage"], folder),
         folder=folder,
         **{key: call.settings[key] for key in ("trials", "failures", "seeds", "sampler", "pruner", "startup")},
-        warmup=epochs // 5 if call.settings["warmup"] is None else call.settings["warmup"],
+        warmup=total // 5 if call.settings["warmup"] is None else call.settings["warmup"],
         fixed=tuple(call.fixed),
         dirs=call.dirs,
         space=searched,

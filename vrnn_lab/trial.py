@@ -11,7 +11,7 @@ import optuna
 from lightning.pytorch.callbacks import Callback
 from optuna.trial import TrialState
 
-from vrnn_lab import fitting
+from vrnn_lab import fitting, length
 from vrnn_lab.command import quiet
 from vrnn_lab.config import choices, compose
 from vrnn_lab.folder import SCORE
@@ -26,11 +26,13 @@ BESIDE = ("test/nll", "test/interpolation/mse", "test/forecast/mse")  # shown be
 class Watch(Callback):
     """Reports the mean of val/loss over the seeds so far, and gives up what the pruner calls hopeless.
 
-    before: final scores of the seeds trained before; epochs of one seed give the reports their places.
+    before: final scores of the seeds trained before; config: of the trainer. Reports are placed at epochs, or at
+    steps where the length of a fit is counted in steps.
     """
 
-    def __init__(self, trial: Any, before: list[float], epochs: int, bar: bool = True):
-        self.trial, self.before, self.epochs, self.bar = trial, before, epochs, bar
+    def __init__(self, trial: Any, before: list[float], config: Any, bar: bool = True):
+        self.trial, self.before, self.total, self.bar = trial, before, length.total(config), bar
+        self.in_steps = length.steps_of(config) > 0
 
     def on_fit_start(self, trainer, pl_module) -> None:
         if not self.bar and trainer.progress_bar_callback:
@@ -39,12 +41,14 @@ class Watch(Callback):
     def on_validation_end(self, trainer, pl_module) -> None:
         value = float(trainer.callback_metrics[SCORE])
         mean = (sum(self.before) + value) / (len(self.before) + 1)
-        step = len(self.before) * self.epochs + trainer.current_epoch + 1
+        now = trainer.global_step if self.in_steps else trainer.current_epoch + 1
+        step = len(self.before) * self.total + now
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # a validation that is done again is known already
             self.trial.report(mean, step)
         if math.isfinite(mean) and self.trial.should_prune():
-            raise fitting.Pruned(f"val/loss {mean:.4g} at epoch {step} is behind the median of the other trials")
+            place = f"{'step' if self.in_steps else 'epoch'} {step}"
+            raise fitting.Pruned(f"val/loss {mean:.4g} at {place} is behind the median of the other trials")
 
 
 def run(trial: Any, plan: Plan, folder: Path) -> float:
@@ -58,7 +62,7 @@ def run(trial: Any, plan: Plan, folder: Path) -> float:
         for seed in range(plan.seed, plan.seed + plan.seeds):
             config = compose([*chosen, f"seed={seed}"] if plan.seeds > 1 else chosen, plan.dirs)
             each = folder / f"seed={seed}" if plan.seeds > 1 else folder
-            watch = Watch(trial, list(scores), max(config.trainer.max_epochs or 0, 0), plan.bar)
+            watch = Watch(trial, list(scores), config.trainer, plan.bar)
             metrics = fitting.run(config, each, chosen, choices(chosen, plan.dirs), watching=[watch])
             assert metrics is not None
             found.append(metrics)

@@ -1,5 +1,6 @@
 """The contract of every model, and all that models share: units, steps, logging, optimizer."""
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -446,11 +447,11 @@ class SequenceModel(pl.LightningModule, ABC):
         schedule = self.recipe.schedule(optimizer, self._total_steps)
         each = {"scheduler": schedule, "interval": "step", "name": "train/lr"}  # else named by the optimizer's class
         if isinstance(schedule, ReduceLROnPlateau):
-            each |= {
-                "interval": "epoch",
-                "monitor": "val/loss",
-                "frequency": self.trainer.check_val_every_n_epoch or 1,
-            }
+            # Validations that are counted in steps have no place in epochs: callbacks.Plateau lowers the rate there.
+            every = self.trainer.check_val_every_n_epoch
+            each |= {"monitor": "val/loss"} | (
+                {"interval": "epoch", "frequency": every} if every else {"frequency": sys.maxsize}
+            )
         return {"optimizer": optimizer, "lr_scheduler": each}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,0 +1,67 @@
+"""The length of a fit and the steps between its validations, computed from sizes alone.
+
+Measured time plays no part in them: the same seed gives the same result on every machine, and a resumed fit goes on
+as an uninterrupted one would.
+"""
+
+from collections.abc import Mapping
+from math import ceil
+from typing import Any
+
+STEPS = 2400  # of a fit whose config sets neither trainer.max_epochs nor trainer.max_steps
+EPOCHS_BETWEEN = 2  # epochs between validations of a fit whose length is set in epochs
+PARTS = (60, 30, 20, 15, 12, 10, 6, 5, 4, 3, 2, 1)  # into how many equal parts validations may divide a fit
+PER_VALIDATION = 10  # training steps that a validation and its two checkpoints are worth, whatever the data
+PER_BATCH = 5  # training steps between validations for each of their batches, which cost a third to a half of a step
+
+
+def is_default(trainer: Mapping[str, Any]) -> bool:
+    """Return whether a trainer's config leaves the length of the fit to the default."""
+    return trainer.get("max_epochs") is None and trainer.get("max_steps") is None
+
+
+def steps_of(trainer: Mapping[str, Any]) -> int:
+    """Return the number of training steps of a fit that is counted in steps, 0 of one that is counted in epochs."""
+    if trainer.get("max_epochs") not in (None, -1):
+        return 0
+    steps = trainer.get("max_steps")
+    return STEPS if steps is None else max(steps, 0)
+
+
+def total(trainer: Mapping[str, Any]) -> int:
+    """Return the length of a fit in the unit its config counts in: training steps, or epochs."""
+    return steps_of(trainer) or max(trainer.get("max_epochs") or 0, 0)
+
+
+def interval(steps: int, val_batches: int) -> int:
+    """Return the number of training steps between validations so that they take at most a tenth of the time.
+
+    Validations divide a fit into equal parts where its steps allow it: the last one comes at its end, and fits of
+    different batch sizes are validated at the same steps, which a search compares.
+    """
+    least = max(PER_VALIDATION, PER_BATCH * val_batches)
+    parts = next((parts for parts in PARTS if steps // parts >= least), 1)
+    return ceil(steps / parts)
+
+
+def settings(trainer: Mapping[str, Any], val_batches: int) -> dict[str, Any]:
+    """Return what a trainer's config leaves to the defaults, as Lightning's own parameters.
+
+    trainer: the config's node; None means that the default is wanted.
+    val_batches: batches of one validation.
+    """
+    epochs, steps = trainer.get("max_epochs"), trainer.get("max_steps")
+    total = steps_of(trainer)
+    found = {
+        "max_epochs": -1 if epochs is None else epochs,
+        "max_steps": total if total else -1 if steps is None else steps,
+    }
+    every_epochs, every_steps = trainer.get("check_val_every_n_epoch"), trainer.get("val_check_interval")
+    if every_epochs is not None or isinstance(every_steps, int):
+        return found
+    if every_steps is not None or not total:
+        return found | {"check_val_every_n_epoch": EPOCHS_BETWEEN}
+    limit = trainer.get("limit_val_batches")
+    batches = min(val_batches, limit) if isinstance(limit, int) else val_batches
+    accumulated = trainer.get("accumulate_grad_batches") or 1
+    return found | {"check_val_every_n_epoch": None, "val_check_interval": accumulated * interval(total, batches)}
