@@ -16,6 +16,7 @@ MODELS = [
     "latent_ode model/encoder=ode_rnn",
     "latent_ode model/head=gmm",
     "latent_ode model.levels=2",
+    "latent_ode model.origin=middle",
     "vrnn model.prior=standard",
 ]
 SMALL = {"width": 12, "latent": 3, "encoder_width": 12, "decoder_width": 12, "nodes": 6}

@@ -126,6 +126,7 @@ def _scale(checkpoint: dict[str, Any]) -> Scale:
         labels_of_points=checkpoint["labels_of_points"],
         dates=checkpoint.get("dates"),
         errors=checkpoint.get("errors", False),
+        common_time=checkpoint.get("common_time", False),
         **numbers,
         **_scale_of_covariates(checkpoint),
     )

@@ -186,6 +186,7 @@ class Scale:
     covariate_mean: Float64[Tensor, " covariate"] = field(default_factory=lambda: torch.zeros(0).double())
     covariate_std: Float64[Tensor, " covariate"] = field(default_factory=lambda: torch.ones(0).double())
     errors: bool = False  # values have error bars
+    common_time: bool = False  # series are stretches of curves over one time axis: z_0 may sit at its zero
 
     @property
     def dim(self) -> int:

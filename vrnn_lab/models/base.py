@@ -403,3 +403,4 @@ class SequenceModel(pl.LightningModule, ABC):
         checkpoint["dates"] = self.scale.dates
         checkpoint["covariates"] = list(self.scale.covariates)
         checkpoint["errors"] = self.scale.errors
+        checkpoint["common_time"] = self.scale.common_time
