@@ -47,7 +47,7 @@ def model_of(name: str, scale: Scale | None = None, double: bool = False, seed: 
     model = make(node, "model", scale=scale or scale_of(), recipe=recipe or recipe_of())
     if isinstance(getattr(model.head, "log_std", None), torch.nn.Parameter):
         # Any start obeys the laws; from this one a grid of a quarter of a std can check an integral.
-        torch.nn.init.constant_(model.head.log_std, -0.7)
+        torch.nn.init.constant_(model.head.log_std, -0.7 / model.head.speed)
     return model.double() if double else model
 
 
