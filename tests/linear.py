@@ -17,7 +17,7 @@ def linear_vae(dim: int, widen: float = 1.0):
     model = model_of("vae", scale, double=True, latent=1, depth=0)
     (decoder,), (encoder,) = model.decoder, model.encoder
     with torch.no_grad():
-        model.head.log_std.fill_(0.5 * log(STD**2 - 1e-6))
+        model.head.log_std.fill_(0.5 * log(STD**2 - 1e-6) / model.head.speed)
         w, b = decoder.weight[:, 0], decoder.bias
         precision = 1 + w.square().sum() / STD**2
         encoder.weight.zero_()

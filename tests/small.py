@@ -22,6 +22,7 @@ MODELS = [
     "rnn model.level=last",
     "gru_d model.level=last",
     "vrnn model.level=last",
+    "latent_ode model.origin=middle",
     "vrnn model.prior=standard",
 ]
 SMALL = {"width": 12, "latent": 3, "encoder_width": 12, "decoder_width": 12, "nodes": 6}
@@ -52,7 +53,7 @@ def model_of(name: str, scale: Scale | None = None, double: bool = False, seed: 
     model = make(node, "model", scale=scale or scale_of(), recipe=recipe or recipe_of())
     if isinstance(getattr(model.head, "log_std", None), torch.nn.Parameter):
         # Any start obeys the laws; from this one a grid of a quarter of a std can check an integral.
-        torch.nn.init.constant_(model.head.log_std, -0.7)
+        torch.nn.init.constant_(model.head.log_std, -0.7 / model.head.speed)
     if getattr(model, "lines", None) is not None:  # nor is much of it then beyond the grid's ends
         torch.nn.init.constant_(model.lines.log_level, -1.0)
     return model.double() if double else model

@@ -272,6 +272,78 @@ def test_with_a_common_origin_the_clock_matters():
     assert not torch.isclose(own[0][0], shared[0][0], rtol=1e-3).any()
 
 
+@pytest.mark.parametrize("made", [Spirals, Spirals1D])
+@pytest.mark.parametrize("clock", ["own", "shared"])
+def test_beyond_the_windows_of_spirals_lies_the_same_curve(made, clock):
+    data = made(train=30, val=8, test=40, points=60, start=(0, 440), clock=clock)
+    window, wide = data.splits["test"], data.beyond("test")
+    assert np.array_equal(wide.ids, window.ids) and np.array_equal(wide.windows, window.windows)
+    step = TIMES[1]
+    for row, first in enumerate(starts(window, 60) if clock == "own" else [None] * 40):
+        part = slice(*wide.offsets[row : row + 2])
+        times, values, clean = wide.times[part], wide.values[part], wide.clean[part]
+        inside = (times >= wide.windows[row, 0]) & (times <= wide.windows[row, 1])
+        assert np.array_equal(values[inside], window.values[60 * row : 60 * (row + 1)])
+        assert np.array_equal(clean[inside], window.clean[60 * row : 60 * (row + 1)])
+        np.testing.assert_allclose(np.diff(times), step, rtol=1e-9)
+        if first is not None:
+            place = np.rint(times / step).astype(int)
+            assert place[0] == max(0, first - 60) and place[-1] == min(499, first + 119)
+            truth = [np.array([published(side, i)[: clean.shape[1]] for i in place]) for side in (True, False)]
+            assert min(abs(clean - t).max() for t in truth) < 1e-9
+    assert (wide.values - wide.clean).std() == pytest.approx(0.3, rel=0.05)
+    assert wide.lengths.max() == 180 and wide.lengths.min() < 180  # the curve ends
+
+
+def test_data_that_know_the_truth_beyond_their_windows_ask_for_it():
+    data = Spirals(**SIZES, points=30)
+    assert list(data.questions) == ["before", "after"] and Periodic(**SIZES).questions == {}
+    inside = next(iter(data.batches("test", Density(), 100)))
+    for name, task in data.questions.items():
+        batch = next(iter(data.batches("test", task, 100))).check()
+        start, end = batch.window.split(1, 1)
+        assert not (batch.seen & batch.scored).any() and batch.scored.any()
+        asked = batch.scored.any(2)
+        there = batch.times < start if name == "before" else batch.times > end
+        assert torch.equal(asked, there & batch.counts)
+        assert torch.equal(batch.values[batch.seen], inside.values[inside.seen])
+
+
+@pytest.mark.parametrize(("clock", "origin"), [("own", "middle"), ("shared", "row")])
+def test_origin_auto_follows_what_the_data_set_says_of_its_clock(clock, origin):
+    for made in (Spirals, Spirals1D):
+        scale = made(**SIZES, clock=clock).scale
+        assert model_of("latent_ode", scale).origin == model_of("latent_ode", scale, origin="auto").origin == origin
+        assert model_of("latent_ode", scale, origin="row").origin == "row"
+    assert model_of("latent_ode", Periodic(**SIZES).scale).origin == "row"
+
+
+@pytest.mark.parametrize("name", ["latent_ode", "latent_ode_poisson"])
+@pytest.mark.parametrize("encoder", ["gru", "ode_rnn"])
+def test_with_the_origin_in_the_middle_a_batch_from_the_loader_is_as_any_other(name, encoder):
+    """What the model knows of training beforehand covers it: no window lies beyond the path or the encoder's walk."""
+    data = Spirals(**SIZES, points=30)
+    model = model_of(f"{name} model/encoder={encoder}", data.scale, double=True, origin="middle")
+    batch = next(iter(data.train_dataloader()))
+    with model.fixed_noise(0):
+        known, asked = (model.loss_terms(replace(batch, in_training=there)) for there in (True, False))
+    torch.testing.assert_close(known.nll, asked.nll, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(known.kl, asked.kl, rtol=1e-8, atol=1e-8)
+
+
+def test_asking_beyond_the_window_changes_no_answer_inside():
+    data = Spirals(**SIZES, points=30)
+    model = model_of("latent_ode", data.scale, double=True)
+    inside = next(iter(data.batches("test", Density(), 100)))
+    for task in data.questions.values():
+        wide = next(iter(data.batches("test", task, 100)))
+        both = replace(wide, scored=wide.known)
+        with model.fixed_noise(0):
+            one = model.predict(replace(inside, scored=inside.known), 3).density.mean
+            two = model.predict(both, 3).density.mean
+        torch.testing.assert_close(one[:, inside.seen], two[:, wide.seen], rtol=1e-8, atol=1e-8)
+
+
 # ---- periodic --------------------------------------------------------------------------------------------
 
 

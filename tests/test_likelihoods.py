@@ -116,6 +116,19 @@ def test_a_learned_noise_is_one_number_a_channel_or_one_for_all(noise, parameter
     torch.testing.assert_close(density.std.expand(5, 4, 3), truth)
 
 
+@pytest.mark.parametrize("speed", [1.0, 10.0])
+def test_a_learned_noise_begins_at_its_start_and_moves_at_its_speed(speed):
+    """Adam's first step changes every weight by its learning rate."""
+    head = GaussianHead(scale_of(2), noise="channel", start=0.3, speed=speed)
+    optimizer = torch.optim.Adam(head.parameters(), lr=1e-3)
+    std = lambda: head(torch.zeros(1, 2)).std[0].detach()
+    torch.testing.assert_close(std(), torch.full((2,), 0.3).square().add(FLOOR**2).sqrt())
+    head(torch.zeros(1, 2)).log_prob(torch.full((1, 2), 9.0), torch.ones(1, 2) > 0).sum().neg().backward()
+    before = std()
+    optimizer.step()
+    torch.testing.assert_close(std() / before, torch.full((2,), speed * 1e-3).exp(), rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("noise", ["channel", "global"])
 def test_a_learned_noise_is_best_at_the_root_mean_square_of_the_residuals(noise):
     head, residual = GaussianHead(scale_of(2), noise=noise).double(), normals(500, 2) * torch.tensor([0.2, 3.0])

@@ -325,7 +325,7 @@ def test_the_samples_of_an_objective_count_among_the_points_at_once(data, monkey
     model, most = Oracle(data), []
     model.recipe = replace(model.recipe, objective=IWAE(64))
     rows = metrics.rows_at_once
-    count = lambda data, split, samples: most.append(samples) or rows(data, split, 1)
+    count = lambda data, split, task, samples: most.append(samples) or rows(data, split, task, 1)
     monkeypatch.setattr(metrics, "rows_at_once", count)
     metrics._nll(model, data, "test", QUESTIONS)
     assert most == [64, QUESTIONS.samples]

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torchdiffeq import odeint
 
+from vrnn_lab.layers import VectorField
 from vrnn_lab.ode import (
     MOST_NODES,
     ROUNDING,
@@ -53,6 +54,19 @@ def test_every_method_follows_a_linear_field_both_ways(method, error, adjoint):
     after, before = steps_to_cover(elapsed, step, 1)
     path = solver.path(Linear(), start(), step, after, before)
     assert (path.at(elapsed) - exactly(start(), elapsed)).abs().max() < error
+
+
+def test_as_many_steps_to_both_sides_are_solved_at_once_and_as_one_by_one():
+    torch.manual_seed(0)
+    field, state = VectorField(2, 8, 2, "tanh", 5.0).double(), start().requires_grad_()
+    elapsed = own_times(low=-0.6, high=0.6)
+    inputs, found = [state, *field.parameters()], []
+    for after in (6, 7):  # unlike the steps before it, which are solved apart then
+        states = Solver().path(field, state, 0.1, after, 6).at(elapsed)
+        found.append((states, torch.autograd.grad(states.square().sum(), inputs)))
+    (one, of_one), (two, of_two) = found
+    torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(of_one, of_two, rtol=1e-9, atol=1e-9)
 
 
 def test_the_error_falls_with_the_fourth_power_of_the_step():

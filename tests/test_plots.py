@@ -48,6 +48,33 @@ def test_the_phase_plane_goes_backward_except_for_step_models():
         assert "draws, t > 0" in words
 
 
+def test_the_phase_plane_shows_the_truth_beyond_the_window_whole_and_draws_as_far():
+    data = DATA[0]
+    model = model_of("latent_ode", scale=data.scale)
+    batch = batch_of(data, count=6)
+    figure = plots._phase_plane(model, data, 0, "test")
+    assert "truth beyond the window" in {text.get_text() for text in figure.legends[0].get_texts()}
+    for curve, window, ax in zip(plots._beyond(data, "test", batch), batch.window, figure.axes, strict=True):
+        shown = [line.get_xydata() for line in ax.lines if line.get_color() == look.BEYOND["color"]]
+        before, after = curve.values[curve.times <= window[0]], curve.values[curve.times >= window[1]]
+        assert all(np.array_equal(line, part) for line, part in zip(shown, (before, after), strict=True))
+        (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
+        assert ((curve.values >= torch.tensor([left, low])) & (curve.values <= torch.tensor([right, high]))).all()
+        widest = (curve.values.amax(0) - curve.values.amin(0)).max()
+        assert right - left < 1.5 * widest + 2  # whatever the draws of a fresh model do
+
+
+def test_lines_of_the_phase_plane_end_where_the_truth_does():
+    batch = batch_of(DATA[0], count=6)
+    model = model_of("latent_ode", scale=DATA[0].scale)
+    curves = plots._beyond(DATA[0], "test", batch)
+    fan = plots._fan(model, batch, plots._times(model, batch, 2.0), 0)
+    for row, curve in enumerate(curves):
+        lines = plots._curves(fan, batch, row, curve)
+        assert lines.shape[1] == ((fan.times[row] <= curve.times[-1]) & (fan.times[row] >= curve.times[0])).sum()
+    assert any(plots._curves(fan, batch, row, c).shape[1] < fan.times.shape[1] for row, c in enumerate(curves))
+
+
 def test_units_and_names_of_the_data_set_are_on_the_figure():
     data = Periodic(**SIZES)
     data.time_unit, data.units = "kyr", ("ppm",)

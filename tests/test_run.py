@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,6 +114,46 @@ def test_load_gives_the_fitted_model_and_its_data(whole):
     assert not model.training and model.predict(batch, 3).paths.shape == (3, 10, 12, 1)
     stored = torch.load(whole / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(v, stored[k]) for k, v in model.state_dict().items())
+
+
+SPIRALS = [*(each for each in FAST if each != "data=periodic"), "trainer.max_epochs=2", "data.points=20"]
+
+
+@pytest.fixture(scope="module")
+def spirals(tmp_path_factory):
+    """A run of the demo's kind, and what it printed."""
+    folder = tmp_path_factory.mktemp("spirals")
+    return folder / "run", command("run", *SPIRALS, "hydra.run.dir=run", folder=folder).stdout
+
+
+def test_the_demo_prints_the_error_beyond_the_window_beside_the_baselines(spirals):
+    folder, printed = spirals
+    found = json.loads((folder / "metrics.json").read_text())
+    for question in ("before", "after"):
+        block = printed.split(f"{question} the window")[1].splitlines()
+        assert block[1].split()[:2] == ["this", "model"]
+        for line, prefix in ((1, "test"), (2, "reference/constant"), (3, "reference/last")):
+            for score in ("mse", "mse_clean", "crps"):
+                assert f"{found[f'{prefix}/{question}/{score}']:.4g}" in block[line]
+        assert {f"val/{question}/mse", f"reference/linear/{question}/mse_clean"} <= set(found)
+
+
+def test_a_checkpoint_keeps_whether_series_share_a_time_axis_and_an_old_one_means_no(spirals, tmp_path):
+    folder, _ = spirals
+    model, _ = vrnn_lab.load(folder)
+    assert model.scale.common_time and model.origin == "middle"
+    old = tmp_path / "old"
+    shutil.copytree(folder, old)
+    file, config = old / "checkpoints" / "best.ckpt", OmegaConf.load(old / ".hydra" / "config.yaml")
+    checkpoint = torch.load(file, weights_only=True)
+    del checkpoint["common_time"]
+    torch.save(checkpoint, file)
+    for key in ("model.origin", "model.head.speed"):
+        group, _, leaf = key.rpartition(".")
+        del OmegaConf.select(config, group)[leaf]
+    OmegaConf.save(config, old / ".hydra" / "config.yaml")
+    model, _ = vrnn_lab.load(old)
+    assert not model.scale.common_time and model.origin == "row" and model.head.speed == 1
 
 
 def test_the_same_command_again_gives_the_same_numbers(whole, tmp_path):

@@ -59,13 +59,14 @@ def horizon(batch: TimeSeries) -> Float64[Tensor, "batch time dim"]:
 
 
 DISTANCE = {"interpolation": ("gap", gap), "forecast": ("horizon", horizon)}
+BESIDE = ("gap", gap)  # of the questions of a data set's own
 
 
 def edges(data: SeriesData, question: str, task: Task) -> Float64[Tensor, " edge"]:
     """What parts the bins of a distance: even quantiles of those of validation, the same for all that is scored."""
     found, count = [torch.zeros(0, dtype=torch.float64)], 0
     for batch in data.batches("val", task, 256):
-        each = DISTANCE[question][1](batch)[batch.scored]
+        each = DISTANCE.get(question, BESIDE)[1](batch)[batch.scored]
         found.append(each[each.isfinite()])
         count += len(found[-1])
         if count > DISTANCES:
@@ -88,7 +89,7 @@ class Account:
     """
 
     def __init__(self, data: SeriesData, question: str, task: Task, std: Float[Tensor, " dim"]):
-        self.name, self.distance = DISTANCE[question]
+        self.name, self.distance = DISTANCE.get(question, BESIDE)
         self.edges = edges(data, question, task).to(std.device)
         self.all = Tally(data.channels, std)
         self.bins = [Tally(data.channels, std) for _ in range(len(self.edges) + 2)]

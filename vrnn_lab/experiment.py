@@ -129,6 +129,7 @@ def _scale(checkpoint: dict[str, Any]) -> Scale:
         whole_series=checkpoint.get("whole_series", False),
         own_levels=checkpoint.get("own_levels", False),
         trend=_trend(checkpoint["state_dict"]),
+        common_time=checkpoint.get("common_time", False),
         **numbers,
         **_scale_of_covariates(checkpoint),
     )

@@ -29,6 +29,7 @@ SEEN: dict[str, Any] = {
 }
 HELD_OUT: dict[str, Any] = {**SEEN, "markerfacecolor": "white", "markeredgewidth": 0.7, "alpha": 0.8, "zorder": 4}
 TRUE: dict[str, Any] = {"color": TRUTH, "linewidth": 1.4, "linestyle": (0, (4, 1.5)), "zorder": 3}
+BEYOND: dict[str, Any] = {"color": "0.35", "linewidth": 1.1, "linestyle": (0, (1, 1.4)), "zorder": 2.5}
 START: dict[str, Any] = {"color": INK, "linewidth": 0.9, "linestyle": ":"}
 
 
@@ -38,6 +39,10 @@ def seen_key() -> Line2D:
 
 def truth_key() -> Line2D:
     return Line2D([], [], label="truth without noise", **TRUE)
+
+
+def beyond_key() -> Line2D:
+    return Line2D([], [], label="truth beyond the window", **BEYOND)
 
 
 def start_key() -> Line2D:

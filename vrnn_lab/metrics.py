@@ -53,7 +53,7 @@ def evaluate(model: SequenceModel, data: SeriesData, split: str, yardstick: Yard
             found |= _labels(model, data, split)
         if model.point_process:
             found |= event_fit(model, data, split)
-    return found | answers(model, data, split, yardstick, seed)
+    return found | answers(model, data, split, yardstick, seed, questions=yardstick.questions | data.questions)
 
 
 def answers(
@@ -64,28 +64,29 @@ def answers(
     seed: int,
     change: Change | None = None,
     most: int | None = None,
+    questions: dict[str, Task] | None = None,
 ) -> dict[str, float]:
     """The scores of held-out values, `<split>/<question>/...`.
 
-    change: done to each prediction first; most: of so many series alone.
+    change: done to each prediction first; most: of so many series alone; questions: other than the yardstick's.
     """
     found: dict[str, float] = {}
     if model.scale.support == "events":  # an event has no value to ask for
         return found
     with model.fixed_noise(seed):
-        for name, task in yardstick.questions.items():
+        for name, task in (questions or yardstick.questions).items():
             found |= _answers(model, data, split, yardstick, name, task, change, most)
     return found
 
 
-def rows_at_once(data: SeriesData, split: str, samples: int) -> int:
-    series = data.splits[split]
+def rows_at_once(data: SeriesData, split: str, task: Task, samples: int) -> int:
+    series = data.series_for(split, task)
     longest = int(series.lengths.max(initial=1))
     return max(1, min(len(series), POINTS_AT_ONCE // (samples * max(1, longest))))
 
 
 def batches(model: SequenceModel, data: SeriesData, split: str, task: Task, samples: int, alike: bool = True):
-    for batch in data.batches(split, task, rows_at_once(data, split, samples), alike):
+    for batch in data.batches(split, task, rows_at_once(data, split, task, samples), alike):
         yield batch.to(model.device)
 
 

@@ -104,8 +104,11 @@ class Solver:
     adjoint: bool = False
 
     @loop
-    def nodes(self, field: Field, start: Tensor, step: float, count: int) -> tuple[Tensor, Tensor]:
-        """States and slopes at `count` + 1 nodes from `start` on; a negative step goes back in time."""
+    def nodes(self, field: Field, start: Tensor, step: float | Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """States and slopes at `count` + 1 nodes from `start` on; a negative step goes back in time.
+
+        step: a number, or, of rk4 alone, one for each row as a tensor that broadcasts with `start`.
+        """
         if self.method == "rk4" and not self.adjoint:
             return rk4(field, start, step, count)
         times = torch.arange(count + 1, dtype=start.dtype, device=start.device) * step
@@ -118,6 +121,8 @@ class Solver:
         self, field: Field, start: Float[Tensor, "samples batch state"], step: float, after: int, before: int
     ) -> Path:
         """The path over `after` steps forward and `before` steps backward from `start`."""
+        if before == after and self.method == "rk4" and not self.adjoint:
+            return self._both_ways(field, start, step, max(after, LEAST))
         states, slopes = self.nodes(field, start, step, max(after, LEAST))
         if before:
             before = max(before, LEAST)
@@ -125,6 +130,13 @@ class Solver:
             states = torch.cat([earlier[1:].flip(0), states])
             slopes = torch.cat([earlier_slopes[1:].flip(0), slopes])
         return Path(states, slopes, step, before)
+
+    def _both_ways(self, field: Field, start: Float[Tensor, "samples batch state"], step: float, count: int) -> Path:
+        """The path over as many steps forward as backward, solved at once: as rows of one batch."""
+        both = torch.stack([start, start])
+        states, slopes = self.nodes(field, both, both.new_tensor([step, -step]).view(2, 1, 1, 1), count)
+        joined = lambda nodes: torch.cat([nodes[1:, 1].flip(0), nodes[:, 0]])
+        return Path(joined(states), joined(slopes), step, count)
 
 
 def rk4_step(field: Field, state: Tensor, slope: Tensor, step: Float[Tensor, "..."]) -> Tensor:
@@ -136,13 +148,14 @@ def rk4_step(field: Field, state: Tensor, slope: Tensor, step: Float[Tensor, "..
     return torch.addcmul(state, slope + 2 * (two + three) + four, step / 6)
 
 
-def rk4(field: Field, start: Tensor, step: float, count: int) -> tuple[Tensor, Tensor]:
+def rk4(field: Field, start: Tensor, step: float | Tensor, count: int) -> tuple[Tensor, Tensor]:
     """States and slopes at `count` + 1 nodes; a step's first stage is the slope that Hermite reading needs anyway."""
-    time, each = start.new_zeros(()), start.new_full((), step)
+    time, each = start.new_zeros(()), step if isinstance(step, Tensor) else start.new_full((), step)
     if weights := _weights(field):
         rows = start.flatten(0, -2)
+        length = each.expand(*start.shape[:-1], 1).reshape(-1, 1) if each.ndim else each
         states, slopes = RungeKutta.apply(
-            weights.activation, torch.is_grad_enabled(), count, each, rows, *weights.flat
+            weights.activation, torch.is_grad_enabled(), count, length, rows, *weights.flat
         )
         return states.view(count + 1, *start.shape), slopes.view(count + 1, *start.shape)
     state, states, slopes = start, [start], []

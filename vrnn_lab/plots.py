@@ -275,49 +275,85 @@ def _phase_plane(model, data, seed: int, split: str) -> Figure:
     batch = _shown(data, split, Interpolate(0.5), 6)
     after = _fan(model, batch, _times(model, batch, 2.0), seed)
     before = None if model.causal else _fan(model, batch, _grid(model, batch, -1.0, 0.0, 80), seed)
+    beyond = _beyond(data, split, batch)
     figure, axes = look.canvas(len(batch.ids), min(3, len(batch.ids)), (3.4, 3.4))
     for row, ax in enumerate(axes):
-        _plane(ax, batch, before, after, row)
+        _plane(ax, batch, before, after, row, beyond[row] if beyond else None)
         ax.set_xlabel(look.label(data.channels[0], look.unit(data, 0)))
         ax.set_ylabel(look.label(data.channels[1], look.unit(data, 1)))
         ax.set_title(look.name(data, split, batch, row), fontsize=10)
     truth = [look.truth_key()] if batch.clean is not None else []
+    truth += [look.beyond_key()] if beyond else []
     backward = [Line2D([], [], color=look.BACKWARD, linewidth=1.5, label="draws, t < 0")] if before else []
     forward = Line2D([], [], color=look.FORWARD, linewidth=1.5, label="draws, t > 0")
     look.legend(figure, [look.seen_key(), *truth, forward, *backward])
     span = "to one window after" if model.causal else "from one window before to one after"
+    span += ", as far as the truth is known" if beyond else ""
     figure.suptitle(f"{split.capitalize()} series, t = 0 at the window's start; draws {span}", fontsize=11)
     return figure
 
 
-def _plane(ax: Axes, batch: TimeSeries, before: Fan | None, after: Fan, row: int) -> None:
+@dataclass(frozen=True)
+class Curve:
+    """The noise-free curve of one series, inside its window and beyond it."""
+
+    times: Float64[Tensor, " place"]
+    values: Float[Tensor, "place dim"]
+
+    def beyond(self, window: Float64[Tensor, " 2"]) -> list[Float[Tensor, "place dim"]]:
+        """The curve up to the window's start, and from its end on."""
+        return [self.values[self.times <= window[0]], self.values[self.times >= window[1]]]
+
+
+def _beyond(data, split: str, batch: TimeSeries) -> list[Curve] | None:
+    """The curve of every row, where the data set knows it beyond the windows."""
+    series = data.beyond(split)
+    if series is None or series.points.clean is None:
+        return None
+    rows = [int(np.flatnonzero(series.ids == each)[0]) for each in batch.ids.tolist()]
+    parts = [slice(int(series.first[row]), int(series.end[row])) for row in rows]
+    points = series.points
+    return [Curve(torch.from_numpy(points.times[part]), torch.from_numpy(points.clean[part])) for part in parts]
+
+
+def _plane(
+    ax: Axes, batch: TimeSeries, before: Fan | None, after: Fan, row: int, beyond: Curve | None = None
+) -> None:
     for fan, color in ((before, look.BACKWARD), (after, look.FORWARD)):
         if fan:
-            x, y = _curves(fan, batch, row).unbind(-1)
+            x, y = _curves(fan, batch, row, beyond).unbind(-1)
             ax.plot(x.T, y.T, color=color, **look.LINE)
+    for part in beyond.beyond(batch.window[row]) if beyond else []:
+        ax.plot(*part.T, **look.BEYOND)
     if batch.clean is not None:
         ax.plot(*batch.clean[row, batch.counts[row]].T, **look.TRUE)
     ax.plot(*batch.values[row, batch.seen[row].all(-1)].T, **look.SEEN)
-    middle, half = _square(batch, row)
+    middle, half = _square(batch, row, beyond)
     ax.set_xlim(middle[0] - half, middle[0] + half)
     ax.set_ylim(middle[1] - half, middle[1] + half)
     ax.set_aspect("equal")
 
 
-def _curves(fan: Fan, batch: TimeSeries, row: int) -> Float[Tensor, "samples place dim"]:
-    """A row's lines; those of a step model from the first seen point on: before it, they start anywhere."""
+def _curves(fan: Fan, batch: TimeSeries, row: int, beyond: Curve | None = None) -> Float[Tensor, "samples place dim"]:
+    """A row's lines, as far as its true curve goes where that is known; those of a step model from the first seen
+    point on: before it, they start anywhere."""
     times, lines, _, _ = fan.row(row)
     seen = batch.times[row, batch.seen[row].any(-1)]
     first = seen[0] if fan.causal and len(seen) else times[0] - 1
-    return lines[:, times > first]
+    there = times > first
+    return lines[:, there & (times >= beyond.times[0]) & (times <= beyond.times[-1]) if beyond else there]
 
 
-def _square(batch: TimeSeries, row: int) -> tuple[list[float], float]:
-    """The middle of a row's values, and a half width that leaves room for curves beyond the window."""
+def _square(batch: TimeSeries, row: int, beyond: Curve | None = None) -> tuple[list[float], float]:
+    """The middle and the half width of what is shown: a row's values and its true curve, however far draws stray.
+
+    Where the curve beyond the window is not known there is room for draws of it.
+    """
     known = batch.known[row].all(-1)
     values = batch.values[row, known] if known.any() else batch.values[row]
+    values = torch.cat([values, beyond.values.to(values)]) if beyond else values
     low, high = values.amin(0), values.amax(0)
-    return ((low + high) / 2).tolist(), max(0.8 * (high - low).max().item(), 1e-9)
+    return ((low + high) / 2).tolist(), max((0.55 if beyond else 0.8) * (high - low).max().item(), 1e-9)
 
 
 # ---- from the prior ----------------------------------------------------------------------------------------

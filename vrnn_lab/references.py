@@ -85,11 +85,11 @@ def references(
         return _exact_nll(data, split, "nll_events")
     level = level_of(data, scale)
     found: dict[str, float] = {}
-    for name, task in yardstick.questions.items():
+    for name, task in (yardstick.questions | data.questions).items():
         for row, guess in REFERENCES.items():
             answer = fitted(data.batches("val", task, 256), guess, scale, level)
             account = Account(data, name, task, scale.std)
-            for batch in data.batches(split, task, min(256, rows_at_once(data, split, DRAWS))):
+            for batch in data.batches(split, task, min(256, rows_at_once(data, split, task, DRAWS))):
                 said = answer(batch)
                 account.add(_scores(said, batch), batch)
                 account.add_energy(plain_energy(said, batch, scale.std, data.seed))

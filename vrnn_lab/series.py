@@ -211,6 +211,7 @@ class Scale:
     covariate_mean: Float64[Tensor, " covariate"] = field(default_factory=lambda: torch.zeros(0).double())
     covariate_std: Float64[Tensor, " covariate"] = field(default_factory=lambda: torch.ones(0).double())
     errors: bool = False  # values have error bars
+    common_time: bool = False  # series are stretches of curves over one time axis: z_0 may sit at its zero
     periods: tuple[float, ...] = ()  # known periods, in the data's unit of time; their waves are the last covariates
     whole_series: bool = False  # training windows begin where their series do
     own_levels: bool = False  # series may lie at levels of their own, outside the training range

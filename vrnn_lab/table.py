@@ -11,6 +11,12 @@ from rich.table import Table
 from vrnn_lab.calibration import DISTANCE, PIT_BINS, bins, stretch
 from vrnn_lab.data.base import SeriesData
 
+QUESTIONS = {
+    "interpolation": "interpolation",
+    "forecast": "forecast",
+    "before": "before the window",
+    "after": "after the window",
+}
 WIDTH = 120  # of a table in a file
 COLUMNS = ("nll", "brier", "mse", "mse_clean", "nmse", "crps", "energy", "coverage_50", "coverage_90")
 
@@ -53,9 +59,9 @@ def table(metrics: dict[str, Any], split: str) -> Table:
     columns = [c for c in COLUMNS if any(k.endswith(f"/{c}") for k in metrics)]
     for column in columns:
         shown.add_column(column.replace("coverage_", "in ").replace("_", " "), justify="right", no_wrap=True)
-    for question in ("interpolation", "forecast"):
+    for question, heading in QUESTIONS.items():
         if any(f"/{question}/" in key for key in metrics):
-            shown.add_row(question, style="italic")
+            shown.add_row(heading, style="italic")
         for name, prefix in rows(metrics, split):
             cells = [metrics.get(f"{prefix}/{question}/{c}") for c in columns]
             if any(c is not None for c in cells):

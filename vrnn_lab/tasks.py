@@ -211,6 +211,19 @@ class Within(Vectorised):
         return self.task.together(times, known & past[..., None], cut, lengths, draws)
 
 
+class Beyond(Vectorised):
+    """The whole window is seen; the points before it, or those after it, are asked."""
+
+    def __init__(self, side: Literal["before", "after"]):
+        self.side = side
+
+    def together(self, times, known, windows, lengths, draws):
+        start, end = windows.T[..., None]
+        early, late = times < start, times > end
+        seen = known & ~(early | late)[..., None]
+        return seen, known & (early if self.side == "before" else late)[..., None]
+
+
 class Mixed(Vectorised):
     """Each row draws one of several tasks: one model for all questions."""
 

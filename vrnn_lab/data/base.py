@@ -17,7 +17,7 @@ from vrnn_lab.data.names import Names
 from vrnn_lab.data.variation import variation_of
 from vrnn_lab.densities import Gaussian
 from vrnn_lab.series import Scale, TimeSeries, Variation
-from vrnn_lab.tasks import Density, Draws, Own, Shared, Task
+from vrnn_lab.tasks import Beyond, Density, Draws, Own, Shared, Task
 
 SPLITS = ("train", "val", "test")
 SHUFFLE, TASKS, PATTERN, PLAIN = 101, 102, 103, 104  # what a generator is for: no two purposes share a stream
@@ -377,6 +377,7 @@ class SeriesData(pl.LightningDataModule, ABC):
     phase_plane: ClassVar[bool] = False  # two channels that are coordinates of one plane
     image: tuple[int, int] | None = None  # (rows, columns), where a point's channels are the pixels of one
     noise_std: float | None = None  # of the observations, where it is known
+    common_time: bool = False  # series are stretches of curves over one time axis, on its time stamps
     keep: bool = True  # on disk, for the next process, where it took long to make
 
     def __init__(self, batch_size: Count = 50, seed: Natural = 0):
@@ -407,6 +408,24 @@ class SeriesData(pl.LightningDataModule, ABC):
         """
         return None
 
+    def beyond(self, split: str) -> Ragged | None:
+        """The series of a split with points outside their windows added, observed as those inside, where the truth
+        is known there. Ids, windows and the values inside stay as they are. None: the data set knows of none."""
+        return None
+
+    @property
+    def questions(self) -> dict[str, Task]:
+        """What is asked of every model of this data set, besides what is asked of all data, by name."""
+        if type(self).beyond is SeriesData.beyond:
+            return {}
+        return {"before": Beyond("before"), "after": Beyond("after")}
+
+    def series_for(self, split: str, task: Task) -> Ragged:
+        """The series of a split that a task is about."""
+        found = self.beyond(split) if isinstance(task, Beyond) else self.splits[split]
+        assert found is not None
+        return found
+
     def reaching_back(self, split: str) -> tuple[Ragged, NDArray[np.float64]]:
         """The series of a split with all that was observed of them before, and when the split's own part begins.
 
@@ -433,11 +452,17 @@ class SeriesData(pl.LightningDataModule, ABC):
         found = self.splits["train"].scale(self.channels, self.support, self.classes, self.covariates)
         if self.periods:
             found = replace(found, covariates=found.covariates + wave_names(self.periods), periods=self.periods)
-        return replace(found, dates=self.dates, own_levels=self.own_levels, whole_series=self.whole_series)
+        return replace(
+            found,
+            dates=self.dates,
+            common_time=self.common_time,
+            own_levels=self.own_levels,
+            whole_series=self.whole_series,
+        )
 
     def batches(self, split: str, task: Task, batch_size: int | None = None, alike: bool = False) -> Batches:
         """A split under a task, with evaluation's fixed patterns; `alike`: not in order, but of like lengths."""
-        return Batches(self.splits[split], task, batch_size or self.batch_size, self.seed, alike=alike)
+        return Batches(self.series_for(split, task), task, batch_size or self.batch_size, self.seed, alike=alike)
 
     def train_dataloader(self) -> Batches:
         loader = Batches(self.splits["train"], self.task, self.batch_size, self.order, training=True)

@@ -465,3 +465,4 @@ class SequenceModel(pl.LightningModule, ABC):
         checkpoint["own_levels"] = self.scale.own_levels
         checkpoint["whole_series"] = self.scale.whole_series
         checkpoint["errors"] = self.scale.errors
+        checkpoint["common_time"] = self.scale.common_time

@@ -1,6 +1,6 @@
 """The latent ODE."""
 
-from math import log, sqrt
+from math import ceil, log, sqrt
 from typing import Literal
 
 import torch
@@ -27,8 +27,12 @@ class LatentODE(PathModel):
 
     The encoder reads the seen points from the last to the first: a GRU, or an ODE-RNN that goes on to where z_0 is:
     the start of the row's window (origin=row), or the data's time zero, the earliest training window's start
-    (origin=common).
-    The path is solved once, on `nodes` steps a typical training window, and read at each row's own times.
+    (origin=common), or the middle between that and the latest training window's end (origin=middle): from there the
+    way to any window is half as long, and an error of z_0 grows over half of it. origin=auto is middle where the data
+    set says that its series are stretches of curves over one time axis (`Scale.common_time`), and row elsewhere and
+    for point processes.
+    The path is solved once, on `nodes` steps a typical training window, and read at each row's own times. With
+    origin=middle it takes half as many: it goes over all windows, to both sides, and would cost twice as much.
 
     point_process: p(x, t) = p(x | t) p(t) (Rubanova et al., section 3.3, eq. 8). Each known point is an event of a
     Poisson process of rate lambda(z(t)) on the row's window: log p(t | z) = sum_i log lambda(z(t_i)) - the integral
@@ -48,7 +52,7 @@ class LatentODE(PathModel):
         decoder_depth: Natural = 1,
         activation: Activation = "tanh",
         rate: Positive = 5.0,
-        origin: Literal["row", "common"] = "row",
+        origin: Literal["row", "common", "middle", "auto"] = "row",
         nodes: Count = 20,
         method: Method = "rk4",
         rtol: float = 1e-4,
@@ -61,6 +65,8 @@ class LatentODE(PathModel):
     ):
         each = scale.dim if levels else 0
         super().__init__(scale, recipe, head(scale), latent + each, point_process, level)
+        if origin == "auto":
+            origin = "middle" if scale.common_time and not point_process else "row"
         self.moving, self.latent, self.origin = latent, latent + levels * each, origin
         self.levels = Levels(scale.dim, levels) if levels else None
         self.field = VectorField(latent, width, depth, activation, rate)
@@ -74,27 +80,35 @@ class LatentODE(PathModel):
         if point_process:
             self.intensity = Intensity(latent, decoder_width, activation, self.usual_gap)
         self.solver = Solver(method, rtol, atol, adjoint)
+        nodes = ceil(nodes / 2) if origin == "middle" else nodes
         self.step = 1 / nodes
         # How far training reaches from z_0: what a batch from the training loader needs, without asking.
-        self.reach = ((scale.longest if origin == "row" else scale.reach) / scale.clock).item()
-        self.nodes = steps_in_training(nodes, self.reach)
+        longest, reach = (scale.longest / scale.clock).item(), (scale.reach / scale.clock).item()
+        self.zero = reach / 2 if origin == "middle" else 0.0  # where z_0 is on the data's common time axis
+        self.reach = longest if origin == "row" else reach - self.zero
+        self.walk = self.reach + (
+            longest if origin == "middle" else 0.0
+        )  # of the encoder: from the last point to z_0
+        self.nodes, self.panels = steps_in_training(nodes, self.reach), steps_in_training(nodes, longest)
 
     def _elapsed(self, series: TimeSeries) -> Tensor:
         """Time since z_0, in typical windows."""
-        return series.times if self.origin == "row" else series.times + series.window[:, :1]
+        return series.times if self.origin == "row" else series.times + (series.window[:, :1] - self.zero)
 
     def _moving(self, series: TimeSeries) -> Tensor:
         """The time that a state has moved for at each point. With a line it moves no further than in training: where
         no training path went the field is free, and a line alone continues a series better."""
         elapsed = self._elapsed(series)
-        return elapsed if self.lines is None else elapsed.clamp(0, self.reach)
+        if self.lines is None:
+            return elapsed
+        return elapsed.clamp(-self.reach if self.origin == "middle" else 0, self.reach)
 
     def _encode(self, series):
-        return self.recognition(series, self._elapsed(series), self.reach if series.in_training else None)
+        return self.recognition(series, self._elapsed(series), self.walk if series.in_training else None)
 
     def _watched(self, series: TimeSeries) -> Tensor:
         """The window since z_0."""
-        return series.window if self.origin == "common" else series.window - series.window[:, :1]
+        return series.window - (series.window[:, :1] if self.origin == "row" else self.zero)
 
     def _path(self, series: TimeSeries, z: Tensor) -> Path:
         if series.in_training:
@@ -104,11 +118,13 @@ class LatentODE(PathModel):
             if self.point_process:
                 times = torch.cat([times, self._watched(series)], 1)
             after, before = steps_to_cover(times, self.step, self.nodes)
+        if self.origin == "middle":  # as many steps to both sides are solved at once
+            after = before = max(after, before)
         return self.solver.path(self.field, z[..., : self.moving], self.step, after, before)
 
     def _rate(self, series: TimeSeries, path: Path) -> Rate:
         assert self.intensity is not None
-        panels = self.nodes
+        panels = self.panels
         if not series.in_training:
             panels, _ = steps_to_cover(series.window.diff(dim=1), self.step, self.nodes)
         return Rate.over(self.intensity, path, self._watched(series), panels + 1)

@@ -107,7 +107,10 @@ def _fits(weights: Weights, steps: int, rows: int, like: Tensor, beside: int = 0
 
 
 class RungeKutta(torch.autograd.Function):
-    """(states, slopes) at `count` + 1 nodes of dz/dt = network(z): as `ode.rk4`."""
+    """(states, slopes) at `count` + 1 nodes of dz/dt = network(z): as `ode.rk4`.
+
+    length: of every step, (), or of the steps of every row, (rows, 1).
+    """
 
     @staticmethod
     def forward(ctx, activation: str, keep: bool, count: int, length: Tensor, start: Tensor, *flat: Tensor):
@@ -151,7 +154,8 @@ class RungeKutta(torch.autograd.Function):
                 steps = Steps(weights, [kept.pop() for _ in weights.matrices][::-1])
             else:
                 steps = Steps(weights, Tape.empty(weights, 4 * (block.stop - block.start), rows, states))
-                steps.fill(states[block], lengths)
+                whole = length.expand(block.stop - block.start, *length.shape) if length.ndim else length
+                steps.fill(states[block], Lengths.of(whole))
             steps.turn(last)
             for n in reversed(range(block.start, block.stop)):
                 steps.step_back(n - block.start, pull, lengths, of_slopes[n]).add_(of_states[n])
