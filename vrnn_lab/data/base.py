@@ -353,6 +353,7 @@ class SeriesData(pl.LightningDataModule, ABC):
 
     support: str = "real"  # real, binary or events: what values are
     time_unit: str = ""
+    periods: tuple[float, ...] = ()  # known periods, in the unit of the times
     dates: bool = False  # times are days since 1970
     units: tuple[str, ...] = ()  # of each channel, where they are known
     classes: tuple[str, ...] = ()  # names of the classes that labels count from 0
