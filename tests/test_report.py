@@ -588,3 +588,24 @@ def test_a_verdict_knows_which_way_is_better_or_is_refused(tmp_path, said):
         assert " better" in out and " worse" not in out
     code, _, complaint = said(tmp_path, "baseline=optim=rmsprop", "metric=test/forecast/coverage_90")
     assert code == 2 and "neither less nor more" in complaint
+
+
+def test_baselines_stand_by_data_set_best_crps_first(said, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "250")
+    for place, (folder, path) in enumerate((("one", "a.csv"), ("two", "b.csv"))):
+        key = lambda row, score: f"reference/{row}/forecast/{score}"
+        found = {
+            key("last", "crps"): 3.0 + place,
+            key("drift", "crps"): 1.5 + place,
+            key("drift", "coverage_90"): 0.875,
+        }
+        found |= {"test/forecast/crps": 1.25, "test/forecast/coverage_90": 0.75}
+        data = {"_target_": "vrnn_lab.data.table.Table", "path": path}
+        make(tmp_path / "s" / folder, 0, 1.0, ["data.path"], metrics=found, data=data)
+    code, out, _ = said(tmp_path / "s", f"output={tmp_path / 'r.csv'},{tmp_path / 'r.md'},{tmp_path / 'r.tex'}")
+    one, two = out.split("best CRPS first, of one")[1].split("best CRPS first, of two")
+    assert code == 0 and "1.5" in one and "2.5" in two and "0.875" in one
+    assert one.index("drift") < one.index("last") and two.index("drift") < two.index("last")
+    header = (tmp_path / "r.csv").read_text().splitlines()[0]
+    assert "test/forecast/crps" in header and "test/forecast/coverage_90" in header
+    assert all("drift" in (tmp_path / f"r.{ending}").read_text() for ending in ("md", "tex"))

@@ -18,7 +18,7 @@ from vrnn_lab.data.clock import Clock
 from vrnn_lab.data.windows import names_of
 from vrnn_lab.experiment import Parts, check_channels, load_parts
 from vrnn_lab.metrics import POINTS_AT_ONCE, Change
-from vrnn_lab.references import DRAWS, REFERENCES, fitted, level_of, plain_energy
+from vrnn_lab.references import DRAWS, baselines, fitted, level_of, plain_energy
 from vrnn_lab.scores import Scores, Tally, energy, plain_scores, quantiles, sample_scores
 from vrnn_lab.series import Scale, TimeSeries
 from vrnn_lab.tasks import Density, Own
@@ -190,7 +190,7 @@ def _plain(data: SeriesData, scale: Scale, plan: Plan, asked: Folds) -> dict[str
     except ConfigError:  # too short for the horizon: the spread of all training data
         known = None
     level = level_of(data, scale)
-    for name, guess in REFERENCES.items():
+    for name, guess in baselines(data, scale).items():
         before = [] if known is None else (batch for batch, _ in known.batches(1))
         answer, sheet = fitted(before, guess, scale, level), Sheet(scale)
         for batch, index in asked.batches(DRAWS):

@@ -15,6 +15,7 @@ from vrnn_lab.metrics import Yardstick, rows_at_once
 from vrnn_lab.scores import Scores, Tally, energy_of, plain_scores
 from vrnn_lab.series import Scale, TimeSeries
 from vrnn_lab.tasks import Density, Task
+from vrnn_lab.trends import seasonal, with_drift
 
 DRAWS = 20  # of a plain row for its energy score, which is unbiased for any number
 
@@ -65,12 +66,33 @@ def blend(series: TimeSeries, mean: Tensor) -> Float[Tensor, "batch time dim"]:
     return 0.5 * last(series, mean) + 0.5 * _row_mean(series, mean, 1.0)
 
 
+def drift(series: TimeSeries, mean: Tensor) -> Float[Tensor, "batch time dim"]:
+    """Straight lines between seen values; after the last one the slope from the first seen value to it goes on."""
+    return with_drift(series, linear(series, mean))
+
+
 REFERENCES: dict[str, Callable[[TimeSeries, Tensor], Tensor]] = {
     "constant": constant,
     "last": last,
     "blend": blend,
     "linear": linear,
 }
+
+
+def baselines(data: SeriesData, scale: Scale) -> dict[str, Callable[[TimeSeries, Tensor], Tensor]]:
+    """Return the baselines that fit a data set: those with a drift for real values, seasonal ones given a period.
+
+    Of several known periods the longest counts.
+    """
+    found = dict(REFERENCES)
+    if scale.support == "real":
+        found["drift"] = drift
+    if data.periods:
+        period = max(data.periods)
+        found["seasonal naive"] = lambda series, mean: seasonal(series, last(series, mean), period)
+        if scale.support == "real":
+            found["seasonal naive + drift"] = lambda series, mean: seasonal(series, last(series, mean), period, True)
+    return found
 
 
 def references(
@@ -86,7 +108,7 @@ def references(
     level = level_of(data, scale)
     found: dict[str, float] = {}
     for name, task in (yardstick.questions | data.questions).items():
-        for row, guess in REFERENCES.items():
+        for row, guess in baselines(data, scale).items():
             answer = fitted(data.batches("val", task, 256), guess, scale, level)
             account = Account(data, name, task, scale.std)
             for batch in data.batches(split, task, min(256, rows_at_once(data, split, task, DRAWS))):

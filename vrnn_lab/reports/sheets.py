@@ -1,11 +1,18 @@
 """A report as tables of text."""
 
+import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 
-from vrnn_lab.reports.compare import Estimate, Group, Paired
+from vrnn_lab.reports.compare import Estimate, Group, Paired, estimate
 from vrnn_lab.reports.naming import written
+from vrnn_lab.reports.runs import Run
 from vrnn_lab.reports.summary import COST, STATUSES, Summary
+
+SAME_DATA = ("data.seed", "data.batch_size")
+BASELINE = r"reference/[^/]+/{}/crps"
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,7 @@ def plus_minus(found: Estimate | None) -> str:
 
 def sheets(found: Summary, runs: bool) -> list[Sheet]:
     made = [_rows(found)]
+    made += [each for runs_of_one in _by_data(found.runs) if (each := _baselines(runs_of_one)).rows]
     made += [_against(found)] if found.against else []
     made += [_claims(found)] if found.claims else []
     return made + ([_runs(found)] if runs else [])
@@ -46,6 +54,33 @@ def _rows(found: Summary) -> Sheet:
     ]
     place = next((i for i, g in enumerate(found.groups) if g is found.best), None)
     return Sheet(common(found), ["", "runs", score, *found.columns], body, place)
+
+
+def _by_data(runs: Sequence[Run]) -> list[list[Run]]:
+    """The runs of each data set; its seed and the size of batches make no other one."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        own = {k: v for k, v in run.config.items() if k.startswith("data.") and k not in SAME_DATA}
+        found.setdefault(json.dumps(own, default=str, sort_keys=True), []).append(run)
+    return list(found.values())
+
+
+def _baselines(runs: Sequence[Run]) -> Sheet:
+    """The baselines of one data set, best CRPS first for each question, as means over its runs."""
+    body = []
+    for question in ("interpolation", "forecast"):
+        names = {k.split("/")[1] for run in runs for k in run.metrics if re.fullmatch(BASELINE.format(question), k)}
+        rows = []
+        for name in names:
+            keys = [f"reference/{name}/{question}/{score}" for score in ("crps", "mse", "coverage_90")]
+            cells = [estimate([x for run in runs if (x := run.number(key)) is not None]) for key in keys]
+            if cells[0]:
+                rows.append((cells[0].mean, name, [number(c.mean) if c else "" for c in cells]))
+        body += [[name, question, *cells] for _, name, cells in sorted(rows)]
+    folders = sorted(run.folder.name for run in runs)
+    more = f" and {len(folders) - 3} more" if len(folders) > 3 else ""
+    title = f"baselines on test, best CRPS first, of {', '.join(folders[:3])}{more}"
+    return Sheet(title, ["baseline", "question", "crps", "mse", "coverage_90"], body)
 
 
 def _marked(group: Group, found: Summary) -> str:

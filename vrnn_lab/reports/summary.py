@@ -14,7 +14,15 @@ from vrnn_lab.reports.filters import only, parse, select, values_of
 from vrnn_lab.reports.naming import Names
 from vrnn_lab.reports.runs import Run
 
-SHOWN = ("test/nll", "test/interpolation/mse", "test/forecast/mse", "test/labels/accuracy")
+SHOWN = (
+    "test/nll",
+    *(
+        f"test/{question}/{score}"
+        for question in ("interpolation", "forecast")
+        for score in ("mse", "crps", "coverage_90")
+    ),
+    "test/labels/accuracy",
+)
 COST = ("fit/seconds", "model/parameters")
 ORIGINS = {"code": "code", "data": "contents of the data file", "torch": "version of torch"}
 STATUSES = ("completed", "failed", "pruned", "running", "interrupted")
