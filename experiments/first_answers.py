@@ -14,8 +14,8 @@ Options
   jobs=       processes at a time, by default 1
   timeout=    seconds after which a fit is given up, by default 3600
 
-Each result is a JSON file; what is there is not computed again, so a command that was killed goes on. A fit that fails
-or takes too long is printed, and the others go on. Exit code: 0, 1 where something failed, 2 for a wrong option.
+Each result is a JSON file; what is there is not computed again, so a command that was killed goes on. A fit that
+fails or takes too long is printed, and the others go on. Exit code: 0; 1 if something failed; 2 for a wrong option.
 
 The protocol
   * The program is used as a user would: `vrnn_lab.Forecaster("model=...")` is fitted to a table with its default
@@ -31,12 +31,13 @@ The protocol
   * All methods see the same values. No covariate is given to the baselines.
   * A baseline is a normal density about its guess, with one standard deviation a channel: the root mean square of its
     errors on practice questions, which the same rules make out of the training file alone. The Gaussian process has
-    one kernel a channel, fitted by marginal likelihood to at most 400 training points, and its own predictive density.
+    one kernel a channel, shared by all series, fitted by marginal likelihood to at most 400 training points; it is
+    conditioned on the 400 seen points of a series that are nearest to what is asked.
   * Scores are means over all asked values that are known. A model's CRPS is the fair estimator from 99 joint paths,
-    its MSE is that of its mean, its coverage that of the interval from q05 to q95. Baselines are scored in closed form.
-    With one channel, CRPS and MSE are in the data's units. With several, each channel's are divided by the standard
-    deviation (its square) of its training values before the mean over channels is taken; report.csv has each channel's
-    in its units. Coverage is over all values.
+    its MSE is that of its mean, its coverage that of the interval from q05 to q95. Baselines are scored in closed
+    form. With one channel, CRPS and MSE are in the data's units. With several, each channel's CRPS (MSE) is divided
+    by the standard deviation (variance) of its training values, and the mean over channels is taken; report.csv has
+    every channel in its own units. Coverage is over all values.
 """
 
 import json
@@ -94,7 +95,9 @@ def parsed(arguments: list[str]) -> Options:
         if key in known:
             names = tuple(text.split(","))
             if wrong := [name for name in names if name not in known[key]]:
-                raise OptionError(f"{key}={text}: there is no '{wrong[0]}'; expected some of {', '.join(known[key])}.")
+                raise OptionError(
+                    f"{key}={text}: there is no '{wrong[0]}'; expected some of {', '.join(known[key])}."
+                )
             value: Any = names
         elif key == "folder":
             value = Path(text)
@@ -324,7 +327,9 @@ def tables(scores: pd.DataFrame) -> str:
     text += ["|---|---|---|---|---|---|---|---|---|"]
     for (_, _), each in scores.groupby(["set", "question"], sort=False):
         for row in sorted(each.itertuples(), key=lambda row: row.crps):
-            numbers = f"{row.crps:.4g} | {row.mse:.4g} | {row.coverage:.3f} | {row.values} | {row.seeds} | {row.fit_s:.0f}"
+            numbers = (
+                f"{row.crps:.4g} | {row.mse:.4g} | {row.coverage:.3f} | {row.values} | {row.seeds} | {row.fit_s:.0f}"
+            )
             text.append(f"| {row.set} | {row.question} | {row.model} | {numbers} |")
     return "\n".join(text) + "\n"
 
@@ -372,7 +377,9 @@ def _summary(asked: pd.DataFrame) -> list[str]:
         if ratios:
             won = sum(ratio <= 1 for ratio in ratios.values())
             shown = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
-            text.append(f"* The best default model is at or below the best {title} in CRPS on {won} of {len(ratios)} sets")
+            text.append(
+                f"* The best default model is at or below the best {title} in CRPS on {won} of {len(ratios)} sets"
+            )
             text[-1] += f" (ratios: {shown})."
     return text
 

@@ -6,6 +6,7 @@ questions on which the spreads of the baselines are measured: no held-out value 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from zlib import crc32
 
 import numpy as np
@@ -78,14 +79,14 @@ def hidden_stretches(count: int, length: int, rng: np.random.Generator) -> NDArr
     hidden = np.zeros(count, bool)
     number = min(GAPS, int(HIDDEN * count / length))
     bounds = np.linspace(1, count - 1, number + 1).astype(int)
-    for low, high in zip(bounds[:-1], bounds[1:], strict=True):
+    for low, high in pairwise(bounds):
         start = int(rng.integers(low, max(low, high - length - 1) + 1))
         hidden[start : start + length] = True
     return hidden
 
 
 def origins_of(count: int, ahead: int, number: int) -> NDArray[np.int64]:
-    """How many points come before each origin: evenly spread over the last fifth, the last one `ahead` from the end."""
+    """How many points come before each origin: evenly over the last fifth, the last one `ahead` from the end."""
     last = count - ahead
     first = min(int(0.8 * count), last)
     return np.unique(np.linspace(first, last, number).astype(int))
@@ -109,7 +110,7 @@ def numbers(times: pd.Series) -> NDArray[np.float64]:
     """Times as numbers: days since 1970 where they are dates."""
     if pd.api.types.is_numeric_dtype(times):
         return times.to_numpy(np.float64)
-    stamps = pd.to_datetime(times, utc=True).dt.tz_localize(None).to_numpy("datetime64[ns]")
+    stamps = pd.to_datetime(times, utc=True, format="ISO8601").dt.tz_localize(None).to_numpy("datetime64[ns]")
     return (stamps - np.datetime64("1970-01-01")) / DAY
 
 
@@ -206,7 +207,7 @@ def score_tables(
     sums: dict[str, Sums] = {}
     for ask in asks:
         said = answer(ask)
-        keys = pd.MultiIndex.from_arrays(_keys(said, said["channel"]))
+        keys = pd.MultiIndex.from_arrays(_keys(real, said, said["channel"]))
         said = said.set_axis(keys)
         said = said[~said.index.duplicated()]
         paths = [name for name in said if str(name).startswith("path_")]
@@ -214,18 +215,20 @@ def score_tables(
             rows = ask.asked.dropna(subset=[channel])
             if rows.empty:
                 continue
-            wanted = pd.MultiIndex.from_arrays(_keys(rows, pd.Series(channel, index=rows.index)))
+            wanted = pd.MultiIndex.from_arrays(_keys(real, rows, pd.Series(channel, index=rows.index)))
             found = said.reindex(wanted)[["mean", "q05", "q95", *paths]].to_numpy(np.float64)
             if not np.isfinite(found).all():
                 lacking = rows[~np.isfinite(found).all(1)].iloc[0]
-                raise ValueError(f"no finite answer for {channel} of {lacking.get('id', 'the series')} at {lacking.time}")
+                raise ValueError(
+                    f"no finite answer for {channel} of {lacking.get('id', 'the series')} at {lacking.time}"
+                )
             truth = rows[channel].to_numpy(np.float64)
             inside = (found[:, 1] <= truth) & (truth <= found[:, 2])
             sums.setdefault(channel, Sums()).add(path_crps(found[:, 3:], truth), truth - found[:, 0], inside)
     return {channel: each.means() for channel, each in sums.items()}
 
 
-def _keys(rows: pd.DataFrame, channel: pd.Series) -> list:
+def _keys(real: RealSet, rows: pd.DataFrame, channel: pd.Series) -> list:
     """Series, time to a hundred-thousandth (a second of a date), and channel of each row."""
-    name = rows["id"].astype(str).to_numpy() if "id" in rows else np.full(len(rows), "")
+    name = rows["id"].astype(str).to_numpy() if real.id else np.full(len(rows), "")
     return [name, np.round(numbers(rows["time"]) * 1e5).astype(np.int64), channel.to_numpy()]
