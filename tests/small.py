@@ -16,6 +16,12 @@ MODELS = [
     "latent_ode model/encoder=ode_rnn",
     "latent_ode model/head=gmm",
     "latent_ode model.levels=2",
+    "latent_ode model.level=linear",
+    "latent_sde model.level=constant",
+    "rnn_vae model.level=linear",
+    "rnn model.level=last",
+    "gru_d model.level=last",
+    "vrnn model.level=last",
     "vrnn model.prior=standard",
 ]
 SMALL = {"width": 12, "latent": 3, "encoder_width": 12, "decoder_width": 12, "nodes": 6}
@@ -47,6 +53,8 @@ def model_of(name: str, scale: Scale | None = None, double: bool = False, seed: 
     if isinstance(getattr(model.head, "log_std", None), torch.nn.Parameter):
         # Any start obeys the laws; from this one a grid of a quarter of a std can check an integral.
         torch.nn.init.constant_(model.head.log_std, -0.7)
+    if getattr(model, "lines", None) is not None:  # nor is much of it then beyond the grid's ends
+        torch.nn.init.constant_(model.lines.log_level, -1.0)
     return model.double() if double else model
 
 

@@ -18,7 +18,7 @@ from vrnn_lab.metrics import Yardstick, evaluate
 from vrnn_lab.models.base import NUMBERS, SequenceModel
 from vrnn_lab.recipe import Recipe
 from vrnn_lab.references import references
-from vrnn_lab.series import Scale
+from vrnn_lab.series import Scale, Trend
 from vrnn_lab.tasks import Task, Within
 
 
@@ -76,7 +76,7 @@ def check_channels(known: Sequence[str], parts: Parts) -> None:
             f"the model was trained on channels {', '.join(known)}; the data set now has "
             f"{', '.join(parts.data.channels)}. Give it data with the channels it knows, in their order."
         )
-    told, now = parts.model.scale.covariates, parts.data.covariates
+    told, now = parts.model.scale.given_covariates, parts.data.covariates
     if told != now:
         raise ConfigError(
             f"the model was trained with the covariates {', '.join(told) or 'none'}; the data set now has "
@@ -126,6 +126,8 @@ def _scale(checkpoint: dict[str, Any]) -> Scale:
         labels_of_points=checkpoint["labels_of_points"],
         dates=checkpoint.get("dates"),
         errors=checkpoint.get("errors", False),
+        own_levels=checkpoint.get("own_levels", False),
+        trend=_trend(checkpoint["state_dict"]),
         **numbers,
         **_scale_of_covariates(checkpoint),
     )
@@ -135,5 +137,13 @@ def _scale_of_covariates(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Nothing where there are none, as in checkpoints of versions that knew none."""
     if not checkpoint.get("covariates"):
         return {}
-    numbers = {f"covariate_{name}": checkpoint["state_dict"][f"data_covariate_{name}"] for name in ("mean", "std")}
-    return {"covariates": tuple(checkpoint["covariates"]), **numbers}
+    state, periods = checkpoint["state_dict"], tuple(checkpoint.get("periods", ()))
+    keys = {f"covariate_{name}": f"data_covariate_{name}" for name in ("mean", "std")}
+    numbers = {name: state[key] for name, key in keys.items() if key in state}
+    return {"covariates": tuple(checkpoint["covariates"]), "periods": periods, **numbers}
+
+
+def _trend(state: dict[str, Any]) -> Trend | None:
+    if "trend_coefficients" not in state:
+        return None
+    return Trend(state["trend_coefficients"], state["trend_covariance"])

@@ -166,7 +166,7 @@ class Forecasts:
 def beside_of(config: DictConfig, scale: Scale) -> Beside:
     """The covariates and error bars of the run's own table; those of other data sets are all known."""
     if config.data.get("_target_") != TABLE:
-        return Beside(known=scale.covariates)
+        return Beside(known=scale.given_covariates)
     named = {key: tuple(config.data.get(key) or ()) for key in ("known", "static", "error")}
     return Beside(**named)
 

@@ -26,6 +26,28 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def forward(self, raw: Float[Tensor, "*shape width"]) -> Density: ...
 
+    def begin(self, network: nn.Sequential) -> nn.Sequential:
+        """Sets the last layer of a fresh output network, so that stds begin at a sensible size, and returns it."""
+        return network
+
+
+def first_std(scale: Scale, otherwise: float) -> Float[Tensor, " dim"]:
+    """Where a learned std begins, in training standard deviations.
+
+    Of a user's table it is what a cheap forecast leaves on the training data: a spread that begins far too narrow
+    takes thousands of steps to widen. The synthetic data sets keep the start that their results were measured with.
+    """
+    if scale.variation is None or not scale.own_levels:
+        return torch.full((scale.dim,), otherwise)
+    return scale.variation.residual.clamp(0.02, 1.0).float()
+
+
+def last_bias(network: nn.Sequential) -> Tensor:
+    """The bias of the last layer of an output network, to be changed in place."""
+    layer = network[-1]
+    assert isinstance(layer, nn.Linear)
+    return layer.bias.detach()
+
 
 def floored(log_std: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """sqrt(exp(2 r) + FLOOR^2): the std of an unbounded r, in training standard deviations."""
@@ -36,8 +58,8 @@ def floored(log_std: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 class OneScaleHead(Head):
     """A head whose raw numbers are a location per channel, and a spread per point, per channel or one for all.
 
-    A global or channel spread is learned from `start` on (in training standard deviations; global: one of them), or
-    fixed to `fixed`, in the data's own units.
+    A learned spread begins at `first_std`; one that is global or a channel's begins at `start` where that is given, in
+    training standard deviations (global: one of them), or it is fixed to `fixed`, in the data's own units.
     """
 
     support = "real"
@@ -71,9 +93,16 @@ class OneScaleHead(Head):
                 )
             self.register_buffer("log_std", 0.5 * torch.log(inside**2 - FLOOR**2).float())
         elif noise != "point":
-            # Small at first: from a wide start a path model learns to call everything noise, and stays there.
-            size = scale.dim if noise == "channel" else 1
-            self.log_std = nn.Parameter(torch.full((size,), log(0.05 if start is None else start)))
+            # From a wide start a path model may learn to call everything noise, and stay there: hence not 1.
+            begin = first_std(scale, 0.05) if start is None else torch.full((scale.dim,), start)
+            begin = begin.log() if noise == "channel" else begin.log().mean(0, keepdim=True)
+            self.log_std = nn.Parameter(begin)
+        self.first_std = first_std(scale, 1.0)  # of a fresh network alone
+
+    def begin(self, network):
+        if self.noise == "point":
+            last_bias(network)[self.draws :] += self.first_std.log()
+        return network
 
     def _split(self, raw: Tensor) -> tuple[Tensor, Tensor]:
         """Location and std."""
@@ -118,15 +147,26 @@ class MixtureHead(Head):
         self.width = components * (1 + 2 * scale.dim + self.full)
         self.draws = scale.dim + 1
         # Components that start alike stay alike: their centres start apart.
-        spread = torch.linspace(-1, 1, components)[:, None] if components > 1 else torch.zeros(1, 1)
         self.start: Tensor
-        self.register_buffer("start", spread.expand(-1, scale.dim).clone())
+        self.register_buffer("start", spread_of(components).expand(-1, scale.dim).clone())
+        self.first_std = first_std(scale, 1.0)  # of a fresh network alone
+
+    def begin(self, network):
+        each = last_bias(network).view(self.components, -1)
+        each[:, 1 : 1 + self.dim] += spread_of(self.components) * (self.first_std - 1)
+        each[:, 1 + self.dim : 1 + 2 * self.dim] += self.first_std.log()
+        return network
 
     def forward(self, raw):
         each = raw.unflatten(-1, (self.components, -1))
         means, log_std = each[..., 1 : 1 + 2 * self.dim].chunk(2, -1)
         rho = 0.999 * torch.tanh(each[..., -1]) if self.full else torch.zeros_like(each[..., 0])
         return Mixture(each[..., 0].log_softmax(-1), means + self.start, floored(log_std), rho)
+
+
+def spread_of(components: int) -> Float[Tensor, "components 1"]:
+    """Where the centres of a mixture's components begin, in training standard deviations."""
+    return torch.linspace(-1, 1, components)[:, None] if components > 1 else torch.zeros(1, 1)
 
 
 class BernoulliHead(Head):

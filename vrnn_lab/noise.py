@@ -1,5 +1,7 @@
 """All randomness of a model."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from zlib import crc32
 
 import torch
@@ -27,6 +29,16 @@ class Noise:
         self.fixed: int | None = None
         self.generator: torch.Generator | None = None
         self.share = ALL
+        self.number = 0  # of the part of the samples that is drawn
+
+    @contextmanager
+    def part(self, number: int) -> Iterator[None]:
+        """Within, evaluation's draws are those of part `number` of the samples: no two parts share any."""
+        self.number = number
+        try:
+            yield
+        finally:
+            self.number = 0
 
     def seed(self, *numbers: int, device, share: Share = ALL) -> None:
         self.share = share
@@ -60,7 +72,8 @@ class Noise:
         return draw(shape[0], self.share.total, *shape[2:])[:, self.share.rows]
 
     def _hashed(self, stream: str, series: TimeSeries, keys: list[Tensor], samples: int, dim: int, like: Tensor):
-        name = series.ids[:, None] ^ crc32(f"{self.fixed} {stream}".encode())
+        part = f" {self.number}" if self.number else ""
+        name = series.ids[:, None] ^ crc32(f"{self.fixed} {stream}{part}".encode())
         state = _mix(name)
         for key in keys:
             state = _mix(state ^ key)

@@ -56,7 +56,7 @@ def question(scale: Scale, count: int, points: int | None = None) -> TimeSeries:
         scored=asked,
         window=torch.stack([times[:, 0], times[:, 0] + clock], 1),
         ids=torch.arange(count),
-        covariates=scale.covariate_mean.cpu().expand(*times.shape, -1) if scale.covariates else None,
+        covariates=scale.covariate_mean.cpu().expand(*times.shape, -1) if scale.given_covariates else None,
     )
 
 

@@ -125,8 +125,10 @@ def plain_energy(
 
 def level_of(data: SeriesData, scale: Scale) -> Float[Tensor, " dim"]:
     """The training mean, of zeros and ones too."""
-    if scale.support != "binary":
+    if scale.support != "binary" and scale.trend is None:
         return scale.mean
+    if scale.support != "binary":
+        return torch.from_numpy(np.nanmean(data.splits["train"].values, 0))
     return torch.from_numpy(np.nanmean(data.splits["train"].values, 0)).clamp(1e-4, 1 - 1e-4)
 
 

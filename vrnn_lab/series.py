@@ -167,6 +167,31 @@ def gaps(times: Float64[Tensor, "batch time"], mask: Bool[Tensor, "batch time"])
 
 
 @dataclass(frozen=True)
+class Variation:
+    """How far the values of each channel move in training, in training standard deviations from the training mean.
+
+    A typical training window is the unit of time of slopes.
+    """
+
+    residual: Float64[Tensor, " dim"]  # root mean square of what a cheap forecast leaves of the next value
+    change: Float64[Tensor, " dim"]  # root mean square of the change from one known value to the next
+    level: Float64[Tensor, " dim"]  # standard deviation, between series, of their levels
+    mean_slope: Float64[Tensor, " dim"]  # mean over series of their slopes
+    slope: Float64[Tensor, " dim"]  # standard deviation, between series, of their slopes
+    low: Float64[Tensor, " dim"]  # the smallest value
+    high: Float64[Tensor, " dim"]  # the largest value
+
+
+@dataclass(frozen=True)
+class Trend:
+    """A polynomial in time a channel, fitted to the training part of a record: x = sum_k coefficient_k u^k + rest,
+    u = (t - start) / reach, in the data's units."""
+
+    coefficients: Float64[Tensor, "terms dim"]
+    covariance: Float64[Tensor, "dim terms terms"]  # of the coefficients' estimates
+
+
+@dataclass(frozen=True)
 class Scale:
     """What a model must know of its training data: names, spread and clock. Never read from other splits."""
 
@@ -186,6 +211,15 @@ class Scale:
     covariate_mean: Float64[Tensor, " covariate"] = field(default_factory=lambda: torch.zeros(0).double())
     covariate_std: Float64[Tensor, " covariate"] = field(default_factory=lambda: torch.ones(0).double())
     errors: bool = False  # values have error bars
+    periods: tuple[float, ...] = ()  # known periods, in the data's unit of time; their waves are the last covariates
+    own_levels: bool = False  # series may lie at levels of their own, outside the training range
+    variation: Variation | None = None  # of the training values; None: a fitted model, which keeps what it needs
+    trend: Trend | None = None  # taken out of the values before a model sees them
+
+    @property
+    def given_covariates(self) -> tuple[str, ...]:
+        """The covariates that data hold, without the waves of known periods, which follow from the times."""
+        return self.covariates[: len(self.covariates) - 2 * len(self.periods)]
 
     @property
     def dim(self) -> int:

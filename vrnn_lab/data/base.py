@@ -14,13 +14,15 @@ from torch import Tensor
 
 from vrnn_lab.checks import Count, Natural
 from vrnn_lab.data.names import Names
+from vrnn_lab.data.variation import variation_of
 from vrnn_lab.densities import Gaussian
-from vrnn_lab.series import Scale, TimeSeries
+from vrnn_lab.series import Scale, TimeSeries, Variation
 from vrnn_lab.tasks import Density, Draws, Own, Shared, Task
 
 SPLITS = ("train", "val", "test")
 SHUFFLE, TASKS, PATTERN, PLAIN = 101, 102, 103, 104  # what a generator is for: no two purposes share a stream
 CELLS = 2**22  # values that a pass over the data holds at once
+VARIED = 400_000  # points from which the variation of values is estimated
 GAPS = 10_000_000  # points whose gaps are sorted for their median
 MOSTLY_FULL = 0.9  # where the mean length is this share of the longest, batches need no series of like length
 POOL, JITTER = 40, 0.25  # batches whose series are sorted by length, each stretched by a share up to this
@@ -204,8 +206,16 @@ class Ragged:
             classes=classes,
             labels_of_points=self.labels_of_points,
             errors=self.points.error is not None,
+            variation=self._variation(mean, std, float(clock)) if support == "real" else None,
             **self._scale_of_covariates(covariates),
         )
+
+    def _variation(self, mean: NDArray[np.float64], std: NDArray[np.float64], clock: float) -> Variation:
+        """How far values move, of at most about VARIED points of evenly chosen series."""
+        count = int(self.lengths.sum())
+        some = self.part(np.arange(0, len(self), 1 + count // VARIED))
+        owner = np.repeat(np.arange(len(some)), some.lengths)
+        return variation_of(owner, some.times, some.values, mean, std, clock)
 
     def _scale_of_covariates(self, names: tuple[str, ...]) -> dict[str, Any]:
         if not names:
@@ -275,6 +285,11 @@ def chosen(names: Sequence[str] | None, index: NDArray[np.int64]) -> Sequence[st
     if names is None or isinstance(names, Names):
         return names and names.part(index)
     return tuple([names[int(i)] for i in index])
+
+
+def wave_names(periods: tuple[float, ...]) -> tuple[str, ...]:
+    """The names of the covariates that known periods add."""
+    return tuple(f"{wave} {period:g}" for period in periods for wave in ("sin", "cos"))
 
 
 def generator(*numbers: int) -> np.random.Generator:
@@ -353,6 +368,8 @@ class SeriesData(pl.LightningDataModule, ABC):
 
     support: str = "real"  # real, binary or events: what values are
     time_unit: str = ""
+    periods: tuple[float, ...] = ()  # known periods, in the unit of time
+    own_levels: bool = False  # series may lie at levels of their own, outside the training range
     dates: bool = False  # times are days since 1970
     units: tuple[str, ...] = ()  # of each channel, where they are known
     classes: tuple[str, ...] = ()  # names of the classes that labels count from 0
@@ -413,7 +430,9 @@ class SeriesData(pl.LightningDataModule, ABC):
     def scale(self) -> Scale:
         """Spread and clock of the training split."""
         found = self.splits["train"].scale(self.channels, self.support, self.classes, self.covariates)
-        return replace(found, dates=self.dates)
+        if self.periods:
+            found = replace(found, covariates=found.covariates + wave_names(self.periods), periods=self.periods)
+        return replace(found, dates=self.dates, own_levels=self.own_levels)
 
     def batches(self, split: str, task: Task, batch_size: int | None = None, alike: bool = False) -> Batches:
         """A split under a task, with evaluation's fixed patterns; `alike`: not in order, but of like lengths."""

@@ -1,18 +1,21 @@
 """The user's own series, from a CSV or Parquet file."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vrnn_lab.checks import Count, Natural, Positive
+from vrnn_lab.checks import Count, Natural, Positive, Share
 from vrnn_lab.data import columns, stream, windows
 from vrnn_lab.data.base import Ragged, SeriesData
 from vrnn_lab.data.columns import Beside, Cells
+from vrnn_lab.data.trend import fit_trend, trend_at
 from vrnn_lab.data.windows import Contents, Runs
+from vrnn_lab.series import Scale
 
 log = logging.getLogger("vrnn_lab")
 
@@ -48,6 +51,10 @@ class Table(SeriesData):
     none), in the long form one, beside `value`. Every value then has one. To let a model read them too, name them in
     `known` as well.
 
+    `period`: a known period of the series in the unit of time, or several: its sine and cosine become covariates, in
+    training and in every question. `trend`: a straight line or a parabola in time is fitted to the training part of a
+    single record and taken out of its values; every answer has it back, with the uncertainty of its coefficients.
+
     `stream`: for a Parquet file of any size, whose rows of a series stand together, in time order. Its numbers are
     once written to the cache as plain arrays, in one pass, and read from there as batches need them.
 
@@ -70,6 +77,9 @@ class Table(SeriesData):
         window: Count | None = None,
         stride: Count | None = None,
         dequantise: bool = True,
+        period: Positive | Count | list[Positive | Count] | tuple[Positive | Count, ...] | None = None,
+        trend: Literal["none", "linear", "quadratic"] = "none",
+        ahead: Share = 0.0,
         stream: bool = False,
         batch_size: Count = 50,
         seed: Natural = 0,
@@ -85,6 +95,8 @@ class Table(SeriesData):
         self.channel, self.value = channel, value
         self.beside = Beside(tuple(known), tuple(static), tuple(error or ()))
         self.shares, self.window, self.stride, self.dequantise = tuple(shares), window, stride, dequantise
+        self.periods = (float(period),) if isinstance(period, (int, float)) else tuple(map(float, period or ()))
+        self.trend, self.ahead, self.own_levels = trend, ahead, True
         self.stream, self.keep = stream, not stream
         self._check_roles()
         if stream:
@@ -97,6 +109,26 @@ class Table(SeriesData):
     @property
     def covariates(self):
         return self.beside.covariates
+
+    @cached_property
+    def scale(self) -> Scale:
+        """Spread and clock of the training split; with a trend, of what the trend leaves."""
+        found = super().scale
+        if self.trend == "none":
+            return found
+        train, start, reach = self.splits["train"], float(found.start), float(found.reach)
+        if len(self.whole()) > 1 or not reach > 0:
+            raise ValueError(
+                f"data.trend={self.trend} is fitted to one record, and {self.path} holds {len(self.whole())} series; "
+                "set data.trend=none and, for a slope that each series has of its own, model.level=linear."
+            )
+        times, place = np.unique(train.times, return_index=True)  # training windows may overlap
+        fitted = fit_trend(
+            times, train.values[place], ("linear", "quadratic").index(self.trend) + 1, start, reach, self.periods
+        )
+        rest = replace(train.points, values=train.points.values - trend_at(fitted, train.points.times, start, reach))
+        names = replace(train, points=rest).scale(self.channels, self.support, self.classes, self.covariates)
+        return replace(found, mean=names.mean, std=names.std, variation=names.variation, trend=fitted)
 
     def whole(self) -> Ragged:
         """Every series of the file, uncut and as written."""
@@ -121,7 +153,7 @@ class Table(SeriesData):
         if marked is not None:
             return windows.by_label(series, *marked)
         if len(series) > 1:
-            return windows.by_name(series, self.shares, self.seed)
+            return windows.without_ends(windows.by_name(series, self.shares, self.seed), self.ahead)
         if self.window is None:
             raise ValueError(
                 f"{self.path} holds a single series, '{windows.names_of(series)[0]}', of {series.lengths[0]} points, "

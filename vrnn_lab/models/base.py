@@ -4,11 +4,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import sqrt
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -19,12 +20,13 @@ from vrnn_lab.losses import Activity, LossTerms, log_mean_exp
 from vrnn_lab.networks import Classifier
 from vrnn_lab.noise import Noise
 from vrnn_lab.recipe import FIVO, Recipe
-from vrnn_lab.series import Scale, TimeSeries
+from vrnn_lab.series import Scale, TimeSeries, Trend
 from vrnn_lab.share import ALL, Share
 
 HELD = ("loss", "nll", "kl", "labels")  # of every training step; the last where labels are learned
 HEADS = {"real": "model/head=gaussian", "binary": "model/head=bernoulli", "events": "model/head=events"}
 NUMBERS = ("mean", "std", "clock", "gap", "longest", "start", "reach")  # of the scale: buffers
+TREND_DRAWS = 11  # draws of a trend's coefficients behind a prediction
 LOG_EVERY = 50  # steps; each logged scalar costs about 0.25 ms
 
 
@@ -70,6 +72,9 @@ class SequenceModel(pl.LightningModule, ABC):
     data_covariate_std: Tensor
     data_clock: Tensor
     data_start: Tensor
+    data_reach: Tensor
+    trend_coefficients: Tensor
+    trend_covariance: Tensor
 
     def __init__(self, scale: Scale, recipe: Recipe, head: Head, states: int = 0, point_process: bool = False):
         super().__init__()
@@ -101,7 +106,8 @@ class SequenceModel(pl.LightningModule, ABC):
             self.register_buffer(f"data_{name}", getattr(scale, name).double())
         for name in ("covariate_mean", "covariate_std"):  # of runs without covariates not kept
             numbers = getattr(scale, name).double()
-            self.register_buffer(f"data_{name}", numbers, persistent=bool(scale.covariates))
+            self.register_buffer(f"data_{name}", numbers, persistent=bool(scale.given_covariates))
+        self._keep_trend(scale)
         # Python numbers, so that no step has to ask the device: all in the model's clock.
         self.usual_gap, self.clock = (scale.gap / scale.clock).item(), scale.clock.item()
         self._held: list[Tensor] = []
@@ -110,9 +116,20 @@ class SequenceModel(pl.LightningModule, ABC):
         self.seed = 0  # of all noise; set by the run
         self.compiled: Callable[[TimeSeries], LossTerms] | None = None  # loss_terms, as a fit may have it
 
+    def _keep_trend(self, scale: Scale) -> None:
+        trend = scale.trend or Trend(scale.mean.new_zeros(0, scale.dim), scale.mean.new_zeros(scale.dim, 0, 0))
+        for name in ("coefficients", "covariance"):
+            numbers = getattr(trend, name).double()
+            self.register_buffer(f"trend_{name}", numbers, persistent=scale.trend is not None)
+
     def _refuse(self, scale: Scale, head: Head, point_process: bool) -> None:
         """ValueError where the data have what this model would not use."""
         name = f"a point process ({type(self).__name__})" if point_process else type(self).__name__
+        if scale.periods and not (self.takes_covariates and not point_process):
+            raise ValueError(
+                f"{name} cannot read covariates, which a known period adds; leave data.period out, or choose a model "
+                "that can: model=rnn, vrnn, rnn_vae, latent_ode."
+            )
         if scale.covariates and not (self.takes_covariates and not point_process):
             raise ValueError(
                 f"{name} cannot read covariates, and the data set has {', '.join(scale.covariates)}; leave them out "
@@ -193,12 +210,44 @@ class SequenceModel(pl.LightningModule, ABC):
         the paths mean nothing.
         """
         given = batch.given()
+        if not len(self.trend_coefficients):
+            return self._predicted(given, samples, None)
+        counts = [len(part) for part in torch.arange(samples).chunk(TREND_DRAWS)]
+        parts = []
+        for number, (count, shift) in enumerate(zip(counts, self._trend_draws(len(counts)), strict=True)):
+            with self.noise.part(number):
+                parts.append(self._predicted(given, count, shift))
+        density = parts[0].density.stack([part.density for part in parts], torch.cat)
+        return Prediction(torch.cat([part.paths for part in parts]), density)
+
+    def _predicted(self, given: TimeSeries, samples: int, shift: Tensor | None) -> Prediction:
+        """The prediction, with the coefficients of the trend moved by `shift` (terms, dim) from their estimates."""
         with torch.no_grad():
-            standard = self._predict(self.standardise(given), samples)
-        std, mean = self.data_std, self.data_mean
-        density = standard.density.map(torch.Tensor.double).affine(std, mean)
-        paths = standard.paths.double() * std + mean
+            standard = self._predict(self.standardise(given, shift), samples)
+        std, centre = self.data_std, self._centre(given.times, shift)
+        density = standard.density.map(torch.Tensor.double).affine(std, centre)
+        paths = standard.paths.double() * std + centre
         return Prediction(torch.where(given.seen, given.values.to(paths), paths), density)
+
+    def _centre(self, times: Tensor, shift: Tensor | None) -> Float64[Tensor, "*points dim"]:
+        """What is taken from values before they are scaled: the training mean, and the trend where there is one."""
+        if not len(self.trend_coefficients):
+            return self.data_mean
+        since = (times - self.data_start) / self.data_reach
+        powers = torch.stack([since**k for k in range(len(self.trend_coefficients))], -1)
+        coefficients = self.trend_coefficients if shift is None else self.trend_coefficients + shift
+        return self.data_mean + powers @ coefficients
+
+    def _trend_draws(self, count: int) -> Float64[Tensor, "draws terms dim"]:
+        """Draws of the errors of the trend's coefficients, from the normal law of their estimates.
+
+        They are a function of the seed of evaluation, the same for every series: a record has one trend.
+        """
+        terms, dim = self.trend_coefficients.shape
+        root = torch.linalg.cholesky(self.trend_covariance.cpu())
+        rng = torch.Generator().manual_seed(self.seed if self.noise.fixed is None else self.noise.fixed)
+        draws = torch.randn(count, dim, terms, 1, generator=rng, dtype=torch.float64)
+        return (root @ draws)[..., 0].transpose(1, 2).to(self.trend_coefficients)
 
     def classify(self, batch: TimeSeries, samples: int = 10) -> Float[Tensor, "batch *time classes"]:
         """Probability of each class, of the series or of its points (as the labels were), from what is seen."""
@@ -210,8 +259,11 @@ class SequenceModel(pl.LightningModule, ABC):
             terms = self._loss_terms(self.standardise(seen), samples)
         return self.classifier(terms.states, seen.counts).softmax(-1).mean(0)
 
-    def standardise(self, batch: TimeSeries) -> TimeSeries:
-        """The batch in the model's units and precision; its times count from the window's start (float64)."""
+    def standardise(self, batch: TimeSeries, shift: Tensor | None = None) -> TimeSeries:
+        """The batch in the model's units and precision; its times count from the window's start (float64).
+
+        shift (terms, dim): by what the coefficients of the trend are moved from their estimates; None: by nothing.
+        """
         if batch.values.shape[-1] != self.scale.dim:
             raise ValueError(
                 f"the batch has {batch.values.shape[-1]} channels, the model {self.scale.dim}: "
@@ -219,7 +271,7 @@ class SequenceModel(pl.LightningModule, ABC):
             )
         self._check_beside(batch)
         start = batch.window[:, :1]
-        values = torch.where(batch.known, (batch.values - self.data_mean) / self.data_std, 0)
+        values = torch.where(batch.known, (batch.values - self._centre(batch.times, shift)) / self.data_std, 0)
         return replace(
             batch,
             times=(batch.times - start) / self.data_clock,
@@ -231,7 +283,7 @@ class SequenceModel(pl.LightningModule, ABC):
         )
 
     def _check_beside(self, batch: TimeSeries) -> None:
-        known, found = self.scale.covariates, 0 if batch.covariates is None else batch.covariates.shape[-1]
+        known, found = self.scale.given_covariates, 0 if batch.covariates is None else batch.covariates.shape[-1]
         if found != len(known):
             raise ValueError(
                 f"the batch has {found} covariates, the model {len(known)}: {', '.join(known) or 'none'}. "
@@ -244,10 +296,16 @@ class SequenceModel(pl.LightningModule, ABC):
             )
 
     def _standard_covariates(self, batch: TimeSeries) -> Tensor | None:
-        """In training stds from their training means; zero at padding."""
-        if batch.covariates is None or not self.scale.covariates:
+        """In training stds from their training means, then the waves of known periods; zero at padding."""
+        if not self.scale.covariates:
             return None
-        standard = (batch.covariates - self.data_covariate_mean) / self.data_covariate_std
+        parts = []
+        if batch.covariates is not None and self.scale.given_covariates:
+            parts.append((batch.covariates - self.data_covariate_mean) / self.data_covariate_std)
+        for period in self.scale.periods:
+            turns = 2 * torch.pi * (batch.times[..., None] / period)
+            parts += [sqrt(2) * turns.sin(), sqrt(2) * turns.cos()]
+        standard = torch.cat(parts, -1)
         return torch.where(batch.counts[..., None], standard, 0).to(self.dtype_of_weights)
 
     def _standard_error(self, batch: TimeSeries) -> Tensor | None:
@@ -402,4 +460,6 @@ class SequenceModel(pl.LightningModule, ABC):
         checkpoint["labels_of_points"] = self.scale.labels_of_points
         checkpoint["dates"] = self.scale.dates
         checkpoint["covariates"] = list(self.scale.covariates)
+        checkpoint["periods"] = list(self.scale.periods)
+        checkpoint["own_levels"] = self.scale.own_levels
         checkpoint["errors"] = self.scale.errors

@@ -11,6 +11,7 @@ from vrnn_lab.checks import Count, Natural, Positive
 from vrnn_lab.encoders import GRUEncoder, Recognition
 from vrnn_lab.layers import Activation, VectorField, mlp
 from vrnn_lab.models.intensity import Intensity, Rate
+from vrnn_lab.models.lines import PathLevel
 from vrnn_lab.models.paths import PathModel
 from vrnn_lab.networks import Levels
 from vrnn_lab.ode import Method, Path, Solver, steps_in_training, steps_to_cover
@@ -55,10 +56,11 @@ class LatentODE(PathModel):
         adjoint: bool = False,
         point_process: bool = False,
         levels: Natural = 0,
+        level: PathLevel = "none",
         encoder=GRUEncoder,
     ):
         each = scale.dim if levels else 0
-        super().__init__(scale, recipe, head(scale), latent + each, point_process)
+        super().__init__(scale, recipe, head(scale), latent + each, point_process, level)
         self.moving, self.latent, self.origin = latent, latent + levels * each, origin
         self.levels = Levels(scale.dim, levels) if levels else None
         self.field = VectorField(latent, width, depth, activation, rate)
@@ -67,9 +69,8 @@ class LatentODE(PathModel):
         )
         self.decoder = self.intensity = None
         if self.head.width:
-            self.decoder = mlp(
-                latent + each + len(scale.covariates), decoder_width, self.head.width, decoder_depth, activation
-            )
+            inputs = latent + each + len(scale.covariates)
+            self.decoder = self.head.begin(mlp(inputs, decoder_width, self.head.width, decoder_depth, activation))
         if point_process:
             self.intensity = Intensity(latent, decoder_width, activation, self.usual_gap)
         self.solver = Solver(method, rtol, atol, adjoint)
@@ -122,12 +123,12 @@ class LatentODE(PathModel):
             return density
         return density.affine(states.new_ones(()), states[..., self.moving : self.moving + self.scale.dim])
 
-    def _log_likelihood(self, series, z):
+    def _log_likelihood(self, series, z, line):
         path = self._path(series, z)
         states = self._read(series, z, path)
         total = states.new_zeros(states.shape[:2])
         if "values" in self.parts:
-            total = total + self._log_prob(series, states).sum(2)
+            total = total + self._log_prob(series, states, line).sum(2)
         if self.point_process and "events" in self.parts:
             rate = self._rate(series, path)
             total = (

@@ -15,6 +15,7 @@ from vrnn_lab.layers import Activation, VectorField, mlp
 from vrnn_lab.loops import loop
 from vrnn_lab.losses import Latents, LossTerms, Normal
 from vrnn_lab.models.base import SequenceModel
+from vrnn_lab.models.lines import Line, Lines, PathLevel
 from vrnn_lab.networks import beside
 from vrnn_lab.ode import linear_read, steps_in_training, steps_to_cover
 from vrnn_lab.recipe import Recipe
@@ -91,6 +92,9 @@ class LatentSDE(SequenceModel):
     encoder's state at the first seen point behind node k, and the time to it; behind the last seen point u = 0.
     posterior=shared: its steps have the prior's noise, as in the paper; the bound loosens where sigma^2 step is not
     small beside the observation noise. posterior=narrowed: they may have less, as the chain's own posterior has.
+
+    level: x_i = line(t_i) + what the path decodes to (`models.lines`); the encoder reads what the expected line
+    leaves.
     """
 
     takes_covariates = takes_error = True
@@ -111,6 +115,7 @@ class LatentSDE(SequenceModel):
         sigma: Positive = 1.0,
         posterior: Literal["narrowed", "shared"] = "narrowed",
         nodes: Count = 60,
+        level: PathLevel = "none",
         encoder=GRUEncoder,
     ):
         super().__init__(scale, recipe, head(scale), states=latent)
@@ -120,13 +125,20 @@ class LatentSDE(SequenceModel):
         self.encoder = encoder(scale, encoder_width)
         self.start = mlp(self.encoder.summary, encoder_width, 2 * latent, 1, activation)
         self.steering = Steering(latent, encoder_width, width, activation, posterior == "narrowed")
-        self.decoder = mlp(latent + len(scale.covariates), decoder_width, self.head.width, decoder_depth, activation)
+        self.decoder = self.head.begin(
+            mlp(latent + len(scale.covariates), decoder_width, self.head.width, decoder_depth, activation)
+        )
+        self.lines = Lines.of(level, scale)
         self.step = 1 / nodes
         self.reach = (scale.longest / scale.clock).item()
         self.nodes = steps_in_training(nodes, self.reach)
 
-    def _chain(self, series: TimeSeries, samples: int) -> tuple[Normal, Tensor, Steps]:
+    def _line(self, series: TimeSeries, samples: int) -> Line | None:
+        return None if self.lines is None else self.lines(series, samples, self.noise)
+
+    def _chain(self, series: TimeSeries, samples: int, line: Line | None) -> tuple[Normal, Tensor, Steps]:
         """q(z_0 | seen), z_0 and the chain that starts there."""
+        series = series if line is None else line.remove(series)
         reading = self.encoder(series, series.times, self.reach if series.in_training else None)
         posterior = Normal.of(self.start(reading.summary()))
         posterior = posterior.where(reading.count > 0, Normal.standard(posterior.mean))
@@ -174,30 +186,38 @@ class LatentSDE(SequenceModel):
         """The path at every point, linear between nodes, z_0 before the first."""
         return linear_read(steps.states, self.step, 0, series.times)
 
-    def _decode(self, series: TimeSeries, states: Tensor) -> Density:
+    def _decode(self, series: TimeSeries, states: Tensor, line: Line | None) -> Density:
         """But for error bars."""
-        return self.head(self.decoder(beside(states, series.covariates)))
+        density = self.head(self.decoder(beside(states, series.covariates)))
+        return density if line is None else line.add(density)
 
-    def _log_likelihood(self, series: TimeSeries, steps: Steps) -> tuple[Float[Tensor, "samples batch"], Tensor]:
-        """log p(scored | z), and the states."""
+    def _log_likelihood(
+        self, series: TimeSeries, steps: Steps, line: Line | None
+    ) -> tuple[Float[Tensor, "samples batch"], Tensor]:
+        """log p(scored | z, line), and the states."""
         states = self._points(series, steps)
-        density = self._decode(series, states).blurred(series.error)
+        density = self._decode(series, states, line).blurred(series.error)
         return density.log_prob(series.values, series.scored).sum(2), states
 
     def _loss_terms(self, series, samples):
-        posterior, _, steps = self._chain(series, samples)
+        line = self._line(series, samples)
+        posterior, _, steps = self._chain(series, samples, line)
         prior = Normal.standard(posterior.mean)
-        log_prob, states = self._log_likelihood(series, steps)
+        log_prob, states = self._log_likelihood(series, steps, line)
         kl = posterior.kl_each(prior) + steps.kl.mean(0)
         shift = torch.cat([posterior.shift(prior)[None], steps.pull.mean(1)]).detach()
         there = torch.ones(shift.shape[:2], dtype=torch.bool, device=shift.device)
-        return LossTerms(-log_prob.mean(0), kl.sum(-1), Latents(kl.detach(), shift, there), states)
+        total = kl.sum(-1) if line is None else kl.sum(-1) + line.kl
+        return LossTerms(-log_prob.mean(0), total, Latents(kl.detach(), shift, there), states)
 
     def _log_weights(self, series, samples):
-        posterior, start, steps = self._chain(series, samples)
-        first = Normal.standard(start).log_prob(start) - posterior.log_prob(start)
-        return self._log_likelihood(series, steps)[0] + first + steps.log_ratio
+        line = self._line(series, samples)
+        posterior, start, steps = self._chain(series, samples, line)
+        ratio = Normal.standard(start).log_prob(start) - posterior.log_prob(start) + steps.log_ratio
+        ratio = ratio if line is None else ratio + line.log_ratio
+        return self._log_likelihood(series, steps, line)[0] + ratio
 
     def _predict(self, series, samples):
-        states = self._points(series, self._chain(series, samples)[2])
-        return self._answer(self._decode(series, states), series, samples)
+        line = self._line(series, samples)
+        states = self._points(series, self._chain(series, samples, line)[2])
+        return self._answer(self._decode(series, states, line), series, samples)

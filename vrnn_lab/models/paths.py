@@ -7,10 +7,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vrnn_lab.densities import Density
+from vrnn_lab.likelihoods import Head
 from vrnn_lab.losses import Latents, LossTerms, Normal, log_mean_exp
 from vrnn_lab.models.base import SequenceModel
+from vrnn_lab.models.lines import Line, Lines, PathLevel
 from vrnn_lab.networks import beside
-from vrnn_lab.series import TimeSeries
+from vrnn_lab.recipe import Recipe
+from vrnn_lab.series import Scale, TimeSeries
 
 
 class PathModel(SequenceModel):
@@ -19,10 +22,27 @@ class PathModel(SequenceModel):
     A leaf gives the posterior (`_encode`), of one z a series or one a point, the states that z lays out at every
     point (`_states`) and what they say of it (`_decode`). With covariates u_i the encoder reads those of seen points,
     and p(x_i | z, t_i, u_i): the decoder is told them beside the state.
+
+    With a level (`models.lines`), x_i = line(t_i) + what the path decodes to, and the encoder reads what the expected
+    line leaves.
     """
 
     takes_covariates = takes_error = True
     latent: int
+
+    def __init__(
+        self,
+        scale: Scale,
+        recipe: Recipe,
+        head: Head,
+        states: int = 0,
+        point_process: bool = False,
+        level: PathLevel = "none",
+    ):
+        super().__init__(scale, recipe, head, states, point_process)
+        if point_process and level in ("constant", "linear"):
+            raise ValueError(f"model.level={level}: a point process has no level; set model.level=none.")
+        self.lines = None if point_process else Lines.of(level, scale)
 
     @abstractmethod
     def _encode(self, series: TimeSeries) -> Normal:
@@ -38,48 +58,66 @@ class PathModel(SequenceModel):
     def _decode(self, states: Float[Tensor, "samples batch time state"]) -> Density:
         """p(x_i | z), but for error bars, from a state and the covariates beside it."""
 
-    def _signal(self, series: TimeSeries, states: Tensor) -> Density:
-        return self._decode(beside(states, series.covariates))
+    def _line(self, series: TimeSeries, samples: int) -> tuple[TimeSeries, Line | None]:
+        """The series without its expected line, for the encoder, and the draws of the line if the model has one."""
+        if self.lines is None:
+            return series, None
+        line = self.lines(series, samples, self.noise)
+        return line.remove(series), line
 
-    def _log_prob(self, series: TimeSeries, states: Tensor) -> Float[Tensor, "samples batch time"]:
+    def _signal(self, series: TimeSeries, states: Tensor, line: Line | None) -> Density:
+        density = self._decode(beside(states, series.covariates))
+        return density if line is None else line.add(density)
+
+    def _log_prob(self, series: TimeSeries, states: Tensor, line: Line | None) -> Float[Tensor, "samples batch time"]:
         """log p of each point's scored values, with their error bars."""
-        return self._signal(series, states).blurred(series.error).log_prob(series.values, series.scored)
+        return self._signal(series, states, line).blurred(series.error).log_prob(series.values, series.scored)
 
     def _draw(self, posterior: Normal, series: TimeSeries, samples: int) -> Tensor:
         noise = self.noise.of_series if posterior.mean.ndim == 2 else self.noise.at_points
         return posterior.draw(noise("latent", series, samples, self.latent, posterior.mean))
 
-    def _log_likelihood(self, series: TimeSeries, z: Tensor) -> tuple[Float[Tensor, "samples batch"], Tensor]:
-        """log p(scored | z), and the states."""
+    def _log_likelihood(
+        self, series: TimeSeries, z: Tensor, line: Line | None
+    ) -> tuple[Float[Tensor, "samples batch"], Tensor]:
+        """log p(scored | z, line), and the states."""
         states = self._states(series, z)
-        return self._log_prob(series, states).sum(2), states
+        return self._log_prob(series, states, line).sum(2), states
 
     def _loss_terms(self, series, samples):
-        posterior = self._encode(series)
+        rest, line = self._line(series, samples)
+        posterior = self._encode(rest)
         prior = Normal.standard(posterior.mean)
-        log_prob, states = self._log_likelihood(series, self._draw(posterior, series, samples))
+        log_prob, states = self._log_likelihood(series, self._draw(posterior, series, samples), line)
         there = series.counts if posterior.mean.ndim == 3 else torch.ones_like(series.ids, dtype=torch.bool)
         each = torch.where(there[..., None], posterior.kl_each(prior), 0)
         kl = each.sum(1) if each.ndim == 3 else each
         latents = Latents(kl.detach(), posterior.shift(prior).detach(), there)
-        return LossTerms(-log_prob.mean(0), kl.sum(-1), latents, states)
+        total = kl.sum(-1) if line is None else kl.sum(-1) + line.kl
+        return LossTerms(-log_prob.mean(0), total, latents, states)
 
     def _log_weights(self, series, samples):
-        posterior = self._encode(series)
-        return self._weights(series, posterior, self._draw(posterior, series, samples))
+        rest, line = self._line(series, samples)
+        posterior = self._encode(rest)
+        return self._weights(series, posterior, self._draw(posterior, series, samples), line)
 
-    def _weights(self, series: TimeSeries, posterior: Normal, z: Tensor) -> Float[Tensor, "samples batch"]:
+    def _weights(
+        self, series: TimeSeries, posterior: Normal, z: Tensor, line: Line | None
+    ) -> Float[Tensor, "samples batch"]:
         ratio = Normal.standard(z).log_prob(z) - posterior.log_prob(z)
         if ratio.ndim == 3:
             ratio = torch.where(series.counts, ratio, 0).sum(2)
-        return self._log_likelihood(series, z)[0] + ratio
+        if line is not None:
+            ratio = ratio + line.log_ratio
+        return self._log_likelihood(series, z, line)[0] + ratio
 
     def _importance_bound(self, series, samples):
         """With doubly reparameterised gradients (Tucker et al. 2019, arXiv 1810.04152, eq. 8): those of the encoder
-        go through z alone, each sample's with the square of its normalised weight."""
-        posterior = self._encode(series)
+        go through z alone, each sample's with the square of its normalised weight. Those of a line are plain."""
+        rest, line = self._line(series, samples)
+        posterior = self._encode(rest)
         z = self._draw(posterior, series, samples)
-        weights = self._weights(series, posterior.detach(), z)
+        weights = self._weights(series, posterior.detach(), z, line)
         share = weights.softmax(0).detach()
         if z.requires_grad:
             z.register_hook(lambda slope: slope * share.view(*share.shape, *[1] * (z.ndim - 2)).to(slope))
@@ -87,5 +125,6 @@ class PathModel(SequenceModel):
         return log_mean_exp(weights).detach() + surrogate - surrogate.detach()
 
     def _predict(self, series, samples):
-        states = self._states(series, self._draw(self._encode(series), series, samples))
-        return self._answer(self._signal(series, states), series, samples)
+        rest, line = self._line(series, samples)
+        states = self._states(series, self._draw(self._encode(rest), series, samples))
+        return self._answer(self._signal(series, states, line), series, samples)

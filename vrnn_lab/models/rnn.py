@@ -7,7 +7,7 @@ from vrnn_lab.cells import GRU
 from vrnn_lab.checks import Count, Natural
 from vrnn_lab.layers import Activation, mlp
 from vrnn_lab.losses import LossTerms
-from vrnn_lab.models.steps import StepModel
+from vrnn_lab.models.steps import StepLevel, StepModel
 from vrnn_lab.networks import beside
 from vrnn_lab.recipe import Recipe
 from vrnn_lab.series import Scale, TimeSeries, compact, put_back
@@ -33,12 +33,13 @@ class RNN(StepModel):
         width: Count = 64,
         depth: Natural = 1,
         activation: Activation = "tanh",
+        level: StepLevel = "none",
         cell=GRU,
     ):
-        super().__init__(scale, recipe, head(scale), states=width)
+        super().__init__(scale, recipe, head, width, level)
         self.told = len(scale.covariates)
-        self.width, self.cell = width, cell(scale, width)
-        self.output = mlp(self.cell.output + self.told, width, self.head.width, depth, activation)
+        self.width, self.cell = width, cell(self._read_scale(), width)
+        self.output = self.head.begin(mlp(self.cell.output + self.told, width, self.head.width, depth, activation))
 
     def _density(self, state: Tensor):
         """state: the cell's, and behind it the covariates, which no cell lets fade."""
@@ -50,7 +51,7 @@ class RNN(StepModel):
         series, index = compact(series, series.counts)
         values, known, gap, told = self._before(series)
         states = beside(self.cell.over(values, known, gap, told, self._longest(series)), told)
-        density = self._density(states[:, :-1]).blurred(series.error)
+        density = self._moved(self._density(states[:, :-1]), series).blurred(series.error)
         log_prob = density.log_prob(series.values, series.scored).sum(1)
         return log_prob, put_back(states[:, 1:, : self.cell.output], index)
 

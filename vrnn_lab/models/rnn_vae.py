@@ -8,6 +8,7 @@ from vrnn_lab.checks import Count, Natural
 from vrnn_lab.encoders import GRUEncoder, Recognition
 from vrnn_lab.layers import Activation, Memory, mlp
 from vrnn_lab.loops import loop
+from vrnn_lab.models.lines import PathLevel
 from vrnn_lab.models.paths import PathModel
 from vrnn_lab.ode import linear_read, steps_in_training, steps_to_cover
 from vrnn_lab.recipe import Recipe
@@ -37,16 +38,19 @@ class RNNVAE(PathModel):
         decoder_depth: Natural = 1,
         activation: Activation = "tanh",
         nodes: Count = 20,
+        level: PathLevel = "none",
         encoder=GRUEncoder,
     ):
-        super().__init__(scale, recipe, head(scale), states=width)
+        super().__init__(scale, recipe, head(scale), states=width, level=level)
         self.latent, self.step = latent, 1 / nodes
         self.reach = (scale.longest / scale.clock).item()
         self.nodes = steps_in_training(nodes, self.reach)
         self.recognition = Recognition(encoder(scale, encoder_width), latent, encoder_width, activation)
         self.start = nn.Linear(latent, width)
         self.memory = Memory(latent, width)
-        self.decoder = mlp(width + len(scale.covariates), decoder_width, self.head.width, decoder_depth, activation)
+        self.decoder = self.head.begin(
+            mlp(width + len(scale.covariates), decoder_width, self.head.width, decoder_depth, activation)
+        )
 
     def _encode(self, series):
         return self.recognition(series, series.times, self.reach if series.in_training else None)

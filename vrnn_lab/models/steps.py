@@ -1,14 +1,72 @@
 """What models that go from point to point have in common."""
 
 from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
 
 from vrnn_lab.densities import Density
+from vrnn_lab.likelihoods import Head
 from vrnn_lab.models.base import Prediction, SequenceModel
-from vrnn_lab.series import TimeSeries, compact, gaps, put_back
+from vrnn_lab.recipe import Recipe
+from vrnn_lab.series import Scale, TimeSeries, compact, gaps, put_back
+
+StepLevel = Literal["auto", "last", "none"]
+
+
+class LastValue(nn.Module):
+    """Keeps the level of every channel, so that a series may lie outside the training range.
+
+    With l_i the last known value of a channel before point i and c the root mean square of its changes in training,
+    the network reads a known value x_i as [x_i within the training range, (x_i - l_i) / c], and its output is the
+    density of (x_i - l_i) / c. So p(x_i | past) is the head's density, moved and stretched by functions of the past
+    alone: it stays normalised. Before a channel's first known value l = 0 and c = 1.
+    """
+
+    low: Tensor
+    high: Tensor
+    change: Tensor
+
+    def __init__(self, scale: Scale, stretch: bool = True):
+        """stretch=False: the head's spread is one of values, and only moved by l."""
+        super().__init__()
+        self.stretch = stretch
+        nothing = scale.std.new_ones(scale.dim)
+        found = scale.variation
+        low, high, change = (-nothing, nothing, nothing) if found is None else (found.low, found.high, found.change)
+        for name, numbers in (("low", low), ("high", high), ("change", change.clamp(min=SMALLEST_CHANGE))):
+            self.register_buffer(name, numbers.float())
+
+    def read(
+        self, values: Float[Tensor, "*rows dim"], known: Tensor, last: Tensor, ever: Tensor
+    ) -> Float[Tensor, "*rows twice"]:
+        """Reads values, zero where not known, given the last values before them and whether there are any."""
+        flag = known.to(values)
+        within = torch.minimum(torch.maximum(values, self.low), self.high)
+        change = torch.where(ever, values - last, 0) / self.change
+        return torch.cat([within * flag, change * flag], -1)
+
+    def move(self, density: Density, last: Tensor, ever: Tensor) -> Density:
+        """Turns the density of changes into that of values."""
+        return density.affine(torch.where(ever & self.stretch, self.change, 1.0), last)
+
+
+def last_values(
+    values: Float[Tensor, "batch time dim"], known: Bool[Tensor, "batch time dim"]
+) -> tuple[Float[Tensor, "batch time dim"], Bool[Tensor, "batch time dim"]]:
+    """Finds, before every point, each channel's last known value (zero where there is none), and if there is one."""
+    place = torch.arange(values.shape[1], device=values.device)[:, None].expand_as(values)
+    latest = torch.where(known, place, -1).cummax(1).values
+    latest = torch.cat([torch.full_like(latest[:, :1], -1), latest[:, :-1]], 1)
+    ever = latest >= 0
+    return torch.where(ever, values.gather(1, latest.clamp(min=0)), 0), ever
+
+
+SMALLEST_CHANGE = 0.01  # training standard deviations
 
 
 class StepModel(SequenceModel):
@@ -16,10 +74,45 @@ class StepModel(SequenceModel):
 
     A leaf says how its state moves on (`_remember`) and what it says of the next point (`_emit`); at queries
     prediction feeds the model's own draws back. Leaves without latents have latent size 0.
+
+    level=last: values are read and predicted as changes from the last known value (`LastValue`); none: as they are;
+    auto: last where the data set says that series may have levels of their own, as a table of the user's does.
     """
 
     causal = True
     latent: int = 0  # dimensions a step
+
+    def __init__(self, scale: Scale, recipe: Recipe, head: Callable[[Scale], Head], states: int, level: StepLevel):
+        keeps = scale.support == "real" and (level == "last" or (level == "auto" and scale.own_levels))
+        # A spread that each point has of its own is one of changes, in their units.
+        made = head(replace(scale, variation=None) if keeps else scale)
+        super().__init__(scale, recipe, made, states)
+        if level == "last" and scale.support != "real":
+            raise ValueError(
+                f"model.level=last predicts changes of real values, and the data set's are {scale.support}; "
+                "set model.level=auto or none."
+            )
+        self.last = LastValue(scale, stretch=getattr(made, "noise", "point") == "point") if keeps else None
+
+    def _read_scale(self) -> Scale:
+        """The scale of what the network reads of a point, which holds more numbers where it keeps the level."""
+        return self.scale if self.last is None else replace(self.scale, channels=2 * self.scale.channels)
+
+    def _reading(self, values: Tensor, known: Tensor, last: Tensor, ever: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network reads of points, and which of those numbers are known."""
+        if self.last is None:
+            return values * known, known
+        return self.last.read(values, known, last, ever), torch.cat([known, known], -1)
+
+    def _readings(self, series: TimeSeries) -> tuple[Tensor, Tensor]:
+        """What the network reads of every point of compacted rows."""
+        return self._reading(series.values, series.known, *last_values(series.values, series.known))
+
+    def _moved(self, density: Density, series: TimeSeries) -> Density:
+        """The density of the values of compacted rows, from what the head says of them."""
+        if self.last is None:
+            return density
+        return self.last.move(density, *last_values(series.values, series.known))
 
     @abstractmethod
     def _start(self, like: Tensor, *rows: int) -> Float[Tensor, "*rows state"]:
@@ -44,12 +137,12 @@ class StepModel(SequenceModel):
 
         Before the first there is nothing. One more step follows the last point: where all of it is taken in.
         """
-        nothing = torch.zeros_like(series.values[:, :1])
-        known = series.known.to(series.values)
+        values, known = self._readings(series)
+        nothing = torch.zeros_like(values[:, :1])
         gap = torch.cat([self._gap(series), nothing[:, :, 0]], 1)
         told = series.covariates
         told = told if told is None else torch.cat([told, torch.zeros_like(told[:, :1])], 1)
-        return torch.cat([nothing, series.values * known], 1), torch.cat([nothing, known], 1), gap[..., None], told
+        return torch.cat([nothing, values], 1), torch.cat([nothing, known.to(values)], 1), gap[..., None], told
 
     def _gap(self, series: TimeSeries) -> Tensor:
         """Gaps of compacted rows, in usual gaps."""
@@ -69,18 +162,24 @@ class StepModel(SequenceModel):
         spread = (samples, batch, dim)
         values, seen = series.values.unbind(1), series.seen.unbind(1)
         # At a query all channels are drawn and fed back.
-        gap, known = self._gap(series)[..., None].unbind(1), series.known.to(series.values).unbind(1)
-        x, flag = series.values.new_zeros(spread), series.values.new_zeros(spread)
-        latent, state = x.new_zeros(samples, batch, self.latent), self._start(x, samples, batch)
+        gap, known = self._gap(series)[..., None].unbind(1), series.known.unbind(1)
+        last, ever = series.values.new_zeros(spread), torch.zeros(spread, dtype=torch.bool, device=series.ids.device)
+        before = self._reading(last, ever, last, ever)
+        latent, state = last.new_zeros(samples, batch, self.latent), self._start(last, samples, batch)
         paths, densities = [], []
         for i in range(time):
             told = None if series.covariates is None else series.covariates[:, i].expand(samples, -1, -1)
-            state = self._remember(x, flag, gap[i].expand(samples, -1, -1), told, latent, state)
-            density, latent = self._emit(state, values[i].expand(spread), seen[i].expand(spread), latents[i])
+            read, flag = before[0], before[1].to(last)
+            state = self._remember(read, flag, gap[i].expand(samples, -1, -1), told, latent, state)
+            value, shown = values[i].expand(spread), seen[i].expand(spread)
+            density, latent = self._emit(state, *self._reading(value, shown, last, ever), latents[i])
+            density = density if self.last is None else self.last.move(density, last, ever)
             density = density.blurred(None if series.error is None else series.error[:, i])
-            density = density.given(values[i].expand(spread), seen[i].expand(spread))
-            flag = known[i].expand(spread)
-            x = torch.where(seen[i], values[i], density.draw(draws[i])) * flag
+            density = density.given(value, shown)
+            there = known[i].expand(spread)
+            x = torch.where(there, torch.where(shown, value, density.draw(draws[i])), 0)
+            before = self._reading(x, there, last, ever)
+            last, ever = torch.where(there, x, last), ever | there
             paths.append(x)
             densities.append(density)
         unmove = lambda steps: put_back(torch.stack(steps, 2), index, 2)

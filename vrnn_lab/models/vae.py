@@ -33,7 +33,7 @@ class VAE(PathModel):
         self.latent = latent
         told = len(scale.covariates)
         self.encoder = mlp(2 * scale.dim + told, width, 2 * latent, depth, activation)
-        self.decoder = mlp(latent + told, width, self.head.width, depth, activation)
+        self.decoder = self.head.begin(mlp(latent + told, width, self.head.width, depth, activation))
 
     def _encode(self, series):
         seen = series.seen.to(series.values)

@@ -10,7 +10,7 @@ from vrnn_lab.checks import Count, Natural
 from vrnn_lab.layers import ACTIVATIONS, Activation, Memory, mlp, weights_of
 from vrnn_lab.loops import loop
 from vrnn_lab.losses import Latents, LossTerms, Normal, log_mean_exp
-from vrnn_lab.models.steps import StepModel
+from vrnn_lab.models.steps import StepLevel, StepModel, last_values
 from vrnn_lab.networks import GAP_FEATURES, beside, gap_features
 from vrnn_lab.recipe import Recipe
 from vrnn_lab.series import Scale, TimeSeries, compact, put_back
@@ -45,12 +45,13 @@ class VRNN(StepModel):
         feature_depth: Natural = 1,
         prior: Literal["learned", "standard"] = "learned",
         activation: Activation = "tanh",
+        level: StepLevel = "none",
     ):
-        super().__init__(scale, recipe, head(scale), states=feature_width + width)
+        super().__init__(scale, recipe, head, feature_width + width, level)
         self.width, self.latent = width, latent
         self.named: Activation = activation
         self.activation = ACTIVATIONS[activation]()
-        self.phi_x = mlp(2 * scale.dim, feature_width, feature_width, feature_depth, activation)
+        self.phi_x = mlp(2 * self._read_scale().dim, feature_width, feature_width, feature_depth, activation)
         self.phi_z = mlp(latent, feature_width, feature_width, feature_depth, activation)
         self.memory = Memory(feature_width + GAP_FEATURES + len(scale.covariates), width)
         self.gates_of_z = nn.Linear(feature_width, 3 * width, bias=False)
@@ -58,7 +59,7 @@ class VRNN(StepModel):
         self.posterior_of_state = nn.Linear(width, width, bias=False)
         self.posterior_out = nn.Linear(width, 2 * latent)
         self.prior = mlp(width, width, 2 * latent, depth, activation) if prior == "learned" else None
-        self.output = mlp(feature_width + width, width, self.head.width, depth, activation)
+        self.output = self.head.begin(mlp(feature_width + width, width, self.head.width, depth, activation))
 
     def _features(self, values: Tensor, known: Tensor) -> Tensor:
         return self.activation(self.phi_x(torch.cat([values * known, known.to(values)], -1)))
@@ -84,8 +85,9 @@ class VRNN(StepModel):
         self, series: TimeSeries
     ) -> tuple[Float[Tensor, "time batch gates"], Float[Tensor, "time batch width"]]:
         """What does not depend on the state: gates of the input, and x as the posterior sees it."""
-        features = self._features(series.values.transpose(0, 1), series.known.transpose(0, 1))
-        zero = torch.zeros_like(series.values[:, 0])[None]
+        values, known = (x.transpose(0, 1) for x in self._readings(series))
+        features = self._features(values, known)
+        zero = torch.zeros_like(values[:1])
         before = torch.cat([self._features(zero, zero), features[:-1]])
         gap = gap_features(self._gap(series)).transpose(0, 1)
         told = None if series.covariates is None else series.covariates.transpose(0, 1)
@@ -103,7 +105,7 @@ class VRNN(StepModel):
         state, raw, z, feature = self._sequence(*told)
         both = torch.cat([feature, state], -1)
         by_time = lambda x: x.permute(1, 2, 0, 3)
-        density = self.head(by_time(self.output(both))).blurred(series.error)
+        density = self._moved(self.head(by_time(self.output(both))), series).blurred(series.error)
         prior = self._prior(state).map(by_time)
         return density, Normal.of(by_time(raw)), prior, by_time(z), by_time(both)
 
@@ -187,12 +189,15 @@ class VRNN(StepModel):
         state, gates_of_z = self._begin(series, samples)
         gates_of_z = gates_of_z.expand(*state.shape[:2], -1)
         weight, bound = state.new_zeros(state.shape[:2]), state.new_zeros(state.shape[1])
+        last, ever = last_values(series.values, series.known)
         for i in range(len(gates)):
             state = self.memory(gates[i] + gates_of_z, state)
             posterior, prior = self._posterior(from_x[i], state), self._prior(state)
             z = posterior.draw(noise[i])
             feature = self._features_of_z(z)
-            density = self._density(feature, state).blurred(None if series.error is None else series.error[:, i])
+            density = self._density(feature, state)
+            density = density if self.last is None else self.last.move(density, last[:, i], ever[:, i])
+            density = density.blurred(None if series.error is None else series.error[:, i])
             log_prob = density.log_prob(series.values[:, i], series.scored[:, i])
             weight = weight + torch.where(
                 series.counts[:, i], log_prob + prior.log_prob(z) - posterior.log_prob(z), 0

@@ -1,0 +1,68 @@
+"""A polynomial trend of one record."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vrnn_lab.series import Trend
+
+HARMONICS = 2  # of each known period, fitted beside the trend so that a season does not tilt it
+
+
+def fit_trend(
+    times: NDArray[np.float64],
+    values: NDArray[np.float64],
+    degree: int,
+    start: float,
+    reach: float,
+    periods: tuple[float, ...] = (),
+) -> Trend:
+    """Fits a polynomial of time to each channel by least squares, with the waves of known periods beside it.
+
+    times (points,), in order; values (points, dim), NaN = not observed; u = (t - start) / reach.
+    The covariance is that of least squares times (1 + r) / (1 - r), r the correlation of neighbouring residuals:
+    what a first-order autoregression does to the variance of a mean. ValueError where a channel has too few values.
+    """
+    design = _design(times, degree, start, reach, periods)
+    found = [_of_channel(design, column, degree + 1) for column in values.T]
+    coefficients, covariance = (np.stack(part) for part in zip(*found, strict=True))
+    return Trend(torch.from_numpy(np.ascontiguousarray(coefficients.T)), torch.from_numpy(covariance))
+
+
+def trend_at(trend: Trend, times: NDArray[np.float64], start: float, reach: float) -> NDArray[np.float64]:
+    """The trend (points, dim) at some times (points,)."""
+    coefficients = trend.coefficients.numpy()
+    return _powers(times, len(coefficients) - 1, start, reach) @ coefficients
+
+
+def _powers(times: NDArray[np.float64], degree: int, start: float, reach: float) -> NDArray[np.float64]:
+    return ((times - start) / reach)[:, None] ** np.arange(degree + 1)
+
+
+def _design(times, degree: int, start: float, reach: float, periods: tuple[float, ...]) -> NDArray[np.float64]:
+    columns = [_powers(times, degree, start, reach)]
+    for period in periods:
+        if reach >= 2 * period:  # of a shorter record a wave cannot be told from a trend
+            turns = 2 * np.pi * np.arange(1, HARMONICS + 1) * (times[:, None] / period)
+            columns += [np.sin(turns), np.cos(turns)]
+    return np.concatenate(columns, 1)
+
+
+def _of_channel(design: NDArray, values: NDArray, terms: int) -> tuple[NDArray, NDArray]:
+    known = ~np.isnan(values)
+    x, y = design[known], values[known]
+    if len(y) <= 2 * x.shape[1]:
+        raise ValueError(
+            f"data.trend: a channel has {len(y)} values in the training part, too few for a trend of "
+            f"{x.shape[1]} coefficients; expected more than {2 * x.shape[1]}. Set data.trend=none."
+        )
+    scale = np.abs(x).max(0)
+    solved, *_ = np.linalg.lstsq(x / scale, y, rcond=None)
+    rest = y - x @ (solved / scale)
+    variance = (rest @ rest) / (len(y) - x.shape[1])
+    neighbours = (rest[1:] @ rest[:-1]) / max(rest @ rest, np.finfo(float).tiny)
+    alike = min(max(neighbours, 0.0), 0.999)
+    precision = (x / scale).T @ (x / scale)
+    covariance = np.linalg.inv(precision) / np.outer(scale, scale) * variance * (1 + alike) / (1 - alike)
+    own = covariance[:terms, :terms]
+    return (solved / scale)[:terms], own + 1e-12 * np.diag(np.diag(own) + np.finfo(float).tiny)

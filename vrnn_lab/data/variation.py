@@ -1,0 +1,79 @@
+"""How far the values of the training series move: what models start from."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vrnn_lab.series import Variation
+
+
+def variation_of(
+    owner: NDArray[np.int64],
+    times: NDArray[np.float64],
+    values: NDArray[np.float64],
+    mean: NDArray[np.float64],
+    std: NDArray[np.float64],
+    clock: float,
+) -> Variation:
+    """Computes each channel's variation, in training standard deviations.
+
+    owner (points,): the series of each point, points of a series together and in order of time; times (points,);
+    values (points, dim), NaN = not observed; mean, std (dim,): of the training values; clock: the unit of slopes.
+    """
+    channels = zip(values.T, mean, std, strict=True)
+    found = np.array([_channel(owner, times / clock, (x - middle) / wide) for x, middle, wide in channels])
+    return Variation(*torch.from_numpy(found).unbind(1))
+
+
+def _channel(owner: NDArray, times: NDArray, values: NDArray) -> tuple[float, ...]:
+    known = ~np.isnan(values)
+    owner, times, values = owner[known], times[known], values[known]
+    first = np.flatnonzero(np.diff(owner, prepend=-1))
+    sizes = np.diff(np.append(first, len(owner)))
+    place = np.repeat(np.arange(len(first)), sizes)
+    change = np.diff(values, prepend=values[:1])[~_is_first(len(values), first)]
+    return (
+        _rms(_left_by_half_last_half_mean(values, first, sizes)),
+        _rms(change),
+        *_between(place, times, values, sizes),
+        float(values.min()),
+        float(values.max()),
+    )
+
+
+def _is_first(count: int, first: NDArray) -> NDArray[np.bool_]:
+    found = np.zeros(count, bool)
+    found[first] = True
+    return found
+
+
+def _rms(x: NDArray) -> float:
+    return float(np.sqrt(np.mean(x**2))) if len(x) else 1.0
+
+
+def _left_by_half_last_half_mean(values: NDArray, first: NDArray, sizes: NDArray) -> NDArray:
+    """The errors of a cheap forecast of every value but a series' first: half the value before, half the mean of all
+    before, which is shrunk to the training mean (zero) by one pseudo-observation."""
+    total = np.cumsum(values) - values
+    before = total - np.repeat(total[first], sizes)
+    number = np.arange(len(values)) - np.repeat(first, sizes)
+    guess = 0.5 * np.roll(values, 1) + 0.5 * before / (number + 1)
+    return (values - guess)[number > 0]
+
+
+def _between(place: NDArray, times: NDArray, values: NDArray, sizes: NDArray) -> tuple[float, ...]:
+    """The standard deviation of the series' own levels, the mean of their slopes and its standard deviation, without
+    what chance adds to their estimates (moments of a mixed model; Laird & Ware 1982)."""
+    add = lambda x: np.bincount(place, x, len(sizes))
+    level = add(values) / sizes
+    apart, since = values - level[place], times - (add(times) / sizes)[place]
+    spread = add(since**2)
+    slope = np.divide(add(since * apart), spread, out=np.zeros_like(spread), where=spread > 0)
+    rest = apart - slope[place] * since
+    freedom = max(1, len(values) - 2 * len(sizes))
+    noise = (rest**2).sum() / freedom
+    steady = (sizes >= 3) & (spread > 0)
+    of_levels = max(0.0, np.var(level) - np.mean(noise / sizes)) if len(sizes) > 1 else 1.0
+    of_slopes = max(0.0, np.var(slope[steady]) - np.mean(noise / spread[steady])) if steady.sum() > 1 else 0.0
+    mean = np.average(slope[steady], weights=spread[steady]) if steady.any() else 0.0
+    return float(np.sqrt(of_levels)), float(mean), float(np.sqrt(of_slopes))

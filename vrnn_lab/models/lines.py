@@ -1,0 +1,101 @@
+"""A level and a slope of each series, as latents beside those of a path."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vrnn_lab.densities import Density
+from vrnn_lab.noise import Noise
+from vrnn_lab.series import Scale, TimeSeries
+
+PathLevel = Literal["auto", "constant", "linear", "none"]
+
+
+@dataclass(frozen=True)
+class Line:
+    """Draws of the straight lines of a batch, and what they cost."""
+
+    expected: Float[Tensor, "batch time dim"]  # the posterior mean at every point
+    drawn: Float[Tensor, "samples batch time dim"]
+    kl: Float[Tensor, " batch"]  # KL(q || p) of level and slope
+    log_ratio: Float[Tensor, "samples batch"]  # log p - log q of the draws
+
+    def remove(self, series: TimeSeries) -> TimeSeries:
+        """The series without its expected line: what an encoder reads."""
+        rest = torch.where(series.seen, series.values - self.expected, series.values)
+        return replace(series, values=rest)
+
+    def add(self, density: Density) -> Density:
+        """The density with the drawn lines added."""
+        return density.affine(self.drawn.new_ones(()), self.drawn)
+
+
+class Lines(nn.Module):
+    """A straight line for each channel of each series: the random intercept and slope of a mixed model (Laird & Ware
+    1982), as latents with an exact posterior.
+
+    line_c(t) = level_c a + (mean_c + slope_c b) t,  a, b ~ N(0, 1),  t in typical windows from the start of the row's
+    window; q(a, b | seen) is the exact posterior if the seen values were line + independent N(0, rest_c^2).
+    kind=constant: mean_c = slope_c = 0.
+
+    level_c, mean_c, slope_c and rest_c are learned, from where moments of the training series put them. So series may
+    lie outside the training range: what a path and its encoder see is what the line leaves. A bound stays a bound for
+    any rest_c, which only decides how near q comes to the true posterior.
+    """
+
+    def __init__(self, scale: Scale, kind: Literal["constant", "linear"]):
+        super().__init__()
+        one = torch.ones(scale.dim)
+        found = scale.variation
+        level, slope, rest = (one, one, one) if found is None else (found.level, found.slope, found.residual)
+        start = lambda numbers, least: nn.Parameter(numbers.float().clamp(least, 3.0).log())
+        self.log_level, self.log_rest = start(level, 0.1), start(rest, 0.05)
+        self.log_slope = self.mean_slope = None
+        if kind == "linear":
+            mean = 0 * one if found is None else found.mean_slope.float().clamp(-3, 3)
+            self.log_slope, self.mean_slope = start(slope, 0.1), nn.Parameter(mean)
+
+    @classmethod
+    def of(cls, level: PathLevel, scale: Scale) -> "Lines | None":
+        """The lines of a model's key `level`; none where it takes none. auto: constant for a table of the user's."""
+        kind = ("constant" if scale.own_levels else "none") if level == "auto" else level
+        if scale.support != "real":
+            if level in ("constant", "linear"):
+                raise ValueError(
+                    f"model.level={level} adds a line to real values, and the data set's are {scale.support}; set "
+                    "model.level=none."
+                )
+            return None
+        return None if kind == "none" else cls(scale, kind)
+
+    def forward(self, series: TimeSeries, samples: int, noise: Noise) -> Line:
+        times = series.times.to(series.values)[..., None]
+        across = self.log_level.exp()
+        along = times * (torch.zeros_like(across) if self.log_slope is None else self.log_slope.exp())
+        common = times * (torch.zeros_like(across) if self.mean_slope is None else self.mean_slope)
+        values = series.values - common
+        # Precision of (a, b), a Gaussian with prior N(0, I): I + A'A / rest^2, A = [across, along].
+        weight = series.seen.to(series.values) * (-2 * self.log_rest).exp()
+        sum_of = lambda x: (weight * x).sum(1)
+        one, cross, two = 1 + sum_of(across**2), sum_of(across * along), 1 + sum_of(along**2)
+        root = one.sqrt()  # Cholesky factor [[root, 0], [under, corner]]
+        under = cross / root
+        corner = (two - under**2).sqrt()
+        # The posterior mean by the factor: L u = A'x / rest^2, L' mean = u.
+        first = sum_of(across * values) / root
+        second = (sum_of(along * values) - under * first) / corner
+        mean_b = second / corner
+        mean_a = (first - under * mean_b) / root
+        line = lambda a, b: common + across * a[..., None, :] + along * b[..., None, :]
+        dim = series.values.shape[-1]
+        eps_a, eps_b = noise.of_series("line", series, samples, 2 * dim, series.values).split(dim, -1)
+        move_b = eps_b / corner
+        a, b = mean_a + (eps_a - under * move_b) / root, mean_b + move_b
+        log_det = root.log() + corner.log()
+        trace = 1 / root**2 + (1 + (under / root) ** 2) / corner**2
+        kl = (0.5 * (trace + mean_a**2 + mean_b**2 - 2) + log_det).sum(-1)
+        ratio = (0.5 * (eps_a**2 + eps_b**2 - a**2 - b**2) - log_det).sum(-1)
+        return Line(line(mean_a, mean_b), line(a, b), kl, ratio)
