@@ -107,7 +107,11 @@ class FetchError(Exception):
 
 def fetch(name: str, folder: Path) -> bool:
     """Bring the files of a source into the folder; False if all were there and right. FetchError if it fails."""
-    source = SOURCES[name]
+    return bring(SOURCES[name], folder)
+
+
+def bring(source: Source, folder: Path) -> bool:
+    """Bring a source's files into the folder; False if all were there and right. FetchError if it fails."""
     if all(_right(folder / Path(file).name, digest) for file, digest in source.files.items()):
         return False
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,0 +1,234 @@
+"""What a program may see, what it is asked, and how its answers are scored.
+
+`question` holds values out of a table by a fixed rule. The same rule, used on what is left, gives the practice
+questions on which the spreads of the baselines are measured: no held-out value takes part in them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from zlib import crc32
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from real_sets import RealSet
+from scipy.stats import norm
+
+QUESTIONS = ("forecast", "gaps")
+HIDDEN = 0.3  # of the points of a panel, for its gaps
+GAPS = 11  # of a record, fewer where they would take more than HIDDEN of it
+PRACTICE_ORIGINS = 12
+DAY = np.timedelta64(1, "D")
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Rows that are seen, and rows whose values are asked; of a series that is not asked nothing need be seen."""
+
+    seen: pd.DataFrame
+    asked: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Question:
+    """The table that the program is given to train on, and what it is asked afterwards."""
+
+    given: pd.DataFrame
+    asks: tuple[Ask, ...]
+
+
+def question(real: RealSet, table: pd.DataFrame, kind: str, seed: int = 0, origins: int | None = None) -> Question:
+    """Hold values out of a table (see the protocol at the top of first_answers.py)."""
+    rng = np.random.default_rng([seed, crc32(f"{real.name}/{kind}".encode())])
+    series = [rows for _, rows in table.groupby("id", sort=True)] if real.id else [table]
+    if kind == "gaps":
+        hide = (lambda n: hidden_points(n, rng)) if real.panel else (lambda n: hidden_stretches(n, real.gap, rng))
+        kept = [~hide(len(rows)) for rows in series]
+        given = pd.concat([rows[keep] for rows, keep in zip(series, kept, strict=True)])
+        asked = pd.concat([rows[~keep] for rows, keep in zip(series, kept, strict=True)])
+        return Question(given, (Ask(given, asked),))
+    if real.panel:
+        ends = [last_third(len(rows)) for rows in series]
+        given = pd.concat([rows[:end] for rows, end in zip(series, ends, strict=True)])
+        asked = pd.concat([rows[end:] for rows, end in zip(series, ends, strict=True)])
+        return Question(given, (Ask(given, asked),))
+    return _from_origins(series, real.ahead, origins or real.origins)
+
+
+def practice(real: RealSet, given: pd.DataFrame, kind: str) -> Question:
+    """The same kind of question, asked of the training table alone."""
+    return question(real, given, kind, seed=1, origins=PRACTICE_ORIGINS)
+
+
+def last_third(count: int) -> int:
+    """How many of a series' points come before its last third: at least two of them, or all."""
+    return min(count, max(2, -(-2 * count // 3)))
+
+
+def hidden_points(count: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """(points,): HIDDEN of them, at random, neither the first nor the last."""
+    hidden = np.zeros(count, bool)
+    inner = max(0, count - 2)
+    hidden[1 + rng.permutation(inner)[: min(inner, round(HIDDEN * count))]] = True
+    return hidden
+
+
+def hidden_stretches(count: int, length: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """(points,): up to GAPS stretches of so many points, one at a random place in each equal part of the series."""
+    hidden = np.zeros(count, bool)
+    number = min(GAPS, int(HIDDEN * count / length))
+    bounds = np.linspace(1, count - 1, number + 1).astype(int)
+    for low, high in pairwise(bounds):
+        start = int(rng.integers(low, max(low, high - length - 1) + 1))
+        hidden[start : start + length] = True
+    return hidden
+
+
+def origins_of(count: int, ahead: int, number: int) -> NDArray[np.int64]:
+    """How many points come before each origin: evenly over the last fifth, the last one `ahead` from the end."""
+    last = count - ahead
+    first = min(int(0.8 * count), last)
+    return np.unique(np.linspace(first, last, number).astype(int))
+
+
+def _from_origins(series: list[pd.DataFrame], ahead: int, number: int) -> Question:
+    starts = [origins_of(len(rows), ahead, number) for rows in series]
+    given = pd.concat([rows[: start[0]] for rows, start in zip(series, starts, strict=True)])
+    asks = []
+    for place in range(max(map(len, starts))):
+        there = [(rows, start[place]) for rows, start in zip(series, starts, strict=True) if place < len(start)]
+        seen = pd.concat([rows[:origin] for rows, origin in there])
+        asks.append(Ask(seen, pd.concat([rows[origin : origin + ahead] for rows, origin in there])))
+    return Question(given, tuple(asks))
+
+
+# ---------------------------------------------------------------------------------------------- as numbers
+
+
+def numbers(times: pd.Series) -> NDArray[np.float64]:
+    """Times as numbers: days since 1970 where they are dates."""
+    if pd.api.types.is_numeric_dtype(times):
+        return times.to_numpy(np.float64)
+    stamps = pd.to_datetime(times, utc=True, format="ISO8601").dt.tz_localize(None).to_numpy("datetime64[ns]")
+    return (stamps - np.datetime64("1970-01-01")) / DAY
+
+
+def channels_of(real: RealSet, table: pd.DataFrame) -> list[str]:
+    return [name for name in table if name not in ("id", "time", *real.static)]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One channel of one series: what is seen of it, and what is asked."""
+
+    id: str
+    channel: str
+    times: NDArray[np.float64]  # (seen,)
+    values: NDArray[np.float64]  # (seen,)
+    at: NDArray[np.float64]  # (asked,)
+    truth: NDArray[np.float64]  # (asked,)
+
+
+def cells(real: RealSet, ask: Ask) -> list[Cell]:
+    """Every channel of every series of which a known value is asked."""
+    found = []
+    seen = dict(list(ask.seen.groupby("id"))) if real.id else {"": ask.seen}
+    asked = dict(list(ask.asked.groupby("id"))) if real.id else {"": ask.asked}
+    for name, rows in asked.items():
+        before, at = numbers(seen[name]["time"]), numbers(rows["time"])
+        for channel in channels_of(real, rows):
+            x, truth = seen[name][channel].to_numpy(np.float64), rows[channel].to_numpy(np.float64)
+            known, wanted = ~np.isnan(x), ~np.isnan(truth)
+            if wanted.any():
+                found.append(Cell(str(name), channel, before[known], x[known], at[wanted], truth[wanted]))
+    return found
+
+
+# ---------------------------------------------------------------------------------------------- scores
+
+
+@dataclass
+class Sums:
+    """Sums of the scores of a channel's values."""
+
+    count: int = 0
+    crps: float = 0.0
+    mse: float = 0.0
+    inside: int = 0
+
+    def add(self, crps: NDArray[np.float64], error: NDArray[np.float64], inside: NDArray[np.bool_]) -> None:
+        self.count += len(error)
+        self.crps += float(crps.sum())
+        self.mse += float((error**2).sum())
+        self.inside += int(inside.sum())
+
+    def means(self) -> dict[str, float]:
+        n = self.count
+        return {"values": n, "crps": self.crps / n, "mse": self.mse / n, "coverage": self.inside / n}
+
+
+def gaussian_crps(mean, std, truth) -> NDArray[np.float64]:
+    """The CRPS of normal densities (Gneiting & Raftery 2007, eq. 21)."""
+    z = (truth - mean) / std
+    return std * (z * (2 * norm.cdf(z) - 1) + 2 * norm.pdf(z) - 1 / np.sqrt(np.pi))
+
+
+def path_crps(paths: NDArray[np.float64], truth: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The fair estimator of the CRPS from draws (values, paths): E |X - x| - E |X - X'| / 2 over different draws."""
+    paths = np.sort(paths, axis=1)
+    count = paths.shape[1]
+    weights = (2 * np.arange(1, count + 1) - count - 1) / (count * (count - 1))
+    return np.abs(paths - truth[:, None]).mean(1) - paths @ weights
+
+
+Gaussians = Callable[[Cell], tuple[NDArray[np.float64], NDArray[np.float64]]]  # mean and std, each (asked,)
+
+
+def score_gaussians(real: RealSet, asks: tuple[Ask, ...], answer: Gaussians) -> dict[str, dict[str, float]]:
+    """The scores by channel of an answer with normal densities."""
+    sums: dict[str, Sums] = {}
+    for ask in asks:
+        for cell in cells(real, ask):
+            mean, std = answer(cell)
+            error = cell.truth - mean
+            inside = np.abs(error) <= norm.ppf(0.95) * std
+            sums.setdefault(cell.channel, Sums()).add(gaussian_crps(mean, std, cell.truth), error, inside)
+    return {channel: each.means() for channel, each in sums.items()}
+
+
+def score_tables(
+    real: RealSet, asks: tuple[Ask, ...], answer: Callable[[Ask], pd.DataFrame]
+) -> dict[str, dict[str, float]]:
+    """The scores by channel of tables as `Forecaster.predict` gives them, with the columns path_1, path_2, ...
+
+    ValueError if an answer is missing or not finite.
+    """
+    sums: dict[str, Sums] = {}
+    for ask in asks:
+        said = answer(ask)
+        keys = pd.MultiIndex.from_arrays(_keys(real, said, said["channel"]))
+        said = said.set_axis(keys)
+        said = said[~said.index.duplicated()]
+        paths = [name for name in said if str(name).startswith("path_")]
+        for channel in channels_of(real, ask.asked):
+            rows = ask.asked.dropna(subset=[channel])
+            if rows.empty:
+                continue
+            wanted = pd.MultiIndex.from_arrays(_keys(real, rows, pd.Series(channel, index=rows.index)))
+            found = said.reindex(wanted)[["mean", "q05", "q95", *paths]].to_numpy(np.float64)
+            if not np.isfinite(found).all():
+                lacking = rows[~np.isfinite(found).all(1)].iloc[0]
+                raise ValueError(
+                    f"no finite answer for {channel} of {lacking.get('id', 'the series')} at {lacking.time}"
+                )
+            truth = rows[channel].to_numpy(np.float64)
+            inside = (found[:, 1] <= truth) & (truth <= found[:, 2])
+            sums.setdefault(channel, Sums()).add(path_crps(found[:, 3:], truth), truth - found[:, 0], inside)
+    return {channel: each.means() for channel, each in sums.items()}
+
+
+def _keys(real: RealSet, rows: pd.DataFrame, channel: pd.Series) -> list:
+    """Series, time to a hundred-thousandth (a second of a date), and channel of each row."""
+    name = rows["id"].astype(str).to_numpy() if real.id else np.full(len(rows), "")
+    return [name, np.round(numbers(rows["time"]) * 1e5).astype(np.int64), channel.to_numpy()]
