@@ -61,9 +61,9 @@ class OneScaleHead(Head):
     A learned spread begins at `first_std`, or, where it is global or a channel's and `start` is given, there (in
     training standard deviations; global: one of them). Or it is fixed to `fixed`, in the data's own units.
 
-    A global or channel std is exp(speed * parameter): an optimizer such as Adam, whose steps are of one size for all
-    weights, then changes it `speed` times as fast as other weights. At 1 it lags hundreds of steps behind the errors of
-    the mean, and intervals are far too wide or too narrow at the end.
+    A global or channel std is exp(speed * parameter): an optimizer such as Adam, whose steps have one size for all
+    weights, then changes it `speed` times as fast as other weights. At 1 it lags hundreds of steps behind the errors
+    of the mean, and intervals are far too wide or too narrow at the end.
     """
 
     support = "real"
