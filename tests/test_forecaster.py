@@ -67,10 +67,11 @@ def test_the_run_is_one_like_any_other(fitted, monkeypatch, capsys):
 
 def test_recalibrated_spreads_are_those_of_the_file(fitted):
     forecaster, frame = fitted
-    plain = forecaster.predict(frame, horizon=2, every=1)
+    plain = forecaster.predict(frame, horizon=2, every=1, recalibrate=False)
     factors = torch.tensor([2.0, 0.5]).double()
     Recalibration(("a", "b"), torch.ones(2).double(), factors).save(forecaster.folder)
-    found = forecaster.predict(frame, horizon=2, every=1, recalibrate=True)
+    found = forecaster.predict(frame, horizon=2, every=1)
+    pd.testing.assert_frame_equal(found, forecaster.predict(frame, horizon=2, every=1, recalibrate=True))
     factor = found["channel"].map({"a": 2.0, "b": 0.5})
     np.testing.assert_allclose(found["mean"], plain["mean"])
     np.testing.assert_allclose(found["q95"] - found["mean"], (plain["q95"] - plain["mean"]) * factor)

@@ -1,5 +1,6 @@
 """Forecasts for the user's own series: what is asked, over which windows, and what comes out."""
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -604,13 +605,16 @@ def test_the_command_writes_a_table_and_figures_and_the_same_again(run):
         ({"figures": "few"}, "figures=few: expected true or false"),
         ({"horizons": "1"}, "'horizons=1' is not understood"),
         ({"id": "who"}, "has no column 'who'"),
-        ({"recalibrate": "true"}, "were not recalibrated yet"),
+        ({"run": "old", "recalibrate": "true"}, "were not recalibrated yet"),
     ],
 )
 def test_what_cannot_work_is_one_message_and_no_file(changes, said, run, monkeypatch, capsys):
     monkeypatch.chdir(run)
     (run / "bare" / ".hydra").mkdir(parents=True, exist_ok=True)
     (run / "bare" / ".hydra" / "config.yaml").write_text((run / "run" / ".hydra" / "config.yaml").read_text())
+    if not (run / "old").exists():  # of a version that fitted no recalibration
+        shutil.copytree(run / "run", run / "old")
+        (run / "old" / "recalibration.json").unlink()
     arguments = {"run": "run", "input": "mine.csv", "output": "none.csv", "fill": "true"} | changes
     monkeypatch.setattr("sys.argv", ["predict", *(f"{k}={v}" for k, v in arguments.items() if v is not None)])
     assert guarded(predict.main) == 2

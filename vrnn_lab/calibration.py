@@ -18,7 +18,7 @@ ROUNDING = 1e-8  # of a distance: what still counts as equal
 DISTANCES = 1_000_000  # distances whose quantiles part the bins
 BY_DISTANCE = ("mse", "crps", "coverage_90", "brier")
 # Of every channel and plain row: for figures and a closer look, not among the metrics that runs are compared by.
-DETAIL = re.compile(r"/pit/|^reference/.*/(gap|horizon)/|/(gap|horizon)/(\d+|none)/channel/")
+DETAIL = re.compile(r"/pit/|^(reference|recalibrated)/.*/(gap|horizon)/|/(gap|horizon)/(\d+|none)/channel/")
 
 
 def pit(

@@ -16,7 +16,8 @@ what was seen, by channel, and where values fall in their predictions. Writes no
   split                test (default) or val: whose scores the table shows
   recalibrate=true     fits on validation by what the spread of predictions is multiplied, a factor a channel for
                        points up to the last seen one and one for those after it; prints the table with and without,
-                       and writes the factors to <run folder>/recalibration.json, for predict
+                       and writes the factors to <run folder>/recalibration.json, for predict. Every run of
+                       real values does so when it ends.
   backtest=true        in place of all that forecasts from rolling origins: at each origin all of a series up to it is
                        seen (over a window as long as those of training), all up to a horizon after it is scored. Of a
                        series that is split in time what comes before the split's own part is seen too. With
@@ -96,12 +97,10 @@ def print_backtest(parts, plan, split: str, factors, output: str | None) -> None
 
 def recalibration(parts, folder: Path):
     """The factors fitted on validation, which are printed, and kept in the folder."""
-    from vrnn_lab.recalibration import PLACES, fit
+    from vrnn_lab.validation import recalibrate
 
-    found = fit(parts.model, parts.data, parts.yardstick, parts.config.seed)
-    for place in PLACES:
-        factors = zip(found.channels, getattr(found, place).tolist(), strict=True)
-        print(f"spread x {place:13} {', '.join(f'{channel} {factor:.3f}' for channel, factor in factors)}")
+    found = recalibrate(parts)
+    print("\n".join(found.lines()))
     print(f"written  {found.save(folder)}\n")
     return found
 

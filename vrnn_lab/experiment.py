@@ -14,7 +14,7 @@ from vrnn_lab.built import data_of
 from vrnn_lab.config import ConfigError, check, make
 from vrnn_lab.data.base import SeriesData
 from vrnn_lab.folder import config_of
-from vrnn_lab.metrics import Yardstick, evaluate
+from vrnn_lab.metrics import Change, Yardstick, evaluate
 from vrnn_lab.models.base import NUMBERS, SequenceModel
 from vrnn_lab.recipe import Recipe
 from vrnn_lab.references import references
@@ -84,12 +84,16 @@ def check_channels(known: Sequence[str], parts: Parts) -> None:
         )
 
 
-def score(parts: Parts) -> dict[str, float]:
-    """Validation and test scores of the model as it is, and those of the reference rows."""
+def score(parts: Parts, recalibrated: Change | None = None) -> dict[str, float]:
+    """Validation and test scores of the model as it is, and those of the reference rows.
+
+    recalibrated: a change of predictions, whose test scores are added as `recalibrated/test/...`.
+    """
     found: dict[str, float] = {}
     check_channels(parts.model.scale.channels, parts)
     for split in ("val", "test"):
-        found |= evaluate(parts.model, parts.data, split, parts.yardstick, parts.config.seed)
+        change = recalibrated if split == "test" else None
+        found |= evaluate(parts.model, parts.data, split, parts.yardstick, parts.config.seed, change)
     if parts.data.noise_std is not None:
         found["noise_floor"] = parts.data.noise_std**2
     return found | references(parts.data, parts.yardstick, parts.model.scale)

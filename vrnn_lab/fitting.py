@@ -33,6 +33,8 @@ from vrnn_lab.folder import (
 from vrnn_lab.hardware import accelerator_of, check_accelerator, keep_memory, processes_of, strategy_of
 from vrnn_lab.models.base import LOG_EVERY, SequenceModel
 from vrnn_lab.processes import launched
+from vrnn_lab.recalibration import Recalibration, possible
+from vrnn_lab.validation import recalibrate
 
 log = logging.getLogger("vrnn_lab")
 
@@ -260,7 +262,9 @@ def _fit_and_score(parts: Parts, folder: Path, watching: Sequence[Callback], qui
     _read_weights(parts.model, best)
     parts.model.to(trainer.strategy.root_device)
     started = monotonic()
-    scores, details = parted(score(parts))
+    factors = _recalibrate(parts, folder)
+    scores, details = parted(score(parts, factors and factors.apply))
+    scores |= factors.metrics() if factors else {}
     metrics = {"status": "completed", **scores, **fit, "score/seconds": monotonic() - started}
     drawn = plots.figures(parts.model, parts.data, parts.config.seed, tasks=parts.yardstick.questions)
     plots.write(drawn | intervals.figures(scores | details, "test", parts.data), folder / "figures")
@@ -317,6 +321,17 @@ def _lasting(seconds: float) -> str:
         return f"{max(1, round(seconds))} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _recalibrate(parts: Parts, folder: Path) -> Recalibration | None:
+    """Fit the spread on validation and keep the factors for predict; nothing where values have no spread."""
+    if not possible(parts.model, parts.yardstick):
+        return None
+    found = recalibrate(parts)
+    found.save(folder)
+    for line in found.lines():
+        log.debug(line)
+    return found
 
 
 def _fit(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, Any]:

@@ -96,10 +96,13 @@ class Forecaster:
         draws: int = 99,
         seed: int = 0,
         paths: int = 0,
-        recalibrate: bool = False,
+        recalibrate: bool | None = None,
         **columns: str | None,
     ) -> pd.DataFrame:
-        """The table of the command `predict`; columns: id, time, channel, value, where others than when fitted."""
+        """Predict as the command `predict` does.
+
+        recalibrate: None: where the run has factors. columns: id, time, channel, value, where others than when fitted.
+        """
         if unknown := columns.keys() - {"id", "time", "channel", "value"}:
             raise TypeError(f"predict() knows no '{min(unknown)}'; of columns it takes id, time, channel and value.")
         for name, table in (("frame", frame), ("at", at)):

@@ -17,8 +17,9 @@ from vrnn_lab.data.columns import Beside
 from vrnn_lab.data.rows import Form, Rows, Source
 from vrnn_lab.experiment import Parts
 from vrnn_lab.models.base import Prediction
+from vrnn_lab.notices import Notices
 from vrnn_lab.questions import Times, Wanted, over_windows
-from vrnn_lab.recalibration import Recalibration, load
+from vrnn_lab.recalibration import FILE, Recalibration, load
 from vrnn_lab.series import Scale, TimeSeries
 
 log = logging.getLogger("vrnn_lab")
@@ -40,7 +41,7 @@ class Asked:
     draws: int = 99
     seed: int = 0
     paths: int = 0
-    recalibrate: bool = False
+    recalibrate: bool | None = None  # None: where the run has factors; True: an error where it has none
 
     def __post_init__(self):
         ahead = self.horizon is not None or self.every is not None
@@ -94,8 +95,7 @@ class Forecasts:
         given = Source(found, "input", form, scale.channels, beside, scale.dates)
         ask = Form(form.id, form.time)
         at = None if asked.at is None else Source(asked.at, "at", ask, scale.channels, beside, scale.dates)
-        fitted = load(folder, scale.channels) if asked.recalibrate and folder else None
-        return cls(parts, given, at, asked, fitted)
+        return cls(parts, given, at, asked, _factors(asked, scale, folder))
 
     @property
     def small(self) -> bool:
@@ -109,11 +109,16 @@ class Forecasts:
         ahead = lambda found: None if found is None else exact(found)
         wanted = Wanted(self.at, ahead(asked.horizon), ahead(asked.every), asked.fill)
         found = self._met(wanted.of(self.given, whole))
-        each = (over_windows(self._checked(rows), times, model.scale, self.given.beside) for rows, times in found)
-        questions = chain.from_iterable(each)
+        notices = Notices(model.scale, getattr(model, "origin", "row") == "common")
+        each = (
+            over_windows(self._checked(rows, notices), times, model.scale, self.given.beside) for rows, times in found
+        )
         batch = None
-        for batch in batches(questions, asked.draws):
-            yield answer(self._predict, batch, asked.paths, model.scale.errors)
+        for batch in batches(chain.from_iterable(each), asked.draws):
+            for question in batch:
+                notices.ask(question)
+            yield answer(lambda series: self._predict(series, notices), batch, asked.paths, model.scale.errors)
+        notices.close(self.recalibration)
         if batch is None:
             log.warning("nothing is asked: %s", NO_CELL if asked.fill else "no series has a time to be asked about.")
             yield Answer.none(asked.paths)
@@ -127,8 +132,9 @@ class Forecasts:
             )
         yield from chain([first], found)
 
-    def _checked(self, rows: Rows) -> Rows:
+    def _checked(self, rows: Rows, notices: Notices) -> Rows:
         """ValueError for what no value of the model's is."""
+        notices.read(rows.values)
         other = np.argwhere(~np.isnan(rows.values) & (rows.values != 0) & (rows.values != 1))
         if self.parts.model.scale.support == "binary" and len(other):
             point, channel = other[0]
@@ -139,12 +145,13 @@ class Forecasts:
             )
         return rows
 
-    def _predict(self, batch: TimeSeries) -> Prediction:
+    def _predict(self, batch: TimeSeries, notices: Notices) -> Prediction:
         """The one place where a prediction is made."""
         model = self.parts.model
         with model.fixed_noise(self.asked.seed):
             batch = batch.to(model.device)
             prediction = model.predict(batch, self.asked.draws)
+            notices.predicted(batch, self.recalibration)
             return self.recalibration.apply(prediction, batch) if self.recalibration else prediction
 
     @property
@@ -161,6 +168,22 @@ class Forecasts:
             "channel": np.array(self.parts.model.scale.channels, dtype=object)[found.channel],
         }
         return pd.DataFrame(head | found.numbers)
+
+
+def _factors(asked: Asked, scale: Scale, folder: Path | None) -> Recalibration | None:
+    """The recalibration of a run's folder, where it is wanted; ConfigError where it is insisted on and missing."""
+    if folder is None or asked.recalibrate is False or (scale.support != "real" and not asked.recalibrate):
+        return None
+    if asked.recalibrate is None and not (folder / FILE).is_file():
+        log.warning(
+            "%s holds no %s: spreads are the model's own, not recalibrated. Fit it: python -m vrnn_lab.evaluate "
+            "run=%s recalibrate=true",
+            folder,
+            FILE,
+            folder,
+        )
+        return None
+    return load(folder, scale.channels)
 
 
 def beside_of(config: DictConfig, scale: Scale) -> Beside:

@@ -45,15 +45,26 @@ class Yardstick:
 Change = Callable[[Prediction, TimeSeries], Prediction]
 
 
-def evaluate(model: SequenceModel, data: SeriesData, split: str, yardstick: Yardstick, seed: int) -> dict[str, float]:
-    """Every score of a model on a split, keys `<split>/...`. Noise is a function of (seed, series id)."""
+def evaluate(
+    model: SequenceModel,
+    data: SeriesData,
+    split: str,
+    yardstick: Yardstick,
+    seed: int,
+    recalibrated: Change | None = None,
+) -> dict[str, float]:
+    """Every score of a model on a split, keys `<split>/...`. Noise is a function of (seed, series id).
+
+    recalibrated: a change of predictions; scores of held-out values with it are added as `recalibrated/<split>/...`.
+    """
     with model.fixed_noise(seed):
         found = _nll(model, data, split, yardstick)
         if model.classifier is not None:
             found |= _labels(model, data, split)
         if model.point_process:
             found |= event_fit(model, data, split)
-    return found | answers(model, data, split, yardstick, seed, questions=yardstick.questions | data.questions)
+    asked = yardstick.questions | data.questions
+    return found | answers(model, data, split, yardstick, seed, questions=asked, recalibrated=recalibrated)
 
 
 def answers(
@@ -65,17 +76,20 @@ def answers(
     change: Change | None = None,
     most: int | None = None,
     questions: dict[str, Task] | None = None,
+    recalibrated: Change | None = None,
 ) -> dict[str, float]:
     """The scores of held-out values, `<split>/<question>/...`.
 
-    change: done to each prediction first; most: of so many series alone; questions: other than the yardstick's.
+    change: done to each prediction first; most: of so many series alone; questions: other than the yardstick's;
+    recalibrated: a change whose scores are added as `recalibrated/<split>/<question>/...`, from the same predictions.
     """
     found: dict[str, float] = {}
     if model.scale.support == "events":  # an event has no value to ask for
         return found
     with model.fixed_noise(seed):
         for name, task in (questions or yardstick.questions).items():
-            found |= _answers(model, data, split, yardstick, name, task, change, most)
+            ways = {split: change} | ({f"recalibrated/{split}": recalibrated} if recalibrated else {})
+            found |= _answers(model, data, split, yardstick, name, task, ways, most)
     return found
 
 
@@ -186,27 +200,38 @@ def _labels(model: SequenceModel, data: SeriesData, split: str) -> dict[str, flo
     return {f"{split}/labels/{name}": value.item() for name, value in found.items()}
 
 
-def _answers(model, data, split, yardstick, name: str, task: Task, change, most) -> dict[str, float]:
-    account = Account(data, name, task, model.data_std)
-    floored, real = 0.0, model.scale.support == "real"
+def _answers(
+    model, data, split, yardstick, name: str, task: Task, ways: dict[str, Change | None], most
+) -> dict[str, float]:
+    """ways: by the prefix of its scores, what is done to each prediction first."""
+    accounts = {prefix: Account(data, name, task, model.data_std) for prefix in ways}
+    floored, real, series = dict.fromkeys(ways, 0.0), model.scale.support == "real", 0
     for batch in _first(batches(model, data, split, task, yardstick.draws), most):
         if not batch.scored.any():
             continue
-        prediction = model.predict(batch, yardstick.draws)
-        prediction = change(prediction, batch) if change else prediction
-        scores = sample_scores(prediction, batch.values)
-        if batch.clean is not None and real:
-            scores["mse_clean"] = (prediction.mean - batch.clean) ** 2
-        if real:
-            scores |= pit(prediction.paths, batch.values, _uniform(model, batch))
-            account.add_energy(energy(prediction.paths, batch.values, batch.scored, model.data_std))
-            low = on_floor(prediction.density, model.data_std).to(batch.values).mean(0)
-            floored += torch.where(batch.scored, low, 0).sum().item()
-        account.add(scores, batch)
-    found = account.result(f"{split}/{name}")
-    if found and real:
-        found[f"{split}/{name}/on_floor"] = floored / account.all.count.sum().item()
-    return found
+        series += int(batch.scored.any(2).any(1).sum())
+        plain = model.predict(batch, yardstick.draws)
+        for prefix, change in ways.items():
+            prediction = change(plain, batch) if change else plain
+            scores = sample_scores(prediction, batch.values)
+            if batch.clean is not None and real:
+                scores["mse_clean"] = (prediction.mean - batch.clean) ** 2
+            if real:
+                scores |= pit(prediction.paths, batch.values, _uniform(model, batch))
+                each = energy(prediction.paths, batch.values, batch.scored, model.data_std)
+                accounts[prefix].add_energy(each)
+                low = on_floor(prediction.density, model.data_std).to(batch.values).mean(0)
+                floored[prefix] += torch.where(batch.scored, low, 0).sum().item()
+            accounts[prefix].add(scores, batch)
+    made: dict[str, float] = {}
+    for prefix, account in accounts.items():
+        found = account.result(f"{prefix}/{name}")
+        if found:
+            found[f"{prefix}/{name}/series"] = float(series)
+        if found and real:
+            found[f"{prefix}/{name}/on_floor"] = floored[prefix] / account.all.count.sum().item()
+        made |= found
+    return made
 
 
 def _first(found: Iterator[TimeSeries], most: int | None) -> Iterator[TimeSeries]:

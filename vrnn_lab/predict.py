@@ -23,7 +23,8 @@ Asks a run's best checkpoint about series it need never have seen. One question 
   draws=99             joint draws behind the quantiles
   paths=0              so many of them as columns path_1, path_2, ... (independent between windows of a long series)
   figures=false        true, or for how many series: <output>_figures/<id>.png
-  recalibrate=false    true: spreads times the factors that `vrnn_lab.evaluate recalibrate=true` fitted on validation
+  recalibrate          by default spreads are multiplied by the factors that the run fitted on validation, where it
+                       has some; false: the model's own spreads; true: an error where there are none
   seed=0               of the draws: the same seed, the same file
   stream=false         true: read bit by bit, as files of more than 200 000 rows are, each series' rows together"""
 
@@ -66,7 +67,8 @@ def files_of(found: dict[str, str]) -> tuple[Path, Path]:
 def main() -> int:
     found = arguments(USAGE, (*KEYS, *FORM), sys.argv[1:])
     folder, (source, output), most = folder_of(found), files_of(found), figures_of(found)
-    stream, fill, recalibrate = (switch(found, key) for key in ("stream", "fill", "recalibrate"))
+    stream, fill = switch(found, "stream"), switch(found, "fill")
+    recalibrate = switch(found, "recalibrate") if "recalibrate" in found else None
     counts = {"draws": whole(found, "draws", 99, 1), "paths": whole(found, "paths", 0, 0)}
     quiet()
     from vrnn_lab.data.clock import spans

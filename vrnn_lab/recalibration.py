@@ -1,26 +1,32 @@
 """The spread of predictions set right on validation: one factor a channel, inside what was seen and ahead of it."""
 
 import json
-from dataclasses import dataclass
-from math import log
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from math import ceil, exp
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from vrnn_lab.config import ConfigError
-from vrnn_lab.data.base import SeriesData
+from vrnn_lab.data.base import Batches, SeriesData
 from vrnn_lab.folder import write_whole
-from vrnn_lab.metrics import Yardstick, batches
+from vrnn_lab.metrics import Yardstick, rows_at_once
 from vrnn_lab.models.base import Prediction, SequenceModel
-from vrnn_lab.scores import fair_crps
+from vrnn_lab.scores import central
 from vrnn_lab.series import TimeSeries
+from vrnn_lab.tasks import Task
 
 FILE = "recalibration.json"
 PLACES = ("interpolation", "forecast")  # up to the last seen point of a row, and after it
-WIDEST = 8.0  # the largest factor, and the inverse of the least
-FACTORS = torch.linspace(-log(WIDEST), log(WIDEST), 121, dtype=torch.float64).exp()
+WIDEST = 1000.0  # the largest factor, and the inverse of the least; a factor at a limit is reported as such
+LEAST = 30  # validation values that a factor needs
+SERIES = 600  # validation series that it is fitted on at most
+LEVEL = 0.9  # the share of values that the central interval of the same level is to hold
 
 
 def ahead(batch: TimeSeries) -> Bool[Tensor, "batch time"]:
@@ -36,18 +42,47 @@ class Recalibration:
     channels: tuple[str, ...]
     interpolation: Float[Tensor, " dim"]
     forecast: Float[Tensor, " dim"]
+    values: dict[str, tuple[int, ...]] = field(default_factory=dict)  # place: validation values of each channel
+
+    def factors(self, batch: TimeSeries) -> Float[Tensor, "batch time dim"]:
+        """The factor of every value of a batch; 1 where it is seen."""
+        inside, after = (getattr(self, place).to(batch.values) for place in PLACES)
+        return torch.where(batch.seen, 1.0, torch.where(ahead(batch)[..., None], after, inside))
+
+    def lines(self) -> list[str]:
+        """The factors as text, a line a place, with what each was fitted on."""
+        return [f"spread x {place:13} {', '.join(self._each(place))}" for place in PLACES]
+
+    def _each(self, place: str) -> Iterator[str]:
+        counts = self.values.get(place)
+        for i, (channel, factor) in enumerate(zip(self.channels, getattr(self, place).tolist(), strict=True)):
+            limit = ", at the limit" if factor >= WIDEST or factor <= 1 / WIDEST else ""
+            yield f"{channel} {factor:.3f}{limit}{'' if counts is None else f' ({_basis(counts, i)})'}"
+
+    def metrics(self) -> dict[str, float]:
+        """For metrics.json: of each place the number of validation values, and the geometric mean of the factors."""
+        found: dict[str, float] = {}
+        for place in PLACES:
+            found[f"recalibration/{place}/values"] = float(sum(self.values.get(place, ())))
+            found[f"recalibration/{place}/factor"] = exp(getattr(self, place).log().mean().item())
+        return found
 
     def apply(self, prediction: Prediction, batch: TimeSeries) -> Prediction:
         """The prediction of a batch, wider or narrower about its mean: density and paths; what is seen stays."""
-        inside, after = (getattr(self, place).to(prediction.paths) for place in PLACES)
-        factor = torch.where(batch.seen, 1.0, torch.where(ahead(batch)[..., None], after, inside))
+        factor = self.factors(batch).to(prediction.paths)
         shift = (1 - factor) * prediction.mean
         density = prediction.density.affine(factor, shift)
         return Prediction(torch.where(batch.seen, prediction.paths, prediction.paths * factor + shift), density)
 
     def save(self, folder: str | Path) -> Path:
         """<folder>/recalibration.json, whole or not at all."""
-        named = {place: dict(zip(self.channels, getattr(self, place).tolist(), strict=True)) for place in PLACES}
+        named: dict[str, dict] = {}
+        for place in PLACES:
+            named[place] = dict(zip(self.channels, getattr(self, place).tolist(), strict=True))
+        if self.values:
+            named["values"] = {
+                place: dict(zip(self.channels, each, strict=True)) for place, each in self.values.items()
+            }
         write_whole(Path(folder) / FILE, json.dumps(named, indent=1) + "\n")
         return Path(folder) / FILE
 
@@ -61,17 +96,32 @@ def load(folder: str | Path, channels: tuple[str, ...]) -> Recalibration:
     try:
         named = json.loads(file.read_text())
         factors = {place: torch.tensor([float(named[place][c]) for c in channels]).double() for place in PLACES}
+        values = {place: tuple(int(each[c]) for c in channels) for place, each in named.get("values", {}).items()}
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{file} is broken, or of other channels than {', '.join(channels)}. {cure}") from error
-    return Recalibration(channels, **factors)
+    return Recalibration(channels, **factors, values=values)
 
 
-def fit(model: SequenceModel, data: SeriesData, yardstick: Yardstick, seed: int) -> Recalibration:
-    """The factors of least CRPS on validation, from the held-out values of both questions.
+def possible(model: SequenceModel, yardstick: Yardstick) -> bool:
+    """Whether predictions have a spread that can be fitted."""
+    return model.scale.support == "real" and yardstick.draws > 1
 
-    The CRPS and not the nll: it is convex in the factor, so there is one minimum; a value far out pulls it no
-    more than its distance; and no channel's validation CRPS gets worse. One factor a place and not one a gap: a
-    model that was fitted widens with the gap by itself.
+
+def fit(
+    model: SequenceModel, data: SeriesData, yardstick: Yardstick, seed: int, further: Iterable[TimeSeries] = ()
+) -> Recalibration:
+    """Fit the factors on held-out validation values, so that nine tenths of them lie in the central 90 % interval.
+
+    The values are those of the yardstick's questions to at most SERIES validation series, evenly chosen, and those
+    of the batches in `further`. Each value needs some least factor to lie in its interval; the factor of a place and
+    channel is the ceil(.9 (n + 1))-th smallest of these, as in split conformal prediction (Papadopoulos et al. 2002).
+    A channel with fewer than LEAST values takes the factor of all channels together; with fewer than LEAST in all, 1.
+
+    Chosen by simulation (spread too small by 3, n = 30, 100, 1000): with Gaussian errors this, the least CRPS and
+    the least nll all hold 89 to 91 % out of sample. With Student's t (3 degrees of freedom) and with errors of
+    varying size the coverage stays at .90, where the least CRPS ends at .87 and .85 and the least nll at .93 and .92;
+    the CRPS is at most 2 % above that of the least CRPS at n = 100 and above (4 % at n = 30). One factor a place
+    and not one a gap: a model that was fitted widens with the gap by itself.
     """
     if model.scale.support != "real":
         raise ConfigError(
@@ -80,35 +130,70 @@ def fit(model: SequenceModel, data: SeriesData, yardstick: Yardstick, seed: int)
         )
     if yardstick.draws < 2:
         raise ConfigError("recalibrate=true: of a single draw there is no spread; set evaluate.draws=99.")
-    total = torch.zeros(len(PLACES), len(FACTORS), model.scale.dim, dtype=torch.float64, device=model.device)
+    needed: list[tuple[Tensor, Tensor, Tensor]] = []
     with model.fixed_noise(seed):
-        for task in yardstick.questions.values():
-            for batch in batches(model, data, "val", task, yardstick.draws):
-                _add(total, model.predict(batch, yardstick.draws), batch)
-    best = _least(total).cpu()
-    return Recalibration(model.scale.channels, *best)
+        asked = (batches_of(data, task, yardstick.draws) for task in yardstick.questions.values())
+        for batch in chain(chain.from_iterable(asked), further):
+            if batch.scored.any():
+                batch = batch.to(model.device)
+                needed.append(_needed(model.predict(batch, yardstick.draws), batch))
+    found, counts = _factors(needed, model.scale.dim)
+    values = {place: tuple(each) for place, each in zip(PLACES, counts.tolist(), strict=True)}
+    return Recalibration(model.scale.channels, found[0], found[1], values)
 
 
-def _add(total: Float[Tensor, "place factor dim"], prediction: Prediction, batch: TimeSeries) -> None:
-    """CRPS of the batch's scored values under each factor, added up by place and channel."""
-    later = ahead(batch)
-    for channel in range(total.shape[2]):
-        scored = batch.scored[..., channel]
-        mean, value = prediction.mean[..., channel][scored], batch.values[..., channel][scored]
-        about = prediction.paths[..., channel][:, scored].sort(0).values - mean
-        place = later[scored]
-        for i, factor in enumerate(FACTORS.tolist()):
-            crps = fair_crps(factor * about, (value - mean).to(about))
-            total[0, i, channel] += crps[~place].sum()
-            total[1, i, channel] += crps[place].sum()
+def evenly(count: int, most: int = SERIES) -> np.ndarray:
+    """Indices of at most so many of `count`, spread evenly."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
-def _least(total: Float[Tensor, "place factor dim"]) -> Float[Tensor, "place dim"]:
-    """The factor of the least total, between two that were tried by a parabola; 1 where nothing was scored."""
-    middle = total.argmin(1, keepdim=True).clamp(1, total.shape[1] - 2)
-    left, low, right = (total.gather(1, middle + shift)[:, 0] for shift in (-1, 0, 1))
-    bend = left - 2 * low + right
-    shift = torch.where(bend > 0, (left - right) / (2 * bend), 0).clamp(-1, 1)
-    step = FACTORS[1].log() - FACTORS[0].log()
-    found = FACTORS.to(total)[middle[:, 0]] * (shift * step).exp()
-    return torch.where((total != 0).any(1), found, 1.0)
+def batches_of(data: SeriesData, task: Task, draws: int) -> Batches:
+    """Batches of at most SERIES validation series, evenly chosen, under a task."""
+    series = data.splits["val"]
+    part = series.part(evenly(len(series)))
+    return Batches(part, task, rows_at_once(data, "val", task, draws), data.seed, alike=True)
+
+
+def _needed(prediction: Prediction, batch: TimeSeries) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute for each scored value the least factor with which its interval holds it, its place, its channel."""
+    scored, mean = batch.scored & ~batch.seen, prediction.mean
+    low, high = central((prediction.paths - mean).sort(0).values, round(100 * LEVEL))
+    apart = batch.values - mean
+    width = torch.where(apart < 0, -low, high).clamp(min=torch.finfo(mean.dtype).tiny)
+    place = ahead(batch)[..., None].expand_as(scored)
+    channel = torch.arange(scored.shape[2], device=scored.device).expand_as(scored)
+    least = (apart.abs() / width)[scored].double()
+    return least.cpu(), place[scored].long().cpu(), channel[scored].cpu()
+
+
+def _factors(needed: list[tuple[Tensor, Tensor, Tensor]], dim: int) -> tuple[Tensor, Tensor]:
+    """(place, dim): the factors, and the numbers of values."""
+    factors = torch.ones(len(PLACES), dim, dtype=torch.float64)
+    counts = torch.zeros(len(PLACES), dim, dtype=torch.long)
+    if not needed:
+        return factors, counts
+    least, place, channel = (torch.cat(each) for each in zip(*needed, strict=True))
+    for i in range(len(PLACES)):
+        pooled = least[place == i]
+        for j in range(dim):
+            own = least[(place == i) & (channel == j)]
+            counts[i, j] = len(own)
+            if len(pooled) >= LEAST:
+                factors[i, j] = _smallest(own if len(own) >= LEAST else pooled)
+    return factors, counts
+
+
+def _smallest(least: Float[Tensor, " values"]) -> float:
+    rank = min(len(least), ceil(LEVEL * (len(least) + 1)))
+    return least.kthvalue(rank).values.clamp(1 / WIDEST, WIDEST).item()
+
+
+def _basis(counts: tuple[int, ...], channel: int) -> str:
+    """What the factor of a channel was fitted on."""
+    if counts[channel] >= LEAST:
+        return f"{counts[channel]} validation values"
+    if sum(counts) >= LEAST:
+        return (
+            f"{counts[channel]} validation values, fewer than {LEAST}: fitted on all channels, {sum(counts)} values"
+        )
+    return f"not fitted: {sum(counts)} validation values, fewer than {LEAST}"

@@ -1,0 +1,65 @@
+"""Fit the recalibration of a run on its validation split, for looking ahead on origins beyond what was trained on."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from vrnn_lab.backtest import Folds, Plan, folds
+from vrnn_lab.config import ConfigError
+from vrnn_lab.data.base import SeriesData
+from vrnn_lab.experiment import Parts
+from vrnn_lab.recalibration import Recalibration, batches_of, evenly, fit
+from vrnn_lab.series import TimeSeries
+from vrnn_lab.tasks import Forecast
+
+ORIGINS = (1 / 3, 2 / 3)  # shares of a validation window up to which all is seen, beside the yardstick's own question
+FOLDS = 5  # origins in the validation part of a series that is split in time
+
+
+def recalibrate(parts: Parts) -> Recalibration:
+    """Fit the factors on the yardstick's questions to validation and on rolling origins within it."""
+    scale = parts.model.scale
+    further = rolling(parts.data, scale.longest.item(), parts.yardstick.draws, scale.whole_series)
+    return fit(parts.model, parts.data, parts.yardstick, parts.config.seed, further)
+
+
+def rolling(data: SeriesData, longest: float, draws: int, keep_start: bool = False) -> Iterator[TimeSeries]:
+    """Forecasts from several origins of each validation series.
+
+    Of series that are split in time the origins lie in the validation part, and all before it, the training part
+    too, is seen; of series that are split as a whole they lie at ORIGINS of the window. longest: the longest
+    training window; keep_start: windows begin where their series do.
+    """
+    for plan in plans(data, longest):
+        try:
+            asked = folds(data, "val", plan, longest, keep_start)
+        except ConfigError:  # no validation part is as long as the horizon
+            continue
+        yield from (batch for batch, _ in _few(asked).batches(draws))
+    if _split_in_time(data):
+        return
+    for until in ORIGINS:
+        yield from batches_of(data, Forecast(until, scored="held_out"), draws)
+
+
+def plans(data: SeriesData, longest: float) -> list[Plan]:
+    """Origins in the validation part of series that are split in time: one far ahead, several half as far."""
+    series, starts = data.reaching_back("val")
+    lengths = np.array([series.windows[i, 1] - start for i, start in enumerate(starts)])
+    if not _split_in_time(data) or not len(lengths) or (whole := float(np.median(lengths))) <= 0:
+        return []
+    far = min(whole, longest) if longest > 0 else whole
+    near = far / 2
+    return [Plan(far, folds=1), Plan(near, every=(whole - near) / (FOLDS - 1), folds=FOLDS)]
+
+
+def _split_in_time(data: SeriesData) -> bool:
+    """Whether some validation series goes on from points of another split."""
+    series, starts = data.reaching_back("val")
+    return bool((series.points.times[series.first] < starts).any()) if len(series) else False
+
+
+def _few(asked: Folds) -> Folds:
+    some = evenly(len(asked.origin))
+    return replace(asked, series=asked.series.part(some), origin=asked.origin[some], fold=asked.fold[some])
