@@ -13,6 +13,7 @@ from vrnn_lab.config import CONF, compose, make, options
 from vrnn_lab.data.base import SPLITS, Batches, generator
 from vrnn_lab.data.periodic import Periodic
 from vrnn_lab.data.spirals import TIMES, Spirals, Spirals1D
+from vrnn_lab.data.windows import rounding_step
 from vrnn_lab.tasks import Density, Forecast, Interpolate, Mixed, Own
 
 SIZES = {"train": 30, "val": 8, "test": 9}
@@ -454,3 +455,32 @@ def test_the_order_of_training_is_the_runs_own_and_what_is_asked_in_a_test_is_no
     assert not torch.equal(ids(one), ids(two)) and torch.equal(ids(one).sort().values, ids(two).sort().values)
     for a, b in zip(one.test_dataloader(), two.test_dataloader(), strict=True):
         assert torch.equal(a.seen, b.seen) and torch.equal(a.values, b.values)
+
+
+def step_of(values) -> float:
+    return rounding_step(lambda: iter([np.asarray(values, dtype=float)]))
+
+
+@pytest.mark.parametrize("spread", [1e-6, 1e-3, 1.0, 1e3, 1e6])
+@pytest.mark.parametrize("offset", [0.0, 1.0, 1e3, 1e7, 1e12])
+def test_rounding_is_told_from_differences_and_spread(offset, spread):
+    """Neither an offset that is large beside the spread nor one value far out makes values rounded, or hides that."""
+    values = offset + spread * np.random.default_rng(0).normal(size=500)
+    precise = np.spacing(offset) < 1e-4 * spread
+    if precise:
+        assert step_of(values) == 0
+        assert step_of([*values, 1e30]) == 0
+        assert step_of([*values, -9999.0]) == 0
+    step = spread / 10
+    rounded = np.round(values / step) * step
+    if precise:
+        assert step_of(rounded) == pytest.approx(step)
+        assert step_of([*rounded, 1e30]) == pytest.approx(step)
+
+
+def test_rounding_of_single_precision_and_of_half_steps_is_found():
+    values = np.random.default_rng(1).normal(20, 5, 500)
+    assert step_of(np.round(values, 1).astype(np.float32)) == pytest.approx(0.1)
+    assert step_of(values.astype(np.float32)) == 0
+    assert step_of(np.floor(values) + 0.5) == 1.0
+    assert step_of(np.full(50, 3.0)) == 0 and step_of([]) == 0 and step_of([1.5]) == 0

@@ -87,33 +87,38 @@ def test_a_draw_per_series_is_independent_of_its_neighbours():
         assert abs(correlation(moved[1:], moved[:-1])) < 4
 
 
+def same(one, two):
+    """Equal but for the last digits, which may depend on the shapes that are computed together."""
+    torch.testing.assert_close(one, two, rtol=1e-13, atol=1e-13)
+
+
 def test_fixed_noise_is_the_same_in_any_order_and_company():
     batch = density(batch_of())
     draws = points(batch)
     order = torch.tensor([3, 0, 4, 2, 1])
-    assert torch.equal(points(batch.rows(order)), draws[:, order])
-    assert torch.equal(points(batch.rows([2])), draws[:, [2]])
+    same(points(batch.rows(order)), draws[:, order])
+    same(points(batch.rows([2])), draws[:, [2]])
     of_series = noise().of_series("latent", batch, 5, 2, LIKE)
-    assert torch.equal(noise().of_series("latent", batch.rows(order), 5, 2, LIKE), of_series[:, order])
+    same(noise().of_series("latent", batch.rows(order), 5, 2, LIKE), of_series[:, order])
 
 
 def test_fixed_noise_is_the_same_wherever_padding_stands():
     batch = batch_of()
     wider, place = with_empty_points(batch)
-    assert torch.equal(points(wider)[:, :, place], points(batch))
-    assert torch.equal(noise().of_series("z", wider, 5, 2, LIKE), noise().of_series("z", batch, 5, 2, LIKE))
+    same(points(wider)[:, :, place], points(batch))
+    same(noise().of_series("z", wider, 5, 2, LIKE), noise().of_series("z", batch, 5, 2, LIKE))
 
 
 def test_fixed_noise_is_the_same_whatever_else_is_asked():
     batch = density(batch_of())
     some = torch.tensor([0, 2, 3, 7])
     fewer = replace(batch, **{n: getattr(batch, n)[:, some] for n in ("times", "values", "seen", "scored")})
-    assert torch.equal(points(fewer), points(batch)[:, :, some])
+    same(points(fewer), points(batch)[:, :, some])
 
 
 def test_fixed_noise_is_the_same_for_the_same_values_and_others():
     batch = density(batch_of())
-    assert torch.equal(points(replace(batch, values=batch.values + 1, window=batch.window - 5)), points(batch))
+    same(points(replace(batch, values=batch.values + 1, window=batch.window - 5)), points(batch))
 
 
 def test_points_at_one_time_have_draws_of_their_own():
@@ -125,12 +130,12 @@ def test_points_at_one_time_have_draws_of_their_own():
 def test_padding_between_points_at_one_time_does_not_change_their_draws():
     series = series_of([[1.0, 1.0, 1.0, 2.0]], torch.zeros(1, 4, 1))
     padded = series_of([[1.0, 1.0, 1.0, 1.0, 1.0, 2.0]], [[[0.0], [np.nan], [0.0], [np.nan], [0.0], [0.0]]])
-    assert torch.equal(points(padded)[:, :, [0, 2, 4, 5]], points(series))
+    same(points(padded)[:, :, [0, 2, 4, 5]], points(series))
 
 
 def test_minus_zero_is_the_time_zero():
     plus, minus = (series_of([[zero, 1.0]], torch.zeros(1, 2, 1)) for zero in (0.0, -0.0))
-    assert torch.equal(points(plus), points(minus))
+    same(points(plus), points(minus))
 
 
 def test_times_one_bit_apart_have_draws_of_their_own():
@@ -142,9 +147,9 @@ def test_times_one_bit_apart_have_draws_of_their_own():
 
 def test_the_first_draws_are_the_same_when_more_are_asked():
     series = grid(4, 5)
-    assert torch.equal(points(series, samples=20)[:7], points(series, samples=7))
+    same(points(series, samples=20)[:7], points(series, samples=7))
     one, two = (noise().of_series("latent", series, k, 3, LIKE) for k in (20, 7))
-    assert torch.equal(one[:7], two)
+    same(one[:7], two)
 
 
 def test_single_precision_draws_are_the_double_ones_rounded():

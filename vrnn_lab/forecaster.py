@@ -101,7 +101,8 @@ class Forecaster:
     ) -> pd.DataFrame:
         """Predict as the command `predict` does.
 
-        recalibrate: None: where the run has factors. columns: id, time, channel, value, where others than when fitted.
+        recalibrate: None: where the run has factors. columns: id, time, channel, value, where the names are others
+        than when fitted.
         """
         if unknown := columns.keys() - {"id", "time", "channel", "value"}:
             raise TypeError(f"predict() knows no '{min(unknown)}'; of columns it takes id, time, channel and value.")

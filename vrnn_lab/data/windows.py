@@ -259,27 +259,58 @@ def _channel(series: Ragged, runs: Runs, channel: int, size: int) -> Iterator[ND
         yield values[~np.isnan(values)]
 
 
+SAMPLED = 200_000  # values that the spread of a channel is told from
+DOUBLE, SINGLE = float(np.finfo(np.float64).eps), float(np.finfo(np.float32).eps)
+
+
 def rounding_step(pieces_of_values: Callable[[], Iterable[NDArray[np.float64]]]) -> float:
-    """The largest power of ten all values are multiples of, if over 1 % of their std; else 0."""
-    total = lambda of: sum(map(of, pieces_of_values()))
-    highest_value = max((np.abs(values).max(initial=0) for values in pieces_of_values()), default=0.0)
-    count = max(total(len), 1)
-    mean = total(np.sum) / count
-    spread = np.sqrt(total(lambda values: ((values - mean) ** 2).sum()) / count)
-    if not spread > 1e-12 * max(1.0, highest_value):
+    """Finds the largest power of ten that differences of values are multiples of, if over 1 % of their spread; or 0.
+
+    The spread is one of quantiles, and multiples are asked of differences, so neither a value far out nor an offset
+    that is large beside the spread plays a part: 1e7 +- 0.1 is not rounded to 1e7.
+    """
+    sample = _sample(pieces_of_values())
+    if len(sample) < 2:
         return 0.0
-    highest = int(np.floor(np.log10(highest_value)))
+    low, first, third, high = np.quantile(sample, [0.01, 0.25, 0.75, 0.99])
+    spread = max((third - first) / 1.349, (high - low) / 4.653)  # both are the std of a Gaussian
+    if not 0 < spread < np.inf:
+        return 0.0
+    reference = float(np.partition(sample, len(sample) // 2)[len(sample) // 2])
+    highest = int(np.floor(np.log10(high - low))) + 1  # a step beyond the range divides no difference
     lowest = int(np.floor(np.log10(0.01 * spread))) + 1
+    precisions = [DOUBLE, SINGLE] if (sample == sample.astype(np.float32)).all() else [DOUBLE]
     for power in range(highest, lowest - 1, -1):
-        if all(_multiples(v[:1000], power) and _multiples(v, power) for v in pieces_of_values()):
-            return 10.0**power
+        for precision in precisions:
+            if all(_multiples(values, reference, power, precision) for values in pieces_of_values()):
+                return 10.0**power
     return 0.0
 
 
-def _multiples(values, power: int) -> bool:
-    """Whether all values are multiples of 10^power, as far as single precision can tell."""
-    parts = values / 10.0**power if power >= 0 else values * 10.0**-power
-    return bool((np.abs(parts - np.rint(parts)) <= np.clip(2e-7 * np.abs(parts), 1e-6, 4e-3)).all())
+def _sample(parts: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Some values of every piece, as long as there is room."""
+    found, room = [], SAMPLED
+    for values in parts:
+        found.append(values[:: max(1, len(values) // 1000)][:room])
+        room -= len(found[-1])
+        if room <= 0:
+            break
+    return np.concatenate(found) if found else np.zeros(0)
+
+
+def _multiples(values: NDArray[np.float64], reference: float, power: int, precision: float) -> bool:
+    """Whether differences of values from a reference are multiples of 10^power, as far as their precision can tell.
+
+    A number so large that its own precision is coarser than the step says nothing; most must be smaller.
+    """
+    if not len(values):
+        return True
+    with np.errstate(over="ignore", invalid="ignore"):
+        parts = (values - reference) / 10.0**power if power >= 0 else (values - reference) * 10.0**-power
+        error = 4 * precision * np.maximum(np.abs(values), abs(reference)) / 10.0**power
+    telling = (error < 0.05) & np.isfinite(parts)
+    apart = np.abs(parts[telling] - np.rint(parts[telling]))
+    return bool(telling.mean() > 0.5 and (apart <= np.maximum(error[telling], 1e-6)).all())
 
 
 def _start(ids: Integers, channel: int, seed: int) -> NDArray[np.uint64]:
