@@ -2,7 +2,10 @@
 
 from typing import TYPE_CHECKING
 
+__all__ = ["Forecaster", "__version__", "build", "load"]
+
 if TYPE_CHECKING:
+    __version__: str
     from pathlib import Path
     from typing import Any
 
@@ -28,7 +31,18 @@ def load(run: "str | Path") -> "tuple[SequenceModel, SeriesData]":
     return parts.model, parts.data
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> "Any":
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("vrnn_lab")
+        except PackageNotFoundError:  # a checkout that is on the path and not installed
+            return "unknown"
     if name != "Forecaster":
         raise AttributeError(f"module 'vrnn_lab' has no attribute '{name}'")
     from vrnn_lab.forecaster import Forecaster

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ TABLE = "vrnn_lab.data.table.Table"
 NO_CELL = (
     "the input has no empty cell. In the long form a cell is a row: give rows with an empty value, or ask with at=."
 )
-THREE = "at=<file of id, time>, or horizon=<H> every=<E>, or fill=true"
+THREE = "at=<file of id, time>, or horizon=<H> (and every=<E>), or fill=true"
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,21 @@ class Asked:
         ahead = self.horizon is not None or self.every is not None
         if (self.at is not None) + ahead + bool(self.fill) != 1:
             raise ValueError(f"what is asked? Expected one of three: {THREE}.")
-        if ahead and (
-            self.horizon is None or self.every is None or not 0 < self.every <= self.horizon < float("inf")
-        ):
+        every = self.horizon if self.every is None else self.every
+        if ahead and (self.horizon is None or every is None or not 0 < every <= self.horizon < float("inf")):
             raise ValueError(
-                f"horizon={self.horizon} every={self.every}: expected both, positive, every= at most horizon=; they "
-                "are in the data's unit of time, days where times are dates."
+                f"horizon={self.horizon} every={self.every}: expected both positive, every= at most horizon= (it may "
+                "be left out: the usual gap between training points); they are in the data's unit of time, days if "
+                "times are dates."
             )
+
+    def with_step(self, scale: Scale) -> "Asked":
+        """The question with its step ahead: where none is given, the median gap between points in training."""
+        if self.horizon is None or self.every is not None:
+            return self
+        every = min(float(scale.gap), float(self.horizon))
+        log.info("every=%.6g%s, the median gap between training points", every, " days" if scale.dates else "")
+        return replace(self, every=every)
         if not 0 <= self.paths <= self.draws or self.draws < 1:
             raise ValueError(
                 f"paths={self.paths}, draws={self.draws}: expected as many draws as paths, and at least 1."
@@ -81,6 +89,7 @@ class Forecasts:
                 "the model is one of events, which have no value to be asked for; draw series of events with "
                 "python -m vrnn_lab.sample run=<run folder>."
             )
+        asked = asked.with_step(scale)
         beside = beside_of(parts.config, scale)
         if scale.dates is False and any(isinstance(x, Span) for x in (asked.horizon, asked.every)):
             raise ValueError(

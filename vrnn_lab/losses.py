@@ -86,6 +86,7 @@ def log_mean_exp(log_weights: Float[Tensor, "samples ..."]) -> Float[Tensor, "..
 
 
 ACTIVE = 0.01
+FEW = 5  # latents from which a variance over the data is reported
 
 
 class Activity:
@@ -114,4 +115,6 @@ class Activity:
         count, total, squares, kl, series = sums
         variance = squares / count.clamp(min=1) - (total / count.clamp(min=1)).square()
         each = {f"kl_{i}": x for i, x in enumerate((kl / series.clamp(min=1)).tolist())}
+        if count < FEW:  # a variance over so few says nothing
+            return each
         return {"active_units": float((variance > ACTIVE).sum()), **each}

@@ -13,7 +13,7 @@ USAGE = """python -m vrnn_lab.predict run=<run folder> input=<file> output=<file
 Asks a run's best checkpoint about series it need never have seen. One question of
   at=<file>            at the times of this CSV or Parquet file: a row an id and time
   horizon=10 every=1   from each series' last observed time on, in the data's unit of time; days, if times are dates,
-                       or 1/24, 1h, 30min
+                       or 2y, 3M (months), 1w, 1h, 30min, 1/24; every: by default the usual gap in training
   fill=true            in every empty cell of the input
 
   run                  the folder of a finished run, or of one cut short after its first checkpoint

@@ -1,7 +1,9 @@
 """How a file or frame writes its times, and how days since 1970 are written so again."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from re import fullmatch
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from pandas.api import types
 from vrnn_lab.data.columns import Cells
 
 MICROSECONDS = 86_400e6  # a day
+DAYS = {"y": 365.2425, "Y": 365.2425, "M": 30.436875, "w": 7.0, "W": 7.0}  # of units that pandas does not measure
 
 
 @dataclass(frozen=True)
@@ -58,16 +61,23 @@ class Span(float):
 
     @classmethod
     def of(cls, key: str, found: Any) -> float:
-        """A number, or a quotient such as 1/24, as it is; 1h, 30min and pandas' Timedelta in days."""
+        """A number, or a quotient such as 1/24, as it is; 2y, 3M, 1w, 7d, 1h, 30min and pandas' Timedelta in days.
+
+        A year and a month have their mean length in the Gregorian calendar.
+        """
         try:
             return float(Fraction(found)) if isinstance(found, str) else float(found)
         except (ValueError, ZeroDivisionError, TypeError):
-            try:
-                return cls(pd.Timedelta(found).total_seconds() / 86_400)
-            except (ValueError, TypeError, AttributeError):
-                raise ValueError(
-                    f"{key}={found}: expected a number, or where times are dates 1h, 30min, 7D."
-                ) from None
+            pass
+        if isinstance(found, str) and (calendar := fullmatch(r"\s*([0-9.]+)\s*(y|Y|M|w|W)\s*", found)):
+            with suppress(ValueError):
+                return cls(float(calendar[1]) * DAYS[calendar[2]])
+        try:
+            return cls(pd.Timedelta(found).total_seconds() / 86_400)
+        except (ValueError, TypeError, AttributeError):
+            raise ValueError(
+                f"{key}={found}: expected a number, or where times are dates 2y, 3M (months), 1w, 7D, 1h, 30min."
+            ) from None
 
 
 def spans(horizon: Any, every: Any) -> tuple[float | None, float | None]:

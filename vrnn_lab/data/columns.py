@@ -120,6 +120,25 @@ def read(path: Path, wanted: list[str], words: Iterable[str]) -> Cells:
     return Cells(path, frame)
 
 
+class RepeatedError(ValueError):
+    """A series has two values at one time."""
+
+
+def without_copies(cells: Cells) -> Cells:
+    """The rows without those that repeat an earlier row in every cell; a notice counts them."""
+    copies = cells.frame.duplicated().to_numpy()
+    if not copies.any():
+        return cells
+    place = int(np.flatnonzero(copies)[0])
+    log.warning(
+        "%s: %d rows repeat an earlier row exactly and are dropped, the first in %s.",
+        cells.path,
+        int(copies.sum()),
+        cells.where(place),
+    )
+    return cells.rows(~copies)
+
+
 def chunks(path: Path, wanted: list[str], words: Iterable[str], rows: int) -> Iterator[Cells]:
     """The same, so many rows at a time; nothing where there is none."""
     parquet = path.suffix.lower() == ".parquet"
@@ -310,6 +329,45 @@ def looks_like_numbers(cells: Cells, column: str) -> bool:
     if not (types.is_object_dtype(content) or types.is_string_dtype(content)):
         return False
     return bool(np.isnan(_parsed(content)).mean() < 0.5)
+
+
+ROW_NAMES = ("rownames", "rownumber", "row_number", "row", "rownum", "index", "obs", "x", "x1", "...1", "v1", "")
+CALENDAR = {
+    "year": (1000, 3000),
+    "yr": (1000, 3000),
+    "quarter": (1, 4),
+    "month": (1, 12),
+    "week": (0, 53),
+    "weekday": (0, 7),
+    "dayofweek": (0, 7),
+    "dow": (0, 7),
+    "day": (1, 31),
+    "dayofyear": (1, 366),
+    "doy": (1, 366),
+    "hour": (0, 24),
+    "minute": (0, 60),
+}  # columns that repeat what the time says: their smallest and largest values
+
+
+def counts_rows(cells: Cells, column: str) -> bool:
+    """Whether a column is called like a row number and counts the rows of the file."""
+    if column.strip().lower() not in ROW_NAMES:
+        return False
+    found = _parsed(cells.column(column))
+    return bool(len(found) > 1 and found[0] in (0.0, 1.0) and (np.diff(found) == 1).all())
+
+
+def is_calendar(cells: Cells, column: str) -> bool:
+    """Whether a column is called like a part of a date and holds such whole numbers in every row."""
+    limits = CALENDAR.get(column.strip().lower().replace("_", ""))
+    if limits is None:
+        return False
+    found = _parsed(cells.column(column))
+    return bool(
+        np.isfinite(found).all()
+        and (found == np.rint(found)).all()
+        and limits[0] <= found.min() <= found.max() <= limits[1]
+    )
 
 
 def tell_left_out(

@@ -221,7 +221,7 @@ class Source:
 
     def _pieces(self, whole: bool) -> Iterator[Piece]:
         for cells in self._cells(self._wanted):
-            cells, numbers = self._numbers(cells)
+            cells, numbers = self._numbers(columns.without_copies(cells))
             if not len(cells.frame):
                 continue
             owner, names = np.zeros(len(cells.frame), np.int64), (ONLY,)

@@ -1,6 +1,7 @@
 """The user's own series, from a CSV or Parquet file."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -213,7 +214,20 @@ class Table(SeriesData):
         return self._stored.contents()
 
     def _read_wide(self) -> Contents:
-        cells = columns.read(self.path, *self._wanted([("values", name) for name in self.values or ()]))
+        wanted = self._wanted([("values", name) for name in self.values or ()])
+        return self._once(self._from_wide, columns.read(self.path, *wanted))
+
+    def _once(self, assemble: Callable[[Cells], Contents], cells: Cells) -> Contents:
+        """What is made of the rows; of rows that repeat others exactly where times occur twice, without those."""
+        try:
+            return assemble(cells)
+        except columns.RepeatedError:
+            fewer = columns.without_copies(cells)
+            if len(fewer.frame) == len(cells.frame):
+                raise
+            return assemble(fewer)
+
+    def _from_wide(self, cells: Cells) -> Contents:
         channels = self.values or self._number_columns(cells)
         values = np.stack([columns.numbers(cells, name) for name in channels], 1)
         observed = np.any(~np.isnan(values), axis=1)
@@ -228,8 +242,11 @@ class Table(SeriesData):
         return self._assemble(points, order, channels, chosen(values), chosen(told), chosen(error))
 
     def _read_long(self) -> Contents:
+        wanted = self._wanted([("channel", str(self.channel)), ("value", str(self.value))])
+        return self._once(self._from_long, columns.read(self.path, *wanted))
+
+    def _from_long(self, cells: Cells) -> Contents:
         assert self.channel is not None and self.value is not None
-        cells = columns.read(self.path, *self._wanted([("channel", self.channel), ("value", self.value)]))
         numbers = columns.numbers(cells, self.value)
         kind, occurring = columns.words(cells, self.channel)
         channels = self.values or occurring
@@ -309,7 +326,19 @@ class Table(SeriesData):
         beside = [name for _, name in self.beside.wanted]
         others = [c for c in cells.frame if c not in (self.id, self.time, self.split, *beside)]
         others = [c for c in others if not c.startswith("Unnamed: ")]  # row numbers that pandas wrote
-        channels = tuple(c for c in others if columns.looks_like_numbers(cells, c))
+        found = [c for c in others if columns.looks_like_numbers(cells, c)]
+        spare = [c for c in found if columns.counts_rows(cells, c) or columns.is_calendar(cells, c)]
+        if len(spare) == len(found):  # something must be a channel
+            spare = []
+        channels = tuple(c for c in found if c not in spare)
+        if spare:
+            log.warning(
+                "%s: columns that look like row numbers or a calendar are left out: %s. To use them as channels, "
+                "name all channels: data.values=[...]",
+                self.path,
+                ", ".join(spare),
+            )
+        others = [c for c in others if c not in spare]
         cure = "Expected one a channel, or the long form: data.channel=<column> data.value=<column>."
         columns.tell_left_out(self.path, self.id, self.time, others, channels, cure)
         return channels
@@ -343,7 +372,7 @@ class Table(SeriesData):
         first, second = map(int, pairs[pairs[:, 1].argmin()])
         cells = points.cells
         kind = "" if self.channel is None else f", channel '{cells.text(self.channel, first)}'"
-        raise ValueError(
+        raise columns.RepeatedError(
             f"{self.path}: series '{points.names[points.owner[first]]}'{kind} has two rows at {self.time}="
             f"{cells.text(self.time, first)}, {cells.where(first)} and {cells.where(second)}; expected one. Delete "
             "or average them, or name the column that tells the series apart: data.id=..."

@@ -133,8 +133,9 @@ class SequenceModel(pl.LightningModule, ABC):
             )
         if scale.covariates and not (self.takes_covariates and not point_process):
             raise ValueError(
-                f"{name} cannot read covariates, and the data set has {', '.join(scale.covariates)}; leave them out "
-                "(data.known=[] data.static=[]), or choose a model that can: model=rnn, vrnn, rnn_vae, latent_ode."
+                f"{name} cannot read covariates, and the data set has {', '.join(scale.covariates)}; leave them "
+                f"out (data.known=[] data.static=[] data.values=[{','.join(scale.channels)}], else they become channels), "
+                "or choose a model that can read them: model=rnn, vrnn, rnn_vae, latent_ode."
             )
         if scale.errors and not (self.takes_error and not point_process):
             raise ValueError(
@@ -433,7 +434,7 @@ class SequenceModel(pl.LightningModule, ABC):
 
     def on_validation_epoch_end(self) -> None:
         found, self._activity = self._activity.result(self._mean), Activity()
-        if found and self.logger and not self.trainer.sanity_checking:
+        if "active_units" in found and self.logger and not self.trainer.sanity_checking:
             self.logger.log_metrics({"val/latent/active_units": found["active_units"]}, self.global_step)
 
     @property
