@@ -1,4 +1,4 @@
-"""What a table of the user's own looks like at first sight: copies of rows, row numbers, spans of time, the package."""
+"""A first look at a table of the user's own: copies of rows, row numbers, spans of time, and the package itself."""
 
 import logging
 from math import isclose

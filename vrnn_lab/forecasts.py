@@ -54,6 +54,10 @@ class Asked:
                 "be left out: the usual gap between training points); they are in the data's unit of time, days if "
                 "times are dates."
             )
+        if not 0 <= self.paths <= self.draws or self.draws < 1:
+            raise ValueError(
+                f"paths={self.paths}, draws={self.draws}: expected as many draws as paths, and at least 1."
+            )
 
     def with_step(self, scale: Scale) -> "Asked":
         """The question with its step ahead: where none is given, the median gap between points in training."""
@@ -62,10 +66,6 @@ class Asked:
         every = min(float(scale.gap), float(self.horizon))
         log.info("every=%.6g%s, the median gap between training points", every, " days" if scale.dates else "")
         return replace(self, every=every)
-        if not 0 <= self.paths <= self.draws or self.draws < 1:
-            raise ValueError(
-                f"paths={self.paths}, draws={self.draws}: expected as many draws as paths, and at least 1."
-            )
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ class LatentSDE(SequenceModel):
     def _line(self, series: TimeSeries, samples: int) -> Line | None:
         return None if self.lines is None else self.lines(series, samples, self.noise)
 
-    def _chain(self, series: TimeSeries, samples: int, line: Line | None) -> tuple[Normal, Tensor, Steps]:
+    def _chain(self, series: TimeSeries, samples: int, line: Line | None = None) -> tuple[Normal, Tensor, Steps]:
         """q(z_0 | seen), z_0 and the chain that starts there."""
         series = series if line is None else line.remove(series)
         reading = self.encoder(series, series.times, self.reach if series.in_training else None)
@@ -192,7 +192,7 @@ class LatentSDE(SequenceModel):
         return density if line is None else line.add(density)
 
     def _log_likelihood(
-        self, series: TimeSeries, steps: Steps, line: Line | None
+        self, series: TimeSeries, steps: Steps, line: Line | None = None
     ) -> tuple[Float[Tensor, "samples batch"], Tensor]:
         """log p(scored | z, line), and the states."""
         states = self._points(series, steps)
