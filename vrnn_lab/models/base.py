@@ -132,10 +132,12 @@ class SequenceModel(pl.LightningModule, ABC):
                 "that can: model=rnn, vrnn, rnn_vae, latent_ode."
             )
         if scale.covariates and not (self.takes_covariates and not point_process):
+            without = (
+                f"data.known=[] data.static=[] data.values=[{','.join(scale.channels)}]"  # else they are channels
+            )
             raise ValueError(
-                f"{name} cannot read covariates, and the data set has {', '.join(scale.covariates)}; leave them "
-                f"out (data.known=[] data.static=[] data.values=[{','.join(scale.channels)}], else they become channels), "
-                "or choose a model that can read them: model=rnn, vrnn, rnn_vae, latent_ode."
+                f"{name} cannot read covariates, and the data set has {', '.join(scale.covariates)}; leave them out "
+                f"({without}), or choose a model that can read them: model=rnn, vrnn, rnn_vae, latent_ode."
             )
         if scale.errors and not (self.takes_error and not point_process):
             raise ValueError(
