@@ -62,6 +62,15 @@ def test_a_series_far_from_the_training_range_is_continued_from_its_level(name):
     torch.testing.assert_close(moved, (40 * model.data_std).expand_as(moved), rtol=1e-6, atol=1e-6)
 
 
+def test_a_channel_that_jumps_about_is_predicted_as_it_is():
+    """Only channels that change little from one value to the next are predicted from their last value."""
+    scale = varied(2)
+    mixed = replace(scale, variation=replace(scale.variation, change=torch.tensor([0.1, 0.9]).double()))
+    assert model_of("rnn", mixed).last.kept.tolist() == [True, False]
+    assert model_of("rnn model.level=last", mixed).last.kept.tolist() == [True, True]
+    assert model_of("rnn", varied(2, change=0.9)).last is None
+
+
 def test_levels_are_kept_for_a_users_table_and_nowhere_else_by_default():
     assert model_of("rnn", varied()).last is not None
     assert model_of("rnn").last is None
@@ -332,7 +341,7 @@ def test_a_checkpoint_from_before_levels_and_periods_loads(tmp_path):
     config.write_text("".join(x for x in lines if not x.strip().startswith(("level:", "period:", "trend:"))))
     file = tmp_path / "run" / "checkpoints" / "best.ckpt"
     checkpoint = torch.load(file, weights_only=True)
-    for key in ("periods", "own_levels", "whole_series"):
+    for key in ("periods", "own_levels", "whole_series", "variation"):
         del checkpoint[key]
     torch.save(checkpoint, file)
     after = vrnn_lab.Forecaster.load(tmp_path / "run").predict(frame, at=between)

@@ -132,7 +132,8 @@ def test_the_demo_prints_the_error_beyond_the_window_beside_the_baselines(spiral
     for question in ("before", "after"):
         block = printed.split(f"{question} the window")[1].splitlines()
         assert block[1].split()[:2] == ["this", "model"]
-        for line, prefix in ((1, "test"), (2, "reference/constant"), (3, "reference/last")):
+        prefixes = ("test", "recalibrated/test", "reference/constant", "reference/last")
+        for line, prefix in enumerate(prefixes, 1):
             for score in ("mse", "mse_clean", "crps"):
                 assert f"{found[f'{prefix}/{question}/{score}']:.4g}" in block[line]
         assert {f"val/{question}/mse", f"reference/linear/{question}/mse_clean"} <= set(found)

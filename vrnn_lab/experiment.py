@@ -18,7 +18,7 @@ from vrnn_lab.metrics import Change, Yardstick, evaluate
 from vrnn_lab.models.base import NUMBERS, SequenceModel
 from vrnn_lab.recipe import Recipe
 from vrnn_lab.references import references
-from vrnn_lab.series import Scale, Trend
+from vrnn_lab.series import Scale, Trend, Variation
 from vrnn_lab.tasks import Task, Within
 
 
@@ -132,6 +132,7 @@ def _scale(checkpoint: dict[str, Any]) -> Scale:
         errors=checkpoint.get("errors", False),
         whole_series=checkpoint.get("whole_series", False),
         own_levels=checkpoint.get("own_levels", False),
+        variation=Variation(**found) if (found := checkpoint.get("variation")) else None,
         trend=_trend(checkpoint["state_dict"]),
         common_time=checkpoint.get("common_time", False),
         **numbers,

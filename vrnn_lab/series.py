@@ -215,7 +215,7 @@ class Scale:
     periods: tuple[float, ...] = ()  # known periods, in the data's unit of time; their waves are the last covariates
     whole_series: bool = False  # training windows begin where their series do
     own_levels: bool = False  # series may lie at levels of their own, outside the training range
-    variation: Variation | None = None  # of the training values; None: a fitted model, which keeps what it needs
+    variation: Variation | None = None  # of the training values; None: unknown
     trend: Trend | None = None  # taken out of the values before a model sees them
 
     @property

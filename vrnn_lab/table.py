@@ -18,6 +18,8 @@ QUESTIONS = {
     "after": "after the window",
 }
 WIDTH = 120  # of a table in a file
+ENOUGH = 1000  # steps of a fit, from which too few are not the likely cause of intervals that are far from true
+FEW = 30  # validation values, from which a recalibration is fitted
 COLUMNS = ("nll", "brier", "mse", "mse_clean", "nmse", "crps", "energy", "coverage_50", "coverage_90")
 
 
@@ -119,13 +121,23 @@ def number(value: float | None) -> str:
 
 
 def _too_sure(metrics: dict[str, Any], split: str) -> list[str]:
-    """What to do about intervals that are far from true."""
+    """Names the likely cause of intervals that are far from true, and its cure."""
     shares = [metrics.get(f"{split}/{question}/coverage_90") for question in DISTANCE]
     if all(share is None or abs(share - 0.9) < 0.05 for share in shares):
         return []
-    return [
-        "hint: 'in 90' is far from 0.9; train longer, or python -m vrnn_lab.evaluate run=<folder> recalibrate=true"
-    ]
+    hint = "hint: 'in 90' of this model is far from 0.9"
+    if metrics.get("fit/steps", ENOUGH) < ENOUGH:
+        return [
+            f"{hint}: the fit had only {metrics['fit/steps']:.0f} steps. Leave trainer.max_epochs out, or raise it."
+        ]
+    values = [v for k, v in metrics.items() if k.startswith("recalibration/") and k.endswith("/values")]
+    if any(key.startswith(f"recalibrated/{split}/") for key in metrics) and values and min(values) >= FEW:
+        return [f"{hint}: predict multiplies its spreads by factors fitted on validation (row 'recalibrated')."]
+    if values:
+        return [
+            f"{hint}, and validation has {min(values):.0f} values, too few to recalibrate it. Give it more series."
+        ]
+    return [f"{hint}; recalibrate it on validation: python -m vrnn_lab.evaluate run=<folder> recalibrate=true"]
 
 
 def _facts(metrics: dict[str, Any], split: str) -> str:

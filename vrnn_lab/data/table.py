@@ -137,12 +137,13 @@ class Table(SeriesData):
         return self._contents.series
 
     def make(self):
-        return windows.make_splits(*self._uncut(), self.window, self.stride)
+        return windows.make_splits(*self._uncut, self.window, self.stride)
 
     def reaching_back(self, split):
-        series, runs = self._uncut()
+        series, runs = self._uncut
         return windows.reaching_back(series, runs[split])
 
+    @cached_property
     def _uncut(self) -> tuple[Ragged, dict[str, Runs]]:
         series, runs = self.whole(), self._runs()
         if self.dequantise:

@@ -4,7 +4,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from math import sqrt
 from typing import Any
 
@@ -466,6 +466,8 @@ class SequenceModel(pl.LightningModule, ABC):
         checkpoint["covariates"] = list(self.scale.covariates)
         checkpoint["periods"] = list(self.scale.periods)
         checkpoint["own_levels"] = self.scale.own_levels
+        found = self.scale.variation
+        checkpoint["variation"] = found and {f.name: getattr(found, f.name) for f in fields(found)}
         checkpoint["whole_series"] = self.scale.whole_series
         checkpoint["errors"] = self.scale.errors
         checkpoint["common_time"] = self.scale.common_time

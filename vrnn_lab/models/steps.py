@@ -24,17 +24,20 @@ class LastValue(nn.Module):
     With l_i the last known value of a channel before point i and c the root mean square of its changes in training,
     the network reads a known value x_i as [x_i within the training range, (x_i - l_i) / c], and its output is the
     density of (x_i - l_i) / c. So p(x_i | past) is the head's density, moved and stretched by functions of the past
-    alone: it stays normalised. Before a channel's first known value l = 0 and c = 1.
+    alone: it stays normalised. Before a channel's first known value l = 0 and c = 1. Channels that are not `kept` are
+    read and predicted as they are.
     """
 
+    kept: Tensor
     low: Tensor
     high: Tensor
     change: Tensor
 
-    def __init__(self, scale: Scale, stretch: bool = True):
+    def __init__(self, scale: Scale, kept: Bool[Tensor, " dim"], stretch: bool = True):
         """stretch=False: the head's spread is one of values, and only moved by l."""
         super().__init__()
         self.stretch = stretch
+        self.register_buffer("kept", kept)
         nothing = scale.std.new_ones(scale.dim)
         found = scale.variation
         low, high, change = (-nothing, nothing, nothing) if found is None else (found.low, found.high, found.change)
@@ -46,13 +49,14 @@ class LastValue(nn.Module):
     ) -> Float[Tensor, "*rows twice"]:
         """Reads values, zero where not known, given the last values before them and whether there are any."""
         flag = known.to(values)
-        within = torch.minimum(torch.maximum(values, self.low), self.high)
-        change = torch.where(ever, values - last, 0) / self.change
+        within = torch.where(self.kept, torch.minimum(torch.maximum(values, self.low), self.high), values)
+        change = torch.where(ever & self.kept, values - last, 0) / self.change
         return torch.cat([within * flag, change * flag], -1)
 
     def move(self, density: Density, last: Tensor, ever: Tensor) -> Density:
         """Turns the density of changes into that of values."""
-        return density.affine(torch.where(ever & self.stretch, self.change, 1.0), last)
+        factor = torch.where(ever & self.kept & self.stretch, self.change, 1.0)
+        return density.affine(factor, torch.where(self.kept, last, 0))
 
 
 def last_values(
@@ -67,6 +71,23 @@ def last_values(
 
 
 SMALLEST_CHANGE = 0.01  # training standard deviations
+PERSISTENT = 0.4  # a channel that changes by less from one value to the next is predicted from its last value
+
+
+def kept_channels(level: StepLevel, scale: Scale) -> Bool[Tensor, " dim"]:
+    """The channels whose level a step model keeps.
+
+    auto: those of a user's table that change by less than PERSISTENT training standard deviations from one known value
+    to the next. Elsewhere the last value is mostly noise, or the channel has moved on: there changes were measured to
+    be harder to predict than values (sleepstudy, and seasonal series with noise), as they were easier on growth and
+    trends.
+    """
+    every = torch.ones(scale.dim, dtype=torch.bool)
+    if level == "last" or scale.support != "real":
+        return every & (scale.support == "real")
+    if level == "none" or not scale.own_levels:
+        return ~every
+    return every if scale.variation is None else scale.variation.change < PERSISTENT
 
 
 class StepModel(SequenceModel):
@@ -76,14 +97,15 @@ class StepModel(SequenceModel):
     prediction feeds the model's own draws back. Leaves without latents have latent size 0.
 
     level=last: values are read and predicted as changes from the last known value (`LastValue`); none: as they are;
-    auto: last where the data set says that series may have levels of their own, as a table of the user's does.
+    auto: as `kept_channels` says.
     """
 
     causal = True
     latent: int = 0  # dimensions a step
 
     def __init__(self, scale: Scale, recipe: Recipe, head: Callable[[Scale], Head], states: int, level: StepLevel):
-        keeps = scale.support == "real" and (level == "last" or (level == "auto" and scale.own_levels))
+        kept = kept_channels(level, scale)
+        keeps = bool(kept.any())
         # A spread that each point has of its own is one of changes, in their units.
         made = head(replace(scale, variation=None) if keeps else scale)
         super().__init__(scale, recipe, made, states)
@@ -92,7 +114,7 @@ class StepModel(SequenceModel):
                 f"model.level=last predicts changes of real values, and the data set's are {scale.support}; "
                 "set model.level=auto or none."
             )
-        self.last = LastValue(scale, stretch=getattr(made, "noise", "point") == "point") if keeps else None
+        self.last = LastValue(scale, kept, getattr(made, "noise", "point") == "point") if keeps else None
 
     def _read_scale(self) -> Scale:
         """The scale of what the network reads of a point, which holds more numbers where it keeps the level."""
