@@ -77,10 +77,9 @@ PERSISTENT = 0.4  # a channel that changes by less from one value to the next is
 def kept_channels(level: StepLevel, scale: Scale) -> Bool[Tensor, " dim"]:
     """The channels whose level a step model keeps.
 
-    auto: those of a user's table that change by less than PERSISTENT training standard deviations from one known value
-    to the next. Elsewhere the last value is mostly noise, or the channel has moved on: there changes were measured to
-    be harder to predict than values (sleepstudy, and seasonal series with noise), as they were easier on growth and
-    trends.
+    auto: those of a user's table that change by less than PERSISTENT training standard deviations from one known
+    value to the next. Elsewhere the last value is mostly noise, or the channel has moved on: there changes were
+    measured to be harder to predict than values (seasonal series with noise), as they were easier on growth.
     """
     every = torch.ones(scale.dim, dtype=torch.bool)
     if level == "last" or scale.support != "real":
