@@ -448,7 +448,10 @@ def test_dates_for_numbers_are_refused(dates, times):
         (lambda f: f.rename(columns={"time": "hour"}), "has no column 'time'.*Name yours with time="),
         (lambda f: f.rename(columns={"id": "ids"}), "Did you mean id=ids"),
         (lambda f: f[["id", "time"]], "none of the model's channels, a, b"),
-        (lambda f: pd.concat([f, f.iloc[[3]]]), r"'s1' has two rows at time=.*line 5 and line 26"),
+        (
+            lambda f: pd.concat([f, f.iloc[[3]].assign(a=9.0, b=9.0)]),
+            r"'s1' has two rows at time=.*line 5 and line 26",
+        ),
         (lambda f: f.assign(a=["x", *f["a"][1:]]), "column 'a' holds the text 'x' in line 2"),
         (lambda f: f.assign(time=[None, *f["time"][1:]]), "line 2 has no 'time'"),
         (lambda f: f.assign(id=[None, *f["id"][1:]]), "line 2 has no 'id'"),
@@ -464,7 +467,7 @@ def test_a_file_that_cannot_be_read_is_one_message(changed, said, tmp_path):
 def test_the_long_form_is_refused_where_a_channel_stands_twice_or_none_is_known():
     long = long_of(table()).dropna()
     with pytest.raises(ValueError, match=r"'s0', channel 'a' has two rows at"):
-        ask(pd.concat([long, long.iloc[[0]]]), form=LONG, fill=True)
+        ask(pd.concat([long, long.iloc[[0]].assign(**{LONG.value: 9.0})]), form=LONG, fill=True)
     with pytest.raises(ValueError, match=r"holds none of the model's channels"):
         ask(long.assign(kind="z"), form=LONG, fill=True)
 
