@@ -188,7 +188,7 @@ def test_where_nothing_is_asked_there_are_no_rows_but_columns():
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({}, "at=<file of id, time>, or horizon=<H> (and every=<E>), or fill=true"),
+        ({}, r"at=<file of id, time>, or horizon=<H> \(and every=<E>\), or fill=true"),
         ({"fill": True, "horizon": 1.0, "every": 1.0}, "one of three"),
         ({"every": 1.0}, "expected both"),
         ({"horizon": 1.0, "every": 2.0}, "every= at most horizon="),
