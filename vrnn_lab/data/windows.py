@@ -266,15 +266,15 @@ DOUBLE, SINGLE = float(np.finfo(np.float64).eps), float(np.finfo(np.float32).eps
 def rounding_step(pieces_of_values: Callable[[], Iterable[NDArray[np.float64]]]) -> float:
     """Finds the largest power of ten that differences of values are multiples of, if over 1 % of their spread; or 0.
 
-    The spread is one of quantiles, and multiples are asked of differences, so neither a value far out nor an offset
-    that is large beside the spread plays a part: 1e7 +- 0.1 is not rounded to 1e7.
+    The spread is that of values within a range of quantiles, and multiples are asked of differences, so neither a
+    value far out nor an offset that is large beside the spread plays a part: 1e7 +- 0.1 is not rounded to 1e7.
     """
     sample = _sample(pieces_of_values())
     if len(sample) < 2:
         return 0.0
-    low, first, third, high = np.quantile(sample, [0.01, 0.25, 0.75, 0.99])
-    spread = max((third - first) / 1.349, (high - low) / 4.653)  # both are the std of a Gaussian
-    if not 0 < spread < np.inf:
+    low, high = np.quantile(sample, [0.01, 0.99])
+    spread = np.clip(sample, 2 * low - high, 2 * high - low).std()  # of values far out, at most this much
+    if not 0 < high - low < np.inf:
         return 0.0
     reference = float(np.partition(sample, len(sample) // 2)[len(sample) // 2])
     highest = int(np.floor(np.log10(high - low))) + 1  # a step beyond the range divides no difference
