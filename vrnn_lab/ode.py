@@ -134,7 +134,8 @@ class Solver:
     def _both_ways(self, field: Field, start: Float[Tensor, "samples batch state"], step: float, count: int) -> Path:
         """The path over as many steps forward as backward, solved at once: as rows of one batch."""
         both = torch.stack([start, start])
-        states, slopes = self.nodes(field, both, both.new_tensor([step, -step]).view(2, 1, 1, 1), count)
+        forward = both.new_full((1, 1, 1, 1), step)  # filled on its device: a list of numbers would have to be copied
+        states, slopes = self.nodes(field, both, torch.cat([forward, -forward]), count)
         joined = lambda nodes: torch.cat([nodes[1:, 1].flip(0), nodes[:, 0]])
         return Path(joined(states), joined(slopes), step, count)
 
