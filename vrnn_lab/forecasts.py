@@ -118,7 +118,7 @@ class Forecasts:
         ahead = lambda found: None if found is None else exact(found)
         wanted = Wanted(self.at, ahead(asked.horizon), ahead(asked.every), asked.fill)
         found = self._met(wanted.of(self.given, whole))
-        notices = Notices(model.scale, getattr(model, "origin", "row") == "common")
+        notices = Notices(model.scale, getattr(model, "origin", "row") in ("common", "middle"))
         each = (
             over_windows(self._checked(rows, notices), times, model.scale, self.given.beside) for rows, times in found
         )

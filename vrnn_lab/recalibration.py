@@ -120,7 +120,7 @@ def fit(
     Chosen by simulation (spread too small by 3, n = 30, 100, 1000): with Gaussian errors this, the least CRPS and
     the least nll all hold 89 to 91 % out of sample. With Student's t (3 degrees of freedom) and with errors of
     varying size the coverage stays at .90, where the least CRPS ends at .87 and .85 and the least nll at .93 and .92;
-    the CRPS is at most 2 % above that of the least CRPS at n = 100 and above (4 % at n = 30). One factor a place
+    the CRPS is at most 2.5 % above that of the least CRPS at n = 100 and above (4.5 % at n = 30). One factor a place
     and not one a gap: a model that was fitted widens with the gap by itself.
     """
     if model.scale.support != "real":
