@@ -225,7 +225,7 @@ SETS = {
     each.name: each
     for each in (
         RealSet(
-            "co2", "ppm", co2, "weekly CO2 at Mauna Loa", None, (), 365.25, 208, 104, 3, 26, ("trend=quadratic",)
+            "co2", "ppm", co2, "weekly CO2 at Mauna Loa", None, (), 365.25, 208, 104, 3, 26, ("data.trend=quadratic",)
         ),
         RealSet("sunspots", "", sunspots, "yearly sunspots since 1700", None, (), 11, 44, 11, 5, 6),
         RealSet("nottem", "F", nottem, "monthly temperature of Nottingham", None, (), 1, 48, 12, 4, 6),

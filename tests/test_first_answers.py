@@ -35,6 +35,8 @@ from real_sets import RealSet
 from scipy.integrate import quad
 from scipy.stats import norm
 
+from vrnn_lab.config import compose
+
 UNREAD = pd.DataFrame
 PANEL = RealSet("panel", "m", UNREAD, "made up", static=("age",))
 RECORD = RealSet("record", "m", UNREAD, "made up", None, (), 12.0, 40, 10, 4, 5)
@@ -259,6 +261,18 @@ def test_an_extra_row_is_there_where_the_program_takes_its_key(monkeypatch):
     monkeypatch.setattr(first_answers, "SETS", {"record": replace(RECORD, extra=("data.stride=5", "data.unheard=1"))})
     labels = {job.label for job in first_answers.jobs_of(Options(("record",), ("gp", "rnn"), ("gaps",)))}
     assert labels == {"gp", "rnn", "rnn stride=5"}
+
+
+@pytest.mark.parametrize("real", real_sets.SETS.values(), ids=lambda real: real.name)
+def test_the_keys_of_every_set_are_known_to_the_program(real):
+    for extra in ("", *real.extra):
+        compose(
+            [
+                "data=table",
+                "data.path=my.csv",
+                *first_answers.overrides_of(real, Job(real.name, "gaps", "rnn", 0, extra), []),
+            ]
+        )
 
 
 @pytest.fixture
