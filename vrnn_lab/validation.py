@@ -45,9 +45,11 @@ def rolling(data: SeriesData, longest: float, draws: int, keep_start: bool = Fal
 
 def plans(data: SeriesData, longest: float) -> list[Plan]:
     """Origins in the validation part of series that are split in time: one far ahead, several half as far."""
+    if not _split_in_time(data):
+        return []
     series, starts = data.reaching_back("val")
-    lengths = np.array([series.windows[i, 1] - start for i, start in enumerate(starts)])
-    if not _split_in_time(data) or not len(lengths) or (whole := float(np.median(lengths))) <= 0:
+    whole = float(np.median(series.windows[:, 1] - starts))
+    if whole <= 0:
         return []
     far = min(whole, longest) if longest > 0 else whole
     near = far / 2

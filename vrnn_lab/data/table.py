@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vrnn_lab.checks import Count, Natural, Positive, Share
+from vrnn_lab.checks import Count, Natural, Positive
 from vrnn_lab.data import columns, stream, windows
 from vrnn_lab.data.base import Ragged, SeriesData
 from vrnn_lab.data.columns import Beside, Cells
@@ -80,7 +80,6 @@ class Table(SeriesData):
         dequantise: bool = True,
         period: Positive | Count | list[Positive | Count] | tuple[Positive | Count, ...] | None = None,
         trend: Literal["none", "linear", "quadratic"] = "none",
-        ahead: Share = 0.0,
         stream: bool = False,
         batch_size: Count = 50,
         seed: Natural = 0,
@@ -97,7 +96,7 @@ class Table(SeriesData):
         self.beside = Beside(tuple(known), tuple(static), tuple(error or ()))
         self.shares, self.window, self.stride, self.dequantise = tuple(shares), window, stride, dequantise
         self.periods = (float(period),) if isinstance(period, (int, float)) else tuple(map(float, period or ()))
-        self.trend, self.ahead, self.own_levels = trend, ahead, True
+        self.trend, self.own_levels = trend, True
         self.whole_series = window is None
         self.stream, self.keep = stream, not stream
         self._check_roles()
@@ -156,7 +155,7 @@ class Table(SeriesData):
         if marked is not None:
             return windows.by_label(series, *marked)
         if len(series) > 1:
-            return windows.without_ends(windows.by_name(series, self.shares, self.seed), self.ahead)
+            return windows.by_name(series, self.shares, self.seed)
         if self.window is None:
             raise ValueError(
                 f"{self.path} holds a single series, '{windows.names_of(series)[0]}', of {series.lengths[0]} points, "

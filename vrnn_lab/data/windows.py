@@ -85,16 +85,6 @@ def by_name(series: Ragged, shares, seed: int) -> dict[str, Runs]:
     return {name: whole_series(series).rows(np.flatnonzero(split == i)) for i, name in enumerate(SPLITS)}
 
 
-def without_ends(runs: dict[str, Runs], share: float) -> dict[str, Runs]:
-    """Leaves a share of each training run, its latest points, out of training; two points stay at least.
-
-    Series of a panel often cover the same span of time. Were all of it trained on, no validation would ask beyond it.
-    """
-    train = runs["train"]
-    kept = np.maximum(np.minimum(train.lengths, 2), np.ceil((1 - share) * train.lengths - 1e-9).astype(np.int64))
-    return runs | {"train": replace(train, end=train.first + kept)}
-
-
 def by_time(series: Ragged, shares) -> dict[str, Runs]:
     """One series to splits: the earliest points train, the last ones test."""
     ends = series.first[0] + np.cumsum([0, *sizes(int(series.lengths[0]), shares, "points")])
