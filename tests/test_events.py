@@ -71,7 +71,7 @@ def events_at(*rows: list[float], window=(START, START + CLOCK)) -> TimeSeries:
 
 def log_likelihood(model, batch, z):
     with torch.no_grad():
-        inside, _ = model._log_likelihood(model.standardise(batch), z)
+        inside, _ = model._log_likelihood(model.standardise(batch), z, line=None)
     return inside - model._log_det(batch)
 
 

@@ -290,10 +290,13 @@ def _set_threads(parts: Parts, trainer: pl.Trainer, folder: Path) -> float | Non
         device = trainer.strategy.root_device
         batch = next(iter(parts.data.train_dataloader()))
         step = threads.training_step(parts.model, batch, device)
-        if kept is None and device.type == "cpu" and threads.free_to_choose():
-            chosen, seconds = threads.fastest(step, torch.get_num_threads())
-        else:
-            seconds = threads.typical(step, chosen)
+        try:
+            if kept is None and device.type == "cpu" and threads.free_to_choose():
+                chosen, seconds = threads.fastest(step, torch.get_num_threads())
+            else:
+                seconds = threads.typical(step, chosen)
+        except Exception as error:  # a user's model may need the trainer in its step; the fit itself shows real errors
+            log.debug("no training step was timed before the fit: %s: %s", type(error).__name__, error)
     if trainer.is_global_zero and kept is None:
         threads.record(folder, chosen)
     torch.set_num_threads(chosen)
