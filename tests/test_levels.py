@@ -25,7 +25,16 @@ PATHS = ["latent_ode", "latent_sde", "rnn_vae"]
 
 
 def variation(dim: int, **numbers: float) -> Variation:
-    plain = {"residual": 0.5, "change": 0.3, "level": 1.0, "mean_slope": 0.2, "slope": 0.7, "low": -2.0, "high": 2.0}
+    plain = {
+        "residual": 0.5,
+        "change": 0.3,
+        "wander": 0.3,
+        "level": 1.0,
+        "mean_slope": 0.2,
+        "slope": 0.7,
+        "low": -2.0,
+        "high": 2.0,
+    }
     return Variation(**{k: torch.full((dim,), v, dtype=torch.float64) for k, v in {**plain, **numbers}.items()})
 
 
@@ -65,10 +74,10 @@ def test_a_series_far_from_the_training_range_is_continued_from_its_level(name):
 def test_a_channel_that_jumps_about_is_predicted_as_it_is():
     """Only channels that change little from one value to the next are predicted from their last value."""
     scale = varied(2)
-    mixed = replace(scale, variation=replace(scale.variation, change=torch.tensor([0.1, 0.9]).double()))
+    mixed = replace(scale, variation=replace(scale.variation, wander=torch.tensor([0.1, 0.9]).double()))
     assert model_of("rnn", mixed).last.kept.tolist() == [True, False]
     assert model_of("rnn model.level=last", mixed).last.kept.tolist() == [True, True]
-    assert model_of("rnn", varied(2, change=0.9)).last is None
+    assert model_of("rnn", varied(2, wander=0.9)).last is None
 
 
 def test_levels_are_kept_for_a_users_table_and_nowhere_else_by_default():
@@ -346,3 +355,23 @@ def test_a_checkpoint_from_before_levels_and_periods_loads(tmp_path):
     torch.save(checkpoint, file)
     after = vrnn_lab.Forecaster.load(tmp_path / "run").predict(frame, at=between)
     pd.testing.assert_frame_equal(before, after)
+
+
+def test_a_slope_that_all_series_share_is_no_reason_to_predict_values():
+    """Growth by as much as .6 of the spread from one value to the next, the same in all series: the level is kept."""
+    owner, times = np.repeat(np.arange(12), 8), np.tile(np.arange(8.0), 12)
+    values = (3.0 * owner + 10 * times)[:, None]
+    found = variation_of(owner, times, values, values.mean(0), values.std(0), clock=7.0)
+    assert found.change > 0.3 and found.wander < 0.02
+
+
+def test_a_step_model_learns_from_series_that_begin_anywhere():
+    """Of the series of a table that is not cut, half begin later in a training step, with two points at least."""
+    scale = replace(varied(), whole_series=True)
+    model, plain = model_of("rnn", scale), model_of("rnn", varied())
+    batch = series_of(torch.arange(9.0).double().expand(400, 9), torch.zeros(400, 9, 2).double())
+    model.noise.seed(0, device="cpu")
+    counts = model.vary(batch).counts.sum(1)
+    assert counts.min() >= 2 and 150 < (counts == 9).sum() < 300 and set(counts.tolist()) == set(range(2, 10))
+    assert model.vary(batch).counts[:, -1].all() and torch.equal(plain.vary(batch).counts, batch.counts)
+    assert not model.keep_start and model_of("latent_ode", scale).keep_start

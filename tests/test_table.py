@@ -227,12 +227,36 @@ def test_a_single_series_is_cut_in_time_into_windows_that_share_no_point(tmp_pat
 
 
 def test_several_series_are_split_by_name_before_they_are_cut(tmp_path):
-    frame = wide(10, 25)
+    frame = wide(11, 25)
     splits = Table(save(frame, tmp_path / "t.csv"), window=10).splits
     assert [set(np.diff(splits[split].offsets)) for split in SPLITS] == [{10}] * 3
     names = [set(splits[split].names) for split in SPLITS]
-    assert [len(n) for n in names] == [6, 2, 2] or sum(len(n) for n in names) == 10
+    assert [len(n) for n in names] == [7, 2, 2]
     assert len(splits["train"]) == 2 * len(names[0])
+
+
+@pytest.mark.parametrize(("count", "points", "window"), [(2, 100, None), (10, 130, None), (4, 60, 12)])
+def test_few_long_series_are_each_split_in_time(tmp_path, count, points, window):
+    table = Table(save(wide(count, points), tmp_path / "t.csv"), window=window)
+    splits, whole = table.splits, table.whole()
+    for split in SPLITS:
+        assert set(splits[split].names) == set(whole.names)
+    for name in whole.names:
+        ends = {split: splits[split].windows[[n == name for n in splits[split].names]] for split in SPLITS}
+        assert ends["train"].max() < ends["val"].min() and ends["val"].max() < ends["test"].min()
+    assert splits["train"].lengths.max() == (window or max(10, points // 10))
+    assert not table.scale.whole_series
+
+
+@pytest.mark.parametrize(("count", "points", "window"), [(11, 100, None), (3, 99, None), (4, 59, 12)])
+def test_many_or_short_series_are_split_as_a_whole(tmp_path, count, points, window):
+    splits = Table(save(wide(count, points), tmp_path / "t.csv"), window=window).splits
+    assert not set(splits["train"].names) & set(splits["test"].names)
+
+
+def test_a_single_record_is_cut_into_windows_of_a_tenth_of_it(tmp_path):
+    splits = Table(save(long_record(400), tmp_path / "t.csv"), id=None).splits
+    assert [np.diff(splits[split].offsets).tolist() for split in SPLITS] == [[40] * 7, [40], [40]]
 
 
 def test_a_segment_shorter_than_the_window_is_one_shorter_window(tmp_path):
@@ -418,7 +442,7 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
 
 
 def test_splits_that_cannot_be_made_are_refused(tmp_path, file):
-    refused(r"single series, 't', of 100 points.*data.window=50", save(long_record(), tmp_path / "t.csv"), id=None)
+    refused(r"single series, 't', of 19 points.*data.id=", save(long_record(19), tmp_path / "t.csv"), id=None)
     refused("2 series cannot make three splits", save(wide(2), tmp_path / "t.csv"))
     refused(
         "the val split is empty", save(long_record(10), tmp_path / "t.csv"), id=None, window=5, shares=[0.8, 0.1, 0.1]

@@ -162,7 +162,7 @@ def run(
     check_channels(model.scale.channels, parts)
     if model.scale.support == "events":
         raise ConfigError("backtest=true: of events there is no value to forecast; expected data with values.")
-    asked = folds(data, split, plan, model.scale.longest.item(), model.scale.whole_series)
+    asked = folds(data, split, plan, model.scale.longest.item(), model.keep_start)
     sheet, told = Sheet(model.scale), []
     with model.fixed_noise(parts.config.seed):
         for batch, index in asked.batches(draws):
@@ -176,17 +176,17 @@ def run(
             batch, scores = batch.to("cpu"), {name: each.cpu() for name, each in scores.items()}
             sheet.add(scores, joint.cpu(), batch, _parts(asked, batch, index, plan))
             told.append(_values(said.mean.cpu(), said.std.cpu(), said.paths.cpu(), scores, batch, asked, index))
-    found = sheet.result("this model") | _plain(data, model.scale, plan, asked)
+    found = sheet.result("this model") | _plain(data, model.scale, plan, asked, model.keep_start)
     values = pd.concat(told, ignore_index=True)
     values["channel"] = np.array(data.channels, dtype=object)[values["channel"]]
     return found, values
 
 
-def _plain(data: SeriesData, scale: Scale, plan: Plan, asked: Folds) -> dict[str, float]:
+def _plain(data: SeriesData, scale: Scale, plan: Plan, asked: Folds, keep_start: bool) -> dict[str, float]:
     """The plain rows, whose spread is that of the same questions to validation."""
     found: dict[str, float] = {}
     try:
-        known = folds(data, "val", plan, scale.longest.item(), scale.whole_series)
+        known = folds(data, "val", plan, scale.longest.item(), keep_start)
     except ConfigError:  # too short for the horizon: the spread of all training data
         known = None
     level = level_of(data, scale)

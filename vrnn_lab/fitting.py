@@ -295,7 +295,9 @@ def _set_threads(parts: Parts, trainer: pl.Trainer, folder: Path) -> float | Non
                 chosen, seconds = threads.fastest(step, torch.get_num_threads())
             else:
                 seconds = threads.typical(step, chosen)
-        except Exception as error:  # a user's model may need the trainer in its step; the fit itself shows real errors
+        except (
+            Exception
+        ) as error:  # a user's model may need the trainer in its step; the fit itself shows real errors
             log.debug("no training step was timed before the fit: %s: %s", type(error).__name__, error)
     if trainer.is_global_zero and kept is None:
         threads.record(folder, chosen)

@@ -120,7 +120,8 @@ class Forecasts:
         found = self._met(wanted.of(self.given, whole))
         notices = Notices(model.scale, getattr(model, "origin", "row") in ("common", "middle"))
         each = (
-            over_windows(self._checked(rows, notices), times, model.scale, self.given.beside) for rows, times in found
+            over_windows(self._checked(rows, notices), times, model.scale, self.given.beside, model.keep_start)
+            for rows, times in found
         )
         batch = None
         for batch in batches(chain.from_iterable(each), asked.draws):

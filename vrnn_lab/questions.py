@@ -72,7 +72,7 @@ def _empty(rows: Rows) -> Times:
     return Times(rows.times[there], rows.empty[there], rows.told[there], rows.error[there])
 
 
-def over_windows(rows: Rows, times: Times, scale, beside: Beside) -> Iterator[Question]:
+def over_windows(rows: Rows, times: Times, scale, beside: Beside, keep_start: bool = False) -> Iterator[Question]:
     """A series and what is asked of it, over one window, or, of a series longer than those of training, over several.
 
     The questions between two neighbouring seen points stay together, and so do those of as many such gaps as reach
@@ -89,7 +89,7 @@ def over_windows(rows: Rows, times: Times, scale, beside: Beside) -> Iterator[Qu
     begin, end = (seen[0], seen[-1]) if len(seen) else _usual(questions, scale)
     longest = float(scale.longest)
     for number, (first, last, low, high) in enumerate(_runs(seen, questions, begin, end, longest)):
-        start, stop = around(low, high, begin, end, longest, scale.whole_series)
+        start, stop = around(low, high, begin, end, longest, keep_start)
         window = min(start, low), max(stop, high)  # sums may be rounded to just inside
         mine = asked & ((points >= first) & (points <= last))[:, None]
         kept = (points >= window[0]) & (points <= window[1]) & (~np.isnan(values) | mine).any(1)

@@ -175,6 +175,7 @@ class Variation:
 
     residual: Float64[Tensor, " dim"]  # root mean square of what a cheap forecast leaves of the next value
     change: Float64[Tensor, " dim"]  # root mean square of the change from one known value to the next
+    wander: Float64[Tensor, " dim"]  # the same of what the mean slope leaves of those changes
     level: Float64[Tensor, " dim"]  # standard deviation, between series, of their levels
     mean_slope: Float64[Tensor, " dim"]  # mean over series of their slopes
     slope: Float64[Tensor, " dim"]  # standard deviation, between series, of their slopes

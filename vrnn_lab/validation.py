@@ -20,7 +20,7 @@ FOLDS = 5  # origins in the validation part of a series that is split in time
 def recalibrate(parts: Parts) -> Recalibration:
     """Fit the factors on the yardstick's questions to validation and on rolling origins within it."""
     scale = parts.model.scale
-    further = rolling(parts.data, scale.longest.item(), parts.yardstick.draws, scale.whole_series)
+    further = rolling(parts.data, scale.longest.item(), parts.yardstick.draws, parts.model.keep_start)
     return fit(parts.model, parts.data, parts.yardstick, parts.config.seed, further)
 
 

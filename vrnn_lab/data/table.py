@@ -19,6 +19,10 @@ from vrnn_lab.data.windows import Contents, Runs
 from vrnn_lab.series import Scale
 
 log = logging.getLogger("vrnn_lab")
+FEW_SERIES = 10  # so many long series are each split in time; more are split as whole series
+LONG = 100  # points from which a series is long where no window is given
+WINDOWS = 5  # windows in a series that is long where one is given
+SHORTEST, LONGEST = 10, 100  # points of a window that is chosen here: a tenth of the shortest series, within these
 
 
 @dataclass(frozen=True)
@@ -41,9 +45,10 @@ class Table(SeriesData):
     occur, by name).
 
     Splits: as the column `split` says (train, val, test), where there is one; else whole series by a hash of
-    (seed, id), by rank, so that the shares hold exactly; a single series is cut in time, the earliest part for
-    training. With `window`, every series is then cut into windows of that many points; no point lies in windows
-    of two splits, nor in two windows of val or test. Rounded values get uniform noise of a rounding step
+    (seed, id), by rank, so that the shares hold exactly. A single series, and each of 2 to 10 long ones, is cut in
+    time, the earliest part for training. With `window`, every series is then cut into windows of that many points; no
+    point lies in windows of two splits, nor in two windows of val or test. Series that are cut in time have windows
+    of a tenth of the shortest series, where none are given. Rounded values get uniform noise of a rounding step
     (`dequantise`), found on training values.
 
     `known` and `static` are covariates: seen everywhere, in questions too, and never scored; no channels. `known`
@@ -97,7 +102,6 @@ class Table(SeriesData):
         self.shares, self.window, self.stride, self.dequantise = tuple(shares), window, stride, dequantise
         self.periods = (float(period),) if isinstance(period, (int, float)) else tuple(map(float, period or ()))
         self.trend, self.own_levels = trend, True
-        self.whole_series = window is None
         self.stream, self.keep = stream, not stream
         self._check_roles()
         if stream:
@@ -110,6 +114,10 @@ class Table(SeriesData):
     @property
     def covariates(self):
         return self.beside.covariates
+
+    @property
+    def whole_series(self) -> bool:
+        return self._window is None
 
     @cached_property
     def scale(self) -> Scale:
@@ -136,7 +144,7 @@ class Table(SeriesData):
         return self._contents.series
 
     def make(self):
-        return windows.make_splits(*self._uncut, self.window, self.stride)
+        return windows.make_splits(*self._uncut, self._window, self.stride)
 
     def reaching_back(self, split):
         series, runs = self._uncut
@@ -154,15 +162,35 @@ class Table(SeriesData):
         series, marked = self.whole(), self._contents.marked
         if marked is not None:
             return windows.by_label(series, *marked)
-        if len(series) > 1:
-            return windows.by_name(series, self.shares, self.seed)
-        if self.window is None:
+        in_time = windows.by_time(series, self.shares) if self._in_time else None
+        return in_time or windows.by_name(series, self.shares, self.seed)
+
+    @cached_property
+    def _in_time(self) -> bool:
+        """Whether each series is split in time, and not the series among the splits."""
+        lengths = self.whole().lengths
+        long = LONG if self.window is None else WINDOWS * self.window
+        few = len(lengths) == 1 or (len(lengths) <= FEW_SERIES and lengths.min() >= long)
+        return self._contents.marked is None and bool(few)
+
+    @cached_property
+    def _window(self) -> int | None:
+        """The points of a window, None where series are not cut."""
+        if self.window is not None or not self._in_time:
+            return self.window
+        series = self.whole()
+        shortest, name = int(series.lengths.min()), windows.names_of(series)[0]
+        what = f"a single series, '{name}'," if len(series) == 1 else f"{len(series)} series"
+        if shortest < 2 * SHORTEST:
             raise ValueError(
-                f"{self.path} holds a single series, '{windows.names_of(series)[0]}', of {series.lengths[0]} points, "
-                "which cannot be split as a whole; cut it into windows of so many points: data.window=50. If there "
-                "are several series, name the column that tells them apart: data.id=..."
+                f"{self.path} holds {what} of {shortest} points, too few to be cut into windows; expected at least "
+                f"{2 * SHORTEST}. If there are several series, name the column that tells them apart: data.id=..."
             )
-        return windows.by_time(series, self.shares)
+        length = min(LONGEST, max(SHORTEST, shortest // 10))
+        log.info(
+            "%s: %s is cut into windows of %d points; data.window=... sets another number.", self.path, what, length
+        )
+        return length
 
     def _check_roles(self) -> None:
         named = [("id", self.id), ("time", self.time), ("channel", self.channel), ("value", self.value)]

@@ -31,11 +31,16 @@ def _channel(owner: NDArray, times: NDArray, values: NDArray) -> tuple[float, ..
     first = np.flatnonzero(np.diff(owner, prepend=-1))
     sizes = np.diff(np.append(first, len(owner)))
     place = np.repeat(np.arange(len(first)), sizes)
-    change = np.diff(values, prepend=values[:1])[~_is_first(len(values), first)]
+    later = ~_is_first(len(values), first)
+    change, gap = (np.diff(x, prepend=x[:1])[later] for x in (values, times))
+    level, slope, slopes = _between(place, times, values, sizes)
     return (
         _rms(_left_by_half_last_half_mean(values, first, sizes)),
         _rms(change),
-        *_between(place, times, values, sizes),
+        _rms(change - slope * gap),
+        level,
+        slope,
+        slopes,
         float(values.min()),
         float(values.max()),
     )

@@ -86,9 +86,10 @@ def by_name(series: Ragged, shares, seed: int) -> dict[str, Runs]:
 
 
 def by_time(series: Ragged, shares) -> dict[str, Runs]:
-    """One series to splits: the earliest points train, the last ones test."""
-    ends = series.first[0] + np.cumsum([0, *sizes(int(series.lengths[0]), shares, "points")])
-    return {name: _run(*ends[i : i + 2]) for i, name in enumerate(SPLITS)}
+    """Each series to splits: its earliest points train, its last ones test."""
+    parts = np.array([np.cumsum([0, *sizes(int(length), shares, "points")]) for length in series.lengths])
+    ends, owner = series.first[:, None] + parts, np.arange(len(series))
+    return {name: Runs(owner, ends[:, i], ends[:, i + 1]) for i, name in enumerate(SPLITS)}
 
 
 def by_blocks(series: Ragged, shares, window: int, seed: int) -> dict[str, Runs]:
@@ -323,7 +324,3 @@ def _mixed(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def names_of(series: Ragged) -> Sequence[str]:
     return series.names if series.names is not None else tuple(map(str, series.ids))
-
-
-def _run(first, end) -> Runs:
-    return Runs(np.zeros(1, np.int64), np.array([first]), np.array([end]))

@@ -377,6 +377,8 @@ class SequenceModel(pl.LightningModule, ABC):
         DDP takes the mean of the gradients: they are those of one process, whatever the number.
         """
         share = self._share(batch)
+        self.noise.seed(self.seed, self.global_step, 1, device=self.device)
+        batch = self.vary(batch)
         self.noise.seed(self.seed, self.global_step, 0, device=self.device, share=share)
         terms = (self.compiled or self.loss_terms)(share.part(batch))
         count = batch.scored.sum().clamp(min=1)
@@ -390,6 +392,15 @@ class SequenceModel(pl.LightningModule, ABC):
             shown.append(told)
         self._held.append(torch.stack(shown).detach())
         return loss
+
+    def vary(self, batch: TimeSeries) -> TimeSeries:
+        """Return what a training step learns from a batch, the batch itself unless a leaf says otherwise."""
+        return batch
+
+    @property
+    def keep_start(self) -> bool:
+        """Whether a question beyond the longest training window is asked from the start of its series on."""
+        return self.scale.whole_series and not self.causal
 
     def on_train_batch_end(self, outputs: Any, batch: TimeSeries, batch_idx: int) -> None:
         if (self.global_step % LOG_EVERY == 0 or self.trainer.is_last_batch) and self._held:

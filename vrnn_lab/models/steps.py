@@ -78,15 +78,16 @@ def kept_channels(level: StepLevel, scale: Scale) -> Bool[Tensor, " dim"]:
     """The channels whose level a step model keeps.
 
     auto: those of a user's table that change by less than PERSISTENT training standard deviations from one known
-    value to the next. Elsewhere the last value is mostly noise, or the channel has moved on: there changes were
-    measured to be harder to predict than values (seasonal series with noise), as they were easier on growth.
+    value to the next, apart from the slope that all series share. Elsewhere the last value is mostly noise, or the
+    channel has moved on: there changes were measured to be harder to predict than values (seasonal series with
+    noise), as they were easier on growth.
     """
     every = torch.ones(scale.dim, dtype=torch.bool)
     if level == "last" or scale.support != "real":
         return every & (scale.support == "real")
     if level == "none" or not scale.own_levels:
         return ~every
-    return every if scale.variation is None else scale.variation.change < PERSISTENT
+    return every if scale.variation is None else scale.variation.wander < PERSISTENT
 
 
 class StepModel(SequenceModel):
@@ -114,6 +115,21 @@ class StepModel(SequenceModel):
                 "set model.level=auto or none."
             )
         self.last = LastValue(scale, kept, getattr(made, "noise", "point") == "point") if keeps else None
+
+    def vary(self, batch):
+        """Of series that all begin at their own start, leave out the first points of half of them, at random.
+
+        Were every series read from its first point on, the state could count points, and the first question past
+        the longest series would meet a count that no training series reached. Two points stay at least.
+        """
+        if not self.scale.whole_series:
+            return batch
+        place = batch.counts.cumsum(1)
+        drawn = self.noise.of_series("start", batch, 1, 1, batch.times)[0]
+        share = (2 * torch.special.ndtr(drawn) - 1).clamp(min=0)  # zero for half of the series
+        left_out = (share * (place[:, -1:] - 1).clamp(min=0)).floor()
+        kept = (place > left_out)[..., None]
+        return replace(batch, seen=batch.seen & kept, scored=batch.scored & kept, opens_seen=False)
 
     def _read_scale(self) -> Scale:
         """The scale of what the network reads of a point, which holds more numbers where it keeps the level."""
