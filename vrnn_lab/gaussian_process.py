@@ -43,7 +43,7 @@ def fit_kernel(times: Array, series: Array, values: Array, period: float | None 
         wave = ExpSineSquared(1.0, period, (0.2, 10.0), periodicity_bounds="fixed")
         kernel += size(0.5) * wave * RBF(2.0, (0.2, 1e2))
     kernel += WhiteKernel(0.1, (1e-6, 10.0))
-    optimizer = "fmin_l_bfgs_b" if steps is None else _limited(steps)
+    optimizer: Any = "fmin_l_bfgs_b" if steps is None else _limited(steps)
     process = GaussianProcessRegressor(kernel, alpha=JITTER, optimizer=optimizer)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
