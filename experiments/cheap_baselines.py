@@ -1,6 +1,5 @@
 """Answers that need no training: simple rules with a measured spread, and scikit-learn's Gaussian process."""
 
-import warnings
 from collections import defaultdict
 from collections.abc import Callable
 
@@ -9,6 +8,8 @@ import pandas as pd
 from held_out import Cell, Gaussians, cells, numbers, practice
 from numpy.typing import NDArray
 from real_sets import RealSet
+
+from vrnn_lab.gaussian_process import condition, fit_kernel
 
 Array = NDArray[np.float64]
 POINTS = 400  # of which a Gaussian process is fitted, and which it sees of a series
@@ -120,10 +121,9 @@ def with_spread(real: RealSet, rule: Rule, given: pd.DataFrame, kind: str, momen
 class SharedProcess:
     """A Gaussian process of each channel: one kernel for all series of a set, fitted by marginal likelihood.
 
-    The kernel is that of a smooth trend, a rough part (Matern 3/2), white noise, and where a period is known a
-    periodic part whose shape changes slowly. It is fitted to at most POINTS points, of whole series drawn at random,
-    or the last ones of a single series. Different series are independent: their second coordinate is far apart.
-    Each series is then conditioned on its own POINTS points nearest to what is asked.
+    The kernel is that of vrnn_lab.gaussian_process. It is fitted to at most POINTS points, of whole series drawn at
+    random, or the last ones of a single series. Each series is then conditioned on its own POINTS points nearest to
+    what is asked.
     """
 
     def __init__(self, real: RealSet, given: pd.DataFrame, moments: dict[str, tuple[float, float]], seed: int = 0):
@@ -141,42 +141,22 @@ class SharedProcess:
                 chosen.append(rows)
                 left -= len(rows)
             span = max((np.ptp(times[rows]) for rows in chosen if len(rows)), default=1.0) or 1.0
-            where = np.concatenate([np.full(len(rows), 1e6 * place) for place, rows in enumerate(chosen)])
+            series = np.concatenate([np.full(len(rows), float(place)) for place, rows in enumerate(chosen)])
             rows = np.concatenate(chosen).astype(int)
-            inputs = np.stack([times[rows] / span, where], 1)
-            self.kernels[channel] = (self._fit(inputs, (x[rows] - level) / (std or 1.0), span), span)
-
-    def _fit(self, inputs: Array, values: Array, span: float):
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.gaussian_process import GaussianProcessRegressor
-        from sklearn.gaussian_process.kernels import RBF, ConstantKernel, ExpSineSquared, Matern, WhiteKernel
-
-        size = lambda start: ConstantKernel(start, (1e-5, 1e3))
-        kernel = size(1.0) * RBF(1.0, (0.2, 1e3)) + size(0.5) * Matern(0.1, (1e-3, 10.0), nu=1.5)
-        if self.real.period:
-            wave = ExpSineSquared(1.0, self.real.period / span, (0.2, 10.0), periodicity_bounds="fixed")
-            kernel += size(0.5) * wave * RBF(2.0, (0.2, 1e2))
-        kernel += WhiteKernel(0.1, (1e-6, 10.0))
-        process = GaussianProcessRegressor(kernel, alpha=1e-8)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            return process.fit(inputs, values).kernel_
+            period = real.period / span if real.period else None
+            kernel = fit_kernel(times[rows] / span, series, (x[rows] - level) / (std or 1.0), period)
+            self.kernels[channel] = (kernel, span)
 
     def __call__(self, cell: Cell) -> tuple[Array, Array]:
-        from sklearn.gaussian_process import GaussianProcessRegressor
-
         kernel, span = self.kernels[cell.channel]
         level, std = self.moments[cell.channel]
         std = std or 1.0
-        process = GaussianProcessRegressor(kernel, alpha=1e-8, optimizer=None)
         found_mean, found_std = np.empty(len(cell.at)), np.empty(len(cell.at))
         for part in _stretches(cell):
-            inputs = lambda times: np.stack([times / span, np.zeros(len(times))], 1)
             middle = cell.at[part].mean()
             near = np.sort(np.argsort(np.abs(cell.times - middle), kind="stable")[:POINTS])
-            if len(near):
-                process.fit(inputs(cell.times[near]), (cell.values[near] - level) / std)
-            found_mean[part], found_std[part] = process.predict(inputs(cell.at[part]), return_std=True)
+            seen, values = cell.times[near] / span, (cell.values[near] - level) / std
+            found_mean[part], found_std[part] = condition(kernel, seen, values, cell.at[part] / span)
         return level + std * found_mean, std * found_std
 
 

@@ -17,6 +17,7 @@ from vrnn_lab import report
 from vrnn_lab.command import guarded
 from vrnn_lab.reports.compare import estimate, holm
 from vrnn_lab.reports.curves import curve
+from vrnn_lab.reports.data_sets import shortest_tails
 from vrnn_lab.reports.runs import find, read
 
 T975 = {1: 12.706204736432095, 2: 4.302652729911275, 3: 3.182446305284263}  # Student's t, from printed tables
@@ -204,16 +205,94 @@ def test_runs_of_different_code_are_said_to_be(said, tmp_path):
     assert "not all of these runs were made by the same code" in out and "version of torch" not in out
 
 
-def test_of_rows_on_different_data_none_is_best(said, tmp_path):
+def test_rows_on_different_data_are_never_in_one_ranking(said, tmp_path):
     make(tmp_path / "s" / "a", 0, 1.0, ["data"])
     make(tmp_path / "s" / "b", 0, 2.0, ["data"], {"data": "ou"}, data={"_target_": "vrnn_lab.data.ou.OU"})
     code, out, _ = said(tmp_path / "s")
-    assert code == 0 and "differ in data" in out and "* best" not in out
+    assert code == 0 and "2 data sets" in out and "* best" not in out
+    assert out.index("data set periodic") < out.index("data set ou")
     for name, data in (("c", "Periodic"), ("d", "OU")):
         choices = {"experiment": name, "data": data}
         make(tmp_path / "e" / name, 0, 1.0, ["experiment"], choices, data={"_target_": f"vrnn_lab.data.{data}"})
     code, out, _ = said(tmp_path / "e")
-    assert code == 0 and "experiment=c" in out and "differ in data" in out and "* best" not in out
+    assert code == 0 and "experiment=c" in out and "2 data sets" in out and "* best" not in out
+
+
+@pytest.fixture
+def two_tables(tmp_path) -> Path:
+    """Runs of two optimisers on each of two tables, with baselines; scores on the second table are lower."""
+    for path, level in (("a.csv", 5.0), ("b.csv", 1.0)):
+        for place, (optim, node) in enumerate((("adam", ADAM), ("rmsprop", RMSPROP))):
+            key = lambda row, score: f"reference/{row}/forecast/{score}"
+            found = {
+                key("blend", "crps"): level + 2,
+                key("drift", "crps"): level + 0.5,
+                key("drift", "mse"): level / 3,
+            }
+            found |= {key("drift", "coverage_90"): 0.875, "test/forecast/coverage_90": 0.75}
+            data = {"_target_": "vrnn_lab.data.table.Table", "path": f"/long/way/to/{path}"}
+            choices, typed = {"data": "table", "optim": optim}, ["data", "data.path", "optim"]
+            folder = tmp_path / "s" / path[0] / optim
+            make(folder, 0, level + place, typed, choices, metrics=found, data=data, optim=node)
+    return tmp_path / "s"
+
+
+def test_each_data_set_has_a_ranking_of_its_own_with_rows_named_by_folder(said, two_tables, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, _ = said(two_tables, f"output={tmp_path / 'r.md'},{tmp_path / 'r.tex'}")
+    one, two = out.split("data set table path=a.csv\n")[1].split("data set table path=b.csv\n")
+    assert code == 0 and "a/adam *" in one and "a/rmsprop" in one and "b/" not in one
+    assert "b/adam *" in two and "b/rmsprop" in two and "a/" not in two.split("data sets:")[0]
+    assert "/long/way" not in out and "test/\n" not in out and "* best val/loss of its data set" in out
+    assert out.startswith("data=table model=rnn\ndata set table path=a.csv\n")
+    rows = [line for line in (tmp_path / "r.md").read_text().splitlines() if line.startswith("|")]
+    assert "| **a/adam \\*** | **optim=adam** | **1** | **5** |" in "\n".join(rows)
+    assert "test/forecast/90 % coverage" in rows[0]
+    assert (tmp_path / "r.tex").read_text().count(r"\begin{tabular}") == 4
+
+
+def test_the_csv_tells_data_sets_apart_and_keeps_baselines_in_a_file_of_their_own(said, two_tables, tmp_path):
+    rows = table(said, tmp_path, two_tables)
+    assert [(row["data set"], row["folder"], row["best"]) for row in rows] == [
+        ("table path=a.csv", "a/adam", "True"),
+        ("table path=a.csv", "a/rmsprop", "False"),
+        ("table path=b.csv", "b/adam", "True"),
+        ("table path=b.csv", "b/rmsprop", "False"),
+    ]
+    with (tmp_path / "out.baselines.csv").open() as file:
+        found = list(csv.DictReader(file))
+    assert [(row["data set"], row["baseline"], row["key"]) for row in found] == [
+        ("table path=a.csv", "drift", "reference/drift/forecast"),
+        ("table path=a.csv", "half last + half mean", "reference/blend/forecast"),
+        ("table path=b.csv", "drift", "reference/drift/forecast"),
+        ("table path=b.csv", "half last + half mean", "reference/blend/forecast"),
+    ]
+    assert float(found[2]["mse"]) == 1 / 3 and found[2]["mse n"] == "2" and found[3]["mse"] == ""
+    assert float(found[0]["coverage_90"]) == 0.875
+
+
+def test_runs_without_baselines_write_no_file_of_them(said, tmp_path):
+    table(said, tmp_path, optimisers(tmp_path / "s", {("adam", 0): 1.0}))
+    assert not (tmp_path / "out.baselines.csv").exists()
+
+
+def test_a_comparison_is_within_the_data_set_of_its_baseline(said, two_tables, tmp_path):
+    rows = table(said, tmp_path, two_tables, "baseline=optim=adam data.path=/long/way/to/a.csv")
+    differences = [row["val/loss against baseline: difference"] for row in rows]
+    assert differences == ["", "1.0", "", ""]
+
+
+def test_a_folder_is_named_by_its_shortest_distinct_tail():
+    paths = [Path(each) for each in ("/x/a/seed0", "/x/b/seed0", "/y/b/seed0", "/x/c", "/c")]
+    assert list(shortest_tails(paths).values()) == ["a/seed0", "x/b/seed0", "y/b/seed0", "x/c", "/c"]
+
+
+def test_the_seed_of_a_data_set_and_the_size_of_batches_make_no_other_one(said, tmp_path):
+    for seed in range(2):
+        data = {"_target_": "vrnn_lab.data.periodic.Periodic", "batch_size": 32 * (1 + seed), "seed": seed}
+        make(tmp_path / "s" / str(seed), seed, 1.0 + seed, data=data)
+    rows = table(said, tmp_path, tmp_path / "s")
+    assert [row["data set"] for row in rows] == ["periodic", "periodic"] and rows[0]["best"] == "True"
 
 
 # ---- what is there
@@ -393,8 +472,8 @@ def test_claims_hold_or_do_not_or_are_undecided(said, tmp_path, monkeypatch):
 
 def test_markdown_and_latex_hold_any_name(said, tmp_path):
     for place, path in enumerate(("a|b_c*.csv", "50%_{x}&#~^\\<i>.csv")):
-        data = {"_target_": "vrnn_lab.data.table.Table", "path": path}
-        make(tmp_path / "s" / str(place), 0, 1.0 + place, ["data.path"], data=data)
+        model = {"_target_": "vrnn_lab.models.rnn.RNN", "path": path}
+        make(tmp_path / "s" / str(place), 0, 1.0 + place, ["model.path"], model=model)
     code, _, _ = said(tmp_path / "s", f"output={tmp_path / 'r.md'},{tmp_path / 'r.tex'}")
     text, tex = (tmp_path / "r.md").read_text(), (tmp_path / "r.tex").read_text()
     assert code == 0 and "a\\|b\\_c\\*.csv" in text and "&lt;i&gt;" in text
@@ -590,22 +669,34 @@ def test_a_verdict_knows_which_way_is_better_or_is_refused(tmp_path, said):
     assert code == 2 and "neither less nor more" in complaint
 
 
-def test_baselines_stand_by_data_set_best_crps_first(said, tmp_path, monkeypatch):
+def test_baselines_stand_below_the_rows_of_their_data_set_best_crps_first(said, two_tables, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "250")
-    for place, (folder, path) in enumerate((("one", "a.csv"), ("two", "b.csv"))):
-        key = lambda row, score: f"reference/{row}/forecast/{score}"
-        found = {
-            key("last", "crps"): 3.0 + place,
-            key("drift", "crps"): 1.5 + place,
-            key("drift", "coverage_90"): 0.875,
-        }
-        found |= {"test/forecast/crps": 1.25, "test/forecast/coverage_90": 0.75}
-        data = {"_target_": "vrnn_lab.data.table.Table", "path": path}
-        make(tmp_path / "s" / folder, 0, 1.0, ["data.path"], metrics=found, data=data)
-    code, out, _ = said(tmp_path / "s", f"output={tmp_path / 'r.csv'},{tmp_path / 'r.md'},{tmp_path / 'r.tex'}")
-    one, two = out.split("best CRPS first, of one")[1].split("best CRPS first, of two")
-    assert code == 0 and "1.5" in one and "2.5" in two and "0.875" in one
-    assert one.index("drift") < one.index("last") and two.index("drift") < two.index("last")
-    header = (tmp_path / "r.csv").read_text().splitlines()[0]
-    assert "test/forecast/crps" in header and "test/forecast/coverage_90" in header
-    assert all("drift" in (tmp_path / f"r.{ending}").read_text() for ending in ("md", "tex"))
+    code, out, _ = said(two_tables, f"output={tmp_path / 'r.md'},{tmp_path / 'r.tex'}")
+    heading = "data set table path={}: baselines on test, best CRPS first"
+    one, two = out.split(heading.format("a.csv"))[1].split(heading.format("b.csv"))
+    assert code == 0 and "5.5" in one and "1.5" in two and "0.875" in one and "90 % coverage" in one
+    for part in (one.split("data set")[0], two):
+        assert part.index("drift") < part.index("half last + half mean")
+    assert all("half last + half mean" in (tmp_path / f"r.{ending}").read_text() for ending in ("md", "tex"))
+
+
+def test_the_page_groups_rows_by_data_set_and_holds_the_baselines(said, two_tables, tmp_path, browser):
+    said(two_tables, f"output={tmp_path / 'page.html'}")
+    page, errors = browser.new_page(), []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto((tmp_path / "page.html").as_uri())
+    lines = lambda: [line.split("\t")[0] for line in page.locator("#rows tbody tr").all_inner_texts()]
+    tables = ("data set table path=a.csv", "data set table path=b.csv")
+    assert lines() == [tables[0], "a/adambest", "a/rmsprop", tables[1], "b/adambest", "b/rmsprop"]
+    page.locator("#rows thead button", has_text="loss").click()
+    page.locator("#rows thead button", has_text="loss").click()
+    assert lines() == [tables[0], "a/rmsprop", "a/adambest", tables[1], "b/rmsprop", "b/adambest"]
+    assert page.locator("#rows thead").inner_text().count("90 % coverage") == 1
+    baselines = page.locator("#baselines").inner_text()
+    one, two = baselines.split(tables[0])[1].split(tables[1])
+    assert "half last + half mean\tforecast\t7" in one and "drift\tforecast\t1.5\t0.3333\t0.875" in two
+    assert page.locator("#scatter circle.mark").count() == 2 and "best 5" in page.locator("#legend").inner_text()
+    page.select_option("#set select", label="table path=b.csv")
+    assert page.locator("#scatter circle.mark").count() == 2 and "best 1" in page.locator("#legend").inner_text()
+    page.fill("#filter", "a.csv adam")
+    assert lines() == [tables[0], "a/adambest"] and not errors

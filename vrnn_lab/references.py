@@ -1,23 +1,33 @@
 """What needs no model: plain rows beside every result, and exact ones where the process is known."""
 
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vrnn_lab.calibration import Account, plain_pit
 from vrnn_lab.data.base import PLAIN, SeriesData, generator
 from vrnn_lab.densities import Bernoulli, Gaussian
+from vrnn_lab.gaussian_process import SharedProcess, available
 from vrnn_lab.metrics import Yardstick, rows_at_once
 from vrnn_lab.scores import Scores, Tally, energy_of, plain_scores
 from vrnn_lab.series import Scale, TimeSeries
 from vrnn_lab.tasks import Density, Task
 from vrnn_lab.trends import seasonal, with_drift
 
+log = logging.getLogger("vrnn_lab")
+GAUSSIAN_PROCESS = "gaussian process"
+MOST_SEEN = 200  # seen values of a series and channel up to which a Gaussian process is conditioned on them
+MOST_SERIES = 200  # series of a question up to which it is
+MOST_CHANNELS = 5  # channels up to which it is
 DRAWS = 20  # of a plain row for its energy score, which is unbiased for any number
+Guess = Callable[[TimeSeries, Tensor], Tensor]
+Answer = Callable[[TimeSeries], Gaussian | Bernoulli]
 
 
 def constant(series: TimeSeries, mean: Tensor) -> Float[Tensor, "batch time dim"]:
@@ -101,15 +111,23 @@ def references(
     """`reference/<row>/<question>/...`: each row a density fitted per channel on validation.
 
     A Gaussian about the row's guess; of zeros and ones a Bernoulli: the guess with a share of the training mean.
+    The Gaussian process, where there is one, has a spread of its own.
     """
     scale = scale or data.scale
     if scale.support == "events":
         return _exact_nll(data, split, "nll_events")
     level = level_of(data, scale)
     found: dict[str, float] = {}
-    for name, task in (yardstick.questions | data.questions).items():
-        for row, guess in baselines(data, scale).items():
-            answer = fitted(data.batches("val", task, 256), guess, scale, level)
+    questions = yardstick.questions | data.questions
+    process = gaussian_process(data, questions, scale, level, split)
+    for name, task in questions.items():
+        answers = {
+            row: fitted(data.batches("val", task, 256), guess, scale, level)
+            for row, guess in baselines(data, scale).items()
+        }
+        if process:
+            answers[GAUSSIAN_PROCESS] = process
+        for row, answer in answers.items():
             account = Account(data, name, task, scale.std)
             for batch in data.batches(split, task, min(256, rows_at_once(data, split, task, DRAWS))):
                 said = answer(batch)
@@ -154,8 +172,52 @@ def level_of(data: SeriesData, scale: Scale) -> Float[Tensor, " dim"]:
     return torch.from_numpy(np.nanmean(data.splits["train"].values, 0)).clamp(1e-4, 1 - 1e-4)
 
 
-Guess = Callable[[TimeSeries, Tensor], Tensor]
-Answer = Callable[[TimeSeries], Gaussian | Bernoulli]
+def gaussian_process(
+    data: SeriesData, questions: dict[str, Task], scale: Scale, level: Float[Tensor, " dim"], split: str
+) -> Answer | None:
+    """Fit a Gaussian process to the training series, to be conditioned on what is seen of each series of a split.
+
+    None, and a line in the log, where scikit-learn is missing or where it would take long: it is scored on the same
+    values as every other baseline or not at all. None without a line where values are not real, and for data sets
+    whose series have no levels of their own, the measured tables of which have no such row.
+    """
+    if scale.support != "real" or not scale.own_levels:
+        return None
+    if not available():
+        log.debug("no Gaussian process among the baselines: pip install 'vrnn_lab[gp]' installs scikit-learn for it")
+        return None
+    if reason := _too_slow(data, questions, split):
+        log.debug("no Gaussian process among the baselines, which would take long: %s", reason)
+        return None
+    std = scale.std
+    process = SharedProcess(_in_random_order(data), level.numpy(), std.numpy(), max(data.periods, default=None))
+
+    def answer(batch: TimeSeries) -> Gaussian:
+        mean, spread = process(replace(batch.given(), scored=batch.scored))
+        return Gaussian(mean, spread.clamp(min=1e-3 * std))
+
+    return answer
+
+
+def _too_slow(data: SeriesData, questions: dict[str, Task], split: str) -> str:
+    """Why a Gaussian process would take long on a split; empty where it would not."""
+    if len(data.channels) > MOST_CHANNELS:
+        return f"{len(data.channels)} channels, at most {MOST_CHANNELS}"
+    for name, task in questions.items():
+        if (count := len(data.series_for(split, task))) > MOST_SERIES:
+            return f"{count} series in {split}, at most {MOST_SERIES}"
+        most = max((int(batch.seen.sum(1).max()) for batch in data.batches(split, task, 16)), default=0)
+        if most > MOST_SEEN:
+            return f"{most} seen values of a series in {name}, at most {MOST_SEEN}"
+    return ""
+
+
+def _in_random_order(data: SeriesData) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Times (points,) and values (points, dim) of one training series after another."""
+    series = data.splits["train"]
+    for place in generator(PLAIN, data.seed).permutation(len(series)):
+        own = slice(series.first[place], series.end[place])
+        yield series.points.times[own], series.points.values[own]
 
 
 def fitted(asked: Iterable[TimeSeries], guess: Guess, scale: Scale, level: Float[Tensor, " dim"]) -> Answer:

@@ -21,6 +21,8 @@ USAGE = """python -m vrnn_lab.report <folder> ... [key=value ...]
 
 Reads run folders and what holds them, finished or not, and shows one row for all runs that differ by seed alone:
 the mean of their scores with half of its 95 % interval (Student's t over the seeds), best by validation first.
+Runs on several data sets have a table for each data set, whose rows are named by folder: scores are ranked and
+compared on the same data alone. Below each table stand the baselines of its data set.
 
 What is shown
   where=optim=adam              runs of which this is true; also != < <= > >=, by config key, group, trick, status or
@@ -39,8 +41,9 @@ What is compared
                                 without metric and lower the score's; each holds, does not hold or is undecided
 
 What is written
-  output=report.csv             also .md, .tex, .html; several by commas. CSV has every digit; runs=true adds
-                                report.runs.csv. HTML is one page with table, curves, views and figures, no network
+  output=report.csv             also .md, .tex, .html; several by commas. CSV has every digit; the baselines are in
+                                report.baselines.csv, and runs=true adds report.runs.csv. HTML is one page with table,
+                                baselines, curves, views and figures, no network
   figures=200                   at most so many figures in the page, the best rows first; true: all, false: none
 
 Examples
@@ -129,6 +132,8 @@ def _files(summary: Summary, outputs: Sequence[Path], runs: bool, figures: int) 
             yield file, page(summary, figures)
         elif file.suffix == ".csv":
             yield file, csv_files.rows(summary)
+            if baselines := csv_files.baseline_rows(summary):
+                yield file.with_suffix(".baselines.csv"), baselines
             if runs:
                 yield file.with_suffix(".runs.csv"), csv_files.runs(summary)
         else:

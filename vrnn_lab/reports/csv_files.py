@@ -5,28 +5,65 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from vrnn_lab.reports.compare import Group
+from vrnn_lab.reports.baselines import SCORES, baselines
+from vrnn_lab.reports.compare import Estimate, Group
+from vrnn_lab.reports.data_sets import folder_names
 from vrnn_lab.reports.runs import Run
 from vrnn_lab.reports.summary import STATUSES, Summary
 
 
 def rows(found: Summary) -> str:
-    """A line a row: what tells it apart, its runs by status, of each metric mean, interval and n."""
+    """A line a row: what tells it apart, its data set, its runs by status, of each metric mean, interval and n.
+
+    Rows of one data set stand together; `best` is within them.
+    """
     metrics = list(dict.fromkeys([found.question.score, *found.columns]))
-    header = ["name", *found.naming.keys, "best", "n", *STATUSES]
+    header = ["name", *found.naming.keys, "data set", "folder", "best", "n", *STATUSES]
     header += [f"{m}{part}" for m in metrics for part in ("", " low", " high", " n")]
     parts = ("difference", "low", "high", "pairs", "ratio", "p", "p (Holm)", "verdict")
     header += [f"{found.metric} against baseline: {part}" for part in parts if found.against]
-    return _csv(header, ([*_start(g, found), *_numbers(g, metrics), *_compared(g, found)] for g in found.groups))
+    folders = folder_names(found.groups)
+    lines = (
+        [
+            *_named(g, found),
+            data_set.name,
+            folders[id(g)],
+            g is data_set.best,
+            len(g.runs),
+            *map(g.count, STATUSES),
+            *_numbers(g, metrics),
+            *_compared(g, found),
+        ]
+        for data_set in found.data_sets
+        for g in data_set.groups
+    )
+    return _csv(header, lines)
 
 
-def _start(group: Group, found: Summary) -> list[Any]:
-    named = [group.items.get(key, "") for key in found.naming.keys]
-    return [group.name, *named, group is found.best, len(group.runs), *map(group.count, STATUSES)]
+def baseline_rows(found: Summary) -> str:
+    """A line for each baseline and question of a data set: of each score mean, interval and n over its runs.
+
+    `key` is where metrics.json of a run holds the scores. Empty where no run has a baseline.
+    """
+    header = ["data set", "baseline", "question", "key"]
+    header += [f"{score}{part}" for score in SCORES for part in ("", " low", " high", " n")]
+    lines = [
+        [data_set.name, each.name, each.question, each.key, *_parts([each.scores.get(score) for score in SCORES])]
+        for data_set in found.data_sets
+        for each in baselines(data_set.runs)
+    ]
+    return _csv(header, lines) if lines else ""
+
+
+def _named(group: Group, found: Summary) -> list[str]:
+    return [group.name, *(group.items.get(key, "") for key in found.naming.keys)]
 
 
 def _numbers(group: Group, metrics: Sequence[str]) -> list[Any]:
-    found = [group.estimate(metric) for metric in metrics]
+    return _parts([group.estimate(metric) for metric in metrics])
+
+
+def _parts(found: Sequence[Estimate | None]) -> list[Any]:
     return [x for e in found for x in ((e.mean, e.low, e.high, e.n) if e else ("", "", "", 0))]
 
 
@@ -44,7 +81,7 @@ def runs(found: Summary) -> str:
     metrics = list(dict.fromkeys([found.question.score, *found.columns]))
     header = ["name", *found.naming.keys, *found.question.over, "status", *metrics, "error", "folder"]
     line = lambda g, seed, run: [
-        *_start(g, found)[: 1 + len(found.naming.keys)],
+        *_named(g, found),
         *seed,
         run.status,
         *_values(run, metrics),

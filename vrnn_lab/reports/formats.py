@@ -11,7 +11,18 @@ from rich.text import Text
 from vrnn_lab.reports.sheets import Sheet
 
 WIDTH = 24
-WORDS = ("", "claim", "rows", "metric", "status", "verdict", "folder")  # the columns that may be folded
+WORDS = (
+    "",
+    "settings",
+    "baseline",
+    "question",
+    "claim",
+    "rows",
+    "metric",
+    "status",
+    "verdict",
+    "folder",
+)  # the columns that may be folded
 
 
 def print_sheets(made: Sequence[Sheet], console: Console) -> None:
@@ -68,7 +79,7 @@ def markdown(made: Sequence[Sheet], notes: Sequence[str]) -> str:
             rows[sheet.marked + 1] = [f"**{cell}**" if cell else "" for cell in rows[sheet.marked + 1]]
         rows.insert(1, lines[1])
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-        parts.append(f"{_markdown(sheet.title)}\n\n{table}" if sheet.title else table)
+        parts += [*map(_markdown, sheet.title.splitlines()), table]
     return "\n\n".join([*parts, *map(_markdown, notes)]) + "\n"
 
 
@@ -96,7 +107,8 @@ def latex(made: Sequence[Sheet], notes: Sequence[str]) -> str:
         if sheet.marked is not None:
             rows[sheet.marked] = [f"\\textbf{{{cell}}}" for cell in rows[sheet.marked]]
         line = lambda row: " & ".join(row) + r" \\"
-        parts += [f"% {' '.join(sheet.title.split())}", f"\\begin{{tabular}}{{l{'r' * (len(sheet.header) - 1)}}}"]
+        parts += [f"% {' '.join(line.split())}" for line in sheet.title.splitlines() or [""]]
+        parts += [f"\\begin{{tabular}}{{l{'r' * (len(sheet.header) - 1)}}}"]
         parts += [r"\toprule", line(map(_latex, sheet.header)), r"\midrule", *map(line, rows)]
         parts += [r"\bottomrule", r"\end{tabular}"]
     return "\n".join(parts) + "\n"

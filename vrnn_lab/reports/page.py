@@ -12,9 +12,10 @@ from typing import Any
 from vrnn_lab.folder import SCORE
 from vrnn_lab.reports.compare import Group, Paired, lower_is_better
 from vrnn_lab.reports.curves import POINTS, curve
+from vrnn_lab.reports.data_sets import folder_names, told_by_data_set
 from vrnn_lab.reports.naming import written
 from vrnn_lab.reports.runs import Run
-from vrnn_lab.reports.sheets import common, sheets
+from vrnn_lab.reports.sheets import baseline_sheets, common, heading, sheets
 from vrnn_lab.reports.summary import STATUSES, Summary
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -39,6 +40,9 @@ def _data(found: Summary, figures: int) -> dict[str, Any]:
         for seed, run in g.runs.items()
     ]
     thinned = [f"curves are thinned to {POINTS} points a run"] * any(len(run["curve"]) >= POINTS for run in runs)
+    folders = folder_names(found.groups)
+    told = told_by_data_set(found.data_sets)
+    place_of = {id(g): place for place, data_set in enumerate(found.data_sets) for g in data_set.groups}
     against = {"name": found.baseline.name, "metric": found.metric} if found.baseline else None
     claims = [s for s in sheets(found, False) if s.title.startswith("claims")]
     return {
@@ -53,7 +57,15 @@ def _data(found: Summary, figures: int) -> dict[str, Any]:
         "statuses": STATUSES,
         "common": common(found),
         "shared": {k: written(v) for k, v in found.naming.common.items()},
-        "groups": [_group(g, found) for g in found.groups],
+        "headings": {m: heading(m) for m in metrics},
+        "settings": [key for key in found.naming.keys if key not in told],
+        "dataSets": [data_set.name for data_set in found.data_sets],
+        "baselines": [
+            {"dataSet": data_set.name, "header": sheet.header, "rows": sheet.rows}
+            for data_set in found.data_sets
+            for sheet in baseline_sheets(data_set, found)
+        ],
+        "groups": [_group(g, found) | {"folder": folders[id(g)], "dataSet": place_of[id(g)]} for g in found.groups],
         "runs": runs,
         "tag": tag,
         "against": against,
@@ -69,7 +81,7 @@ def _title(found: Summary) -> str:
 
 
 def _metrics(found: Summary) -> list[str]:
-    """All numbers of the runs, the score and the columns first; not those of the plain rows, which no run changes."""
+    """All numbers of the runs, the score and the columns first; those of the baselines have a table of their own."""
     first = [found.question.score, *found.columns]
     others = (k for r in found.runs for k in r.metrics if r.number(k) is not None and not k.startswith("reference/"))
     return list(dict.fromkeys([*first, *others]))
@@ -82,7 +94,7 @@ def _group(group: Group, found: Summary) -> dict[str, Any]:
         "name": group.name,
         "items": {k: _plain(group.facts[k]) for k in group.items},
         "own": own,
-        "best": group is found.best,
+        "best": found.is_best(group),
         "counts": [group.count(status) for status in STATUSES],
         "cells": {m: [_finite(e.mean), _finite(e.half), e.n] for m in shown if (e := group.estimate(m))},
         "against": _against(found.against.get(group.name), found.holm.get(group.name)),

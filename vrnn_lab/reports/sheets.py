@@ -1,18 +1,16 @@
 """A report as tables of text."""
 
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 
-from vrnn_lab.reports.compare import Estimate, Group, Paired, estimate
+from vrnn_lab.reports.baselines import baselines
+from vrnn_lab.reports.compare import Estimate, Group, Paired
+from vrnn_lab.reports.data_sets import DataSet, folder_names, settings
 from vrnn_lab.reports.naming import written
-from vrnn_lab.reports.runs import Run
 from vrnn_lab.reports.summary import COST, STATUSES, Summary
 
-SAME_DATA = ("data.seed", "data.batch_size")
-BASELINE = r"reference/[^/]+/{}/crps"
+SHOWN_OF_BASELINES = {"crps": "CRPS", "mse": "MSE", "coverage_90": "90 % coverage"}
 
 
 @dataclass(frozen=True)
@@ -38,53 +36,66 @@ def plus_minus(found: Estimate | None) -> str:
     return number(found.mean) + (half and f" ± {half}")
 
 
+def heading(metric: str) -> str:
+    """A metric's key in plain words: test/forecast/90 % coverage for test/forecast/coverage_90."""
+    front, slash, name = metric.rpartition("/")
+    return f"{front}{slash}{name.removeprefix('coverage_')} % coverage" if name.startswith("coverage_") else metric
+
+
 def sheets(found: Summary, runs: bool) -> list[Sheet]:
-    made = [_rows(found)]
-    made += [each for runs_of_one in _by_data(found.runs) if (each := _baselines(runs_of_one)).rows]
+    """The tables of a report: for each data set its rows and its baselines, then what is compared."""
+    made: list[Sheet] = []
+    if len(found.data_sets) > 1:
+        for data_set in found.data_sets:
+            made += [_rows_of_one_data_set(data_set, found, first=not made), *baseline_sheets(data_set, found)]
+    else:
+        made += [_rows(found), *(sheet for data_set in found.data_sets for sheet in baseline_sheets(data_set, found))]
     made += [_against(found)] if found.against else []
     made += [_claims(found)] if found.claims else []
     return made + ([_runs(found)] if runs else [])
 
 
 def _rows(found: Summary) -> Sheet:
-    score = found.question.score
+    body = [[_marked(g.name, g, found), *_cells(g, found)] for g in found.groups]
+    return Sheet(common(found), ["", *_header(found)], body, _place_of_best(found.groups, found))
+
+
+def _rows_of_one_data_set(data_set: DataSet, found: Summary, first: bool) -> Sheet:
+    """Rows named by folder, beside them what sets them apart; the first table tells what all rows have in common."""
+    folders = folder_names(found.groups)
     body = [
-        [_marked(g, found), _count(g), _cell(g, score), *(_cell(g, column) for column in found.columns)]
-        for g in found.groups
+        [_marked(folders[id(g)], g, found), settings(g, found.data_sets), *_cells(g, found)] for g in data_set.groups
     ]
-    place = next((i for i, g in enumerate(found.groups) if g is found.best), None)
-    return Sheet(common(found), ["", "runs", score, *found.columns], body, place)
+    shared = common(found) if first else ""
+    title = f"{shared}\ndata set {data_set.name}" if shared else f"data set {data_set.name}"
+    return Sheet(title, ["folder", "settings", *_header(found)], body, _place_of_best(data_set.groups, found))
 
 
-def _by_data(runs: Sequence[Run]) -> list[list[Run]]:
-    """The runs of each data set; its seed and the size of batches make no other one."""
-    found: dict[str, list[Run]] = {}
-    for run in runs:
-        own = {k: v for k, v in run.config.items() if k.startswith("data.") and k not in SAME_DATA}
-        found.setdefault(json.dumps(own, default=str, sort_keys=True), []).append(run)
-    return list(found.values())
+def _header(found: Summary) -> list[str]:
+    return ["runs", *map(heading, (found.question.score, *found.columns))]
 
 
-def _baselines(runs: Sequence[Run]) -> Sheet:
-    """The baselines of one data set, best CRPS first for each question, as means over its runs."""
+def _cells(group: Group, found: Summary) -> list[str]:
+    return [_count(group), *(_cell(group, metric) for metric in (found.question.score, *found.columns))]
+
+
+def _place_of_best(groups: Sequence[Group], found: Summary) -> int | None:
+    return next((i for i, g in enumerate(groups) if found.is_best(g)), None)
+
+
+def baseline_sheets(data_set: DataSet, found: Summary) -> list[Sheet]:
+    """One table of a data set's baselines, or none where its runs have none."""
     body = []
-    for question in ("interpolation", "forecast"):
-        names = {k.split("/")[1] for run in runs for k in run.metrics if re.fullmatch(BASELINE.format(question), k)}
-        rows = []
-        for name in names:
-            keys = [f"reference/{name}/{question}/{score}" for score in ("crps", "mse", "coverage_90")]
-            cells = [estimate([x for run in runs if (x := run.number(key)) is not None]) for key in keys]
-            if cells[0]:
-                rows.append((cells[0].mean, name, [number(c.mean) if c else "" for c in cells]))
-        body += [[name, question, *cells] for _, name, cells in sorted(rows)]
-    folders = sorted(run.folder.name for run in runs)
-    more = f" and {len(folders) - 3} more" if len(folders) > 3 else ""
-    title = f"baselines on test, best CRPS first, of {', '.join(folders[:3])}{more}"
-    return Sheet(title, ["baseline", "question", "crps", "mse", "coverage_90"], body)
+    for each in baselines(data_set.runs):
+        means = [each.scores.get(score) for score in SHOWN_OF_BASELINES]
+        body.append([each.name, each.question, *(number(mean.mean) if mean else "" for mean in means)])
+    of = f"data set {data_set.name}: " if len(found.data_sets) > 1 else ""
+    title = f"{of}baselines on test, best CRPS first"
+    return [Sheet(title, ["baseline", "question", *SHOWN_OF_BASELINES.values()], body)] if body else []
 
 
-def _marked(group: Group, found: Summary) -> str:
-    return f"{group.name} *" if group is found.best else group.name
+def _marked(name: str, group: Group, found: Summary) -> str:
+    return f"{name} *" if found.is_best(group) else name
 
 
 def common(found: Summary) -> str:
@@ -145,4 +156,4 @@ def _runs(found: Summary) -> Sheet:
         for g in found.groups
         for seed, run in g.runs.items()
     ]
-    return Sheet("each run", ["", *over, "status", score, *found.columns, "folder"], body)
+    return Sheet("each run", ["", *over, "status", *_header(found)[1:], "folder"], body)

@@ -10,6 +10,7 @@ from vrnn_lab.config import ConfigError, near
 from vrnn_lab.folder import SCORE
 from vrnn_lab.reports.claims import Claim, judge
 from vrnn_lab.reports.compare import Group, Paired, best, group, holm, lower_is_better, paired
+from vrnn_lab.reports.data_sets import DataSet, data_sets
 from vrnn_lab.reports.filters import only, parse, select, values_of
 from vrnn_lab.reports.naming import Names
 from vrnn_lab.reports.runs import Run
@@ -25,6 +26,7 @@ SHOWN = (
 )
 COST = ("fit/seconds", "model/parameters")
 ORIGINS = {"code": "code", "data": "contents of the data file", "torch": "version of torch"}
+ABSENT = object()
 STATUSES = ("completed", "failed", "pruned", "running", "interrupted")
 
 
@@ -51,7 +53,7 @@ class Summary:
     groups: list[Group]
     naming: Names
     columns: list[str]
-    best: Group | None = None
+    data_sets: list[DataSet] = field(default_factory=list)
     baseline: Group | None = None
     against: dict[str, Paired] = field(default_factory=dict)  # a row's name -> it less the baseline
     holm: dict[str, float | None] = field(default_factory=dict)
@@ -62,6 +64,10 @@ class Summary:
     def metric(self) -> str:
         """What the rows are compared by."""
         return self.question.metric or self.question.score
+
+    def is_best(self, group: Group) -> bool:
+        """Whether a row has the best score of those on its data set."""
+        return any(group is each.best for each in self.data_sets)
 
 
 def summarise(runs: list[Run], question: Question) -> Summary:
@@ -83,14 +89,19 @@ def summarise(runs: list[Run], question: Question) -> Summary:
     found = Summary(question, [r for g in groups for r in g.runs.values()], groups, naming, columns)
     if runs and not chosen:
         found.notes.append(_nothing(runs, question.where))
-    apart = _questions_differ(naming, question.score)
-    scored = [g for g in groups if g.estimate(question.score)]
-    found.best = best(scored, question.score) if len(scored) > 1 and not apart else None
-    found.groups = _sorted(found, metrics)
+    found.data_sets = data_sets(groups, question.over)
+    apart: dict[str, None] = {}
+    for each in found.data_sets:
+        differ = _questions_differ(each.groups, naming, question.score)
+        scored = [g for g in each.groups if g.estimate(question.score)]
+        each.best = best(scored, question.score) if len(scored) > 1 and not differ else None
+        each.groups = _sorted(each.groups, found, metrics)
+        apart |= dict.fromkeys(differ)
+    found.groups = [g for each in found.data_sets for g in each.groups]
     _compare(found)
     everything = group(runs, question.over)[0] if question.claims else []  # whatever the table is filtered to
     found.claims = [judge(each, runs, everything, question.score) for each in question.claims]
-    found.notes += _notes(found, copies, apart)
+    found.notes += _notes(found, copies, list(apart))
     return found
 
 
@@ -127,22 +138,22 @@ def _nothing(runs: Sequence[Run], where: Sequence[str]) -> str:
     return f"none of {len(runs)} runs matches where={','.join(where)}; there {there}"
 
 
-def _questions_differ(naming: Names, score: str) -> list[str]:
-    """The choices between which the score is not the same question."""
+def _questions_differ(groups: Sequence[Group], naming: Names, score: str) -> list[str]:
+    """The choices between which the score of some rows of one data set is not the same question."""
     asked = "task" if score == SCORE else "evaluate"
-    varying = [*naming.keys, *naming.follow]
-    return [k for k in varying if k == "data" or k.split(".")[0] == asked]
+    keys = [k for k in (*naming.keys, *naming.follow) if k.split(".")[0] == asked]
+    return [k for k in keys if any(g.facts.get(k, ABSENT) != groups[0].facts.get(k, ABSENT) for g in groups)]
 
 
-def _sorted(found: Summary, metrics: set[str]) -> list[Group]:
+def _sorted(groups: Sequence[Group], found: Summary, metrics: set[str]) -> list[Group]:
     """By a column, the best score first unless told; what has no value comes last."""
     word = found.question.sort or found.question.score
     key, down = word.removeprefix("-"), word.startswith("-")
     if not found.question.sort:
         down = not lower_is_better(key)
     of = _order_by(key, found, metrics)
-    known = sorted((g for g in found.groups if of(g) is not None), key=of, reverse=down)
-    return known + [g for g in found.groups if of(g) is None]
+    known = sorted((g for g in groups if of(g) is not None), key=of, reverse=down)
+    return known + [g for g in groups if of(g) is None]
 
 
 def _order_by(key: str, found: Summary, metrics: set[str]) -> Callable[[Group], Any]:
@@ -164,7 +175,8 @@ def _compare(found: Summary) -> None:
         return
     found.baseline = only(found.groups, found.runs, found.question.baseline, "baseline")
     lower = lower_is_better(found.metric)
-    others = [g for g in found.groups if g is not found.baseline]
+    same_data = next(each for each in found.data_sets if any(g is found.baseline for g in each.groups))
+    others = [g for g in same_data.groups if g is not found.baseline]
     found.against = {g.name: paired(g, found.baseline, found.metric, lower) for g in others}
     adjusted = holm([each.p for each in found.against.values()])
     found.holm = dict(zip(found.against, adjusted, strict=True))
@@ -172,11 +184,18 @@ def _compare(found: Summary) -> None:
 
 def _notes(found: Summary, copies: int, apart: list[str]) -> list[str]:
     score, notes = found.question.score, []
+    several = len(found.data_sets) > 1
+    if several:
+        notes.append(f"{len(found.data_sets)} data sets: scores of one are not compared with scores of another")
     if apart:
-        notes.append(f"rows differ in {', '.join(apart)}: their {score} answer different questions, so none is best")
-    elif found.best:
+        where = " on one data set" if several else ""
+        notes.append(
+            f"rows{where} differ in {', '.join(apart)}: their {score} answer different questions, so none is best"
+        )
+    if any(each.best for each in found.data_sets):
         scored = sum(g.estimate(score) is not None for g in found.groups)
-        notes.append(f"* best {score} of {scored} rows; ± half of the 95 % interval over {_over(found)}")
+        of = "its data set" if several else f"{scored} rows"
+        notes.append(f"* best {score} of {of}; ± half of the 95 % interval over {_over(found)}")
     if found.naming.follow:
         by = Counter(causes for causes in found.naming.follow.values())
         for causes in by:
