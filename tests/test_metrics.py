@@ -172,7 +172,7 @@ def test_a_channel_that_is_never_scored_has_no_row_and_no_say():
 def test_one_channel_needs_no_rows_of_its_own():
     tally = Tally(("a",), torch.ones(1).double())
     tally.add({"mse": torch.ones(1, 2, 1), "crps": torch.ones(1, 2, 1)}, torch.ones(1, 2, 1, dtype=torch.bool))
-    assert set(tally.result("p")) == {"p/mse", "p/crps", "p/nmse"}
+    assert set(tally.result("p")) == {"p/mse", "p/crps", "p/nmse", "p/ncrps"}
 
 
 def test_nothing_scored_gives_no_numbers():

@@ -56,8 +56,8 @@ def guarded(command: Callable[[], int | None]) -> int:
     """A command's exit code. What a user can cause becomes one message; VRNN_LAB_TRACEBACK=1 shows where."""
     try:
         return command() or 0
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(": ".join(["interrupted", *map(str, interrupt.args)]), file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever read our output has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

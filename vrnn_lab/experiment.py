@@ -7,6 +7,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
@@ -96,7 +97,27 @@ def score(parts: Parts, recalibrated: Change | None = None) -> dict[str, float]:
         found |= evaluate(parts.model, parts.data, split, parts.yardstick, parts.config.seed, change)
     if parts.data.noise_std is not None:
         found["noise_floor"] = parts.data.noise_std**2
+    found |= apart_from_training(parts, "test")
     return found | references(parts.data, parts.yardstick, parts.model.scale)
+
+
+def apart_from_training(parts: Parts, split: str) -> dict[str, float]:
+    """Where a user's table asks for more than training showed: `<split>/outside_range`, the share of values outside
+    the training values' range, and `<split>/longer_windows`, the share of windows longer than any of training."""
+    scale, series = parts.model.scale, parts.data.splits[split]
+    if not scale.own_levels or scale.variation is None or scale.trend is not None:
+        return {}
+    values = np.asarray(series.values)
+    low, high = (
+        (scale.mean + scale.std * each).cpu().numpy() for each in (scale.variation.low, scale.variation.high)
+    )
+    known = ~np.isnan(values)
+    outside = known & ((values < low) | (values > high))
+    longer = series.windows[:, 1] - series.windows[:, 0] > float(scale.longest) * (1 + 1e-9)
+    return {
+        f"{split}/outside_range": float(outside.sum() / max(1, known.sum())),
+        f"{split}/longer_windows": float(longer.mean()),
+    }
 
 
 def load_parts(folder: str | Path, changes: DictConfig | None = None) -> Parts:

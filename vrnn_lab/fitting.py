@@ -254,7 +254,10 @@ def _fit_and_score(parts: Parts, folder: Path, watching: Sequence[Callback], qui
     seconds = _set_threads(parts, trainer, folder)
     log.debug("torch %s, %d threads, %s", torch.__version__, torch.get_num_threads(), trainer.strategy.root_device)
     if trainer.is_global_zero and not (folder / "checkpoints" / "fit.json").exists():
-        log.log(logging.DEBUG if quiet else logging.INFO, "%s", _announced(parts, trainer, seconds))
+        level = logging.DEBUG if quiet else logging.INFO
+        if not (folder / "checkpoints" / "last.ckpt").exists():
+            _tell_data(parts, level)
+        log.log(level, "%s", _announced(parts, trainer, seconds))
     fit = _fit(parts, trainer, folder)
     if not trainer.is_global_zero:
         return None
@@ -303,6 +306,15 @@ def _set_threads(parts: Parts, trainer: pl.Trainer, folder: Path) -> float | Non
         threads.record(folder, chosen)
     torch.set_num_threads(chosen)
     return seconds
+
+
+def _tell_data(parts: Parts, level: int) -> None:
+    """Log a summary of the data set, and warn of what looks odd in it."""
+    text, odd = parts.data.describe()
+    if text:
+        log.log(level, "%s", text)
+    for sentence in odd:
+        log.log(max(level, logging.WARNING) if level > logging.DEBUG else level, "warning: %s", sentence)
 
 
 def _announced(parts: Parts, trainer: pl.Trainer, seconds: float | None) -> str:

@@ -47,10 +47,19 @@ def job(
     from vrnn_lab.folder import SCORE
     from vrnn_lab.table import print_run
 
-    metrics = fitting.run(config, folder, overrides, choices, resuming=resuming)
+    try:
+        metrics = fitting.run(config, folder, overrides, choices, resuming=resuming)
+    except KeyboardInterrupt:
+        if not (folder / "checkpoints" / "last.ckpt").exists():
+            raise KeyboardInterrupt("no checkpoint was written yet; to begin anew, give the command again") from None
+        raise KeyboardInterrupt(
+            f"to go on from the last checkpoint: python -m vrnn_lab.run resume={folder}"
+        ) from None
     if metrics is None:  # the first of the processes of this run prints it
         return nan
-    print_run(folder, metrics)
+    text = print_run(folder, metrics)
+    with open(folder / "run.log", "a", encoding="utf-8") as log:
+        log.write(text)
     return metrics[SCORE]
 
 

@@ -121,6 +121,8 @@ class Tally:
         sums = {**self.sums}
         if "mse" in sums:
             sums["nmse"] = sums["mse"] / self.std**2
+        if "crps" in sums:
+            sums["ncrps"] = sums["crps"] / self.std
         total = {f"{prefix}/{name}": (each.sum() / self.count.sum()).item() for name, each in sums.items()}
         if len(self.channels) > 1:
             for name, total_of in sums.items():

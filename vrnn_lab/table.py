@@ -10,6 +10,7 @@ from rich.table import Table
 
 from vrnn_lab.calibration import DISTANCE, PIT_BINS, bins, stretch
 from vrnn_lab.data.base import SeriesData
+from vrnn_lab.folder import config_of
 
 QUESTIONS = {
     "interpolation": "interpolation",
@@ -21,23 +22,29 @@ WIDTH = 120  # of a table in a file
 ENOUGH = 1000  # steps of a fit, from which too few are not the likely cause of intervals that are far from true
 FEW = 30  # validation values, from which a recalibration is fitted
 COLUMNS = ("nll", "brier", "mse", "mse_clean", "nmse", "crps", "energy", "coverage_50", "coverage_90")
+MIXED = ("nll", "brier", "nmse", "ncrps", "energy", "coverage_50", "coverage_90")  # over channels of different units
+OUTSIDE = 0.05  # share of test values outside the training range, from which it is a likely cause of wrong intervals
 
 
 def paper() -> Console:
     """The terminal; a file is wide enough that no number is cut off."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, record=True)
     if not console.is_terminal:
         console.width = max(console.width, WIDTH)
     return console
 
 
-def print_run(folder: Path, metrics: dict[str, Any], split: str = "test", data: SeriesData | None = None) -> None:
+def print_run(folder: Path, metrics: dict[str, Any], split: str = "test", data: SeriesData | None = None) -> str:
     """Scores of the model and of the plain rows on held-out points, then where everything lies.
 
-    data: with it follows what its values say of the intervals, by distance to what was seen and by channel.
+    data: with it follows what its values say of the intervals, by distance to what was seen and by channel. The
+    printed text is returned.
     """
     console = paper()
-    if (shown := table(metrics, split)).row_count:
+    mixed = _has_units(folder) and _several(metrics, split)
+    if (shown := table(metrics, split, mixed)).row_count:
+        console.print(shown)
+    if mixed and data is None and (shown := by_channel(metrics, split)).row_count:
         console.print(shown)
     for closer in intervals(metrics, split, data.channels, data.time_unit) if data else []:
         console.print(closer)
@@ -46,6 +53,7 @@ def print_run(folder: Path, metrics: dict[str, Any], split: str = "test", data: 
     console.print(f"run      {folder}", soft_wrap=True, markup=False)  # a folder may be called trick=[clip]
     for figure in figures:
         console.print(f"figure   {figure}", soft_wrap=True, markup=False)
+    return console.export_text()
 
 
 def rows(metrics: dict[str, Any], split: str) -> list[tuple[str, str]]:
@@ -55,20 +63,65 @@ def rows(metrics: dict[str, Any], split: str) -> list[tuple[str, str]]:
     return ours + [(name, f"reference/{name}") for name in names]
 
 
-def table(metrics: dict[str, Any], split: str) -> Table:
-    shown = Table(title=f"{split}: held-out points, in the data's units", title_justify="left", box=None)
+def _has_units(folder: Path) -> bool:
+    """Whether the run is of a user's table, whose channels may have different units."""
+    return str(config_of(folder).data.get("_target_", "")).endswith(".table.Table")
+
+
+def _several(metrics: dict[str, Any], split: str) -> bool:
+    return any(key.startswith(f"{split}/") and "/channel/" in key for key in metrics)
+
+
+def by_channel(metrics: dict[str, Any], split: str) -> Table:
+    """Each channel's scores in its own unit, and the CRPS of the best baseline beside them."""
+    shown = Table(title=f"{split}: by channel, in its own unit", title_justify="left", box=None)
+    for i, column in enumerate(("", "mse", "crps", "best baseline's crps", "in 50", "in 90")):
+        shown.add_column(column, justify="right" if i else "left", no_wrap=True)
+    for question, heading in QUESTIONS.items():
+        start = f"{split}/{question}/channel/"
+        channels = dict.fromkeys(k[len(start) :].rpartition("/")[0] for k in metrics if k.startswith(start))
+        channels = [channel for channel in channels if f"{start}{channel}/crps" in metrics]
+        if channels:
+            shown.add_row(heading, style="italic")
+        for channel in channels:
+            mse, crps, half, most = (
+                metrics.get(f"{start}{channel}/{score}") for score in ("mse", "crps", "coverage_50", "coverage_90")
+            )
+            others = {
+                name: metrics[f"{prefix}/{question}/channel/{channel}/crps"]
+                for name, prefix in rows(metrics, split)
+                if prefix.startswith("reference/")
+                and name != "exact"
+                and f"{prefix}/{question}/channel/{channel}/crps" in metrics
+            }
+            best = min(others, key=lambda name: others[name], default=None)
+            beside = "" if best is None else f"{number(others[best])} ({best})"
+            shown.add_row(f"  {escape(channel)}", number(mse), number(crps), beside, number(half), number(most))
+    return shown
+
+
+def table(metrics: dict[str, Any], split: str, mixed: bool = False) -> Table:
+    """Scores of each question over all channels; mixed: in their training stds, since their units may differ."""
+    units = "each channel in its training std" if mixed else "in the data's units"
+    shown = Table(title=f"{split}: held-out points, {units}", title_justify="left", box=None)
     shown.add_column("", no_wrap=True)
-    columns = [c for c in COLUMNS if any(k.endswith(f"/{c}") for k in metrics)]
+    columns = [c for c in (MIXED if mixed else COLUMNS) if any(k.endswith(f"/{c}") for k in metrics)]
     for column in columns:
         shown.add_column(column.replace("coverage_", "in ").replace("_", " "), justify="right", no_wrap=True)
     for question, heading in QUESTIONS.items():
         if any(f"/{question}/" in key for key in metrics):
-            shown.add_row(heading, style="italic")
+            shown.add_row(f"{heading}{_extent(metrics, f'{split}/{question}')}", style="italic")
         for name, prefix in rows(metrics, split):
             cells = [metrics.get(f"{prefix}/{question}/{c}") for c in columns]
             if any(c is not None for c in cells):
                 shown.add_row(f"  {name}", *map(number, cells), style="bold" if prefix == split else None)
     return shown
+
+
+def _extent(metrics: dict[str, Any], at: str) -> str:
+    """On how many series and values the scores of a question stand."""
+    found = [f"{metrics[f'{at}/{what}']:.0f} {what}" for what in ("series", "values") if f"{at}/{what}" in metrics]
+    return f" ({', '.join(found)})" if found else ""
 
 
 def backtest(found: dict[str, float], title: str) -> Table:
@@ -129,6 +182,16 @@ def _too_sure(metrics: dict[str, Any], split: str) -> list[str]:
     if metrics.get("fit/steps", ENOUGH) < ENOUGH:
         return [
             f"{hint}: the fit had only {metrics['fit/steps']:.0f} steps. Leave trainer.max_epochs out, or raise it."
+        ]
+    if (share := metrics.get(f"{split}/outside_range", 0.0)) > OUTSIDE:
+        return [
+            f"{hint}: {share:.0%} of the values lie outside the range of the training values. Give the training "
+            "split series that reach so far, or a model that keeps each series' level and slope: model=latent_ode."
+        ]
+    if (share := metrics.get(f"{split}/longer_windows", 0.0)) > OUTSIDE:
+        return [
+            f"{hint}: {share:.0%} of the series are longer than any of training, so questions reach beyond what was "
+            "trained. Give the training split longer series, or cut all of them: data.window=<points>."
         ]
     values = [v for k, v in metrics.items() if k.startswith("recalibration/") and k.endswith("/values")]
     if any(key.startswith(f"recalibrated/{split}/") for key in metrics) and values and min(values) >= FEW:

@@ -413,6 +413,10 @@ class SeriesData(pl.LightningDataModule, ABC):
         is known there. Ids, windows and the values inside stay as they are. None: the data set knows of none."""
         return None
 
+    def describe(self) -> tuple[str, list[str]]:
+        """A summary for the user, empty where there is none, and sentences about what looks odd."""
+        return "", []
+
     @property
     def questions(self) -> dict[str, Task]:
         """What is asked of every model of this data set, besides what is asked of all data, by name."""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vrnn_lab.checks import Count, Natural, Positive
-from vrnn_lab.data import columns, stream, windows
+from vrnn_lab.data import columns, stream, summary, windows
 from vrnn_lab.data.base import Ragged, SeriesData
 from vrnn_lab.data.columns import Beside, Cells
 from vrnn_lab.data.trend import fit_trend, trend_at
@@ -143,6 +143,20 @@ class Table(SeriesData):
         """Every series of the file, uncut and as written."""
         return self._contents.series
 
+    @property
+    def split_rule(self) -> str:
+        """How the series were split, in words."""
+        if self._contents.marked is not None:
+            return f"split as column '{self.split}' says"
+        if self._in_time:
+            return "each split in time, its earliest part for training"
+        return f"split as whole series by a hash of their names (data.seed={self.seed})"
+
+    def describe(self) -> tuple[str, list[str]]:
+        """What the table holds, as a text, and sentences about what looks odd in it."""
+        series = self.whole()
+        return summary.summary(self, series, self.split_rule), list(summary.odd_values(self, series))
+
     def make(self):
         return windows.make_splits(*self._uncut, self._window, self.stride)
 
@@ -187,9 +201,8 @@ class Table(SeriesData):
                 f"{2 * SHORTEST}. If there are several series, name the column that tells them apart: data.id=..."
             )
         length = min(LONGEST, max(SHORTEST, shortest // 10))
-        log.info(
-            "%s: %s is cut into windows of %d points; data.window=... sets another number.", self.path, what, length
-        )
+        cut = f"{what} {'is' if len(series) == 1 else 'are'} cut into windows of {length} points"
+        log.info("%s: %s; data.window=... sets another number.", self.path, cut)
         return length
 
     def _check_roles(self) -> None:
