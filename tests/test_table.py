@@ -345,7 +345,8 @@ def test_missing_columns_come_with_those_found_and_the_cure(file):
     )
     refused(r"no column 'part'", file("id,time,x\nA,0,1\n"), split="part")
     refused(r"no column 'kind'", file("id,time,x\nA,0,1\n"), channel="kind", value="x")
-    refused(r"separated by ';'; save the file with commas", file("id;time;x\nA;0;1\n"))
+    refused(r"separated by '\|'; save the file with commas", file("id|time|x\nA|0|1\n"))
+    refused(r"separated by ';'; save the file with commas", file("id;time, h;x\nA;0;1\n"))
 
 
 def test_text_in_a_number_column_is_named_with_its_line(file):
