@@ -2,6 +2,7 @@
 
 import gzip
 import logging
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -145,3 +146,68 @@ def test_decimal_commas_of_times_and_of_frames_are_named(file):
 def test_a_decimal_comma_without_quotation_marks_is_hinted_at(file):
     with pytest.raises(ValueError, match=r"more cells than its header.*a decimal comma separates two cells"):
         _ = Table(file("id,time,a\nx,0,3,14\nx,1,2,5\n")).channels
+
+
+# ---- one column a time --------------------------------------------------------------------------------------
+
+YEARS = "country,code,1990,1991,1992,1993\nCôte d'Ivoire,CIV,1.5,2,,4\nPeru,PER,5,6,7,8\n"
+
+
+def melted(message: str, path, *args, **options) -> Table:
+    """The table that the command of an error makes of a file."""
+    with pytest.raises(ValueError, match=message) as error:
+        _ = Table(path, *args, **options).channels
+    exec(str(error.value).split("by pandas: ")[1].split(" Then set")[0])
+    return Table(str(Path(path).with_name(f"{Path(path).stem}_long.csv")))
+
+
+def test_a_table_with_a_column_a_year_comes_with_the_command_that_melts_it(file):
+    path = file(YEARS)
+    message = (
+        r"no column 'id', 'time'.*one column a time \('1990', '1991', ..., '1993'\).*"
+        r"\.melt\(id_vars=\['country', 'code'\], var_name='time', value_name='value'\).*"
+        r"Then set data.id=country, the one of \['country', 'code'\] that names the series"
+    )
+    table = melted(message, path)
+    table.id = "country"
+    assert table.channels == ("value",) and table.whole().names == ("Côte d'Ivoire", "Peru")
+    np.testing.assert_array_equal(table.whole().times, [1990, 1991, 1993, 1990, 1991, 1992, 1993])
+    np.testing.assert_array_equal(table.whole().values[:, 0], [1.5, 2, 4, 5, 6, 7, 8])
+
+
+def test_a_table_with_a_column_a_date_is_melted_in_its_dialect(file):
+    path = file("id;2020-01-01;2020-01-02;2020-01-03\nx;1,5;2,5;3\ny;4;5;6,25\n")
+    table = melted(r"no column 'time'.*sep=';', decimal=','\)\.melt\(id_vars=\['id'\]", path)
+    np.testing.assert_array_equal(table.whole().times[:3], 18262 + np.arange(3))
+    np.testing.assert_array_equal(table.whole().values[:, 0], [1.5, 2.5, 3, 4, 5, 6.25])
+
+
+def test_rows_without_a_name_are_named_by_their_number(file, tmp_path):
+    table = melted(
+        r"no column 'id', 'time'.*reset_index\(\)\.melt\(id_vars=\['id'\]", file("0,0.5,1\n1,2,3\n4,5,6\n")
+    )
+    assert table.whole().names == ("0", "1") and table.whole().times.tolist() == [0, 0.5, 1] * 2
+    path = str(tmp_path / "table.parquet")
+    pd.DataFrame({"1990": [1.0], "1991": [2.0], "1992": [3.0]}).to_parquet(path)
+    table = melted(r"no column 'time'.*pd\.read_parquet\(.*\.melt\(id_vars=\[\]", path, id=None)
+    table.id = None
+    assert table.whole().values[:, 0].tolist() == [1, 2, 3]
+
+
+def test_a_question_with_a_column_a_time_is_melted_too(file, tmp_path):
+    with pytest.raises(ValueError, match=r"input\.csv has no column 'id', 'time'.* Then set id=country"):
+        asked(tmp_path / file(YEARS, "input.csv"))
+    frame = pd.DataFrame({"id": ["x"], 1990: [1.0], 1991: [2.0], 1992: [3.0]})
+    with pytest.raises(
+        ValueError, match=r"the data frame input has no column 'time'.*frame = frame\.melt\("
+    ) as error:
+        asked(frame)
+    found: dict = {"frame": frame}
+    exec(str(error.value).split("by pandas: ")[1], found)
+    assert found["frame"].columns.tolist() == ["id", "time", "value"]
+
+
+def test_a_table_of_channels_is_not_taken_for_one_of_times(file):
+    with pytest.raises(ValueError, match=r"Did you mean data.time=date") as error:
+        _ = Table(file("id,date,a,b,1990\nx,0,1,2,3\n")).channels
+    assert "melt" not in str(error.value)

@@ -23,6 +23,7 @@ from vrnn_lab.data.csv_dialect import (
     read_csv,
     readable_csv,
 )
+from vrnn_lab.data.wide_times import melt_cure
 
 log = logging.getLogger("vrnn_lab")
 ENDINGS = (".csv", ".csv.gz", ".parquet")
@@ -97,10 +98,14 @@ def refuse_stream(path: Path, channel: str | None, beside: "Beside") -> None:
 
 def demand(path: Path, found: list[str], wanted: Iterable[tuple[str, str]], keys: str = "data.") -> None:
     """ValueError unless every wanted column, (config key, name), is among those found. keys: where those belong."""
+    wanted = list(wanted)
     missing = [(key, name) for key, name in wanted if name not in found]
     if not missing:
         return
     text = f"{path} has no column {_listed(name for _, name in missing)}; it has {_listed(found)}."
+    roles = dict(wanted)
+    if "time" in dict(missing) and (cure := melt_cure(path, found, roles.get("id"), roles["time"], keys)):
+        raise ValueError(f"{text} {cure}")
     cures = [_cure(keys + key, name, near) for key, name in missing if (near := _nearest(key, name, found))]
     text += f" Did you mean {', '.join(cures)}?" if cures else f" Name yours with {keys}{missing[0][0]}=..."
     if missing[0][0] == "id":
