@@ -2,17 +2,23 @@
 
 import gzip
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from small import scale_of
+from test_predict import Decay, ask, parts_of
 
-from vrnn_lab.data import csv_dialect, rows
+from vrnn_lab import experiment
+from vrnn_lab.data import csv_dialect, rows, stream
+from vrnn_lab.data.clock import Clock
 from vrnn_lab.data.columns import Beside
 from vrnn_lab.data.csv_dialect import Dialect, dialect_of
 from vrnn_lab.data.rows import Form, Source
 from vrnn_lab.data.table import Table
+from vrnn_lab.forecasts import Asked, Forecasts
 
 COMMAS = "id;time;a;b\nx;0,5;1,25;\nx;1,5;-2,5;3\ny;0;1,5e2;0,125\n"
 POINTS = "id,time,a,b\nx,0.5,1.25,\nx,1.5,-2.5,3\ny,0,1.5e2,0.125\n"
@@ -211,3 +217,169 @@ def test_a_table_of_channels_is_not_taken_for_one_of_times(file):
     with pytest.raises(ValueError, match=r"Did you mean data.time=date") as error:
         _ = Table(file("id,date,a,b,1990\nx,0,1,2,3\n")).channels
     assert "melt" not in str(error.value)
+
+
+# ---- zones --------------------------------------------------------------------------------------------------
+
+BERLIN = "Europe/Berlin"
+
+
+def test_a_mix_of_times_with_and_without_a_zone_is_refused_with_the_first_of_each(file, tmp_path):
+    times = ["2024-03-31T00:00:00", "2024-03-31 01:00", "2024-03-31T04:00:00+02:00", "2024-03-31T05Z"]
+    text = "id,time,a\n" + "".join(f"x,{time},1\n" for time in times)
+    said = (
+        r"column 'time' holds '2024-03-31T00:00:00' in line 2, which has no zone, and '2024-03-31T04:00:00\+02:00' "
+        r"in line 4, which has one; .*Write Z behind times that are UTC"
+    )
+    with pytest.raises(ValueError, match=said):
+        _ = Table(file(text)).whole()
+    with pytest.raises(ValueError, match=said):
+        asked(tmp_path / file(text))
+    frame = pd.DataFrame(
+        {"id": "x", "time": [pd.Timestamp("2024-01-02", tz="UTC"), pd.Timestamp("2024-01-01")], "a": 1.0}
+    )
+    with pytest.raises(ValueError, match="'2024-01-01 00:00:00' in row 2, which has no zone"):
+        asked(frame)
+
+
+@pytest.mark.parametrize("first", ["2024-01-01T00:00", "2024-01-01T00:00-03"])
+def test_a_mix_between_chunks_is_refused(first, file, tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "SMALL", 1)
+    second = "2024-01-02T00:00Z" if first[-3] != "-" else "2024-01-02"
+    path = tmp_path / file(f"id,time,a\nx,{first},1\nx,{second},2\n")
+    without, zoned = sorted([first, second], key=lambda x: x[-1] == "Z" or x[-3:] == "-03")
+    with pytest.raises(ValueError, match=f"'{without}' in line ., which has no zone, and '{zoned}' in line ."):
+        list(Source(path, "input", Form(), ("a", "b"), Beside(), None).series(whole=False))
+
+
+def test_a_mix_between_chunks_of_a_stream_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("VRNN_LAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(stream, "ROWS", 1)
+    frame = pd.DataFrame({"id": "x", "time": ["2024-01-01T00:00Z", "2024-01-02"], "a": 1.0})
+    frame.to_parquet(tmp_path / "table.parquet")
+    with pytest.raises(
+        ValueError, match="'2024-01-02' in row 2, which has no zone, and '2024-01-01T00:00Z' in row 1"
+    ):
+        _ = Table(str(tmp_path / "table.parquet"), stream=True).channels
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_zones_of_training_are_kept_and_moments_are_those_of_utc(streamed, tmp_path, monkeypatch):
+    monkeypatch.setenv("VRNN_LAB_CACHE", str(tmp_path / "cache"))
+    times = pd.date_range("2024-03-30 22:00", periods=8, freq="h", tz="UTC").tz_convert(BERLIN)
+    frame = pd.concat([pd.DataFrame({"id": f"s{i}", "time": times, "a": np.arange(8.0)}) for i in range(4)])
+    for zone, zoned in (BERLIN, True), (None, False):
+        path = tmp_path / f"{zoned}.parquet"
+        frame.assign(
+            time=frame["time"].dt.tz_convert("UTC").dt.tz_localize(None) if zone is None else frame["time"]
+        ).to_parquet(path)
+        table = Table(str(path), stream=streamed)
+        np.testing.assert_allclose(np.diff(table.whole().times[:8]) * 24, 1, rtol=1e-6)
+        assert table.whole().times[0] == pd.Timestamp("2024-03-30 22:00").value / 86_400e9
+        assert table.scale.dates is True and table.scale.zoned is zoned
+    if not streamed:
+        frame.to_csv(tmp_path / "offsets.csv", index=False)
+        table = Table(str(tmp_path / "offsets.csv"))
+        same(table, Table(str(tmp_path / "True.parquet")))
+        assert table.scale.zoned is True
+        assert Table(str(tmp_path / "offsets.csv")).zoned is False  # nothing is read yet
+
+
+NAIVE = pd.DataFrame(
+    {"id": "x", "time": ["2024-03-30T12:00", "2024-03-30T13:00"], "a": [-7.0, -6.0], "b": [-6.0, -5.0]}
+)
+ZONED = NAIVE.assign(time=NAIVE["time"] + "+01:00")
+
+
+@pytest.mark.parametrize(
+    ("zoned", "frame", "said"),
+    [
+        (False, ZONED, r"'time' has times with a zone \('2024-03-30T12:00\+01:00' in row 1\).*have none"),
+        (False, NAIVE.assign(time=pd.to_datetime(ZONED["time"])), "has times with a zone"),
+        (True, NAIVE, r"'time' has times without a zone \('2024-03-30T12:00' in row 1\).*have one"),
+    ],
+)
+def test_a_question_with_another_kind_of_times_than_training_is_refused(zoned, frame, said):
+    model = Decay(replace(scale_of(), dates=True, zoned=zoned))
+    with pytest.raises(ValueError, match=said) as error:
+        ask(frame, model, horizon=1.0, every=1.0)
+    mended: dict = {"pd": pd, "frame": frame.copy()}
+    exec(str(error.value).split("Berlin's: ")[1], mended)
+    expected = ["2024-03-31T13:00:00", "2024-03-31T14:00:00+02:00"][zoned]
+    assert ask(mended["frame"], model, horizon=1.0, every=1.0)["time"].map(pd.Timestamp).tolist()[0] == pd.Timestamp(
+        expected
+    )
+
+
+def test_zones_in_one_of_two_files_of_a_question_are_refused_also_of_older_runs(file, tmp_path):
+    given = tmp_path / file(ZONED.to_csv(index=False), "given.csv")
+    at = tmp_path / file("id,time\nx,2024-04-01\n", "at.csv")
+    with pytest.raises(
+        ValueError, match=r"at.csv has times without a zone \('2024-04-01' in line 2\), and .*given.csv"
+    ):
+        ask(given, Decay(replace(scale_of(), dates=True)), at=at)
+
+
+SPRING = "2024-03-30T23:00", ["00:00:00+01:00", "01:00:00+01:00", "03:00:00+02:00", "04:00:00+02:00"]
+AUTUMN = "2024-10-27T00:00", ["01:00:00+02:00", "02:00:00+02:00", "02:00:00+01:00", "03:00:00+01:00"]
+
+
+@pytest.mark.parametrize(("start", "expected"), [SPRING, AUTUMN])
+@pytest.mark.parametrize("ending", ["parquet", "csv"])
+def test_answers_across_a_change_of_summer_time_are_in_the_zone_of_the_question(start, expected, ending, tmp_path):
+    times = pd.date_range(pd.Timestamp(start, tz=BERLIN) - pd.Timedelta("1h"), periods=2, freq="h")
+    frame, path = NAIVE.assign(time=times), tmp_path / f"input.{ending}"
+    frame.to_parquet(path) if ending == "parquet" else frame.to_csv(path, index=False)
+    model = Decay(replace(scale_of(), dates=True, zoned=True))
+    moments = times[-1] + pd.to_timedelta(range(1, 5), "h")
+    assert [text[-14:] for text in moments.map(pd.Timestamp.isoformat)] == expected
+    found = ask(path, model, horizon=4 / 24, every=1 / 24)
+    assert found["time"].drop_duplicates().map(pd.Timestamp).tolist() == moments.tolist()
+    if ending == "parquet":
+        assert str(found["time"].dtype.tz) == BERLIN
+        at = ask(path, model, at=pd.DataFrame({"id": "x", "time": moments.tz_convert("UTC")}))
+        assert str(at["time"].dtype.tz) == "UTC"
+        np.testing.assert_allclose(at["std"], found["std"], rtol=1e-4)
+        texts = Forecasts.of(parts_of(model), path, Asked(horizon=4 / 24, every=1 / 24), Form())
+        written = pd.concat([texts.frame(answer, text=True) for answer in texts.answers(True)])["time"]
+        assert written.drop_duplicates().str[-14:].tolist() == expected
+
+
+def test_texts_of_one_offset_are_answered_with_it_and_of_several_in_utc_with_a_notice(caplog):
+    model = Decay(replace(scale_of(), dates=True, zoned=True))
+    found = ask(ZONED, model, horizon=2.0, every=1.0)["time"].tolist()
+    assert found[::2] == ["2024-03-31T13:00:00+01:00", "2024-04-01T13:00:00+01:00"]
+    several = ZONED.assign(time=["2024-03-31T01:59+01:00", "2024-03-31T03:00+02:00"])
+    with caplog.at_level(logging.INFO, "vrnn_lab"):
+        found = ask(several, model, horizon=1 / 24, every=1 / 24)["time"].tolist()
+    assert found == ["2024-03-31T02:00:00Z"] * 2
+    assert (
+        "column 'time' has times with several offsets from UTC (+01:00, +02:00); answers are written" in caplog.text
+    )
+
+
+@pytest.mark.parametrize("offset", ["-0330", "+05:45", "-08", "+00:00"])
+def test_every_form_of_an_offset_is_read(offset):
+    frame = NAIVE.assign(time=NAIVE["time"] + offset)
+    found = ask(frame, Decay(replace(scale_of(), dates=True)), horizon=1.0, every=1.0)["time"].iloc[0]
+    assert pd.Timestamp(found) == pd.Timestamp(f"2024-03-31T13:00{offset}")
+    assert found.endswith({"-0330": "-03:30", "-08": "-08:00", "+00:00": "Z"}.get(offset, offset))
+
+
+def test_moments_whose_offset_has_seconds_are_written_in_utc():
+    times = (
+        pd.DatetimeIndex(np.array(["1850-01-01", "1850-01-02"], "datetime64[us]"))
+        .tz_localize("UTC")
+        .tz_convert(BERLIN)
+    )
+    texts = Clock(True, zone=times.tz).write(np.array([-43829.0, 0.0]), text=True).tolist()
+    assert texts == ["1850-01-01T00:00:00Z", "1970-01-01T01:00:00+01:00"]
+
+
+def test_a_run_keeps_whether_its_dates_have_a_zone_and_older_ones_do_not_know():
+    kept: dict = {}
+    model = Decay(replace(scale_of(), dates=True, zoned=True))
+    model.on_save_checkpoint(kept)
+    kept["state_dict"] = model.state_dict()
+    assert experiment._scale(kept).zoned is True
+    assert experiment._scale({k: v for k, v in kept.items() if k != "zoned"}).zoned is None

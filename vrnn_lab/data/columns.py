@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pandas.api import types
 
+from vrnn_lab.data import zones
 from vrnn_lab.data.base import SPLITS
 from vrnn_lab.data.csv_dialect import (
     comma_cure,
@@ -412,7 +413,7 @@ def _parsed(content: pd.Series) -> NDArray[np.float64]:
 
 
 def times(cells: Cells, column: str) -> tuple[NDArray[np.float64], bool]:
-    """(rows,) and whether they were dates: numbers as they are, ISO dates as days since 1970 (UTC)."""
+    """(rows,) and whether they were dates: numbers as they are, ISO dates as days since 1970, of UTC if zoned."""
     content = cells.column(column)
     empty = first(content.isna())
     if empty is not None:
@@ -448,7 +449,16 @@ def _dates(cells: Cells, column: str) -> NDArray[np.float64]:
             f"{cells.path}: column '{column}' holds '{text}' in {cells.where(wrong)}; expected numbers, or ISO dates "
             f"throughout: 2024-05-31 or 2024-05-31T14:30:00.{cure}"
         )
+    zoned = zones.offsets(content).notna().to_numpy()
+    if zoned.any() and not zoned.all():
+        without, having = first(~zoned), first(zoned)
+        raise zones.mixed(cells.path, column, shown(cells, column, without or 0), shown(cells, column, having or 0))
     return _days(found)
+
+
+def shown(cells: Cells, column: str, place: int) -> str:
+    """A cell and where it stands: "'2024-05-31' in line 7"."""
+    return f"'{cells.text(column, place)}' in {cells.where(place)}"
 
 
 def _days(moments: pd.Series) -> NDArray[np.float64]:
