@@ -18,6 +18,7 @@ from vrnn_lab.data.columns import Beside
 from vrnn_lab.data.csv_dialect import Dialect, dialect_of
 from vrnn_lab.data.rows import Form, Source
 from vrnn_lab.data.table import Table
+from vrnn_lab.forecaster import Forecaster
 from vrnn_lab.forecasts import Asked, Forecasts
 
 COMMAS = "id;time;a;b\nx;0,5;1,25;\nx;1,5;-2,5;3\ny;0;1,5e2;0,125\n"
@@ -217,6 +218,18 @@ def test_a_table_of_channels_is_not_taken_for_one_of_times(file):
     with pytest.raises(ValueError, match=r"Did you mean data.time=date") as error:
         _ = Table(file("id,date,a,b,1990\nx,0,1,2,3\n")).channels
     assert "melt" not in str(error.value)
+
+
+@pytest.mark.parametrize("columns", [{1990: [1.0], 1991: [2.0], 1992: [3.0]}, {"time": [0], "a": ["1,5"]}])
+def test_commands_for_a_frame_change_the_frame(columns, tmp_path):
+    frame = pd.DataFrame({"id": ["x"]} | columns)
+    with pytest.raises(ValueError, match="the data frame") as error:
+        Forecaster("model=rnn", folder=tmp_path / "run").fit(frame)
+    assert "csv" not in str(error.value)
+    found: dict = {"frame": frame.set_axis(map(str, frame), axis=1)}
+    exec(str(error.value).split("by pandas: ")[1], found)
+    frame = found["frame"]
+    assert list(frame) == ["id", "time", "value"] if 1990 in columns else frame["a"].tolist() == ["1.5"]
 
 
 # ---- zones --------------------------------------------------------------------------------------------------
