@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pandas as pd
 from pandas.api import types
 
@@ -144,19 +145,18 @@ def first_decimal_comma(content: pd.Series) -> int | None:
     """The place of the first number with a decimal comma in a column of texts that holds mostly such or numbers."""
     if not (types.is_object_dtype(content) or types.is_string_dtype(content)):
         return None
-    filled = content.dropna().astype(str)
-    commas = filled.str.strip().str.fullmatch(DECIMAL_COMMA).astype(bool)
+    filled = content.notna().to_numpy()
+    texts = content.astype(str)
+    commas = filled & texts.str.strip().str.fullmatch(DECIMAL_COMMA).to_numpy(bool, na_value=False)
     if not commas.any():
         return None
-    others = pd.to_numeric(filled[~commas], errors="coerce").notna().sum()
-    if commas.sum() + others <= len(filled) / 2:
-        return None
-    return int(content.index.get_loc(commas.idxmax()))
+    numbers = filled & ~np.isnan(np.asarray(pd.to_numeric(texts, errors="coerce"), np.float64))
+    return int(np.argmax(commas)) if (commas | numbers).sum() > filled.sum() / 2 else None
 
 
 def comma_cure(path: Path, frame: pd.DataFrame, cell: str) -> str:
     """What to do about a cell with a decimal comma that was read as text; a command for all such columns at once."""
-    names = [str(name) for name in frame if first_decimal_comma(frame[name]) is not None]
+    names = [str(name) for name in frame if first_decimal_comma(cast(pd.Series, frame[name])) is not None]
     text = f"'{cell}' looks like a number with a decimal comma; write it with a point: {cell.replace(',', '.')}."
     if not names:
         return text

@@ -29,13 +29,11 @@ def melt_cure(path: Path, names: list[str], id: str | None, time: str, keys: str
     if times < max(FEWEST, len(names) / 2):
         return None
     frame = not (is_csv(path) or path.suffix.lower() == ".parquet")
-    number = id is not None and not beside  # no column names the rows: their numbers do
     source = "frame" if frame else _reading(path)
-    numbered = f".rename_axis({id!r}).reset_index()" if number else ""
-    value = "value" if "value" not in beside else "observed"
-    if value == time:
-        value = "observed"
-    kept = [id] if number else beside
+    kept, numbered = beside, ""
+    if id is not None and not beside:  # no column names the rows: their numbers do
+        kept, numbered = [id], f".rename_axis({id!r}).reset_index()"
+    value = "observed" if "value" in (time, *beside) else "value"
     melt = f"{source}{numbered}.melt(id_vars={kept}, var_name={time!r}, value_name={value!r})"
     text = f"It seems to have one column a time ({_shown(names)}). Turn it into one column of times by pandas: "
     if frame:
@@ -57,7 +55,7 @@ def _shown(names: list[str]) -> str:
     return ", ".join([*times[:2], "...", times[-1]] if len(times) > FEWEST else times)
 
 
-def _id_cure(id: str | None, kept: list[str | None], keys: str) -> str:
+def _id_cure(id: str | None, kept: list[str], keys: str) -> str:
     if id is None or id in kept:
         return ""
     several = f", the one of {kept} that names the series" if len(kept) > 1 else ""
