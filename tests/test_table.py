@@ -138,9 +138,16 @@ def test_files_of_other_libraries_load_as_they_are(file, header, options):
     assert np.diff(table.whole().times) == 1
 
 
-@pytest.mark.parametrize("moment", ["2024-01-02", "2024-01-02T00:00:00", "2024-01-02T02:00:00+02:00"])
-def test_iso_dates_become_days_since_1970(file, moment):
-    table = Table(file(f"id,time,a\nx,1970-01-01,1\nx,1970-01-02 12:00,2\nx,{moment},3\n"))
+@pytest.mark.parametrize(
+    "moments",
+    [
+        ("1970-01-01", "1970-01-02 12:00", "2024-01-02"),
+        ("1970-01-01", "1970-01-02 12:00", "2024-01-02T00:00:00"),
+        ("1970-01-01T00:00Z", "1970-01-02 04:30-07:30", "2024-01-02T02:00:00+02:00"),
+    ],
+)
+def test_iso_dates_become_days_since_1970(file, moments):
+    table = Table(file("id,time,a\n" + "".join(f"x,{moment},1\n" for moment in moments)))
     np.testing.assert_array_equal(table.whole().times, [0, 1.5, 19724])
     assert table.time_unit == "days"
 
@@ -369,7 +376,8 @@ def test_missing_columns_come_with_those_found_and_the_cure(file):
     )
     refused(r"no column 'part'", file("id,time,x\nA,0,1\n"), split="part")
     refused(r"no column 'kind'", file("id,time,x\nA,0,1\n"), channel="kind", value="x")
-    refused(r"separated by ';'; save the file with commas", file("id;time;x\nA;0;1\n"))
+    refused(r"separated by '\|'; save the file with commas", file("id|time|x\nA|0|1\n"))
+    refused(r"separated by ';'; save the file with commas", file("id;time, h;x\nA;0;1\n"))
 
 
 def test_text_in_a_number_column_is_named_with_its_line(file):

@@ -103,7 +103,7 @@ def folds(data: SeriesData, split: str, plan: Plan, longest: float, keep_start: 
     row, fold, origin, first, end, begin, stop = map(np.array, zip(*made, strict=True))
     windows = np.stack([begin, stop], 1)
     part = replace(series.part(row), first=first, end=end, windows=windows, labels=None)
-    return Folds(part, origin, fold, room, Clock(data.dates))
+    return Folds(part, origin, fold, room, Clock.of_training(data))
 
 
 @dataclass

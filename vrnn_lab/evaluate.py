@@ -90,7 +90,7 @@ def print_backtest(parts, plan, split: str, factors, output: str | None) -> None
     paper().print(backtest(found, title + (", recalibrated" if factors else "")))
     if output:
         for name in ("origin", "time") if parts.data.dates else ():
-            values[name] = Clock(True).texts(values[name].to_numpy("datetime64[us]"))
+            values[name] = Clock.of_training(parts.data).texts(values[name].to_numpy("datetime64[us]"))
         write_whole(Path(output), values.to_csv(index=False))
         print(f"written  {output}")
 

@@ -150,6 +150,7 @@ def _scale(checkpoint: dict[str, Any]) -> Scale:
         classes=tuple(checkpoint["classes"]),
         labels_of_points=checkpoint["labels_of_points"],
         dates=checkpoint.get("dates"),
+        zoned=checkpoint.get("zoned"),
         errors=checkpoint.get("errors", False),
         whole_series=checkpoint.get("whole_series", False),
         own_levels=checkpoint.get("own_levels", False),

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
-from re import Match, sub
+from re import Match, escape, sub
 from typing import Any
 
 import pandas as pd
@@ -68,7 +68,7 @@ class Forecaster:
                 file.unlink()
                 with suppress(OSError):
                     self.folder.rmdir()
-            raise type(refused)(str(refused).replace(str(file), "the data frame")) from refused
+            raise type(refused)(of_frame(str(refused), file)) from refused
         self._parts = load_parts(self.folder)
         return self
 
@@ -123,6 +123,16 @@ class Forecaster:
         ahead, step = spans(horizon, every)
         assert ahead is not None
         return backtest(self.parts, ahead, step, folds, split)
+
+
+def of_frame(message: str, file: Path) -> str:
+    """A message about the file that a frame was written to, as one about the frame, with commands that change it."""
+    read = escape(f"pd.read_csv({str(file)!r}")
+    message = message.replace("import pandas as pd; ", "")
+    message = sub(rf"frame = {read}[^)]*\); ", "", message)
+    message = sub(rf"{read}[^)]*\)", "frame = frame", message)
+    message = sub(r"(; frame)?\.to_csv\('[^']*', index=False\)", "", message)
+    return message.replace(str(file), "the data frame")
 
 
 def typed(name: Any) -> str:

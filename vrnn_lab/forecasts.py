@@ -101,9 +101,10 @@ class Forecasts:
                 f"horizon= asks at times at which {', '.join(beside.known)} must be known, and are not; ask with "
                 "at=, a file of id, time and those columns, or with fill=true and rows whose channels are empty."
             )
-        given = Source(found, "input", form, scale.channels, beside, scale.dates)
+        known = scale.channels, beside, scale.dates, scale.zoned
+        given = Source(found, "input", form, *known)
         ask = Form(form.id, form.time)
-        at = None if asked.at is None else Source(asked.at, "at", ask, scale.channels, beside, scale.dates)
+        at = None if asked.at is None else Source(asked.at, "at", ask, *known)
         return cls(parts, given, at, asked, _factors(asked, scale, folder))
 
     @property

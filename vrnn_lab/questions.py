@@ -78,7 +78,7 @@ def over_windows(rows: Rows, times: Times, scale, beside: Beside, keep_start: bo
     The questions between two neighbouring seen points stay together, and so do those of as many such gaps as reach
     over half of the longest training window; the window lies about them and the seen points beside them.
     """
-    clock = Clock(bool(scale.dates))
+    clock = Clock.of_training(scale)
     points, values, asked, told, error = _together(rows, times, beside, clock)
     seen = points[~np.isnan(values).all(1)]
     questions = points[asked.any(1)]

@@ -208,6 +208,7 @@ class Scale:
     classes: tuple[str, ...] = ()  # names of the labels' classes; none: no labels
     labels_of_points: bool = False  # each point has a class, not each series
     dates: bool | None = None  # whether times are days since 1970; None: a run of before this was kept
+    zoned: bool | None = None  # whether the dates have a zone, and so are UTC; None: a run of before this was kept
     covariates: tuple[str, ...] = ()  # what is known everywhere and never scored
     covariate_mean: Float64[Tensor, " covariate"] = field(default_factory=lambda: torch.zeros(0).double())
     covariate_std: Float64[Tensor, " covariate"] = field(default_factory=lambda: torch.ones(0).double())

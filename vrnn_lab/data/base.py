@@ -372,6 +372,7 @@ class SeriesData(pl.LightningDataModule, ABC):
     whole_series: bool = False  # training windows begin where their series do
     own_levels: bool = False  # series may lie at levels of their own, outside the training range
     dates: bool = False  # times are days since 1970
+    zoned: bool = False  # and of UTC, since the dates have a zone
     units: tuple[str, ...] = ()  # of each channel, where they are known
     classes: tuple[str, ...] = ()  # names of the classes that labels count from 0
     phase_plane: ClassVar[bool] = False  # two channels that are coordinates of one plane
@@ -459,6 +460,7 @@ class SeriesData(pl.LightningDataModule, ABC):
         return replace(
             found,
             dates=self.dates,
+            zoned=self.zoned,
             common_time=self.common_time,
             own_levels=self.own_levels,
             whole_series=self.whole_series,

@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC
 from fractions import Fraction
 from re import fullmatch
 from typing import Any
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from pandas.api import types
 
 from vrnn_lab.data.columns import Cells
+from vrnn_lab.data.zones import local_texts, zone_of
 
 MICROSECONDS = 86_400e6  # a day
 DAYS = {"y": 365.2425, "Y": 365.2425, "M": 30.436875, "w": 7.0, "W": 7.0}  # of units that pandas does not measure
@@ -19,7 +21,7 @@ DAYS = {"y": 365.2425, "Y": 365.2425, "M": 30.436875, "w": 7.0, "W": 7.0}  # of 
 
 @dataclass(frozen=True)
 class Clock:
-    """Numbers; or dates, as texts or as pandas' own, of which `zone` is theirs."""
+    """Numbers; or dates, as texts or as pandas' own. zone: the one they are written in; None: they have none."""
 
     dates: bool
     text: bool = False
@@ -33,9 +35,13 @@ class Clock:
             return cls(False)
         if types.is_datetime64_any_dtype(content):
             return cls(True, zone=getattr(content.dtype, "tz", None))
-        first = str(content.iloc[0])
-        moment = pd.Timestamp(first)
-        return cls(True, text=True, short=len(first) <= 10, zone=moment.tz and "UTC")
+        zone = zone_of(content, f"{cells.path}: column '{column}'")
+        return cls(True, text=True, short=len(str(content.iloc[0])) <= 10, zone=zone)
+
+    @classmethod
+    def of_training(cls, found: Any) -> "Clock":
+        """The format of training data: found has `dates` and `zoned`, as a data set and its Scale; zones are UTC."""
+        return cls(bool(found.dates), zone=UTC if found.dates and found.zoned else None)
 
     def write(self, times: NDArray[np.float64], text: bool = False) -> Any:
         """(rows,): the times as they were; text: dates as ISO texts in any case."""
@@ -48,12 +54,15 @@ class Clock:
         return found if self.zone is None else found.tz_localize("UTC").tz_convert(self.zone)
 
     def texts(self, moments: NDArray[Any]) -> NDArray[Any]:
-        """ISO texts of moments (rows,), datetime64[us]."""
+        """ISO texts of moments (rows,) of UTC, datetime64[us], in the zone of the dates and with its offset."""
+        return self._plain(moments) if self.zone is None else local_texts(moments, self.zone, self._plain)
+
+    def _plain(self, moments: NDArray[Any]) -> NDArray[Any]:
         if self.short and (moments == moments.astype("datetime64[D]")).all():
             return np.datetime_as_string(moments, "D").astype(object)
         whole = moments == moments.astype("datetime64[s]")
         texts = np.where(whole, np.datetime_as_string(moments, "s"), np.datetime_as_string(moments, "us"))
-        return texts.astype(object) + ("" if self.zone is None else "Z")
+        return texts.astype(object)
 
 
 class Span(float):

@@ -3,7 +3,6 @@
 import difflib
 import logging
 import sys
-import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +14,17 @@ import pandas as pd
 from numpy.typing import NDArray
 from pandas.api import types
 
+from vrnn_lab.data import zones
 from vrnn_lab.data.base import SPLITS
+from vrnn_lab.data.csv_dialect import (
+    comma_cure,
+    first_decimal_comma,
+    has_decimal_comma,
+    is_csv,
+    read_csv,
+    readable_csv,
+)
+from vrnn_lab.data.wide_times import melt_cure
 
 log = logging.getLogger("vrnn_lab")
 ENDINGS = (".csv", ".csv.gz", ".parquet")
@@ -52,7 +61,7 @@ class Cells:
 
 def where(path: Path, row: int) -> str:
     """Where a data row, counted from 0, stands in a file."""
-    return f"line {row + 2}" if path.name.lower().endswith(ENDINGS[:2]) else f"row {row + 1}"
+    return f"line {row + 2}" if is_csv(path) else f"row {row + 1}"
 
 
 def column_names(path: Path, key: str = "data.path") -> list[str]:
@@ -64,7 +73,7 @@ def column_names(path: Path, key: str = "data.path") -> list[str]:
         raise ValueError(f"{key}={path} has no ending we read; expected one of {', '.join(ENDINGS)}.")
     if path.suffix.lower() == ".parquet":
         return [name for name in _parquet(path, key).names if not name.startswith("__index_level_")]
-    return [str(name) for name in _read_csv(path, nrows=0).columns]
+    return [str(name) for name in read_csv(path, nrows=0).columns]
 
 
 def refuse_stream(path: Path, channel: str | None, beside: "Beside") -> None:
@@ -79,7 +88,7 @@ def refuse_stream(path: Path, channel: str | None, beside: "Beside") -> None:
             "data.stream=true reads tables with a column a channel; the long form (data.channel) cannot be streamed. "
             "Turn it into the other once: duckdb's PIVOT, or pandas' pivot_table; or leave data.stream out."
         )
-    if path.name.lower().endswith((".csv", ".csv.gz")):
+    if is_csv(path):
         new = path.name.split(".")[0] + ".parquet"
         raise ValueError(
             f"data.stream=true reads Parquet, and data.path={path} is a CSV file. Turn it into one, of any size: "
@@ -90,16 +99,23 @@ def refuse_stream(path: Path, channel: str | None, beside: "Beside") -> None:
 
 def demand(path: Path, found: list[str], wanted: Iterable[tuple[str, str]], keys: str = "data.") -> None:
     """ValueError unless every wanted column, (config key, name), is among those found. keys: where those belong."""
+    wanted = list(wanted)
     missing = [(key, name) for key, name in wanted if name not in found]
     if not missing:
         return
     text = f"{path} has no column {_listed(name for _, name in missing)}; it has {_listed(found)}."
+    roles = dict(wanted)
+    if "time" in dict(missing) and (cure := melt_cure(path, found, roles.get("id"), roles["time"], keys)):
+        raise ValueError(f"{text} {cure}")
     cures = [_cure(keys + key, name, near) for key, name in missing if (near := _nearest(key, name, found))]
     text += f" Did you mean {', '.join(cures)}?" if cures else f" Name yours with {keys}{missing[0][0]}=..."
     if missing[0][0] == "id":
         text += f" A file of one series needs none: {keys}id=null."
-    if len(found) == 1 and (mark := next((m for m in ";\t|" if m in found[0]), None)):
-        text += f" The cells seem to be separated by {mark!r}; save the file with commas."
+    if is_csv(path) and (mark := next((m for m in ";\t|" if any(m in name for name in found)), None)):
+        text += (
+            f" The cells seem to be separated by {mark!r}; save the file with commas, or with semicolons or tabs and "
+            "no comma in the header."
+        )
     raise ValueError(text)
 
 
@@ -114,7 +130,7 @@ def read(path: Path, wanted: list[str], words: Iterable[str]) -> Cells:
         frame = table.to_pandas(ignore_metadata=True, split_blocks=True, self_destruct=True)
         del table
     else:
-        frame = _read_csv(path, **_kinds(wanted, words)).loc[:, wanted]
+        frame = read_csv(path, **_kinds(wanted, words)).loc[:, wanted]
     if not len(frame):
         raise ValueError(f"{path} has no rows, only the columns {_listed(wanted)}; expected a row per time.")
     return Cells(path, frame)
@@ -143,10 +159,10 @@ def chunks(path: Path, wanted: list[str], words: Iterable[str], rows: int) -> It
     """The same, so many rows at a time; nothing where there is none."""
     parquet = path.suffix.lower() == ".parquet"
     kinds = _kinds(wanted, set(words))
-    found = _batches(path, wanted, rows) if parquet else _read_csv(path, chunksize=rows, **kinds)
+    found = _batches(path, wanted, rows) if parquet else read_csv(path, chunksize=rows, **kinds)
     with closing(found):
         while True:
-            with _readable_csv(path):
+            with readable_csv(path):
                 frame = next(found, None)
             if frame is None:
                 return
@@ -260,36 +276,6 @@ def release() -> None:
         pa.default_memory_pool().release_unused()
 
 
-def _read_csv(path: Path, **options) -> Any:
-    with _readable_csv(path):
-        return pd.read_csv(
-            path,
-            keep_default_na=False,
-            skip_blank_lines=False,  # so that the line numbers of messages are the file's
-            skipinitialspace=True,
-            index_col=False,
-            low_memory=False,
-            **options,
-        )
-
-
-@contextmanager
-def _readable_csv(path: Path) -> Iterator[None]:
-    """What pandas cannot read of a CSV file is a ValueError."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            yield
-    except pd.errors.EmptyDataError:
-        raise ValueError(f"{path} has no rows; expected a header with the columns' names, then data.") from None
-    except pd.errors.ParserWarning:
-        raise ValueError(f"{path} has rows with more cells than its header; give every column a name.") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); save it as CSV in UTF-8.") from None
-    except (pd.errors.ParserError, EOFError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as a table: {str(error).strip()}") from None
-
-
 def _parquet(path: Path, key: str = "data.path"):
     try:
         import pyarrow.parquet as pq
@@ -320,7 +306,10 @@ def first(mask) -> int | None:
 
 
 def looks_like_numbers(cells: Cells, column: str) -> bool:
-    """Whether most of a column's cells are numbers: then a text among them is a slip, not another column."""
+    """Whether most of a column's cells are numbers: then a text among them is a slip, not another column.
+
+    ValueError for a column of numbers with decimal commas, which were read as text.
+    """
     content = cells.column(column).dropna()
     if types.is_bool_dtype(content) or not len(content):
         return False
@@ -328,7 +317,12 @@ def looks_like_numbers(cells: Cells, column: str) -> bool:
         return True
     if not (types.is_object_dtype(content) or types.is_string_dtype(content)):
         return False
-    return bool(np.isnan(_parsed(content)).mean() < 0.5)
+    if bool(np.isnan(_parsed(content)).mean() < 0.5):
+        return True
+    comma = first_decimal_comma(cells.column(column))
+    if comma is not None:
+        raise _no_number(cells, column, comma, "")
+    return False
 
 
 ROW_NAMES = ("rownames", "rownumber", "row_number", "row", "rownum", "index", "obs", "x", "x1", "...1", "v1", "")
@@ -387,10 +381,7 @@ def numbers(cells: Cells, column: str, cure: str = "") -> NDArray[np.float64]:
     found = _parsed(content)
     wrong = first(np.isnan(found) & content.notna().to_numpy())
     if wrong is not None:
-        raise ValueError(
-            f"{cells.path}: column '{column}' holds the text '{cells.text(column, wrong)}' in "
-            f"{cells.where(wrong)}; expected numbers, empty where nothing was observed. {cure}"
-        )
+        raise _no_number(cells, column, wrong, cure)
     infinite = first(np.isinf(found))
     if infinite is not None:
         raise ValueError(
@@ -398,6 +389,16 @@ def numbers(cells: Cells, column: str, cure: str = "") -> NDArray[np.float64]:
             "empty where nothing was observed."
         )
     return found
+
+
+def _no_number(cells: Cells, column: str, place: int, cure: str) -> ValueError:
+    """The error of a text among numbers; cure: of one that is no number with a decimal comma."""
+    text = cells.text(column, place)
+    cure = comma_cure(cells.path, cells.frame, text) if has_decimal_comma(text) else cure
+    return ValueError(
+        f"{cells.path}: column '{column}' holds the text '{text}' in {cells.where(place)}; expected numbers, empty "
+        f"where nothing was observed. {cure}"
+    )
 
 
 def _parsed(content: pd.Series) -> NDArray[np.float64]:
@@ -412,7 +413,7 @@ def _parsed(content: pd.Series) -> NDArray[np.float64]:
 
 
 def times(cells: Cells, column: str) -> tuple[NDArray[np.float64], bool]:
-    """(rows,) and whether they were dates: numbers as they are, ISO dates as days since 1970 (UTC)."""
+    """(rows,) and whether they were dates: numbers as they are, ISO dates as days since 1970, of UTC if zoned."""
     content = cells.column(column)
     empty = first(content.isna())
     if empty is not None:
@@ -442,11 +443,22 @@ def _dates(cells: Cells, column: str) -> NDArray[np.float64]:
     found = pd.to_datetime(content, format="ISO8601", errors="coerce", utc=True)
     wrong = first(found.isna())
     if wrong is not None:
+        text = content.iloc[wrong]
+        cure = " " + comma_cure(cells.path, cells.frame, text) if has_decimal_comma(text) else ""
         raise ValueError(
-            f"{cells.path}: column '{column}' holds '{content.iloc[wrong]}' in {cells.where(wrong)}; expected "
-            "numbers, or ISO dates throughout: 2024-05-31 or 2024-05-31T14:30:00."
+            f"{cells.path}: column '{column}' holds '{text}' in {cells.where(wrong)}; expected numbers, or ISO dates "
+            f"throughout: 2024-05-31 or 2024-05-31T14:30:00.{cure}"
         )
+    zoned = zones.offsets(content).notna().to_numpy()
+    if zoned.any() and not zoned.all():
+        without, having = first(~zoned), first(zoned)
+        raise zones.mixed(cells.path, column, shown(cells, column, without or 0), shown(cells, column, having or 0))
     return _days(found)
+
+
+def shown(cells: Cells, column: str, place: int) -> str:
+    """A cell and where it stands: "'2024-05-31' in line 7"."""
+    return f"'{cells.text(column, place)}' in {cells.where(place)}"
 
 
 def _days(moments: pd.Series) -> NDArray[np.float64]:

@@ -18,6 +18,7 @@ from vrnn_lab.data import columns
 from vrnn_lab.data.clock import Clock
 from vrnn_lab.data.columns import Beside, Cells
 from vrnn_lab.data.windows import hashed
+from vrnn_lab.data.zones import has_zone, mixed, other_than_trained
 
 log = logging.getLogger("vrnn_lab")
 SMALL = 200_000  # rows: so many are read whole and may stand in any order
@@ -72,7 +73,7 @@ class Source:
     """A file or frame as series.
 
     key: the option that named it; of `at` no values are read, and columns beside them are, where they are there.
-    dates: whether times must be such, where that is known.
+    dates: whether times must be such, where that is known. zoned: whether dates must have a zone, where it is known.
     """
 
     found: Path | pd.DataFrame
@@ -81,7 +82,9 @@ class Source:
     channels: tuple[str, ...]
     beside: Beside
     dates: bool | None
+    zoned: bool | None = None
     clock: Clock | None = field(default=None, init=False)  # of what was read so far
+    first_date: str = field(default="", init=False)  # and where it stands
     whole_ids: bool = field(default=False, init=False)  # the names are whole numbers, not texts
     occurring: set[str] = field(default_factory=set, init=False)  # of the long form: channels
 
@@ -253,7 +256,21 @@ class Source:
                 f"{self.path}: column '{self.form.time}' holds dates in some rows and numbers in others (from "
                 f"{cells.where(0)}); expected one kind."
             )
+        if dates:
+            self._check_zone(cells)
         return times
+
+    def _check_zone(self, cells: Cells) -> None:
+        """ValueError where the dates, which are all of one kind, have a zone and others do not, or the reverse."""
+        zoned = has_zone(cells.column(self.form.time))
+        example = columns.shown(cells, self.form.time, 0)
+        if self.zoned not in (None, zoned):
+            raise other_than_trained(self.path, self.form.time, example, zoned)
+        self.first_date = self.first_date or example
+        assert self.clock is not None
+        if (self.clock.zone is not None) != zoned:
+            pair = (self.first_date, example) if zoned else (example, self.first_date)
+            raise mixed(self.path, self.form.time, *pair)
 
     def _numbers(self, cells: Cells) -> tuple[Cells, list[NDArray[Any]]]:
         """Without rows in which nothing is written at all; their values, empty cells, covariates and error bars."""
@@ -365,6 +382,7 @@ def paired(given: Source, asked: Source, whole: bool) -> Iterator[tuple[Rows, Ro
     wanted, passed = asked.ids(), Passed(given.path)
     questions = asked.series(whole)
     for rows in given.series(whole):
+        _check_zones(given, asked)
         number = int(hashed([rows.name])[0])
         if number in passed.met:
             raise ValueError(
@@ -373,6 +391,7 @@ def paired(given: Source, asked: Source, whole: bool) -> Iterator[tuple[Rows, Ro
         if number not in wanted:
             continue
         for question in questions:
+            _check_zones(given, asked)
             if question.name == rows.name:
                 yield rows, question
                 break
@@ -382,6 +401,19 @@ def paired(given: Source, asked: Source, whole: bool) -> Iterator[tuple[Rows, Ro
         passed.add(question.name)
         yield given.nothing(question.name), question
     passed.tell()
+
+
+def _check_zones(given: Source, asked: Source) -> None:
+    """ValueError where dates of what was read so far have a zone in one of the two and none in the other."""
+    if given.clock is None or asked.clock is None or not (given.clock.dates and asked.clock.dates):
+        return
+    if (given.clock.zone is None) != (asked.clock.zone is None):
+        one, other = (given, asked) if given.clock.zone is None else (asked, given)
+        raise ValueError(
+            f"{one.path} has times without a zone ({one.first_date}), and {other.path} has times with one "
+            f"({other.first_date}); expected a zone in both or in none. Write Z behind times that are UTC, and "
+            "behind others their offset from it, such as +01:00."
+        )
 
 
 class Passed:

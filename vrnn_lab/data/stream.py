@@ -22,13 +22,14 @@ from vrnn_lab.data.cache import cache_folder
 from vrnn_lab.data.columns import Cells
 from vrnn_lab.data.names import Names
 from vrnn_lab.data.windows import Contents, Fill, Runs, hashed
+from vrnn_lab.data.zones import has_zone, mixed
 
 log = logging.getLogger("vrnn_lab")
 ROWS = 2**18  # read at once
 KEPT = 5  # files in the cache, those used last
 COPIES = 3  # of a file's values, with noise of different seeds
 SAID = 10.0  # seconds from one line of progress to the next
-FORM = 1  # of what is written: another number is another folder
+FORM = 2  # of what is written: another number is another folder
 ARRAYS = {
     "times": "<f8",
     "values": "<f8",
@@ -56,9 +57,18 @@ class Stored:
             return np.zeros(0, ARRAYS[name])
         return np.asarray(np.memmap(file, ARRAYS[name], "r"))
 
+    @property
+    def facts(self) -> dict:
+        return json.loads((self.folder / "facts.json").read_text())
+
+    @property
+    def zoned(self) -> bool:
+        """Whether the times are dates with a zone."""
+        return self.facts["zoned"]
+
     def contents(self) -> Contents:
         """Its series, sorted by name."""
-        facts = json.loads((self.folder / "facts.json").read_text())
+        facts = self.facts
         times, ids, offsets = self.array("times"), self.array("ids"), self.array("offsets")
         order = np.arange(len(ids))
         names = Names(self.array("text"), np.append(0, self.array("text_end")), order)
@@ -198,7 +208,8 @@ class Pass:
     def __init__(self, reader: Reader, out: dict):
         self.reader, self.out = reader, out
         self.points = self.series = self.empty = self.checked = self.bytes = 0
-        self.by_name, self.dates = True, None
+        self.by_name, self.dates, self.zoned = True, None, None
+        self.date = ""  # the first, and where it stands
         self.name: str | None = None  # of the last row
         self.open = True  # whether that series has a point already
         self.written: str | None = None  # the last series
@@ -238,6 +249,8 @@ class Pass:
                 f"(from {cells.where(0)}); expected one kind."
             )
         self.dates = dates
+        if dates:
+            self._check_zone(cells)
         self._check_order(cells, row, owner, times, chunk.names, goes_on)
         kept = np.flatnonzero(count)
         begin = self.points + np.cumsum(count[kept]) - count[kept]
@@ -250,6 +263,13 @@ class Pass:
             self._label(columns.marks(cells, self.reader.split), number, continued)
         self.write("times", times)
         self.points, self.time, self.row = self.points + len(times), times[-1], int(row[-1])
+
+    def _check_zone(self, cells: Cells) -> None:
+        column = self.reader.time
+        zoned, example = has_zone(cells.column(column)), columns.shown(cells, column, 0)
+        if self.zoned not in (None, zoned):
+            raise mixed(self.reader.path, column, *((self.date, example) if zoned else (example, self.date)))
+        self.zoned, self.date = zoned, self.date or example
 
     def _begin(self, names: list[str], first, row) -> None:
         if not names:
@@ -361,7 +381,12 @@ def _convert(reader: Reader, folder: Path) -> None:
             for row, chunk in reader.batches():
                 passing.take(row, chunk)
             passing.finish()
-        facts = {"channels": reader.channels, "dates": passing.dates, "by_name": passing.by_name}
+        facts = {
+            "channels": reader.channels,
+            "dates": passing.dates,
+            "zoned": bool(passing.zoned),
+            "by_name": passing.by_name,
+        }
         (beside / "facts.json").write_text(json.dumps({**facts, "marked": reader.split is not None}))
         beside.replace(folder)
     finally:

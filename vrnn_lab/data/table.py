@@ -16,6 +16,7 @@ from vrnn_lab.data.base import Ragged, SeriesData
 from vrnn_lab.data.columns import Beside, Cells
 from vrnn_lab.data.trend import fit_trend, trend_at
 from vrnn_lab.data.windows import Contents, Runs
+from vrnn_lab.data.zones import has_zone
 from vrnn_lab.series import Scale
 
 log = logging.getLogger("vrnn_lab")
@@ -252,6 +253,7 @@ class Table(SeriesData):
         wanted, _ = self._wanted([("values", name) for name in self.values or ()])
         split = self.split if self.split in wanted else None
         self._stored = stream.stored(self.path, wanted, self.id, self.time, self.values, split)
+        self.zoned = self._stored.zoned
         return self._stored.contents()
 
     def _read_wide(self) -> Contents:
@@ -342,6 +344,7 @@ class Table(SeriesData):
             owner = (np.cumsum(met[:-1]) - 1)[owner]
             names = tuple(np.delete(np.array(names, dtype=object), empty))
         times, dates = columns.times(cells, self.time)
+        self.zoned = dates and has_zone(cells.column(self.time))
         return Points(cells, owner, names, times, dates)
 
     def _assemble(self, points: Points, order, channels, values, told, error) -> Contents:

@@ -474,6 +474,7 @@ class SequenceModel(pl.LightningModule, ABC):
         checkpoint["classes"] = list(self.scale.classes)
         checkpoint["labels_of_points"] = self.scale.labels_of_points
         checkpoint["dates"] = self.scale.dates
+        checkpoint["zoned"] = self.scale.zoned
         checkpoint["covariates"] = list(self.scale.covariates)
         checkpoint["periods"] = list(self.scale.periods)
         checkpoint["own_levels"] = self.scale.own_levels

@@ -1,0 +1,100 @@
+"""Zones of time: which ISO texts have one, what is said of those that should, and how moments are written in one."""
+
+import logging
+from datetime import UTC, timedelta, timezone, tzinfo
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pandas.api import types
+
+log = logging.getLogger("vrnn_lab")
+OFFSET = r"[T ]\d{2}.*?(Z|[+-]\d{2}(?::?\d{2})?)\s*$"  # at the end of an ISO text that has a time of day
+SHOWN = 5
+
+
+def offsets(texts: pd.Series) -> pd.Series:
+    """(rows,): the offset from UTC at the end of each ISO text, such as Z, +01 or -03:30; missing where none is."""
+    return cast(pd.Series, texts.astype(str).str.extract(OFFSET, expand=False))
+
+
+def has_zone(content: pd.Series) -> bool:
+    """Whether the dates of a column, all of one kind, have a zone: those of a dtype, or ISO texts."""
+    if types.is_datetime64_any_dtype(content):
+        return getattr(content.dtype, "tz", None) is not None
+    return bool(offsets(content.iloc[:1]).notna().all())
+
+
+def zone_of(content: pd.Series, name: str) -> tzinfo | None:
+    """The zone in which to write the moments of such a column; UTC, with a notice, if texts have several offsets.
+
+    name: of the file and the column, for the notice.
+    """
+    if types.is_datetime64_any_dtype(content):
+        return getattr(content.dtype, "tz", None)
+    if not has_zone(content):
+        return None
+    found = offsets(content).unique().tolist()
+    zones = {_fixed(text) for text in found}
+    if len(zones) == 1:
+        return zones.pop()
+    shown = ", ".join(found[:SHOWN]) + (", ..." if len(found) > SHOWN else "")
+    log.info("%s has times with several offsets from UTC (%s); answers are written in UTC (Z).", name, shown)
+    return UTC
+
+
+def _fixed(offset: str) -> timezone:
+    if offset == "Z":
+        return UTC
+    digits = offset[1:].replace(":", "").ljust(4, "0")
+    ahead = timedelta(hours=int(digits[:2]), minutes=int(digits[2:]))
+    return timezone(-ahead if offset[0] == "-" else ahead)
+
+
+def mixed(path: Path, column: str, without: str, zoned: str) -> ValueError:
+    """The error of a column in which some times have a zone. without, zoned: the first of each kind, and its line."""
+    return ValueError(
+        f"{path}: column '{column}' holds {without}, which has no zone, and {zoned}, which has one; expected a zone "
+        "in every row or in none. Write Z behind times that are UTC, and behind others their offset from it, such as "
+        "+01:00."
+    )
+
+
+def other_than_trained(path: Path, column: str, example: str, zoned: bool) -> ValueError:
+    """The error of a question whose times have a zone (`zoned`), or have none, other than those of training."""
+    if zoned:
+        return ValueError(
+            f"{path}: column '{column}' has times with a zone ({example}), and those the model was trained on have "
+            "none; expected the local time of the training table, without a zone. By pandas, where that is Berlin's: "
+            f"frame['{column}'] = pd.to_datetime(frame['{column}'], utc=True).dt.tz_convert('Europe/Berlin')"
+            ".dt.tz_localize(None)"
+        )
+    return ValueError(
+        f"{path}: column '{column}' has times without a zone ({example}), and those the model was trained on have "
+        "one; expected Z behind each time if it is UTC, else its offset from it, such as +01:00. By pandas, where "
+        f"the times are Berlin's: frame['{column}'] = pd.to_datetime(frame['{column}'])"
+        ".dt.tz_localize('Europe/Berlin')"
+    )
+
+
+def local_texts(moments: NDArray[Any], zone: Any, write: Any) -> NDArray[Any]:
+    """ISO texts, with their offsets, of moments (rows,) of UTC, datetime64[us], in a zone.
+
+    write: from datetime64[us] (rows,) to texts without an offset. An offset that is no whole number of minutes, as
+    those of local mean times were, cannot be written: such moments are written in UTC.
+    """
+    utc = pd.DatetimeIndex(moments)
+    local = utc.tz_localize("UTC").tz_convert(zone).tz_localize(None).to_numpy().astype("datetime64[us]")
+    seconds = (local - moments).astype("timedelta64[s]").astype(np.int64)
+    local = np.where(seconds % 60 == 0, local, moments)
+    minutes = np.where(seconds % 60 == 0, seconds // 60, 0)
+    distinct, place = np.unique(minutes, return_inverse=True)
+    suffixes = np.array([_written(int(each)) for each in distinct] or [""], dtype=object)
+    return write(local) + suffixes[place]
+
+
+def _written(minutes: int) -> str:
+    hours, rest = divmod(abs(minutes), 60)
+    return f"{'-' if minutes < 0 else '+'}{hours:02d}:{rest:02d}" if minutes else "Z"
