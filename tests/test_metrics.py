@@ -145,9 +145,14 @@ def test_a_tally_sums_over_scored_values_and_divides_once():
             "test/x/crps": 3 * mean,
             "test/x/nll": mean,
             "test/x/nmse": scaled,
+            "test/x/ncrps": (3 * each / torch.tensor([2.0, 10.0]))[mask].mean().item(),
             **{f"test/x/channel/{c}/mse": by_channel[i] for i, c in enumerate("ab")},
             **{f"test/x/channel/{c}/crps": 3 * by_channel[i] for i, c in enumerate("ab")},
             **{f"test/x/channel/{c}/nll": by_channel[i] for i, c in enumerate("ab")},
+            **{
+                f"test/x/channel/{c}/ncrps": 3 * by_channel[i] / std
+                for i, (c, std) in enumerate((("a", 2), ("b", 10)))
+            },
             **{
                 f"test/x/channel/{c}/nmse": by_channel[i] / std**2 for i, (c, std) in enumerate((("a", 2), ("b", 10)))
             },
@@ -166,6 +171,8 @@ def test_a_channel_that_is_never_scored_has_no_row_and_no_say():
         "p/channel/a/mse": 5,
         "p/channel/a/crps": 5,
         "p/channel/a/nmse": 5,
+        "p/ncrps": 5,
+        "p/channel/a/ncrps": 5,
     }
 
 
