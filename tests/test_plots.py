@@ -172,8 +172,29 @@ def test_the_series_shown_differ():
 def test_curves_that_run_away_do_not_flatten_the_values():
     batch = batch_of(DATA[1])
     values = batch.values[0, batch.known[0, :, 0], 0]
-    low, high = plots._limits(batch, torch.tensor([-1e6, 1e6]), 0, 0)
-    assert high - low < 3 * (values.max() - values.min())
+    bands = torch.stack([values.min().expand(9), values.max().expand(9)])
+    bands[:, -2:] = torch.tensor([[-1e6], [1e6]])
+    low, high = plots._limits(batch, bands, 0, 0)
+    assert high - low < 5 * (values.max() - values.min())
+
+
+def test_a_band_is_shown_whole_however_few_values_there_are():
+    """The axis of a channel with one value is as large as the band, not as a rounding error."""
+    batch = batch_of(DATA[1])
+    one = batch.known & (batch.known.cumsum(1) == 1)
+    batch = replace(batch, seen=batch.seen & one, scored=batch.scored & one)
+    value = batch.values[0, one[0, :, 0], 0].double()
+    bands = torch.stack([value - 3, value + 5]).expand(2, 7)
+    low, high = plots._limits(batch, bands, 0, 0)
+    assert low < value - 3 and high > value + 5
+
+
+def test_a_forecast_is_drawn_only_as_far_as_its_covariates_are_known():
+    batch = batch_of(DATA[1])
+    assert not plots._covariates_change(batch)
+    same = torch.ones(*batch.times.shape, 1).double()
+    assert not plots._covariates_change(replace(batch, covariates=same))
+    assert plots._covariates_change(replace(batch, covariates=batch.times[..., None]))
 
 
 # ---- images, rolls and fields -----------------------------------------------------------------------------

@@ -216,7 +216,8 @@ def _over_time(model, data, seed: int, split: str, name: str, task: Task) -> Fig
     ahead = isinstance(task, Forecast)
     channels = data.channels[: look.CHANNELS]
     batch = _shown(data, split, task, {1: 4, 2: 3, 3: 2, 4: 2}.get(len(channels), 1))
-    fan = _fan(model, batch, _times(model, batch, 1.3 if ahead else 1.0), seed)
+    further = ahead and not _covariates_change(batch)  # beyond the last point nobody knows them
+    fan = _fan(model, batch, _times(model, batch, 1.3 if further else 1.0), seed)
     rows = len(batch.ids)
     columns = rows if rows > 1 and len(channels) > 1 else 2
     figure, axes = look.canvas(rows * len(channels), columns, (4.1, 2.6))
@@ -233,6 +234,14 @@ def _over_time(model, data, seed: int, split: str, name: str, task: Task) -> Fig
     look.legend(figure, [*look.time_keys(), *truth, *([look.start_key()] if ahead else [])])
     figure.suptitle(_title(model, batch, name, split), fontsize=11)
     return figure
+
+
+def _covariates_change(batch: TimeSeries) -> bool:
+    """Whether a series has covariates that differ from point to point."""
+    if batch.covariates is None:
+        return False
+    first = batch.covariates[:, :1]
+    return bool(((batch.covariates != first) & batch.counts[..., None]).any())
 
 
 def _panel(ax: Axes, fan: Fan, batch: TimeSeries, row: int, channel: int) -> None:
@@ -254,11 +263,16 @@ def _panel(ax: Axes, fan: Fan, batch: TimeSeries, row: int, channel: int) -> Non
 
 
 def _limits(batch: TimeSeries, bands: Tensor, row: int, channel: int) -> tuple[float, float]:
-    """Around all values and bands; but bands that run away do not flatten the values."""
+    """Around all values and bands; but bands that run away do not flatten the values.
+
+    bands (quantiles, place): the lowest quantile first. A band's usual width is shown whatever the values are, so
+    that a channel with a single value has an axis of the band's size.
+    """
     known = batch.known[row, :, channel]
     values = batch.values[row, known, channel] if known.any() else bands.flatten()
     low, high = values.min(), values.max()
-    room = 0.4 * (high - low).clamp(min=1e-6 * high.abs() + 1e-12)
+    usual = (bands[-1] - bands[0]).median() if bands.numel() else 0.0 * high
+    room = torch.maximum(0.4 * (high - low), 1.5 * usual).clamp(min=1e-6 * high.abs() + 1e-12)
     if bands.numel():
         low, high = (
             torch.maximum(torch.minimum(low, bands.min()), low - room),
