@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from math import ceil, exp
 from pathlib import Path
@@ -25,6 +25,7 @@ FILE = "recalibration.json"
 PLACES = ("interpolation", "forecast")  # up to the last seen point of a row, and after it
 WIDEST = 1000.0  # the largest factor, and the inverse of the least; a factor at a limit is reported as such
 LEAST = 30  # validation values that a factor needs
+FEWEST = 10  # validation values from which a spread is widened, but never narrowed
 SERIES = 600  # validation series that it is fitted on at most
 LEVEL = 0.9  # the share of values that the central interval of the same level is to hold
 
@@ -48,6 +49,10 @@ class Recalibration:
         """The factor of every value of a batch; 1 where it is seen."""
         inside, after = (getattr(self, place).to(batch.values) for place in PLACES)
         return torch.where(batch.seen, 1.0, torch.where(ahead(batch)[..., None], after, inside))
+
+    def widening_ahead(self) -> "Recalibration":
+        """The same, but for looking ahead no factor below 1."""
+        return replace(self, forecast=self.forecast.clamp(min=1))
 
     def lines(self) -> list[str]:
         """The factors as text, a line a place, with what each was fitted on."""
@@ -115,7 +120,8 @@ def fit(
     The values are those of the yardstick's questions to at most SERIES validation series, evenly chosen, and those
     of the batches in `further`. Each value needs some least factor to lie in its interval; the factor of a place and
     channel is the ceil(.9 (n + 1))-th smallest of these, as in split conformal prediction (Papadopoulos et al. 2002).
-    A channel with fewer than LEAST values takes the factor of all channels together; with fewer than LEAST in all, 1.
+    A channel with fewer than LEAST values takes the factor of all channels together. With fewer than LEAST in all,
+    but FEWEST or more, that factor only widens; with fewer still it is 1.
 
     Chosen by simulation (spread too small by 3, n = 30, 100, 1000): with Gaussian errors this, the least CRPS and
     the least nll all hold 89 to 91 % out of sample. With Student's t (3 degrees of freedom) and with errors of
@@ -178,8 +184,10 @@ def _factors(needed: list[tuple[Tensor, Tensor, Tensor]], dim: int) -> tuple[Ten
         for j in range(dim):
             own = least[(place == i) & (channel == j)]
             counts[i, j] = len(own)
-            if len(pooled) >= LEAST:
+            if len(pooled) >= FEWEST:
                 factors[i, j] = _smallest(own if len(own) >= LEAST else pooled)
+            if len(pooled) < LEAST:
+                factors[i, j].clamp_(min=1)
     return factors, counts
 
 
@@ -196,4 +204,6 @@ def _basis(counts: tuple[int, ...], channel: int) -> str:
         return (
             f"{counts[channel]} validation values, fewer than {LEAST}: fitted on all channels, {sum(counts)} values"
         )
-    return f"not fitted: {sum(counts)} validation values, fewer than {LEAST}"
+    if sum(counts) >= FEWEST:
+        return f"{sum(counts)} validation values, fewer than {LEAST}: only widened"
+    return f"not fitted: {sum(counts)} validation values, fewer than {FEWEST}"

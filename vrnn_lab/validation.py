@@ -18,10 +18,15 @@ FOLDS = 5  # origins in the validation part of a series that is split in time
 
 
 def recalibrate(parts: Parts) -> Recalibration:
-    """Fit the factors on the yardstick's questions to validation and on rolling origins within it."""
+    """Fit the factors on the yardstick's questions to validation and on rolling origins within it.
+
+    Whole series that were split by name cover one span of time, and a forecast after that is harder than any that
+    validation asks. There a forecast is widened where validation says so, but never narrowed.
+    """
     scale = parts.model.scale
     further = rolling(parts.data, scale.longest.item(), parts.yardstick.draws, parts.model.keep_start)
-    return fit(parts.model, parts.data, parts.yardstick, parts.config.seed, further)
+    found = fit(parts.model, parts.data, parts.yardstick, parts.config.seed, further)
+    return found.widening_ahead() if scale.whole_series and not _split_in_time(parts.data) else found
 
 
 def rolling(data: SeriesData, longest: float, draws: int, keep_start: bool = False) -> Iterator[TimeSeries]:
