@@ -68,7 +68,10 @@ def _seasonal(cell: Cell, level: float, period: float | None, rise: float) -> Ar
 
 
 def _one_way(cell: Cell, at: float, period: float, rise: float) -> float:
-    """Of one time; NaN where no time whole periods away lies between two seen ones less than a period apart."""
+    """Return the seasonal guess at one time.
+
+    NaN where no time whole periods away lies between two seen ones less than a period apart.
+    """
     both = []
     for way in (-1, 1):
         room = (cell.times[-1] - cell.times[0]) / period + 1
@@ -89,7 +92,7 @@ SEASONAL: dict[str, Rule] = {"seasonal": seasonal, "seasonal drift": seasonal_dr
 
 
 def rules(real: RealSet) -> dict[str, Rule]:
-    """Those that can be used on a set, by name."""
+    """Return the baselines that can be used on a set, by name."""
     return RULES | (SEASONAL if real.period else {})
 
 

@@ -154,14 +154,14 @@ def jobs_of(options: Options) -> list[Job]:
 
 
 def _takes(override: str) -> bool:
-    """Whether data=table has the key of an override in this version of the program."""
+    """Return whether data=table has the key of an override in this version of the program."""
     from vrnn_lab.data.table import Table
 
     return override.partition("=")[0].removeprefix("data.") in signature(Table).parameters
 
 
 def overrides_of(real: RealSet, job: Job, more: Iterable[str]) -> list[str]:
-    """What a user types behind model=<model>."""
+    """Return the overrides that a user types behind model=<model>."""
     found = [f"model={job.model}", f"seed={job.seed}"]
     found += [f"data.window={real.window}"] if real.window else []
     found += [f"data.period={real.period:g}"] if real.period and _takes("data.period=") else []
@@ -359,7 +359,7 @@ def _cell(crps: float, coverage: float, best: bool) -> str:
 
 
 def _summary(asked: pd.DataFrame) -> list[str]:
-    """How often intervals hold, and how often the best default model is as good as the best baseline."""
+    """Count how often intervals hold, and how often the best default model is as good as the best baseline."""
     by_set = {str(name): each.set_index("model") for name, each in asked.groupby("set", sort=False)}
     models = [m for m in MODELS[2:] if any(m in each.index for each in by_set.values())]
     text = []

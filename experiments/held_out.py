@@ -1,4 +1,4 @@
-"""What a program may see, what it is asked, and how its answers are scored.
+"""Questions to a program: what it may see, what it is asked, and how its answers are scored.
 
 `question` holds values out of a table by a fixed rule. The same rule, used on what is left, gives the practice
 questions on which the spreads of the baselines are measured: no held-out value takes part in them.
@@ -62,7 +62,7 @@ def practice(real: RealSet, given: pd.DataFrame, kind: str) -> Question:
 
 
 def last_third(count: int) -> int:
-    """How many of a series' points come before its last third: at least two of them, or all."""
+    """Return how many of a series' points come before its last third: at least two of them, or all."""
     return min(count, max(2, -(-2 * count // 3)))
 
 
@@ -86,7 +86,7 @@ def hidden_stretches(count: int, length: int, rng: np.random.Generator) -> NDArr
 
 
 def origins_of(count: int, ahead: int, number: int) -> NDArray[np.int64]:
-    """How many points come before each origin: evenly over the last fifth, the last one `ahead` from the end."""
+    """Return how many points come before each origin, evenly over the last fifth; the last is `ahead` from the end."""
     last = count - ahead
     first = min(int(0.8 * count), last)
     return np.unique(np.linspace(first, last, number).astype(int))

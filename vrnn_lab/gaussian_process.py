@@ -21,7 +21,7 @@ JITTER = 1e-8  # added to the variance of seen values, which are in training std
 
 
 def available() -> bool:
-    """Whether scikit-learn is installed, whose kernels are fitted here."""
+    """Return whether scikit-learn is installed, whose kernels are fitted here."""
     return find_spec("sklearn") is not None
 
 
@@ -140,7 +140,7 @@ class SharedProcess:
 
 
 def _choose(series: Iterable[tuple[Array, Array]], dim: int) -> list[list[tuple[Array, Array]]]:
-    """Of each channel the times and values of whole series up to FIT_POINTS; of the last one its last points."""
+    """Return for each channel the times and values of whole series up to FIT_POINTS; of the last one its last points."""
     chosen: list[list[tuple[Array, Array]]] = [[] for _ in range(dim)]
     left = np.full(dim, FIT_POINTS)
     for times, values in series:

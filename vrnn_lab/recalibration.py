@@ -93,7 +93,7 @@ class Recalibration:
 
 
 def load(folder: str | Path, channels: tuple[str, ...]) -> Recalibration:
-    """What was fitted for a run; ConfigError where nothing was, or for other channels."""
+    """Read the factors that were fitted for a run; ConfigError where nothing was, or for other channels."""
     file = Path(folder) / FILE
     cure = f"Fit it: python -m vrnn_lab.evaluate run={folder} recalibrate=true"
     if not file.is_file():
@@ -108,7 +108,7 @@ def load(folder: str | Path, channels: tuple[str, ...]) -> Recalibration:
 
 
 def possible(model: SequenceModel, yardstick: Yardstick) -> bool:
-    """Whether predictions have a spread that can be fitted."""
+    """Return whether predictions have a spread that can be fitted."""
     return model.scale.support == "real" and yardstick.draws > 1
 
 
@@ -197,7 +197,7 @@ def _smallest(least: Float[Tensor, " values"]) -> float:
 
 
 def _basis(counts: tuple[int, ...], channel: int) -> str:
-    """What the factor of a channel was fitted on."""
+    """Return, in words, what the factor of a channel was fitted on."""
     if counts[channel] >= LEAST:
         return f"{counts[channel]} validation values"
     if sum(counts) >= LEAST:

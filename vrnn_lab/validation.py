@@ -62,7 +62,7 @@ def plans(data: SeriesData, longest: float) -> list[Plan]:
 
 
 def _split_in_time(data: SeriesData) -> bool:
-    """Whether some validation series goes on from points of another split."""
+    """Return whether some validation series goes on from points of another split."""
     series, starts = data.reaching_back("val")
     return bool((series.points.times[series.first] < starts).any()) if len(series) else False
 

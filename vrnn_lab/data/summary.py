@@ -117,7 +117,7 @@ def _columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _sentinels(x: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which values are numbers that often stand for a missing one and lie far from all others."""
+    """Find the values that are numbers which often stand for a missing one and lie far from all others."""
     named = np.isin(x, SENTINELS) | (np.abs(x) >= 1e20)
     if named.all() or not named.any():
         return np.zeros(len(x), bool)

@@ -1,4 +1,4 @@
-"""How far the values of the training series move: what models start from."""
+"""Measures of how far the values of the training series move, from which models start."""
 
 import numpy as np
 import torch

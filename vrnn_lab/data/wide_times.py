@@ -11,7 +11,7 @@ FEWEST = 3  # columns that are times
 
 
 def is_time(name: str) -> bool:
-    """Whether the name of a column is a finite number or an ISO date, such as 1990 or 2020-01-01."""
+    """Return whether the name of a column is a finite number or an ISO date, such as 1990 or 2020-01-01."""
     try:
         return isfinite(float(name))
     except ValueError:

@@ -21,7 +21,7 @@ def offsets(texts: pd.Series) -> pd.Series:
 
 
 def has_zone(content: pd.Series) -> bool:
-    """Whether the dates of a column, all of one kind, have a zone: those of a dtype, or ISO texts."""
+    """Return whether the dates of a column, all of one kind, have a zone: those of a dtype, or ISO texts."""
     if types.is_datetime64_any_dtype(content):
         return getattr(content.dtype, "tz", None) is not None
     return bool(offsets(content.iloc[:1]).notna().all())

@@ -1,4 +1,4 @@
-"""What models that go from point to point have in common."""
+"""The base of models that go from point to point."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -117,7 +117,7 @@ class StepModel(SequenceModel):
         self.last = LastValue(scale, kept, getattr(made, "noise", "point") == "point") if keeps else None
 
     def vary(self, batch):
-        """Of series that all begin at their own start, leave out the first points of half of them, at random.
+        """Leave out the first points of half of the series, at random, where all series begin at their own start.
 
         Were every series read from its first point on, the state could count points, and the first question past
         the longest series would meet a count that no training series reached. Two points stay at least.
@@ -136,13 +136,13 @@ class StepModel(SequenceModel):
         return self.scale if self.last is None else replace(self.scale, channels=2 * self.scale.channels)
 
     def _reading(self, values: Tensor, known: Tensor, last: Tensor, ever: Tensor) -> tuple[Tensor, Tensor]:
-        """What the network reads of points, and which of those numbers are known."""
+        """Return what the network reads of points, and which of those numbers are known."""
         if self.last is None:
             return values * known, known
         return self.last.read(values, known, last, ever), torch.cat([known, known], -1)
 
     def _readings(self, series: TimeSeries) -> tuple[Tensor, Tensor]:
-        """What the network reads of every point of compacted rows."""
+        """Return what the network reads of every point of compacted rows."""
         return self._reading(series.values, series.known, *last_values(series.values, series.known))
 
     def _moved(self, density: Density, series: TimeSeries) -> Density:

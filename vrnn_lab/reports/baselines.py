@@ -20,7 +20,7 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Baseline:
-    """What a baseline scores on one question, as means over the runs on one data set."""
+    """The scores of a baseline on one question, as means over the runs on one data set."""
 
     name: str  # in plain words
     question: str  # interpolation or forecast
