@@ -86,7 +86,7 @@ def hidden_stretches(count: int, length: int, rng: np.random.Generator) -> NDArr
 
 
 def origins_of(count: int, ahead: int, number: int) -> NDArray[np.int64]:
-    """Return how many points come before each origin, evenly over the last fifth; the last is `ahead` from the end."""
+    """Return how many points come before each origin, evenly over the last fifth, the last `ahead` from the end."""
     last = count - ahead
     first = min(int(0.8 * count), last)
     return np.unique(np.linspace(first, last, number).astype(int))
