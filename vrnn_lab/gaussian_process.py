@@ -140,7 +140,7 @@ class SharedProcess:
 
 
 def _choose(series: Iterable[tuple[Array, Array]], dim: int) -> list[list[tuple[Array, Array]]]:
-    """Return for each channel the times and values of whole series up to FIT_POINTS; of the last one its last points."""
+    """Return each channel's times and values, of whole series up to FIT_POINTS; of the last one its last points."""
     chosen: list[list[tuple[Array, Array]]] = [[] for _ in range(dim)]
     left = np.full(dim, FIT_POINTS)
     for times, values in series:

@@ -369,7 +369,6 @@ class SeriesData(pl.LightningDataModule, ABC):
     support: str = "real"  # real, binary or events: what values are
     time_unit: str = ""
     periods: tuple[float, ...] = ()  # known periods, in the unit of time
-    whole_series: bool = False  # training windows begin where their series do
     own_levels: bool = False  # series may lie at levels of their own, outside the training range
     dates: bool = False  # times are days since 1970
     zoned: bool = False  # and of UTC, since the dates have a zone
@@ -413,6 +412,11 @@ class SeriesData(pl.LightningDataModule, ABC):
         """The series of a split with points outside their windows added, observed as those inside, where the truth
         is known there. Ids, windows and the values inside stay as they are. None: the data set knows of none."""
         return None
+
+    @property
+    def whole_series(self) -> bool:
+        """Whether training windows begin where their series do."""
+        return False
 
     def describe(self) -> tuple[str, list[str]]:
         """A summary for the user, empty where there is none, and sentences about what looks odd."""

@@ -155,7 +155,7 @@ def first_decimal_comma(content: pd.Series) -> int | None:
 
 
 def comma_cure(path: Path, frame: pd.DataFrame, cell: str) -> str:
-    """Return the cure for a cell with a decimal comma that was read as text; a command for all such columns at once."""
+    """Return the cure for cells with a decimal comma that were read as text: a command for all such columns."""
     names = [str(name) for name in frame if first_decimal_comma(cast(pd.Series, frame[name])) is not None]
     text = f"'{cell}' looks like a number with a decimal comma; write it with a point: {cell.replace(',', '.')}."
     if not names:
