@@ -12,7 +12,7 @@ from small import scale_of
 from test_predict import Decay, ask, parts_of
 
 from vrnn_lab import experiment
-from vrnn_lab.data import csv_dialect, rows, stream
+from vrnn_lab.data import columns, csv_dialect, rows, stream
 from vrnn_lab.data.clock import Clock
 from vrnn_lab.data.columns import Beside
 from vrnn_lab.data.csv_dialect import Dialect, dialect_of
@@ -396,3 +396,16 @@ def test_a_run_keeps_whether_its_dates_have_a_zone_and_older_ones_do_not_know():
     kept["state_dict"] = model.state_dict()
     assert experiment._scale(kept).zoned is True
     assert experiment._scale({k: v for k, v in kept.items() if k != "zoned"}).zoned is None
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_text_among_numbers_with_decimal_commas_is_the_cell_that_is_named(tmp_path, chunked):
+    path = tmp_path / "t.csv"
+    path.write_text("id;time;x\na;1;3,5\na;2;-4,5e1\na;3;none of it\n")
+    cells = next(columns.chunks(path, ["id", "time", "x"], ["id"], 10)) if chunked else None
+    cells = cells or columns.read(path, ["id", "time", "x"], ["id"])
+    with pytest.raises(ValueError, match="the text 'none of it' in line 4"):
+        columns.numbers(cells, "x")
+    path.write_text("id;time;x\n1,5;1;3,5\n1,5;2;\n1,5;3;NA\n")
+    cells = columns.read(path, ["id", "time", "x"], ["id"])
+    assert columns.words(cells, "id")[1] == ("1,5",) and columns.numbers(cells, "x")[0] == 3.5

@@ -23,6 +23,7 @@ from vrnn_lab.data.csv_dialect import (
     is_csv,
     read_csv,
     readable_csv,
+    with_points,
 )
 from vrnn_lab.data.wide_times import melt_cure
 
@@ -166,7 +167,7 @@ def chunks(path: Path, wanted: list[str], words: Iterable[str], rows: int) -> It
                 frame = next(found, None)
             if frame is None:
                 return
-            yield Cells(path, frame.loc[:, wanted])
+            yield Cells(path, with_points(path, frame.loc[:, wanted], words))
 
 
 def _batches(path: Path, wanted: list[str], rows: int) -> Generator[pd.DataFrame, None, None]:

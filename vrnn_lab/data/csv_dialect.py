@@ -5,7 +5,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -47,7 +47,7 @@ def read_csv(path: Path, **options) -> Any:
     """A frame, or with `chunksize` an iterator over frames. ValueError for a file that pandas cannot read."""
     with readable_csv(path):
         dialect = dialect_of(path)
-        return pd.read_csv(
+        found = pd.read_csv(
             path,
             sep=dialect.separator,
             decimal=dialect.decimal,
@@ -58,6 +58,18 @@ def read_csv(path: Path, **options) -> Any:
             low_memory=False,
             **options,
         )
+    return with_points(path, found, options.get("dtype", {})) if isinstance(found, pd.DataFrame) else found
+
+
+def with_points(path: Path, frame: pd.DataFrame, words: Container[str]) -> pd.DataFrame:
+    """The frame with a point in numbers with decimal commas that were left as texts, because another cell of their
+    column is no number. Columns in `words` stay as they are."""
+    if is_csv(path) and dialect_of(path).decimal == ",":
+        for name in frame:
+            content = cast(pd.Series, frame[name])
+            if name not in words and (types.is_object_dtype(content) or types.is_string_dtype(content)):
+                frame[name] = content.str.replace(rf"^\s*(?={DECIMAL_COMMA}\s*$)([+-]?\d*),", r"\1.", regex=True)
+    return frame
 
 
 @contextmanager
