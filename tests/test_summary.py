@@ -88,6 +88,7 @@ def test_a_run_prints_the_summary_and_scores_by_channel_and_keeps_them_in_its_lo
 def test_an_interrupted_run_says_how_to_go_on(tmp_path):
     several().to_csv(tmp_path / "t.csv", index=False)
     keys = ["model=rnn", "data=table", "data.path=t.csv", "trainer.max_steps=100000", "stop=off", "hydra.run.dir=run"]
+    keys += ["trainer.check_val_every_n_epoch=1"]
     process = subprocess.Popen(
         [sys.executable, "-m", "vrnn_lab.run", *keys], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
     )
