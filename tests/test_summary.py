@@ -89,13 +89,21 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path):
     several().to_csv(tmp_path / "t.csv", index=False)
     keys = ["model=rnn", "data=table", "data.path=t.csv", "trainer.max_steps=100000", "stop=off", "hydra.run.dir=run"]
     keys += ["trainer.check_val_every_n_epoch=1"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vrnn_lab.run", *keys], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
-    )
-    last, until = tmp_path / "run" / "checkpoints" / "last.ckpt", time.monotonic() + 120
-    while not last.exists() and time.monotonic() < until:
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # what runs in a shell's background ignores it
+    with subprocess.Popen(
+        [sys.executable, "-m", "vrnn_lab.run", *keys],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        preexec_fn=heed,
+    ) as process:
+        last, until = tmp_path / "run" / "checkpoints" / "last.ckpt", time.monotonic() + 120
+        while not last.exists() and time.monotonic() < until:
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        try:
+            _, error = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130, error
     assert "python -m vrnn_lab.run resume=" in error.decode().splitlines()[-1]
