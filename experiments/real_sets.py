@@ -114,7 +114,7 @@ def _values(found: Any) -> Any:
 class _FrameReader(pickle.Unpickler):
     """Reads a pickled frame of pandas 2 without pandas' or numpy's own constructors."""
 
-    KNOWN = {  # noqa: RUF012
+    KNOWN = {  # noqa: RUF012 - a constant that nobody changes
         "pandas.core.frame.DataFrame": _Parts,
         "pandas.core.internals.managers.BlockManager": _Parts,
         "pandas._libs.internals._unpickle_block": lambda values, columns, _: (_values(values), columns),

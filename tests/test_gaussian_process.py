@@ -120,7 +120,7 @@ DATA = {"train": 30, "val": 10, "test": 40, "points": (20, 30)}
 def test_it_is_nearly_as_good_as_the_exact_answer():
     found = references(OwnLevels(**DATA), QUESTIONS)
     for question in ("interpolation", "forecast"):
-        score = lambda row, name: found[f"reference/{row}/{question}/{name}"]  # noqa: B023
+        score = lambda row, name: found[f"reference/{row}/{question}/{name}"]  # noqa: B023 - used at once
         assert score("exact", "nll") < score(GAUSSIAN_PROCESS, "nll") < score("exact", "nll") + 0.1
         assert score(GAUSSIAN_PROCESS, "crps") < 1.1 * score("exact", "crps") < score("constant", "crps")
         assert score(GAUSSIAN_PROCESS, "coverage_90") == pytest.approx(0.9, abs=0.07)

@@ -1,4 +1,4 @@
-"""What a run says of a table before training, and its scores by channel afterwards."""
+"""Tests of the summary of a table before training, and of the scores by channel after it."""
 
 import signal
 import subprocess

@@ -237,7 +237,7 @@ def _over_time(model, data, seed: int, split: str, name: str, task: Task) -> Fig
 
 
 def _covariates_change(batch: TimeSeries) -> bool:
-    """Whether a series has covariates that differ from point to point."""
+    """Return whether the batch has a series with covariates that differ from point to point."""
     if batch.covariates is None:
         return False
     first = batch.covariates[:, :1]

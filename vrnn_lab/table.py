@@ -11,6 +11,7 @@ from rich.table import Table
 from vrnn_lab.calibration import DISTANCE, PIT_BINS, bins, stretch
 from vrnn_lab.data.base import SeriesData
 from vrnn_lab.folder import config_of
+from vrnn_lab.forecasts import TABLE
 
 QUESTIONS = {
     "interpolation": "interpolation",
@@ -64,8 +65,8 @@ def rows(metrics: dict[str, Any], split: str) -> list[tuple[str, str]]:
 
 
 def _has_units(folder: Path) -> bool:
-    """Whether the run is of a user's table, whose channels may have different units."""
-    return str(config_of(folder).data.get("_target_", "")).endswith(".table.Table")
+    """Return whether the run is of a user's table, whose channels may have different units."""
+    return config_of(folder).data.get("_target_") == TABLE
 
 
 def _several(metrics: dict[str, Any], split: str) -> bool:
@@ -73,7 +74,7 @@ def _several(metrics: dict[str, Any], split: str) -> bool:
 
 
 def by_channel(metrics: dict[str, Any], split: str) -> Table:
-    """Each channel's scores in its own unit, and the CRPS of the best baseline beside them."""
+    """Return the scores of each channel in its own unit, and the CRPS of the best baseline beside them."""
     shown = Table(title=f"{split}: by channel, in its own unit", title_justify="left", box=None)
     for i, column in enumerate(("", "mse", "crps", "best baseline's crps", "in 50", "in 90")):
         shown.add_column(column, justify="right" if i else "left", no_wrap=True)
@@ -119,7 +120,7 @@ def table(metrics: dict[str, Any], split: str, mixed: bool = False) -> Table:
 
 
 def _extent(metrics: dict[str, Any], at: str) -> str:
-    """On how many series and values the scores of a question stand."""
+    """Return, in words, the number of series and values that the scores of a question are means over."""
     found = [f"{metrics[f'{at}/{what}']:.0f} {what}" for what in ("series", "values") if f"{at}/{what}" in metrics]
     return f" ({', '.join(found)})" if found else ""
 

@@ -415,11 +415,11 @@ class SeriesData(pl.LightningDataModule, ABC):
 
     @property
     def whole_series(self) -> bool:
-        """Whether training windows begin where their series do."""
+        """Return whether every training window begins at the first point of its series."""
         return False
 
     def describe(self) -> tuple[str, list[str]]:
-        """A summary for the user, empty where there is none, and sentences about what looks odd."""
+        """Return a text that summarises the data, by default empty, and a sentence for each oddity in its values."""
         return "", []
 
     @property

@@ -159,7 +159,8 @@ def without_copies(cells: Cells) -> Cells:
 def chunks(path: Path, wanted: list[str], words: Iterable[str], rows: int) -> Iterator[Cells]:
     """The same, so many rows at a time; nothing where there is none."""
     parquet = path.suffix.lower() == ".parquet"
-    kinds = _kinds(wanted, set(words))
+    words = set(words)
+    kinds = _kinds(wanted, words)
     found = _batches(path, wanted, rows) if parquet else read_csv(path, chunksize=rows, **kinds)
     with closing(found):
         while True:
@@ -307,7 +308,7 @@ def first(mask) -> int | None:
 
 
 def looks_like_numbers(cells: Cells, column: str) -> bool:
-    """Whether most of a column's cells are numbers: then a text among them is a slip, not another column.
+    """Return whether more than half of the cells of a column are numbers; a text among them is then an error.
 
     ValueError for a column of numbers with decimal commas, which were read as text.
     """

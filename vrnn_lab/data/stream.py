@@ -63,7 +63,7 @@ class Stored:
 
     @property
     def zoned(self) -> bool:
-        """Whether the times are dates with a zone."""
+        """Return whether the times of the stored series are dates with a time zone."""
         return self.facts["zoned"]
 
     def contents(self) -> Contents:

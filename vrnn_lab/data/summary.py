@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vrnn_lab.data.base import SPLITS, Ragged, SeriesData
+from vrnn_lab.data.base import SPLITS, Ragged, SeriesData, pieces, places
 from vrnn_lab.data.clock import Clock
 from vrnn_lab.data.windows import names_of
 
@@ -82,15 +82,9 @@ def _some(series: Ragged) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArr
 
 def _sizes(split: Ragged) -> tuple[int, int, int, int]:
     """Series, windows, points and values of a split."""
-    known = int(sum((~np.isnan(part.values)).sum() for part in _parts(split)))
+    parts = (split.points.values[places(a, b)] for _, a, b in pieces(split.first, split.end, MOST))
+    known = sum(int((~np.isnan(part)).sum()) for part in parts)
     return len(set(names_of(split))), len(split), int(split.lengths.sum()), known
-
-
-def _parts(split: Ragged) -> Iterator[Ragged]:
-    """Some series at a time, so that not all values are in memory together."""
-    size = max(1, MOST * len(split) // max(1, int(split.lengths.sum())))
-    for first in range(0, len(split), size):
-        yield split.part(np.arange(first, min(first + size, len(split))))
 
 
 def _statistics(x: NDArray[np.float64]) -> list[str]:

@@ -146,7 +146,7 @@ class Table(SeriesData):
 
     @property
     def split_rule(self) -> str:
-        """How the series were split, in words."""
+        """Say in words how the series were assigned to train, val and test."""
         if self._contents.marked is not None:
             return f"split as column '{self.split}' says"
         if self._in_time:
@@ -154,7 +154,7 @@ class Table(SeriesData):
         return f"split as whole series by a hash of their names (data.seed={self.seed})"
 
     def describe(self) -> tuple[str, list[str]]:
-        """What the table holds, as a text, and sentences about what looks odd in it."""
+        """Return a text that summarises the table, and one sentence for each oddity in its values."""
         series = self.whole()
         return summary.summary(self, series, self.split_rule), list(summary.odd_values(self, series))
 
@@ -177,12 +177,13 @@ class Table(SeriesData):
         series, marked = self.whole(), self._contents.marked
         if marked is not None:
             return windows.by_label(series, *marked)
-        in_time = windows.by_time(series, self.shares) if self._in_time else None
-        return in_time or windows.by_name(series, self.shares, self.seed)
+        if self._in_time:
+            return windows.by_time(series, self.shares)
+        return windows.by_name(series, self.shares, self.seed)
 
     @cached_property
     def _in_time(self) -> bool:
-        """Whether each series is split in time, and not the series among the splits."""
+        """Return whether every series is split in time, instead of assigned to one split as a whole."""
         lengths = self.whole().lengths
         long = LONG if self.window is None else WINDOWS * self.window
         few = len(lengths) == 1 or (len(lengths) <= FEW_SERIES and lengths.min() >= long)

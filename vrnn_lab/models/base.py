@@ -377,7 +377,6 @@ class SequenceModel(pl.LightningModule, ABC):
         DDP takes the mean of the gradients: they are those of one process, whatever the number.
         """
         share = self._share(batch)
-        self.noise.seed(self.seed, self.global_step, 1, device=self.device)
         batch = self.vary(batch)
         self.noise.seed(self.seed, self.global_step, 0, device=self.device, share=share)
         terms = (self.compiled or self.loss_terms)(share.part(batch))

@@ -124,6 +124,7 @@ class StepModel(SequenceModel):
         """
         if not self.scale.whole_series:
             return batch
+        self.noise.seed(self.seed, self.global_step, 1, device=self.device)
         place = batch.counts.cumsum(1)
         drawn = self.noise.of_series("start", batch, 1, 1, batch.times)[0]
         share = (2 * torch.special.ndtr(drawn) - 1).clamp(min=0)  # zero for half of the series
