@@ -8,7 +8,7 @@ import torch
 from vrnn_lab.config import compose
 from vrnn_lab.data.table import Table
 from vrnn_lab.experiment import assemble
-from vrnn_lab.recalibration import FEWEST, LEAST, Recalibration, _factors
+from vrnn_lab.recalibration import FEWEST, LEAST, Recalibration, factors_of
 from vrnn_lab.validation import FOLDS, plans, recalibrate, rolling
 
 
@@ -56,6 +56,6 @@ def test_forecasts_are_narrowed_only_where_validation_looks_beyond_training(tmp_
 def test_a_few_values_widen_and_never_narrow(count, wide, narrow):
     for needed, expected in ((3.0, wide), (0.2, narrow)):
         least, place = torch.full((count,), needed).double(), torch.zeros(count, dtype=torch.long)
-        factors, counts = _factors([(least, place, place)], 1)
+        factors, counts = factors_of([(least, place, place)], 1)
         assert factors[0].item() == pytest.approx(expected) and counts[0].item() == count
     assert "only widened" in Recalibration(("x",), factors[0], factors[1], {"interpolation": (FEWEST,)}).lines()[0]

@@ -3,7 +3,8 @@
 import logging
 import os
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from itertools import accumulate
 from math import ceil, inf, isfinite, nan
@@ -33,6 +34,15 @@ from vrnn_lab.models.base import LOG_EVERY
 log = logging.getLogger("vrnn_lab")
 FIGURES_STEPS = 200  # training steps that the first figures of a fit are expected to take as long as
 WATCHED = 100  # series of validation whose intervals are looked at while a fit goes on
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Around a fit: Ctrl-C is a KeyboardInterrupt again, of which Lightning makes an end with exit code 1."""
+    try:
+        yield
+    except SystemExit as stop:
+        raise KeyboardInterrupt if stop.code == 1 else stop from None
 
 
 class Figures(Callback):

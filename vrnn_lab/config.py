@@ -295,6 +295,8 @@ def check(
         raise ConfigError(f"seed={plain['seed']!r}: expected {words(Natural)}.")
     if plain.get("retry") not in (None, "failed"):
         raise ConfigError(f"retry={plain['retry']}: expected failed, or nothing.")
+    if plain.get("out_of_time", "auto") not in ("auto", True, False):
+        raise ConfigError(f"out_of_time={plain['out_of_time']}: expected one of auto, true, false.")
     trainer = plain.get("trainer", {})
     if trainer.get("max_epochs") == 0 or trainer.get("max_steps") == 0:
         raise ConfigError("trainer.max_epochs=0 or trainer.max_steps=0 trains nothing; expected 1 or more.")

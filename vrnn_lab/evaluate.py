@@ -97,9 +97,10 @@ def print_backtest(parts, plan, split: str, factors, output: str | None) -> None
 
 def recalibration(parts, folder: Path):
     """The factors fitted on validation, which are printed, and kept in the folder."""
+    from vrnn_lab.out_of_time import measured
     from vrnn_lab.validation import recalibrate
 
-    found = recalibrate(parts)
+    found = recalibrate(parts, measured(parts, folder))
     print("\n".join(found.lines()))
     print(f"written  {found.save(folder)}\n")
     return found

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from omegaconf import DictConfig, OmegaConf
 
-from vrnn_lab import board, callbacks, intervals, length, origin, plots, processes, threads
+from vrnn_lab import board, callbacks, intervals, length, origin, out_of_time, plots, processes, threads
 from vrnn_lab.calibration import parted
 from vrnn_lab.config import VOLATILE, ConfigError, contents, flat, make
 from vrnn_lab.experiment import Parts, assemble, check_channels, score
@@ -255,6 +255,7 @@ def _fit_and_score(parts: Parts, folder: Path, watching: Sequence[Callback], qui
     log.debug("torch %s, %d threads, %s", torch.__version__, torch.get_num_threads(), trainer.strategy.root_device)
     if trainer.is_global_zero and not (folder / "checkpoints" / "fit.json").exists():
         level = logging.DEBUG if quiet else logging.INFO
+        out_of_time.check(parts)
         if not (folder / "checkpoints" / "last.ckpt").exists():
             _tell_data(parts, level)
         log.log(level, "%s", _announced(parts, trainer, seconds))
@@ -265,9 +266,9 @@ def _fit_and_score(parts: Parts, folder: Path, watching: Sequence[Callback], qui
     _read_weights(parts.model, best)
     parts.model.to(trainer.strategy.root_device)
     started = monotonic()
-    factors = _recalibrate(parts, folder)
+    factors, ends = _recalibrate(parts, folder, quiet)
     scores, details = parted(score(parts, factors and factors.apply))
-    scores |= factors.metrics() if factors else {}
+    scores |= (factors.metrics() if factors else {}) | (ends.scores if ends else {})
     metrics = {"status": "completed", **scores, **fit, "score/seconds": monotonic() - started}
     drawn = plots.figures(parts.model, parts.data, parts.config.seed, tasks=parts.yardstick.questions)
     plots.write(drawn | intervals.figures(scores | details, "test", parts.data), folder / "figures")
@@ -340,15 +341,18 @@ def _lasting(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _recalibrate(parts: Parts, folder: Path) -> Recalibration | None:
+def _recalibrate(
+    parts: Parts, folder: Path, among_others: bool
+) -> tuple[Recalibration | None, out_of_time.OutOfTime | None]:
     """Fit the spread on validation and keep the factors for predict; nothing where values have no spread."""
     if not possible(parts.model, parts.yardstick):
-        return None
-    found = recalibrate(parts)
+        return None, None
+    ends = out_of_time.measured(parts, folder, among_others)
+    found = recalibrate(parts, ends)
     found.save(folder)
     for line in found.lines():
         log.debug(line)
-    return found
+    return found, ends
 
 
 def _fit(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, Any]:
@@ -377,10 +381,8 @@ def _train(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, Any]:
         start, step = str(last), checkpoint["global_step"]
     assert isinstance(trainer.logger, board.Board)
     trainer.logger.begin(step)
-    try:
+    with callbacks.interruptible():
         trainer.fit(parts.model, datamodule=parts.data, ckpt_path=start, weights_only=True)
-    except SystemExit as stop:  # Lightning's answer to Ctrl-C
-        raise KeyboardInterrupt if stop.code == 1 else stop from None
     seconds = callbacks.timer_of(trainer).metrics["fit/seconds"]
     course = callbacks.course(callbacks.losses_of(trainer))
     return _cost(parts, trainer.current_epoch, trainer.global_step, seconds) | course

@@ -1,4 +1,5 @@
-"""The spread of predictions set right on validation: one factor a channel, inside what was seen and ahead of it."""
+"""The spread of predictions set right on validation: one factor a channel inside what was seen, one ahead of it, and
+one beyond the times of training."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -6,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from math import ceil, exp
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,13 +29,44 @@ WIDEST = 1000.0  # the largest factor, and the inverse of the least; a factor at
 LEAST = 30  # validation values that a factor needs
 FEWEST = 10  # validation values from which a spread is widened, but never narrowed
 SERIES = 600  # validation series that it is fitted on at most
+ROUNDING = 1e-9  # of a time: what still counts as within training
 LEVEL = 0.9  # the share of values that the central interval of the same level is to hold
+
+
+Needed = tuple[Tensor, Tensor, Tensor]  # (values,) each: the least factor, the index of its place, of its channel
 
 
 def ahead(batch: TimeSeries) -> Bool[Tensor, "batch time"]:
     """The points after the last seen one of their row; all of a row of which nothing is seen."""
     last = torch.where(batch.seen.any(-1), batch.times, -torch.inf).amax(1, keepdim=True)
     return batch.times > last
+
+
+def beyond_training(batch: TimeSeries, end: float, longest: float) -> Float[Tensor, "batch time"]:
+    """How far each point lies after the end of the last training window, or further from the start of its own window
+    than any training window is long: the larger of both, in longest windows; not above zero within training."""
+    room = ROUNDING * max(abs(end), longest)
+    late = torch.maximum(batch.times - end, batch.times - batch.window[:, :1] - longest)
+    return torch.where(late > room, late, late.clamp(max=0)) / (longest or 1.0)
+
+
+@dataclass(frozen=True)
+class Beyond:
+    """The factors of forecasts of times that training never reached, by their distance from those it did reach
+    (`vrnn_lab.out_of_time`)."""
+
+    end: float  # of the last training window, in the data's unit
+    longest: float  # training window
+    starts: tuple[float, ...]  # (stretches,): the distance from which the factors of each hold, in longest windows
+    factors: Float[Tensor, "stretches dim"]
+    values: tuple[int, ...] = ()  # (dim,): behind the factors of each channel
+
+    def at(self, batch: TimeSeries) -> tuple[Bool[Tensor, "batch time 1"], Float[Tensor, "batch time dim"]]:
+        """Which points are ahead of what is seen and beyond the times of training, and the factors there."""
+        distance = beyond_training(batch, self.end, self.longest)
+        starts = torch.tensor(self.starts[1:], dtype=distance.dtype, device=distance.device)
+        place = torch.searchsorted(starts, distance.contiguous(), right=True)
+        return (ahead(batch) & (distance > 0))[..., None], self.factors.to(batch.values)[place]
 
 
 @dataclass(frozen=True)
@@ -44,25 +77,32 @@ class Recalibration:
     interpolation: Float[Tensor, " dim"]
     forecast: Float[Tensor, " dim"]
     values: dict[str, tuple[int, ...]] = field(default_factory=dict)  # place: validation values of each channel
+    beyond: Beyond | None = None  # None: beyond the times of training as for every other forecast
 
     def factors(self, batch: TimeSeries) -> Float[Tensor, "batch time dim"]:
         """The factor of every value of a batch; 1 where it is seen."""
         inside, after = (getattr(self, place).to(batch.values) for place in PLACES)
-        return torch.where(batch.seen, 1.0, torch.where(ahead(batch)[..., None], after, inside))
+        found = torch.where(ahead(batch)[..., None], after, inside)
+        if self.beyond:
+            found = torch.where(*self.beyond.at(batch), found)
+        return torch.where(batch.seen, 1.0, found)
 
     def widening_ahead(self) -> "Recalibration":
-        """The same, but for looking ahead no factor below 1."""
+        """The same, but for looking ahead no factor of validation below 1."""
         return replace(self, forecast=self.forecast.clamp(min=1))
 
     def lines(self) -> list[str]:
         """The factors as text, a line a place, with what each was fitted on."""
-        return [f"spread x {place:13} {', '.join(self._each(place))}" for place in PLACES]
+        each = {place: (getattr(self, place), self.values.get(place), "validation") for place in PLACES}
+        if far := self.beyond:
+            for start, factors in zip(far.starts, far.factors, strict=True):
+                each["beyond" if len(far.starts) == 1 else f"beyond {start:.2g}"] = factors, far.values, "out-of-time"
+        return [f"spread x {place:13} {', '.join(self._each(*rest))}" for place, rest in each.items()]
 
-    def _each(self, place: str) -> Iterator[str]:
-        counts = self.values.get(place)
-        for i, (channel, factor) in enumerate(zip(self.channels, getattr(self, place).tolist(), strict=True)):
+    def _each(self, factors: Tensor, counts: tuple[int, ...] | None, kind: str) -> Iterator[str]:
+        for i, (channel, factor) in enumerate(zip(self.channels, factors.tolist(), strict=True)):
             limit = ", at the limit" if factor >= WIDEST or factor <= 1 / WIDEST else ""
-            yield f"{channel} {factor:.3f}{limit}{'' if counts is None else f' ({_basis(counts, i)})'}"
+            yield f"{channel} {factor:.3f}{limit}{'' if counts is None else f' ({_basis(counts, i, kind)})'}"
 
     def metrics(self) -> dict[str, float]:
         """For metrics.json: of each place the number of validation values, and the geometric mean of the factors."""
@@ -81,13 +121,14 @@ class Recalibration:
 
     def save(self, folder: str | Path) -> Path:
         """<folder>/recalibration.json, whole or not at all."""
-        named: dict[str, dict] = {}
-        for place in PLACES:
-            named[place] = dict(zip(self.channels, getattr(self, place).tolist(), strict=True))
+        each = lambda numbers: dict(zip(self.channels, numbers, strict=True))
+        named: dict[str, dict] = {place: each(getattr(self, place).tolist()) for place in PLACES}
         if self.values:
-            named["values"] = {
-                place: dict(zip(self.channels, each, strict=True)) for place, each in self.values.items()
-            }
+            named["values"] = {place: each(counts) for place, counts in self.values.items()}
+        if far := self.beyond:
+            factors, values = [each(row) for row in far.factors.tolist()], each(far.values)
+            reach = {"end": far.end, "longest": far.longest, "starts": list(far.starts)}
+            named["beyond"] = reach | {"factors": factors, "values": values}
         write_whole(Path(folder) / FILE, json.dumps(named, indent=1) + "\n")
         return Path(folder) / FILE
 
@@ -102,9 +143,16 @@ def load(folder: str | Path, channels: tuple[str, ...]) -> Recalibration:
         named = json.loads(file.read_text())
         factors = {place: torch.tensor([float(named[place][c]) for c in channels]).double() for place in PLACES}
         values = {place: tuple(int(each[c]) for c in channels) for place, each in named.get("values", {}).items()}
+        beyond = _beyond(named["beyond"], channels) if "beyond" in named else None
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{file} is broken, or of other channels than {', '.join(channels)}. {cure}") from error
-    return Recalibration(channels, **factors, values=values)
+    return Recalibration(channels, **factors, values=values, beyond=beyond)
+
+
+def _beyond(named: dict[str, Any], channels: tuple[str, ...]) -> Beyond:
+    factors = torch.tensor([[float(row[c]) for c in channels] for row in named["factors"]]).double()
+    values, starts = (int(named["values"][c]) for c in channels), map(float, named["starts"])
+    return Beyond(float(named["end"]), float(named["longest"]), tuple(starts), factors, tuple(values))
 
 
 def possible(model: SequenceModel, yardstick: Yardstick) -> bool:
@@ -136,14 +184,14 @@ def fit(
         )
     if yardstick.draws < 2:
         raise ConfigError("recalibrate=true: of a single draw there is no spread; set evaluate.draws=99.")
-    needed: list[tuple[Tensor, Tensor, Tensor]] = []
+    least: list[Needed] = []
     with model.fixed_noise(seed):
         asked = (batches_of(data, task, yardstick.draws) for task in yardstick.questions.values())
         for batch in chain(chain.from_iterable(asked), further):
             if batch.scored.any():
                 batch = batch.to(model.device)
-                needed.append(_needed(model.predict(batch, yardstick.draws), batch))
-    found, counts = _factors(needed, model.scale.dim)
+                least.append(needed(model.predict(batch, yardstick.draws), batch))
+    found, counts = factors_of(least, model.scale.dim)
     values = {place: tuple(each) for place, each in zip(PLACES, counts.tolist(), strict=True)}
     return Recalibration(model.scale.channels, found[0], found[1], values)
 
@@ -160,7 +208,7 @@ def batches_of(data: SeriesData, task: Task, draws: int) -> Batches:
     return Batches(part, task, rows_at_once(data, "val", task, draws), data.seed, alike=True)
 
 
-def _needed(prediction: Prediction, batch: TimeSeries) -> tuple[Tensor, Tensor, Tensor]:
+def needed(prediction: Prediction, batch: TimeSeries) -> Needed:
     """Compute for each scored value the least factor with which its interval holds it, its place, its channel."""
     scored, mean = batch.scored & ~batch.seen, prediction.mean
     low, high = central((prediction.paths - mean).sort(0).values, round(100 * LEVEL))
@@ -172,7 +220,7 @@ def _needed(prediction: Prediction, batch: TimeSeries) -> tuple[Tensor, Tensor, 
     return least.cpu(), place[scored].long().cpu(), channel[scored].cpu()
 
 
-def _factors(needed: list[tuple[Tensor, Tensor, Tensor]], dim: int) -> tuple[Tensor, Tensor]:
+def factors_of(needed: list[Needed], dim: int) -> tuple[Tensor, Tensor]:
     """(place, dim): the factors, and the numbers of values."""
     factors = torch.ones(len(PLACES), dim, dtype=torch.float64)
     counts = torch.zeros(len(PLACES), dim, dtype=torch.long)
@@ -196,14 +244,12 @@ def _smallest(least: Float[Tensor, " values"]) -> float:
     return least.kthvalue(rank).values.clamp(1 / WIDEST, WIDEST).item()
 
 
-def _basis(counts: tuple[int, ...], channel: int) -> str:
+def _basis(counts: tuple[int, ...], channel: int, kind: str) -> str:
     """Return, in words, what the factor of a channel was fitted on."""
     if counts[channel] >= LEAST:
-        return f"{counts[channel]} validation values"
+        return f"{counts[channel]} {kind} values"
     if sum(counts) >= LEAST:
-        return (
-            f"{counts[channel]} validation values, fewer than {LEAST}: fitted on all channels, {sum(counts)} values"
-        )
+        return f"{counts[channel]} {kind} values, fewer than {LEAST}: fitted on all channels, {sum(counts)} values"
     if sum(counts) >= FEWEST:
-        return f"{sum(counts)} validation values, fewer than {LEAST}: only widened"
-    return f"not fitted: {sum(counts)} validation values, fewer than {FEWEST}"
+        return f"{sum(counts)} {kind} values, fewer than {LEAST}: only widened"
+    return f"not fitted: {sum(counts)} {kind} values, fewer than {FEWEST}"

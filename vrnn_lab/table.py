@@ -1,5 +1,6 @@
 """The table a run ends with: its numbers beside the reference rows."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,27 @@ def _too_sure(metrics: dict[str, Any], split: str) -> list[str]:
     return [f"{hint}; recalibrate it on validation: python -m vrnn_lab.evaluate run=<folder> recalibrate=true"]
 
 
+def _out_of_time(metrics: dict[str, Any]) -> list[str]:
+    """Say how forecasts beyond the times of training did, in a fit without the ends of the series."""
+    key = re.compile(r"out_of_time/(.+)/nmse")
+    nmse = {name[1]: value for k, value in metrics.items() if (name := key.fullmatch(k))}
+    if not nmse:
+        return []
+    model = nmse.pop("model")
+    best = min(nmse, key=lambda name: nmse[name])
+    lines = [
+        f"beyond   the times of training: nmse {number(model)}, {metrics['out_of_time/coverage_90']:.0%} in the 90 % "
+        f"interval before recalibration; best baseline: {best}, nmse {number(nmse[best])} "
+        f"({metrics['out_of_time/values']:.0f} values at the ends of series, from a second fit without them)"
+    ]
+    if nmse[best] < model:
+        lines.append(
+            f"hint: beyond the times of training the baseline '{best}' forecast better than this model; try another "
+            "model, or take the baseline, before you rely on such forecasts."
+        )
+    return lines
+
+
 def _facts(metrics: dict[str, Any], split: str) -> str:
     get = lambda key: number(metrics.get(key))
     k = int(metrics[f"{split}/nll_samples"])
@@ -215,6 +237,7 @@ def _facts(metrics: dict[str, Any], split: str) -> str:
         lines.append("energy: the score of joint draws of a series, in training stds")
     if any("/pit/" in key for key in metrics):
         lines.append("pit: % of the values in each tenth of their prediction, 10 everywhere if it is true")
+    lines += _out_of_time(metrics)
     kinds = {"nll": "a value, all points", "nll_events": "an event, their times", "nll_joint": "a value, with times"}
     how = "exact for this model" if metrics.get(f"{split}/nll_is_exact") else f"bound with K = {k} samples"
     for name, each in kinds.items():

@@ -9,6 +9,7 @@ from vrnn_lab.backtest import Folds, Plan, folds
 from vrnn_lab.config import ConfigError
 from vrnn_lab.data.base import SeriesData
 from vrnn_lab.experiment import Parts
+from vrnn_lab.out_of_time import OutOfTime, split_in_time
 from vrnn_lab.recalibration import Recalibration, batches_of, evenly, fit
 from vrnn_lab.series import TimeSeries
 from vrnn_lab.tasks import Forecast
@@ -17,16 +18,19 @@ ORIGINS = (1 / 3, 2 / 3)  # shares of a validation window up to which all is see
 FOLDS = 5  # origins in the validation part of a series that is split in time
 
 
-def recalibrate(parts: Parts) -> Recalibration:
+def recalibrate(parts: Parts, ends: OutOfTime | None = None) -> Recalibration:
     """Fit the factors on the yardstick's questions to validation and on rolling origins within it.
 
     Whole series that were split by name cover one span of time, and a forecast after that is harder than any that
-    validation asks. There a forecast is widened where validation says so, but never narrowed.
+    validation asks. ends: what a second model said of that; without it a forecast of such series is widened where
+    validation says so, but never narrowed.
     """
     scale = parts.model.scale
     further = rolling(parts.data, scale.longest.item(), parts.yardstick.draws, parts.model.keep_start)
     found = fit(parts.model, parts.data, parts.yardstick, parts.config.seed, further)
-    return found.widening_ahead() if scale.whole_series and not _split_in_time(parts.data) else found
+    if scale.whole_series and not split_in_time(parts.data):
+        found = found.widening_ahead()
+    return replace(found, beyond=ends.beyond(scale, found.forecast)) if ends else found
 
 
 def rolling(data: SeriesData, longest: float, draws: int, keep_start: bool = False) -> Iterator[TimeSeries]:
@@ -42,7 +46,7 @@ def rolling(data: SeriesData, longest: float, draws: int, keep_start: bool = Fal
         except ConfigError:  # no validation part is as long as the horizon
             continue
         yield from (batch for batch, _ in _few(asked).batches(draws))
-    if _split_in_time(data):
+    if split_in_time(data):
         return
     for until in ORIGINS:
         yield from batches_of(data, Forecast(until, scored="held_out"), draws)
@@ -50,7 +54,7 @@ def rolling(data: SeriesData, longest: float, draws: int, keep_start: bool = Fal
 
 def plans(data: SeriesData, longest: float) -> list[Plan]:
     """Origins in the validation part of series that are split in time: one far ahead, several half as far."""
-    if not _split_in_time(data):
+    if not split_in_time(data):
         return []
     series, starts = data.reaching_back("val")
     whole = float(np.median(series.windows[:, 1] - starts))
@@ -59,12 +63,6 @@ def plans(data: SeriesData, longest: float) -> list[Plan]:
     far = min(whole, longest) if longest > 0 else whole
     near = far / 2
     return [Plan(far, folds=1), Plan(near, every=(whole - near) / (FOLDS - 1), folds=FOLDS)]
-
-
-def _split_in_time(data: SeriesData) -> bool:
-    """Return whether some validation series goes on from points of another split."""
-    series, starts = data.reaching_back("val")
-    return bool((series.points.times[series.first] < starts).any()) if len(series) else False
 
 
 def _few(asked: Folds) -> Folds:
