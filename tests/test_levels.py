@@ -7,12 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.signal import lfilter
 from small import asked, batch_of, density, fit, held_out, model_of, scale_of
 from torch.distributions import MultivariateNormal
 
 import vrnn_lab
 from vrnn_lab.config import ConfigError, compose
-from vrnn_lab.data.trend import fit_trend, trend_at
+from vrnn_lab.data.trend import correlation_factor, fit_trend, trend_at
 from vrnn_lab.data.variation import variation_of
 from vrnn_lab.experiment import assemble, load_parts
 from vrnn_lab.models.lines import Lines
@@ -242,6 +243,33 @@ def test_a_trend_is_found_and_its_uncertainty_is_that_of_its_estimate():
     assert (np.mean(inside, 0) > 0.88).all() and (np.mean(inside, 0) < 0.99).all()
     exact = fit_trend(times, (1 + times**2)[:, None], 2, 0.0, 400.0)
     np.testing.assert_allclose(trend_at(exact, np.array([500.0]), 0.0, 400.0)[0], 1 + 500.0**2)
+
+
+def autoregression(rng: np.random.Generator, phi: float, count: int) -> np.ndarray:
+    """Draw a stationary first-order autoregression of variance 1."""
+    return lfilter([math.sqrt(1 - phi**2)], [1, -phi], rng.normal(size=count + 500))[500:]
+
+
+@pytest.mark.parametrize(("noise", "phi"), [(0.0, 0.8), (1.0, 0.9), (1.0, 0.97)])
+def test_noise_does_not_hide_how_slowly_the_residuals_of_a_trend_move(noise, phi):
+    """An AR(1) of variance 1 plus white noise of variance s^2 has 1 + 2 phi / ((1 - phi) (1 + s^2)) in closed form.
+
+    The correlation of neighbours alone, which the noise makes small, would say 2.6 and 2.9 instead of 10 and 33.
+    """
+    rng, exact = np.random.default_rng(3), 1 + 2 * phi / ((1 - phi) * (1 + noise**2))
+    draws = [autoregression(rng, phi, 4000) + noise * rng.normal(size=4000) for _ in range(30)]
+    assert np.mean([correlation_factor(each) for each in draws]) == pytest.approx(exact, rel=0.2)
+
+
+def test_the_covariance_of_a_trend_is_that_of_least_squares_times_the_correlation_factor():
+    rng, times = np.random.default_rng(4), np.arange(1000.0)
+    values = 5 + autoregression(rng, 0.9, 1000) + rng.normal(size=1000)
+    found = fit_trend(times, values[:, None], 1, 0.0, 1000.0)
+    design = np.stack([np.ones(1000), times / 1000], 1)
+    rest = values - design @ found.coefficients[:, 0].numpy()
+    independent = rest @ rest / 998 * np.linalg.inv(design.T @ design)
+    np.testing.assert_allclose(found.covariance[0], independent * correlation_factor(rest), rtol=1e-6)
+    assert correlation_factor(np.zeros(10)) == correlation_factor(np.array([1.0, -1.0] * 5)) == 1
 
 
 def record(slope: float = 0.05, noise: float = 0.3, count: int = 400) -> pd.DataFrame:

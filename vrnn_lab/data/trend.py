@@ -20,8 +20,8 @@ def fit_trend(
     """Fits a polynomial of time to each channel by least squares, with the waves of known periods beside it.
 
     times (points,), in order; values (points, dim), NaN = not observed; u = (t - start) / reach.
-    The covariance is that of least squares times (1 + r) / (1 - r), r the correlation of neighbouring residuals:
-    what a first-order autoregression does to the variance of a mean. ValueError where a channel has too few values.
+    The covariance is that of least squares for independent residuals times `correlation_factor`, as the residuals of
+    a record move slowly. ValueError where a channel has too few values.
     """
     design = _design(times, degree, start, reach, periods)
     found = [_of_channel(design, column, degree + 1) for column in values.T]
@@ -33,6 +33,21 @@ def trend_at(trend: Trend, times: NDArray[np.float64], start: float, reach: floa
     """The trend (points, dim) at some times (points,)."""
     coefficients = trend.coefficients.numpy()
     return _powers(times, len(coefficients) - 1, start, reach) @ coefficients
+
+
+def correlation_factor(rest: NDArray[np.float64]) -> float:
+    """Returns by how much the correlation of residuals (points,) multiplies the variance of their mean, at least 1.
+
+    It is 1 + 2 (r_1 + r_2 + ...), r_k the correlation of residuals k points apart, summed in pairs up to the first
+    pair that is not positive (the initial positive sequence of Geyer 1992, Statistical Science 7).
+    """
+    spectrum = np.abs(np.fft.rfft(rest, 2 * len(rest))) ** 2
+    covariance = np.fft.irfft(spectrum)[: len(rest) // 2 * 2]
+    if not covariance.any() or not covariance[0] > 0:
+        return 1.0
+    pairs = covariance.reshape(-1, 2).sum(1) / covariance[0]
+    end = np.argmax(pairs <= 0) if (pairs <= 0).any() else len(pairs)
+    return max(1.0, 2 * float(pairs[:end].sum()) - 1)
 
 
 def _powers(times: NDArray[np.float64], degree: int, start: float, reach: float) -> NDArray[np.float64]:
@@ -60,9 +75,7 @@ def _of_channel(design: NDArray, values: NDArray, terms: int) -> tuple[NDArray, 
     solved, *_ = np.linalg.lstsq(x / scale, y, rcond=None)
     rest = y - x @ (solved / scale)
     variance = (rest @ rest) / (len(y) - x.shape[1])
-    neighbours = (rest[1:] @ rest[:-1]) / max(rest @ rest, np.finfo(float).tiny)
-    alike = min(max(neighbours, 0.0), 0.999)
     precision = (x / scale).T @ (x / scale)
-    covariance = np.linalg.inv(precision) / np.outer(scale, scale) * variance * (1 + alike) / (1 - alike)
+    covariance = np.linalg.inv(precision) / np.outer(scale, scale) * variance * correlation_factor(rest)
     own = covariance[:terms, :terms]
     return (solved / scale)[:terms], own + 1e-12 * np.diag(np.diag(own) + np.finfo(float).tiny)
