@@ -22,6 +22,8 @@ from vrnn_lab.references import references
 from vrnn_lab.series import Scale, Trend, Variation
 from vrnn_lab.tasks import Task, Within
 
+ROUNDING = 1e-9  # training stds, or share of a window: by what numbers may seem to leave the training range
+
 
 @dataclass
 class Parts:
@@ -109,11 +111,12 @@ def apart_from_training(parts: Parts, split: str) -> dict[str, float]:
         return {}
     values = np.asarray(series.values)
     low, high = (
-        (scale.mean + scale.std * each).cpu().numpy() for each in (scale.variation.low, scale.variation.high)
+        (scale.mean + scale.std * each).cpu().numpy()
+        for each in (scale.variation.low - ROUNDING, scale.variation.high + ROUNDING)
     )
     known = ~np.isnan(values)
     outside = known & ((values < low) | (values > high))
-    longer = series.windows[:, 1] - series.windows[:, 0] > float(scale.longest) * (1 + 1e-9)
+    longer = series.windows[:, 1] - series.windows[:, 0] > float(scale.longest) * (1 + ROUNDING)
     return {
         f"{split}/outside_range": float(outside.sum() / max(1, known.sum())),
         f"{split}/longer_windows": float(longer.mean()),
