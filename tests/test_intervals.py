@@ -97,7 +97,7 @@ def test_a_backtest_prints_its_tables_and_writes_every_value(folder):
     assert {"all", "to 1.2", "to 6", "from 583", "from 593"} <= set(shown)
     mse = f"{((values['value'] - values['mean']) ** 2).mean():.4g}"
     assert mse in next(line for line in shown if line.startswith("this model"))
-    assert any(line.startswith("blend") for line in shown)
+    assert any(line.startswith("half last + half mean") for line in shown)
 
 
 REFUSED = {

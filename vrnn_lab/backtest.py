@@ -18,7 +18,16 @@ from vrnn_lab.data.clock import Clock
 from vrnn_lab.data.windows import names_of
 from vrnn_lab.experiment import Parts, check_channels, load_parts
 from vrnn_lab.metrics import POINTS_AT_ONCE, Change
-from vrnn_lab.references import DRAWS, baselines, fitted, level_of, plain_energy
+from vrnn_lab.references import (
+    DRAWS,
+    GAUSSIAN_PROCESS,
+    Asked,
+    baselines,
+    fitted,
+    gaussian_process,
+    level_of,
+    plain_energy,
+)
 from vrnn_lab.scores import Scores, Tally, energy, plain_scores, quantiles, sample_scores
 from vrnn_lab.series import Scale, TimeSeries
 from vrnn_lab.tasks import Density, Own
@@ -183,16 +192,22 @@ def run(
 
 
 def _plain(data: SeriesData, scale: Scale, plan: Plan, asked: Folds, keep_start: bool) -> dict[str, float]:
-    """The plain rows, whose spread is that of the same questions to validation."""
+    """Score the baselines, with the spread of the same questions to validation (a Gaussian process has its own)."""
     found: dict[str, float] = {}
     try:
         known = folds(data, "val", plan, scale.longest.item(), keep_start)
     except ConfigError:  # too short for the horizon: the spread of all training data
         known = None
     level = level_of(data, scale)
+    answers = {}
     for name, guess in baselines(data, scale).items():
         before = [] if known is None else (batch for batch, _ in known.batches(1))
-        answer, sheet = fitted(before, guess, scale, level), Sheet(scale)
+        answers[name] = fitted(before, guess, scale, level)
+    question = Asked("the backtest", len(asked.origin), (batch for batch, _ in asked.batches(1)))
+    if process := gaussian_process(data, scale, level, [question]):
+        answers[GAUSSIAN_PROCESS] = process
+    for name, answer in answers.items():
+        sheet = Sheet(scale)
         for batch, index in asked.batches(DRAWS):
             said = answer(batch)
             joint = plain_energy(said, batch, scale.std, data.seed)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -119,7 +119,7 @@ def references(
     level = level_of(data, scale)
     found: dict[str, float] = {}
     questions = yardstick.questions | data.questions
-    process = gaussian_process(data, questions, scale, level, split)
+    process = gaussian_process(data, scale, level, _asked(data, questions, split))
     for name, task in questions.items():
         answers = {
             row: fitted(data.batches("val", task, 256), guess, scale, level)
@@ -172,21 +172,36 @@ def level_of(data: SeriesData, scale: Scale) -> Float[Tensor, " dim"]:
     return torch.from_numpy(np.nanmean(data.splits["train"].values, 0)).clamp(1e-4, 1 - 1e-4)
 
 
-def gaussian_process(
-    data: SeriesData, questions: dict[str, Task], scale: Scale, level: Float[Tensor, " dim"], split: str
-) -> Answer | None:
-    """Fit a Gaussian process to the training series, to be conditioned on what is seen of each series of a split.
+@dataclass(frozen=True)
+class Asked:
+    """A question as a baseline meets it: how many series it is asked of, and their batches."""
 
-    None, and a line in the log, where scikit-learn is missing or where it would take long: it is scored on the same
-    values as every other baseline or not at all. None without a line where values are not real, and for data sets
-    whose series have no levels of their own, the measured tables of which have no such row.
+    name: str
+    series: int
+    batches: Iterable[TimeSeries]
+
+
+def _asked(data: SeriesData, questions: dict[str, Task], split: str) -> Iterator[Asked]:
+    for name, task in questions.items():
+        yield Asked(name, len(data.series_for(split, task)), data.batches(split, task, 16))
+
+
+def gaussian_process(
+    data: SeriesData, scale: Scale, level: Float[Tensor, " dim"], asked: Iterable[Asked]
+) -> Answer | None:
+    """Fit a Gaussian process to the training series, to be conditioned on what is seen of each series.
+
+    asked: the questions that it is to answer. None, and a line in the log, where scikit-learn is missing or where it
+    would take long: it is scored on the same values as every other baseline or not at all. None without a line where
+    values are not real, and for data sets whose series have no levels of their own, the measured tables of which have
+    no such row.
     """
     if scale.support != "real" or not scale.own_levels:
         return None
     if not available():
         log.debug("no Gaussian process among the baselines: pip install 'vrnn_lab[gp]' installs scikit-learn for it")
         return None
-    if reason := _too_slow(data, questions, split):
+    if reason := _too_slow(data, asked):
         log.debug("no Gaussian process among the baselines, which would take long: %s", reason)
         return None
     std = scale.std
@@ -199,16 +214,16 @@ def gaussian_process(
     return answer
 
 
-def _too_slow(data: SeriesData, questions: dict[str, Task], split: str) -> str:
-    """Why a Gaussian process would take long on a split; empty where it would not."""
+def _too_slow(data: SeriesData, asked: Iterable[Asked]) -> str:
+    """Return why a Gaussian process would take long to answer; empty where it would not."""
     if len(data.channels) > MOST_CHANNELS:
         return f"{len(data.channels)} channels, at most {MOST_CHANNELS}"
-    for name, task in questions.items():
-        if (count := len(data.series_for(split, task))) > MOST_SERIES:
-            return f"{count} series in {split}, at most {MOST_SERIES}"
-        most = max((int(batch.seen.sum(1).max()) for batch in data.batches(split, task, 16)), default=0)
+    for question in asked:
+        if question.series > MOST_SERIES:
+            return f"{question.series} series in {question.name}, at most {MOST_SERIES}"
+        most = max((int(batch.seen.sum(1).max()) for batch in question.batches), default=0)
         if most > MOST_SEEN:
-            return f"{most} seen values of a series in {name}, at most {MOST_SEEN}"
+            return f"{most} seen values of a series in {question.name}, at most {MOST_SEEN}"
     return ""
 
 

@@ -13,6 +13,7 @@ from vrnn_lab.calibration import DISTANCE, PIT_BINS, bins, stretch
 from vrnn_lab.data.base import SeriesData
 from vrnn_lab.folder import config_of
 from vrnn_lab.forecasts import TABLE
+from vrnn_lab.reports.baselines import NAMES
 
 QUESTIONS = {
     "interpolation": "interpolation",
@@ -25,6 +26,7 @@ ENOUGH = 1000  # steps of a fit, from which too few are not the likely cause of 
 FEW = 30  # validation values, from which a recalibration is fitted
 COLUMNS = ("nll", "brier", "mse", "mse_clean", "nmse", "crps", "energy", "coverage_50", "coverage_90")
 MIXED = ("nll", "brier", "nmse", "ncrps", "energy", "coverage_50", "coverage_90")  # over channels of different units
+COVERAGE = ("coverage_50", "coverage_90")
 OUTSIDE = 0.05  # share of test values outside the training range, from which it is a likely cause of wrong intervals
 
 
@@ -77,8 +79,8 @@ def _several(metrics: dict[str, Any], split: str) -> bool:
 def by_channel(metrics: dict[str, Any], split: str) -> Table:
     """Return the scores of each channel in its own unit, and the CRPS of the best baseline beside them."""
     shown = Table(title=f"{split}: by channel, in its own unit", title_justify="left", box=None)
-    for i, column in enumerate(("", "mse", "crps", "best baseline's crps", "in 50", "in 90")):
-        shown.add_column(column, justify="right" if i else "left", no_wrap=True)
+    for i, column in enumerate(("", "mse", "crps", "best baseline's crps", *COVERAGE)):
+        shown.add_column(label(column), justify="right" if i else "left", no_wrap=True)
     for question, heading in QUESTIONS.items():
         start = f"{split}/{question}/channel/"
         channels = dict.fromkeys(k[len(start) :].rpartition("/")[0] for k in metrics if k.startswith(start))
@@ -97,7 +99,7 @@ def by_channel(metrics: dict[str, Any], split: str) -> Table:
                 and f"{prefix}/{question}/channel/{channel}/crps" in metrics
             }
             best = min(others, key=lambda name: others[name], default=None)
-            beside = "" if best is None else f"{number(others[best])} ({best})"
+            beside = "" if best is None else f"{number(others[best])} ({NAMES.get(best, best)})"
             shown.add_row(f"  {escape(channel)}", number(mse), number(crps), beside, number(half), number(most))
     return shown
 
@@ -109,14 +111,15 @@ def table(metrics: dict[str, Any], split: str, mixed: bool = False) -> Table:
     shown.add_column("", no_wrap=True)
     columns = [c for c in (MIXED if mixed else COLUMNS) if any(k.endswith(f"/{c}") for k in metrics)]
     for column in columns:
-        shown.add_column(column.replace("coverage_", "in ").replace("_", " "), justify="right", no_wrap=True)
+        shown.add_column(label(column), justify="right", no_wrap=True)
     for question, heading in QUESTIONS.items():
         if any(f"/{question}/" in key for key in metrics):
             shown.add_row(f"{heading}{_extent(metrics, f'{split}/{question}')}", style="italic")
         for name, prefix in rows(metrics, split):
             cells = [metrics.get(f"{prefix}/{question}/{c}") for c in columns]
             if any(c is not None for c in cells):
-                shown.add_row(f"  {name}", *map(number, cells), style="bold" if prefix == split else None)
+                style = "bold" if prefix == split else None
+                shown.add_row(f"  {NAMES.get(name, name)}", *map(number, cells), style=style)
     return shown
 
 
@@ -132,13 +135,14 @@ def backtest(found: dict[str, float], title: str) -> Table:
     shown.add_column("", no_wrap=True)
     columns = [c for c in ("values", *COLUMNS) if any(k.count("/") == 2 and k.endswith(f"/{c}") for k in found)]
     for column in columns:
-        shown.add_column(column.replace("coverage_", "in ").replace("_", " "), justify="right", no_wrap=True)
+        shown.add_column(label(column), justify="right", no_wrap=True)
     keys = [key.split("/") for key in found]
     for part in dict.fromkeys(key[1] for key in keys):
         shown.add_row(part, style="italic")
         for name in dict.fromkeys(key[0] for key in keys):
             cells = [found.get(f"{name}/{part}/{c}") for c in columns]
-            shown.add_row(f"  {name}", *map(number, cells), style="bold" if name == "this model" else None)
+            style = "bold" if name == "this model" else None
+            shown.add_row(f"  {NAMES.get(name, name)}", *map(number, cells), style=style)
     return shown
 
 
@@ -160,7 +164,7 @@ def _intervals(metrics: dict[str, Any], at: str, name: str, channels: Sequence[s
     by_distance = bins(metrics, f"{at}/{name}")
     columns = [c for c in ("share", *COLUMNS) if any(f"{place}/{c}" in metrics for place in by_distance)]
     for column in [*columns, "pit"]:
-        shown.add_column(column.replace("coverage_", "in ").replace("_", " "), justify="right", no_wrap=True)
+        shown.add_column(label(column), justify="right", no_wrap=True)
     places = [("all", at), *((stretch(metrics, place), place) for place in by_distance)]
     places += [(escape(channel), f"{at}/channel/{channel}") for channel in channels]
     for row, place in places:
@@ -169,6 +173,13 @@ def _intervals(metrics: dict[str, Any], at: str, name: str, channels: Sequence[s
             levels = [metrics[key] for i in range(PIT_BINS) if (key := f"{place}/pit/{i + 1}") in metrics]
             shown.add_row(f"  {row}", *map(number, cells), " ".join(f"{100 * x:.0f}" for x in levels))
     return shown
+
+
+def label(column: str) -> str:
+    """Return a score's key in words, as the heading of a column: coverage, and below it 90 %, for coverage_90."""
+    if column.startswith("coverage_"):
+        return column.replace("_", "\n") + " %"
+    return column.replace("_", " ")
 
 
 def number(value: float | None) -> str:
@@ -180,7 +191,7 @@ def _too_sure(metrics: dict[str, Any], split: str) -> list[str]:
     shares = [metrics.get(f"{split}/{question}/coverage_90") for question in DISTANCE]
     if all(share is None or abs(share - 0.9) < 0.05 for share in shares):
         return []
-    hint = "hint: 'in 90' of this model is far from 0.9"
+    hint = "hint: the coverage of this model's 90 % intervals is far from 0.9"
     if metrics.get("fit/steps", ENOUGH) < ENOUGH:
         return [
             f"{hint}: the fit had only {metrics['fit/steps']:.0f} steps. Leave trainer.max_epochs out, or raise it."
@@ -231,7 +242,7 @@ def _facts(metrics: dict[str, Any], split: str) -> str:
     k = int(metrics[f"{split}/nll_samples"])
     lines = []
     if any(key.endswith("/coverage_50") for key in metrics):
-        lines.append("in 50, in 90: the share of values inside the central 50 % and 90 % of the prediction")
+        lines.append("coverage: the share of values inside the central 50 % and 90 % of the prediction")
         lines += _too_sure(metrics, split)
     if any(key.endswith("/energy") for key in metrics):
         lines.append("energy: the score of joint draws of a series, in training stds")
