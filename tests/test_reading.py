@@ -97,6 +97,79 @@ def test_questions_are_read_in_the_same_dialects_whole_and_in_chunks(chunk, file
     np.testing.assert_array_equal(asked(path, "at")[1].times, [0])
 
 
+GROUPS = "id;time;a;b\nx;1,5;1.234,5;2.000\nx;2,5;-1.234.567,25;\ny;01.02.2024;12;1.500,0\n"
+
+
+def test_points_between_thousands_are_taken_out_where_a_cell_shows_that_they_are(file, caplog):
+    text = GROUPS.replace("01.02.2024", "1.000")
+    with caplog.at_level(logging.INFO, "vrnn_lab"):
+        table = Table(file(text), dequantise=False)
+        np.testing.assert_array_equal(table.whole().values, [[1234.5, 2000], [-1234567.25, np.nan], [12, 1500]])
+    np.testing.assert_array_equal(table.whole().times, [1.5, 2.5, 1000])
+    assert "decimal commas and points between thousands, such as 1.234,5." in caplog.text
+    assert dialect_of(Path(table.path)).options == ", sep=';', decimal=',', thousands='.'"
+
+
+@pytest.mark.parametrize("chunk", [200_000, 1])
+def test_questions_have_points_between_thousands_too(chunk, file, monkeypatch, tmp_path):
+    monkeypatch.setattr(rows, "SMALL", chunk)
+    path = tmp_path / file(GROUPS.replace("01.02.2024", "1.000"))
+    found = list(Source(path, "input", Form(), ("a", "b"), Beside(), None).series(whole=False))
+    np.testing.assert_array_equal(found[0].values, [[1234.5, 2000], [-1234567.25, np.nan]])
+
+
+def test_points_of_dates_and_of_decimals_are_not_taken_for_those_between_thousands(file):
+    assert dialect_of(Path(file("id;time;a\nx;0;1.234,5\nx;1;1.5\n"))) == Dialect(";")
+    assert dialect_of(Path(file("id;time;a\nx;0;1.234\nx;1;1,5\n", "b.csv"))) == Dialect(";")
+    with pytest.raises(ValueError, match=r"column 'time' holds numbers, but '01\.02\.2024' in line 4"):
+        _ = Table(file(GROUPS, "c.csv")).whole()
+
+
+@pytest.mark.parametrize("mark", [";", ",", "|"])
+def test_a_first_line_names_the_separator(mark, file):
+    path = file(f"sep={mark}\n" + POINTS.replace(",", mark).replace("2.5", "wrong"))
+    assert dialect_of(Path(path)) == Dialect(mark, skipped=1)
+    with pytest.raises(ValueError, match=r"column 'a' holds the text '-wrong' in line 4"):
+        _ = Table(path, values=["a"]).whole()
+    same(Table(file(f'"sep={mark}"\r\n' + POINTS.replace(",", mark), "b.csv")), Table(file(POINTS, "points.csv")))
+
+
+# ---- broken files -------------------------------------------------------------------------------------------
+
+HEAD = b"id,time,a\nx,0,1\n"
+BROKEN = {
+    "a quotation mark without an end": (HEAD + b'x,1,"2\nx,2,3\n', r"opens a cell in line 3 is never closed"),
+    "a quotation mark closed too late": (HEAD + b'x,1,"2\nx,2,",3,4\n', r"line 3 has 5 cells.*reaches to line 4"),
+    "too many cells": (HEAD + b"x,1,2\nx,2,3,4,5\n", r"line 4 has 5 cells.*header, which names 3; the rest is '4,5'"),
+    "cells of several lines": (HEAD + b'"x\ny",1,2,3\n', r"line 3 has 4 cells.*reaches to line 4"),
+    "semicolons": (HEAD.replace(b",", b";") + b"x;1;2;3\n", r"line 3 has 4 cells.*holds a semicolon in quotation"),
+    "after sep=": (b"sep=,\n" + HEAD + b"x,1,2,3\n", r"line 4 has 4 cells"),
+    "another encoding": (HEAD + "Zürich,1,2\n".encode("cp1252"), r"line 3 holds the byte 0xfc, in 'Zürich,1,2'"),
+    "UTF-16": (HEAD.decode().encode("utf-16"), r"first bytes are those of text in UTF-16; save it as CSV in UTF-8"),
+    "a workbook": (b"PK\x03\x04" + bytes(30), r"first bytes are those of an Excel workbook.*save the sheet as CSV"),
+    "a packed file": (gzip.compress(HEAD), r"packed by gzip; rename it to \.csv\.gz"),
+    "zero bytes": (HEAD + b"x,1,\0\0\n", r"line 3 holds a zero byte.*expected text in UTF-8"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_file_is_refused_with_what_was_found_and_where(case, tmp_path):
+    content, expected = BROKEN[case]
+    (tmp_path / "broken.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=expected) as error:
+        _ = Table(str(tmp_path / "broken.csv")).whole()
+    assert str(tmp_path / "broken.csv") in str(error.value) and "Error tokenizing" not in str(error.value)
+
+
+def test_the_command_that_mends_an_encoding_mends_it(tmp_path):
+    text = "id;time;a\nZürich;0;1,5\nZürich;1;2,5\n"
+    (tmp_path / "data.csv").write_bytes(text.encode("cp1252"))
+    with pytest.raises(ValueError, match="not UTF-8") as error:
+        _ = Table(str(tmp_path / "data.csv")).whole()
+    points_of(str(error.value))
+    assert "Zürich" in (tmp_path / "data_utf8.csv").read_text(encoding="utf-8")
+
+
 QUOTED = 'id,time,a,b,note\n007,0,1,"3,14",fine\n007,1,2,"2,5",so so\n007,2,3,,fine\n007,3,"4,0",5,\n'
 
 

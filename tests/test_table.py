@@ -428,8 +428,8 @@ def test_a_file_without_rows_or_values_is_refused(file):
 
 
 def test_a_torn_file_is_refused(tmp_path, file):
-    refused("Expected 3 fields in line 3, saw 4", file("id,time,a\nx,0,1\nx,1,2,3\n"))
-    refused("Expected 4 fields in line 3, saw 5", file("id,time,a,b\nx,0,1,2\nx,1,2,3,4\n"), values=["a"])
+    refused("line 3 has 4 cells.*which names 3", file("id,time,a\nx,0,1\nx,1,2,3\n"))
+    refused("line 3 has 5 cells.*which names 4", file("id,time,a,b\nx,0,1,2\nx,1,2,3,4\n"), values=["a"])
     refused("more cells than its header", file("id,time,a\nx,0,1,9\nx,1,2,9\n"))
     refused("cannot be read as Parquet", file("id,time,a\n", "torn.parquet"))
     (tmp_path / "latin.csv").write_bytes("id,time,a\nZürich,0,1\n".encode("latin-1"))

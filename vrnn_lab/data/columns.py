@@ -18,6 +18,7 @@ from vrnn_lab.data import zones
 from vrnn_lab.data.base import SPLITS
 from vrnn_lab.data.csv_dialect import (
     comma_cure,
+    dialect_of,
     first_decimal_comma,
     has_decimal_comma,
     is_csv,
@@ -62,7 +63,9 @@ class Cells:
 
 def where(path: Path, row: int) -> str:
     """Where a data row, counted from 0, stands in a file."""
-    return f"line {row + 2}" if is_csv(path) else f"row {row + 1}"
+    if not is_csv(path):
+        return f"row {row + 1}"
+    return f"line {row + 2 + dialect_of(path).skipped}"
 
 
 def column_names(path: Path, key: str = "data.path") -> list[str]:

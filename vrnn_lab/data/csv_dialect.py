@@ -17,12 +17,18 @@ import numpy as np
 import pandas as pd
 from pandas.api import types
 
+from vrnn_lab.data.csv_faults import refuse_binary, wrong_bytes, wrong_cells
+
 log = logging.getLogger("vrnn_lab")
 ENDINGS = (".csv", ".csv.gz")
 LINES = 10_000  # at least so many are searched for decimals
 LONGEST = 2**20  # characters of a header
 DECIMAL_COMMA = r"[+-]?\d*,\d+(?:[eE][+-]?\d+)?"
+GROUPED = r"[+-]?\d{1,3}(?:\.\d{3})+"  # a whole number with points between thousands
+GROUPED_COMMA = rf"{GROUPED},\d+"
+NUMBERS = {"comma": DECIMAL_COMMA, "point": r"[+-]?\d*\.\d+(?:[eE][+-]?\d+)?", "both": GROUPED_COMMA}
 NAMES = {";": "semicolons", "\t": "tabs"}
+SEPARATOR_LINE = r'"?sep=(.)"?'  # as Excel writes it before the header
 
 
 @dataclass(frozen=True)
@@ -31,12 +37,20 @@ class Dialect:
 
     separator: str = ","
     decimal: str = "."
+    grouped: bool = False  # numbers have points between thousands
+    skipped: int = 0  # lines before the header
 
     @property
     def options(self) -> str:
         """The arguments of pandas.read_csv that differ from its defaults, as Python: ", sep=';', decimal=','"."""
+        separator = self.as_text + ("" if self.decimal == "." else f", decimal={self.decimal!r}")
+        return separator + (", thousands='.'" if self.grouped else "")
+
+    @property
+    def as_text(self) -> str:
+        """The same where every cell is read as text."""
         separator = "" if self.separator == "," else f", sep={self.separator!r}"
-        return separator + ("" if self.decimal == "." else f", decimal={self.decimal!r}")
+        return separator + (f", skiprows={self.skipped}" if self.skipped else "")
 
 
 def is_csv(path: Path) -> bool:
@@ -45,12 +59,16 @@ def is_csv(path: Path) -> bool:
 
 def read_csv(path: Path, **options) -> Any:
     """A frame, or with `chunksize` an iterator over frames. ValueError for a file that pandas cannot read."""
+    words = options.get("dtype", {})
     with readable_csv(path):
         dialect = dialect_of(path)
+        if dialect.grouped:  # pandas would take the points out of dates such as 1.2.2024 too
+            options["dtype"] = "str"
         found = pd.read_csv(
             path,
             sep=dialect.separator,
             decimal=dialect.decimal,
+            skiprows=dialect.skipped,
             keep_default_na=False,
             skip_blank_lines=False,  # so that the line numbers of messages are the file's
             skipinitialspace=True,
@@ -58,18 +76,32 @@ def read_csv(path: Path, **options) -> Any:
             low_memory=False,
             **options,
         )
-    return with_points(path, found, options.get("dtype", {})) if isinstance(found, pd.DataFrame) else found
+    return with_points(path, found, words) if isinstance(found, pd.DataFrame) else found
 
 
 def with_points(path: Path, frame: pd.DataFrame, words: Container[str]) -> pd.DataFrame:
     """The frame with a point in numbers with decimal commas that were left as texts, because another cell of their
     column is no number. Columns in `words` stay as they are."""
-    if is_csv(path) and dialect_of(path).decimal == ",":
+    if is_csv(path) and (dialect := dialect_of(path)).decimal == ",":
         for name in frame:
             content = cast(pd.Series, frame[name])
             if name not in words and (types.is_object_dtype(content) or types.is_string_dtype(content)):
-                frame[name] = content.str.replace(rf"^\s*(?={DECIMAL_COMMA}\s*$)([+-]?\d*),", r"\1.", regex=True)
+                frame[name] = _ungrouped(content) if dialect.grouped else _pointed(content)
     return frame
+
+
+def _pointed(content: pd.Series) -> pd.Series:
+    return content.str.replace(rf"^\s*(?={DECIMAL_COMMA}\s*$)([+-]?\d*),", r"\1.", regex=True)
+
+
+def _ungrouped(content: pd.Series) -> pd.Series:
+    """A column of texts without points between thousands and with points before decimals; numbers if all are."""
+    grouped = rf"^\s*(?:{GROUPED_COMMA}|{GROUPED})\s*$"
+    plain = _pointed(content.str.replace(grouped, lambda match: match[0].replace(".", ""), regex=True))
+    try:
+        return cast(pd.Series, pd.to_numeric(plain))
+    except ValueError:
+        return plain
 
 
 @contextmanager
@@ -81,14 +113,11 @@ def readable_csv(path: Path) -> Iterator[None]:
             yield
     except pd.errors.EmptyDataError:
         raise ValueError(f"{path} has no rows; expected a header with the columns' names, then data.") from None
-    except pd.errors.ParserWarning:
-        raise ValueError(
-            f"{path} has rows with more cells than its header; give every column a name, and write decimals with a "
-            "point: a decimal comma separates two cells."
-        ) from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); save it as CSV in UTF-8.") from None
-    except (pd.errors.ParserError, EOFError, OSError) as error:
+    except (pd.errors.ParserWarning, UnicodeDecodeError, pd.errors.ParserError) as error:
+        dialect = dialect_of(path)
+        fault = wrong_bytes(path, dialect.as_text) or wrong_cells(path, dialect.separator, dialect.skipped)
+        raise ValueError(fault or f"{path} cannot be read as a table: {str(error).strip()}") from None
+    except (EOFError, OSError) as error:
         raise ValueError(f"{path} cannot be read as a table: {str(error).strip()}") from None
 
 
@@ -96,7 +125,9 @@ def dialect_of(path: Path) -> Dialect:
     """The dialect of a file, found once while the file stays the same; a notice tells of one that is not the usual.
 
     The cells are separated by semicolons or tabs if the header has such and, outside of quotation marks, no comma.
-    Their numbers then have decimal commas if some cell is a number with a decimal comma and none is one with a point.
+    Their numbers then have decimal commas if some cell is a number with a decimal comma and none is one with a point;
+    and points between thousands if some cell has both, as 1.234,5 has, and all others with a point could have them.
+    A first line sep=; names the separator.
     """
     state = path.stat()
     return _dialect(path, str(path.absolute()), state.st_size, state.st_mtime_ns)
@@ -104,22 +135,28 @@ def dialect_of(path: Path) -> Dialect:
 
 @lru_cache(maxsize=64)
 def _dialect(path: Path, _absolute: str, _size: int, _changed: int) -> Dialect:
+    refuse_binary(path)
     with _open(path) as lines:
-        header = re.sub('"[^"]*"', "", lines.readline(LONGEST))
+        header = lines.readline(LONGEST)
+        named = re.fullmatch(SEPARATOR_LINE, header.rstrip("\r\n"), re.IGNORECASE)
+        skipped = int(named is not None)
+        header = re.sub('"[^"]*"', "", lines.readline(LONGEST) if named else header)
         count, separator = max((header.count(mark), mark) for mark in NAMES)
-        if "," in header or not count:
-            return Dialect()
-        comma, point = _decimals(lines, separator)
-    if comma is None or point is not None:
-        log.info("%s: its cells are read as separated by %s.", path, NAMES[separator])
-        return Dialect(separator)
-    log.info(
-        "%s: its cells are read as separated by %s, and its numbers as having decimal commas, such as %s.",
-        path,
-        NAMES[separator],
-        comma,
-    )
-    return Dialect(separator, ",")
+        if named:
+            separator = named[1]
+        elif "," in header or not count:
+            separator = ","
+        if separator == ",":
+            return Dialect(skipped=skipped)
+        found = _decimals(lines, separator)
+    grouped = "both" in found and "point" not in found
+    cells = f"{path}: its cells are read as separated by {NAMES.get(separator, repr(separator))}"
+    if not grouped and ("comma" not in found or {"point", "both"} & set(found)):
+        log.info("%s.", cells)
+        return Dialect(separator, skipped=skipped)
+    kind = "decimal commas and points between thousands" if grouped else "decimal commas"
+    log.info("%s, and its numbers as having %s, such as %s.", cells, kind, found["both" if grouped else "comma"])
+    return Dialect(separator, ",", grouped, skipped)
 
 
 def _open(path: Path) -> io.TextIOWrapper:
@@ -127,26 +164,24 @@ def _open(path: Path) -> io.TextIOWrapper:
     return opened(path, "rt", encoding="utf-8-sig", errors="replace")  # wrong bytes are told by pandas
 
 
-def _decimals(lines: Iterator[str], separator: str) -> tuple[str | None, str | None]:
-    """The first cell that is a number with a decimal comma, and the first with a point.
+def _decimals(lines: Iterator[str], separator: str) -> dict[str, str]:
+    """The first cell of each kind of NUMBERS that occurs: with a decimal comma, with a point, with both.
 
-    Searches LINES lines, and further until one of both is met.
+    1.234 could be a number with a decimal point or with one between thousands: it counts as a point where no cell has
+    both. Searches LINES lines, and further until one is met.
     """
     found: dict[str, str] = {}
     cell = r'(?:^|{0})\s*"?({1})"?\s*(?={0}|$)'
-    patterns = {
-        mark: re.compile(cell.format(separator, DECIMAL_COMMA.replace(",", re.escape(mark)))) for mark in ",."
-    }
-    while block := list(islice(lines, LINES)):
+    kinds = NUMBERS | {"thousands": GROUPED, "point": rf"(?!{GROUPED}\s*\"?\s*(?:[{separator}]|$)){NUMBERS['point']}"}
+    patterns = {kind: re.compile(cell.format(re.escape(separator), number)) for kind, number in kinds.items()}
+    while not found and (block := list(islice(lines, LINES))):
         for line in block:
-            for mark, pattern in patterns.items():
-                if mark not in found and (match := pattern.search(line)):
-                    found[mark] = match[1]
-            if len(found) == 2:
-                break
-        if found:
-            break
-    return found.get(","), found.get(".")
+            for kind, pattern in patterns.items():
+                if kind not in found and (match := pattern.search(line)):
+                    found[kind] = match[1]
+    if "thousands" in found and "both" not in found:
+        found.setdefault("point", found["thousands"])
+    return found
 
 
 def has_decimal_comma(text: str) -> bool:
@@ -176,7 +211,7 @@ def comma_cure(path: Path, frame: pd.DataFrame, cell: str) -> str:
     if not is_csv(path):
         return f"{text} In pandas: {change}.astype(float)"
     new = path.with_name(f"{path.name.split('.')[0]}_points.csv")
-    sep = Dialect(dialect_of(path).separator).options
+    sep = dialect_of(path).as_text
     return (
         f"{text} All of them by pandas: import pandas as pd; frame = pd.read_csv({str(path)!r}, dtype=str, "
         f"keep_default_na=False, skipinitialspace=True{sep}); {change}; frame.to_csv({str(new)!r}, index=False)"
