@@ -32,6 +32,7 @@ def test_the_summary_counts_and_gives_the_range_of_every_channel(tmp_path):
     text, odd = table.describe()
     lines = [line.split() for line in text.splitlines()]
     assert text.startswith(
+        "rows: 72 read, 72 used\n"
         "data: 12 series of 72 points, split as whole series by a hash of their names (data.seed=0)"
     )
     for split in ("train", "val", "test"):
@@ -49,6 +50,18 @@ def test_the_summary_says_how_series_were_split_and_which_covariates_there_are(t
     assert "each split in time" in text and "covariates: dose" in text
     marked = several().assign(split=np.repeat(["train", "val", "test"], 24))
     assert "split as column 'split' says" in table_of(tmp_path, marked).describe()[0]
+
+
+def test_the_summary_says_what_became_of_the_rows_of_the_file(tmp_path):
+    frame = several()
+    frame.loc[:2, ["a", "b"]] = np.nan
+    text, _ = table_of(tmp_path, pd.concat([frame, frame.loc[10:14]])).describe()
+    assert text.startswith("rows: 77 read, 69 used; 5 repeat an earlier row; 3 have no value\n")
+    long = frame.melt(["id", "time"], var_name="channel")
+    text, _ = table_of(tmp_path, long, channel="channel", value="value", values=["a"]).describe()
+    assert text.startswith(
+        "rows: 144 read, 69 used; 6 have no value; 69 are of channels that data.values leaves out\n"
+    )
 
 
 @pytest.mark.parametrize("value", [-9999, -99, 99999, 1e30])

@@ -1,6 +1,7 @@
 """Summary of a data set before training: its splits, its channels, and what in its values looks odd."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,15 +16,33 @@ SENTINELS = (-9999, -999, -99, 999, 9999, 99999, -99999, -32768, 32767, -1e9, 1e
 SLIP = 300  # times its neighbours, and SLIP / 3 times the median: a value that may have a slipped decimal point
 
 
-def summary(data: SeriesData, series: Ragged, rule: str) -> str:
+@dataclass(frozen=True)
+class RowCounts:
+    """How many rows of a file were read, and how many of them became no point."""
+
+    read: int
+    copies: int = 0  # repeat an earlier row exactly
+    empty: int = 0  # have no value
+    other: int = 0  # long form: of channels that data.values does not name
+
+    def __str__(self) -> str:
+        reasons = {"repeat an earlier row": self.copies, "have no value": self.empty}
+        reasons["are of channels that data.values leaves out"] = self.other
+        dropped = [f"{_count(number)} {reason}" for reason, number in reasons.items() if number]
+        used = self.read - self.copies - self.empty - self.other
+        return f"rows: {_count(self.read)} read, {_count(used)} used" + "".join(f"; {each}" for each in dropped)
+
+
+def summary(data: SeriesData, series: Ragged, rule: str, file_rows: RowCounts | None = None) -> str:
     """Text of what a data set holds.
 
-    series: all of it, uncut; rule: how it was split, in words.
+    series: all of it, uncut; rule: how it was split, in words; file_rows: of its file, where they were counted.
     """
     values = _some(series)[1]
     head = ["", "series", "windows", "points", "values"]
     rows = [[split, *map(_count, _sizes(data.splits[split]))] for split in SPLITS]
     lines = [f"data: {len(series):,} series of {int(series.lengths.sum()):,} points, {rule}", *_columns(head, rows)]
+    lines[:0] = [] if file_rows is None else [str(file_rows)]
     head = ["channel", "minimum", "median", "maximum", "missing"]
     rows = [[name, *_statistics(values[:, i])] for i, name in enumerate(data.channels[:SHOWN])]
     lines += _columns(head, rows)

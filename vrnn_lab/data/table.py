@@ -104,6 +104,7 @@ class Table(SeriesData):
         self.periods = (float(period),) if isinstance(period, (int, float)) else tuple(map(float, period or ()))
         self.trend, self.own_levels = trend, True
         self.stream, self.keep = stream, not stream
+        self._rows: summary.RowCounts | None = None  # of the file; unknown of a stream
         self._check_roles()
         if stream:
             columns.refuse_stream(self.path, self.channel, self.beside)
@@ -156,7 +157,7 @@ class Table(SeriesData):
     def describe(self) -> tuple[str, list[str]]:
         """Return a text that summarises the table, and one sentence for each oddity in its values."""
         series = self.whole()
-        return summary.summary(self, series, self.split_rule), list(summary.odd_values(self, series))
+        return summary.summary(self, series, self.split_rule, self._rows), list(summary.odd_values(self, series))
 
     def make(self):
         return windows.make_splits(*self._uncut, self._window, self.stride)
@@ -263,18 +264,25 @@ class Table(SeriesData):
 
     def _once(self, assemble: Callable[[Cells], Contents], cells: Cells) -> Contents:
         """What is made of the rows; of rows that repeat others exactly where times occur twice, without those."""
+        self._rows = summary.RowCounts(len(cells.frame))
         try:
             return assemble(cells)
         except columns.RepeatedError:
             fewer = columns.without_copies(cells)
             if len(fewer.frame) == len(cells.frame):
                 raise
+            self._rows = replace(self._rows, copies=len(cells.frame) - len(fewer.frame))
             return assemble(fewer)
+
+    def _count_unused(self, empty: NDArray[np.bool_], other: int = 0) -> None:
+        if self._rows is not None:
+            self._rows = replace(self._rows, empty=int(empty.sum()), other=other)
 
     def _from_wide(self, cells: Cells) -> Contents:
         channels = self.values or self._number_columns(cells)
         values = np.stack([columns.numbers(cells, name) for name in channels], 1)
         observed = np.any(~np.isnan(values), axis=1)
+        self._count_unused(~observed)
         told, error = columns.covariates(cells, self.id, self.beside), None
         if self.beside.error:
             pairs = zip(self.beside.error, values.T, strict=True)
@@ -298,6 +306,7 @@ class Table(SeriesData):
         columns.all_filled(cells.rows(~np.isnan(numbers)), self.channel, kind[~np.isnan(numbers)])
         place = np.array([*(channels.index(x) if x in channels else -1 for x in occurring), -1])[kind]
         observed = ~np.isnan(numbers) & (place >= 0)
+        self._count_unused(np.isnan(numbers), other=int((~np.isnan(numbers) & (place < 0)).sum()))
         told = columns.covariates(cells, self.id, self.beside)
         error = None
         if self.beside.error:
