@@ -19,7 +19,7 @@ from vrnn_lab.experiment import assemble, load_parts
 from vrnn_lab.models.lines import Lines
 from vrnn_lab.models.steps import last_values
 from vrnn_lab.noise import Noise
-from vrnn_lab.series import Variation, series_of
+from vrnn_lab.series import Trend, Variation, series_of
 
 STEPS = ["rnn", "gru_d", "rnn_gmm", "vrnn"]
 PATHS = ["latent_ode", "latent_sde", "rnn_vae"]
@@ -315,6 +315,24 @@ def test_the_uncertainty_of_the_trend_widens_what_lies_far_ahead(tmp_path):
         model.trend_covariance.zero_().diagonal(dim1=1, dim2=2).fill_(1e-20)
         narrow = model.predict(far, 200).std[0, -1].item()
     assert wide > 2 * narrow
+
+
+def test_what_is_seen_moves_the_trend_as_linear_regression_would():
+    """Draws of the coefficients have the mean and covariance of a Gaussian posterior, dense over all seen values."""
+    V = torch.tensor([[[0.5, 0.1], [0.1, 0.3]]]).double()
+    trend = Trend(torch.tensor([[1.0], [2.0]]).double(), V, torch.tensor([0.4]).double())
+    model = model_of("rnn", replace(scale_of(1), trend=trend))
+    batch = series_of([[0.0, 1.0, 2.5]] * 2, [[[3.0], [math.nan], [9.0]], [[math.nan]] * 3])
+    batch = replace(batch, seen=batch.known)
+    draws = model._trend_draws(batch, 20_000)[..., 0]
+    since = (torch.tensor([0.0, 2.5]).double() - model.data_start) / model.data_reach
+    P = torch.stack([since**0, since], 1)
+    rest = torch.tensor([3.0, 9.0]).double() - model.data_mean - P @ trend.coefficients[:, 0]
+    covariance = torch.linalg.inv(torch.linalg.inv(V[0]) + P.T @ P / 0.4)
+    torch.testing.assert_close(draws[:, 0].mean(0), covariance @ P.T @ rest / 0.4, atol=0.02, rtol=0)
+    torch.testing.assert_close(draws[:, 0].T.cov(), covariance, atol=0.02, rtol=0)
+    torch.testing.assert_close(draws[:, 1].mean(0), torch.zeros(2).double(), atol=0.02, rtol=0)
+    torch.testing.assert_close(draws[:, 1].T.cov(), V[0], atol=0.02, rtol=0)
 
 
 def test_a_trend_of_several_series_is_refused(tmp_path):

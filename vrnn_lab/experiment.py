@@ -178,4 +178,4 @@ def _scale_of_covariates(checkpoint: dict[str, Any]) -> dict[str, Any]:
 def _trend(state: dict[str, Any]) -> Trend | None:
     if "trend_coefficients" not in state:
         return None
-    return Trend(state["trend_coefficients"], state["trend_covariance"])
+    return Trend(state["trend_coefficients"], state["trend_covariance"], state.get("trend_noise"))

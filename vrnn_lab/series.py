@@ -190,6 +190,8 @@ class Trend:
 
     coefficients: Float64[Tensor, "terms dim"]
     covariance: Float64[Tensor, "dim terms terms"]  # of the coefficients' estimates
+    # Variance of what the trend leaves, times the factor of its correlation; None: of a run of before this was kept.
+    noise: Float64[Tensor, " dim"] | None = None
 
 
 @dataclass(frozen=True)

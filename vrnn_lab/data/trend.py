@@ -25,8 +25,8 @@ def fit_trend(
     """
     design = _design(times, degree, start, reach, periods)
     found = [_of_channel(design, column, degree + 1) for column in values.T]
-    coefficients, covariance = (np.stack(part) for part in zip(*found, strict=True))
-    return Trend(torch.from_numpy(np.ascontiguousarray(coefficients.T)), torch.from_numpy(covariance))
+    coefficients, covariance, noise = (np.stack(part) for part in zip(*found, strict=True))
+    return Trend(*map(torch.from_numpy, (np.ascontiguousarray(coefficients.T), covariance, noise)))
 
 
 def trend_at(trend: Trend, times: NDArray[np.float64], start: float, reach: float) -> NDArray[np.float64]:
@@ -63,7 +63,7 @@ def _design(times, degree: int, start: float, reach: float, periods: tuple[float
     return np.concatenate(columns, 1)
 
 
-def _of_channel(design: NDArray, values: NDArray, terms: int) -> tuple[NDArray, NDArray]:
+def _of_channel(design: NDArray, values: NDArray, terms: int) -> tuple[NDArray, NDArray, float]:
     known = ~np.isnan(values)
     x, y = design[known], values[known]
     if len(y) <= 2 * x.shape[1]:
@@ -76,6 +76,7 @@ def _of_channel(design: NDArray, values: NDArray, terms: int) -> tuple[NDArray, 
     rest = y - x @ (solved / scale)
     variance = (rest @ rest) / (len(y) - x.shape[1])
     precision = (x / scale).T @ (x / scale)
-    covariance = np.linalg.inv(precision) / np.outer(scale, scale) * variance * correlation_factor(rest)
+    noise = variance * correlation_factor(rest)
+    covariance = np.linalg.inv(precision) / np.outer(scale, scale) * noise
     own = covariance[:terms, :terms]
-    return (solved / scale)[:terms], own + 1e-12 * np.diag(np.diag(own) + np.finfo(float).tiny)
+    return (solved / scale)[:terms], own + 1e-12 * np.diag(np.diag(own) + np.finfo(float).tiny), noise

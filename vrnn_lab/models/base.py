@@ -76,6 +76,7 @@ class SequenceModel(pl.LightningModule, ABC):
     data_reach: Tensor
     trend_coefficients: Tensor
     trend_covariance: Tensor
+    trend_noise: Tensor
 
     def __init__(self, scale: Scale, recipe: Recipe, head: Head, states: int = 0, point_process: bool = False):
         super().__init__()
@@ -122,6 +123,9 @@ class SequenceModel(pl.LightningModule, ABC):
         for name in ("coefficients", "covariance"):
             numbers = getattr(trend, name).double()
             self.register_buffer(f"trend_{name}", numbers, persistent=scale.trend is not None)
+        # Infinite where it is not known: then what is seen does not move the coefficients, as in runs of before.
+        noise = torch.full_like(scale.mean, torch.inf) if trend.noise is None else trend.noise
+        self.register_buffer("trend_noise", noise.double().clamp(min=1e-12), persistent=trend.noise is not None)
 
     def _refuse(self, scale: Scale, head: Head, point_process: bool) -> None:
         """ValueError where the data have what this model would not use."""
@@ -218,14 +222,14 @@ class SequenceModel(pl.LightningModule, ABC):
             return self._predicted(given, samples, None)
         counts = [len(part) for part in torch.arange(samples).chunk(TREND_DRAWS)]
         parts = []
-        for number, (count, shift) in enumerate(zip(counts, self._trend_draws(len(counts)), strict=True)):
+        for number, (count, shift) in enumerate(zip(counts, self._trend_draws(given, len(counts)), strict=True)):
             with self.noise.part(number):
                 parts.append(self._predicted(given, count, shift))
         density = parts[0].density.stack([part.density for part in parts], torch.cat)
         return Prediction(torch.cat([part.paths for part in parts]), density)
 
     def _predicted(self, given: TimeSeries, samples: int, shift: Tensor | None) -> Prediction:
-        """The prediction, with the coefficients of the trend moved by `shift` (terms, dim) from their estimates."""
+        """The prediction, the coefficients of the trend moved by `shift` (batch, terms, dim) from their estimates."""
         with torch.no_grad():
             standard = self._predict(self.standardise(given, shift), samples)
         std, centre = self.data_std, self._centre(given.times, shift)
@@ -237,21 +241,31 @@ class SequenceModel(pl.LightningModule, ABC):
         """What is taken from values before they are scaled: the training mean, and the trend where there is one."""
         if not len(self.trend_coefficients):
             return self.data_mean
-        since = (times - self.data_start) / self.data_reach
-        powers = torch.stack([since**k for k in range(len(self.trend_coefficients))], -1)
         coefficients = self.trend_coefficients if shift is None else self.trend_coefficients + shift
-        return self.data_mean + powers @ coefficients
+        return self.data_mean + self._powers(times) @ coefficients
 
-    def _trend_draws(self, count: int) -> Float64[Tensor, "draws terms dim"]:
-        """Draws of the errors of the trend's coefficients, from the normal law of their estimates.
+    def _powers(self, times: Tensor) -> Float64[Tensor, "*points terms"]:
+        since = (times - self.data_start) / self.data_reach
+        return torch.stack([since**k for k in range(len(self.trend_coefficients))], -1)
 
-        They are a function of the seed of evaluation, the same for every series: a record has one trend.
+    def _trend_draws(self, given: TimeSeries, count: int) -> Float64[Tensor, "draws batch terms dim"]:
+        """Draws of the errors of the trend's coefficients, from their posterior given the seen values of each series.
+
+        The prior is the normal law of their estimates, N(0, V); seen values are trend + independent noise whose
+        variance s^2 makes up for their correlation: precision V^-1 + P'P / s^2, mean that precision^-1 P'x / s^2. The
+        standard normal numbers are a function of the seed of evaluation, the same for every series.
         """
         terms, dim = self.trend_coefficients.shape
-        root = torch.linalg.cholesky(self.trend_covariance.cpu())
+        powers, weight = self._powers(given.times), given.seen / self.trend_noise
+        rest = torch.where(given.seen, given.values.double() - self._centre(given.times, None), 0)
+        prior = torch.linalg.inv(self.trend_covariance)
+        root = torch.linalg.cholesky(prior + torch.einsum("bti,btd,btj->bdij", powers, weight, powers))
+        moment = torch.einsum("bti,btd->bdi", powers, weight * rest)[..., None]
+        mean = torch.cholesky_solve(moment, root)
         rng = torch.Generator().manual_seed(self.seed if self.noise.fixed is None else self.noise.fixed)
-        draws = torch.randn(count, dim, terms, 1, generator=rng, dtype=torch.float64)
-        return (root @ draws)[..., 0].transpose(1, 2).to(self.trend_coefficients)
+        draws = torch.randn(count, 1, dim, terms, 1, generator=rng, dtype=torch.float64).to(mean)
+        moved = torch.linalg.solve_triangular(root.mT, draws.expand(-1, len(mean), -1, -1, -1), upper=True)
+        return (mean + moved)[..., 0].mT
 
     def classify(self, batch: TimeSeries, samples: int = 10) -> Float[Tensor, "batch *time classes"]:
         """Probability of each class, of the series or of its points (as the labels were), from what is seen."""
@@ -266,7 +280,7 @@ class SequenceModel(pl.LightningModule, ABC):
     def standardise(self, batch: TimeSeries, shift: Tensor | None = None) -> TimeSeries:
         """The batch in the model's units and precision; its times count from the window's start (float64).
 
-        shift (terms, dim): by what the coefficients of the trend are moved from their estimates; None: by nothing.
+        shift (batch, terms, dim): by what the trend's coefficients are moved from their estimates; None: by nothing.
         """
         if batch.values.shape[-1] != self.scale.dim:
             raise ValueError(
