@@ -361,8 +361,8 @@ def test_a_head_of_other_support_is_refused(name):
         model_of(name, scale_of(support="binary"))
 
 
-# The state of a neural ODE is the data themselves, and a level is one of real values.
-WITH_LOGITS = [n for n in MODELS if n != "neural_ode" and "head" not in n and "level=" not in n]
+# The state of a neural ODE is the data themselves, a linear SDE is Gaussian, and a level is one of real values.
+WITH_LOGITS = [n for n in MODELS if n not in ("neural_ode", "linear_sde") and "head" not in n and "level=" not in n]
 
 
 @pytest.mark.parametrize("name", WITH_LOGITS)

@@ -1,0 +1,98 @@
+"""What each channel of a linear SDE reads from the state, and the mean about which it moves."""
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor, nn
+
+from vrnn_lab.models.linear_state import SPEED, Parts
+from vrnn_lab.models.lines import PathLevel
+from vrnn_lab.series import Scale, TimeSeries, Variation
+
+
+class Loadings(nn.Module):
+    """std_c (z_c + sum_j mix_cj z_j): a process for each channel, and what it reads of the others where it may."""
+
+    def __init__(self, std: Float64[Tensor, " dim"], shared: bool):
+        super().__init__()
+        self.log_std = nn.Parameter((std.log() / SPEED).float())
+        self.mix = nn.Parameter(torch.zeros(len(std), len(std) - 1)) if shared else None
+
+    def std(self) -> Float64[Tensor, " dim"]:
+        return (SPEED * self.log_std.double()).exp()
+
+    def shares(self) -> Float64[Tensor, "dim dim"]:
+        """I + mix."""
+        dim = len(self.log_std)
+        one = torch.eye(dim, dtype=torch.float64, device=self.log_std.device)
+        if self.mix is None:
+            return one
+        # Off the diagonal, row by row: each but the last entry of the flattened matrix follows from a shift.
+        off = torch.cat([self.mix.double().flatten().view(dim - 1, dim), one.new_zeros(dim - 1, 1)], 1)
+        return one + SPEED * torch.cat([one.new_zeros(1), off.flatten()]).view(dim, dim)
+
+    def forward(self) -> Float64[Tensor, "dim dim"]:
+        return self.std()[:, None] * self.shares()
+
+
+class Readout(nn.Module):
+    """H of every point, and the mean.
+
+    joint: one state for all channels of a series: all parts of the first channel, then of the second, ..., then all
+    levels and all slopes. Else each channel has a state of its own: its parts, its level, its slope.
+    """
+
+    read: Tensor
+
+    def __init__(self, scale: Scale, parts: Parts, level: PathLevel, mean: str, joint: bool, every: bool):
+        """every: channels read all states, not only those that are a part's value."""
+        super().__init__()
+        dim, self.joint = scale.dim, joint
+        start = _start(scale)
+        kind = ("linear" if scale.own_levels else "none") if level == "auto" else level
+        moving = (start.wander / max(parts.count, 1) ** 0.5).clamp(0.05, 1.0)
+        self.parts = nn.ModuleList(Loadings(moving, joint) for _ in range(parts.count))
+        self.register_buffer("read", parts.read(), persistent=False)
+        self.every = nn.Parameter(torch.zeros(dim, dim * parts.states)) if every else None
+        self.level = Loadings(start.level.clamp(0.1, 3.0), joint) if kind in ("constant", "linear") else None
+        self.slope = Loadings(start.slope.clamp(0.1, 3.0), joint) if kind == "linear" else None
+        self.lean = nn.Parameter(torch.zeros(dim)) if kind == "linear" else None
+        rising = mean == "linear" or (mean == "auto" and scale.whole_series)
+        self.rise = nn.Parameter((start.mean_slope.clamp(-3, 3) / SPEED).float()) if rising else None
+        self.middle = nn.Parameter(torch.zeros(dim))
+        self.of_covariates = nn.Parameter(torch.zeros(len(scale.covariates), dim)) if scale.covariates else None
+
+    def mean(self, series: TimeSeries) -> Float64[Tensor, "batch time dim"]:
+        mean = SPEED * self.middle.double().expand(*series.values.shape)
+        if self.rise is not None:
+            mean = mean + SPEED * self.rise.double() * series.times[..., None]
+        if self.of_covariates is not None and series.covariates is not None:
+            mean = mean + SPEED * (series.covariates.double() @ self.of_covariates.double())
+        return mean
+
+    def observe(self, times: Float64[Tensor, "batch time"]) -> Float64[Tensor, "batch time dim state"]:
+        loadings = torch.stack([part() for part in self.parts], -1)
+        moving = (loadings[..., None] * self.read).sum(-2)  # (dim, of whose parts, state)
+        moving = moving.flatten(1) if self.joint else moving.diagonal(dim1=0, dim2=1).T
+        if self.every is not None:
+            moving = moving + self.every
+        still = [each if self.joint else each.sum(-1, keepdim=True) for each in self._still(times)]
+        return torch.cat([moving.expand(*times.shape, -1, -1), *still], -1)
+
+    def _still(self, times: Tensor) -> list[Float64[Tensor, "batch time dim dim"]]:
+        """What channels read of levels, and of slopes: a slope may lean on the level of its series."""
+        if self.level is None:
+            return []
+        level, times = self.level().expand(*times.shape, -1, -1), times[..., None, None]
+        if self.slope is None or self.lean is None:
+            return [level]
+        lean = torch.tanh(SPEED * self.lean.double())[:, None]
+        by_level = times * self.slope.std()[:, None] * lean * self.level.shares()
+        return [level + by_level, times * (1 - lean.square()).sqrt() * self.slope()]
+
+
+def _start(scale: Scale) -> Variation:
+    """Where the spreads begin; of data of which nothing was measured, at one."""
+    if scale.variation is not None:
+        return scale.variation
+    one = torch.ones(scale.dim, dtype=torch.float64)
+    return Variation(one, one, one, one, 0 * one, one, -one, one)
