@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vrnn_lab.checks import Natural, Positive
 from vrnn_lab.densities import Gaussian
-from vrnn_lab.kalman import StateSpace, log_likelihood, posterior
+from vrnn_lab.kalman import Pairs, StateSpace, log_likelihood, posterior
 from vrnn_lab.likelihoods import GaussianHead
 from vrnn_lab.losses import LossTerms
 from vrnn_lab.models.base import Prediction, SequenceModel
@@ -22,7 +22,7 @@ from vrnn_lab.models.prior_paths import PriorPaths
 from vrnn_lab.recipe import Recipe
 from vrnn_lab.series import Scale, TimeSeries
 
-MANY = 4  # channels: a state for more of them together costs more than it gains
+MANY = 2  # channels: a state for more of them together costs more than it gains
 
 
 class LinearSDE(SequenceModel):
@@ -69,7 +69,7 @@ class LinearSDE(SequenceModel):
             )
         if not parts.states:
             raise ValueError("the state has no part; set model.ou, model.matern or model.oscillators to 1 or more.")
-        each = Independent.spread(parts, scale.dim, oscillators, self.usual_gap, self._turning(known, harmonics))
+        each = Independent(parts, scale.dim, oscillators, self.usual_gap, self._turning(known, harmonics))
         self.dynamics = Coupled(each) if coupling == "full" else each
         self.joint = scale.dim > 1 and (coupling == "full" or (scale.dim <= MANY if shared == "auto" else shared))
         self.readout = Readout(scale, parts, level, mean, self.joint, coupling == "full")
@@ -81,22 +81,27 @@ class LinearSDE(SequenceModel):
     # ---- the state space of a batch: a row a series, or where channels are separate a row a channel ---------------
 
     def _space(self, series: TimeSeries) -> StateSpace:
-        gap = torch.diff(series.times, dim=1, prepend=series.times[:, :1])
-        move, noise = (self._of_rows(each) for each in self.dynamics.move(gap))
         observe = self.readout.observe(series.times)
         observe = observe if self.joint else observe.transpose(1, 2).flatten(0, 1)[:, :, None]
-        one = torch.eye(observe.shape[-1], dtype=move.dtype, device=move.device)
-        still = observe.shape[-1] - move.shape[-1]  # levels and slopes stay what they are
-        pad = lambda x: nn.functional.pad(x, (0, still, 0, still))
-        move = pad(move) + (one.diagonal() * (torch.arange(len(one), device=one.device) >= len(one) - still)).diag()
+        one = torch.eye(observe.shape[-1], dtype=observe.dtype, device=observe.device)
         variance = self._split(self._variance(series)[..., None])[..., 0]
-        return StateSpace(one[0] * 0, one, move, pad(noise), observe, variance)
+        gap = torch.diff(series.times, dim=1, prepend=series.times[:, :1])
+        return StateSpace(one[0] * 0, one, self._transition(gap, len(one)), None, observe, variance)
 
-    def _of_rows(self, blocks: Float64[Tensor, "batch time groups state state"]) -> Float64[Tensor, "rows time s s"]:
-        if not self.joint:
-            return blocks.transpose(1, 2).flatten(0, 1)
-        groups = torch.eye(blocks.shape[2], dtype=blocks.dtype, device=blocks.device)
-        return torch.einsum("btgij,gh->btgihj", blocks, groups).flatten(4, 5).flatten(2, 3)
+    def _transition(self, gap: Float64[Tensor, "batch time"], size: int) -> Tensor | Pairs:
+        """Levels and slopes, which stand last, stay what they are."""
+        pad = nn.functional.pad
+        if isinstance(self.dynamics, Coupled):
+            still = size - self.dynamics.states
+            more = (torch.arange(size, device=gap.device) >= self.dynamics.states).double().diag()
+            return pad(self.dynamics.matrices(gap), (0, still, 0, still)) + more
+        rows = lambda x: x.flatten(2) if self.joint else x.transpose(1, 2).flatten(0, 1)
+        own, cross = (rows(x) for x in self.dynamics.pairs(gap))
+        still = size - own.shape[-1]
+        other = torch.arange(size, device=gap.device)
+        partner = self.dynamics.other + other[: own.shape[-1] : self.dynamics.states, None]
+        other = torch.cat([partner.flatten(), other[own.shape[-1] :]])
+        return Pairs(pad(own, (0, still), value=1.0), pad(cross, (0, still)), other)
 
     def _split(self, x: Shaped[Tensor, "batch time dim column"]) -> Shaped[Tensor, "rows time channels column"]:
         return x if self.joint else x.transpose(1, 2).flatten(0, 1)[:, :, None]

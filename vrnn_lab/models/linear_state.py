@@ -1,4 +1,4 @@
-"""The state of a linear SDE: blocks whose stationary law is N(0, I), and what they do over a gap."""
+"""The state of a linear SDE: parts whose stationary law is N(0, I), and what they do over a gap."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ TERMS = 14  # of the series that takes its place
 
 @dataclass(frozen=True)
 class Parts:
-    """What one channel's state is made of; states in this order."""
+    """What one channel's state is made of; its states stand in this order."""
 
     ou: int  # Ornstein-Uhlenbeck: one state, correlation e^(-a t)
     matern: int  # Matern-3/2: two, (1 + a t) e^(-a t)
@@ -37,6 +37,11 @@ class Parts:
         """Which state is the value of each part."""
         first = [*range(self.ou), *range(self.ou, self.states, 2)]
         return torch.eye(self.states, dtype=torch.float64)[first]
+
+    def other(self) -> Int64[Tensor, " states"]:
+        """The partner of each state, which is itself where a part has but one."""
+        place = torch.arange(self.states)
+        return torch.where(place < self.ou, place, self.ou + ((place - self.ou) ^ 1))
 
 
 class Dynamics(nn.Module, ABC):
@@ -64,31 +69,24 @@ class Independent(Dynamics):
     """A group a channel, its parts independent of one another: everything is in closed form."""
 
     frequency: Tensor
-    places: Tensor
+    other: Tensor
 
-    def __init__(
-        self, parts: Parts, decay: Float64[Tensor, "dim count"], frequency: Float64[Tensor, "dim free"], known: Tensor
-    ):
-        """frequency: of the first turns, learned; known: of the others; in radians a typical window."""
-        super().__init__()
-        self.parts, self.groups, self.states = parts, len(decay), parts.states
-        self.log_decay = nn.Parameter(((decay - SLOWEST).clamp(min=1e-4).log() / SPEED).float())
-        self.log_frequency = nn.Parameter((frequency.log() / SPEED).float()) if frequency.numel() else None
-        self.register_buffer("frequency", known)
-        places = _places((parts.ou, parts.matern, parts.turns), (1, 2, 2))
-        self.register_buffer("places", places, persistent=False)
+    def __init__(self, parts: Parts, dim: int, learned: int, gap: float, known: Sequence[float]):
+        """Time scales begin evenly, on a log scale, between a typical window and the usual gap.
 
-    @classmethod
-    def spread(cls, parts: Parts, dim: int, learned: int, gap: float, known: Sequence[float]) -> "Independent":
-        """Parts whose time scales lie evenly, on a log scale, between a typical window and the usual gap.
-
-        learned: turns of free frequency; known: the frequencies of the others.
+        learned: turns of a learned frequency; known: the frequencies of the others, in radians a typical window.
         """
+        super().__init__()
+        self.parts, self.groups, self.states = parts, dim, parts.states
         between = lambda count: min(gap, 1.0) ** -((torch.arange(count, dtype=torch.float64) + 0.5) / max(count, 1))
         frequency, fixed = pi * between(learned), torch.tensor(known, dtype=torch.float64)
         turns = torch.cat([0.25 * frequency, torch.full_like(fixed, SEASON)])
         decay = torch.cat([between(parts.ou), 2 * between(parts.matern), turns])
-        return cls(parts, decay.expand(dim, -1).clone(), frequency.expand(dim, -1).clone(), fixed)
+        start = lambda rate: nn.Parameter((rate.log() / SPEED).float().expand(dim, -1).clone())
+        self.log_decay = start(decay)
+        self.log_frequency = start(frequency) if learned else None
+        self.register_buffer("frequency", fixed)
+        self.register_buffer("other", parts.other(), persistent=False)
 
     def decay(self) -> Float64[Tensor, "dim count"]:
         return SLOWEST + (SPEED * self.log_decay.double()).clamp(max=FASTEST).exp()
@@ -99,81 +97,62 @@ class Independent(Dynamics):
             return known
         return torch.cat([(SPEED * self.log_frequency.double()).clamp(max=FASTEST).exp(), known], 1)
 
-    def move(self, gap):
-        ou, matern, turns = self.parts.ou, self.parts.matern, self.parts.turns
-        passed = gap[..., None, None] * self.decay()  # (..., dim, count), in decay times
-        left = (-passed).exp()
-        lost = -torch.expm1(-2 * passed)
-        _, passed, _ = passed.split([ou, matern, turns], -1)
-        kept, smooth, turned = left.split([ou, matern, turns], -1)
-        fresh, _, rest = lost.split([ou, matern, turns], -1)
+    def pairs(self, gap: Float64[Tensor, "*shape"]) -> tuple[Tensor, Tensor]:
+        """A by its entries, (*shape, dim, state) each: those of a state itself, and those of its partner."""
+        passed = gap[..., None, None] * self.decay()  # in decay times
+        left, (_, matern, _) = self._split((-passed).exp()), self._split(passed)
         angle = gap[..., None, None] * self.turning()
-        cos, sin, none = turned * angle.cos(), turned * angle.sin(), torch.zeros_like(rest)
-        move = self._joined(kept[..., None, None], _matern(passed, smooth), _square(cos, -sin, sin, cos))
-        noise = _matern_noise(passed, smooth)
-        return move, self._joined(fresh[..., None, None], noise, _square(rest, none, none, rest))
+        cos, sin = left[2] * angle.cos(), left[2] * angle.sin()
+        own = _in_turn(left[0], (left[1] * (1 + matern), left[1] * (1 - matern)), (cos, cos))
+        step = left[1] * matern
+        return own, _in_turn(torch.zeros_like(left[0]), (step, -step), (-sin, sin))
 
-    def _joined(self, *blocks: Tensor) -> Float64[Tensor, "*shape groups state state"]:
-        """One matrix with all the blocks on its diagonal."""
-        flat = torch.cat([_entries(block) for block in blocks], -1)
-        square = flat.new_zeros(*flat.shape[:-1], self.states**2).scatter(-1, self.places.expand(flat.shape), flat)
-        return square.unflatten(-1, (self.states, self.states))
+    def move(self, gap):
+        own, cross = self.pairs(gap)
+        passed = gap[..., None, None] * self.decay()
+        lost, (_, matern, _) = self._split(-torch.expm1(-2 * passed)), self._split(passed)
+        both = 2 * (matern * (-matern).exp()).square()
+        noise = _in_turn(lost[0], _matern_noise(matern), (lost[2], lost[2]))
+        shared = _in_turn(torch.zeros_like(lost[0]), (both, both), (0 * lost[2], 0 * lost[2]))
+        matrix = lambda own, cross: torch.diag_embed(own) + torch.diag_embed(cross)[..., self.other]
+        return matrix(own, cross), matrix(noise, shared)
 
-    def drift(self) -> Float64[Tensor, "groups state state"]:
+    def _split(self, x: Float64[Tensor, "... count"]) -> tuple[Tensor, Tensor, Tensor]:
+        ou, matern, turns = x.split([self.parts.ou, self.parts.matern, self.parts.turns], -1)
+        return ou, matern, turns
+
+    def drift(self) -> Float64[Tensor, "dim state state"]:
         """F."""
-        sizes = [self.parts.ou, self.parts.matern, self.parts.turns]
-        first, second, third = self.decay().split(sizes, -1)
-        turning, none = self.turning(), torch.zeros_like(second)
-        matern, turns = _square(none, second, -second, -2 * second), _square(-third, -turning, turning, -third)
-        return self._joined(-first[..., None, None], matern, turns)
+        ou, matern, turns = self._split(self.decay())
+        own = _in_turn(-ou, (0 * matern, -2 * matern), (-turns, -turns))
+        cross = _in_turn(0 * ou, (matern, -matern), (-self.turning(), self.turning()))
+        return torch.diag_embed(own) + torch.diag_embed(cross)[..., self.other]
 
     @property
     def slowest(self):
         return self.decay().min().item()
 
 
-def _matern(passed: Tensor, left: Tensor) -> Tensor:
-    """A of value and scaled slope."""
-    return _square(left * (1 + passed), left * passed, -left * passed, left * (1 - passed))
+def _in_turn(ou: Tensor, matern: tuple[Tensor, Tensor], turns: tuple[Tensor, Tensor]) -> Float64[Tensor, "... state"]:
+    """The entries of all states in their order."""
+    return torch.cat([ou, *(torch.stack(two, -1).flatten(-2) for two in (matern, turns))], -1)
 
 
-def _matern_noise(passed: Tensor, left: Tensor) -> Tensor:
-    """Q of value and scaled slope; that of the value is of third order in the gap, where 1 - A A' would round."""
-    squared = left.square()
-    value = torch.where(passed < 0.1, _third_order(passed), 1 - squared * (1 + 2 * passed + 2 * passed.square()))
-    both = 2 * passed.square() * squared
-    slope = -torch.expm1(-2 * passed) + 2 * passed * (1 - passed) * squared
-    return _square(value, both, both, slope)
+def _matern_noise(passed: Tensor) -> tuple[Tensor, Tensor]:
+    """The diagonal of Q of value and scaled slope; that of the value is of third order in the gap."""
+    squared, twice = (-2 * passed).exp(), 2 * passed
+    value = torch.where(passed < SHORT, _third_order(twice), 1 - squared * (1 + twice + 0.5 * twice.square()))
+    return value, -torch.expm1(-twice) + twice * (1 - passed) * squared
 
 
-def _third_order(passed: Tensor) -> Tensor:
-    """1 - e^(-x) (1 + x + x^2 / 2) for small x = 2 passed: e^(-x) times the rest of the exponential's series."""
-    x = 2 * passed.clamp(max=0.1)
-    term = x**3 / 6
-    total = term
-    for k in range(4, 15):
+def _third_order(x: Tensor) -> Tensor:
+    """1 - e^(-x) (1 + x + x^2 / 2) for small x: e^(-x) times the rest of the exponential's series."""
+    x = x.clamp(max=2 * SHORT)
+    total = term = x**3 / 6
+    for k in range(4, TERMS):
         term = term * x / k
         total = total + term
     return (-x).exp() * total
-
-
-def _square(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-    """[[a, b], [c, d]]."""
-    return torch.stack([torch.stack([a, b], -1), torch.stack([c, d], -1)], -2)
-
-
-def _places(counts: Sequence[int], widths: Sequence[int]) -> Int64[Tensor, " entries"]:
-    """Where the entries of blocks on a diagonal lie in the flattened matrix, in the order of `_entries`."""
-    size, at, found = sum(c * w for c, w in zip(counts, widths, strict=True)), 0, []
-    for count, width in zip(counts, widths, strict=True):
-        first = at + width * torch.arange(count)
-        found += [(first + row) * size + first + column for row in range(width) for column in range(width)]
-        at += count * width
-    return torch.cat(found)
-
-
-def _entries(block: Float64[Tensor, "*shape count width width"]) -> Float64[Tensor, "*shape entries"]:
-    return block.movedim(-3, -1).flatten(-3)
 
 
 class Coupled(Dynamics):
@@ -189,11 +168,9 @@ class Coupled(Dynamics):
         self.groups, self.states = 1, start.groups * start.states
         with torch.no_grad():
             drift = torch.block_diag(*start.drift())
-        skew = 0.5 * (drift - drift.mT)
         lost = -(drift + drift.mT).diagonal()
-        base = torch.maximum(lost, drift.abs().amax(1)).sqrt()
-        self.register_buffer("base", base)
-        self.register_buffer("skew_start", skew)
+        self.register_buffer("base", torch.maximum(lost, drift.abs().amax(1)).sqrt())
+        self.register_buffer("skew_start", 0.5 * (drift - drift.mT))
         self.register_buffer("root_start", lost.clamp(min=0).sqrt().diag())
         self.skew, self.root = (nn.Parameter(torch.zeros(self.states, self.states)) for _ in range(2))
 
@@ -209,16 +186,18 @@ class Coupled(Dynamics):
         drift, spread = self._drift()
         gap = gap[..., None, None]
         move = torch.matrix_exp(gap * drift)
-        noise = torch.eye(self.states).to(move) - move @ move.mT
-        if not torch.is_grad_enabled():
-            short = gap * drift.norm() < SHORT
-            noise = torch.where(short, _series(drift, spread, torch.where(short, gap, 0)), noise)
+        noise = torch.eye(self.states, dtype=move.dtype, device=move.device) - move @ move.mT
+        short = gap * drift.norm() < SHORT
+        noise = torch.where(short, _series(drift, spread, torch.where(short, gap, 0)), noise)
         return move[..., None, :, :], noise[..., None, :, :]
+
+    def matrices(self, gap: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape state state"]:
+        """A alone."""
+        return torch.matrix_exp(gap[..., None, None] * self._drift()[0])
 
     @property
     def slowest(self):
-        drift, _ = self._drift()
-        return max(-torch.linalg.eigvals(drift).real.max().item(), SLOWEST)
+        return max(-torch.linalg.eigvals(self._drift()[0]).real.max().item(), SLOWEST)
 
 
 def _series(drift: Tensor, spread: Tensor, gap: Tensor) -> Tensor:
