@@ -50,7 +50,7 @@ class LinearSDE(SequenceModel):
         head,
         ou: Natural = 1,
         matern: Natural = 1,
-        oscillators: Natural = 1,
+        oscillators: Literal["auto"] | Natural = "auto",
         periods: Literal["auto"] | list[Positive] = "auto",
         harmonics: Natural = 3,
         level: PathLevel = "auto",
@@ -59,6 +59,7 @@ class LinearSDE(SequenceModel):
         coupling: Literal["none", "full"] = "none",
     ):
         known = list(scale.periods if periods == "auto" else periods)
+        oscillators = int(not known) if oscillators == "auto" else oscillators
         parts = Parts(ou, matern, oscillators + harmonics * len(known))
         states = scale.dim * parts.states
         super().__init__(scale, recipe, head(scale), states=states)
