@@ -150,7 +150,8 @@ class LinearSDE(SequenceModel):
 
     def _predict(self, series, samples):
         space, mean = self._space(series), self.readout.mean(series)
-        drawn, shown, noise = self._prior(series, space, samples)
+        with self.noise.repeatable(series.times.device):
+            drawn, shown, noise = self._prior(series, space, samples)
         actual = (series.values.double() - mean)[..., None]
         columns = torch.cat([actual, shown.movedim(0, -1)], -1)
         states, variance = posterior(space, self._split(columns), self._split(series.seen[..., None])[..., 0])
