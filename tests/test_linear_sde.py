@@ -31,7 +31,8 @@ CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 
 def any_model(kind: str, dim: int = 2, seed: int = 3, **keys):
     """A model whose parameters are moved from where they begin."""
-    model = model_of(f"linear_sde {KINDS[kind]}", scale_of(dim, factor=1.0, shift=0.0), double=True, **keys)
+    scale = replace(scale_of(dim, factor=1.0, shift=0.0), whole_series=True)
+    model = model_of(f"linear_sde {KINDS[kind]}", scale, double=True, **keys)
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

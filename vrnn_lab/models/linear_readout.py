@@ -64,7 +64,9 @@ class Readout(nn.Module):
         self.every = nn.Parameter(torch.zeros(dim, dim * parts.states)) if every else None
         self.level = Loadings(start.level.clamp(0.1, 3.0), joint) if kind in ("constant", "linear") else None
         self.slope = Loadings(start.slope.clamp(0.1, 3.0), joint) if kind == "linear" else None
-        self.lean = nn.Parameter(torch.zeros(dim)) if kind == "linear" else None
+        # Not of pieces of a record: levels beyond those of training would bring slopes beyond them.
+        leans = kind == "linear" and scale.whole_series
+        self.lean = nn.Parameter(torch.zeros(dim)) if leans else None
         rising = mean == "linear" or (mean == "auto" and _rises(scale))
         self.log_fading = None
         if rising or kind == "linear":
@@ -101,9 +103,11 @@ class Readout(nn.Module):
         if self.level is None:
             return []
         level = self.level().expand(*times.shape, -1, -1)
-        if self.slope is None or self.lean is None:
+        if self.slope is None:
             return [level]
         along = self._along(times)[..., None]
+        if self.lean is None:
+            return [level, along * self.slope()]
         lean = torch.tanh(SPEED * self.lean.double())[:, None]
         by_level = along * self.slope.std()[:, None] * lean * self.level.shares()
         return [level + by_level, along * (1 - lean.square()).sqrt() * self.slope()]

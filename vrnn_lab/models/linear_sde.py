@@ -41,6 +41,7 @@ class LinearSDE(SequenceModel):
     """
 
     takes_covariates = takes_error = True
+    usual_steps = 400  # of parameters that change SPEED times as fast as other weights
     head: GaussianHead
 
     def __init__(
