@@ -303,7 +303,11 @@ class Waits(TorchDispatchMode):
         self.found: list[str] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        by_mask = "aten.index" in str(func) and any(i is not None and i.dtype == torch.bool for i in args[1])
+        by_mask = (
+            "aten.index" in str(func)
+            and "select" not in str(func)
+            and any(i is not None and i.dtype == torch.bool for i in args[1])
+        )
         if by_mask or any(name in str(func) for name in self.ASKING):
             self.found.append(str(func))
         return func(*args, **(kwargs or {}))

@@ -73,7 +73,9 @@ class Readout(nn.Module):
             self.log_fading = nn.Parameter(torch.full((dim,), log(FADING) / SPEED))
         self.rise = nn.Parameter((start.mean_slope.clamp(-3, 3) / SPEED).float()) if rising else None
         self.middle = nn.Parameter(torch.zeros(dim))
-        self.of_covariates = nn.Parameter(torch.zeros(len(scale.covariates), dim)) if scale.covariates else None
+        self.of_covariates = (
+            nn.Parameter(0.002 * torch.randn(len(scale.covariates), dim)) if scale.covariates else None
+        )
 
     def mean(self, series: TimeSeries) -> Float64[Tensor, "batch time dim"]:
         mean = SPEED * self.middle.double().expand(*series.values.shape)
