@@ -58,7 +58,7 @@ from cheap_baselines import SharedProcess, rules, training_moments, with_spread
 from held_out import QUESTIONS, Ask, Question, channels_of, question, score_gaussians, score_tables
 from real_sets import SETS, RealSet, table_of
 
-MODELS = ("baselines", "gp", "rnn", "vrnn", "latent_ode", "latent_sde")
+MODELS = ("baselines", "gp", "rnn", "vrnn", "latent_ode", "latent_sde", "linear_sde")
 WITHOUT_TRAINING = MODELS[:2]
 BASELINES = ("mean", "last", "drift", "half", "linear", "seasonal", "seasonal drift")
 PATHS = 99

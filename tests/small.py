@@ -18,6 +18,8 @@ MODELS = [
     "latent_ode model.levels=2",
     "latent_ode model.level=linear",
     "latent_sde model.level=linear",
+    "linear_sde model.level=linear model.mean=linear model.shared=false",
+    "linear_sde model.level=linear model.coupling=full",
     "rnn_vae model.level=linear",
     "rnn model.level=last",
     "gru_d model.level=last",

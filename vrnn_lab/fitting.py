@@ -206,7 +206,8 @@ def trainer_of(parts: Parts, folder: Path, watching: Sequence[Callback] = ()) ->
         enable_version_counter=False,
     )
     config, devices = parts.config, parts.config.trainer.devices
-    planned = length.settings(config.trainer, len(parts.data.val_dataloader()))
+    usual = parts.model.usual_steps or length.STEPS
+    planned = length.settings(config.trainer, len(parts.data.val_dataloader()), usual)
     stop = make(config.stop, "stop")
     if isinstance(stop, callbacks.StopWhenWorse):
         stop.active = length.is_default(config.trainer)

@@ -20,12 +20,15 @@ def is_default(trainer: Mapping[str, Any]) -> bool:
     return trainer.get("max_epochs") is None and trainer.get("max_steps") is None
 
 
-def steps_of(trainer: Mapping[str, Any]) -> int:
-    """Return the number of training steps of a fit that is counted in steps, 0 of one that is counted in epochs."""
+def steps_of(trainer: Mapping[str, Any], usual: int = STEPS) -> int:
+    """Return the number of training steps of a fit that is counted in steps, 0 of one that is counted in epochs.
+
+    usual: the number where the trainer's config sets none.
+    """
     if trainer.get("max_epochs") not in (None, -1):
         return 0
     steps = trainer.get("max_steps")
-    return STEPS if steps is None else max(steps, 0)
+    return usual if steps is None else max(steps, 0)
 
 
 def total(trainer: Mapping[str, Any]) -> int:
@@ -44,14 +47,15 @@ def interval(steps: int, val_batches: int) -> int:
     return ceil(steps / parts)
 
 
-def settings(trainer: Mapping[str, Any], val_batches: int) -> dict[str, Any]:
+def settings(trainer: Mapping[str, Any], val_batches: int, usual: int = STEPS) -> dict[str, Any]:
     """Return what a trainer's config leaves to the defaults, as Lightning's own parameters.
 
     trainer: the config's node; None means that the default is wanted.
     val_batches: batches of one validation.
+    usual: training steps where it sets no length.
     """
     epochs, steps = trainer.get("max_epochs"), trainer.get("max_steps")
-    total = steps_of(trainer)
+    total = steps_of(trainer, usual)
     found = {
         "max_epochs": -1 if epochs is None else epochs,
         "max_steps": total if total else -1 if steps is None else steps,

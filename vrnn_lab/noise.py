@@ -40,6 +40,18 @@ class Noise:
         finally:
             self.number = 0
 
+    @contextmanager
+    def repeatable(self, device: torch.device) -> Iterator[None]:
+        """Within, draws are functions of their names, as in evaluation; in training, of a seed drawn first."""
+        before = self.fixed
+        if before is None:
+            like = torch.empty(0, dtype=torch.float64, device=device)
+            self.fixed = int(self._generated((1, 1), like).item() * 2**30)
+        try:
+            yield
+        finally:
+            self.fixed = before
+
     def seed(self, *numbers: int, device, share: Share = ALL) -> None:
         self.share = share
         if self.generator is None or self.generator.device != device:

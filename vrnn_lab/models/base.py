@@ -60,12 +60,14 @@ class SequenceModel(pl.LightningModule, ABC):
     takes_covariates: it reads `series.covariates`; data that have some are refused where it does not.
     takes_error: wherever a value is scored or predicted its density is `blurred(series.error)`.
     states: the size of the states it gives in its loss terms, from which labels can be told; 0 = it gives none.
+    usual_steps: training steps of a fit whose length nobody set; None: those of all models (length.STEPS).
     point_process: times are modelled too: nats are those of p(x, t), its points are all events of the window.
     """
 
     causal = False
     takes_covariates = False
     takes_error = False
+    usual_steps: int | None = None
     parts: tuple[str, ...] = ("values", "events")  # which terms the nats hold
     data_mean: Tensor
     data_std: Tensor

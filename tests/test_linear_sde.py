@@ -1,0 +1,268 @@
+"""The linear SDE against the dense Gaussian that it is."""
+
+from dataclasses import replace
+from math import log, pi
+
+import pytest
+import torch
+from small import density, model_of, scale_of
+from torch.func import functional_call
+
+from vrnn_lab.data.lgssm import LGSSM
+from vrnn_lab.data.ou import OU
+from vrnn_lab.models.linear_state import SLOWEST, SPEED
+from vrnn_lab.noise import Noise, _rank
+from vrnn_lab.series import TimeSeries, series_of
+from vrnn_lab.tasks import Density, Interpolate
+
+KINDS = {
+    "ou": "model.ou=2 model.matern=0 model.oscillators=0",
+    "matern": "model.ou=0 model.matern=2 model.oscillators=0",
+    "oscillator": "model.ou=0 model.matern=0 model.oscillators=2",
+    "periods": "model.ou=0 model.matern=0 model.periods=[1.7]",
+    "level": "model.level=constant model.mean=linear",
+    "all": "model.level=linear model.mean=linear model.periods=[1.7]",
+    "separate": "model.level=linear model.shared=false",
+    "full": "model.level=linear model.coupling=full",
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+CLOSE = {"rtol": 1e-9, "atol": 1e-9}
+
+
+def any_model(kind: str, dim: int = 2, seed: int = 3, **keys):
+    """A model whose parameters are moved from where they begin."""
+    scale = replace(scale_of(dim, factor=1.0, shift=0.0), whole_series=True)
+    model = model_of(f"linear_sde {KINDS[kind]}", scale, double=True, **keys)
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.04 * torch.randn(parameter.shape, generator=rng, dtype=torch.float64)
+    return model
+
+
+def any_batch(dim: int = 2, rows: int = 2, time: int = 14) -> TimeSeries:
+    """Irregular times before, within and after the window, some of them twice; a third of the values unknown."""
+    rng = torch.Generator().manual_seed(1)
+    times = 100 + 8 * torch.rand(rows, time, generator=rng, dtype=torch.float64) - 1.5
+    times[:, 3], times[:, 4] = times[:, 2], times[:, 2]
+    values = torch.randn(rows, time, dim, generator=rng, dtype=torch.float64)
+    part = torch.rand(rows, time, dim, generator=rng)
+    error = 0.4 * torch.rand(rows, time, dim, generator=rng)
+    window = torch.tensor([[100.0, 105.0]]).expand(rows, 2)
+    return series_of(times.sort(1).values, values, part < 0.4, part > 0.6, window, error=error)
+
+
+def kernels(model, times: torch.Tensor) -> torch.Tensor:
+    """Cov(z(t_i), z(t_j)) of all moving states of a series, (time, state, time, state): by e^(F gap) of torch."""
+    found = model.dynamics
+    drift = found._drift()[0] if found.groups == 1 and hasattr(found, "root") else torch.block_diag(*found.drift())
+    move = lambda gap: torch.linalg.matrix_exp(drift * gap)
+    block = lambda t, s: move(t - s) if t >= s else move(s - t).mT
+    return torch.stack([torch.stack([block(t, s) for s in times], 1) for t in times])
+
+
+def dense(model, batch: TimeSeries, row: int):
+    """Mean (time, dim) and covariance (time, dim, time, dim) of a row's signal, and the variances of its noise."""
+    series = model.standardise(batch).rows([row])
+    dim, parts = model.scale.dim, model.scale.dim * model.readout.read.shape[1]
+    observe = model.readout.observe(series.times)[0]
+    if not model.joint:
+        wide, each = torch.zeros(*observe.shape[:2], dim, observe.shape[2]).double(), torch.arange(dim)
+        wide[:, each, each] = observe
+        moving = model.readout.read.shape[1]
+        observe = torch.cat([wide[..., :moving].flatten(2), wide[..., moving:].flatten(2)], -1)
+    still = observe[..., parts:]
+    covariance = torch.einsum(
+        "tdi,tisj,sej->tdse", observe[..., :parts], kernels(model, series.times[0]), observe[..., :parts]
+    )
+    covariance = covariance + torch.einsum("tdi,sei->tdse", still, still)
+    return model.readout.mean(series)[0], covariance, model._variance(series)[0]
+
+
+def log_prob(mean, covariance, noise, values, mask) -> torch.Tensor:
+    mask, size = mask.flatten(), mask.numel()
+    joint = (covariance.reshape(size, size) + noise.flatten().diag())[mask][:, mask]
+    error = (values - mean).flatten()[mask]
+    return -0.5 * (error @ torch.linalg.solve(joint, error) + torch.linalg.slogdet(2 * pi * joint)[1])
+
+
+def conditional(covariance, noise, mask):
+    """The gain of what is masked on every signal, and the signals' covariance given it."""
+    size, mask = mask.numel(), mask.flatten()
+    matrix = covariance.reshape(size, size)
+    gain = torch.linalg.solve((matrix + noise.flatten().diag())[mask][:, mask], matrix[mask]).mT
+    return gain, matrix - gain @ matrix[mask]
+
+
+@every_kind
+@pytest.mark.parametrize("dim", [1, 3])
+def test_log_p_is_that_of_the_dense_gaussian(kind, dim):
+    model, batch = any_model(kind, dim), any_batch(dim)
+    found = model._log_weights(model.standardise(density(batch)), 1)[0]
+    nll = model._loss_terms(model.standardise(batch), 1).nll
+    values = model.standardise(batch).values
+    for row in range(len(batch.ids)):
+        joint = (*dense(model, batch, row), values[row])
+        known = log_prob(*joint, batch.known[row])
+        torch.testing.assert_close(found[row], known, **CLOSE)
+        torch.testing.assert_close(nll[row], log_prob(*joint, batch.seen[row]) - known, **CLOSE)
+
+
+@every_kind
+@pytest.mark.parametrize("dim", [1, 3])
+def test_marginals_are_those_of_the_dense_gaussian(kind, dim):
+    model, batch = any_model(kind, dim), any_batch(dim)
+    series = model.standardise(batch)
+    with model.fixed_noise(0):
+        found = model._predict(series, 2).density
+    for row in range(len(batch.ids)):
+        mean, covariance, noise = dense(model, batch, row)
+        gain, rest = conditional(covariance, noise, batch.seen[row])
+        expected = mean.flatten() + gain @ (series.values[row] - mean)[batch.seen[row]]
+        torch.testing.assert_close(found.mean[0, row].flatten(), expected, **CLOSE)
+        std = (rest.diagonal() + noise.flatten()).sqrt()
+        torch.testing.assert_close(found.std[1, row].flatten(), std, **CLOSE)
+
+
+class Unit(Noise):
+    """Noise of which number s is 1 in sample s, and all others 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.fixed, self.places = 0, {}
+
+    def at_points(self, stream, series, samples, dim, like):
+        names = [
+            (stream, time, place)
+            for time, place in zip(series.times[0].tolist(), _rank(series)[0].tolist(), strict=True)
+        ]
+        return self._draw(names, samples, dim)[:, None]
+
+    def of_series(self, stream, series, samples, dim, like):
+        return self._draw([stream], samples, dim)
+
+    def _draw(self, names: list, samples: int, dim: int) -> torch.Tensor:
+        at = [[self.places.setdefault((name, i), len(self.places)) for i in range(dim)] for name in names]
+        return (torch.tensor(at).view(len(names), dim) == torch.arange(samples)[:, None, None]).double()
+
+
+@every_kind
+def test_joint_draws_have_the_covariance_of_the_dense_posterior(kind):
+    """Paths are a linear map of the noise: one sample a number gives all its columns, and one more its constant."""
+    model, batch = any_model(kind), any_batch(rows=1, time=9)
+    series = model.standardise(batch)
+    model.noise = noise = Unit()
+    with torch.no_grad():
+        model._predict(series, 1)
+        paths = model._predict(series, len(noise.places) + 1).paths[:, 0].flatten(1)
+    columns = paths[:-1] - paths[-1]
+    mean, covariance, variance = dense(model, batch, 0)
+    gain, rest = conditional(covariance, variance, batch.seen[0])
+    torch.testing.assert_close(columns.mT @ columns, rest + variance.flatten().diag(), **CLOSE)
+    expected = mean.flatten() + gain @ (series.values[0] - mean)[batch.seen[0]]
+    torch.testing.assert_close(paths[-1], expected, **CLOSE)
+
+
+def set_to(model, **values):
+    """Parameters by their names, logarithms given as the numbers themselves."""
+    for name, value in values.items():
+        parameter = model.get_parameter(name.replace("__", "."))
+        value = torch.as_tensor(value).double()
+        with torch.no_grad():
+            parameter.copy_(value.log() / SPEED if "log_" in name else value / SPEED)
+
+
+def of_process(data, parts: str):
+    """A model of the data set's own units, but for what it must learn, and the exact model's answers."""
+    scale = data.scale
+    model = model_of(f"linear_sde {parts} model.level=none", scale, double=True)
+    return model, scale.std, scale.mean, scale.clock.item()
+
+
+def test_with_the_true_parameters_it_is_the_exact_row_of_ou():
+    data = OU(train=200, val=2, test=50)
+    model, std, mean, clock = of_process(data, "model.ou=1 model.matern=0 model.oscillators=0")
+    set_to(model, dynamics__log_decay=0.8 * clock - SLOWEST, readout__middle=(2.0 - mean) / std)
+    set_to(model, readout__parts__0__log_std=data.variance**0.5 / std, head__log_std=0.25 / std)
+    assert_exact(model, data)
+
+
+def test_with_the_true_parameters_it_is_the_exact_row_of_lgssm():
+    """One damped rotation whose two states both channels read; the other channel's own rotation is read by none."""
+    data = LGSSM(train=200, val=2, test=50)
+    parts = "model.ou=0 model.matern=0 model.oscillators=1 model.coupling=full"
+    model, std, mean, clock = of_process(data, parts)
+    drift = torch.tensor([[log(data.radius), -data.angle], [data.angle, log(data.radius)]]).double() * clock
+    with torch.no_grad():
+        model.dynamics.skew_start[:2, :2] = 0.5 * (drift - drift.mT)
+        model.dynamics.root_start[:2, :2] = (-2 * log(data.radius) * clock) ** 0.5 * torch.eye(2)
+        model.readout.every[:] = -model.readout.observe(torch.zeros(1, 1).double())[0, 0]
+        model.readout.every[:, :2] += data.variance**0.5 * torch.from_numpy(data.observe) / std[:, None]
+    set_to(model, readout__middle=-mean / std, head__log_std=data.noise / std)
+    assert_exact(model, data)
+
+
+def assert_exact(model, data):
+    """The head's std has a floor of .001 training stds, which a log-likelihood feels in its seventh digit."""
+    for task in (Density(), Interpolate(seen=0.5, scored="held_out")):
+        for batch in data.batches("test", task):
+            log_prob, answer = data.exact(batch)
+            with model.fixed_noise(0):
+                if isinstance(task, Density):
+                    off = (model.log_weights(batch, 1)[0] - log_prob) / batch.known.sum((1, 2))
+                    assert off.abs().max() < 1e-5 and off.mean().abs() < 1e-6
+                found = model.predict(batch, 1).density
+            for one, two in ((found.mean[0], answer.mean), (found.std[0], answer.std)):
+                assert ((one - two).abs() < 1e-4)[batch.counts].all()
+
+
+@every_kind
+def test_gradients_of_everything_at_once_are_those_of_finite_differences(kind):
+    model, series = any_model(kind), any_model(kind).standardise(density(any_batch(time=7)))
+    names, start = zip(*((name, each.detach()) for name, each in model.named_parameters()), strict=True)
+
+    model.forward = lambda: model._log_weights(series, 1)[0]
+    call = lambda *numbers: functional_call(model, dict(zip(names, numbers, strict=True)), ())
+    assert torch.autograd.gradcheck(call, [each.clone().requires_grad_() for each in start], atol=1e-5)
+
+
+@pytest.mark.parametrize("span", [1e-9, 1e9])
+@pytest.mark.parametrize("kind", ["all", "full"])
+def test_spans_of_any_length_have_finite_answers(kind, span):
+    model, rng = any_model(kind), torch.Generator().manual_seed(0)
+    times = 100 + 5 * span * torch.rand(3, 30, generator=rng, dtype=torch.float64).sort(1).values
+    values = torch.randn(3, 30, 2, generator=rng, dtype=torch.float64)
+    batch = density(series_of(times, values))
+    asked = replace(batch, seen=batch.seen & (torch.arange(30) % 2 == 0)[:, None])
+    terms = model.loss_terms(batch)
+    terms.nll.sum().backward()
+    assert terms.nll.isfinite().all() and all(
+        p.grad.isfinite().all() for p in model.parameters() if p.grad is not None
+    )
+    with model.fixed_noise(0):
+        found = model.predict(asked, 3)
+    assert found.paths.isfinite().all() and (found.density.std > 0).all()
+
+
+def test_a_row_of_20000_points_is_that_of_a_longer_loop():
+    """Log p of one long row, by the chain rule over two halves: the second given the first."""
+    model, rng = any_model("all", dim=1), torch.Generator().manual_seed(0)
+    times = 100 + 2000 * torch.rand(1, 20_000, generator=rng, dtype=torch.float64).sort(1).values
+    batch = density(series_of(times, torch.randn(1, 20_000, 1, generator=rng, dtype=torch.float64)))
+    first = batch.seen & (torch.arange(20_000) < 10_000)[:, None]
+    with torch.no_grad():
+        whole = model.loss_terms(batch).nll
+        both = model.loss_terms(replace(batch, scored=first, seen=first)).nll
+        both = both + model.loss_terms(replace(batch, scored=~first, seen=batch.seen)).nll
+    assert whole.item() == pytest.approx(both.item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("head", ["gmm", "laplace_channel", "gaussian"])
+def test_other_heads_are_refused(head):
+    with pytest.raises(ValueError, match="gaussian_channel"):
+        model_of(f"linear_sde model/head={head}")
+
+
+def test_a_state_without_parts_is_refused():
+    with pytest.raises(ValueError, match=r"model\.ou"):
+        model_of("linear_sde model.ou=0 model.matern=0 model.oscillators=0")

@@ -1,0 +1,136 @@
+"""What each channel of a linear SDE reads from the state, and the mean about which it moves."""
+
+from math import log
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor, nn
+
+from vrnn_lab.models.linear_state import SLOWEST, SPEED, Parts
+from vrnn_lab.models.lines import PathLevel
+from vrnn_lab.series import Scale, TimeSeries, Variation
+
+
+class Loadings(nn.Module):
+    """std_c (z_c + sum_j mix_cj z_j): a process for each channel, and what it reads of the others where it may."""
+
+    def __init__(self, std: Float64[Tensor, " dim"], shared: bool):
+        super().__init__()
+        self.log_std = nn.Parameter((std.log() / SPEED).float())
+        self.mix = nn.Parameter(torch.zeros(len(std), len(std) - 1)) if shared else None
+
+    def std(self) -> Float64[Tensor, " dim"]:
+        return (SPEED * self.log_std.double()).exp()
+
+    def shares(self) -> Float64[Tensor, "dim dim"]:
+        """I + mix."""
+        dim = len(self.log_std)
+        one = torch.eye(dim, dtype=torch.float64, device=self.log_std.device)
+        if self.mix is None:
+            return one
+        # Off the diagonal, row by row: each but the last entry of the flattened matrix follows from a shift.
+        off = torch.cat([self.mix.double().flatten().view(dim - 1, dim), one.new_zeros(dim - 1, 1)], 1)
+        return one + SPEED * torch.cat([one.new_zeros(1), off.flatten()]).view(dim, dim)
+
+    def forward(self) -> Float64[Tensor, "dim dim"]:
+        return self.std()[:, None] * self.shares()
+
+
+FADING = 0.3  # rate, in 1 / typical windows, at which trends begin to fade
+STEADY = 2.0  # so many times their spread, the mean of the slopes of a record's pieces is a trend that all share
+
+
+class Readout(nn.Module):
+    """H of every point, and the mean.
+
+    A slope fades: it is one in (1 - e^(-k t)) / k with a learned k, a damped trend (Gardner & McKenzie 1985), since a
+    straight line that is continued far beyond the data is poison.
+
+    joint: one state for all channels of a series: all parts of the first channel, then of the second, ..., then all
+    levels and all slopes. Else each channel has a state of its own: its parts, its level, its slope.
+    """
+
+    read: Tensor
+
+    def __init__(self, scale: Scale, parts: Parts, level: PathLevel, mean: str, joint: bool, every: bool):
+        """every: channels read all states, not only those that are a part's value."""
+        super().__init__()
+        dim, self.joint = scale.dim, joint
+        start = _start(scale)
+        kind = _kind(scale) if level == "auto" else level
+        moving = (start.wander / max(parts.count, 1) ** 0.5).clamp(0.05, 1.0)
+        self.parts = nn.ModuleList(Loadings(moving, joint) for _ in range(parts.count))
+        self.register_buffer("read", parts.read(), persistent=False)
+        self.every = nn.Parameter(torch.zeros(dim, dim * parts.states)) if every else None
+        self.level = Loadings(start.level.clamp(0.1, 3.0), joint) if kind in ("constant", "linear") else None
+        self.slope = Loadings(start.slope.clamp(0.1, 3.0), joint) if kind == "linear" else None
+        # Not of pieces of a record: levels beyond those of training would bring slopes beyond them.
+        leans = kind == "linear" and scale.whole_series
+        self.lean = nn.Parameter(torch.zeros(dim)) if leans else None
+        rising = mean == "linear" or (mean == "auto" and _rises(scale))
+        self.log_fading = None
+        if rising or kind == "linear":
+            self.log_fading = nn.Parameter(torch.full((dim,), log(FADING) / SPEED))
+        self.rise = nn.Parameter((start.mean_slope.clamp(-3, 3) / SPEED).float()) if rising else None
+        self.middle = nn.Parameter(torch.zeros(dim))
+        self.of_covariates = (
+            nn.Parameter(0.002 * torch.randn(len(scale.covariates), dim)) if scale.covariates else None
+        )
+
+    def mean(self, series: TimeSeries) -> Float64[Tensor, "batch time dim"]:
+        mean = SPEED * self.middle.double().expand(*series.values.shape)
+        if self.rise is not None:
+            mean = mean + SPEED * self.rise.double() * self._along(series.times)
+        if self.of_covariates is not None and series.covariates is not None:
+            mean = mean + SPEED * (series.covariates.double() @ self.of_covariates.double())
+        return mean
+
+    def _along(self, times: Float64[Tensor, "batch time"]) -> Float64[Tensor, "batch time dim"]:
+        """What slopes are multiplied by."""
+        assert self.log_fading is not None
+        rate = SLOWEST + (SPEED * self.log_fading.double()).exp()
+        return times.sign()[..., None] * -torch.expm1(-rate * times.abs()[..., None]) / rate
+
+    def observe(self, times: Float64[Tensor, "batch time"]) -> Float64[Tensor, "batch time dim state"]:
+        loadings = torch.stack([part() for part in self.parts], -1)
+        moving = (loadings[..., None] * self.read).sum(-2)  # (dim, of whose parts, state)
+        moving = moving.flatten(1) if self.joint else moving.diagonal(dim1=0, dim2=1).T
+        if self.every is not None:
+            moving = moving + self.every
+        still = [each if self.joint else each.sum(-1, keepdim=True) for each in self._still(times)]
+        return torch.cat([moving.expand(*times.shape, -1, -1), *still], -1)
+
+    def _still(self, times: Tensor) -> list[Float64[Tensor, "batch time dim dim"]]:
+        """What channels read of levels, and of slopes: a slope may lean on the level of its series."""
+        if self.level is None:
+            return []
+        level = self.level().expand(*times.shape, -1, -1)
+        if self.slope is None:
+            return [level]
+        along = self._along(times)[..., None]
+        if self.lean is None:
+            return [level, along * self.slope()]
+        lean = torch.tanh(SPEED * self.lean.double())[:, None]
+        by_level = along * self.slope.std()[:, None] * lean * self.level.shares()
+        return [level + by_level, along * (1 - lean.square()).sqrt() * self.slope()]
+
+
+def _rises(scale: Scale) -> bool:
+    """Whether series share a trend: they begin at their own start, or are pieces of records that all rise."""
+    if scale.whole_series or scale.variation is None or not scale.own_levels:
+        return scale.whole_series
+    return bool((scale.variation.mean_slope.abs() > STEADY * scale.variation.slope).any())
+
+
+def _kind(scale: Scale) -> PathLevel:
+    if not scale.own_levels:
+        return "none"
+    return "linear" if _rises(scale) else "constant"
+
+
+def _start(scale: Scale) -> Variation:
+    """Where the spreads begin; of data of which nothing was measured, at one."""
+    if scale.variation is not None:
+        return scale.variation
+    one = torch.ones(scale.dim, dtype=torch.float64)
+    return Variation(one, one, one, one, 0 * one, one, -one, one)

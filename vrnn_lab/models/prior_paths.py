@@ -1,0 +1,126 @@
+"""Joint draws of a stationary linear SDE, of which any point is a function of the noise alone."""
+
+from dataclasses import dataclass, replace
+from math import ceil, log2
+
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor
+
+from vrnn_lab.models.linear_state import Dynamics
+from vrnn_lab.noise import Noise
+from vrnn_lab.series import TimeSeries
+
+FORGOTTEN = 40.0  # decay times after which nothing is left of a state
+FINEST = -17  # cells of 2^-17 typical windows: within one, points are drawn as if independent given its two ends
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Stretches of time that hold points, those of a row in order, and the states at their ends."""
+
+    number: Float64[Tensor, "batch cell"]  # from number * width to (number + 1) * width
+    left: Float64[Tensor, "samples batch cell groups state"]
+    right: Float64[Tensor, "samples batch cell groups state"]
+
+
+class PriorPaths:
+    """Draws paths by halving stretches of time (Levy's construction of Brownian motion, for any linear SDE).
+
+    Ends of the widest cells are so far apart that they are independent. The middle of a cell is drawn given its ends,
+    with noise that is named by the series and the time of the middle, down to the finest cells, in which each point
+    is drawn given the ends. So a draw at one time does not depend on where else the path is asked.
+    """
+
+    def __init__(self, dynamics: Dynamics, noise: Noise, series: TimeSeries, samples: int):
+        """series: at the times that are asked, which rise in each row."""
+        self.dynamics, self.noise, self.samples = dynamics, noise, samples
+        nothing = torch.zeros_like(series.seen[..., :1])
+        self.points = replace(
+            series, values=nothing.to(series.times), seen=nothing, scored=nothing, covariates=None, error=None
+        )
+
+    def draw(self) -> Float64[Tensor, "samples batch time groups state"]:
+        level = max(FINEST + 1, ceil(log2(FORGOTTEN / self.dynamics.slowest)))
+        cells, place = self._widest(2.0**level)
+        while level > FINEST:
+            level -= 1
+            cells, place = self._halved(cells, place, 2.0**level)
+        return self._within(cells, place, 2.0**level)
+
+    def _widest(self, width: float) -> tuple[Cells, Tensor]:
+        number, place = self._cells(width)
+        number = number.gather(1, _first(place))
+        ends = (self._noise("path", width * each) for each in (number, number + 1))
+        return Cells(number, *ends), place
+
+    def _halved(self, cells: Cells, place: Tensor, half: float) -> tuple[Cells, Tensor]:
+        middle_time = half * (2 * cells.number + 1)
+        gap = torch.tensor(half, dtype=torch.float64, device=middle_time.device)
+        bridge = Bridge.between(*self.dynamics.move(gap), *self.dynamics.move(gap))
+        middle = bridge.draw(cells.left, cells.right, self._noise("path", middle_time))
+        number, finer = self._cells(half)
+        first = _first(finer)
+        parent, number = place.gather(1, first), number.gather(1, first)
+        of_parent = lambda states: states[:, torch.arange(len(parent))[:, None], parent]
+        second = (number > 2 * cells.number.gather(1, parent))[..., None, None]
+        left, middle, right = (of_parent(each) for each in (cells.left, middle, cells.right))
+        return Cells(number, torch.where(second, middle, left), torch.where(second, right, middle)), finer
+
+    def _within(
+        self, cells: Cells, place: Tensor, width: float
+    ) -> Float64[Tensor, "samples batch time groups state"]:
+        times = self.points.times
+        since = times - width * cells.number.gather(1, place)
+        bridge = Bridge.between(*self.dynamics.move(since), *self.dynamics.move(width - since))
+        at = lambda states: states[:, torch.arange(len(place))[:, None], place]
+        return bridge.draw(at(cells.left), at(cells.right), self._noise("point", times))
+
+    def _cells(self, width: float) -> tuple[Float64[Tensor, "batch time"], Int64[Tensor, "batch time"]]:
+        """Of each point, the number of the cell that holds it and which of its row's cells that is."""
+        number = torch.floor(self.points.times / width)
+        fresh = torch.diff(number, dim=1, prepend=number[:, :1]) != 0
+        return number, fresh.cumsum(1)
+
+    def _noise(self, stream: str, times: Tensor) -> Float64[Tensor, "samples batch time groups state"]:
+        groups, states = self.dynamics.groups, self.dynamics.states
+        nothing = torch.zeros(*times.shape, 1, dtype=torch.bool, device=times.device)
+        points = replace(self.points, times=times, seen=nothing, scored=nothing, values=nothing.to(times))
+        drawn = self.noise.at_points(stream, points, self.samples, groups * states, times)
+        return drawn.unflatten(-1, (groups, states))
+
+
+def _first(place: Int64[Tensor, "batch time"]) -> Int64[Tensor, "batch cell"]:
+    """The first point in each cell; rows that have fewer cells than others end in repetitions."""
+    cell = torch.arange(int(place.max()) + 1, device=place.device).expand(len(place), -1)
+    return torch.searchsorted(place, cell.contiguous()).clamp(max=place.shape[1] - 1)
+
+
+@dataclass(frozen=True)
+class Bridge:
+    """The state between two known ones: N(from_left l + from_right r, root root')."""
+
+    from_left: Float64[Tensor, "*shape state state"]
+    from_right: Float64[Tensor, "*shape state state"]
+    root: Float64[Tensor, "*shape state state"]
+
+    @classmethod
+    def between(cls, move: Tensor, noise: Tensor, onward: Tensor, later: Tensor) -> "Bridge":
+        """move, noise: A and Q from the left one to the middle; onward, later: from there to the right one."""
+        reach = noise @ onward.mT
+        whole = onward @ reach + later
+        size = whole.diagonal(dim1=-2, dim2=-1).sqrt()  # entries of Q may be of different orders in the gap
+        scale = size[..., :, None] * size[..., None, :]
+        gain = torch.linalg.solve(whole / scale, (reach / size[..., None, :]).mT).mT / size[..., None, :]
+        return cls(move - gain @ onward @ move, gain, _root(noise - gain @ reach.mT))
+
+    def draw(self, left: Tensor, right: Tensor, noise: Tensor) -> Tensor:
+        times = lambda matrix, x: torch.einsum("...ij,...j->...i", matrix, x)
+        return times(self.from_left, left) + times(self.from_right, right) + times(self.root, noise)
+
+
+def _root(covariance: Float64[Tensor, "*shape state state"]) -> Float64[Tensor, "*shape state state"]:
+    """A matrix whose square is a covariance, which may be singular."""
+    size = covariance.diagonal(dim1=-2, dim2=-1).clamp(min=1e-300).sqrt()
+    values, vectors = torch.linalg.eigh(covariance / (size[..., :, None] * size[..., None, :]))
+    return size[..., :, None] * (vectors * values.clamp(min=0).sqrt()[..., None, :]) @ vectors.mT
