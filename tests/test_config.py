@@ -243,7 +243,7 @@ def test_help_lists_every_choice_also_ones_own(tmp_path, capsys, monkeypatch):
     for group in groups():
         line = next(line for line in shown.splitlines() if line.startswith(f"{group}: "))
         assert set(options(group)) <= set(line.partition(": ")[2].split(", "))
-    assert "latent_sde, mine, neural_ode" in shown and "laplace_channel, my_head" in shown
+    assert "linear_sde, mine, neural_ode" in shown and "laplace_channel, my_head" in shown
     assert "Examples" in shown and "$" not in shown
 
 

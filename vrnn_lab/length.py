@@ -31,9 +31,9 @@ def steps_of(trainer: Mapping[str, Any], usual: int = STEPS) -> int:
     return usual if steps is None else max(steps, 0)
 
 
-def total(trainer: Mapping[str, Any]) -> int:
+def total(trainer: Mapping[str, Any], usual: int = STEPS) -> int:
     """Return the length of a fit in the unit its config counts in: training steps, or epochs."""
-    return steps_of(trainer) or max(trainer.get("max_epochs") or 0, 0)
+    return steps_of(trainer, usual) or max(trainer.get("max_epochs") or 0, 0)
 
 
 def interval(steps: int, val_batches: int) -> int:

@@ -15,7 +15,7 @@ import yaml
 
 from vrnn_lab import length
 from vrnn_lab.command import guarded, quiet
-from vrnn_lab.config import CONF, VOLATILE, ConfigError, choices, compose, contents, flat, groups, near
+from vrnn_lab.config import CONF, VOLATILE, ConfigError, choices, compose, contents, flat, groups, near, target
 
 USAGE = """python -m vrnn_lab.search [model=vrnn] [data=curves] [trials=40] [<setting>=<value>] [<key>=<value>] ...
 
@@ -151,7 +151,8 @@ def plan_of(call: Call) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     code = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
     study = call.settings["study"] or f"{chosen['model']}-{chosen['data']}-{code}"
     folder = Path("outputs/search", study).absolute()
-    total = length.total(base.trainer)
+    model: Any = target(base.model["_target_"], "model")
+    total = length.total(base.trainer, model.usual_steps or length.STEPS)
     plan = Plan(
         study=study,
         storage=_storage(call.settings["storage"], folder),
