@@ -71,7 +71,9 @@ def test_factors_beyond_training_apply_there_alone_and_survive_the_file(tmp_path
         ("x",), 2 * one, 3 * one, beyond=Beyond(7.0, 7.0, (0.0, 0.3), torch.stack([5 * one, 6 * one]), (44,))
     )
     found.save(tmp_path)
-    assert load(tmp_path, ("x",)).lines()[-1] == "spread x beyond 0.3    x 6.000 (44 out-of-time values)"
+    assert load(tmp_path, ("x",)).lines()[-1] == (
+        "spread x beyond training by 0.3 longest windows or more x 6.000 (44 out-of-time values)"
+    )
     seen = [[[True], [False], [True], [False], [False], [False]]]
     batch = series_of([[0.0, 1.0, 2.0, 6.0, 8.0, 10.0]], np.zeros((1, 6, 1)), seen=seen)
     assert load(tmp_path, ("x",)).factors(batch)[0, :, 0].tolist() == [1, 2, 1, 3, 5, 6]

@@ -96,7 +96,8 @@ class Recalibration:
         each = {place: (getattr(self, place), self.values.get(place), "validation") for place in PLACES}
         if far := self.beyond:
             for start, factors in zip(far.starts, far.factors, strict=True):
-                each["beyond" if len(far.starts) == 1 else f"beyond {start:.2g}"] = factors, far.values, "out-of-time"
+                by = f" by {start:.2g} longest windows or more" if start else ""
+                each[f"beyond training{by}"] = factors, far.values, "out-of-time"
         return [f"spread x {place:13} {', '.join(self._each(*rest))}" for place, rest in each.items()]
 
     def _each(self, factors: Tensor, counts: tuple[int, ...] | None, kind: str) -> Iterator[str]:
