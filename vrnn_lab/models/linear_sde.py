@@ -28,8 +28,10 @@ MANY = 2  # channels: a state for more of them together costs more than it gains
 class LinearSDE(SequenceModel):
     """A linear-Gaussian state in continuous time, with its exact likelihood (Sarkka & Solin 2019, chapter 12).
 
-    x_c(t) = mean_c(t) + covariates' beta_c + sum_j C_cj z_j(t) + level_c + slope_c t + N(0, noise_c^2 + error^2),
-    dz = F z dt + G dW,  z(t) ~ N(0, I),  t in typical training windows from the start of the row's window.
+    x_c(t) = mean_c(t) + covariates' beta_c + sum_j C_cj z_j(t) + level_c + slope_c u_c(t) + e,
+    e ~ N(0, noise_c^2 + error^2),
+    dz = F z dt + G dW,  z(t) ~ N(0, I),  t in typical training windows from the start of the row's window;
+    u_c(t) = (1 - e^(-k_c t)) / k_c, also in the mean: trends fade (Gardner & McKenzie 1985).
 
     z of each channel: `ou` Ornstein-Uhlenbeck processes, `matern` Matern-3/2 processes, `oscillators`, damped, and
     for each known period `harmonics` more whose frequencies stay fixed: a season that changes slowly. Level and
