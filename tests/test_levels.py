@@ -1,7 +1,7 @@
 """Levels and slopes of series outside the training range, trends, known periods, and where a learned std begins."""
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ import vrnn_lab
 from vrnn_lab.config import ConfigError, compose
 from vrnn_lab.data.trend import correlation_factor, fit_trend, trend_at
 from vrnn_lab.data.variation import variation_of
-from vrnn_lab.experiment import assemble, load_parts
+from vrnn_lab.experiment import _variation, assemble, load_parts
 from vrnn_lab.models.lines import Lines
 from vrnn_lab.models.steps import last_values
 from vrnn_lab.noise import Noise
@@ -420,3 +420,10 @@ def test_a_step_model_learns_from_series_that_begin_anywhere():
     assert counts.min() >= 2 and 150 < (counts == 9).sum() < 300 and set(counts.tolist()) == set(range(2, 10))
     assert model.vary(batch).counts[:, -1].all() and torch.equal(plain.vary(batch).counts, batch.counts)
     assert not model.keep_start and model_of("latent_ode", scale).keep_start
+
+
+def test_a_checkpoint_from_before_wander_was_kept_is_read():
+    found = scale_of(1).variation or Variation(*(torch.ones(1).double() for _ in fields(Variation)))
+    kept = {field.name: getattr(found, field.name) for field in fields(Variation) if field.name != "wander"}
+    read = _variation({"variation": kept})
+    assert read is not None and torch.equal(read.wander, found.change) and _variation({}) is None

@@ -157,12 +157,18 @@ def _scale(checkpoint: dict[str, Any]) -> Scale:
         errors=checkpoint.get("errors", False),
         whole_series=checkpoint.get("whole_series", False),
         own_levels=checkpoint.get("own_levels", False),
-        variation=Variation(**found) if (found := checkpoint.get("variation")) else None,
+        variation=_variation(checkpoint),
         trend=_trend(checkpoint["state_dict"]),
         common_time=checkpoint.get("common_time", False),
         **numbers,
         **_scale_of_covariates(checkpoint),
     )
+
+
+def _variation(checkpoint: dict[str, Any]) -> Variation | None:
+    """The variation of the training values; `wander` is younger than the rest, and was `change` before."""
+    found = checkpoint.get("variation")
+    return Variation(**({"wander": found["change"]} | found)) if found else None
 
 
 def _scale_of_covariates(checkpoint: dict[str, Any]) -> dict[str, Any]:
