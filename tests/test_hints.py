@@ -1,4 +1,4 @@
-"""Where a table asks for more than training showed, and the hints that a run prints of wrong intervals."""
+"""Tests of the hints that a run prints on wrong intervals, and of the shares of values that they rest on."""
 
 from dataclasses import replace
 

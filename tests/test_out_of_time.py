@@ -111,6 +111,9 @@ def test_forecasts_beyond_training_are_as_wide_as_their_errors(tmp_path, caplog)
     caplog.clear()
     again = out_of_time.measured(load_parts(folder), folder)
     assert again is not None and again.factors == found["factors"] and "a second fit" not in caplog.text
+    (folder / out_of_time.FILE).write_text('{"starts": [')
+    with pytest.raises(ConfigError, match="is broken; delete it"):
+        out_of_time.measured(load_parts(folder), folder)
 
 
 @pytest.mark.filterwarnings("ignore:.*exists and is not empty.*")

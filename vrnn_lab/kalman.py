@@ -20,11 +20,11 @@ from vrnn_lab.loops import loop
 class Pairs:
     """Matrices A of which row i has entries in column i (own) and in column other_i (cross) alone."""
 
-    own: Float64[Tensor, "batch time state"]
-    cross: Float64[Tensor, "batch time state"]
+    own: Float64[Tensor, "*shape state"]
+    cross: Float64[Tensor, "*shape state"]
     other: Int64[Tensor, " state"]  # other[other] is each state itself
 
-    def matrices(self) -> Float64[Tensor, "batch time state state"]:
+    def matrices(self) -> Float64[Tensor, "*shape state state"]:
         return torch.diag_embed(self.own) + torch.diag_embed(self.cross)[..., self.other]
 
 

@@ -73,7 +73,10 @@ def measured(parts: Parts, folder: Path, among_others: bool = False) -> OutOfTim
     among_others: the run is one of a sweep or a search, which compare runs by validation alone.
     """
     if (file := folder / FILE).is_file():
-        return OutOfTime(**json.loads(file.read_text()))
+        try:
+            return OutOfTime(**json.loads(file.read_text()))
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{file} is broken; delete it, and it is measured again by a second fit.") from error
     if not _wanted(parts, among_others):
         return None
     steps = torch.load(folder / "checkpoints" / "best.ckpt", map_location="cpu", weights_only=True)["global_step"]

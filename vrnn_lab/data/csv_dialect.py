@@ -48,7 +48,7 @@ class Dialect:
 
     @property
     def as_text(self) -> str:
-        """The same where every cell is read as text."""
+        """Return the arguments of pandas.read_csv that read every cell of such a file as text."""
         separator = "" if self.separator == "," else f", sep={self.separator!r}"
         return separator + (f", skiprows={self.skipped}" if self.skipped else "")
 

@@ -1,4 +1,4 @@
-"""What is wrong with a CSV file that cannot be read: what was found, in which line, and the cure."""
+"""Messages about CSV files that cannot be read. Each says what was found, in which line, and how to mend it."""
 
 import csv
 import gzip

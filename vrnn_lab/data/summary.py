@@ -18,7 +18,7 @@ SLIP = 300  # times its neighbours, and SLIP / 3 times the median: a value that 
 
 @dataclass(frozen=True)
 class RowCounts:
-    """How many rows of a file were read, and how many of them became no point."""
+    """Counts of the rows that were read from a file, and of those that were left out, by reason."""
 
     read: int
     copies: int = 0  # repeat an earlier row exactly

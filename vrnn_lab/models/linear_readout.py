@@ -1,4 +1,4 @@
-"""What each channel of a linear SDE reads from the state, and the mean about which it moves."""
+"""The observation matrix and the mean function of a linear SDE."""
 
 from math import log
 
@@ -86,7 +86,7 @@ class Readout(nn.Module):
         return mean
 
     def _along(self, times: Float64[Tensor, "batch time"]) -> Float64[Tensor, "batch time dim"]:
-        """What slopes are multiplied by."""
+        """Return the function of time that multiplies slopes: (1 - e^(-k |t|)) / k with the sign of t."""
         assert self.log_fading is not None
         rate = SLOWEST + (SPEED * self.log_fading.double()).exp()
         return times.sign()[..., None] * -torch.expm1(-rate * times.abs()[..., None]) / rate
@@ -101,7 +101,8 @@ class Readout(nn.Module):
         return torch.cat([moving.expand(*times.shape, -1, -1), *still], -1)
 
     def _still(self, times: Tensor) -> list[Float64[Tensor, "batch time dim dim"]]:
-        """What channels read of levels, and of slopes: a slope may lean on the level of its series."""
+        """Return the columns of the observation matrix for levels and for slopes. With `lean`, the slope of a series is
+        correlated with its level."""
         if self.level is None:
             return []
         level = self.level().expand(*times.shape, -1, -1)
@@ -116,7 +117,8 @@ class Readout(nn.Module):
 
 
 def _rises(scale: Scale) -> bool:
-    """Whether series share a trend: they begin at their own start, or are pieces of records that all rise."""
+    """Return whether the series of a data set share a trend: whole series do, and pieces of a record do where their
+    slopes have a mean of more than STEADY times their spread."""
     if scale.whole_series or scale.variation is None or not scale.own_levels:
         return scale.whole_series
     return bool((scale.variation.mean_slope.abs() > STEADY * scale.variation.slope).any())

@@ -143,7 +143,7 @@ class LinearSDE(SequenceModel):
 
     @torch.no_grad()
     def _states(self, series: TimeSeries) -> Float[Tensor, "1 batch time state"]:
-        """The smoother's means of the parts: labels are told from them, and do not change them."""
+        """Return the smoothed means of the parts, which a classifier of labels reads; no gradient flows back."""
         rest = (series.values.double() - self.readout.mean(series))[..., None]
         states, _ = posterior(self._space(series), self._split(rest), self._split(series.seen[..., None])[..., 0])
         parts = self.dynamics.groups * self.dynamics.states

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor, nn
 
+from vrnn_lab.kalman import Pairs
+
 SPEED = 10.0  # how many times as fast as other weights a parameter changes: a fit has few of them, and few steps
 SLOWEST = 1e-3  # decay rate, in 1 / typical windows: anything slower is a level
 FASTEST = 20.0  # log of a rate
@@ -114,8 +116,7 @@ class Independent(Dynamics):
         both = 2 * (matern * (-matern).exp()).square()
         noise = _in_turn(lost[0], _matern_noise(matern), (lost[2], lost[2]))
         shared = _in_turn(torch.zeros_like(lost[0]), (both, both), (0 * lost[2], 0 * lost[2]))
-        matrix = lambda own, cross: torch.diag_embed(own) + torch.diag_embed(cross)[..., self.other]
-        return matrix(own, cross), matrix(noise, shared)
+        return Pairs(own, cross, self.other).matrices(), Pairs(noise, shared, self.other).matrices()
 
     def _split(self, x: Float64[Tensor, "... count"]) -> tuple[Tensor, Tensor, Tensor]:
         ou, matern, turns = x.split([self.parts.ou, self.parts.matern, self.parts.turns], -1)
@@ -126,7 +127,7 @@ class Independent(Dynamics):
         ou, matern, turns = self._split(self.decay())
         own = _in_turn(-ou, (0 * matern, -2 * matern), (-turns, -turns))
         cross = _in_turn(0 * ou, (matern, -matern), (-self.turning(), self.turning()))
-        return torch.diag_embed(own) + torch.diag_embed(cross)[..., self.other]
+        return Pairs(own, cross, self.other).matrices()
 
     @property
     def slowest(self):
