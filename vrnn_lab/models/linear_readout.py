@@ -101,8 +101,8 @@ class Readout(nn.Module):
         return torch.cat([moving.expand(*times.shape, -1, -1), *still], -1)
 
     def _still(self, times: Tensor) -> list[Float64[Tensor, "batch time dim dim"]]:
-        """Return the columns of the observation matrix for levels and for slopes. With `lean`, the slope of a series is
-        correlated with its level."""
+        """Return the columns of the observation matrix for levels and for slopes. With `lean`, the slope of a series
+        is correlated with its level."""
         if self.level is None:
             return []
         level = self.level().expand(*times.shape, -1, -1)
