@@ -37,8 +37,9 @@ def test_a_model_that_is_right_is_left_alone(right):
 def test_a_spread_wrong_by_a_factor_is_put_right(data, right, wide):
     model = Oracle(data, wide)
     found = fit(model, data, QUESTIONS, seed=0)
-    assert wide * found.interpolation.item() == pytest.approx(right.interpolation.item(), rel=5e-3)
-    assert wide * found.forecast.item() == pytest.approx(right.forecast.item(), rel=5e-3)
+    rel = 0.02  # a factor below 1 weighs all series alike, one above 1 all values
+    assert wide * found.interpolation.item() == pytest.approx(right.interpolation.item(), rel=rel)
+    assert wide * found.forecast.item() == pytest.approx(right.forecast.item(), rel=rel)
     before = answers(model, data, "test", QUESTIONS, 0)
     after = answers(model, data, "test", QUESTIONS, 0, found.apply)
     best = answers(Oracle(data), data, "test", QUESTIONS, 0)

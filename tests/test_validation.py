@@ -1,14 +1,18 @@
 """The questions that a recalibration is fitted on, beyond the training part where series are split in time."""
 
+from itertools import chain
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from vrnn_lab.config import compose
+from vrnn_lab.data.blocks import Blocks
 from vrnn_lab.data.table import Table
 from vrnn_lab.experiment import assemble
-from vrnn_lab.recalibration import FEWEST, LEAST, Recalibration, factors_of
+from vrnn_lab.recalibration import BLOCKS, FEWEST, LEAST, Recalibration, factors_of
+from vrnn_lab.tasks import Density
 from vrnn_lab.validation import FOLDS, plans, recalibrate, rolling
 
 
@@ -41,7 +45,7 @@ def test_series_split_by_name_are_asked_within_their_windows(tmp_path):
     assert torch.cat(shares).unique().tolist() == pytest.approx([0.33, 0.67], abs=0.02)
 
 
-@pytest.mark.parametrize(("series", "points", "narrowed"), [(60, 12, False), (2, 500, True)])
+@pytest.mark.parametrize(("series", "points", "narrowed"), [(60, 12, False), (6, 500, True)])
 def test_forecasts_are_narrowed_only_where_validation_looks_beyond_training(tmp_path, series, points, narrowed):
     """A fresh model whose spread is far too wide: of whole series that end together no forecast is narrowed."""
     table(tmp_path, series, points)
@@ -52,10 +56,59 @@ def test_forecasts_are_narrowed_only_where_validation_looks_beyond_training(tmp_
     assert (found.forecast.item() < 0.5) == narrowed and (narrowed or found.forecast.item() == 1)
 
 
+def factors(needed: torch.Tensor, block: torch.Tensor) -> Recalibration:
+    """The factors of one channel, all in the first place."""
+    place = torch.zeros(len(needed), dtype=torch.long)
+    pairs = torch.stack([block.double(), torch.zeros(len(needed)).double()], 1)
+    found, counts, blocks = factors_of([(needed.double(), place, place, pairs)], 1)
+    by_place = lambda each: {"interpolation": tuple(each[0].tolist()), "forecast": tuple(each[1].tolist())}
+    return Recalibration(("x",), found[0], found[1], by_place(counts), by_place(blocks))
+
+
 @pytest.mark.parametrize(("count", "wide", "narrow"), [(LEAST, 3.0, 0.2), (FEWEST, 3.0, 1.0), (FEWEST - 1, 1.0, 1.0)])
 def test_a_few_values_widen_and_never_narrow(count, wide, narrow):
     for needed, expected in ((3.0, wide), (0.2, narrow)):
-        least, place = torch.full((count,), needed).double(), torch.zeros(count, dtype=torch.long)
-        factors, counts = factors_of([(least, place, place)], 1)
-        assert factors[0].item() == pytest.approx(expected) and counts[0].item() == count
-    assert "only widened" in Recalibration(("x",), factors[0], factors[1], {"interpolation": (FEWEST,)}).lines()[0]
+        found = factors(torch.full((count,), needed), torch.arange(count))
+        assert found.interpolation.item() == pytest.approx(expected) and found.values["interpolation"] == (count,)
+        assert ("only widened" in found.lines()[0]) == (FEWEST <= count < LEAST)
+
+
+@pytest.mark.parametrize(("blocks", "narrow"), [(1, 1.0), (BLOCKS - 1, 1.0), (BLOCKS, 0.2), (50, 0.2)])
+def test_values_of_few_blocks_widen_and_never_narrow(blocks, narrow):
+    for needed, expected in ((3.0, 3.0), (0.2, narrow)):
+        found = factors(torch.full((400,), needed), torch.arange(400) % blocks)
+        assert found.interpolation.item() == pytest.approx(expected)
+        bounded = narrow == 1 and needed < 1
+        assert (f"in {blocks} block" in found.lines()[0]) == bounded
+
+
+def test_what_is_held_of_new_blocks_is_no_less_than_nine_tenths_when_a_spread_is_narrowed():
+    """A model three times too wide, blocks whose spreads differ: nine tenths of new blocks' values are held on average,
+    where the plain quantile of all values holds less."""
+    torch.manual_seed(0)
+    blocks, size, held, plain = 12, 20, [], []
+
+    def errors(count: int) -> torch.Tensor:
+        spread = 0.3 * torch.exp(0.5 * torch.randn(count, 1).double())
+        return (torch.randn(count, size).double() * spread).abs() / 1.645
+
+    for _ in range(300):
+        needed, new = errors(blocks).flatten(), errors(200)
+        factor = factors(needed, torch.arange(blocks).repeat_interleave(size)).interpolation
+        assert factor <= 1
+        held.append((new <= factor).double().mean())
+        plain.append((new <= needed.quantile(0.9)).double().mean())
+    assert torch.stack(plain).mean() < 0.895
+    assert 0.9 < torch.stack(held).mean() < 0.98
+
+
+def test_blocks_are_series_or_spans_of_series_that_are_split_in_time(tmp_path):
+    by_name = table(tmp_path, 20, 40, window=10)  # three validation series, four windows each
+    batches = list(by_name.batches("val", Density()))
+    found = torch.cat([Blocks(by_name).of(batch)[batch.counts] for batch in batches])
+    assert len(by_name.splits["val"]) == 12 and len(found.unique(dim=0)) == 3
+    in_time = table(tmp_path, 2, 200, window=10)  # 30 points each, from the 141st on, spans of 9
+    blocks = Blocks(in_time)
+    asked = chain(in_time.batches("val", Density()), rolling(in_time, 9.0, draws=9))
+    found = torch.cat([blocks.of(batch)[batch.scored.any(-1)] for batch in asked])
+    assert found.unique(dim=0).tolist() == [[series, span] for series in (0, 1) for span in range(15, 19)]

@@ -105,18 +105,12 @@ def _impossible(parts: Parts) -> str:
         return "the run's values have no spread that could be set right (they are no real numbers, or of one draw)"
     if processes_of(parts.config) > 1 or launched()[1] > 1:
         return "the run is fitted by several processes"
-    if not scale.own_levels or not scale.whole_series or scale.trend is not None or split_in_time(parts.data):
+    if not scale.own_levels or not scale.whole_series or scale.trend is not None or parts.data.split_in_time:
         return (
             "it needs a table of whole series that are split by their names; of series that are cut into windows, or "
             "split in time, validation lies beyond the times of training already"
         )
     return ""
-
-
-def split_in_time(data: SeriesData) -> bool:
-    """Return whether some validation series goes on from points of another split."""
-    series, starts = data.reaching_back("val")
-    return bool((series.points.times[series.first] < starts).any()) if len(series) else False
 
 
 def validate(parts: Parts, steps: int) -> OutOfTime | None:
@@ -225,7 +219,7 @@ def _scored(second: Parts, asked: Folds) -> OutOfTime | None:
                 tallies[name].add({"mse": (mean - batch.values) ** 2}, batch.scored)
     if sum(map(len, distances)) < FEWEST:
         return None
-    factor, _, channel = map(torch.cat, zip(*least, strict=True))
+    factor, _, channel, _ = map(torch.cat, zip(*least, strict=True))
     scores = {f"out_of_time/{name}/nmse": tally.result("")["/nmse"] for name, tally in tallies.items()}
     scores["out_of_time/values"] = float(len(factor))
     scores["out_of_time/coverage_90"] = (factor <= 1).double().mean().item()
@@ -247,7 +241,8 @@ def by_distance(
     factors = []
     for i in range(len(starts)):
         mine = place == i
-        found, _ = factors_of([(least[mine], torch.zeros_like(channel[mine]), channel[mine])], dim)
+        one = torch.zeros(int(mine.sum()), 2, dtype=torch.float64)  # block: these factors are never below 1
+        found, *_ = factors_of([(least[mine], torch.zeros_like(channel[mine]), channel[mine], one)], dim)
         factors.append(found[0].tolist())
     return starts, factors
 

@@ -9,7 +9,7 @@ from vrnn_lab.backtest import Folds, Plan, folds
 from vrnn_lab.config import ConfigError
 from vrnn_lab.data.base import SeriesData
 from vrnn_lab.experiment import Parts
-from vrnn_lab.out_of_time import OutOfTime, split_in_time
+from vrnn_lab.out_of_time import OutOfTime
 from vrnn_lab.recalibration import Recalibration, batches_of, evenly, fit
 from vrnn_lab.series import TimeSeries
 from vrnn_lab.tasks import Forecast
@@ -28,7 +28,7 @@ def recalibrate(parts: Parts, ends: OutOfTime | None = None) -> Recalibration:
     scale = parts.model.scale
     further = rolling(parts.data, scale.longest.item(), parts.yardstick.draws, parts.model.keep_start)
     found = fit(parts.model, parts.data, parts.yardstick, parts.config.seed, further)
-    if scale.whole_series and not split_in_time(parts.data):
+    if scale.whole_series and not parts.data.split_in_time:
         found = found.widening_ahead()
     return replace(found, beyond=ends.beyond(scale, found.forecast)) if ends else found
 
@@ -46,7 +46,7 @@ def rolling(data: SeriesData, longest: float, draws: int, keep_start: bool = Fal
         except ConfigError:  # no validation part is as long as the horizon
             continue
         yield from (batch for batch, _ in _few(asked).batches(draws))
-    if split_in_time(data):
+    if data.split_in_time:
         return
     for until in ORIGINS:
         yield from batches_of(data, Forecast(until, scored="held_out"), draws)
@@ -54,7 +54,7 @@ def rolling(data: SeriesData, longest: float, draws: int, keep_start: bool = Fal
 
 def plans(data: SeriesData, longest: float) -> list[Plan]:
     """Origins in the validation part of series that are split in time: one far ahead, several half as far."""
-    if not split_in_time(data):
+    if not data.split_in_time:
         return []
     series, starts = data.reaching_back("val")
     whole = float(np.median(series.windows[:, 1] - starts))

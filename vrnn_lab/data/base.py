@@ -444,6 +444,12 @@ class SeriesData(pl.LightningDataModule, ABC):
         return series, series.windows[:, 0]
 
     @property
+    def split_in_time(self) -> bool:
+        """Return whether some validation series goes on from points of another split."""
+        series, starts = self.reaching_back("val")
+        return bool((series.points.times[series.first] < starts).any()) if len(series) else False
+
+    @property
     def splits(self) -> dict[str, Ragged]:
         if self._splits is None:
             made = self.make()

@@ -1,0 +1,44 @@
+"""Blocks of validation data: what counts as independent of each other when a spread is judged by its errors."""
+
+from math import inf
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from vrnn_lab.data.base import SeriesData
+from vrnn_lab.data.windows import names_of
+from vrnn_lab.series import TimeSeries
+
+
+class Blocks:
+    """The block of every point of validation batches.
+
+    A block is a validation series with all windows that were cut from it. Of series that are split in time, whose
+    later part is what will be asked, it is a span of the length of the longest training window.
+    """
+
+    def __init__(self, data: SeriesData):
+        longest = float(data.scale.longest)
+        self.span = longest if data.split_in_time and longest > 0 else inf
+        self.sources = []
+        for series in (data.splits["val"], data.reaching_back("val")[0]):
+            order = np.argsort(series.ids, kind="stable")
+            self.sources.append((series.ids[order], order, names_of(series)))
+        self.numbers: dict[str, int] = {}
+
+    def of(self, batch: TimeSeries) -> Float64[Tensor, "batch time 2"]:
+        """Return the number of the series and of the span within it, of every point of a batch."""
+        names = [self._name(int(each)) for each in batch.ids]
+        numbers = torch.tensor([self.numbers.setdefault(name, len(self.numbers)) for name in names])
+        spans = torch.floor(batch.times / self.span).cpu()
+        return torch.stack([numbers[:, None].expand_as(spans).double(), spans], -1)
+
+    def _name(self, number: int) -> str:
+        """Return the name of the series that an id of a window or of a series belongs to."""
+        for ids, order, names in self.sources:
+            place = int(np.searchsorted(ids, number))
+            if place < len(ids) and ids[place] == number:
+                return names[int(order[place])]
+        return str(number)
