@@ -1,15 +1,16 @@
 """Exact inference against the dense joint Gaussian, and the two data sets that carry it."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
 
+from vrnn_lab import kalman_blocks
 from vrnn_lab.data.base import generator
 from vrnn_lab.data.lgssm import LGSSM
 from vrnn_lab.data.ou import OU
-from vrnn_lab.kalman import StateSpace, log_likelihood, smooth
+from vrnn_lab.kalman import Pairs, StateSpace, log_likelihood, posterior, smooth
 from vrnn_lab.series import TimeSeries, series_of
 from vrnn_lab.tasks import Density, Interpolate
 
@@ -147,6 +148,75 @@ def dense_moments(space: StateSpace, row: int) -> tuple[np.ndarray, np.ndarray]:
     observe = space.observe.numpy() @ maps
     flat = observe.reshape(-1, time * state)
     return (np.stack(means) @ space.observe.numpy().T).ravel(), flat @ noise @ flat.T
+
+
+def swept(space: StateSpace, values, mask, monkeypatch, blocks: bool):
+    """log p, its gradient in every part of the space and in the values, and the states; in blocks or in one sweep."""
+    monkeypatch.setattr(kalman_blocks, "FEWEST", 2 if blocks else 10**9)
+    names = [f.name for f in fields(space) if isinstance(getattr(space, f.name), torch.Tensor)]
+    inputs = [getattr(space, name).clone().requires_grad_() for name in names]
+    space = replace(space, **dict(zip(names, inputs, strict=True)))
+    if isinstance(space.transition, Pairs):
+        pair = [each.clone().requires_grad_() for each in (space.transition.own, space.transition.cross)]
+        space = replace(space, transition=Pairs(*pair, space.transition.other))
+        inputs += pair
+    values = values.clone().requires_grad_()
+    log_prob = log_likelihood(space, values, mask)
+    weight = torch.linspace(0.5, 1.5, len(log_prob)).double()
+    slopes = torch.autograd.grad((weight * log_prob).sum(), [*inputs, values])
+    columns = torch.stack([values, values.flip(0)], -1).detach()
+    with torch.no_grad():
+        return [log_prob, *slopes, *posterior(space, columns, mask)]
+
+
+def long_space(pairs: bool, rows: int, time: int) -> StateSpace:
+    """Rows of so many points, as general matrices or as pairs of states with a level."""
+    if not pairs:
+        space = random_space(rows=rows, time=time)
+        return replace(space, transition=0.5 * space.transition)
+    gap = torch.from_numpy(generator(3).exponential(0.2, (rows, time, 1)))
+    own, cross = torch.exp(-gap) * torch.cos(2 * gap), torch.exp(-gap) * torch.sin(2 * gap)
+    still = torch.ones_like(gap)
+    move = Pairs(torch.cat([own, own, still], -1), torch.cat([-cross, cross, 0 * still], -1), torch.tensor([1, 0, 2]))
+    observe = torch.tensor([[1.0, 0.3, 0.7], [0.2, -1.0, 0.5]]).double()
+    return StateSpace(
+        torch.zeros(3).double(), torch.eye(3).double(), move, None, observe, torch.tensor([0.1, 0.4]).double()
+    )
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize(("rows", "time"), [(1, 64), (3, 201), (1, 1111)])
+def test_blocks_side_by_side_say_what_one_sweep_says(pairs, rows, time, monkeypatch):
+    space, rng = long_space(pairs, rows, time), generator(7)
+    values, mask = rng.standard_normal((rows, time, 2)), rng.random((rows, time, 2)) < 0.6
+    mask[:, time // 3 : time // 2] = False  # a block or more of which nothing is seen
+    args = space, torch.from_numpy(values), torch.from_numpy(mask), monkeypatch
+    assert_close_each(swept(*args, blocks=True), swept(*args, blocks=False))
+    assert kalman_blocks.Blocks.of(time, rows).count == 1
+    monkeypatch.setattr(kalman_blocks, "FEWEST", 2)
+    assert kalman_blocks.Blocks.of(time, rows).count == time // kalman_blocks.SHORTEST
+
+
+def assert_close_each(found, expected):
+    for one, other in zip(found, expected, strict=True):
+        scale = float(other.detach().abs().max()) or 1.0
+        assert_close((one / scale).detach(), (other / scale).detach())
+
+
+def test_twenty_thousand_points_are_as_likely_as_their_dense_joint_gaussian_says():
+    """A row of 20 000 points of 2000 independent stretches: far apart, each is known from its dense Gaussian."""
+    rng, size, count = generator(5), 10, 2000
+    gap = rng.exponential(0.3, (count, size))
+    gap[:, 0] = 1e6  # the state is forgotten
+    times, values = gap.cumsum(1), rng.standard_normal((count, size))
+    away = torch.exp(-torch.from_numpy(gap)).reshape(1, -1, 1, 1)
+    one = torch.ones(1, 1).double()
+    space = StateSpace(one[0] * 0, one, away, 1 - away**2, one, 0.3 * one[0])
+    found = log_likelihood(space, torch.from_numpy(values).reshape(1, -1, 1), torch.ones(1, size * count, 1).bool())
+    apart = np.exp(-np.abs(times[:, :, None] - times[:, None]))
+    each = zip(apart, values, strict=True)
+    dense = sum(dense_log_prob(0.0, a, np.full(size, 0.3), v, np.ones(size, bool)) for a, v in each)
+    assert found.item() == pytest.approx(dense, rel=1e-9)
 
 
 def with_empty_points(batch: TimeSeries, seed=3) -> tuple[TimeSeries, list[torch.Tensor]]:

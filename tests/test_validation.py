@@ -83,8 +83,8 @@ def test_values_of_few_blocks_widen_and_never_narrow(blocks, narrow):
 
 
 def test_what_is_held_of_new_blocks_is_no_less_than_nine_tenths_when_a_spread_is_narrowed():
-    """A model three times too wide, blocks whose spreads differ: nine tenths of new blocks' values are held on average,
-    where the plain quantile of all values holds less."""
+    """A model three times too wide, blocks whose spreads differ: nine tenths of new blocks' values are held on
+    average, where the plain quantile of all values holds less."""
     torch.manual_seed(0)
     blocks, size, held, plain = 12, 20, [], []
 
