@@ -13,7 +13,13 @@ from vrnn_lab.folder import write_whole
 
 # Suites in their order, each with the threads it is measured with; 0 is the machine as it is.
 ONE_AND_TWO = ("solve", "training", "vrnn", "whole")
-SUITES = dict.fromkeys(ONE_AND_TWO, (1, 2)) | {"sweep": (0,), "memory": (1,), "data": (0,), "gpu": (0,)}
+SUITES = dict.fromkeys(ONE_AND_TWO, (1, 2)) | {
+    "linear": (1,),
+    "sweep": (0,),
+    "memory": (1,),
+    "data": (0,),
+    "gpu": (0,),
+}
 KEYS = {"threads": "", "quick": "false", "slow": "false", "device": "auto"}
 USAGE = f"""python -m bench [suite ...] [threads=1,2] [quick=true] [slow=true] [device=auto|cpu|cuda]
 python -m bench table      the rows measured last, as Markdown
