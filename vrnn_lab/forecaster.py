@@ -13,7 +13,8 @@ from vrnn_lab.config import ConfigError, choices, compose
 from vrnn_lab.data.clock import spans
 from vrnn_lab.experiment import Parts, load_parts
 from vrnn_lab.folder import write_whole
-from vrnn_lab.forecasts import Asked, Forecasts, form_of
+from vrnn_lab.forecasts import Asked, Forecasts, form_of, recalibration_of
+from vrnn_lab.pooled import Pooled, check_splits, load_runs
 
 Ahead = float | int | str | timedelta  # in the data's unit of time; where times are dates also 1h, or a Timedelta
 
@@ -32,10 +33,17 @@ class Forecaster:
         self._parts: Parts | None = None
 
     @classmethod
-    def load(cls, folder: str | Path) -> "Forecaster":
-        """A run that is finished, or cut short after its first checkpoint, whatever started it."""
-        found = cls(folder=folder)
-        found._parts = load_parts(folder)
+    def load(cls, folder: str | Path | Sequence[str | Path]) -> "Forecaster":
+        """Load a run that is finished, or cut short after its first checkpoint, whatever started it; or several.
+
+        Several folders give one forecaster: the mixture of the runs' predictions with equal shares, each recalibrated
+        by its own factors. ConfigError where they differ in channels, covariates, units or kind of time.
+        """
+        folders = [folder] if isinstance(folder, (str, Path)) else list(folder)
+        if len({Path(each).absolute() for each in folders}) < max(1, len(folders)):
+            raise ConfigError(f"Forecaster.load({folders}): expected one run folder, or several, each once.")
+        found = cls(folder=folders[0])
+        found._parts = load_runs(folders)
         return found
 
     def fit(
@@ -53,6 +61,11 @@ class Forecaster:
         """Train on the frame, which is kept as data.csv in the run folder. The columns as those of data=table."""
         from vrnn_lab import fitting
         from vrnn_lab.command import quiet
+
+        if self._parts and isinstance(self._parts.model, Pooled):
+            raise ConfigError(
+                "several runs asked as one cannot be fitted; fit a Forecaster for each, then load them."
+            )
 
         named: dict[str, Any] = {"id": id, "time": time, "channel": channel, "value": value}
         named |= {"known": list(known), "static": list(static)}
@@ -117,12 +130,19 @@ class Forecaster:
     def backtest(
         self, horizon: Ahead, every: Ahead | None = None, folds: int = 5, split: str = "test"
     ) -> pd.DataFrame:
-        """What it would have forecast from rolling origins of the series it was fitted beside, value by value."""
+        """What it would have forecast from rolling origins of the series it was fitted beside, value by value.
+
+        Of several runs their mixture, each recalibrated as in `predict`; ConfigError where their test series differ.
+        """
         from vrnn_lab.backtest import backtest
 
         ahead, step = spans(horizon, every)
         assert ahead is not None
-        return backtest(self.parts, ahead, step, folds, split)
+        if not isinstance(self.parts.model, Pooled):
+            return backtest(self.parts, ahead, step, folds, split)
+        check_splits(self.parts.model.names)
+        factors = recalibration_of(self.parts.model, None, None)
+        return backtest(self.parts, ahead, step, folds, split, factors and factors.apply)
 
 
 def of_frame(message: str, file: Path) -> str:

@@ -13,17 +13,16 @@ from omegaconf import DictConfig
 
 from vrnn_lab.answers import Answer, answer, batches
 from vrnn_lab.data.clock import Clock, Span, to_the_second
-from vrnn_lab.data.columns import Beside
 from vrnn_lab.data.rows import Form, Rows, Source
-from vrnn_lab.experiment import Parts
-from vrnn_lab.models.base import Prediction
-from vrnn_lab.notices import Notices
+from vrnn_lab.experiment import TABLE, Parts, beside_of
+from vrnn_lab.models.base import Prediction, SequenceModel
+from vrnn_lab.notices import Notices, close
+from vrnn_lab.pooled import Pooled, Recalibrations
 from vrnn_lab.questions import Times, Wanted, over_windows
 from vrnn_lab.recalibration import FILE, Recalibration, load
 from vrnn_lab.series import Scale, TimeSeries
 
 log = logging.getLogger("vrnn_lab")
-TABLE = "vrnn_lab.data.table.Table"
 NO_CELL = (
     "the input has no empty cell. In the long form a cell is a row: give rows with an empty value, or ask with at=."
 )
@@ -76,13 +75,13 @@ class Forecasts:
     given: Source
     at: Source | None
     asked: Asked
-    recalibration: Recalibration | None = None
+    recalibration: Recalibration | Recalibrations | None = None
 
     @classmethod
     def of(
         cls, parts: Parts, found: Path | pd.DataFrame, asked: Asked, form: Form, folder: Path | None = None
     ) -> "Forecasts":
-        """folder: of the run, for what was recalibrated there."""
+        """folder: of the run, for what was recalibrated there; a pool knows its folders itself."""
         scale = parts.model.scale
         if scale.support == "events":
             raise ValueError(
@@ -105,7 +104,7 @@ class Forecasts:
         given = Source(found, "input", form, *known)
         ask = Form(form.id, form.time)
         at = None if asked.at is None else Source(asked.at, "at", ask, *known)
-        return cls(parts, given, at, asked, _factors(asked, scale, folder))
+        return cls(parts, given, at, asked, recalibration_of(parts.model, asked.recalibrate, folder))
 
     @property
     def small(self) -> bool:
@@ -119,7 +118,7 @@ class Forecasts:
         ahead = lambda found: None if found is None else exact(found)
         wanted = Wanted(self.at, ahead(asked.horizon), ahead(asked.every), asked.fill)
         found = self._met(wanted.of(self.given, whole))
-        notices = Notices(model.scale, getattr(model, "origin", "row") in ("common", "middle"))
+        notices = Notices.of(model)
         each = (
             over_windows(self._checked(rows, notices), times, model.scale, self.given.beside, model.keep_start)
             for rows, times in found
@@ -127,9 +126,10 @@ class Forecasts:
         batch = None
         for batch in batches(chain.from_iterable(each), asked.draws):
             for question in batch:
-                notices.ask(question)
+                for each in notices:
+                    each.ask(question)
             yield answer(lambda series: self._predict(series, notices), batch, asked.paths, model.scale.errors)
-        notices.close(self.recalibration)
+        close(notices, self.recalibration)
         if batch is None:
             log.warning("nothing is asked: %s", NO_CELL if asked.fill else "no series has a time to be asked about.")
             yield Answer.none(asked.paths)
@@ -143,9 +143,10 @@ class Forecasts:
             )
         yield from chain([first], found)
 
-    def _checked(self, rows: Rows, notices: Notices) -> Rows:
+    def _checked(self, rows: Rows, notices: list[Notices]) -> Rows:
         """ValueError for what no value of the model's is."""
-        notices.read(rows.values)
+        for each in notices:
+            each.read(rows.values)
         other = np.argwhere(~np.isnan(rows.values) & (rows.values != 0) & (rows.values != 1))
         if self.parts.model.scale.support == "binary" and len(other):
             point, channel = other[0]
@@ -156,13 +157,13 @@ class Forecasts:
             )
         return rows
 
-    def _predict(self, batch: TimeSeries, notices: Notices) -> Prediction:
+    def _predict(self, batch: TimeSeries, notices: list[Notices]) -> Prediction:
         """The one place where a prediction is made."""
         model = self.parts.model
         with model.fixed_noise(self.asked.seed):
             batch = batch.to(model.device)
             prediction = model.predict(batch, self.asked.draws)
-            notices.predicted(batch, self.recalibration)
+            notices[0].predicted(batch, self.recalibration)
             return self.recalibration.apply(prediction, batch) if self.recalibration else prediction
 
     @property
@@ -181,11 +182,20 @@ class Forecasts:
         return pd.DataFrame(head | found.numbers)
 
 
-def _factors(asked: Asked, scale: Scale, folder: Path | None) -> Recalibration | None:
-    """The recalibration of a run's folder, where it is wanted; ConfigError where it is insisted on and missing."""
-    if folder is None or asked.recalibrate is False or (scale.support != "real" and not asked.recalibrate):
+def recalibration_of(
+    model: SequenceModel, wanted: bool | None, folder: Path | None
+) -> Recalibration | Recalibrations | None:
+    """The recalibration in a run's folder, or those in the folders of a pool's members; None where there is none.
+
+    wanted: False: none; None: where there are factors, with a warning for a folder without; True: ConfigError there.
+    """
+    if isinstance(model, Pooled):
+        each = [recalibration_of(one, wanted, Path(name)) for one, name in zip(model, model.names, strict=True)]
+        found = tuple(one if isinstance(one, Recalibration) else None for one in each)
+        return Recalibrations(model.names, found) if any(found) else None
+    if folder is None or wanted is False or (model.scale.support != "real" and not wanted):
         return None
-    if asked.recalibrate is None and not (folder / FILE).is_file():
+    if wanted is None and not (folder / FILE).is_file():
         log.warning(
             "%s holds no %s: spreads are the model's own, not recalibrated. Fit it: python -m vrnn_lab.evaluate "
             "run=%s recalibrate=true",
@@ -194,15 +204,7 @@ def _factors(asked: Asked, scale: Scale, folder: Path | None) -> Recalibration |
             folder,
         )
         return None
-    return load(folder, scale.channels)
-
-
-def beside_of(config: DictConfig, scale: Scale) -> Beside:
-    """The covariates and error bars of the run's own table; those of other data sets are all known."""
-    if config.data.get("_target_") != TABLE:
-        return Beside(known=scale.given_covariates)
-    named = {key: tuple(config.data.get(key) or ()) for key in ("known", "static", "error")}
-    return Beside(**named)
+    return load(folder, model.scale.channels)
 
 
 def form_of(config: DictConfig, changes: dict[str, Any]) -> Form:
