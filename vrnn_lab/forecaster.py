@@ -1,6 +1,6 @@
 """Data frames in and out: fit a model, ask it, as the commands do."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from vrnn_lab.config import ConfigError, choices, compose
+from vrnn_lab.crossings import DRAWS, Level
 from vrnn_lab.data.clock import spans
 from vrnn_lab.experiment import Parts, load_parts
 from vrnn_lab.folder import write_whole
@@ -119,11 +120,48 @@ class Forecaster:
         """
         if unknown := columns.keys() - {"id", "time", "channel", "value"}:
             raise TypeError(f"predict() knows no '{min(unknown)}'; of columns it takes id, time, channel and value.")
-        for name, table in (("frame", frame), ("at", at)):
-            if not isinstance(table, pd.DataFrame) and (name == "frame" or table is not None):
-                raise TypeError(f"{name} is a {type(table).__name__}; expected a data frame.")
+        if at is not None and not isinstance(at, pd.DataFrame):
+            raise TypeError(f"at is a {type(at).__name__}; expected a data frame.")
         horizon, every = spans(horizon, every)
-        asked = Asked(at, horizon, every, fill, draws, seed, paths, recalibrate)
+        return self._answered(frame, Asked(at, horizon, every, fill, draws, seed, paths, recalibrate), columns)
+
+    def when(
+        self,
+        frame: pd.DataFrame,
+        above: float | int | None = None,
+        below: float | int | None = None,
+        channel: str | None = None,
+        within: Ahead | None = None,
+        every: Ahead | None = None,
+        draws: int = DRAWS,
+        seed: int = 0,
+        recalibrate: bool | None = None,
+        columns: Mapping[str, str | None] | None = None,
+    ) -> pd.DataFrame:
+        """When each series is first at or above, or at or below, a level, as the command `predict` with when= does.
+
+        One of above and below, in the data's units; channel: which one, where there are several; within: how far
+        ahead, in steps of every, from each series' last observed time on. columns: id, time, channel, value, where
+        the names are others than when fitted. ValueError where these do not fit together or to the model.
+
+        A row a series and asked time: id, time, channel, crossed (probability that it has crossed by then) and, the
+        same in all rows of a series, already (its last seen value is past the level), never, q05 to q95 (quantiles of
+        the time of the first crossing, empty beyond the horizon). What crosses are values as observed at the asked
+        times.
+        """
+        named = [(level, side) for level, side in ((above, True), (below, False)) if level is not None]
+        if len(named) != 1:
+            raise ValueError(f"above={above}, below={below}: expected one of the two, the level that is crossed.")
+        if within is None:
+            raise ValueError("within is missing: how far ahead, in the data's unit of time.")
+        level = Level(float(named[0][0]), named[0][1], channel)
+        horizon, step = spans(within, every)
+        asked = Asked(None, horizon, step, draws=draws, seed=seed, recalibrate=recalibrate, when=level)
+        return self._answered(frame, asked, dict(columns or {}))
+
+    def _answered(self, frame: pd.DataFrame, asked: Asked, columns: dict[str, str | None]) -> pd.DataFrame:
+        if not isinstance(frame, pd.DataFrame):
+            raise TypeError(f"frame is a {type(frame).__name__}; expected a data frame.")
         forecasts = Forecasts.of(self.parts, frame, asked, form_of(self.parts.config, columns), self.folder)
         return pd.concat([forecasts.frame(answer) for answer in forecasts.answers(whole=True)], ignore_index=True)
 

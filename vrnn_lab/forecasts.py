@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from vrnn_lab.answers import Answer, answer, batches
+from vrnn_lab.crossings import Level, crossings
 from vrnn_lab.data.clock import Clock, Span, to_the_second
 from vrnn_lab.data.rows import Form, Rows, Source
 from vrnn_lab.experiment import TABLE, Parts, beside_of
@@ -20,6 +22,7 @@ from vrnn_lab.notices import Notices, close
 from vrnn_lab.pooled import Pooled, Recalibrations
 from vrnn_lab.questions import Times, Wanted, over_windows
 from vrnn_lab.recalibration import FILE, Recalibration, load
+from vrnn_lab.scores import LEVELS
 from vrnn_lab.series import Scale, TimeSeries
 
 log = logging.getLogger("vrnn_lab")
@@ -41,11 +44,17 @@ class Asked:
     seed: int = 0
     paths: int = 0
     recalibrate: bool | None = None  # None: where the run has factors; True: an error where it has none
+    when: Level | None = None  # what is asked of the horizon is when a channel first crosses this
 
     def __post_init__(self):
         ahead = self.horizon is not None or self.every is not None
         if (self.at is not None) + ahead + bool(self.fill) != 1:
             raise ValueError(f"what is asked? Expected one of three: {THREE}.")
+        if self.when and self.horizon is None:
+            raise ValueError(
+                "when= asks for the time at which a level is first crossed after what was seen; expected horizon=<H> "
+                "(and every=<E>) beside it, not at= or fill=."
+            )
         every = self.horizon if self.every is None else self.every
         if ahead and (self.horizon is None or every is None or not 0 < every <= self.horizon < float("inf")):
             raise ValueError(
@@ -90,6 +99,8 @@ class Forecasts:
             )
         asked = asked.with_step(scale)
         beside = beside_of(parts.config, scale)
+        if asked.when:
+            asked.when.index(scale.channels)
         if scale.dates is False and any(isinstance(x, Span) for x in (asked.horizon, asked.every)):
             raise ValueError(
                 f"horizon={asked.horizon} every={asked.every} days: the model's times are numbers, of no known "
@@ -114,6 +125,7 @@ class Forecasts:
     def answers(self, whole: bool) -> Iterator[Answer]:
         """In the order of the series; of each a function of the model, the seed, its rows and what is asked of it."""
         asked, model = self.asked, self.parts.model
+        paths = asked.draws if asked.when else asked.paths
         exact = to_the_second if model.scale.dates else float
         ahead = lambda found: None if found is None else exact(found)
         wanted = Wanted(self.at, ahead(asked.horizon), ahead(asked.every), asked.fill)
@@ -128,11 +140,17 @@ class Forecasts:
             for question in batch:
                 for each in notices:
                     each.ask(question)
-            yield answer(lambda series: self._predict(series, notices), batch, asked.paths, model.scale.errors)
+            yield self._when(answer(lambda series: self._predict(series, notices), batch, paths, model.scale.errors))
         close(notices, self.recalibration)
         if batch is None:
             log.warning("nothing is asked: %s", NO_CELL if asked.fill else "no series has a time to be asked about.")
-            yield Answer.none(asked.paths)
+            yield self._when(Answer.none(paths))
+
+    def _when(self, found: Answer) -> Answer:
+        """The answer to when=, where that is asked."""
+        level = self.asked.when
+        channels = self.parts.model.scale.channels
+        return crossings(found, level, level.index(channels), self.asked.draws) if level else found
 
     def _met(self, found: Iterator[tuple[Rows, Times]]) -> Iterator[tuple[Rows, Times]]:
         """The same; ValueError if there is none."""
@@ -171,7 +189,7 @@ class Forecasts:
         return (self.at or self.given).clock or Clock(False)
 
     def frame(self, found: Answer, text: bool = False) -> pd.DataFrame:
-        """An answer as it is written; text: dates as ISO texts."""
+        """An answer as it is written; text: dates as ISO texts. Times among its numbers are written as times."""
         numbered = self.given.whole_ids and (self.at is None or self.at.whole_ids)
         names = np.array([question.name for question in found.questions], dtype=object)
         head = {
@@ -179,7 +197,18 @@ class Forecasts:
             "time": self.clock.write(found.times, text),
             "channel": np.array(self.parts.model.scale.channels, dtype=object)[found.channel],
         }
-        return pd.DataFrame(head | found.numbers)
+        numbers: dict[str, Any] = dict(found.numbers)
+        if self.asked.when:
+            numbers["already"] = numbers["already"] > 0
+            numbers |= {name: self._times(numbers[name], text) for name in LEVELS}
+        return pd.DataFrame(head | numbers)
+
+    def _times(self, times: NDArray[np.float64], text: bool) -> Any:
+        """Times as they are written, those that are NaN as empty cells."""
+        there = ~np.isnan(times)
+        if there.all() or not self.clock.dates:
+            return self.clock.write(times, text)
+        return pd.Series(self.clock.write(times[there], text), np.flatnonzero(there)).reindex(range(len(times)))
 
 
 def recalibration_of(
