@@ -5,6 +5,7 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -47,6 +48,10 @@ def test_every_command_runs_and_leaves_what_it_says(page):
     empty = pd.read_csv(folder / "weather.csv")[["temperature", "humidity"]].isna().sum()
     assert filled["channel"].value_counts().to_dict() == empty.to_dict()
     assert len(list((folder / "ahead_figures").glob("*.png"))) == 2
+    crossed = pd.read_csv(folder / "when.csv")
+    assert len(crossed) == 40 * 14 and crossed["crossed"].between(0, 1).all() and (crossed["never"] > 0).any()
+    mixed = pd.read_csv(folder / "mixed.csv")
+    assert len(mixed) == len(ahead) and not np.allclose(mixed["mean"], ahead["mean"])
     asked = pd.read_csv(folder / "asked_for.csv")
     assert asked["id"].tolist() == ["new"] * 2 + ["station 03"] * 2 and "path_3" in asked
 

@@ -249,11 +249,17 @@ def _values(mean, std, paths, scores: Scores, batch: TimeSeries, asked: Folds, i
 
 
 def backtest(
-    source: Parts | str | Path, horizon: float, every: float | None = None, folds: int = 5, split: str = "test"
+    source: Parts | str | Path,
+    horizon: float,
+    every: float | None = None,
+    folds: int = 5,
+    split: str = "test",
+    change: Change | None = None,
 ) -> pd.DataFrame:
     """Every value that a run, or its parts, would have forecast from rolling origins of the series of a split.
 
-    id, origin, time, channel, value (what came), mean, std, q05 to q95, nll, crps; times as in the data.
+    id, origin, time, channel, value (what came), mean, std, q05 to q95, nll, crps; times as in the data. change: done
+    to each prediction first.
     """
     parts = source if isinstance(source, Parts) else load_parts(source)
-    return run(parts, Plan(float(horizon), None if every is None else float(every), folds), split)[1]
+    return run(parts, Plan(float(horizon), None if every is None else float(every), folds), split, change)[1]

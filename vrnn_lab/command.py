@@ -107,6 +107,26 @@ def folder_of(found: dict[str, str]) -> Path:
     return Path(found["run"])
 
 
+def folders_of(found: dict[str, str]) -> list[Path]:
+    """The run folders of run=<folder>[,<folder>...]. A folder whose own name holds commas is one."""
+    text = str(folder_of(found))
+    folders, held = [], ""
+    for part in text.split(","):
+        held = f"{held},{part}" if held else part
+        if Path(held).is_dir():
+            folders.append(Path(held))
+            held = ""
+    if Path(text).is_dir():
+        folders = [Path(text)]
+    elif held or not folders:  # one does not exist: each by its name, for the message about it
+        folders = [Path(part) for part in text.split(",")]
+    if "" in text.split(","):
+        raise ValueError(f"run={text}: a name between two commas is empty; expected run=<folder>,<folder>.")
+    if twice := {str(folder) for folder in folders if folders.count(folder) > 1}:
+        raise ValueError(f"run={text} names {min(twice)} twice; each run has an equal share. Name it once.")
+    return folders
+
+
 def switch(found: dict[str, str], key: str) -> bool:
     """key=true or key=false (the default)."""
     if (value := found.get(key, "false")) not in ("true", "false"):

@@ -252,3 +252,31 @@ class Event(Density):
 
     def affine(self, factor, shift):
         return self
+
+
+@dataclass(frozen=True)
+class Stacked(Density):
+    """Densities of any kinds, one after the other along the first axis of their points."""
+
+    parts: tuple[Density, ...]
+
+    @property
+    def mean(self):
+        return torch.cat([part.mean for part in self.parts])
+
+    @property
+    def std(self):
+        return torch.cat([part.std for part in self.parts])
+
+    @property
+    def narrowest(self):
+        return torch.cat([part.narrowest for part in self.parts])
+
+    def log_prob_each(self, value):
+        return torch.cat([part.log_prob_each(value) for part in self.parts])
+
+    def draw(self, noise):
+        raise ValueError("densities of different kinds need different noise; draw from each of the parts.")
+
+    def affine(self, factor, shift):
+        return Stacked(tuple(part.affine(factor, shift) for part in self.parts))

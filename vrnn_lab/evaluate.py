@@ -3,14 +3,18 @@
 import sys
 from pathlib import Path
 
-from vrnn_lab.command import arguments, folder_of, guarded, quiet, switch, whole
+from vrnn_lab.command import arguments, folders_of, guarded, quiet, switch, whole
 
 USAGE = """python -m vrnn_lab.evaluate run=<run folder> [evaluate.<key>=<value> ...] [data.path=<file>] [split=val]
 python -m vrnn_lab.evaluate run=<run folder> backtest=true backtest.horizon=24 [output=<csv>]
 
 Scores the best checkpoint of a run again and prints its table, and how true its intervals are: by the distance to
 what was seen, by channel, and where values fall in their predictions. Writes nothing but what is asked for here.
-  run                  the folder of a finished run, or of one cut short after its first checkpoint
+  run                  the folder of a finished run, or of one cut short after its first checkpoint; or several,
+                       run=a,b,c: the mixture of their predictions with equal shares, asked the first run's questions;
+                       nll is that of the mixture (a bound where one of theirs is; a mixture has no loss). Their data
+                       keys must be the same, so that none was trained on a test series. Each is recalibrated by its
+                       own factors (row 'recalibrated', and a backtest), unless recalibrate=false; nothing is fitted
   evaluate.forecast.seen=30, evaluate.interpolation.seen=0.1, evaluate.samples=1000, ...   another yardstick
   data.<key>           other data of the same channels
   split                test (default) or val: whose scores the table shows
@@ -36,27 +40,42 @@ def main() -> int:
     from omegaconf import DictConfig, OmegaConf
 
     from vrnn_lab.config import ConfigError, contents, flat, near
-    from vrnn_lab.experiment import load_parts, score
+    from vrnn_lab.experiment import score
     from vrnn_lab.folder import config_of
+    from vrnn_lab.forecasts import recalibration_of
+    from vrnn_lab.pooled import check_splits, load_runs
     from vrnn_lab.table import print_run
 
-    folder, split = folder_of(found), found.get("split", "test")
+    folders, split = folders_of(found), found.get("split", "test")
     if split not in ("val", "test"):
         raise ConfigError(f"split={split}: expected val or test.")
     wanted, plan = switch(found, "recalibrate"), plan_of(found)
-    keys = flat(contents(config_of(folder), resolve=False))
+    if wanted and len(folders) > 1:
+        raise ConfigError(
+            f"recalibrate=true fits the factors of one run, and run= names {len(folders)}; do it run by run: "
+            f"run={folders[0]} recalibrate=true. Each run's own factors are used here without it."
+        )
+    keys = flat(contents(config_of(folders[0]), resolve=False))
     changes = {k: v for k, v in found.items() if k.startswith(("evaluate.", "data."))}
     for key in changes:
         if key not in keys:
             raise ConfigError(f"{key}: the run's config has no such key.{near(key, keys)}")
+    if len(folders) > 1 and "data.path" not in changes and (moved := [k for k in changes if k.startswith("data.")]):
+        raise ConfigError(
+            f"{moved[0]}: of several runs it could make training series of one the test series of all; drop it, or "
+            "name a file that none was trained on, data.path=<file>."
+        )
     if plan and not wanted and (idle := [k for k in changes if k.startswith("evaluate.") and k != "evaluate.draws"]):
         raise ConfigError(f"{idle[0]}: a backtest has no such question; of evaluate. it takes evaluate.draws alone.")
-    parts = load_parts(folder, DictConfig(OmegaConf.from_dotlist([f"{k}={v}" for k, v in changes.items()])))
-    factors = recalibration(parts, folder) if wanted else None
+    check_splits(folders)
+    parts = load_runs(folders, DictConfig(OmegaConf.from_dotlist([f"{k}={v}" for k, v in changes.items()])))
+    factors = recalibration(parts, folders[0]) if wanted else None
+    if len(folders) > 1 and "recalibrate" not in found:
+        factors = recalibration_of(parts.model, None, None)
     if plan:
         print_backtest(parts, plan, split, factors, found.get("output"))
     else:
-        print_run(folder, score(parts) | _recalibrated(parts, split, factors), split, parts.data)
+        print_run(folders, score(parts) | _recalibrated(parts, split, factors), split, parts.data)
     return 0
 
 

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from vrnn_lab.built import data_of
 from vrnn_lab.config import ConfigError, check, make
 from vrnn_lab.data.base import SeriesData
+from vrnn_lab.data.columns import Beside
 from vrnn_lab.folder import config_of
 from vrnn_lab.metrics import Change, Yardstick, evaluate
 from vrnn_lab.models.base import NUMBERS, SequenceModel
@@ -22,6 +23,7 @@ from vrnn_lab.references import references
 from vrnn_lab.series import Scale, Trend, Variation
 from vrnn_lab.tasks import Task, Within
 
+TABLE = "vrnn_lab.data.table.Table"
 ROUNDING = 1e-9  # training stds, or share of a window: by what numbers may seem to leave the training range
 
 
@@ -142,6 +144,14 @@ def load_parts(folder: str | Path, changes: DictConfig | None = None) -> Parts:
     parts.model.load_state_dict(checkpoint["state_dict"])
     parts.model.eval()
     return parts
+
+
+def beside_of(config: DictConfig, scale: Scale) -> Beside:
+    """The covariates and error bars of the run's own table; those of other data sets are all known."""
+    if config.data.get("_target_") != TABLE:
+        return Beside(known=scale.given_covariates)
+    named = {key: tuple(config.data.get(key) or ()) for key in ("known", "static", "error")}
+    return Beside(**named)
 
 
 def _scale(checkpoint: dict[str, Any]) -> Scale:

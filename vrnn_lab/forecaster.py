@@ -1,6 +1,6 @@
 """Data frames in and out: fit a model, ask it, as the commands do."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -10,10 +10,12 @@ from typing import Any
 import pandas as pd
 
 from vrnn_lab.config import ConfigError, choices, compose
+from vrnn_lab.crossings import DRAWS, Level
 from vrnn_lab.data.clock import spans
 from vrnn_lab.experiment import Parts, load_parts
 from vrnn_lab.folder import write_whole
-from vrnn_lab.forecasts import Asked, Forecasts, form_of
+from vrnn_lab.forecasts import Asked, Forecasts, form_of, recalibration_of
+from vrnn_lab.pooled import Pooled, check_splits, load_runs
 
 Ahead = float | int | str | timedelta  # in the data's unit of time; where times are dates also 1h, or a Timedelta
 
@@ -32,10 +34,17 @@ class Forecaster:
         self._parts: Parts | None = None
 
     @classmethod
-    def load(cls, folder: str | Path) -> "Forecaster":
-        """A run that is finished, or cut short after its first checkpoint, whatever started it."""
-        found = cls(folder=folder)
-        found._parts = load_parts(folder)
+    def load(cls, folder: str | Path | Sequence[str | Path]) -> "Forecaster":
+        """Load a run that is finished, or cut short after its first checkpoint, whatever started it; or several.
+
+        Several folders give one forecaster: the mixture of the runs' predictions with equal shares, each recalibrated
+        by its own factors. ConfigError where they differ in channels, covariates, units or kind of time.
+        """
+        folders = [folder] if isinstance(folder, (str, Path)) else list(folder)
+        if len({Path(each).absolute() for each in folders}) < max(1, len(folders)):
+            raise ConfigError(f"Forecaster.load({folders}): expected one run folder, or several, each once.")
+        found = cls(folder=folders[0])
+        found._parts = load_runs(folders)
         return found
 
     def fit(
@@ -53,6 +62,11 @@ class Forecaster:
         """Train on the frame, which is kept as data.csv in the run folder. The columns as those of data=table."""
         from vrnn_lab import fitting
         from vrnn_lab.command import quiet
+
+        if self._parts and isinstance(self._parts.model, Pooled):
+            raise ConfigError(
+                "several runs asked as one cannot be fitted; fit a Forecaster for each, then load them."
+            )
 
         named: dict[str, Any] = {"id": id, "time": time, "channel": channel, "value": value}
         named |= {"known": list(known), "static": list(static)}
@@ -106,23 +120,67 @@ class Forecaster:
         """
         if unknown := columns.keys() - {"id", "time", "channel", "value"}:
             raise TypeError(f"predict() knows no '{min(unknown)}'; of columns it takes id, time, channel and value.")
-        for name, table in (("frame", frame), ("at", at)):
-            if not isinstance(table, pd.DataFrame) and (name == "frame" or table is not None):
-                raise TypeError(f"{name} is a {type(table).__name__}; expected a data frame.")
+        if at is not None and not isinstance(at, pd.DataFrame):
+            raise TypeError(f"at is a {type(at).__name__}; expected a data frame.")
         horizon, every = spans(horizon, every)
-        asked = Asked(at, horizon, every, fill, draws, seed, paths, recalibrate)
+        return self._answered(frame, Asked(at, horizon, every, fill, draws, seed, paths, recalibrate), columns)
+
+    def when(
+        self,
+        frame: pd.DataFrame,
+        above: float | int | None = None,
+        below: float | int | None = None,
+        channel: str | None = None,
+        within: Ahead | None = None,
+        every: Ahead | None = None,
+        draws: int = DRAWS,
+        seed: int = 0,
+        recalibrate: bool | None = None,
+        columns: Mapping[str, str | None] | None = None,
+    ) -> pd.DataFrame:
+        """When each series is first at or above, or at or below, a level, as the command `predict` with when= does.
+
+        One of above and below, in the data's units; channel: which one, where there are several; within: how far
+        ahead, in steps of every, from each series' last observed time on. columns: id, time, channel, value, where
+        the names are others than when fitted. ValueError where these do not fit together or to the model.
+
+        A row a series and asked time: id, time, channel, crossed (probability that it has crossed by then) and, the
+        same in all rows of a series, already (its last seen value is past the level), never, q05 to q95 (quantiles of
+        the time of the first crossing, empty beyond the horizon). What crosses are values as observed at the asked
+        times.
+        """
+        named = [(level, side) for level, side in ((above, True), (below, False)) if level is not None]
+        if len(named) != 1:
+            raise ValueError(f"above={above}, below={below}: expected one of the two, the level that is crossed.")
+        if within is None:
+            raise ValueError("within is missing: how far ahead, in the data's unit of time.")
+        level = Level(float(named[0][0]), named[0][1], channel)
+        horizon, step = spans(within, every)
+        asked = Asked(None, horizon, step, draws=draws, seed=seed, recalibrate=recalibrate, when=level)
+        return self._answered(frame, asked, dict(columns or {}))
+
+    def _answered(self, frame: pd.DataFrame, asked: Asked, columns: dict[str, str | None]) -> pd.DataFrame:
+        if not isinstance(frame, pd.DataFrame):
+            raise TypeError(f"frame is a {type(frame).__name__}; expected a data frame.")
         forecasts = Forecasts.of(self.parts, frame, asked, form_of(self.parts.config, columns), self.folder)
         return pd.concat([forecasts.frame(answer) for answer in forecasts.answers(whole=True)], ignore_index=True)
 
     def backtest(
         self, horizon: Ahead, every: Ahead | None = None, folds: int = 5, split: str = "test"
     ) -> pd.DataFrame:
-        """What it would have forecast from rolling origins of the series it was fitted beside, value by value."""
+        """What it would have forecast from rolling origins of the series it was fitted beside, value by value.
+
+        Of several runs their mixture, each recalibrated as in `predict`; ConfigError where their test series differ.
+        """
         from vrnn_lab.backtest import backtest
 
         ahead, step = spans(horizon, every)
         assert ahead is not None
-        return backtest(self.parts, ahead, step, folds, split)
+        if not isinstance(self.parts.model, Pooled):
+            return backtest(self.parts, ahead, step, folds, split)
+        check_splits(self.parts.model.names)
+        factors = recalibration_of(self.parts.model, None, None)
+        return backtest(self.parts, ahead, step, folds, split, factors and factors.apply)
 
 
 def of_frame(message: str, file: Path) -> str:

@@ -9,21 +9,23 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from vrnn_lab.answers import Answer, answer, batches
+from vrnn_lab.crossings import Level, crossings
 from vrnn_lab.data.clock import Clock, Span, to_the_second
-from vrnn_lab.data.columns import Beside
 from vrnn_lab.data.rows import Form, Rows, Source
-from vrnn_lab.experiment import Parts
-from vrnn_lab.models.base import Prediction
-from vrnn_lab.notices import Notices
+from vrnn_lab.experiment import TABLE, Parts, beside_of
+from vrnn_lab.models.base import Prediction, SequenceModel
+from vrnn_lab.notices import Notices, close
+from vrnn_lab.pooled import Pooled, Recalibrations
 from vrnn_lab.questions import Times, Wanted, over_windows
 from vrnn_lab.recalibration import FILE, Recalibration, load
+from vrnn_lab.scores import LEVELS
 from vrnn_lab.series import Scale, TimeSeries
 
 log = logging.getLogger("vrnn_lab")
-TABLE = "vrnn_lab.data.table.Table"
 NO_CELL = (
     "the input has no empty cell. In the long form a cell is a row: give rows with an empty value, or ask with at=."
 )
@@ -42,11 +44,17 @@ class Asked:
     seed: int = 0
     paths: int = 0
     recalibrate: bool | None = None  # None: where the run has factors; True: an error where it has none
+    when: Level | None = None  # what is asked of the horizon is when a channel first crosses this
 
     def __post_init__(self):
         ahead = self.horizon is not None or self.every is not None
         if (self.at is not None) + ahead + bool(self.fill) != 1:
             raise ValueError(f"what is asked? Expected one of three: {THREE}.")
+        if self.when and self.horizon is None:
+            raise ValueError(
+                "when= asks for the time at which a level is first crossed after what was seen; expected horizon=<H> "
+                "(and every=<E>) beside it, not at= or fill=."
+            )
         every = self.horizon if self.every is None else self.every
         if ahead and (self.horizon is None or every is None or not 0 < every <= self.horizon < float("inf")):
             raise ValueError(
@@ -76,13 +84,13 @@ class Forecasts:
     given: Source
     at: Source | None
     asked: Asked
-    recalibration: Recalibration | None = None
+    recalibration: Recalibration | Recalibrations | None = None
 
     @classmethod
     def of(
         cls, parts: Parts, found: Path | pd.DataFrame, asked: Asked, form: Form, folder: Path | None = None
     ) -> "Forecasts":
-        """folder: of the run, for what was recalibrated there."""
+        """folder: of the run, for what was recalibrated there; a pool knows its folders itself."""
         scale = parts.model.scale
         if scale.support == "events":
             raise ValueError(
@@ -91,6 +99,8 @@ class Forecasts:
             )
         asked = asked.with_step(scale)
         beside = beside_of(parts.config, scale)
+        if asked.when:
+            asked.when.index(scale.channels)
         if scale.dates is False and any(isinstance(x, Span) for x in (asked.horizon, asked.every)):
             raise ValueError(
                 f"horizon={asked.horizon} every={asked.every} days: the model's times are numbers, of no known "
@@ -105,7 +115,7 @@ class Forecasts:
         given = Source(found, "input", form, *known)
         ask = Form(form.id, form.time)
         at = None if asked.at is None else Source(asked.at, "at", ask, *known)
-        return cls(parts, given, at, asked, _factors(asked, scale, folder))
+        return cls(parts, given, at, asked, recalibration_of(parts.model, asked.recalibrate, folder))
 
     @property
     def small(self) -> bool:
@@ -115,11 +125,12 @@ class Forecasts:
     def answers(self, whole: bool) -> Iterator[Answer]:
         """In the order of the series; of each a function of the model, the seed, its rows and what is asked of it."""
         asked, model = self.asked, self.parts.model
+        paths = asked.draws if asked.when else asked.paths
         exact = to_the_second if model.scale.dates else float
         ahead = lambda found: None if found is None else exact(found)
         wanted = Wanted(self.at, ahead(asked.horizon), ahead(asked.every), asked.fill)
         found = self._met(wanted.of(self.given, whole))
-        notices = Notices(model.scale, getattr(model, "origin", "row") in ("common", "middle"))
+        notices = Notices.of(model)
         each = (
             over_windows(self._checked(rows, notices), times, model.scale, self.given.beside, model.keep_start)
             for rows, times in found
@@ -127,12 +138,19 @@ class Forecasts:
         batch = None
         for batch in batches(chain.from_iterable(each), asked.draws):
             for question in batch:
-                notices.ask(question)
-            yield answer(lambda series: self._predict(series, notices), batch, asked.paths, model.scale.errors)
-        notices.close(self.recalibration)
+                for each in notices:
+                    each.ask(question)
+            yield self._when(answer(lambda series: self._predict(series, notices), batch, paths, model.scale.errors))
+        close(notices, self.recalibration)
         if batch is None:
             log.warning("nothing is asked: %s", NO_CELL if asked.fill else "no series has a time to be asked about.")
-            yield Answer.none(asked.paths)
+            yield self._when(Answer.none(paths))
+
+    def _when(self, found: Answer) -> Answer:
+        """The answer to when=, where that is asked."""
+        level = self.asked.when
+        channels = self.parts.model.scale.channels
+        return crossings(found, level, level.index(channels), self.asked.draws) if level else found
 
     def _met(self, found: Iterator[tuple[Rows, Times]]) -> Iterator[tuple[Rows, Times]]:
         """The same; ValueError if there is none."""
@@ -143,9 +161,10 @@ class Forecasts:
             )
         yield from chain([first], found)
 
-    def _checked(self, rows: Rows, notices: Notices) -> Rows:
+    def _checked(self, rows: Rows, notices: list[Notices]) -> Rows:
         """ValueError for what no value of the model's is."""
-        notices.read(rows.values)
+        for each in notices:
+            each.read(rows.values)
         other = np.argwhere(~np.isnan(rows.values) & (rows.values != 0) & (rows.values != 1))
         if self.parts.model.scale.support == "binary" and len(other):
             point, channel = other[0]
@@ -156,13 +175,13 @@ class Forecasts:
             )
         return rows
 
-    def _predict(self, batch: TimeSeries, notices: Notices) -> Prediction:
+    def _predict(self, batch: TimeSeries, notices: list[Notices]) -> Prediction:
         """The one place where a prediction is made."""
         model = self.parts.model
         with model.fixed_noise(self.asked.seed):
             batch = batch.to(model.device)
             prediction = model.predict(batch, self.asked.draws)
-            notices.predicted(batch, self.recalibration)
+            notices[0].predicted(batch, self.recalibration)
             return self.recalibration.apply(prediction, batch) if self.recalibration else prediction
 
     @property
@@ -170,7 +189,7 @@ class Forecasts:
         return (self.at or self.given).clock or Clock(False)
 
     def frame(self, found: Answer, text: bool = False) -> pd.DataFrame:
-        """An answer as it is written; text: dates as ISO texts."""
+        """An answer as it is written; text: dates as ISO texts. Times among its numbers are written as times."""
         numbered = self.given.whole_ids and (self.at is None or self.at.whole_ids)
         names = np.array([question.name for question in found.questions], dtype=object)
         head = {
@@ -178,14 +197,34 @@ class Forecasts:
             "time": self.clock.write(found.times, text),
             "channel": np.array(self.parts.model.scale.channels, dtype=object)[found.channel],
         }
-        return pd.DataFrame(head | found.numbers)
+        numbers: dict[str, Any] = dict(found.numbers)
+        if self.asked.when:
+            numbers["already"] = numbers["already"] > 0
+            numbers |= {name: self._times(numbers[name], text) for name in LEVELS}
+        return pd.DataFrame(head | numbers)
+
+    def _times(self, times: NDArray[np.float64], text: bool) -> Any:
+        """Times as they are written, those that are NaN as empty cells."""
+        there = ~np.isnan(times)
+        if there.all() or not self.clock.dates:
+            return self.clock.write(times, text)
+        return pd.Series(self.clock.write(times[there], text), np.flatnonzero(there)).reindex(range(len(times)))
 
 
-def _factors(asked: Asked, scale: Scale, folder: Path | None) -> Recalibration | None:
-    """The recalibration of a run's folder, where it is wanted; ConfigError where it is insisted on and missing."""
-    if folder is None or asked.recalibrate is False or (scale.support != "real" and not asked.recalibrate):
+def recalibration_of(
+    model: SequenceModel, wanted: bool | None, folder: Path | None
+) -> Recalibration | Recalibrations | None:
+    """The recalibration in a run's folder, or those in the folders of a pool's members; None where there is none.
+
+    wanted: False: none; None: where there are factors, with a warning for a folder without; True: ConfigError there.
+    """
+    if isinstance(model, Pooled):
+        each = [recalibration_of(one, wanted, Path(name)) for one, name in zip(model, model.names, strict=True)]
+        found = tuple(one if isinstance(one, Recalibration) else None for one in each)
+        return Recalibrations(model.names, found) if any(found) else None
+    if folder is None or wanted is False or (model.scale.support != "real" and not wanted):
         return None
-    if asked.recalibrate is None and not (folder / FILE).is_file():
+    if wanted is None and not (folder / FILE).is_file():
         log.warning(
             "%s holds no %s: spreads are the model's own, not recalibrated. Fit it: python -m vrnn_lab.evaluate "
             "run=%s recalibrate=true",
@@ -194,15 +233,7 @@ def _factors(asked: Asked, scale: Scale, folder: Path | None) -> Recalibration |
             folder,
         )
         return None
-    return load(folder, scale.channels)
-
-
-def beside_of(config: DictConfig, scale: Scale) -> Beside:
-    """The covariates and error bars of the run's own table; those of other data sets are all known."""
-    if config.data.get("_target_") != TABLE:
-        return Beside(known=scale.given_covariates)
-    named = {key: tuple(config.data.get(key) or ()) for key in ("known", "static", "error")}
-    return Beside(**named)
+    return load(folder, model.scale.channels)
 
 
 def form_of(config: DictConfig, changes: dict[str, Any]) -> Form:

@@ -106,6 +106,16 @@ def batches(model: SequenceModel, data: SeriesData, split: str, task: Task, samp
 
 def _nll(model: SequenceModel, data: SeriesData, split: str, yardstick: Yardstick) -> dict[str, float]:
     """The loss, and -log p(x) by the importance-weighted bound; beside the exact value where there is one."""
+    found = _loss(model, data, split) if model.has_loss else {}
+    found[f"{split}/nll_samples"] = float(yardstick.samples)
+    for name, parts in _parts(model).items():
+        with model.only(*parts):
+            found |= _bound(model, data, split, yardstick.samples, name)
+    return found
+
+
+def _loss(model: SequenceModel, data: SeriesData, split: str) -> dict[str, float]:
+    """The objective under the data's task, in nats a value, and what the latents do."""
     loss = values = 0.0
     activity = Activity()
     for batch in batches(model, data, split, data.task, getattr(model.recipe.objective, "samples", 1)):
@@ -113,11 +123,9 @@ def _nll(model: SequenceModel, data: SeriesData, split: str, yardstick: Yardstic
         activity.add(terms.latents)
         loss += (terms.nll + terms.kl).double().sum().item()
         values += batch.scored.sum().item()
-    found = {f"{split}/loss": loss / max(values, 1), f"{split}/nll_samples": float(yardstick.samples)}
-    for name, parts in _parts(model).items():
-        with model.only(*parts):
-            found |= _bound(model, data, split, yardstick.samples, name)
-    return found | {f"{split}/latent/{name}": value for name, value in activity.result().items()}
+    return {f"{split}/loss": loss / max(values, 1)} | {
+        f"{split}/latent/{name}": value for name, value in activity.result().items()
+    }
 
 
 def _parts(model: SequenceModel) -> dict[str, tuple[str, ...]]:

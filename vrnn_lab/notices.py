@@ -2,12 +2,14 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vrnn_lab.models.base import SequenceModel
+from vrnn_lab.pooled import Pooled, Recalibrations
 from vrnn_lab.questions import Question
 from vrnn_lab.recalibration import Recalibration
 from vrnn_lab.series import Scale, TimeSeries
@@ -31,7 +33,13 @@ class Notices:
     furthest: float = 0.0
     later: int = 0
     recalibrated: int = 0
-    of: int = 0
+    values_asked: int = 0
+
+    @classmethod
+    def of(cls, model: SequenceModel) -> list["Notices"]:
+        """Those of a model; of a pool those of each of its members, whose training data may differ."""
+        members = list(model) if isinstance(model, Pooled) else [model]
+        return [cls(each.scale, getattr(each, "origin", "row") in ("common", "middle")) for each in members]
 
     def read(self, values: NDArray[np.float64]) -> None:
         """Count input values (points, dim), NaN = none, that lie outside the training range."""
@@ -58,24 +66,11 @@ class Notices:
         if self.absolute:
             self.later += int((times > end + ROUNDING * abs(end)).sum())
 
-    def predicted(self, batch: TimeSeries, recalibration: Recalibration | None) -> None:
+    def predicted(self, batch: TimeSeries, recalibration: Recalibration | Recalibrations | None) -> None:
         held = batch.scored & ~batch.seen
-        self.of += int(held.sum())
+        self.values_asked += int(held.sum())
         if recalibration:
-            self.recalibrated += int((held & (recalibration.factors(batch) != 1)).sum())
-
-    def close(self, recalibration: Recalibration | None) -> None:
-        """Log what was counted."""
-        for line in self.warnings():
-            log.warning(line)
-        if recalibration:
-            log.info(
-                "recalibrated: %d of %d values (recalibrate=false leaves them as they are)",
-                self.recalibrated,
-                self.of,
-            )
-            for line in recalibration.lines():
-                log.info(line)
+            self.recalibrated += int((held & recalibration.changed(batch)).sum())
 
     def warnings(self) -> Iterator[str]:
         mean, std = self.scale.mean.tolist(), self.scale.std.tolist()
@@ -101,3 +96,17 @@ class Notices:
                 f"{self.later} of {self.asked} times asked lie after the end of the training times, and this model "
                 "depends on the time itself: these predictions are extrapolated."
             )
+
+
+def close(counted: Sequence[Notices], recalibration: Recalibration | Recalibrations | None) -> None:
+    """Log what was counted, a line that is the same for several models once."""
+    for line in dict.fromkeys(line for each in counted for line in each.warnings()):
+        log.warning(line)
+    if recalibration:
+        log.info(
+            "recalibrated: %d of %d values (recalibrate=false leaves them as they are)",
+            counted[0].recalibrated,
+            counted[0].values_asked,
+        )
+        for line in recalibration.lines():
+            log.info(line)

@@ -6,7 +6,7 @@ from math import inf
 from pathlib import Path
 from time import monotonic
 
-from vrnn_lab.command import arguments, folder_of, guarded, quiet, switch, whole
+from vrnn_lab.command import arguments, folders_of, guarded, quiet, switch, whole
 
 USAGE = """python -m vrnn_lab.predict run=<run folder> input=<file> output=<file> and one question
 
@@ -16,7 +16,17 @@ Asks a run's best checkpoint about series it need never have seen. One question 
                        or 2y, 3M (months), 1w, 1h, 30min, 1/24; every: by default the usual gap in training
   fill=true            in every empty cell of the input
 
-  run                  the folder of a finished run, or of one cut short after its first checkpoint
+With horizon= also: when does it cross?
+  when=">=5"           or "<=5", or "temperature>=5" where there are several channels (in quotation marks): of every
+                       series when the channel is first at or past this level at one of the asked times. What crosses
+                       are the values that would be observed, noise included; between two asked times nothing is seen.
+                       output then holds: id, time, channel, crossed (the probability that it has crossed by then),
+                       and, the same in all rows of a series: already (its last seen value is past the level), never
+                       (the probability of no crossing within the horizon), q05, q25, q50, q75, q95 (quantiles of the
+                       time of the first crossing, empty where they lie beyond the horizon). draws: by default 999
+
+  run                  the folder of a finished run, or of one cut short after its first checkpoint; or several,
+                       run=a,b,c: their predictions are mixed with equal shares, each recalibrated by its own factors
   input                the series, as for training: .csv, .csv.gz or .parquet, rows in any order, empty = not observed
   output               .csv or .parquet: id, time, channel, mean, std, q05, q25, q50, q75, q95, in the data's units
   id= time= channel= value=   the columns' names, where they are not those the run was trained on; id=null: one series
@@ -42,6 +52,7 @@ KEYS = (
     "seed",
     "stream",
     "recalibrate",
+    "when",
 )
 FORM = ("id", "time", "channel", "value")
 SAID = 10.0  # seconds from one line of progress to the next
@@ -66,11 +77,13 @@ def files_of(found: dict[str, str]) -> tuple[Path, Path]:
 
 def main() -> int:
     found = arguments(USAGE, (*KEYS, *FORM), sys.argv[1:])
-    folder, (source, output), most = folder_of(found), files_of(found), figures_of(found)
+    folders, (source, output), most = folders_of(found), files_of(found), figures_of(found)
     stream, fill = switch(found, "stream"), switch(found, "fill")
     recalibrate = switch(found, "recalibrate") if "recalibrate" in found else None
-    counts = {"draws": whole(found, "draws", 99, 1), "paths": whole(found, "paths", 0, 0)}
+    if "when" in found and (idle := [key for key in ("paths", "figures") if key in found]):
+        raise ValueError(f"{idle[0]}= belongs to a table of predictions, when= asks for another; drop one of them.")
     quiet()
+    from vrnn_lab.crossings import DRAWS, Level
     from vrnn_lab.data.clock import spans
     from vrnn_lab.data.columns import column_names
     from vrnn_lab.outputs import check_ending
@@ -79,15 +92,17 @@ def main() -> int:
     for key in ("input", "at"):
         if key in found:
             column_names(Path(found[key]).expanduser(), key)
-    from vrnn_lab.experiment import load_parts
     from vrnn_lab.forecasts import Asked, Forecasts, form_of
+    from vrnn_lab.pooled import load_runs
 
     at = Path(found["at"]).expanduser() if "at" in found else None
+    when = Level.of(found["when"]) if "when" in found else None
+    counts = {"draws": whole(found, "draws", DRAWS if when else 99, 1), "paths": whole(found, "paths", 0, 0)}
     ahead = spans(found.get("horizon"), found.get("every"))
-    asked = Asked(at, *ahead, fill, seed=whole(found, "seed", 0, 0), recalibrate=recalibrate, **counts)
-    parts = load_parts(folder)
+    asked = Asked(at, *ahead, fill, seed=whole(found, "seed", 0, 0), recalibrate=recalibrate, when=when, **counts)
+    parts = load_runs(folders)
     named = {key: None if found[key] == "null" else found[key] for key in FORM if key in found}
-    forecasts = Forecasts.of(parts, source, asked, form_of(parts.config, named), folder)
+    forecasts = Forecasts.of(parts, source, asked, form_of(parts.config, named), folders[0])
     write(forecasts, output, most, in_memory=not stream and forecasts.small)
     return 0
 

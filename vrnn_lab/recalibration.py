@@ -91,6 +91,10 @@ class Recalibration:
             found = torch.where(*self.beyond.at(batch), found)
         return torch.where(batch.seen, 1.0, found)
 
+    def changed(self, batch: TimeSeries) -> Bool[Tensor, "batch time dim"]:
+        """Which values of a batch have a factor other than 1."""
+        return self.factors(batch) != 1
+
     def widening_ahead(self) -> "Recalibration":
         """The same, but for looking ahead no factor of validation below 1."""
         return replace(self, forecast=self.forecast.clamp(min=1))

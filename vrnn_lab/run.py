@@ -57,7 +57,7 @@ def job(
         ) from None
     if metrics is None:  # the first of the processes of this run prints it
         return nan
-    text = print_run(folder, metrics)
+    text = print_run([folder], metrics)
     with open(folder / "run.log", "a", encoding="utf-8") as log:
         log.write(text)
     return metrics[SCORE]

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from vrnn_lab.calibration import DISTANCE, PIT_BINS, bins, stretch
 from vrnn_lab.data.base import SeriesData
+from vrnn_lab.experiment import TABLE
 from vrnn_lab.folder import config_of
-from vrnn_lab.forecasts import TABLE
 from vrnn_lab.reports.baselines import NAMES
 
 QUESTIONS = {
@@ -38,14 +38,16 @@ def paper() -> Console:
     return console
 
 
-def print_run(folder: Path, metrics: dict[str, Any], split: str = "test", data: SeriesData | None = None) -> str:
+def print_run(
+    folders: Sequence[Path], metrics: dict[str, Any], split: str = "test", data: SeriesData | None = None
+) -> str:
     """Scores of the model and of the plain rows on held-out points, then where everything lies.
 
-    data: with it follows what its values say of the intervals, by distance to what was seen and by channel. The
-    printed text is returned.
+    folders: of the run, or of the runs that are asked as one. data: with it follows what its values say of the
+    intervals, by distance to what was seen and by channel. The printed text is returned.
     """
     console = paper()
-    mixed = _has_units(folder) and _several(metrics, split)
+    mixed = _has_units(folders[0]) and _several(metrics, split)
     if (shown := table(metrics, split, mixed)).row_count:
         console.print(shown)
     if mixed and data is None and (shown := by_channel(metrics, split)).row_count:
@@ -53,9 +55,11 @@ def print_run(folder: Path, metrics: dict[str, Any], split: str = "test", data: 
     for closer in intervals(metrics, split, data.channels, data.time_unit) if data else []:
         console.print(closer)
     console.print(_facts(metrics, split), soft_wrap=True)
-    figures = sorted((folder / "figures").glob("*.png"))
-    console.print(f"run      {folder}", soft_wrap=True, markup=False)  # a folder may be called trick=[clip]
-    for figure in figures:
+    if len(folders) > 1:
+        console.print(f"pooled   {len(folders)} runs with equal shares: 'this model' is their mixture")
+    for folder in folders:
+        console.print(f"run      {folder}", soft_wrap=True, markup=False)  # a folder may be called trick=[clip]
+    for figure in sorted((folders[0] / "figures").glob("*.png")) if len(folders) == 1 else []:
         console.print(f"figure   {figure}", soft_wrap=True, markup=False)
     return console.export_text()
 
@@ -207,7 +211,7 @@ def _too_sure(metrics: dict[str, Any], split: str) -> list[str]:
             "trained. Give the training split longer series, or cut all of them: data.window=<points>."
         ]
     values = [v for k, v in metrics.items() if k.startswith("recalibration/") and k.endswith("/values")]
-    if any(key.startswith(f"recalibrated/{split}/") for key in metrics) and values and min(values) >= FEW:
+    if any(key.startswith(f"recalibrated/{split}/") for key in metrics) and min(values, default=FEW) >= FEW:
         return [f"{hint}: predict multiplies its spreads by factors fitted on validation (row 'recalibrated')."]
     if values:
         return [

@@ -57,6 +57,7 @@ class SequenceModel(pl.LightningModule, ABC):
     methods take and give the data's own units and add the log-determinant of that change to the nats.
 
     causal: predictions at a query cannot use points after it (a step model).
+    has_loss: it has an objective to be fitted on, as all have but a mixture of fitted models (`vrnn_lab.pooled`).
     takes_covariates: it reads `series.covariates`; data that have some are refused where it does not.
     takes_error: wherever a value is scored or predicted its density is `blurred(series.error)`.
     states: the size of the states it gives in its loss terms, from which labels can be told; 0 = it gives none.
@@ -65,6 +66,7 @@ class SequenceModel(pl.LightningModule, ABC):
     """
 
     causal = False
+    has_loss = True
     takes_covariates = False
     takes_error = False
     usual_steps: int | None = None
