@@ -4,9 +4,10 @@
 questions on which the spreads of the baselines are measured: no held-out value takes part in them.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -128,20 +129,42 @@ class Cell:
     values: NDArray[np.float64]  # (seen,)
     at: NDArray[np.float64]  # (asked,)
     truth: NDArray[np.float64]  # (asked,)
+    blocks: NDArray[np.str_]  # (asked,)
 
 
-def cells(real: RealSet, ask: Ask) -> list[Cell]:
-    """Every channel of every series of which a known value is asked."""
-    found = []
+def blocks_of(real: RealSet, ask: Ask, place: int) -> NDArray[np.str_]:
+    """(asked rows,): what counts as independent of other rows: a series of a panel, an origin or a gap of a record.
+
+    place: of the ask among those of its question.
+    """
+    if real.panel:
+        return ask.asked["id"].astype(str).to_numpy(np.str_)
+    name = ask.asked["id"].astype(str) if real.id else pd.Series("", index=ask.asked.index)
+    found = np.zeros(len(ask.asked), np.int64)
+    for each in name.unique():
+        seen = ask.seen[ask.seen["id"].astype(str) == each] if real.id else ask.seen
+        mine = (name == each).to_numpy()
+        before = np.searchsorted(numbers(seen["time"]), numbers(ask.asked["time"])[mine])
+        if (before == len(seen)).all():  # all stations have the same weather: one origin, one block
+            return np.full(len(found), f"origin {place}")
+        found[mine] = before
+    return np.array([f"{one} gap {other}" for one, other in zip(name, found, strict=True)])
+
+
+def cells(real: RealSet, ask: Ask, place: int = 0) -> list[Cell]:
+    """Every channel of every series of which a known value is asked. place: of the ask, as in `blocks_of`."""
+    found, blocks = [], blocks_of(real, ask, place)
     seen = dict(list(ask.seen.groupby("id"))) if real.id else {"": ask.seen}
-    asked = dict(list(ask.asked.groupby("id"))) if real.id else {"": ask.asked}
-    for name, rows in asked.items():
+    asked = ask.asked.groupby("id").indices if real.id else {"": np.arange(len(ask.asked))}
+    for name, index in asked.items():
+        rows = ask.asked.iloc[index]
         before, at = numbers(seen[name]["time"]), numbers(rows["time"])
         for channel in channels_of(real, rows):
             x, truth = seen[name][channel].to_numpy(np.float64), rows[channel].to_numpy(np.float64)
             known, wanted = ~np.isnan(x), ~np.isnan(truth)
             if wanted.any():
-                found.append(Cell(str(name), channel, before[known], x[known], at[wanted], truth[wanted]))
+                own = blocks[index][wanted]
+                found.append(Cell(str(name), channel, before[known], x[known], at[wanted], truth[wanted], own))
     return found
 
 
@@ -156,16 +179,42 @@ class Sums:
     crps: float = 0.0
     mse: float = 0.0
     inside: int = 0
+    blocks: dict[str, list[int]] = field(default_factory=dict)  # values inside, and values, of each block
 
-    def add(self, crps: NDArray[np.float64], error: NDArray[np.float64], inside: NDArray[np.bool_]) -> None:
+    def add(
+        self,
+        crps: NDArray[np.float64],
+        error: NDArray[np.float64],
+        inside: NDArray[np.bool_],
+        blocks: NDArray[np.str_],
+    ) -> None:
         self.count += len(error)
         self.crps += float(crps.sum())
         self.mse += float((error**2).sum())
         self.inside += int(inside.sum())
+        for block, each in zip(blocks.tolist(), inside.tolist(), strict=True):
+            counts = self.blocks.setdefault(block, [0, 0])
+            counts[0] += each
+            counts[1] += 1
 
-    def means(self) -> dict[str, float]:
+    def means(self) -> dict[str, Any]:
         n = self.count
-        return {"values": n, "crps": self.crps / n, "mse": self.mse / n, "coverage": self.inside / n}
+        scores = {"values": n, "crps": self.crps / n, "mse": self.mse / n, "coverage": self.inside / n}
+        return scores | {"blocks": self.blocks}
+
+
+def coverage_error(blocks: Iterable[Mapping[str, list[int]]]) -> float:
+    """The standard error of the share of values inside, blocks being independent: that of a ratio of sums (Cochran
+    1977, eq. 2.39). blocks: of each channel, the numbers of values inside and of values; NaN of a single block."""
+    total: dict[str, NDArray[np.int64]] = {}
+    for channel in blocks:
+        for block, counts in channel.items():
+            total[block] = total.get(block, np.zeros(2, np.int64)) + np.array(counts)
+    inside, values = np.array(list(total.values())).T
+    if len(values) < 2:
+        return float("nan")
+    rest = inside - values * inside.sum() / values.sum()
+    return float(np.sqrt(len(values) / (len(values) - 1) * (rest**2).sum()) / values.sum())
 
 
 def gaussian_crps(mean, std, truth) -> NDArray[np.float64]:
@@ -185,34 +234,36 @@ def path_crps(paths: NDArray[np.float64], truth: NDArray[np.float64]) -> NDArray
 Gaussians = Callable[[Cell], tuple[NDArray[np.float64], NDArray[np.float64]]]  # mean and std, each (asked,)
 
 
-def score_gaussians(real: RealSet, asks: tuple[Ask, ...], answer: Gaussians) -> dict[str, dict[str, float]]:
+def score_gaussians(real: RealSet, asks: tuple[Ask, ...], answer: Gaussians) -> dict[str, dict[str, Any]]:
     """The scores by channel of an answer with normal densities."""
     sums: dict[str, Sums] = {}
-    for ask in asks:
-        for cell in cells(real, ask):
+    for place, ask in enumerate(asks):
+        for cell in cells(real, ask, place):
             mean, std = answer(cell)
             error = cell.truth - mean
             inside = np.abs(error) <= norm.ppf(0.95) * std
-            sums.setdefault(cell.channel, Sums()).add(gaussian_crps(mean, std, cell.truth), error, inside)
+            crps = gaussian_crps(mean, std, cell.truth)
+            sums.setdefault(cell.channel, Sums()).add(crps, error, inside, cell.blocks)
     return {channel: each.means() for channel, each in sums.items()}
 
 
 def score_tables(
     real: RealSet, asks: tuple[Ask, ...], answer: Callable[[Ask], pd.DataFrame]
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, Any]]:
     """The scores by channel of tables as `Forecaster.predict` gives them, with the columns path_1, path_2, ...
 
     ValueError if an answer is missing or not finite.
     """
     sums: dict[str, Sums] = {}
-    for ask in asks:
-        said = answer(ask)
+    for place, ask in enumerate(asks):
+        said, blocks = answer(ask), blocks_of(real, ask, place)
         keys = pd.MultiIndex.from_arrays(_keys(real, said, said["channel"]))
         said = said.set_axis(keys)
         said = said[~said.index.duplicated()]
         paths = [name for name in said if str(name).startswith("path_")]
         for channel in channels_of(real, ask.asked):
-            rows = ask.asked.dropna(subset=[channel])
+            known = ask.asked[channel].notna().to_numpy()
+            rows = ask.asked[known]
             if rows.empty:
                 continue
             wanted = pd.MultiIndex.from_arrays(_keys(real, rows, pd.Series(channel, index=rows.index)))
@@ -224,7 +275,8 @@ def score_tables(
                 )
             truth = rows[channel].to_numpy(np.float64)
             inside = (found[:, 1] <= truth) & (truth <= found[:, 2])
-            sums.setdefault(channel, Sums()).add(path_crps(found[:, 3:], truth), truth - found[:, 0], inside)
+            crps = path_crps(found[:, 3:], truth)
+            sums.setdefault(channel, Sums()).add(crps, truth - found[:, 0], inside, blocks[known])
     return {channel: each.means() for channel, each in sums.items()}
 
 

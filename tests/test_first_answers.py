@@ -17,8 +17,10 @@ from first_answers import Job, OptionError, Options
 from held_out import (
     Ask,
     Cell,
+    blocks_of,
     cells,
     channels_of,
+    coverage_error,
     gaussian_crps,
     hidden_points,
     hidden_stretches,
@@ -176,10 +178,37 @@ def test_a_table_of_answers_is_scored_where_a_value_is_known_whatever_its_order(
     said = said.assign(q05=said["mean"] - 1, q95=said["mean"] + 1, path_1=said["mean"] - 1, path_2=said["mean"] + 1)
     ask = Ask(asked, asked)
     scores = score_tables(PANEL, (ask,), lambda _: said)
-    assert scores["a"] == {"values": 1, "crps": pytest.approx(2 - 1), "mse": 4.0, "coverage": 0.0}
+    blocks = {"x": [0, 1]}
+    assert scores["a"] == {"values": 1, "crps": pytest.approx(2 - 1), "mse": 4.0, "coverage": 0.0, "blocks": blocks}
+    assert scores["b"]["blocks"] == {"x": [1, 1], "y": [1, 1]}
     assert scores["b"]["values"] == 2 and scores["b"]["mse"] == 0.125 and scores["b"]["coverage"] == 1.0
     with pytest.raises(ValueError, match="no finite answer for b of y"):
         score_tables(PANEL, (ask,), lambda _: said.iloc[2:])
+
+
+def test_blocks_are_series_of_a_panel_and_origins_or_gaps_of_a_record():
+    panel = question(PANEL, made(PANEL), "gaps").asks[0]
+    assert blocks_of(PANEL, panel, 0).tolist() == panel.asked["id"].astype(str).tolist()
+    forecast, gaps = (question(RECORD, made(RECORD), kind).asks for kind in ("forecast", "gaps"))
+    found = [set(blocks_of(RECORD, ask, i)) for i, ask in enumerate(forecast)]
+    assert found == [{f"origin {i}"} for i in range(len(forecast))]
+    table, blocks = made(RECORD), blocks_of(RECORD, gaps[0], 0)
+    hidden = table["time"].isin(gaps[0].asked["time"])
+    stretch = (hidden & ~hidden.shift(fill_value=False)).cumsum()[hidden]
+    assert stretch.nunique() >= 2
+    assert [each == blocks[0] for each in blocks] == (stretch == 1).tolist()
+    assert len(set(blocks)) == stretch.nunique()
+
+
+def test_the_error_of_a_coverage_is_that_of_blocks_drawn_anew():
+    """Blocks whose values are all inside or all outside: the spread of coverages over many draws of the blocks."""
+    rng, count, size = np.random.default_rng(0), 20, 15
+    draw = lambda: [{str(i): [size * int(x), size] for i, x in enumerate(rng.random(count) < 0.9)}]
+    drawn = [draw() for _ in range(2000)]
+    shares = [sum(x for x, _ in blocks[0].values()) / (size * count) for blocks in drawn]
+    errors = [coverage_error(blocks) for blocks in drawn]
+    assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(shares), rel=0.05)
+    assert np.isnan(coverage_error([{"one": [3, 4]}]))
 
 
 def test_times_are_days_where_they_are_dates():
@@ -191,7 +220,7 @@ def test_times_are_days_where_they_are_dates():
 def test_rules_follow_a_line_and_a_season_exactly():
     times = np.arange(60.0)
     wave = np.sin(2 * np.pi * times / 12)
-    line = Cell("", "a", times, 2 * times, np.array([65.0, 70.0]), np.zeros(2))
+    line = Cell("", "a", times, 2 * times, np.array([65.0, 70.0]), np.zeros(2), np.array(["", ""]))
     assert cheap_baselines.drift(line, 0, None) == pytest.approx([130, 140])
     assert cheap_baselines.last(line, 0, None).tolist() == [118, 118]
     assert cheap_baselines.half(line, 59, None) == pytest.approx([(118 + 59) / 2] * 2)
@@ -207,7 +236,7 @@ def test_rules_follow_a_line_and_a_season_exactly():
 
 
 def test_a_series_of_which_nothing_is_seen_gets_the_training_mean():
-    nothing = Cell("x", "a", np.zeros(0), np.zeros(0), np.array([1.0, 2.0]), np.zeros(2))
+    nothing = Cell("x", "a", np.zeros(0), np.zeros(0), np.array([1.0, 2.0]), np.zeros(2), np.array(["", ""]))
     for rule in (*cheap_baselines.RULES.values(), *cheap_baselines.SEASONAL.values()):
         assert rule(nothing, 7.0, 12.0) == pytest.approx([7.0, 7.0])
 
