@@ -319,7 +319,8 @@ def pooled(rows: pd.DataFrame) -> pd.DataFrame:
         unit = 1.0 if single else each["std"]
         scores = {"crps": (each["crps"] / unit).mean(), "mse": (each["mse"] / unit**2).mean()}
         scores["coverage"] = (each["coverage"] * each["values"]).sum() / count
-        scores["error"] = coverage_error(each["blocks"])
+        kept = "blocks" in each and each["blocks"].notna().all()  # not in results of earlier versions
+        scores["error"] = coverage_error(each["blocks"]) if kept else float("nan")
         keys = {"set": name, "question": kind, "model": model, "seed": seed, "fit_s": each["fit_s"].iloc[0]}
         found.append({**keys, **scores, "values": count})
     return (
@@ -421,7 +422,7 @@ def report(options: Options) -> int:
     scores["place"] = scores["set"].map(list(SETS).index)
     text = tables(scores.sort_values(["place", "question"], kind="stable"))
     (options.folder / "table.md").write_text(text)
-    rows.drop(columns="blocks").to_csv(options.folder / "report.csv", index=False)
+    rows.drop(columns="blocks", errors="ignore").to_csv(options.folder / "report.csv", index=False)
     print(text)
     print(f"written: {options.folder / 'table.md'}, and by channel, in units, {options.folder / 'report.csv'}")
     return 0

@@ -90,7 +90,7 @@ def test_its_scores_are_those_of_the_exact_row_and_no_plain_row_is_better(known)
     found, values = known
     for score in ("nll", "mse"):
         assert found[f"this model/all/{score}"] == pytest.approx(found[f"exact/all/{score}"])
-        for row in ("constant", "last", "blend", "linear"):
+        for row in ("constant", "last", "blend", "linear", "analog", "linear process"):
             assert found[f"{row}/all/{score}"] > found[f"exact/all/{score}"]
     assert found["this model/all/coverage_90"] == pytest.approx(0.9, abs=0.03)
     assert found["this model/all/energy"] < found["last/all/energy"]

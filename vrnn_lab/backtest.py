@@ -20,11 +20,10 @@ from vrnn_lab.experiment import Parts, check_channels, load_parts
 from vrnn_lab.metrics import POINTS_AT_ONCE, Change
 from vrnn_lab.references import (
     DRAWS,
-    GAUSSIAN_PROCESS,
     Asked,
     baselines,
     fitted,
-    gaussian_process,
+    fitted_processes,
     level_of,
     plain_energy,
 )
@@ -192,7 +191,7 @@ def run(
 
 
 def _plain(data: SeriesData, scale: Scale, plan: Plan, asked: Folds, keep_start: bool) -> dict[str, float]:
-    """Score the baselines, with the spread of the same questions to validation (a Gaussian process has its own)."""
+    """Score the baselines, with the spread of the same questions to validation, or that of their own likelihood."""
     found: dict[str, float] = {}
     try:
         known = folds(data, "val", plan, scale.longest.item(), keep_start)
@@ -203,9 +202,9 @@ def _plain(data: SeriesData, scale: Scale, plan: Plan, asked: Folds, keep_start:
     for name, guess in baselines(data, scale).items():
         before = [] if known is None else (batch for batch, _ in known.batches(1))
         answers[name] = fitted(before, guess, scale, level)
-    question = Asked("the backtest", len(asked.origin), (batch for batch, _ in asked.batches(1)))
-    if process := gaussian_process(data, scale, level, [question]):
-        answers[GAUSSIAN_PROCESS] = process
+    values = int(asked.series.lengths.sum()) * scale.dim
+    question = Asked("the backtest", len(asked.origin), values, (batch for batch, _ in asked.batches(1)))
+    answers |= fitted_processes(data, scale, level, [question])
     for name, answer in answers.items():
         sheet = Sheet(scale)
         for batch, index in asked.batches(DRAWS):

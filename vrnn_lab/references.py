@@ -1,7 +1,7 @@
 """What needs no model: plain rows beside every result, and exact ones where the process is known."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,10 +10,12 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vrnn_lab.analog import CHANGES, COMPARED, VALUES, Analog, records_of
 from vrnn_lab.calibration import Account, plain_pit
 from vrnn_lab.data.base import PLAIN, SeriesData, generator
 from vrnn_lab.densities import Bernoulli, Gaussian
 from vrnn_lab.gaussian_process import SharedProcess, available
+from vrnn_lab.linear_process import LinearProcess, fit_batch
 from vrnn_lab.metrics import Yardstick, rows_at_once
 from vrnn_lab.scores import Scores, Tally, energy_of, plain_scores
 from vrnn_lab.series import Scale, TimeSeries
@@ -21,10 +23,13 @@ from vrnn_lab.tasks import Density, Task
 from vrnn_lab.trends import seasonal, with_drift
 
 log = logging.getLogger("vrnn_lab")
-GAUSSIAN_PROCESS = "gaussian process"
+GAUSSIAN_PROCESS, LINEAR_PROCESS, ANALOG = "gaussian process", "linear process", "analog"
 MOST_SEEN = 200  # seen values of a series and channel up to which a Gaussian process is conditioned on them
 MOST_SERIES = 200  # series of a question up to which it is
 MOST_CHANNELS = 5  # channels up to which it is
+MOST_VALUES = 250_000  # points times channels of a question up to which analog and linear process answer it
+STRETCHES = 32, 512  # training stretches that a series is compared with, at least and at most
+READ = 10_000_000  # values of training stretches that a pass over a question reads to compare: about half a second
 DRAWS = 20  # of a plain row for its energy score, which is unbiased for any number
 Guess = Callable[[TimeSeries, Tensor], Tensor]
 Answer = Callable[[TimeSeries], Gaussian | Bernoulli]
@@ -90,13 +95,15 @@ REFERENCES: dict[str, Callable[[TimeSeries, Tensor], Tensor]] = {
 
 
 def baselines(data: SeriesData, scale: Scale) -> dict[str, Callable[[TimeSeries, Tensor], Tensor]]:
-    """Return the baselines that fit a data set: those with a drift for real values, seasonal ones given a period.
+    """Return the baselines that fit a data set: drift and analog for real values, seasonal ones given a period.
 
     Of several known periods the longest counts.
     """
     found = dict(REFERENCES)
     if scale.support == "real":
         found["drift"] = drift
+        if similar := analog(data, scale):
+            found[ANALOG] = similar
     if data.periods:
         period = max(data.periods)
         found["seasonal naive"] = lambda series, mean: seasonal(series, last(series, mean), period)
@@ -105,13 +112,32 @@ def baselines(data: SeriesData, scale: Scale) -> dict[str, Callable[[TimeSeries,
     return found
 
 
+def analog(data: SeriesData, scale: Scale) -> Analog | None:
+    """The analog of a data set's training series, which reads nothing of another split but its sizes.
+
+    It compares with fewer stretches the more values validation and test ask for, so that a pass over a question reads
+    about READ values. None, and a line in the log, where it would take more than some seconds all the same.
+    """
+    sizes = [data.splits[split].lengths for split in ("val", "test")]
+    channels, values = len(data.channels), max(int(each.sum()) for each in sizes) * len(data.channels)
+    if values > MOST_VALUES:
+        log.debug(
+            "no analog among the baselines, which would take long: %d values in validation or test, at most %d",
+            *(values, MOST_VALUES),
+        )
+        return None
+    compared = max(int(np.minimum(each, COMPARED).sum()) for each in sizes) * channels
+    most = int(np.clip(READ / max(compared, 1), *STRETCHES))
+    return Analog(records_of(data.splits["train"], most // 2), scale.std.numpy(), linear, most)
+
+
 def references(
     data: SeriesData, yardstick: Yardstick, scale: Scale | None = None, split: str = "test"
 ) -> dict[str, float]:
     """`reference/<row>/<question>/...`: each row a density fitted per channel on validation.
 
     A Gaussian about the row's guess; of zeros and ones a Bernoulli: the guess with a share of the training mean.
-    The Gaussian process, where there is one, has a spread of its own.
+    Of real values the linear process and, where there is one, the Gaussian process have spreads of their own.
     """
     scale = scale or data.scale
     if scale.support == "events":
@@ -119,14 +145,12 @@ def references(
     level = level_of(data, scale)
     found: dict[str, float] = {}
     questions = yardstick.questions | data.questions
-    process = gaussian_process(data, scale, level, _asked(data, questions, split))
+    guesses = baselines(data, scale)
+    processes = fitted_processes(data, scale, level, list(_asked(data, questions, split)))
     for name, task in questions.items():
         answers = {
-            row: fitted(data.batches("val", task, 256), guess, scale, level)
-            for row, guess in baselines(data, scale).items()
-        }
-        if process:
-            answers[GAUSSIAN_PROCESS] = process
+            row: fitted(data.batches("val", task, 256), guess, scale, level) for row, guess in guesses.items()
+        } | processes
         for row, answer in answers.items():
             account = Account(data, name, task, scale.std)
             for batch in data.batches(split, task, min(256, rows_at_once(data, split, task, DRAWS))):
@@ -174,16 +198,58 @@ def level_of(data: SeriesData, scale: Scale) -> Float[Tensor, " dim"]:
 
 @dataclass(frozen=True)
 class Asked:
-    """A question as a baseline meets it: how many series it is asked of, and their batches."""
+    """A question as a baseline meets it: how many series it is asked of, of how many values, and their batches."""
 
     name: str
     series: int
+    values: int  # points times channels
     batches: Iterable[TimeSeries]
 
 
 def _asked(data: SeriesData, questions: dict[str, Task], split: str) -> Iterator[Asked]:
     for name, task in questions.items():
-        yield Asked(name, len(data.series_for(split, task)), data.batches(split, task, 16))
+        series = data.series_for(split, task)
+        values = int(series.lengths.sum()) * len(data.channels)
+        yield Asked(name, len(series), values, data.batches(split, task, 16))
+
+
+def fitted_processes(
+    data: SeriesData, scale: Scale, level: Float[Tensor, " dim"], asked: Sequence[Asked]
+) -> dict[str, Answer]:
+    """The baselines that are fitted to training data by their likelihood; those that would take long are missing."""
+    found = {
+        LINEAR_PROCESS: linear_process(data, scale, level, asked),
+        GAUSSIAN_PROCESS: gaussian_process(data, scale, level, asked),
+    }
+    return {name: answer for name, answer in found.items() if answer}
+
+
+def linear_process(
+    data: SeriesData, scale: Scale, level: Float[Tensor, " dim"], asked: Iterable[Asked]
+) -> Answer | None:
+    """Fit a linear process to the training series, to be conditioned on what is seen of each series.
+
+    asked: the questions that it is to answer. None, and a line in the log, where that would take more than some
+    seconds; None without a line where values are not real.
+    """
+    if scale.support != "real":
+        return None
+    process = LinearProcess(scale, level, data.periods)
+    most = MOST_VALUES * 4 // process.states
+    for question in asked:
+        if question.values > most:
+            log.debug(
+                "no linear process among the baselines, which would take long: %d values in %s, at most %d",
+                *(question.values, question.name, most),
+            )
+            return None
+    process.fit(fit_batch(data.splits["train"]))
+
+    def answer(batch: TimeSeries) -> Gaussian:
+        said = process(batch.given())
+        return Gaussian(said.mean.to(batch.values), said.std.clamp(min=1e-3 * scale.std).to(batch.values))
+
+    return answer
 
 
 def gaussian_process(
@@ -238,32 +304,53 @@ def _in_random_order(data: SeriesData) -> Iterator[tuple[NDArray[np.float64], ND
 def fitted(asked: Iterable[TimeSeries], guess: Guess, scale: Scale, level: Float[Tensor, " dim"]) -> Answer:
     """A plain row: its guess at every point of a batch, with the spread that its errors have in what was asked."""
     spread = _mixed_in if scale.support == "binary" else _spread
-    density = spread(asked, guess, scale, level)
-    return lambda batch: density(guess(replace(batch.given(), scored=batch.scored), level))
+    return spread(asked, guess, scale, level)
+
+
+def _given(batch: TimeSeries) -> TimeSeries:
+    """What a guess may read of a question."""
+    return replace(batch.given(), scored=batch.scored)
 
 
 def _mixed_in(
-    asked: Iterable[TimeSeries], guess: Guess, scale: Scale, level: Tensor
-) -> Callable[[Tensor], Bernoulli]:
+    asked: Iterable[TimeSeries], guess: Guess, scale: Scale, level: Float[Tensor, " dim"]
+) -> Callable[[TimeSeries], Bernoulli]:
     """Bernoulli of (1 - a) guess + a level: the share a that is best, channel by channel."""
     mixed = lambda mean, share: Bernoulli(((1 - share) * mean + share * level).logit())
     shares = torch.linspace(0.01, 1, 34, dtype=torch.float64)[:, None, None, None]
     total = torch.zeros(len(shares), len(level), dtype=torch.float64)
     for batch in asked:
         for i, share in enumerate(shares):
-            nll = -mixed(guess(batch.given(), level), share).log_prob_each(batch.values)
+            nll = -mixed(guess(_given(batch), level), share).log_prob_each(batch.values)
             total[i] += torch.where(batch.scored, nll, 0).sum((0, 1))
     best = shares[total.argmin(0), 0, 0, 0]
-    return lambda mean: mixed(mean, best)
+    return lambda batch: mixed(guess(_given(batch), level), best)
 
 
-def _spread(asked: Iterable[TimeSeries], guess: Guess, scale: Scale, level: Tensor):
-    tally = Tally(scale.channels, scale.std)
+def _spread(
+    asked: Iterable[TimeSeries], guess: Guess, scale: Scale, level: Float[Tensor, " dim"]
+) -> Callable[[TimeSeries], Gaussian]:
+    """A Gaussian about the guess; of the two kinds of the analog each channel has the one of the smaller error."""
+    kinds = [CHANGES, VALUES] if isinstance(guess, Analog) else [0]
+    tallies = [Tally(scale.channels, scale.std) for _ in kinds]
+
+    def guesses(batch: TimeSeries, kinds: list[int]) -> Float[Tensor, "kind batch time dim"]:
+        known = _given(batch)
+        return guess.candidates(known, level, kinds) if isinstance(guess, Analog) else guess(known, level)[None]
+
     for batch in asked:
-        tally.add({"mse": (guess(batch.given(), level) - batch.values) ** 2}, batch.scored)
-    mse = torch.where(tally.count > 0, tally.sums["mse"] / tally.count, scale.std**2)
+        for tally, each in zip(tallies, guesses(batch, kinds), strict=True):
+            tally.add({"mse": (each - batch.values) ** 2}, batch.scored)
+    errors = [torch.where(each.count > 0, each.sums["mse"] / each.count, scale.std**2) for each in tallies]
+    mse, best = torch.stack(errors).min(0)
     spread = mse.sqrt().clamp(min=1e-3 * scale.std)
-    return lambda mean: Gaussian(mean, spread)
+    taken, place = best.unique(return_inverse=True)
+
+    def answer(batch: TimeSeries) -> Gaussian:
+        found = guesses(batch, taken.tolist())
+        return Gaussian(found.gather(0, place.expand(1, *batch.values.shape))[0], spread)
+
+    return answer
 
 
 def _exact(data: SeriesData, task: Task, split: str, name: str, scale: Scale) -> dict[str, float]:
