@@ -20,6 +20,7 @@ from vrnn_lab.metrics import Change, Yardstick, evaluate
 from vrnn_lab.models.base import NUMBERS, SequenceModel
 from vrnn_lab.recipe import Recipe
 from vrnn_lab.references import references
+from vrnn_lab.scores import SeriesSums
 from vrnn_lab.series import Scale, Trend, Variation
 from vrnn_lab.tasks import Task, Within
 
@@ -90,19 +91,21 @@ def check_channels(known: Sequence[str], parts: Parts) -> None:
 
 
 def score(parts: Parts, recalibrated: Change | None = None) -> dict[str, float]:
-    """Validation and test scores of the model as it is, and those of the reference rows.
+    """Validation and test scores of the model as it is, and those of the reference rows beside it.
 
     recalibrated: a change of predictions, whose test scores are added as `recalibrated/test/...`.
     """
     found: dict[str, float] = {}
+    crps: dict[str, SeriesSums] = {}  # on validation
     check_channels(parts.model.scale.channels, parts)
     for split in ("val", "test"):
         change = recalibrated if split == "test" else None
-        found |= evaluate(parts.model, parts.data, split, parts.yardstick, parts.config.seed, change)
+        kept = crps if split == "val" else None
+        found |= evaluate(parts.model, parts.data, split, parts.yardstick, parts.config.seed, change, kept)
     if parts.data.noise_std is not None:
         found["noise_floor"] = parts.data.noise_std**2
     found |= apart_from_training(parts, "test")
-    return found | references(parts.data, parts.yardstick, parts.model.scale)
+    return found | references(parts.data, parts.yardstick, parts.model.scale, crps=crps)
 
 
 def apart_from_training(parts: Parts, split: str) -> dict[str, float]:

@@ -16,7 +16,7 @@ from vrnn_lab.data.base import SeriesData
 from vrnn_lab.likelihoods import on_floor
 from vrnn_lab.losses import Activity, log_mean_exp
 from vrnn_lab.models.base import Prediction, SequenceModel
-from vrnn_lab.scores import energy, sample_scores
+from vrnn_lab.scores import SeriesSums, energy, sample_scores
 from vrnn_lab.series import TimeSeries
 from vrnn_lab.tasks import Density, Task
 
@@ -52,10 +52,12 @@ def evaluate(
     yardstick: Yardstick,
     seed: int,
     recalibrated: Change | None = None,
+    crps: dict[str, SeriesSums] | None = None,
 ) -> dict[str, float]:
     """Every score of a model on a split, keys `<split>/...`. Noise is a function of (seed, series id).
 
     recalibrated: a change of predictions; scores of held-out values with it are added as `recalibrated/<split>/...`.
+    crps: is filled with the CRPS of each series in training stds, by the name of the question.
     """
     with model.fixed_noise(seed):
         found = _nll(model, data, split, yardstick)
@@ -64,7 +66,7 @@ def evaluate(
         if model.point_process:
             found |= event_fit(model, data, split)
     asked = yardstick.questions | data.questions
-    return found | answers(model, data, split, yardstick, seed, questions=asked, recalibrated=recalibrated)
+    return found | answers(model, data, split, yardstick, seed, questions=asked, recalibrated=recalibrated, crps=crps)
 
 
 def answers(
@@ -77,11 +79,13 @@ def answers(
     most: int | None = None,
     questions: dict[str, Task] | None = None,
     recalibrated: Change | None = None,
+    crps: dict[str, SeriesSums] | None = None,
 ) -> dict[str, float]:
     """The scores of held-out values, `<split>/<question>/...`.
 
     change: done to each prediction first; most: of so many series alone; questions: other than the yardstick's;
-    recalibrated: a change whose scores are added as `recalibrated/<split>/<question>/...`, from the same predictions.
+    recalibrated: a change whose scores are added as `recalibrated/<split>/<question>/...`, from the same predictions;
+    crps: is filled with the CRPS of each series in training stds, by the name of the question; before `recalibrated`.
     """
     found: dict[str, float] = {}
     if model.scale.support == "events":  # an event has no value to ask for
@@ -89,7 +93,8 @@ def answers(
     with model.fixed_noise(seed):
         for name, task in (questions or yardstick.questions).items():
             ways = {split: change} | ({f"recalibrated/{split}": recalibrated} if recalibrated else {})
-            found |= _answers(model, data, split, yardstick, name, task, ways, most)
+            sums = None if crps is None else crps.setdefault(name, SeriesSums())
+            found |= _answers(model, data, split, yardstick, name, task, ways, most, sums)
     return found
 
 
@@ -209,9 +214,17 @@ def _labels(model: SequenceModel, data: SeriesData, split: str) -> dict[str, flo
 
 
 def _answers(
-    model, data, split, yardstick, name: str, task: Task, ways: dict[str, Change | None], most
+    model,
+    data,
+    split,
+    yardstick,
+    name: str,
+    task: Task,
+    ways: dict[str, Change | None],
+    most,
+    crps: SeriesSums | None = None,
 ) -> dict[str, float]:
-    """ways: by the prefix of its scores, what is done to each prediction first."""
+    """ways: by the prefix of its scores, what is done to each prediction first; crps: is told that of the first."""
     accounts = {prefix: Account(data, name, task, model.data_std) for prefix in ways}
     floored, real, series = dict.fromkeys(ways, 0.0), model.scale.support == "real", 0
     for batch in _first(batches(model, data, split, task, yardstick.draws), most):
@@ -231,6 +244,8 @@ def _answers(
                 low = on_floor(prediction.density, model.data_std).to(batch.values).mean(0)
                 floored[prefix] += torch.where(batch.scored, low, 0).sum().item()
             accounts[prefix].add(scores, batch)
+            if crps is not None and prefix == split and real:
+                crps.add(scores["crps"] / model.data_std, batch)
     made: dict[str, float] = {}
     for prefix, account in accounts.items():
         found = account.result(f"{prefix}/{name}")

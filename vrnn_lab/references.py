@@ -17,7 +17,7 @@ from vrnn_lab.densities import Bernoulli, Gaussian
 from vrnn_lab.gaussian_process import SharedProcess, available
 from vrnn_lab.linear_process import LinearProcess, fit_batch
 from vrnn_lab.metrics import Yardstick, rows_at_once
-from vrnn_lab.scores import Scores, Tally, energy_of, plain_scores
+from vrnn_lab.scores import Scores, SeriesSums, Tally, energy_of, plain_scores
 from vrnn_lab.series import Scale, TimeSeries
 from vrnn_lab.tasks import Density, Task
 from vrnn_lab.trends import seasonal, with_drift
@@ -132,12 +132,17 @@ def analog(data: SeriesData, scale: Scale) -> Analog | None:
 
 
 def references(
-    data: SeriesData, yardstick: Yardstick, scale: Scale | None = None, split: str = "test"
+    data: SeriesData,
+    yardstick: Yardstick,
+    scale: Scale | None = None,
+    split: str = "test",
+    crps: dict[str, SeriesSums] | None = None,
 ) -> dict[str, float]:
     """`reference/<row>/<question>/...`: each row a density fitted per channel on validation.
 
     A Gaussian about the row's guess; of zeros and ones a Bernoulli: the guess with a share of the training mean.
     Of real values the linear process and, where there is one, the Gaussian process have spreads of their own.
+    crps: a model's, of each validation series, by the question; then the rows are compared with it on validation.
     """
     scale = scale or data.scale
     if scale.support == "events":
@@ -158,8 +163,44 @@ def references(
                 account.add(_scores(said, batch), batch)
                 account.add_energy(plain_energy(said, batch, scale.std, data.seed))
             found |= account.result(f"reference/{row}/{name}")
+            if crps and name in yardstick.questions and name in crps and _quick_on_validation(data, row, name, task):
+                found |= on_validation(data, name, task, answer, scale, crps[name], f"reference/{row}/{name}")
         found |= _exact(data, task, split, name, scale)
     return found | _exact_nll(data, split)
+
+
+def _quick_on_validation(data: SeriesData, row: str, name: str, task: Task) -> bool:
+    return row != GAUSSIAN_PROCESS or not _too_slow(data, _asked(data, {name: task}, "val"))
+
+
+def on_validation(
+    data: SeriesData, name: str, task: Task, answer: Answer, scale: Scale, model: SeriesSums, prefix: str
+) -> dict[str, float]:
+    """The CRPS of a row on validation and by how much a model's lies above it: `<prefix>/val_...`.
+
+    val_crps in the data's units and val_ncrps in training stds; val_ncrps_above, in training stds, with its standard
+    error over series, val_ncrps_above_se, where there are two or more. model: the model's CRPS of each series, in
+    training stds. Nothing where values are not real.
+
+    A row whose spread was fitted to these very values (one number a channel, and the kind of the analog) is a little
+    too good here; so is the model, whose best checkpoint was chosen on validation.
+    """
+    if scale.support != "real":
+        return {}
+    tally, sums = Tally(scale.channels, scale.std), SeriesSums()
+    for batch in data.batches("val", task, 256):
+        each = plain_scores(answer(batch), batch.values)["crps"]
+        tally.add({"crps": each}, batch.scored)
+        sums.add(each / scale.std, batch)
+    found = tally.result(prefix)
+    if not found:
+        return {}
+    above, error = model.above(sums)
+    return {
+        f"{prefix}/val_crps": found[f"{prefix}/crps"],
+        f"{prefix}/val_ncrps": found[f"{prefix}/ncrps"],
+        f"{prefix}/val_ncrps_above": above,
+    } | ({} if error is None else {f"{prefix}/val_ncrps_above_se": error})
 
 
 def _scores(said: Gaussian | Bernoulli, batch: TimeSeries) -> Scores:

@@ -4,12 +4,13 @@ from collections import defaultdict
 from math import pi, sqrt
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from vrnn_lab.densities import Bernoulli, Gaussian
 from vrnn_lab.losses import log_mean_exp
 from vrnn_lab.models.base import Prediction
+from vrnn_lab.series import TimeSeries
 
 COVERAGES = (50, 90)
 LEVELS = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95}
@@ -99,6 +100,46 @@ def plain_scores(density: Gaussian | Bernoulli, values: Float[Tensor, "batch tim
         inside = z.abs() <= normal.icdf(torch.tensor(0.5 + share / 200))
         scores[f"coverage_{share}"] = inside.to(values)
     return scores
+
+
+class SeriesSums:
+    """Sums of one score over the scored values of each series, by the series' id."""
+
+    def __init__(self):
+        self.parts: list[Tensor] = []  # (2, batch) each: the sum, and how many values it is of
+        self.ids: list[Tensor] = []
+
+    def add(self, each: Float[Tensor, "batch time dim"], batch: TimeSeries) -> None:
+        """each: the score of every value of a batch; what is not scored is left out."""
+        total = torch.where(batch.scored, each, 0).double().sum((1, 2))
+        count = batch.scored.sum((1, 2))
+        self.parts.append(torch.stack([total, count.double()]).cpu())
+        self.ids.append(batch.ids.cpu())
+
+    def above(self, other: "SeriesSums") -> tuple[float, float | None]:
+        """Return by how much the mean over values lies above that of others of the same series, and its error.
+
+        The standard error is that of a ratio of sums over independent series: with d_i the difference of the sums of
+        series i, n_i its values, N their sum and D = sum d_i / N it is sqrt(m / (m - 1) sum (d_i - D n_i)^2) / N over
+        m series; None for fewer than two series with values. ValueError where the values are not of the same series.
+        """
+        (total, count), (theirs, values) = self._by_id(), other._by_id()
+        if not torch.equal(count, values):
+            raise ValueError(
+                f"scores of {count.sum():.0f} values of {len(count)} series beside {values.sum():.0f} values of "
+                f"{len(values)}; expected the same values of the same series in both."
+            )
+        apart, number = total - theirs, len(count)
+        mean = apart.sum() / count.sum().clamp(min=1)
+        rest = (apart - mean * count).square().sum() / count.sum().clamp(min=1) ** 2
+        return mean.item(), None if number < 2 else (rest * number / (number - 1)).sqrt().item()
+
+    def _by_id(self) -> Float64[Tensor, "2 series"]:
+        if not self.ids:
+            return torch.zeros(2, 0, dtype=torch.float64)
+        known, place = torch.cat(self.ids).unique(return_inverse=True)
+        found = torch.zeros(2, len(known), dtype=torch.float64).index_add_(1, place, torch.cat(self.parts, 1))
+        return found[:, found[1] > 0]
 
 
 class Tally:

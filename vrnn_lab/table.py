@@ -241,10 +241,45 @@ def _out_of_time(metrics: dict[str, Any]) -> list[str]:
     return lines
 
 
+def best_rows(metrics: dict[str, Any]) -> list[str]:
+    """Return a line for looking ahead and one for gaps: the row of the lowest CRPS on validation, beside the model.
+
+    The rows are compared in training stds, and shown in the data's units where there is one channel. A difference
+    within two standard errors over series (`reference/<row>/<question>/val_ncrps_above_se`) is called level.
+    """
+    lines, unit = [], "ncrps" if _several(metrics, "val") else "crps"
+    for question, start in (("forecast", "ahead"), ("interpolation", "gaps")):
+        found = re.compile(rf"reference/([^/]+)/{question}/val_ncrps")
+        rows = {match[1]: value for key, value in metrics.items() if (match := found.fullmatch(key))}
+        ours = metrics.get(f"val/{question}/{unit}")
+        if ours is None or not rows:
+            continue
+        best = min(rows, key=lambda name: rows[name])
+        at, row = f"reference/{best}/{question}/val", f"'{NAMES.get(best, best)}'"
+        above, error = metrics[f"{at}_ncrps_above"], metrics.get(f"{at}_ncrps_above_se")
+        theirs, ours = number(metrics[f"{at}_{unit}"]), number(ours)
+        score = "CRPS" if unit == "crps" else "CRPS in training stds"
+        more = f"{abs(above) / rows[best]:.0%}".replace("%", " %") if rows[best] else "more"
+        if error is not None and abs(above) <= 2 * error:
+            text = (
+                f"this model ({ours}) and the best baseline, {row} ({theirs}), are level by {score}: the difference "
+            )
+            text += f"of {more} is within two standard errors"
+        elif above > 0:
+            text = f"the best row by {score} is {row} ({theirs}); this model has {ours}: {more} worse. Use {row}, "
+            text += "try another model, or train longer"
+        else:
+            text = f"this model is the best row by {score} ({ours}); the best baseline, {row}, has {theirs}: this "
+            text += f"model is {more} better"
+        alone = "" if error is not None else " (of one series, so without a standard error)"
+        lines.append(f"{start:8} on validation, {text}{alone}")
+    return lines
+
+
 def _facts(metrics: dict[str, Any], split: str) -> str:
     get = lambda key: number(metrics.get(key))
     k = int(metrics[f"{split}/nll_samples"])
-    lines = []
+    lines = best_rows(metrics)
     if any(key.endswith("/coverage_50") for key in metrics):
         lines.append("coverage: the share of values inside the central 50 % and 90 % of the prediction")
         lines += _too_sure(metrics, split)
