@@ -227,7 +227,8 @@ def fit(
     by_place: list[dict[str, tuple[int, ...]]] = [
         {place: tuple(row) for place, row in zip(PLACES, each.tolist(), strict=True)} for each in counts
     ]
-    return Recalibration(model.scale.channels, found[0], found[1], *by_place)
+    values, blocks_of = by_place
+    return Recalibration(model.scale.channels, found[0], found[1], values, blocks_of)
 
 
 def evenly(count: int, most: int = SERIES) -> np.ndarray:
