@@ -106,7 +106,7 @@ def by_celerite(record: Record) -> Answer:
 
 
 def apart(one: float, other: float) -> dict[str, Any]:
-    """How far two log likelihoods are apart, relative to their size."""
+    """Return the difference of two log likelihoods relative to their size, for a row of the table."""
     return {"apart": float(f"{abs(one - other) / abs(other):.1e}")}
 
 

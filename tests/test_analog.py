@@ -1,4 +1,4 @@
-"""The analog among the baselines: cases by hand, and what it may not read."""
+"""Test the baseline `analog`: cases computed by hand, and that it reads no held-out value."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ def column(values) -> np.ndarray:
 
 
 def analog_of(*curves, most: int = 8, times=TIMES) -> Analog:
-    """One channel; each curve is a record."""
+    """Make an analog of one channel, of which each curve is a training record."""
     return Analog([(times, column(curve(times))) for curve in curves], np.ones(1), linear, most)
 
 
@@ -107,7 +107,7 @@ def test_weights_of_a_match_and_of_what_covers_too_little():
 
 
 def test_a_record_that_ends_before_what_is_asked_gives_way_to_one_that_goes_on():
-    """The first is the series itself, as far as it was seen."""
+    """Find the series itself nearest, as far as it was seen."""
     short, long = (TIMES[:4], column(TIMES[:4])), (TIMES, column(2 * TIMES))
     series = question(TIMES, TIMES, TIMES < 4)
     found = Analog([short, long], np.ones(1), linear, 2)(series, MEAN)[0, :, 0].numpy()
@@ -117,7 +117,7 @@ def test_a_record_that_ends_before_what_is_asked_gives_way_to_one_that_goes_on()
 
 
 def test_a_channel_leads_to_the_right_record_where_the_other_was_not_seen():
-    """Of two channels the second is missing in the question; the first record misses a value of it."""
+    """Compare by the first of two channels: the second is not seen, and the first record lacks a value of it."""
     up, down = np.stack([TIMES, TIMES + 5], 1), np.stack([-TIMES, -TIMES], 1)
     up[3, 1] = np.nan
     both = Analog([(TIMES, up), (TIMES, down)], np.ones(2), linear, 4)

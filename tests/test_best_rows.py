@@ -1,4 +1,4 @@
-"""Which row is the best on validation: paired errors in closed form, and the line that says so."""
+"""Test the comparison of rows on validation: paired errors in closed form, and the printed lines."""
 
 import re
 from math import sqrt
@@ -17,7 +17,7 @@ from vrnn_lab.table import _facts, best_rows
 
 
 def sums_of(values: list[list[float]], ids=None) -> SeriesSums:
-    """Of series of any lengths; a further value, far off, is not scored."""
+    """Make scores of series of different lengths; one more value, far off, is not scored."""
     made = SeriesSums()
     for i, row in enumerate(values):
         each = torch.tensor([*row, 1e9], dtype=torch.float64).view(1, -1, 1)
@@ -72,7 +72,7 @@ def scored(data, wide: float):
 
 @pytest.fixture(scope="module")
 def known(data):
-    """The scores of a model that knows the process."""
+    """Score a model that knows the true process."""
     return scored(data, 1.0)
 
 

@@ -1,4 +1,4 @@
-"""When a level is first crossed: against paths made by hand and the true process of `ou`."""
+"""Test first crossing times against paths made by hand and against the true process of `ou`."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ from vrnn_lab.questions import Question
 
 
 def question(name: str, last: float) -> Question:
-    """One seen value a channel, at time 1, and three times asked."""
+    """Make a question with one seen value a channel, at time 1, and three times asked."""
     times = np.array([1.0, 2, 3, 4])
     values = np.full((4, 2), np.nan)
     values[0] = last, 100.0
@@ -31,7 +31,7 @@ def question(name: str, last: float) -> Question:
 
 
 def made(last: float) -> Answer:
-    """Of channel 0 four draws, of channel 1 none below 50."""
+    """Make an answer with four draws of channel 0; no draw of channel 1 lies below 50."""
     draws = np.array([[0.0, 6, 0], [5, 0, 0], [0, 0, 0], [0, 0, 7]])
     each = np.stack([draws, np.full_like(draws, 50.0)], 2).reshape(4, 6)
     times, channel = np.repeat([2.0, 3, 4], 2), np.tile([0, 1], 3)
@@ -83,7 +83,7 @@ SERIES, STEP, HORIZON, DRAWS = 1000, 0.25, 4.0, 199
 
 @pytest.fixture(scope="module")
 def known():
-    """The process; what a model with its parameters draws ahead of 12 values of each of 1000 series; what came."""
+    """Return the draws of a model with the true parameters after 12 values of 1000 series, and the true values."""
     data = OU(train=400, val=2, test=2)
     model, std, mean, clock = of_process(data, "model.ou=1 model.matern=0 model.oscillators=0")
     set_to(model, dynamics__log_decay=data.theta * clock - SLOWEST, readout__middle=(data.mean - mean) / std)
@@ -109,7 +109,7 @@ def crossed(answers: list[Answer], level: Level) -> pd.DataFrame:
 
 
 def pit_of(told: pd.DataFrame, after: np.ndarray, level: Level) -> np.ndarray:
-    """Where the true first crossing lies in its distribution, randomised over its jumps: uniform if that is true."""
+    """Return the randomised PIT of the true first crossing times, uniform if the predicted distribution is true."""
     rng, levels = np.random.default_rng(1), []
     for (_, rows), truth in zip(told.groupby("id"), after, strict=True):
         if rows["already"].iloc[0]:
@@ -133,7 +133,7 @@ def test_crossing_times_of_ou_have_a_uniform_pit(known, above):
 
 
 def test_draws_that_do_not_hang_together_are_found_out(known):
-    """The same margins, with the draws of each time in another order, cross too early."""
+    """Shuffle the draws of each time: the margins stay, but paths that are not joint cross too early."""
     data, answers, after = known
     level, rng = Level(data.mean + 0.8 * data.variance**0.5, True), np.random.default_rng(2)
     names = path_names(DRAWS)

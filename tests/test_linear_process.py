@@ -20,7 +20,7 @@ PERIODS = (2.0,)
 
 
 def process_of(periods=PERIODS, dim: int = 2) -> LinearProcess:
-    """With hyperparameters all of which differ, and between the channels."""
+    """Make a process whose hyperparameters all differ, also between channels."""
     process = LinearProcess(scale_of(dim), scale_of(dim).mean + 1, periods)
     rng = torch.Generator().manual_seed(4)
     with torch.no_grad():
@@ -30,7 +30,7 @@ def process_of(periods=PERIODS, dim: int = 2) -> LinearProcess:
 
 
 def kernel(process: LinearProcess, channel: int, apart: np.ndarray) -> np.ndarray:
-    """The covariance of two values, noise aside, as the class states it; in training stds."""
+    """Return the covariance of two values without noise, by the formula of the class, in training stds."""
     sizes, decay = (each[channel].tolist() for each in (process.sizes, process.dynamics.decay()))
     t = np.abs(apart) / process.clock
     found = sizes[-2] ** 2 + sizes[0] ** 2 * np.exp(-decay[0] * t)
@@ -42,7 +42,7 @@ def kernel(process: LinearProcess, channel: int, apart: np.ndarray) -> np.ndarra
 
 
 def dense(process: LinearProcess, batch, row: int, channel: int):
-    """Of what is seen: times, values less the mean, their covariance, the variances of all points' noise."""
+    """Return of the seen values their times, the values less the mean, their covariance, and the noise variances."""
     seen, times = batch.seen[row, :, channel].numpy(), batch.times[row].numpy()
     std = process.std[channel].item()
     shift = process.mean[channel].item() + std * process.middle[channel].item()

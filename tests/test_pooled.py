@@ -1,4 +1,4 @@
-"""Several models asked as one: against the mixture of what each says alone."""
+"""Test pooled models against the mixture of the members' own predictions."""
 
 import json
 from dataclasses import replace
@@ -34,7 +34,7 @@ def pool_of(*names: str, scale=None) -> Pooled:
 
 
 def alone(pool: Pooled, batch, samples: int, seed: int = 5) -> list:
-    """What each member predicts with the noise it has in the pool."""
+    """Return the predictions of each member, with the noise that it has in the pool."""
     told = []
     for number, member in enumerate(pool):
         with member.fixed_noise(seed + APART * number):
@@ -90,7 +90,7 @@ def test_log_p_of_a_series_is_that_of_the_mixture_of_whole_sequences():
 
 
 def test_bounds_of_members_give_a_bound_on_the_mixture():
-    """On average over the noise, for the ELBO and for 5 samples; from many samples exact."""
+    """Compare averages over the noise with log p, for the ELBO and for 5 samples; many samples come close to it."""
     (one, exact), (two, other) = linear_vae(2, widen=1.3), linear_vae(2, widen=1.2)
     with torch.no_grad():
         two.decoder[0].bias.add_(0.1)  # its posterior is another's now, so its bound is loose

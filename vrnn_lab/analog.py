@@ -183,8 +183,8 @@ def records_of(series: Ragged, most: int) -> list[tuple[Array, Array]]:
     first, end, names = series.first, series.end, series.names
     if names is not None and len(first) <= MOST_JOINED:
         touch = (first[1:] > first[:-1]) & (first[1:] <= end[:-1])
-        goes_on = np.array([bool(t) and names[i] == names[i + 1] for i, t in enumerate(touch)], dtype=bool)
-        new = np.flatnonzero(np.concatenate([[True], ~goes_on]))
+        continues = np.array([bool(t) and names[i] == names[i + 1] for i, t in enumerate(touch)], dtype=bool)
+        new = np.flatnonzero(np.concatenate([[True], ~continues]))
         first, end = first[new], np.maximum.reduceat(end, new)
     some = np.linspace(0, len(first) - 1, min(len(first), most)).round().astype(int)
     own = [slice(max(first[i], end[i] - LONGEST), end[i]) for i in some]

@@ -90,15 +90,19 @@ class Blocks:
 
 
 @dataclass(frozen=True)
-class Said:
-    """What the values of each block say: given the state x before it, the last state is N(A x + b, C), and the log
-    probability of the values is a constant + x'eta - x'J x / 2. Each (blocks, batch, state, state or column)."""
+class BlockEvidence:
+    """Holds what the values of each block say: given the state x before it, the last state is N(A x + b, C), and the
+    log probability of the values is a constant + x'eta - x'J x / 2. Each (blocks, batch, state, state or column)."""
 
     a: Tensor
     b: Tensor
     c: Tensor
     eta: Tensor
     j: Tensor
+
+    def each(self) -> list[tuple[Tensor, ...]]:
+        """Return a, b, c, eta and j of every block in turn."""
+        return list(zip(self.a, self.b, self.c, self.eta, self.j, strict=True))
 
 
 class Sweeps:
@@ -107,21 +111,21 @@ class Sweeps:
     def __init__(self, start: State, moves: Moves, seen: Values, blocks: Blocks):
         """start: mean (state, column, batch) and covariance of each row; moves, seen: of its blocks."""
         self.start, self.moves, self.seen, self.blocks = start, moves, seen, blocks
-        self.said = None if blocks.count == 1 else _said(moves, seen, blocks)
+        self.evidence = None if blocks.count == 1 else _evidence(moves, seen, blocks)
 
     def forward(self) -> Moments:
-        start = self.start if self.said is None else _starts(self.said, self.start, self.blocks)
+        start = self.start if self.evidence is None else _starts(self.evidence, self.start, self.blocks)
         return sweep_forward(start, self.moves, self.seen)
 
     def back(self, moments: Moments) -> Messages:
         last = moments.after[0][-1], moments.after[1][-1]
         nothing = torch.zeros_like(last[0]), torch.zeros_like(last[1])
-        end = nothing if self.said is None else _ends(self.said, last, self.blocks)
+        end = nothing if self.evidence is None else _ends(self.evidence, last, self.blocks)
         return sweep_back(end, self.moves, self.seen, moments)
 
 
 @loop
-def _said(moves: Moves, seen: Values, blocks: Blocks) -> Said:
+def _evidence(moves: Moves, seen: Values, blocks: Blocks) -> BlockEvidence:
     columns, both = seen.y.shape[1:]
     unit = torch.eye(len(moves.stationary), dtype=seen.y.dtype, device=seen.y.device)
     mean = torch.cat([unit.new_zeros(len(unit), columns), unit], 1)[..., None].expand(-1, -1, both)
@@ -136,16 +140,16 @@ def _said(moves: Moves, seen: Values, blocks: Blocks) -> Said:
     mean, covariance = state
     # Errors of the moved starts are -h' of what the move became: J is right as it is, eta has the other sign.
     parts = mean[:, columns:], mean[:, :columns], covariance, -found[:, :columns], found[:, columns:]
-    return Said(*map(blocks.matrices, parts))
+    return BlockEvidence(*map(blocks.matrices, parts))
 
 
 @loop
-def _starts(said: Said, start: State, blocks: Blocks) -> State:
+def _starts(evidence: BlockEvidence, start: State, blocks: Blocks) -> State:
     """The state before each block given all values before it."""
     mean, covariance = (each.movedim(-1, 0) for each in start)
     columns, size = mean.shape[-1], mean.shape[-2]
     unit, found = torch.eye(size, dtype=mean.dtype, device=mean.device), []
-    for a, b, c, eta, j in zip(said.a, said.b, said.c, said.eta, said.j, strict=True):
+    for a, b, c, eta, j in evidence.each():
         found.append((mean, covariance))
         right = torch.cat([mean + covariance @ eta, covariance], -1)
         mean, covariance = torch.linalg.solve(unit + covariance @ j, right).split([columns, size], -1)
@@ -156,12 +160,12 @@ def _starts(said: Said, start: State, blocks: Blocks) -> State:
 
 
 @loop
-def _ends(said: Said, last: State, blocks: Blocks) -> State:
+def _ends(evidence: BlockEvidence, last: State, blocks: Blocks) -> State:
     """Slope and curvature, in the last state of each block, of the log probability of all values after it."""
-    linear, bend = torch.zeros_like(said.b[0]), torch.zeros_like(said.c[0])
+    linear, bend = torch.zeros_like(evidence.b[0]), torch.zeros_like(evidence.c[0])
     columns, size = linear.shape[-1], linear.shape[-2]
     unit, found = torch.eye(size, dtype=bend.dtype, device=bend.device), []
-    for a, b, c, eta, j in reversed(list(zip(said.a, said.b, said.c, said.eta, said.j, strict=True))):
+    for a, b, c, eta, j in reversed(list(evidence.each())):
         found.append((linear, bend))
         right = torch.cat([linear - bend @ b, bend @ a], -1)
         more = a.mT @ torch.linalg.solve(unit + bend @ c, right)

@@ -88,12 +88,12 @@ class Pooled(SequenceModel):
         self.classifier = first.classifier if self._same_labels() else None
 
     def _same_labels(self) -> bool:
-        """Whether all members tell the same labels; where only some do, a warning."""
-        told = [each.classifier is not None and (each.scale.classes, each.scale.labels_of_points) for each in self]
-        same = all(each == told[0] for each in told)
+        """Return whether all members learned the same labels; warn where only some of them did."""
+        labels = [each.classifier is not None and (each.scale.classes, each.scale.labels_of_points) for each in self]
+        same = all(each == labels[0] for each in labels)
         if not same:
             log.warning("labels are not scored: the runs differ in whether they learned labels, or in the classes.")
-        return same and bool(told[0])
+        return same and bool(labels[0])
 
     def __iter__(self) -> Iterator[SequenceModel]:
         for each in self.members:
@@ -129,8 +129,8 @@ class Pooled(SequenceModel):
                 f"(of evaluate: evaluate.draws)."
             )
         batches = [batch if each.keep_start == self.keep_start else self._latest(batch) for each in self]
-        told = [member.predict(own, -(-samples // count)) for member, own in zip(self, batches, strict=True)]
-        return PooledPrediction.of(told, batches, batch, samples)
+        predictions = [member.predict(own, -(-samples // count)) for member, own in zip(self, batches, strict=True)]
+        return PooledPrediction.of(predictions, batches, batch, samples)
 
     def _latest(self, batch: TimeSeries) -> TimeSeries:
         """The batch over the windows in which members are asked that do not keep the start of a series."""

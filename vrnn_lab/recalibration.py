@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vrnn_lab.config import ConfigError
 from vrnn_lab.data.base import Batches, SeriesData
-from vrnn_lab.data.blocks import Blocks
+from vrnn_lab.data.blocks import ValidationBlocks
 from vrnn_lab.folder import write_whole
 from vrnn_lab.metrics import Yardstick, rows_at_once
 from vrnn_lab.models.base import Prediction, SequenceModel
@@ -215,7 +215,7 @@ def fit(
     if yardstick.draws < 2:
         raise ConfigError("recalibrate=true: of a single draw there is no spread; set evaluate.draws=99.")
     least: list[Needed] = []
-    blocks = Blocks(data)
+    blocks = ValidationBlocks(data)
     with model.fixed_noise(seed):
         asked = (batches_of(data, task, yardstick.draws) for task in yardstick.questions.values())
         for batch in chain(chain.from_iterable(asked), further):

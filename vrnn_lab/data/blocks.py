@@ -12,8 +12,8 @@ from vrnn_lab.data.windows import names_of
 from vrnn_lab.series import TimeSeries
 
 
-class Blocks:
-    """The block of every point of validation batches.
+class ValidationBlocks:
+    """Gives the block of every point of validation batches.
 
     A block is a validation series with all windows that were cut from it. Of series that are split in time, whose
     later part is what will be asked, it is a span of the length of the longest training window.
