@@ -5,7 +5,7 @@ STAMP := .venv/installed
 BENCH := .venv/bench
 RUN := $(BIN)/python -m vrnn_lab.run
 
-.PHONY: help demo train sweep search report board test browser check bench wheel clean
+.PHONY: help demo train sweep search report board test stress browser check bench wheel clean
 
 help: ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 16
@@ -40,6 +40,9 @@ board: $(STAMP) ## TensorBoard over outputs/
 
 test: $(STAMP) ## all tests
 	$(BIN)/python -m pytest
+
+stress: $(STAMP) ## the long tests of docs/reliability.md; ARGS="-k fuzz" for some
+	$(BIN)/python -m pytest -n 0 -m stress $(ARGS)
 
 browser: ## Chromium, in which the tests look at the report's page (Debian, as root)
 	command -v chromium || (apt-get update -qq && apt-get install -y -qq chromium > /dev/null)
