@@ -24,7 +24,8 @@ from vrnn_lab.built import data_of
 from vrnn_lab.command import arguments, guarded, quiet
 from vrnn_lab.config import compose
 from vrnn_lab.data.base import SPLITS, SeriesData
-from vrnn_lab.folder import finished, write_whole
+from vrnn_lab.files import write_whole
+from vrnn_lab.folder import finished
 from vrnn_lab.references import REFERENCES
 from vrnn_lab.series import TimeSeries
 from vrnn_lab.tasks import Forecast, Interpolate, Task

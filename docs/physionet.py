@@ -20,7 +20,8 @@ import numpy as np
 
 from vrnn_lab.command import arguments, guarded, quiet
 from vrnn_lab.data.physionet2012 import Physionet2012
-from vrnn_lab.folder import finished, write_whole
+from vrnn_lab.files import write_whole
+from vrnn_lab.folder import finished
 from vrnn_lab.tasks import Forecast
 
 FORECAST = {"laplace": ("ours", []), "gaussian": ("ours, Gaussian", ["model/head=gaussian_channel"])}

@@ -1,7 +1,9 @@
 """Small models, scales and batches for tests."""
 
+import warnings
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -28,6 +30,22 @@ MODELS = [
     "vrnn model.prior=standard",
 ]
 SMALL = {"width": 12, "latent": 3, "encoder_width": 12, "decoder_width": 12, "nodes": 6}
+
+
+# A run of a second or two.
+RUN = ["model=rnn", "model.width=8", "data=ou", "data.train=40", "data.val=30", "data.test=10", "data.batch_size=10"]
+RUN += ["trainer=cpu", "trainer.max_epochs=4", "trainer.check_val_every_n_epoch=1", "evaluate.draws=5"]
+
+
+def trained(folder: Path, *overrides: str) -> Path:
+    """The folder of a small run, finished."""
+    from vrnn_lab import fitting  # not for tests that need no run
+
+    chosen = [*RUN, *overrides]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning's advice
+        fitting.run(compose(chosen), folder, chosen)
+    return folder
 
 
 def scale_of(dim: int = 2, support: str = "real", factor: float = 3.0, shift: float = -7.0, clock: float = 5.0):

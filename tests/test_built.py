@@ -57,7 +57,7 @@ def test_a_broken_or_forgotten_file_is_built_again(counted, monkeypatch, tmp_pat
     monkeypatch.setattr(built, "KEPT", 2)
     for seed in range(4):
         data_of(compose([*SMALL, f"data.seed={seed}"]))
-    files = list((tmp_path / "cache" / "built").glob("*.pickle"))
+    files = list((tmp_path / "cache" / "built").glob("*.npz"))
     assert len(files) == 2
     for file in files:
         file.write_bytes(b"half a file")

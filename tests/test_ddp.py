@@ -10,6 +10,7 @@ from small import MODELS, batch_of, from_loader, held_out, model_of
 from test_run import FAST, command, metrics
 
 from vrnn_lab.config import ConfigError, check, compose
+from vrnn_lab.folder import metrics_of
 from vrnn_lab.losses import LossTerms
 from vrnn_lab.share import Share
 
@@ -139,7 +140,7 @@ def test_a_process_that_fails_ends_the_run_with_its_reason(tmp_path):
     done = command("run", *WATCH, *TWO, folder=tmp_path, check=False)
     assert done.returncode == 1 and "out of luck" in done.stderr and "Traceback" not in done.stderr
     failed = {"status": "failed", "error": "ArithmeticError: out of luck"}
-    assert json.loads((tmp_path / "two" / "metrics.json").read_text()) == failed
+    assert metrics_of(tmp_path / "two") == failed
 
 
 WRONG = {

@@ -12,6 +12,7 @@ from vrnn_lab import fitting, out_of_time
 from vrnn_lab.config import ConfigError, compose
 from vrnn_lab.data.table import Table
 from vrnn_lab.experiment import assemble, load_parts
+from vrnn_lab.files import DamagedError
 from vrnn_lab.recalibration import Beyond, Recalibration, beyond_training, load
 from vrnn_lab.series import series_of
 from vrnn_lab.table import _out_of_time
@@ -112,7 +113,7 @@ def test_forecasts_beyond_training_are_as_wide_as_their_errors(tmp_path, caplog)
     again = out_of_time.measured(load_parts(folder), folder)
     assert again is not None and again.factors == found["factors"] and "a second fit" not in caplog.text
     (folder / out_of_time.FILE).write_text('{"starts": [')
-    with pytest.raises(ConfigError, match="is broken; delete it"):
+    with pytest.raises(DamagedError, match=r"is damaged .* Remove it"):
         out_of_time.measured(load_parts(folder), folder)
 
 

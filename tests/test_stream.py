@@ -164,8 +164,8 @@ def test_it_is_not_pickled(tmp_path, cache, monkeypatch):
     path = save(wide(), tmp_path / "t.parquet")
     keys = ["data=table", f"data.path={path}"]
     _ = data_of(compose([*keys, "data.stream=true"])).splits
-    assert not list((cache.parent / "built").glob("*.pickle"))
-    assert data_of(compose(keys)).splits["train"].names and list((cache.parent / "built").glob("*.pickle"))
+    assert not list((cache.parent / "built").glob("*.npz"))
+    assert data_of(compose(keys)).splits["train"].names and list((cache.parent / "built").glob("*.npz"))
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=str)
@@ -190,6 +190,21 @@ def test_what_was_cut_half_way_is_not_taken_for_whole(tmp_path, cache, monkeypat
     left = [file.name for file in cache.rglob("*") if file.is_file() and file.suffix != ".lock"]
     assert (not left) if where == "write" else not any("values_" in name for name in left)
     alike(path)
+
+
+@pytest.mark.parametrize("name", ["values", "times", "offsets", "facts.json"])
+@pytest.mark.parametrize("how", ["flipped", "short", "gone"])
+def test_arrays_that_are_damaged_are_written_anew(name, how, tmp_path, cache, caplog):
+    path = save(wide(), tmp_path / "t.parquet")
+    alike(path)
+    (folder,) = [p for p in cache.iterdir() if p.is_dir()]
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 4
+    (folder / name).write_bytes({"flipped": content, "short": content[:-8], "gone": b""}[how])
+    if how == "gone":
+        (folder / name).unlink()
+    alike(path)
+    assert name in caplog.text and (how == "gone" or "damaged" in caplog.text)
 
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path, cache):

@@ -23,6 +23,7 @@ from rich.console import Console
 from tests.test_run import CUT, CUTS, FAST, command, metrics
 from vrnn_lab import origin
 from vrnn_lab.config import ConfigError, compose
+from vrnn_lab.files import DamagedError, write_whole
 from vrnn_lab.fitting import _same_run
 from vrnn_lab.folder import (
     anywhere,
@@ -34,7 +35,6 @@ from vrnn_lab.folder import (
     metrics_of,
     only_one,
     status,
-    write_whole,
 )
 from vrnn_lab.models.base import SequenceModel
 from vrnn_lab.reports import runs
@@ -165,7 +165,7 @@ def test_a_job_that_failed_before_it_had_a_folder_may_be_tried_again(tmp_path, m
 
 def test_a_broken_result_is_named_with_its_cure(tmp_path):
     (tmp_path / "metrics.json").write_text('{"status": "comp')
-    with pytest.raises(ConfigError, match=r"metrics\.json is broken.*remove the file"):
+    with pytest.raises(DamagedError, match=r"metrics\.json is damaged.*Remove the file"):
         status(tmp_path)
 
 

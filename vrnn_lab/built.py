@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import os
-import pickle
 from copy import copy
 from pathlib import Path
 from time import monotonic
@@ -14,8 +13,10 @@ from omegaconf import DictConfig
 
 from vrnn_lab import origin
 from vrnn_lab.config import contents, make
+from vrnn_lab.data import frozen
 from vrnn_lab.data.base import SeriesData
-from vrnn_lab.data.cache import cache_folder
+from vrnn_lab.data.cache import cache_folder, own_folder
+from vrnn_lab.files import replacing
 
 log = logging.getLogger("vrnn_lab")
 LONG = 1.0  # seconds of building from which a data set is kept on disk
@@ -47,11 +48,12 @@ def _key(config: DictConfig) -> str:
 
 def _shared(key: str, config: DictConfig) -> SeriesData:
     """From disk, or built while others who want it wait."""
-    file = cache_folder() / "built" / f"{key}.pickle"
+    file = cache_folder() / "built" / f"{key}.npz"
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(file.with_suffix(".lock")):
-            return _read(file) or _build(config, file)
+        own_folder(file.parent)
+        lock = FileLock(file.with_suffix(".lock"))
+        with lock:
+            return _read(config, file) or _build(config, file)
     except OSError as error:
         if error.filename is None or file.parent not in (*Path(error.filename).parents, Path(error.filename)):
             raise
@@ -69,30 +71,27 @@ def _build(config: DictConfig, file: Path | None = None) -> SeriesData:
 
 
 def _write(file: Path, data: SeriesData) -> None:
-    beside = file.with_suffix(f".{os.getpid()}")
     try:
-        with beside.open("wb") as out:  # not by way of bytes, which would be a second copy in memory
-            pickle.dump(data, out, protocol=5)
-        beside.replace(file)
+        with replacing(file) as beside:
+            frozen.write(data, beside)
     except OSError as error:
         log.warning("the data set is not kept for the next process: %s", error)
-    finally:
-        beside.unlink(missing_ok=True)
+    except frozen.Unknown as error:  # a data set of the user's own may hold anything
+        log.debug("the data set is not kept for the next process: its state holds %s", error)
     _forget(file.parent)
 
 
-def _read(file: Path) -> SeriesData | None:
+def _read(config: DictConfig, file: Path) -> SeriesData | None:
+    """The data set of a config with the state in a file; None where there is none that can be used."""
     if not file.exists():
         return None
     os.utime(file)
-    try:
-        with file.open("rb") as opened:
-            return pickle.load(opened)
-    except (pickle.UnpicklingError, AttributeError, ImportError, EOFError):  # written by another version of something
-        return None
+    data = make(config.data, "data")
+    return data if frozen.read(data, file) else None
 
 
 def _forget(folder: Path) -> None:
-    """What was not used for longest."""
-    for old in sorted(folder.glob("*.pickle"), key=lambda p: p.stat().st_mtime)[:-KEPT]:
+    """What was not used for longest, and all pickles, which earlier versions wrote."""
+    files = sorted(folder.glob("*.npz"), key=lambda p: p.stat().st_mtime)
+    for old in [*files[:-KEPT], *folder.glob("*.pickle")]:
         old.unlink(missing_ok=True)

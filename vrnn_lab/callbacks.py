@@ -1,19 +1,14 @@
 """What watches a fit: figures, the stop on NaN, the progress bar, and the clock."""
 
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import cached_property
 from itertools import accumulate
 from math import ceil, inf, isfinite, nan
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
-import torch
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -110,34 +105,13 @@ class Figures(Callback):
         self.drawn = state_dict["drawn"]
 
 
-class Checkpoints(ModelCheckpoint):
-    """ModelCheckpoint whose folder may have been moved since: it keeps its best score all the same."""
-
-    @cached_property  # the same all along, and asked for several times a step
-    def state_key(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return super().state_key
-
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        if trainer.max_epochs and trainer.current_epoch + 1 == trainer.max_epochs:
-            trainer.check_val_every_n_epoch = 1  # the last epoch is validated, whatever the interval
-
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        super().on_train_end(trainer, pl_module)
-        files = [Path(str(self.dirpath)) / f"{name}.ckpt" for name in ("best", "last")]
-        # Ended by max_steps before any validation. All processes save together, so one of them decides.
-        for file in trainer.strategy.broadcast([file for file in files if not file.exists()]):
-            trainer.save_checkpoint(file)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        before, now = str(state_dict["dirpath"]), str(self.dirpath)
-        move = lambda path: path.replace(before, now, 1)
-        moved = {k: move(v) if isinstance(v, str) else v for k, v in state_dict.items()}
-        best = {move(path): score for path, score in state_dict["best_k_models"].items()}
-        super().load_state_dict({**moved, "best_k_models": best})
-
-
 class LastStep(Callback):
     """Has the last step of a fit that is counted in steps validated, whatever the interval."""
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        """Do so as well where the fit was stopped within that validation, and goes on with it."""
+        if trainer.global_step == trainer.max_steps:
+            trainer.val_check_batch = 1
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if trainer.global_step == trainer.max_steps:
@@ -192,17 +166,6 @@ class StopWhenWorse(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.last_good = state_dict["best"], state_dict["last_good"]
         self.stopped = state_dict["stopped"]
-
-
-class WholeFiles(TorchCheckpointIO):
-    """Checkpoints, beside and then renamed; Lightning copies its own from the temporary folder."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        torch.save(checkpoint, beside)
-        beside.replace(path)
 
 
 class Unprofiled(PassThroughProfiler):

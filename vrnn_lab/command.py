@@ -1,12 +1,14 @@
 """What the commands share: messages instead of tracebacks, exit codes, arguments as key=value."""
 
 import gc
+import io
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # Third parties' own deprecations and advice; what concerns the user is said by us.
 QUIET = (
@@ -50,6 +52,30 @@ def quiet() -> None:
         terminal = logging.StreamHandler(sys.stderr)
         terminal.setLevel(logging.INFO)
         log.addHandler(terminal)
+
+
+class _Outliving(io.FileIO):
+    """A stream whose reader may go away: what is written then is lost, and the writer goes on."""
+
+    def write(self, content: Any) -> int:
+        try:
+            return super().write(content)
+        except BrokenPipeError:
+            return len(memoryview(content).cast("B"))
+
+
+def outlive_readers() -> None:
+    """Let a training go on when whoever reads what it prints, such as `head`, has read enough."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if not isinstance(stream, io.TextIOWrapper) or isinstance(getattr(stream.buffer, "raw", None), _Outliving):
+            continue
+        stream.flush()
+        raw = io.BufferedWriter(_Outliving(stream.fileno(), "w", closefd=False))
+        text = io.TextIOWrapper(
+            raw, stream.encoding, stream.errors, line_buffering=True, write_through=name == "stderr"
+        )
+        setattr(sys, name, text)
 
 
 def guarded(command: Callable[[], int | None]) -> int:

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 PACKAGE = Path(__file__).parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
-# What a run folder from somebody else may construct; beyond these only subclasses of our own contracts.
+# What a config of the user's own may construct besides subclasses of our contracts; of a folder: vrnn_lab.trust.
 TRUSTED = ("vrnn_lab.", "torch.optim.", "lightning.pytorch.Trainer", "lightning.pytorch.callbacks.")
 TRUSTED += ("lightning.pytorch.Callback",)
 LAUNCHERS = ("joblib", "submitit", "ray")  # each an extra of this name
@@ -265,7 +265,7 @@ def target(name: str, path: str) -> Any:
         raise ConfigError(
             f"{path}._target_={name} cannot be imported ({error}). Is the module on the Python path?"
         ) from error
-    if not name.startswith(TRUSTED) and not _is_ours(found):
+    if not name.startswith(TRUSTED) and not is_ours(found):
         raise ConfigError(
             f"{path}._target_={name} is none of vrnn_lab's models, data sets, tasks, heads, cells or encoders, "
             "nor a subclass of their contracts; such a target could run anything, so it is refused."
@@ -273,7 +273,8 @@ def target(name: str, path: str) -> Any:
     return found
 
 
-def _is_ours(found: Any) -> bool:
+def is_ours(found: Any) -> bool:
+    """Return whether something is a class under one of the contracts that users extend."""
     from vrnn_lab.cells import Cell
     from vrnn_lab.data.base import SeriesData
     from vrnn_lab.encoders import Encoder

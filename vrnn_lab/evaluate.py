@@ -1,5 +1,6 @@
 """python -m vrnn_lab.evaluate: the table of a run again, from its folder alone."""
 
+import logging
 import sys
 from pathlib import Path
 
@@ -17,6 +18,8 @@ what was seen, by channel, and where values fall in their predictions. Writes no
                        own factors (row 'recalibrated', and a backtest), unless recalibrate=false; nothing is fitted
   evaluate.forecast.seen=30, evaluate.interpolation.seen=0.1, evaluate.samples=1000, ...   another yardstick
   data.<key>           other data of the same channels
+  trust                for a run of your own classes: trust=my_model names their module, trust=true trusts the whole
+                       folder; without it a folder from somebody else runs no code (SECURITY.md)
   split                test (default) or val: whose scores the table shows
   recalibrate=true     fits on validation by what the spread of predictions is multiplied, a factor a channel for
                        points up to the last seen one and one for those after it; prints the table with and without,
@@ -31,7 +34,8 @@ what was seen, by channel, and where values fall in their predictions. Writes no
   backtest.folds       origins a series, the last a horizon before its end (default: 5)
   output               a CSV of every scored value of the backtest: id, origin, time, channel, value, mean, std,
                        q05, q25, q50, q75, q95, nll, crps"""
-KEYS = ("run", "split", "recalibrate", "backtest", "output", "backtest.", "evaluate.", "data.")
+log = logging.getLogger("vrnn_lab")
+KEYS = ("run", "trust", "split", "recalibrate", "backtest", "output", "backtest.", "evaluate.", "data.")
 
 
 def main() -> int:
@@ -41,10 +45,12 @@ def main() -> int:
 
     from vrnn_lab.config import ConfigError, contents, flat, near
     from vrnn_lab.experiment import score
-    from vrnn_lab.folder import config_of
+    from vrnn_lab.folder import config_to_build
     from vrnn_lab.forecasts import recalibration_of
+    from vrnn_lab.origin import data_changed
     from vrnn_lab.pooled import check_splits, load_runs
     from vrnn_lab.table import print_run
+    from vrnn_lab.trust import trust_of
 
     folders, split = folders_of(found), found.get("split", "test")
     if split not in ("val", "test"):
@@ -55,7 +61,8 @@ def main() -> int:
             f"recalibrate=true fits the factors of one run, and run= names {len(folders)}; do it run by run: "
             f"run={folders[0]} recalibrate=true. Each run's own factors are used here without it."
         )
-    keys = flat(contents(config_of(folders[0]), resolve=False))
+    trust = trust_of(found.get("trust", ""))
+    keys = flat(contents(config_to_build(folders[0], trust)))
     changes = {k: v for k, v in found.items() if k.startswith(("evaluate.", "data."))}
     for key in changes:
         if key not in keys:
@@ -68,7 +75,14 @@ def main() -> int:
     if plan and not wanted and (idle := [k for k in changes if k.startswith("evaluate.") and k != "evaluate.draws"]):
         raise ConfigError(f"{idle[0]}: a backtest has no such question; of evaluate. it takes evaluate.draws alone.")
     check_splits(folders)
-    parts = load_runs(folders, DictConfig(OmegaConf.from_dotlist([f"{k}={v}" for k, v in changes.items()])))
+    parts = load_runs(folders, DictConfig(OmegaConf.from_dotlist([f"{k}={v}" for k, v in changes.items()])), trust)
+    if not any(key.startswith("data.") for key in changes) and data_changed(folders[0], parts.config):
+        log.warning(
+            "warning: the file %s has changed since %s was trained; these are scores on what it holds now, and "
+            "series that were trained on may be among them.",
+            parts.config.data.get("path"),
+            folders[0],
+        )
     factors = recalibration(parts, folders[0]) if wanted else None
     if len(folders) > 1 and "recalibrate" not in found:
         factors = recalibration_of(parts.model, None, None)
@@ -100,7 +114,7 @@ def plan_of(found: dict[str, str]):
 def print_backtest(parts, plan, split: str, factors, output: str | None) -> None:
     from vrnn_lab.backtest import run
     from vrnn_lab.data.clock import Clock
-    from vrnn_lab.folder import write_whole
+    from vrnn_lab.files import write_whole
     from vrnn_lab.table import backtest, paper
 
     found, values = run(parts, plan, split, factors and factors.apply)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,11 +10,13 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from vrnn_lab import checkpoints
 from vrnn_lab.built import data_of
 from vrnn_lab.config import ConfigError, check, make
 from vrnn_lab.data.base import SeriesData
 from vrnn_lab.data.columns import Beside
-from vrnn_lab.folder import config_of
+from vrnn_lab.files import DamagedError
+from vrnn_lab.folder import config_to_build
 from vrnn_lab.metrics import Change, Yardstick, evaluate
 from vrnn_lab.models.base import NUMBERS, SequenceModel
 from vrnn_lab.recipe import Recipe
@@ -23,6 +24,7 @@ from vrnn_lab.references import references
 from vrnn_lab.scores import SeriesSums
 from vrnn_lab.series import Scale, Trend, Variation
 from vrnn_lab.tasks import Task, Within
+from vrnn_lab.trust import Trust
 
 TABLE = "vrnn_lab.data.table.Table"
 ROUNDING = 1e-9  # training stds, or share of a window: by what numbers may seem to leave the training range
@@ -128,23 +130,34 @@ def apart_from_training(parts: Parts, split: str) -> dict[str, float]:
     }
 
 
-def load_parts(folder: str | Path, changes: DictConfig | None = None) -> Parts:
-    """The fitted parts of a run folder, at the best checkpoint, on the CPU; its data set is read when asked for."""
+def load_parts(folder: str | Path, changes: DictConfig | None = None, trust: Trust = ()) -> Parts:
+    """The fitted parts of a run folder, at the best checkpoint, on the CPU; its data set is read when asked for.
+
+    trust: the modules of the user's own classes, or True (vrnn_lab.trust). ConfigError where the folder would build
+    anything else; DamagedError where a file of it is not as it was written.
+    """
     folder = Path(folder)
-    config = config_of(folder)
+    config = config_to_build(folder, trust)
     if changes is not None:
         config = DictConfig(OmegaConf.merge(config, changes))
     file = folder / "checkpoints" / "best.ckpt"
     if not file.is_file():
         raise ConfigError(f"{folder} has no checkpoint yet ({file} does not exist); train it: resume={folder}")
+    checkpoint = checkpoints.read(file)
     try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, UnpicklingError) as error:
-        raise ConfigError(
-            f"{file} is damaged ({str(error).splitlines()[0]:.80}); copy it again, or train the run again."
+        scale = _scale(checkpoint)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(
+            f"{file} holds no scale of the training data ({error}); it is of another program."
         ) from error
-    parts = assemble(config, _scale(checkpoint))
-    parts.model.load_state_dict(checkpoint["state_dict"])
+    parts = assemble(config, scale)
+    try:
+        parts.model.load_state_dict(checkpoint["state_dict"])
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DamagedError(
+            f"{file} does not fit the model of {folder / '.hydra' / 'config.yaml'}: {reason}"
+        ) from error
     parts.model.eval()
     return parts
 

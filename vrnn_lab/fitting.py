@@ -1,7 +1,6 @@
 """A run in its folder: fit the model of a config, score it, draw it; go on where it was cut short."""
 
 import gc
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -15,10 +14,23 @@ import torch
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from omegaconf import DictConfig, OmegaConf
 
-from vrnn_lab import board, callbacks, intervals, length, origin, out_of_time, plots, processes, threads
+from vrnn_lab import (
+    board,
+    callbacks,
+    checkpoints,
+    intervals,
+    length,
+    origin,
+    out_of_time,
+    plots,
+    processes,
+    stopping,
+    threads,
+)
 from vrnn_lab.calibration import parted
 from vrnn_lab.config import VOLATILE, ConfigError, contents, flat, make
 from vrnn_lab.experiment import Parts, assemble, check_channels, score
+from vrnn_lab.files import read_json, write_json, write_yaml
 from vrnn_lab.folder import (
     SCORE,
     anywhere,
@@ -28,12 +40,12 @@ from vrnn_lab.folder import (
     finished,
     metrics_of,
     only_one,
-    write_whole,
 )
 from vrnn_lab.hardware import accelerator_of, check_accelerator, keep_memory, processes_of, strategy_of
 from vrnn_lab.models.base import LOG_EVERY, SequenceModel
 from vrnn_lab.processes import launched
 from vrnn_lab.recalibration import Recalibration, possible
+from vrnn_lab.trust import refuse_links
 from vrnn_lab.validation import recalibrate
 
 log = logging.getLogger("vrnn_lab")
@@ -54,10 +66,12 @@ def run(
     in_sweep: bool = False,
     resuming: bool = False,
     watching: Sequence[Callback] = (),
+    links: bool = False,
 ) -> dict[str, Any] | None:
     """Fit, score and draw the model of a config in a run folder; go on where an earlier try was cut short.
 
     choices: the option chosen of each config group, such as model: vrnn, kept beside the config.
+    links: links to files outside the folder are followed; otherwise a folder that holds one is refused.
 
     Returns the metrics (also in metrics.json). Errors are recorded as status=failed, or pruned, and raised; those of
     a single run that come before anything is trained leave no folder. Of several processes of one run (trainer=ddp)
@@ -67,6 +81,8 @@ def run(
     if launched()[0]:
         check_accelerator(config)
         return take_part(config, folder)
+    if not links:
+        refuse_links(folder)
     with only_one(folder, wait=in_sweep):
         _same_run(config, folder, resuming)
         if metrics := finished(folder):
@@ -105,6 +121,7 @@ def _recorded(folder: Path):
             yield
         except Exception as error:
             log.debug("failed", exc_info=True)  # to the file: whoever called us says it on the terminal
+            checkpoints.check_there(folder)
             if not (folder / "metrics.json").exists():
                 fail(folder, error, status="pruned" if isinstance(error, Pruned) else "failed")
                 board.end(folder, metrics_of(folder))
@@ -139,7 +156,7 @@ def _same_run(config: DictConfig, folder: Path, resuming: bool) -> None:
                 + ". Choose another folder (hydra.run.dir=...), or go on with that run as it is: resume=<folder>."
             )
     if differ:
-        write_whole(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+        write_yaml(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
 
 
 def _begin(config: DictConfig, folder: Path, overrides: list[str], choices: dict[str, Any], in_sweep: bool) -> Parts:
@@ -198,7 +215,7 @@ def _log_to(file: Path):
 def trainer_of(parts: Parts, folder: Path, watching: Sequence[Callback] = ()) -> pl.Trainer:
     """The Trainer of a run: its checkpoints, TensorBoard events and figures go to the folder."""
     # Every validation writes last.ckpt; best.ckpt is the best by val/loss.
-    checkpoints = callbacks.Checkpoints(
+    saver = checkpoints.Checkpoints(
         dirpath=folder / "checkpoints",
         filename="best",
         monitor=SCORE,
@@ -220,9 +237,10 @@ def trainer_of(parts: Parts, folder: Path, watching: Sequence[Callback] = ()) ->
         callbacks.Course(),
         callbacks.Log(),
         callbacks.Progress(),
+        stopping.SaveOnSignal(),
         LearningRateMonitor("step"),
         *watching,
-        checkpoints,
+        saver,
     ]
     if planned.get("val_check_interval"):
         parts_of_run.append(callbacks.LastStep())
@@ -234,7 +252,7 @@ def trainer_of(parts: Parts, folder: Path, watching: Sequence[Callback] = ()) ->
         devices=list(devices) if OmegaConf.is_list(devices) else processes_of(config),
         logger=board.Board(folder),
         callbacks=parts_of_run,
-        plugins=[callbacks.WholeFiles()],
+        plugins=[checkpoints.CheckpointFiles()],
         profiler=config.trainer.get("profiler") or callbacks.Unprofiled(),
         **planned,
         default_root_dir=str(folder),
@@ -272,10 +290,11 @@ def _fit_and_score(parts: Parts, folder: Path, watching: Sequence[Callback], qui
     scores |= (factors.metrics() if factors else {}) | (ends.scores if ends else {})
     metrics = {"status": "completed", **scores, **fit, "score/seconds": monotonic() - started}
     drawn = plots.figures(parts.model, parts.data, parts.config.seed, tasks=parts.yardstick.questions)
+    checkpoints.check_there(folder)
     plots.write(drawn | intervals.figures(scores | details, "test", parts.data), folder / "figures")
-    write_whole(folder / "calibration.json", json.dumps(details, indent=1))
+    write_json(folder / "calibration.json", details)
     board.end(folder, metrics)
-    write_whole(folder / "metrics.json", json.dumps(metrics, indent=1))
+    write_json(folder / "metrics.json", metrics)
     log.debug("completed: %s", metrics)
     return metrics
 
@@ -360,20 +379,20 @@ def _fit(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, Any]:
     """Train, or go on from last.ckpt; what the fit cost is kept so that a run cut later need not train again."""
     done = folder / "checkpoints" / "fit.json"
     if done.exists():
-        return json.loads(done.read_text())
+        return read_json(done, "Remove it: the fit then goes on from its last checkpoint, which ends it at once.")
     cost = _train(parts, trainer, folder)
     if trainer.is_global_zero:
-        write_whole(done, json.dumps(cost))
+        write_json(done, cost)
     if torch.distributed.is_initialized():  # the first scores and draws by itself, and the others need not wait
         torch.distributed.destroy_process_group()
     return cost
 
 
 def _train(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, Any]:
-    start, step, last = None, 0, folder / "checkpoints" / "last.ckpt"
-    if last.exists():
+    start, step = None, 0
+    if found := checkpoints.latest(folder):
+        last, checkpoint = found
         log.log(logging.INFO if trainer.is_global_zero else logging.DEBUG, "going on from %s", last)
-        checkpoint = torch.load(last, map_location="cpu", weights_only=True)
         check_channels(checkpoint["channels"], parts)
         if _stopped_early(checkpoint):  # cut after the decision to stop: it stands
             known = checkpoint["callbacks"]
@@ -409,4 +428,4 @@ def _cost(parts: Parts, epochs: int, steps: int, seconds: float) -> dict[str, An
 
 
 def _read_weights(model: SequenceModel, file: Path) -> None:
-    model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["state_dict"])
+    model.load_state_dict(checkpoints.read(file)["state_dict"])

@@ -1,7 +1,6 @@
 """A run folder: .hydra/config.yaml says what it is, metrics.json what came of it. No torch: reading one is quick."""
 
-import json
-import os
+import re
 import shlex
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,27 +10,18 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from vrnn_lab.config import ConfigError, contents
+from vrnn_lab.files import clean, read_json, read_yaml, write_json, write_yaml
+from vrnn_lab.trust import Trust, refuse_links, refuse_targets
 
 SCORE = "val/loss"  # what models, tricks and searches are chosen by
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Beside, then renamed: a reader never meets half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text)
-    beside.replace(path)
 
 
 def metrics_of(folder: Path) -> dict[str, Any]:
     """What came of a run; nothing before it has ended."""
     try:
-        return json.loads((folder / "metrics.json").read_text())
+        return read_json(folder / "metrics.json", "Remove the file, and the run goes on from its last checkpoint.")
     except FileNotFoundError:
         return {}
-    except ValueError as error:
-        cure = "remove the file, and the run goes on from its last checkpoint"
-        raise ConfigError(f"{folder / 'metrics.json'} is broken ({error}); {cure}.") from error
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
@@ -52,7 +42,7 @@ def status(folder: Path) -> str:
 
 def at_work(folder: Path) -> bool:
     """Whether a process holds the lock. Looking takes it for some microseconds; whoever wants it then waits."""
-    if not (folder / ".lock").exists():
+    if not (folder / ".lock").exists() or (folder / ".lock").is_symlink():
         return False
     try:
         with FileLock(folder / ".lock", timeout=0):
@@ -66,9 +56,9 @@ def at_work(folder: Path) -> bool:
 def begin(folder: Path, config: DictConfig, overrides: list[str], choices: dict[str, Any]) -> None:
     """What the run is, on disk before it starts; choices: the option of each config group."""
     own = {group: option for group, option in choices.items() if not group.startswith("hydra/")}
-    write_whole(folder / ".hydra" / "choices.yaml", OmegaConf.to_yaml(own))
-    write_whole(folder / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(overrides))
-    write_whole(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    write_yaml(folder / ".hydra" / "choices.yaml", OmegaConf.to_yaml(own))
+    write_yaml(folder / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(overrides))
+    write_yaml(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
 
 
 def fail(folder: Path, error: BaseException, config: DictConfig | None = None, status: str = "failed") -> None:
@@ -76,7 +66,7 @@ def fail(folder: Path, error: BaseException, config: DictConfig | None = None, s
     if config is not None and not (folder / ".hydra" / "config.yaml").exists():
         begin(folder, anywhere(config), [], {})
     failure = {"status": status, "error": f"{type(error).__name__}: {error}"}
-    write_whole(folder / "metrics.json", json.dumps(failure, indent=1))
+    write_json(folder / "metrics.json", failure)
 
 
 def anywhere(config: DictConfig) -> DictConfig:
@@ -88,23 +78,50 @@ def anywhere(config: DictConfig) -> DictConfig:
 
 
 def config_of(folder: Path) -> DictConfig:
+    """Return the config of a run. Where ${...} stands in it, it is text: nothing of it is resolved."""
     file = Path(folder) / ".hydra" / "config.yaml"
     if not file.is_file():
         raise ConfigError(f"{folder} is no run folder: {file} does not exist. Expected outputs/<date>/<time>.")
-    loaded = OmegaConf.load(file)
-    assert isinstance(loaded, DictConfig)
-    return loaded
+    plain = read_yaml(file, COPY)
+    if not isinstance(plain, dict):
+        raise ConfigError(f"{file} holds a {type(plain).__name__}; expected the config of a run. {COPY}")
+    return DictConfig(OmegaConf.create(_literal(plain)))
+
+
+COPY = "Copy it again from where the run was made."
+
+
+def _literal(node: Any) -> Any:
+    """Escape ${ in every text, which OmegaConf would resolve: ${oc.env:...} reads the environment."""
+    if isinstance(node, dict):
+        return {key: _literal(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_literal(value) for value in node]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", node) if isinstance(node, str) else node
+
+
+def config_to_build(folder: Path, trust: Trust = ()) -> DictConfig:
+    """Return the config of a run whose parts are about to be constructed.
+
+    ConfigError where the folder, which may be somebody else's, holds links, or its config names classes that neither
+    conf/ nor the user names (vrnn_lab.trust).
+    """
+    if trust is not True:
+        refuse_links(folder)
+    config = config_of(folder)
+    refuse_targets(contents(config), folder, trust)
+    return config
 
 
 def choices_of(folder: Path) -> dict[str, Any]:
     """The option chosen of each config group; none are known of a run that no command started."""
     file = Path(folder) / ".hydra" / "choices.yaml"
-    return contents(OmegaConf.load(file)) if file.is_file() else {}
+    return contents(read_yaml(file, COPY)) if file.is_file() else {}
 
 
 def command_of(folder: Path) -> str:
     """The command that makes the same run."""
-    overrides = OmegaConf.load(folder / ".hydra" / "overrides.yaml")
+    overrides = read_yaml(folder / ".hydra" / "overrides.yaml", COPY)
     return shlex.join(["python", "-m", "vrnn_lab.run", *map(str, overrides)])
 
 
@@ -123,6 +140,7 @@ def only_one(folder: Path, wait: bool):
             "hydra.run.dir=<folder>, or mend its permissions."
         ) from error
     try:
+        clean(folder)
         yield
     finally:
         lock.release()

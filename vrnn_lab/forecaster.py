@@ -13,7 +13,7 @@ from vrnn_lab.config import ConfigError, choices, compose
 from vrnn_lab.crossings import DRAWS, Level
 from vrnn_lab.data.clock import spans
 from vrnn_lab.experiment import Parts, load_parts
-from vrnn_lab.folder import write_whole
+from vrnn_lab.files import write_whole
 from vrnn_lab.forecasts import Asked, Forecasts, form_of, recalibration_of
 from vrnn_lab.pooled import Pooled, check_splits, load_runs
 
@@ -34,17 +34,21 @@ class Forecaster:
         self._parts: Parts | None = None
 
     @classmethod
-    def load(cls, folder: str | Path | Sequence[str | Path]) -> "Forecaster":
+    def load(cls, folder: str | Path | Sequence[str | Path], trust: bool | str | Sequence[str] = ()) -> "Forecaster":
         """Load a run that is finished, or cut short after its first checkpoint, whatever started it; or several.
 
         Several folders give one forecaster: the mixture of the runs' predictions with equal shares, each recalibrated
         by its own factors. ConfigError where they differ in channels, covariates, units or kind of time.
+
+        trust: names of the modules of your own classes that the runs are built of and that you have not imported;
+        True trusts the folders. Otherwise a folder from somebody else runs no code: ConfigError says what it would.
         """
         folders = [folder] if isinstance(folder, (str, Path)) else list(folder)
         if len({Path(each).absolute() for each in folders}) < max(1, len(folders)):
             raise ConfigError(f"Forecaster.load({folders}): expected one run folder, or several, each once.")
         found = cls(folder=folders[0])
-        found._parts = load_runs(folders)
+        modules = (trust,) if isinstance(trust, str) else trust
+        found._parts = load_runs(folders, trust=modules if isinstance(modules, bool) else tuple(modules))
         return found
 
     def fit(

@@ -3,7 +3,6 @@
 import ast
 import hashlib
 import importlib.util
-import json
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -12,13 +11,14 @@ from typing import Any
 from omegaconf import DictConfig
 
 from vrnn_lab.config import PACKAGE, contents, nodes
-from vrnn_lab.folder import write_whole
+from vrnn_lab.files import read_json, write_json
 
+CURE = "Remove the file: then nobody knows what has changed since the run began, and all else works."
 NAMES = {"code": "the code changed", "data": "the data file changed", "torch": "the version of torch changed"}
 
 
 def write(folder: Path, config: DictConfig) -> None:
-    write_whole(folder / ".hydra" / "origin.json", json.dumps(of(config), indent=1))
+    write_json(folder / ".hydra" / "origin.json", of(config))
 
 
 def changes(folder: Path, config: DictConfig) -> list[str]:
@@ -26,8 +26,14 @@ def changes(folder: Path, config: DictConfig) -> list[str]:
     file = folder / ".hydra" / "origin.json"
     if not file.is_file():
         return []
-    before, now = json.loads(file.read_text()), of(config)
+    before, now = read_json(file, CURE), of(config)
     return [words for key, words in NAMES.items() if before.get(key) != now[key]]
+
+
+def data_changed(folder: Path, config: DictConfig) -> bool:
+    """Return whether the data file that a run was trained on has other contents now."""
+    file = folder / ".hydra" / "origin.json"
+    return file.is_file() and read_json(file, CURE).get("data") != _data(contents(config))
 
 
 def of(config: DictConfig) -> dict[str, Any]:

@@ -5,7 +5,6 @@ times of training, which is what users of a panel ask for.
 """
 
 import copy
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vrnn_lab import checkpoints
 from vrnn_lab.backtest import Folds
 from vrnn_lab.callbacks import interruptible
 from vrnn_lab.config import ConfigError, make
@@ -24,7 +24,7 @@ from vrnn_lab.context import around
 from vrnn_lab.data.base import Ragged, SeriesData
 from vrnn_lab.data.clock import Clock
 from vrnn_lab.experiment import Parts, assemble
-from vrnn_lab.folder import write_whole
+from vrnn_lab.files import DamagedError, read_json, write_json
 from vrnn_lab.hardware import accelerator_of, processes_of
 from vrnn_lab.processes import launched
 from vrnn_lab.recalibration import (
@@ -57,13 +57,16 @@ class OutOfTime:
 
     def save(self, folder: Path) -> None:
         """<folder>/out_of_time.json, whole or not at all."""
-        write_whole(folder / FILE, json.dumps(vars(self), indent=1) + "\n")
+        write_json(folder / FILE, vars(self))
 
     def beyond(self, scale: Scale, forecast: Tensor) -> Beyond:
         """The factors for the model that was fitted to the whole series, of this scale; none is below that of other
         forecasts, nor below that of a nearer time."""
         factors = torch.maximum(torch.tensor(self.factors).double(), forecast).cummax(0).values
         return Beyond(*_reach(scale), tuple(self.starts), factors, tuple(self.values))
+
+
+AGAIN = "Remove it, and it is measured again by a second fit."
 
 
 def measured(parts: Parts, folder: Path, among_others: bool = False) -> OutOfTime | None:
@@ -74,12 +77,12 @@ def measured(parts: Parts, folder: Path, among_others: bool = False) -> OutOfTim
     """
     if (file := folder / FILE).is_file():
         try:
-            return OutOfTime(**json.loads(file.read_text()))
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"{file} is broken; delete it, and it is measured again by a second fit.") from error
+            return OutOfTime(**read_json(file, AGAIN))
+        except TypeError as error:
+            raise DamagedError(f"{file} is none of ours: {error}. {AGAIN}") from error
     if not _wanted(parts, among_others):
         return None
-    steps = torch.load(folder / "checkpoints" / "best.ckpt", map_location="cpu", weights_only=True)["global_step"]
+    steps = checkpoints.read(folder / "checkpoints" / checkpoints.BEST)["global_step"]
     log.info("out-of-time validation: a second fit of %d steps, without the second half of each series", steps)
     found = validate(parts, max(1, steps))
     if found:

@@ -1,11 +1,12 @@
 """A table of any length, written as it comes."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pandas as pd
+
+from vrnn_lab.files import replacing
 
 ENDINGS = (".csv", ".parquet")
 
@@ -26,14 +27,8 @@ def check_ending(path: Path) -> None:
 @contextmanager
 def writing(path: Path) -> Iterator[Callable[[pd.DataFrame], None]]:
     """What writes frame after frame: beside, and renamed at the end, so that nobody meets half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with ExitStack() as opened:
-            yield (_parquet if path.suffix.lower() == ".parquet" else _csv)(beside, opened)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(path) as beside, ExitStack() as opened:
+        yield (_parquet if path.suffix.lower() == ".parquet" else _csv)(beside, opened)
 
 
 def _csv(path: Path, opened: ExitStack) -> Callable[[pd.DataFrame], None]:

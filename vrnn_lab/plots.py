@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 
 from vrnn_lab import look, pictures, prior
+from vrnn_lab.files import replacing
 from vrnn_lab.prior import Draws
 from vrnn_lab.series import TimeSeries, pick
 from vrnn_lab.tasks import Density, Forecast, Interpolate, Task
@@ -80,13 +81,10 @@ def figures(model, data, seed: int, split: str = "test", tasks: dict[str, Task] 
 
 def write(drawn: dict[str, Figure], folder: str | Path) -> list[Path]:
     """Each figure as <folder>/<name>.png, whole or not at all."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, figure in drawn.items():
-        path, beside = folder / f"{name}.png", folder / f".{name}.png.part"
-        figure.savefig(beside, dpi=120, format="png")
-        paths.append(beside.replace(path))
+    paths = [Path(folder) / f"{name}.png" for name in drawn]
+    for path, figure in zip(paths, drawn.values(), strict=True):
+        with replacing(path) as beside:
+            figure.savefig(beside, dpi=120, format="png")
     return paths
 
 

@@ -23,6 +23,7 @@ from vrnn_lab.models.base import Prediction, SequenceModel
 from vrnn_lab.recalibration import Recalibration
 from vrnn_lab.recipe import Recipe
 from vrnn_lab.series import TimeSeries
+from vrnn_lab.trust import Trust
 
 log = logging.getLogger("vrnn_lab")
 APART = 2**32  # between the seeds of two members, whose draws must not share their noise
@@ -189,17 +190,17 @@ class Recalibrations:
         ]
 
 
-def load_runs(folders: Sequence[str | Path], changes: DictConfig | None = None) -> Parts:
+def load_runs(folders: Sequence[str | Path], changes: DictConfig | None = None, trust: Trust = ()) -> Parts:
     """Load the fitted parts of a run folder; of several, one model that pools theirs, beside the first one's data.
 
-    changes: of the config of the first, whose questions and data count. ConfigError where the runs do not fit
-    together.
+    changes: of the config of the first, whose questions and data count. trust: as in `load_parts`. ConfigError where
+    the runs do not fit together.
     """
     first, *others = (Path(folder) for folder in folders)
-    parts = load_parts(first, changes)
+    parts = load_parts(first, changes, trust)
     if not others:
         return parts
-    every = [parts, *map(load_parts, others)]
+    every = [parts, *(load_parts(folder, trust=trust) for folder in others)]
     for folder, other in zip(others, every[1:], strict=True):
         _check_alike(str(first), parts, str(folder), other)
     return replace(parts, model=Pooled([each.model for each in every], [str(folder) for folder in (first, *others)]))

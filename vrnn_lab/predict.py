@@ -35,11 +35,14 @@ With horizon= also: when does it cross?
   figures=false        true, or for how many series: <output>_figures/<id>.png
   recalibrate          by default spreads are multiplied by the factors that the run fitted on validation, where it
                        has some; false: the model's own spreads; true: an error where there are none
+  trust                for a run of your own classes: trust=my_model names their module, trust=true trusts the whole
+                       folder; without it a folder from somebody else runs no code (SECURITY.md)
   seed=0               of the draws: the same seed, the same file
   stream=false         true: read bit by bit, as files of more than 200 000 rows are, each series' rows together"""
 
 KEYS = (
     "run",
+    "trust",
     "input",
     "output",
     "at",
@@ -94,13 +97,15 @@ def main() -> int:
             column_names(Path(found[key]).expanduser(), key)
     from vrnn_lab.forecasts import Asked, Forecasts, form_of
     from vrnn_lab.pooled import load_runs
+    from vrnn_lab.trust import trust_of
 
+    trust = trust_of(found.get("trust", ""))
     at = Path(found["at"]).expanduser() if "at" in found else None
     when = Level.of(found["when"]) if "when" in found else None
     counts = {"draws": whole(found, "draws", DRAWS if when else 99, 1), "paths": whole(found, "paths", 0, 0)}
     ahead = spans(found.get("horizon"), found.get("every"))
     asked = Asked(at, *ahead, fill, seed=whole(found, "seed", 0, 0), recalibrate=recalibrate, when=when, **counts)
-    parts = load_runs(folders)
+    parts = load_runs(folders, trust=trust)
     named = {key: None if found[key] == "null" else found[key] for key in FORM if key in found}
     forecasts = Forecasts.of(parts, source, asked, form_of(parts.config, named), folders[0])
     write(forecasts, output, most, in_memory=not stream and forecasts.small)

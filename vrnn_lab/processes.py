@@ -1,13 +1,16 @@
 """The processes that fit one model together (trainer=ddp): started and watched here, or by torchrun or srun."""
 
+import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from time import sleep
 from typing import Any
+
+GRACE = 30.0  # seconds, at most, for the checkpoint of a run that is stopped; usually it takes one
 
 
 class ProcessError(RuntimeError):
@@ -38,10 +41,16 @@ def run(config: dict[str, Any], folder: Path, count: int) -> None:
     codes: list[int | None] = [None]
     try:
         for rank in range(count):
-            ranks.append(_start(_environment(rank, count, store.port), (config, folder)))
+            ranks.append(_start(_environment(rank, count, store.port), (config, str(folder))))
         while None in codes and not any(codes):
             sleep(0.05)
             codes = [rank.poll() for rank in ranks]
+    except (KeyboardInterrupt, SystemExit):  # a stop signal, at which the first process writes a checkpoint
+        if ranks:
+            ranks[0].terminate()
+            with suppress(subprocess.TimeoutExpired):
+                ranks[0].wait(GRACE)
+        raise
     finally:
         for rank in ranks:
             rank.kill()
@@ -55,9 +64,11 @@ def run(config: dict[str, Any], folder: Path, count: int) -> None:
 
 
 def _start(environment: dict[str, str], task: Any) -> subprocess.Popen:
-    process = subprocess.Popen([sys.executable, "-m", "vrnn_lab.rank"], stdin=subprocess.PIPE, env=environment)
+    # In a session of its own: Ctrl-C is for the parent, which passes it on.
+    command = [sys.executable, "-m", "vrnn_lab.rank"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=True)
     assert process.stdin is not None
-    pickle.dump(task, process.stdin)
+    process.stdin.write(json.dumps(task).encode() + b"\n")
     process.stdin.flush()  # and left open: it closes when this process ends, however it does, and ends the other
     return process
 

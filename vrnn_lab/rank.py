@@ -1,9 +1,10 @@
 """python -m vrnn_lab.rank: one of the processes of a run; vrnn_lab.processes starts it and tells it what to do."""
 
+import json
 import os
-import pickle
 import sys
 import traceback
+from pathlib import Path
 from threading import Thread
 
 
@@ -12,8 +13,18 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
+def _first_line() -> bytes:
+    """What the parent says; byte by byte, so that nothing behind it waits in a buffer when the pipe is watched."""
+    line = b""
+    while not line.endswith(b"\n"):
+        if not (byte := os.read(sys.stdin.fileno(), 1)):
+            os._exit(1)  # the parent is gone
+        line += byte
+    return line
+
+
 def main() -> None:
-    config, folder = pickle.load(sys.stdin.buffer)
+    config, folder = json.loads(_first_line())
     Thread(target=_end_with_parent, daemon=True).start()
     from omegaconf import DictConfig
 
@@ -21,9 +32,13 @@ def main() -> None:
 
     quiet()
     from vrnn_lab.fitting import take_part
+    from vrnn_lab.signals import install
 
+    install()
     try:
-        take_part(DictConfig(config), folder)
+        take_part(DictConfig(config), Path(folder))
+    except SystemExit as stopped:  # by a signal, with a checkpoint written
+        os._exit(int(stopped.code or 0))
     except BaseException:  # recorded in the run folder: whoever started us says it
         if os.environ.get("VRNN_LAB_TRACEBACK"):
             traceback.print_exc()

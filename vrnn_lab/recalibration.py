@@ -1,7 +1,6 @@
 """The spread of predictions set right on validation: one factor a channel inside what was seen, one ahead of it, and
 one beyond the times of training."""
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -17,7 +16,7 @@ from torch import Tensor
 from vrnn_lab.config import ConfigError
 from vrnn_lab.data.base import Batches, SeriesData
 from vrnn_lab.data.blocks import ValidationBlocks
-from vrnn_lab.folder import write_whole
+from vrnn_lab.files import DamagedError, read_json, write_json
 from vrnn_lab.metrics import Yardstick, rows_at_once
 from vrnn_lab.models.base import Prediction, SequenceModel
 from vrnn_lab.scores import central
@@ -146,7 +145,7 @@ class Recalibration:
             factors, values = [each(row) for row in far.factors.tolist()], each(far.values)
             reach = {"end": far.end, "longest": far.longest, "starts": list(far.starts)}
             named["beyond"] = reach | {"factors": factors, "values": values}
-        write_whole(Path(folder) / FILE, json.dumps(named, indent=1) + "\n")
+        write_json(Path(folder) / FILE, named)
         return Path(folder) / FILE
 
 
@@ -157,13 +156,15 @@ def load(folder: str | Path, channels: tuple[str, ...]) -> Recalibration:
     if not file.is_file():
         raise ConfigError(f"{folder} holds no {FILE}: its predictions were not recalibrated yet. {cure}")
     try:
-        named = json.loads(file.read_text())
+        named = read_json(file, cure)
         factors = {place: torch.tensor([float(named[place][c]) for c in channels]).double() for place in PLACES}
         values, blocks = (
             {place: tuple(int(each[c]) for c in channels) for place, each in named.get(key, {}).items()}
             for key in ("values", "blocks")
         )
         beyond = _beyond(named["beyond"], channels) if "beyond" in named else None
+    except DamagedError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{file} is broken, or of other channels than {', '.join(channels)}. {cure}") from error
     return Recalibration(channels, **factors, values=values, blocks=blocks, beyond=beyond)

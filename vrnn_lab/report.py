@@ -10,7 +10,8 @@ from rich.console import Console
 
 from vrnn_lab.command import guarded
 from vrnn_lab.config import ConfigError, near
-from vrnn_lab.folder import SCORE, write_whole
+from vrnn_lab.files import write_whole
+from vrnn_lab.folder import SCORE
 from vrnn_lab.reports import claims, csv_files, formats
 from vrnn_lab.reports.page import page
 from vrnn_lab.reports.runs import Run, read_all

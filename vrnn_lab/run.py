@@ -3,7 +3,6 @@
 import itertools
 import os
 import re
-import signal
 import sys
 from contextlib import contextmanager
 from datetime import datetime
@@ -14,10 +13,11 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from vrnn_lab.command import guarded, load, quiet
+from vrnn_lab.command import guarded, load, outlive_readers, quiet
 from vrnn_lab.config import CONF, ConfigError, check, compose, contents, flat, groups, near, options
 from vrnn_lab.devices import device_for
 from vrnn_lab.processes import launched
+from vrnn_lab.signals import install
 from vrnn_lab.sweep import Sweeper, SweepFailed, plan
 
 PASSED_ON = (
@@ -40,6 +40,7 @@ def job(
     overrides: list[str],
     choices: dict[str, Any] | None = None,
     resuming: bool = False,
+    links: bool = False,
 ) -> float:
     """One run in its folder; prints its table and returns its score, val/loss."""
     quiet()
@@ -48,7 +49,7 @@ def job(
     from vrnn_lab.table import print_run
 
     try:
-        metrics = fitting.run(config, folder, overrides, choices, resuming=resuming)
+        metrics = fitting.run(config, folder, overrides, choices, resuming=resuming, links=links)
     except KeyboardInterrupt:
         if not (folder / "checkpoints" / "last.ckpt").exists():
             raise KeyboardInterrupt("no checkpoint was written yet; to begin anew, give the command again") from None
@@ -100,10 +101,13 @@ def _placed(config: DictConfig):
 
 
 def resume(folder: Path, changes: list[str]) -> int:
-    """Go on with a run from its own config; beside it only trainer.* may be set."""
-    from vrnn_lab.folder import config_of
+    """Go on with a run from its own config; beside it only trainer.* may be set, and trust=."""
+    from vrnn_lab.folder import config_to_build
+    from vrnn_lab.trust import trust_of
 
-    config = config_of(folder)
+    trust = trust_of(next((c.partition("=")[2] for c in reversed(changes) if c.startswith("trust=")), ""))
+    changes = [change for change in changes if not change.startswith("trust=")]
+    config = config_to_build(folder, trust)
     for change in changes:
         key = change.split("=")[0]
         if not key.startswith("trainer."):
@@ -113,7 +117,8 @@ def resume(folder: Path, changes: list[str]) -> int:
             )
         if key not in flat(contents(config)):
             raise ConfigError(f"{key}: the run has no such key.{near(key, flat(contents(config)))}")
-    job(DictConfig(OmegaConf.merge(config, OmegaConf.from_dotlist(changes))), folder, changes, resuming=True)
+    changed = DictConfig(OmegaConf.merge(config, OmegaConf.from_dotlist(changes)))
+    job(changed, folder, changes, resuming=True, links=trust is True)
     return 0
 
 
@@ -221,13 +226,10 @@ def usage(dirs: tuple[str, ...] = ()) -> str:
     return re.sub(r"\$\{hydra\.help\.(\w+)\}", lambda name: texts[name[1]], text)
 
 
-def _terminated(number, frame) -> None:
-    raise SystemExit(128 + number)  # Lightning alone would end with 0, as if the run were finished
-
-
 def main() -> int:
     argv = sys.argv[1:]
-    signal.signal(signal.SIGTERM, _terminated)
+    install()
+    outlive_readers()
     if {"-h", "--help"} & set(argv):
         print(usage(_asked(argv)[1]))
         return 0

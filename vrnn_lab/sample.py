@@ -13,6 +13,8 @@ Covariates are held at their training means.
   n                    how many series
   points               at so many even times each; by default as dense as the training series
   seed                 of the draws: the same seed, the same file
+  trust                for a run of your own classes: trust=my_model names their module, trust=true trusts the whole
+                       folder; without it a folder from somebody else runs no code (SECURITY.md)
   output               where they go, by default <run folder>/samples/samples.csv; a figure goes beside it
 
 The file has the columns series, time and one for each channel, in the data's own units."""
@@ -30,7 +32,7 @@ def csv(draws, channels: tuple[str, ...]) -> str:
 
 
 def main() -> int:
-    found = arguments(USAGE, ("run", "n", "points", "seed", "output"), sys.argv[1:])
+    found = arguments(USAGE, ("run", "n", "points", "seed", "output", "trust"), sys.argv[1:])
     folder = folder_of(found)
     count, seed = whole(found, "n", 16, 1), whole(found, "seed", 0, 0)
     points = whole(found, "points", 1, 1) if "points" in found else None
@@ -40,9 +42,10 @@ def main() -> int:
     quiet()
     from vrnn_lab import plots, prior
     from vrnn_lab.experiment import load_parts
-    from vrnn_lab.folder import write_whole
+    from vrnn_lab.files import write_whole
+    from vrnn_lab.trust import trust_of
 
-    parts = load_parts(folder)
+    parts = load_parts(folder, trust=trust_of(found.get("trust", "")))
     if points is not None and parts.model.point_process:
         raise ValueError("points= is for models that are asked at given times; this one draws its times itself.")
     draws = prior.draw(parts.model, count, seed, points)

@@ -5,7 +5,6 @@ import importlib.util
 import json
 import os
 import shlex
-import signal
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import Any
 import yaml
 
 from vrnn_lab import length
-from vrnn_lab.command import guarded, quiet
+from vrnn_lab.command import guarded, outlive_readers, quiet
 from vrnn_lab.config import CONF, VOLATILE, ConfigError, choices, compose, contents, flat, groups, near, target
+from vrnn_lab.signals import install
 
 USAGE = """python -m vrnn_lab.search [model=vrnn] [data=curves] [trials=40] [<setting>=<value>] [<key>=<value>] ...
 
@@ -239,7 +239,7 @@ def _show_best(plan: Any, study: Any, ranked: list[tuple[int, Any]]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from vrnn_lab.folder import write_whole
+    from vrnn_lab.files import write_whole
     from vrnn_lab.space import overrides
     from vrnn_lab.table import number
 
@@ -307,10 +307,6 @@ def _words(axis: dict[str, Any]) -> str:
     return f"{axis['low']} to {axis['high']}{', by its logarithm' if axis.get('log') else ''}{step}"
 
 
-def _terminated(number, frame) -> None:
-    raise SystemExit(128 + number)
-
-
 def main() -> int:
     argv = sys.argv[1:]
     if {"-h", "--help"} & set(argv):
@@ -324,7 +320,8 @@ def main() -> int:
 
     from vrnn_lab import study
 
-    signal.signal(signal.SIGTERM, _terminated)
+    install()
+    outlive_readers()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     plan, facts, first = plan_of(call)
     plan.folder.mkdir(parents=True, exist_ok=True)

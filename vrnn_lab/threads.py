@@ -1,6 +1,5 @@
 """The number of threads of a fit: chosen by timing a few training steps, recorded, and kept by a resumed run."""
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from time import perf_counter
 
 import torch
 
-from vrnn_lab.folder import write_whole
+from vrnn_lab.files import read_json, write_json
 from vrnn_lab.models.base import SequenceModel
 from vrnn_lab.noise import Noise
 from vrnn_lab.series import TimeSeries
@@ -87,11 +86,12 @@ def free_to_choose() -> bool:
 def recorded(folder: Path) -> int | None:
     """Return the number of threads that a run folder's fit was begun with, None if it was not begun or is older."""
     file = folder / "checkpoints" / "threads.json"
-    return json.loads(file.read_text())["threads"] if file.is_file() else None
+    cure = "Remove the file; the number of threads is then chosen anew, and sums may differ in the last digits."
+    return read_json(file, cure).get("threads") if file.is_file() else None
 
 
 def record(folder: Path, threads: int) -> None:
-    write_whole(folder / "checkpoints" / "threads.json", json.dumps({"threads": threads}))
+    write_json(folder / "checkpoints" / "threads.json", {"threads": threads})
 
 
 @contextmanager

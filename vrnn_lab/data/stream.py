@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -18,18 +19,20 @@ from numpy.typing import NDArray
 
 from vrnn_lab.data import columns
 from vrnn_lab.data.base import Points, Ragged
-from vrnn_lab.data.cache import cache_folder
+from vrnn_lab.data.cache import cache_folder, own_folder
 from vrnn_lab.data.columns import Cells
 from vrnn_lab.data.names import Names
 from vrnn_lab.data.windows import Contents, Fill, Runs, hashed
 from vrnn_lab.data.zones import has_zone, mixed
+from vrnn_lab.files import DamagedError, read_json, write_json
 
 log = logging.getLogger("vrnn_lab")
 ROWS = 2**18  # read at once
 KEPT = 5  # files in the cache, those used last
 COPIES = 3  # of a file's values, with noise of different seeds
 SAID = 10.0  # seconds from one line of progress to the next
-FORM = 2  # of what is written: another number is another folder
+FORM = 3  # of what is written: another number is another folder
+VERIFIED = 2**30  # bytes of arrays up to which their checksums are verified; of more, their sizes: it takes 1 s a GB
 ARRAYS = {
     "times": "<f8",
     "values": "<f8",
@@ -59,7 +62,20 @@ class Stored:
 
     @property
     def facts(self) -> dict:
-        return json.loads((self.folder / "facts.json").read_text())
+        return read_json(self.folder / "facts.json", self._cure)
+
+    @property
+    def _cure(self) -> str:
+        return "It is written anew."
+
+    def verify(self) -> None:
+        """DamagedError where an array is not as it was written."""
+        known = self.facts["arrays"]
+        whole = sum(size for size, _ in known.values()) <= VERIFIED
+        for name, (size, digest) in known.items():
+            file = self.folder / name
+            if not file.is_file() or file.stat().st_size != size or (whole and checksum(file) != digest):
+                raise DamagedError(f"{file} is damaged: it is not what was written. {self._cure}")
 
     @property
     def zoned(self) -> bool:
@@ -118,12 +134,23 @@ def stored(path: Path, wanted: list[str], id: str | None, time: str, values, spl
     key = [str(path.absolute()), state.st_size, state.st_mtime_ns, wanted, id, time, values, split, FORM]
     folder = cache_folder() / "streams" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     with _writing(folder):
-        if folder.is_dir():
+        if folder.is_dir() and _whole(Stored(folder)):
             os.utime(folder)
         else:
             _convert(Reader(path, wanted, id, time, values, split), folder)
     _forget(folder.parent)
     return Stored(folder)
+
+
+def _whole(found: Stored) -> bool:
+    """Return whether arrays are as they were written; where they are not, remove them, to have them written anew."""
+    try:
+        found.verify()
+        return True
+    except (DamagedError, FileNotFoundError) as error:
+        log.warning("warning: %s", error)
+        shutil.rmtree(found.folder)
+        return False
 
 
 @dataclass
@@ -358,6 +385,15 @@ class Pass:
             log.warning("%s: %d series have no observed value and are left out", path, self.empty + (not self.open))
 
 
+def checksum(file: Path) -> int:
+    """Return the CRC-32 of a file."""
+    found = 0
+    with file.open("rb") as opened:
+        while part := opened.read(2**22):
+            found = zlib.crc32(part, found)
+    return found
+
+
 def sort_first(path: Path, reader: Reader) -> str:
     by = ", ".join(name for name in (reader.id, reader.time) if name)
     return (
@@ -387,7 +423,8 @@ def _convert(reader: Reader, folder: Path) -> None:
             "zoned": bool(passing.zoned),
             "by_name": passing.by_name,
         }
-        (beside / "facts.json").write_text(json.dumps({**facts, "marked": reader.split is not None}))
+        facts["arrays"] = {name: [(beside / name).stat().st_size, checksum(beside / name)] for name in ARRAYS}
+        write_json(beside / "facts.json", {**facts, "marked": reader.split is not None})
         beside.replace(folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -412,7 +449,7 @@ def _reserve(file: Path, size: int) -> None:
 def _writing(folder: Path):
     """One process at a time; ValueError where it cannot write."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        own_folder(folder.parent)
         with FileLock(folder.with_name(f"{folder.name}.lock")):
             yield
     except OSError as error:

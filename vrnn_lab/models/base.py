@@ -485,7 +485,11 @@ class SequenceModel(pl.LightningModule, ABC):
             )
         return {"optimizer": optimizer, "lr_scheduler": each}
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._held = list(checkpoint.get("losses", []))
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["losses"] = list(self._held)  # of the steps that are not logged yet
         checkpoint["channels"] = list(self.scale.channels)
         checkpoint["support"] = self.scale.support
         checkpoint["classes"] = list(self.scale.classes)
