@@ -22,6 +22,8 @@ MODELS = [
     "latent_sde model.level=linear",
     "linear_sde model.level=linear model.mean=linear model.shared=false",
     "linear_sde model.level=linear model.coupling=full",
+    "linear_sde model/head=laplace_channel",
+    "linear_sde model/head=gaussian model.decoder_depth=1 model.shared=false",
     "rnn_vae model.level=linear",
     "rnn model.level=last",
     "gru_d model.level=last",

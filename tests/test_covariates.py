@@ -28,7 +28,7 @@ LAWS = [
     contract.test_mixed_precision_gives_about_the_same_loss,
 ]
 REFUSING = ["latent_ode_poisson", "neural_ode"]
-READING = [name for name in MODELS if name not in REFUSING]
+READING = [name for name in MODELS if name not in REFUSING and "laplace" not in name]  # it takes no error bars
 
 
 @pytest.fixture

@@ -29,10 +29,11 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 
 
-def any_model(kind: str, dim: int = 2, seed: int = 3, **keys):
-    """A model whose parameters are moved from where they begin."""
+def any_model(kind: str, dim: int = 2, seed: int = 3, unit: float = 1.0):
+    """A model whose parameters are moved from where they begin; unit: that of times, in usual ones."""
     scale = replace(scale_of(dim, factor=1.0, shift=0.0), whole_series=True)
-    model = model_of(f"linear_sde {KINDS[kind]}", scale, double=True, **keys)
+    scale = replace(scale, **{k: unit * getattr(scale, k) for k in ("clock", "gap", "longest", "start", "reach")})
+    model = model_of(f"linear_sde {KINDS[kind].replace('[1.7]', f'[{1.7 * unit}]')}", scale, double=True)
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -76,7 +77,7 @@ def dense(model, batch: TimeSeries, row: int):
         "tdi,tisj,sej->tdse", observe[..., :parts], kernels(model, series.times[0]), observe[..., :parts]
     )
     covariance = covariance + torch.einsum("tdi,sei->tdse", still, still)
-    return model.readout.mean(series)[0], covariance, model._variance(series)[0]
+    return model.readout.mean(series)[0], covariance, model._observed(series).variance[0]
 
 
 def log_prob(mean, covariance, noise, values, mask) -> torch.Tensor:
@@ -257,10 +258,51 @@ def test_a_row_of_20000_points_is_that_of_a_longer_loop():
     assert whole.item() == pytest.approx(both.item(), rel=1e-9)
 
 
-@pytest.mark.parametrize("head", ["gmm", "laplace_channel", "gaussian"])
-def test_other_heads_are_refused(head):
-    with pytest.raises(ValueError, match="gaussian_channel"):
-        model_of(f"linear_sde model/head={head}")
+@every_kind
+@pytest.mark.parametrize("factor", [1e-9, 1e9])
+def test_times_in_any_unit_have_the_same_likelihood(kind, factor):
+    """Also its gradient and the answers: a model counts times in typical training windows."""
+    batch = any_batch()
+    model, other = any_model(kind), any_model(kind, unit=factor)
+    moved = replace(batch, times=factor * batch.times, window=factor * batch.window)
+    one, two = (m.log_weights(density(b), 1) for m, b in ((model, batch), (other, moved)))
+    torch.testing.assert_close(one, two, rtol=1e-9, atol=0)
+    one.sum().backward()
+    two.sum().backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(other.get_parameter(name).grad, parameter.grad, rtol=1e-7, atol=1e-9)
+    with model.fixed_noise(0), other.fixed_noise(0):
+        one, two = model.predict(batch, 1).density, other.predict(moved, 1).density
+    torch.testing.assert_close(one.mean, two.mean, rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(one.std, two.std, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("span", [1e-9, 1e-5, 1e4, 1e9])
+@every_kind
+def test_spans_of_any_length_have_the_likelihood_and_marginals_of_the_dense_gaussian(kind, span):
+    """Points that lie within 1e-9 windows of one another, and points 1e9 windows apart."""
+    model, start = any_model(kind), any_batch()
+    start = replace(start, times=100 + span * (start.times - 98.5))
+    series = model.standardise(start)
+    found = model._log_weights(model.standardise(density(start)), 1)[0]
+    with model.fixed_noise(0):
+        marginals = model._predict(series, 1).density
+    for row in range(len(start.ids)):
+        mean, covariance, noise = dense(model, start, row)
+        expected = log_prob(mean, covariance, noise, series.values[row], start.known[row])
+        torch.testing.assert_close(found[row], expected, rtol=1e-9, atol=0)
+        gain, rest = conditional(covariance, noise, start.seen[row])
+        means = mean.flatten() + gain @ (series.values[row] - mean)[start.seen[row]]
+        torch.testing.assert_close(marginals.mean[0, row].flatten(), means, rtol=1e-8, atol=1e-8)
+        std = (rest.diagonal() + noise.flatten()).sqrt()
+        torch.testing.assert_close(marginals.std[0, row].flatten(), std, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("head", ["gmm", "laplace_channel", "laplace", "gaussian", "gaussian_channel"])
+def test_only_a_gaussian_of_one_std_a_channel_is_exact(head):
+    assert (model_of(f"linear_sde model/head={head}").sites is None) == (head == "gaussian_channel")
+    assert model_of(f"linear_sde model/head={head} model.decoder_depth=1").sites is not None
 
 
 def test_a_state_without_parts_is_refused():

@@ -197,3 +197,10 @@ def test_training_noise_does_not_touch_everyones_generator():
     made = noise(None)
     made.at_points("value", grid(2, 2), 3, 2, LIKE)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_draws_are_the_same_however_many_are_made_at_a_time(monkeypatch):
+    series = grid(rows=4, time=7)
+    together = points(series)
+    monkeypatch.setattr("vrnn_lab.noise.AT_ONCE", 90)  # two points of all rows and samples
+    torch.testing.assert_close(points(series), together, rtol=1e-12, atol=0)

@@ -15,7 +15,7 @@ from vrnn_lab.kalman_sweeps import Messages, Moments, Moves, Pairs, StateSpace, 
 
 CACHED = 2**15  # numbers of a matrix a point that are worked on at a time
 
-__all__ = ["Pairs", "StateSpace", "log_likelihood", "posterior", "smooth"]
+__all__ = ["Pairs", "StateSpace", "joint_posterior", "log_likelihood", "posterior", "smooth"]
 
 
 def log_likelihood(
@@ -29,9 +29,7 @@ def log_likelihood(
     seen, moves, total = sweeps.seen, sweeps.moves, sweeps.blocks.total
     with torch.no_grad():
         moments = sweeps.forward()
-        error, variance = moments.error[:, 0], moments.variance
-        each = -0.5 * (error.square() / variance + variance.log() + log(2 * pi))
-        found = total(torch.where(seen.mask, each, 0).sum(0))
+        found = _log_prob(sweeps, moments)
     parts = [seen.y, seen.h, seen.r, *moves.parts, *([] if moves.process is None else [moves.process])]
     start = [space.mean[:, None, None], space.covariance[..., None]]
     if not (torch.is_grad_enabled() and any(each.requires_grad for each in (*parts, *start))):
@@ -62,17 +60,46 @@ def posterior(
 ) -> tuple[Float64[Tensor, "batch time state column"], Float64[Tensor, "batch time dim"]]:
     """The mean of every state given the masked values of each column, and the variance of H x, which all share."""
     sweeps = _sweeps(space, values, mask)
-    moments, channels = sweeps.forward(), mask.shape[2]
+    states, reach, curvature, observe = _smoothed(space, sweeps, sweeps.forward(), mask)
+    less = torch.einsum("tdib,tijb,tdjb->tdb", reach, curvature, reach)
+    variance = ((reach * observe).sum(2) - less).clamp(min=0)
+    return states.movedim(-1, 0), variance.movedim(-1, 0)
+
+
+def joint_posterior(
+    space: StateSpace, values: Float64[Tensor, "batch time dim column"], mask: Bool[Tensor, "batch time dim"]
+) -> tuple[
+    Float64[Tensor, "batch time state column"], Float64[Tensor, "batch time dim dim"], Float64[Tensor, " batch"]
+]:
+    """As `posterior`, with the covariance of H x between the channels of a point, and log p of the first column.
+
+    Gradients are those of a tape of both sweeps.
+    """
+    sweeps = _sweeps(space, values, mask)
+    moments = sweeps.forward()
+    states, reach, curvature, observe = _smoothed(space, sweeps, moments, mask)
+    less = torch.einsum("tdib,tijb,tejb->tdeb", reach, curvature, reach)
+    covariance = torch.einsum("tdib,teib->tdeb", reach, observe) - less
+    return states.movedim(-1, 0), covariance.movedim(-1, 0), _log_prob(sweeps, moments)
+
+
+def _smoothed(space: StateSpace, sweeps: Sweeps, moments: Moments, mask: Tensor) -> tuple[Tensor, ...]:
+    """The smoothed means, H P and the curvature L of what comes later, P being the filter's covariance, and H."""
+    channels = mask.shape[2]
     slope, curvature = (each[channels - 1 :: channels] for each in sweeps.back(moments).after)
     mean, covariance = (each[1:] for each in moments.after)
     joined = sweeps.blocks.joined
     states = joined(mean + torch.einsum("tijb,tjcb->ticb", covariance, slope))
     covariance, curvature = joined(covariance), joined(curvature)
     observe = rows_last(space.observe.expand(*mask.shape, -1))  # (time, dim, state, batch)
-    reach = torch.einsum("tdib,tijb->tdjb", observe, covariance)
-    less = torch.einsum("tdib,tijb,tdjb->tdb", reach, curvature, reach)
-    variance = ((reach * observe).sum(2) - less).clamp(min=0)
-    return states.movedim(-1, 0), variance.movedim(-1, 0)
+    return states, torch.einsum("tdib,tijb->tdjb", observe, covariance), curvature, observe
+
+
+def _log_prob(sweeps: Sweeps, moments: Moments) -> Float64[Tensor, " batch"]:
+    """log p of the masked values of the first column."""
+    error, variance = moments.error[:, 0], moments.variance
+    each = -0.5 * (error.square() / variance + variance.log() + log(2 * pi))
+    return sweeps.blocks.total(torch.where(sweeps.seen.mask, each, 0).sum(0))
 
 
 def _sweeps(space: StateSpace, values: Float64[Tensor, "batch time dim column"], mask: Tensor) -> Sweeps:

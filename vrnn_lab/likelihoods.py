@@ -30,6 +30,11 @@ class Head(nn.Module, ABC):
         """Sets the last layer of a fresh output network, so that stds begin at a sensible size, and returns it."""
         return network
 
+    def located(self, place: Float[Tensor, "*shape dim"]) -> Float[Tensor, "*shape width"]:
+        """Raw numbers that put each channel of the density (of zeros and ones: its logit) at a place, all others
+        zero."""
+        return nn.functional.pad(place, (0, self.width - place.shape[-1]))
+
 
 def first_std(scale: Scale, otherwise: float) -> Float[Tensor, " dim"]:
     """Where a learned std begins, in training standard deviations.
@@ -162,6 +167,10 @@ class MixtureHead(Head):
         each[:, 1 : 1 + self.dim] += spread_of(self.components) * (self.first_std - 1)
         each[:, 1 + self.dim : 1 + 2 * self.dim] += self.first_std.log()
         return network
+
+    def located(self, place):
+        each = nn.functional.pad(place, (1, self.dim + self.full))  # behind the weight, before stds and correlation
+        return each.repeat(*[1] * (place.ndim - 1), self.components)
 
     def forward(self, raw):
         each = raw.unflatten(-1, (self.components, -1))

@@ -12,6 +12,7 @@ from vrnn_lab.series import TimeSeries
 from vrnn_lab.share import ALL, Share
 
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # as signed numbers, which is what torch has
+AT_ONCE = 2**17  # numbers that evaluation draws at a time
 FIRST, SECOND = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
 
 
@@ -89,10 +90,16 @@ class Noise:
         state = _mix(name)
         for key in keys:
             state = _mix(state ^ key)
-        count = torch.arange(samples * dim, device=state.device).view(samples, 1, 1, dim)
-        bits = _mix(_mix(state[None, :, :, None] ^ _mix(count)))
-        uniform = (_shift(bits, 12).double() + 0.5) * 2.0**-52
-        return torch.special.ndtri(uniform).to(like)
+        count = _mix(torch.arange(samples * dim, device=state.device).view(samples, 1, 1, dim))
+        # A few points at a time: larger intermediate results would leave the processor's cache, and cost page faults.
+        size = max(1, AT_ONCE // max(1, samples * dim * len(state)))
+        return torch.cat([_normal(part[None, :, :, None], count).to(like) for part in state.split(size, 1)], 2)
+
+
+def _normal(state: Int64[Tensor, "1 batch time 1"], count: Int64[Tensor, "samples 1 1 dim"]) -> Tensor:
+    """A standard normal number for each state and count."""
+    uniform = (_shift(_mix(_mix(state ^ count)), 12).double() + 0.5) * 2.0**-52
+    return torch.special.ndtri(uniform)
 
 
 def _shift(bits: Int64[Tensor, "..."], places: int) -> Int64[Tensor, "..."]:

@@ -17,6 +17,8 @@ FASTEST = 20.0  # log of a rate
 SEASON = 0.1  # decay rate at which the waves of a known period begin
 SHORT = 0.05  # of a decay time: 1 - A A' of so short a gap would be lost in rounding
 TERMS = 14  # of the series that takes its place
+LEAST = 1e-200  # of a variance whose root is taken
+JITTER = 1e-10  # added to variances of 1, so that a correlation matrix that rounding made singular has a root
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,14 @@ class Parts:
         """The partner of each state, which is itself where a part has but one."""
         place = torch.arange(self.states)
         return torch.where(place < self.ou, place, self.ou + ((place - self.ou) ^ 1))
+
+
+def lower_root(covariance: Float64[Tensor, "*shape state state"]) -> Float64[Tensor, "*shape state state"]:
+    """The Cholesky factor of a covariance with entries of any size, zero included; its gradient is finite."""
+    size = covariance.diagonal(dim1=-2, dim2=-1).clamp(min=LEAST).sqrt()
+    jitter = JITTER * torch.eye(size.shape[-1], dtype=size.dtype, device=size.device)
+    correlation = covariance / (size[..., :, None] * size[..., None, :]) + jitter
+    return size[..., :, None] * torch.linalg.cholesky_ex(correlation)[0]
 
 
 class Dynamics(nn.Module, ABC):

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from vrnn_lab.models.linear_state import Dynamics
+from vrnn_lab.loops import loop
+from vrnn_lab.models.linear_state import Dynamics, lower_root
 from vrnn_lab.noise import Noise
 from vrnn_lab.series import TimeSeries
 
@@ -88,6 +89,33 @@ class PriorPaths:
         points = replace(self.points, times=times, seen=nothing, scored=nothing, values=nothing.to(times))
         drawn = self.noise.at_points(stream, points, self.samples, groups * states, times)
         return drawn.unflatten(-1, (groups, states))
+
+
+@loop
+def chained(
+    dynamics: Dynamics, noise: Noise, series: TimeSeries, samples: int
+) -> Float64[Tensor, "samples batch time groups state"]:
+    """Draw paths from one point that counts to the next: a draw depends on where else the path is asked, but it has a
+    gradient in the dynamics, and padding changes nothing."""
+    groups, states = dynamics.groups, dynamics.states
+    drawn = noise.at_points("chain", series, samples, groups * states, series.times).unflatten(-1, (groups, states))
+    start = noise.of_series("chain start", series, samples, groups * states, series.times)
+    state = start.unflatten(-1, (groups, states))
+    move, spread = dynamics.move(_held_times(series).diff(dim=1, prepend=_held_times(series)[:, :1]))
+    jumps = torch.einsum("btgij,sbtgj->sbtgi", lower_root(spread), drawn).unbind(2)
+    found = []
+    for step, jump in zip(move.unbind(1), jumps, strict=True):
+        state = torch.einsum("bgij,sbgj->sbgi", step, state) + jump
+        found.append(state)
+    return torch.stack(found, 2)
+
+
+def _held_times(series: TimeSeries) -> Float64[Tensor, "batch time"]:
+    """The time of the last point that counts, before the first one that of the first; zero where none does."""
+    at = lambda otherwise: torch.where(series.counts, series.times, otherwise)
+    first = at(torch.inf).amin(1, keepdim=True)
+    held = torch.maximum(at(-torch.inf).cummax(1).values, first)
+    return torch.where(held.isfinite(), held, 0)
 
 
 def _first(place: Int64[Tensor, "batch time"]) -> Int64[Tensor, "batch cell"]:

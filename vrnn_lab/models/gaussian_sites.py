@@ -1,0 +1,107 @@
+"""Gaussian sites: the posterior of a linear-Gaussian state where the output is not linear and Gaussian."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import log, pi
+
+import torch
+from jaxtyping import Bool, Float64
+from torch import Tensor, nn
+
+from vrnn_lab.densities import Density
+from vrnn_lab.layers import mlp
+from vrnn_lab.likelihoods import Head, last_bias
+from vrnn_lab.networks import beside
+from vrnn_lab.series import Scale, TimeSeries
+
+FEATURES = 5  # of each channel that the recognition network reads of a point
+WIDEST = 3.0  # log of the most that the network may change a site's std by
+SMALL = 0.1  # share of the usual size at which the last layer of a fresh network begins
+
+
+@dataclass(frozen=True)
+class Site:
+    """Of each point and channel the Gaussian N(value; u, variance), as a function of the signal u."""
+
+    value: Float64[Tensor, "batch time dim"]
+    variance: Float64[Tensor, "batch time dim"]
+
+    def log_prob(
+        self, signal: Float64[Tensor, "*samples batch time dim"], mask: Bool[Tensor, "batch time dim"]
+    ) -> Float64[Tensor, "*samples batch"]:
+        """Return sum log N(value; signal, variance) over the masked values, in nats a series."""
+        return self._sum((self.value - signal).square(), mask)
+
+    def expected(
+        self,
+        mean: Float64[Tensor, "batch time dim"],
+        variance: Float64[Tensor, "batch time dim"],
+        mask: Bool[Tensor, "batch time dim"],
+    ) -> Float64[Tensor, " batch"]:
+        """Return the mean of `log_prob` over signals of that mean and variance."""
+        return self._sum((self.value - mean).square() + variance, mask)
+
+    def _sum(self, squares: Tensor, mask: Tensor) -> Tensor:
+        each = -0.5 * (squares / self.variance + self.variance.log() + log(2 * pi))
+        return torch.where(mask, each, 0).sum((-1, -2))
+
+
+class Sites(nn.Module):
+    """The recognition network of q(z) = p(z) prod_i N(y_i; u_i, v_i) / Z over the seen points i.
+
+    Sites begin where the head says what a point would be at its own value, y = x and v = Var(x | u = x): with a
+    Gaussian head these are exact. Of zeros and ones y = 4 x - 2 and v = 4, the bound of Jaakkola & Jordan (2000) at
+    u = 0. The smoother's marginals under these sites tell the network what the neighbours say of each point; it then
+    moves y in stds of the site and widens or narrows it.
+    """
+
+    def __init__(self, scale: Scale, width: int):
+        super().__init__()
+        self.binary, self.errors = scale.support == "binary", scale.errors
+        inputs = (FEATURES + scale.errors) * scale.dim + len(scale.covariates)
+        self.network = mlp(inputs, width, 2 * scale.dim, 1, "tanh")
+        shrink(self.network)
+
+    def start(self, series: TimeSeries, decode: Callable[[Tensor], Density]) -> Site:
+        """decode: the density of values at a signal (batch, time, dim), but for error bars."""
+        values = torch.where(series.seen, series.values, 0)
+        if self.binary:
+            value = 4 * values.double() - 2
+            return Site(value, torch.full_like(value, 4.0))
+        return Site(values.double(), decode(values).blurred(series.error).std.double().square())
+
+    def forward(
+        self,
+        series: TimeSeries,
+        start: Site,
+        mean: Float64[Tensor, "batch time dim"],
+        variance: Float64[Tensor, "batch time dim"],
+    ) -> Site:
+        """mean, variance: of the signal given the sites it starts from."""
+        seen, std = series.seen.double(), start.variance.sqrt()
+        rest = seen * (start.value - mean) / (start.variance + variance).sqrt()
+        told = [seen * start.value, seen, rest, mean, torch.log1p(variance / start.variance)]
+        if self.errors:
+            told.append(torch.zeros_like(std) if series.error is None else seen * series.error.double())
+        raw = self.network(beside(torch.cat(told, -1).to(series.values), series.covariates)).double()
+        moved, widened = raw.chunk(2, -1)
+        factor = torch.exp(2 * WIDEST * torch.tanh(widened / WIDEST))
+        return Site(start.value + std * moved, start.variance * factor)
+
+
+def decoder(scale: Scale, head: Head, width: int, depth: int) -> nn.Sequential | None:
+    """Return the network whose output is added to the signal's own place among the head's raw numbers.
+
+    None where that place alone is enough: `depth` 0, and a head with one number a channel.
+    """
+    if depth == 0 and head.width == scale.dim:
+        return None
+    return head.begin(shrink(mlp(scale.dim + len(scale.covariates), width, head.width, depth, "tanh")))
+
+
+def shrink(network: nn.Sequential) -> nn.Sequential:
+    """Make the last layer of a fresh network say little, without shift."""
+    with torch.no_grad():
+        network[-1].get_parameter("weight").mul_(SMALL)
+        last_bias(network).zero_()
+    return network

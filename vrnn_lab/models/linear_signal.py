@@ -1,0 +1,115 @@
+"""The linear-Gaussian signal of a linear SDE, and its law given Gaussian observations."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float64, Shaped
+from torch import Tensor, nn
+
+from vrnn_lab.kalman import Pairs, StateSpace, joint_posterior, posterior
+from vrnn_lab.models.base import SequenceModel
+from vrnn_lab.models.gaussian_sites import Site
+from vrnn_lab.models.linear_readout import Readout
+from vrnn_lab.models.linear_state import Coupled, Independent
+from vrnn_lab.series import TimeSeries
+
+
+@dataclass(frozen=True)
+class Smoothed:
+    """The law of the signal given what is seen, rows and channels as the state space has them."""
+
+    means: Float64[Tensor, "rows time channels column"]  # of the signal less its mean
+    covariance: Float64[Tensor, "rows time channels channels"]  # between the channels of a point
+    log_z: Float64[Tensor, " batch"]  # log p of what is seen, of the first column: of sites, their integral
+
+
+class LinearSignal(SequenceModel):
+    """A model whose points are told from u(t) = H(t) z(t) + mean(t), z a stationary linear-Gaussian process.
+
+    What is seen of u is a Gaussian a point and channel (`Site`): the data, or sites in their place. The state space
+    of a batch has a row a series, or, where channels are separate (`joint` false), a row a channel of a series.
+    """
+
+    dynamics: Independent | Coupled
+    readout: Readout
+    joint: bool  # whether the channels of a series share one state
+
+    def _space(self, series: TimeSeries, variance: Float64[Tensor, "batch time dim"]) -> StateSpace:
+        observe = self.readout.observe(series.times)
+        observe = observe if self.joint else observe.transpose(1, 2).flatten(0, 1)[:, :, None]
+        one = torch.eye(observe.shape[-1], dtype=observe.dtype, device=observe.device)
+        variance = self._split(variance[..., None])[..., 0]
+        gap = torch.diff(series.times, dim=1, prepend=series.times[:, :1])
+        return StateSpace(one[0] * 0, one, self._transition(gap, len(one)), None, observe, variance)
+
+    def _transition(self, gap: Float64[Tensor, "batch time"], size: int) -> Tensor | Pairs:
+        """Levels and slopes, which stand last, stay what they are."""
+        pad = nn.functional.pad
+        if isinstance(self.dynamics, Coupled):
+            still = size - self.dynamics.states
+            more = (torch.arange(size, device=gap.device) >= self.dynamics.states).double().diag()
+            return pad(self.dynamics.matrices(gap), (0, still, 0, still)) + more
+        rows = lambda x: x.flatten(2) if self.joint else x.transpose(1, 2).flatten(0, 1)
+        own, cross = (rows(x) for x in self.dynamics.pairs(gap))
+        still = size - own.shape[-1]
+        other = torch.arange(size, device=gap.device)
+        partner = self.dynamics.other + other[: own.shape[-1] : self.dynamics.states, None]
+        other = torch.cat([partner.flatten(), other[own.shape[-1] :]])
+        return Pairs(pad(own, (0, still), value=1.0), pad(cross, (0, still)), other)
+
+    def _split(self, x: Shaped[Tensor, "batch time dim column"]) -> Shaped[Tensor, "rows time channels column"]:
+        return x if self.joint else x.transpose(1, 2).flatten(0, 1)[:, :, None]
+
+    def _join(self, x: Float64[Tensor, "rows time channels column"]) -> Float64[Tensor, "batch time dim column"]:
+        return x if self.joint else x[:, :, 0].unflatten(0, (-1, self.scale.dim)).transpose(1, 2)
+
+    def _smoothed(self, series: TimeSeries, site: Site, shown: Tensor | None = None) -> Smoothed:
+        """The law of the signal given the seen sites.
+
+        shown: (samples, batch, time, dim), other values less the mean, each sample to be smoothed as the sites are.
+        """
+        space, seen = self._space(series, site.variance), self._split(series.seen[..., None])[..., 0]
+        columns = (site.value - self.readout.mean(series))[..., None]
+        columns = columns if shown is None else torch.cat([columns, shown.movedim(0, -1)], -1)
+        states, covariance, log_p = joint_posterior(space, self._split(columns), seen)
+        means = space.observe.expand(*states.shape[:2], -1, -1) @ states
+        return Smoothed(means, covariance, log_p.view(len(series.ids), -1).sum(-1))
+
+    def _marginals(self, series: TimeSeries, found: Smoothed) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each point's channels, (batch, time, dim) each."""
+        variance = found.covariance.diagonal(dim1=-2, dim2=-1).clamp(min=0)
+        mean = self._join(found.means[..., :1])[..., 0] + self.readout.mean(series)
+        return mean, self._join(variance[..., None])[..., 0]
+
+    def _signal(
+        self, series: TimeSeries, space: StateSpace, columns: Float64[Tensor, "batch time dim column"]
+    ) -> tuple[Float64[Tensor, "batch time dim column"], Float64[Tensor, "batch time dim"]]:
+        """The mean of the signal given the seen values of each column, and its variance, which all share."""
+        states, variance = posterior(space, self._split(columns), self._split(series.seen[..., None])[..., 0])
+        signal = space.observe.expand(*states.shape[:2], -1, -1) @ states
+        return self._join(signal), self._join(variance[..., None])[..., 0]
+
+    def _prior(
+        self,
+        series: TimeSeries,
+        space: StateSpace,
+        site: Site,
+        moving: Float64[Tensor, "samples batch time groups part"],
+    ) -> tuple[Float64[Tensor, "samples batch time dim"], Float64[Tensor, "samples batch time dim"]]:
+        """Draws of the signal less its mean, and of what would have been seen of it, from draws of the parts."""
+        asked = replace(series, scored=torch.zeros_like(series.seen))
+        seen = self.noise.at_points("seen", asked, len(moving), self.scale.dim, moving)
+        signal = self._join(space.observe @ self._prior_states(series, moving, space.observe.shape[-1]))
+        signal = signal.movedim(-1, 0)
+        return signal, signal + site.variance.sqrt() * seen
+
+    def _prior_states(
+        self, series: TimeSeries, moving: Float64[Tensor, "samples batch time groups part"], size: int
+    ) -> Float64[Tensor, "rows time state samples"]:
+        samples = len(moving)
+        if self.joint:
+            moving = moving.flatten(3)[..., None, :]
+        groups = moving.shape[3]
+        still = self.noise.of_series("level", series, samples, groups * (size - moving.shape[-1]), moving)
+        still = still.unflatten(-1, (groups, -1))[:, :, None].expand(-1, -1, moving.shape[2], -1, -1)
+        return torch.cat([moving, still], -1).permute(1, 3, 2, 4, 0).flatten(0, 1)
