@@ -223,6 +223,8 @@ REFUSED = {
     "++trainer.max_steps=${nothing}": r"trainer\.max_steps: .*nothing",
     "data.seed={}": r"data\.seed=\{\}: expected a whole number",
     "a b=1": r"'a b=1' cannot be read; expected key=value",
+    "+model@foo=rnn": r"foo: a run has no such key or group",
+    "+lr=1": r"lr: a run has no such key or group",
     "model=glob(*)": r"glob\(\*\)",
 }
 

@@ -26,6 +26,7 @@ VOLATILE = ("sweep", "resume", "retry", "trainer.accelerator", "trainer.devices"
 VOLATILE += ("trainer.strategy", "trainer.num_nodes", "trainer.compile")
 REQUIRED = ("model", "data", "task", "optim", "schedule", "beta", "objective", "labels", "stop", "trainer")
 REQUIRED += ("evaluate", "seed", "tricks")
+OPTIONAL = ("sweep", "retry", "out_of_time", "experiment", "trick", "worker", "hydra")
 STRATEGIES = ("ddp", "ddp_find_unused_parameters_true")
 
 
@@ -68,6 +69,11 @@ def compose(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> DictConf
     for key in REQUIRED:
         if config.get(key) is None:
             raise ConfigError(f"{key}: there is none, and a run needs one; leave out ~{key} or {key}=null.")
+    if stray := [str(key) for key in config if key not in (*REQUIRED, *OPTIONAL)]:
+        raise ConfigError(
+            f"{stray[0]}: a run has no such key or group, so nothing would read it.{near(stray[0], REQUIRED)} Leave "
+            f"out +{stray[0]}=..., or a package behind @ that puts a group there."
+        )
     check_tricks(config, config_dirs)
     return config
 
