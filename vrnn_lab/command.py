@@ -24,6 +24,7 @@ QUIET = (
     ".*TensorFloat32 tensor cores.*",
     ".*Not enough SMs.*",
 )
+MOST = 1_000_000  # of what a command counts: draws, paths, series, points, folds
 
 
 def load() -> None:
@@ -120,10 +121,10 @@ def arguments(usage: str, allowed: tuple[str, ...], argv: list[str]) -> dict[str
 
 
 def whole(found: dict[str, str], key: str, usual: int, least: int) -> int:
-    """A whole number among the arguments."""
-    text = found.get(key, str(usual))
-    if not text.isdecimal() or int(text) < least:
-        raise ValueError(f"{key}={text}: expected a whole number from {least}.")
+    """A whole number among the arguments, up to MOST; of a seed, up to the largest that generators take."""
+    text, most = found.get(key, str(usual)), 2**63 - 1 if key == "seed" else MOST
+    if not text.isdecimal() or len(text) > 20 or not least <= int(text) <= most:
+        raise ValueError(f"{key}={text}: expected a whole number from {least} to {most}.")
     return int(text)
 
 

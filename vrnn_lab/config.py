@@ -24,6 +24,9 @@ TRUSTED += ("lightning.pytorch.Callback",)
 LAUNCHERS = ("joblib", "submitit", "ray")  # each an extra of this name
 VOLATILE = ("sweep", "resume", "retry", "trainer.accelerator", "trainer.devices")
 VOLATILE += ("trainer.strategy", "trainer.num_nodes", "trainer.compile")
+REQUIRED = ("model", "data", "task", "optim", "schedule", "beta", "objective", "labels", "stop", "trainer")
+REQUIRED += ("evaluate", "seed", "tricks")
+OPTIONAL = ("sweep", "retry", "out_of_time", "experiment", "trick", "worker", "hydra")
 STRATEGIES = ("ddp", "ddp_find_unused_parameters_true")
 
 
@@ -45,8 +48,11 @@ def job_id(config: DictConfig) -> str:
 
 
 def contents(config: Any, resolve: bool = True) -> dict[str, Any]:
-    """A config as plain Python."""
-    found = OmegaConf.to_container(config, resolve=resolve) if isinstance(config, DictConfig) else config
+    """A config as plain Python; ConfigError for a ${reference} to nothing."""
+    try:
+        found = OmegaConf.to_container(config, resolve=resolve) if isinstance(config, DictConfig) else config
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     assert isinstance(found, dict)
     return {str(k): v for k, v in found.items()}
 
@@ -60,6 +66,14 @@ def near(word: str, among) -> str:
 def compose(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> DictConfig:
     """The config of a run from Hydra overrides such as `model=vrnn`, `optim.lr=1e-3`; ConfigError if none."""
     config = _composed(overrides, config_dirs)
+    for key in REQUIRED:
+        if config.get(key) is None:
+            raise ConfigError(f"{key}: there is none, and a run needs one; leave out ~{key} or {key}=null.")
+    if stray := [str(key) for key in config if key not in (*REQUIRED, *OPTIONAL)]:
+        raise ConfigError(
+            f"{stray[0]}: a run has no such key or group, so nothing would read it.{near(stray[0], REQUIRED)} Leave "
+            f"out +{stray[0]}=..., or a package behind @ that puts a group there."
+        )
     check_tricks(config, config_dirs)
     return config
 
@@ -92,7 +106,7 @@ def _apart(overrides: list[str], config_dirs: tuple[str, ...]) -> tuple[tuple[st
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
-        raise ConfigError(str(error)) from error
+        raise _of_hydra(error, None) from error
     group = lambda key: "/" in key or any((Path(folder) / key).is_dir() for folder in (CONF, *config_dirs))
     plain = lambda o: o.type is OverrideType.CHANGE and o.package is None and not group(o.key_or_group)
     values = {o.key_or_group: o.value() for o in parsed if plain(o)}
@@ -110,6 +124,9 @@ def _composed(overrides: list[str], config_dirs: tuple[str, ...], with_hydra: bo
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
 
+    for folder in config_dirs:
+        if not Path(folder).is_dir():
+            raise ConfigError(f"--config-dir={folder} is no folder; expected one that holds configs, as conf/ does.")
     before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     search = [f"hydra.searchpath=[{','.join(f'file://{Path(d).resolve()}' for d in config_dirs)}]"]
@@ -119,9 +136,23 @@ def _composed(overrides: list[str], config_dirs: tuple[str, ...], with_hydra: bo
                 whole = (search if config_dirs else []) + overrides
                 return hydra.compose("config", overrides=whole, return_hydra_config=with_hydra)
             except (HydraException, OmegaConfBaseException) as error:
-                raise ConfigError(_explain(str(error), hydra)) from error
+                raise _of_hydra(error, hydra) from error
+            except (ValueError, TypeError, AttributeError, KeyError, AssertionError) as error:  # of Hydra's own code
+                raise ConfigError(f"{' '.join(overrides)}: these overrides do not go together: {error}") from error
     finally:
         GlobalHydra.instance().hydra = before
+
+
+def _of_hydra(error: Exception, hydra: Any) -> ConfigError:
+    """What Hydra says of overrides, in our words."""
+    override = getattr(error, "override", None)  # one that its grammar does not know
+    if override is None:
+        return ConfigError(_explain(str(error), hydra))
+    return ConfigError(
+        f"{override!r} cannot be read; expected key=value, such as model=vrnn, optim.lr=1e-3 or "
+        "data.shares=[0.7,0.2,0.1]. A value with spaces or other signs stands in quotation marks of its own: "
+        "'data.path=\"a b.csv\"'."
+    )
 
 
 def _explain(message: str, hydra) -> str:
@@ -139,8 +170,6 @@ def _explain(message: str, hydra) -> str:
             )
     if found := re.search(r"Could not override '([^']+)'", message):
         return _unknown(found.group(1), contents(hydra.compose("config"), resolve=False))
-    if "parsing override" in message:
-        return message.splitlines()[0] + ": expected key=value, such as model=vrnn or optim.lr=1e-3."
     return message.strip()
 
 
@@ -184,7 +213,7 @@ def jobs_of(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> list[lis
         own = _composed(chosen, config_dirs, with_hydra=True).hydra.sweeper.get("params") or {}
         parsed = parse([*(f"{key}={value}" for key, value in own.items()), *overrides])
     except HydraException as error:
-        raise ConfigError(_explain(str(error), None)) from error
+        raise _of_hydra(error, None) from error
     for each in parsed:
         _check_of_sweep(each)
     of_jobs = [o for o in parsed if not o.is_hydra_override()]
@@ -226,7 +255,10 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
 def check_tricks(config: DictConfig, config_dirs: tuple[str, ...] = ()) -> None:
     """Two tricks that set one key, or one group, would mix silently: an error instead."""
     owner: dict[str, str] = {}
-    for trick in config.get("tricks", {}):
+    tricks = config.get("tricks", {})
+    if not isinstance(tricks, DictConfig | dict):
+        raise ConfigError(f"tricks={tricks}: expected none, or those of trick=...: trick=[clip,wide].")
+    for trick in tricks:
         files = [Path(d) / "trick" / f"{trick}.yaml" for d in (CONF, *config_dirs)]
         for file in filter(Path.exists, files):
             for key in _set_by(yaml.safe_load(file.read_text()) or {}):
@@ -308,7 +340,9 @@ def check(
     if epochs in (-1, None) and (steps == -1 or (steps is None and epochs == -1)):
         raise ConfigError("trainer.max_epochs and trainer.max_steps set no end; schedules need one. Set either.")
     for path, node in nodes(plain):
-        made = target(node["_target_"], path)
+        if not re.fullmatch(r"\w+(\.\w+)+", name := str(node["_target_"])):
+            raise ConfigError(f"{path}._target_={name}: expected the name of a class with its module: module.Class.")
+        made = target(name, path)
         signature = inspect.signature(made)
         hints = typing.get_type_hints(made.__init__ if isinstance(made, type) else made, include_extras=True)
         for key, value in node.items():
@@ -351,9 +385,15 @@ def _check_value(path: str, value: Any, key: str, signature, hints, name: str) -
         raise ConfigError(f"{path}: {name} has no such parameter.{near(key, signature.parameters)}")
     if value == "???":
         raise ConfigError(f"{path} is required; say {path}=...")
-    built = isinstance(value, dict) or (isinstance(value, list) and any(isinstance(v, dict) for v in value))
-    if key in hints and not built and not conforms(value, hints[key]):
+    if key in hints and not _is_built(value) and not conforms(value, hints[key]):
         raise ConfigError(f"{path}={value!r}: expected {words(hints[key])}.")
+
+
+def _is_built(value: Any) -> bool:
+    """Whether a value, or one in its list, is made of a node of its own."""
+    if isinstance(value, dict):
+        return "_target_" in value or any(map(_is_built, value.values()))
+    return isinstance(value, list) and any(map(_is_built, value))
 
 
 def make(node: Any, path: str, **given: Any) -> Any:

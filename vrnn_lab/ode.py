@@ -10,10 +10,11 @@ Where a state jumps at each row's own points and follows the ODE in between (`th
 way: step lengths are a function of its own gaps alone, and a batch takes as many ticks as its longest row.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
@@ -32,6 +33,7 @@ ADAPTIVE = {"dopri5", "dopri8", "bosh3"}
 MOST_NODES = 100_000
 LEAST = 2  # steps, between whose nodes a path can be read
 MOST_STEPS = 5000  # in one training step
+MOST_ADAPTIVE = 300  # steps of an adaptive method from one node to the next, of which a smooth field takes one or two
 
 
 @dataclass(frozen=True)
@@ -113,9 +115,44 @@ class Solver:
             return rk4(field, start, step, count)
         times = torch.arange(count + 1, dtype=start.dtype, device=start.device) * step
         solve = odeint_adjoint if self.adjoint else odeint
-        tolerances = {"rtol": self.rtol, "atol": self.atol} if self.method in ADAPTIVE else {}
-        states: Tensor = solve(field, start, times, method=self.method, **tolerances)  # pyright: ignore
+        states: Tensor
+        with self.ending():
+            states = solve(field, start, times, method=self.method, **self._control)  # pyright: ignore
         return states, field(times[0], states)
+
+    @property
+    def _control(self) -> dict[str, Any]:
+        """What torchdiffeq is told beside the method. Without a limit a stiff field would keep it busy for ever."""
+        if self.method not in ADAPTIVE:
+            return {}
+        limit = {"max_num_steps": MOST_ADAPTIVE}
+        beside = {"adjoint_options": {**limit}} if self.adjoint else {}
+        return {"rtol": self.rtol, "atol": self.atol, "options": limit, **beside}
+
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """ValueError where torchdiffeq takes too many steps, too short ones, or meets a state that is not finite.
+
+        By the adjoint method it solves again on the way back, in `backward`.
+        """
+        try:
+            yield
+        except AssertionError as error:
+            found = str(error).splitlines()[0] if str(error) else "no solution"
+            raise ValueError(self._no_solution(found)) from error
+
+    def _no_solution(self, found: str) -> str:
+        what = {
+            "max_num_steps": f"it needs more than {MOST_ADAPTIVE} steps from one node to the next",
+            "underflow": "its step became shorter than the precision of time",
+            "non-finite": "the state is no longer finite",
+        }
+        reason = next((text for words, text in what.items() if words in found), found)
+        return (
+            f"method={self.method} with rtol={self.rtol:g} cannot solve the ODE: {reason}, as where the field became "
+            "stiff in training. Expected a smooth field. Take a larger model.rtol (1e-3), or model.method=rk4, whose "
+            "steps are fixed; or keep the field smooth: a smaller optim.lr, trick=clip."
+        )
 
     def path(
         self, field: Field, start: Float[Tensor, "samples batch state"], step: float, after: int, before: int

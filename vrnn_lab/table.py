@@ -27,6 +27,7 @@ FEW = 30  # validation values, from which a recalibration is fitted
 COLUMNS = ("nll", "brier", "mse", "mse_clean", "nmse", "crps", "energy", "coverage_50", "coverage_90")
 MIXED = ("nll", "brier", "nmse", "ncrps", "energy", "coverage_50", "coverage_90")  # over channels of different units
 COVERAGE = ("coverage_50", "coverage_90")
+DIVERGED = 100.0  # times the squared error of the training mean: no fit that went well is so far off
 OUTSIDE = 0.05  # share of test values outside the training range, from which it is a likely cause of wrong intervals
 
 
@@ -220,6 +221,21 @@ def _too_sure(metrics: dict[str, Any], split: str) -> list[str]:
     return [f"{hint}; recalibrate it on validation: python -m vrnn_lab.evaluate run=<folder> recalibrate=true"]
 
 
+def _diverged(metrics: dict[str, Any], split: str) -> list[str]:
+    """Say that training went astray, where the model's squared error is DIVERGED times that of the training mean."""
+    for question, heading in QUESTIONS.items():
+        ours = metrics.get(f"{split}/{question}/nmse", metrics.get(f"{split}/{question}/mse"))
+        score = "nmse" if f"{split}/{question}/nmse" in metrics else "mse"
+        mean = metrics.get(f"reference/constant/{question}/{score}")
+        if ours is not None and mean and not ours <= DIVERGED * mean:
+            return [
+                f"warning: training went astray: the {score} of this model ({heading}) is {number(ours)}, "
+                f"{number(ours / mean)} times that of the training mean ({number(mean)}). Lower the learning rate "
+                "(optim.lr), or clip gradients (trick=clip), and train again."
+            ]
+    return []
+
+
 def _out_of_time(metrics: dict[str, Any]) -> list[str]:
     """Say how forecasts beyond the times of training did, in a fit without the ends of the series."""
     key = re.compile(r"out_of_time/(.+)/nmse")
@@ -279,7 +295,7 @@ def best_rows(metrics: dict[str, Any]) -> list[str]:
 def _facts(metrics: dict[str, Any], split: str) -> str:
     get = lambda key: number(metrics.get(key))
     k = int(metrics[f"{split}/nll_samples"])
-    lines = best_rows(metrics)
+    lines = _diverged(metrics, split) + best_rows(metrics)
     if any(key.endswith("/coverage_50") for key in metrics):
         lines.append("coverage: the share of values inside the central 50 % and 90 % of the prediction")
         lines += _too_sure(metrics, split)

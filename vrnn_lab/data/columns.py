@@ -2,9 +2,8 @@
 
 import difflib
 import logging
-import sys
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pandas.api import types
 
-from vrnn_lab.data import zones
+from vrnn_lab.data import parquet_file, zones
 from vrnn_lab.data.base import SPLITS
 from vrnn_lab.data.csv_dialect import (
     comma_cure,
@@ -22,6 +21,7 @@ from vrnn_lab.data.csv_dialect import (
     first_decimal_comma,
     has_decimal_comma,
     is_csv,
+    numbers_in,
     read_csv,
     readable_csv,
     with_points,
@@ -31,6 +31,7 @@ from vrnn_lab.data.wide_times import melt_cure
 log = logging.getLogger("vrnn_lab")
 ENDINGS = (".csv", ".csv.gz", ".parquet")
 MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "none", "-nan", "-NaN", "<NA>"]
+LARGEST = 1e150  # in magnitude, of values and times: their squares are finite, and so are sums of those
 CODE = "Write a text as numbers: 0 and 1, or for several kinds a column of 0 and 1 each."
 OTHER_NAMES = {  # what Nixtla, GluonTS and others call these columns
     "id": ("unique_id", "item_id", "series_id", "ID", "Id"),
@@ -76,7 +77,7 @@ def column_names(path: Path, key: str = "data.path") -> list[str]:
     if not path.name.lower().endswith(ENDINGS):
         raise ValueError(f"{key}={path} has no ending we read; expected one of {', '.join(ENDINGS)}.")
     if path.suffix.lower() == ".parquet":
-        return [name for name in _parquet(path, key).names if not name.startswith("__index_level_")]
+        return [name for name in parquet_file.schema(path, key).names if not name.startswith("__index_level_")]
     return [str(name) for name in read_csv(path, nrows=0).columns]
 
 
@@ -127,12 +128,7 @@ def read(path: Path, wanted: list[str], words: Iterable[str]) -> Cells:
     """The wanted columns of a file; those named in `words` are kept as text. ValueError if there is no row."""
     words = set(words)
     if path.suffix.lower() == ".parquet":
-        import pyarrow.parquet as pq
-
-        # Texts as a dictionary: an object for each would take most of the time and of the memory.
-        table = pq.read_table(path, columns=wanted, read_dictionary=sorted(words))
-        frame = table.to_pandas(ignore_metadata=True, split_blocks=True, self_destruct=True)
-        del table
+        frame = parquet_file.read(path, wanted, words)
     else:
         frame = read_csv(path, **_kinds(wanted, words)).loc[:, wanted]
     if not len(frame):
@@ -175,15 +171,13 @@ def chunks(path: Path, wanted: list[str], words: Iterable[str], rows: int) -> It
 
 
 def _batches(path: Path, wanted: list[str], rows: int) -> Generator[pd.DataFrame, None, None]:
-    """Rows of a Parquet file; not a row group at a time, which may be the whole file."""
-    import pyarrow.parquet as pq
-
+    """Rows of a Parquet file, counted through."""
     first = 0
-    with readable(path):
-        for batch in pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20).iter_batches(rows, columns=wanted):
+    for batch in parquet_file.batches(path, wanted, rows):
+        with parquet_file.readable(path):
             frame = batch.to_pandas(ignore_metadata=True)
-            yield frame.set_index(pd.RangeIndex(first, first + len(frame)))
-            first += len(frame)
+        yield frame.set_index(pd.RangeIndex(first, first + len(frame)))
+        first += len(frame)
 
 
 def _kinds(wanted: list[str], words: set[str]) -> dict[str, Any]:
@@ -273,37 +267,6 @@ def errors(cells: Cells, column: str | None, values: NDArray[np.float64]) -> NDA
     return np.where(np.isnan(values), np.nan, found)
 
 
-def release() -> None:
-    """Gives back the memory that pyarrow keeps for more."""
-    if "pyarrow" in sys.modules:
-        import pyarrow as pa
-
-        pa.default_memory_pool().release_unused()
-
-
-def _parquet(path: Path, key: str = "data.path"):
-    try:
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise ValueError(
-            f"{key}={path} is a Parquet file, and pyarrow, which reads it, is not installed; "
-            "run: pip install 'vrnn_lab[parquet]', or save the table as CSV."
-        ) from None
-    with readable(path):
-        return pq.read_schema(path)
-
-
-@contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """What Arrow cannot read of a Parquet file is a ValueError."""
-    import pyarrow as pa
-
-    try:
-        yield
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path} cannot be read as Parquet: {str(error).strip()}") from None
-
-
 def first(mask) -> int | None:
     """The place of the first True of a mask (rows,)."""
     found = np.flatnonzero(mask)
@@ -380,7 +343,7 @@ def tell_left_out(
 
 
 def numbers(cells: Cells, column: str, cure: str = "") -> NDArray[np.float64]:
-    """(rows,), NaN for an empty cell. ValueError for text and for infinite values."""
+    """(rows,), NaN for an empty cell. ValueError for text, for infinite values and for those beyond LARGEST."""
     cure = cure or "Correct the cell, or name the columns to use: data.values=[...]."
     content = cells.column(column)
     found = _parsed(content)
@@ -393,7 +356,18 @@ def numbers(cells: Cells, column: str, cure: str = "") -> NDArray[np.float64]:
             f"{cells.path}: column '{column}' is infinite in {cells.where(infinite)}; expected finite numbers, "
             "empty where nothing was observed."
         )
+    if (large := first(np.abs(found) > LARGEST)) is not None:
+        raise ValueError(
+            f"{cells.path}: column '{column}' holds {_short(cells.text(column, large))} in {cells.where(large)}; "
+            f"expected numbers up to {LARGEST:g} in magnitude, empty where nothing was observed. Correct the cell, "
+            "empty it if it stands for a missing value, or divide the column by its unit."
+        )
     return found
+
+
+def _short(text: str) -> str:
+    """A cell for a message."""
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _no_number(cells: Cells, column: str, place: int, cure: str) -> ValueError:
@@ -413,7 +387,7 @@ def _parsed(content: pd.Series) -> NDArray[np.float64]:
     if not types.is_numeric_dtype(content):
         if isinstance(content.dtype, pd.CategoricalDtype) or types.is_datetime64_any_dtype(content):
             return np.full(len(content), np.nan)
-        content = cast(pd.Series, pd.to_numeric(content, errors="coerce"))
+        return numbers_in(content)
     return content.to_numpy(np.float64, na_value=np.nan)
 
 
@@ -434,11 +408,12 @@ def times(cells: Cells, column: str) -> tuple[NDArray[np.float64], bool]:
     found = _parsed(content)
     if np.isnan(found).all():
         return _dates(cells, column), True
-    wrong = first(~np.isfinite(found))
+    wrong = first(~(np.abs(found) <= LARGEST))
     if wrong is not None:
         raise ValueError(
-            f"{cells.path}: column '{column}' holds numbers, but '{cells.text(column, wrong)}' in "
-            f"{cells.where(wrong)}; expected finite numbers in every row, or ISO dates in every row."
+            f"{cells.path}: column '{column}' holds numbers, but '{_short(cells.text(column, wrong))}' in "
+            f"{cells.where(wrong)}; expected finite numbers up to {LARGEST:g} in every row, or ISO "
+            "dates in every row."
         )
     return found, False
 

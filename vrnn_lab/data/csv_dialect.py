@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from pandas.api import types
 
 from vrnn_lab.data.csv_faults import refuse_binary, wrong_bytes, wrong_cells
@@ -197,8 +198,24 @@ def first_decimal_comma(content: pd.Series) -> int | None:
     commas = filled & texts.str.strip().str.fullmatch(DECIMAL_COMMA).to_numpy(bool, na_value=False)
     if not commas.any():
         return None
-    numbers = filled & ~np.isnan(np.asarray(pd.to_numeric(texts, errors="coerce"), np.float64))
+    numbers = filled & ~np.isnan(numbers_in(texts))
     return int(np.argmax(commas)) if (commas | numbers).sum() > filled.sum() / 2 else None
+
+
+def numbers_in(content: pd.Series) -> NDArray[np.float64]:
+    """(rows,): the numbers among texts and other objects, NaN for all else, infinite for those beyond floats."""
+    found = cast(pd.Series, pd.to_numeric(content, errors="coerce"))
+    try:
+        return found.to_numpy(np.float64, na_value=np.nan)
+    except OverflowError:  # whole numbers of more than 308 digits stay Python's own
+        return np.array([_float(cell) for cell in found])
+
+
+def _float(cell: Any) -> float:
+    try:
+        return float(cell)
+    except OverflowError:
+        return np.inf if cell > 0 else -np.inf
 
 
 def comma_cure(path: Path, frame: pd.DataFrame, cell: str) -> str:

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pandas.api import types
 
-from vrnn_lab.data import columns
+from vrnn_lab.data import columns, parquet_file
 from vrnn_lab.data.clock import Clock
 from vrnn_lab.data.columns import Beside, Cells
 from vrnn_lab.data.windows import hashed
@@ -156,9 +156,7 @@ class Source:
         if not isinstance(self.found, Path):
             return True
         if self.path.suffix.lower() == ".parquet":
-            import pyarrow.parquet as pq
-
-            return pq.read_metadata(self.path).num_rows <= SMALL
+            return parquet_file.row_count(self.path) <= SMALL
         with (gzip.open if self.path.suffix.lower() == ".gz" else open)(self.path, "rb") as lines:
             return sum(1 for _ in islice(lines, SMALL + 2)) <= SMALL + 1
 

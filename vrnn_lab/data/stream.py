@@ -17,7 +17,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from vrnn_lab.data import columns
+from vrnn_lab.data import columns, parquet_file
 from vrnn_lab.data.base import Points, Ragged
 from vrnn_lab.data.cache import cache_folder, own_folder
 from vrnn_lab.data.columns import Cells
@@ -168,9 +168,8 @@ class Reader:
     def __post_init__(self):
         import pyarrow.parquet as pq
 
-        # Not a row group at a time, which may be the whole file.
-        with columns.readable(self.path):
-            self.file = pq.ParquetFile(self.path, pre_buffer=False, buffer_size=2**20)
+        with parquet_file.readable(self.path):
+            self.file = parquet_file.opened(self.path, pq)
         self.count = self.file.metadata.num_rows
         if not self.count:
             raise ValueError(f"{self.path} has no rows, only the columns {self.wanted}; expected a row per time.")
@@ -191,11 +190,12 @@ class Reader:
         row, said = 0, monotonic()
         found = self.file.iter_batches(ROWS, columns=self.wanted)
         while True:
-            with columns.readable(self.path):
+            with parquet_file.readable(self.path):
                 batch = next(found, None)
-            if batch is None:
-                return
-            yield row, self._chunk(batch, row)
+                if batch is None:
+                    return
+                chunk = self._chunk(parquet_file.plain(batch), row)
+            yield row, chunk
             row += len(batch)
             if monotonic() - said > SAID:
                 said = monotonic()
@@ -428,7 +428,7 @@ def _convert(reader: Reader, folder: Path) -> None:
         beside.replace(folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-        columns.release()
+        parquet_file.release()
 
 
 def _demand_room(folder: Path, size: int) -> None:

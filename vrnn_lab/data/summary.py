@@ -13,6 +13,7 @@ from vrnn_lab.data.windows import names_of
 SHOWN = 20  # channels in a summary
 MOST = 2_000_000  # points that a summary reads; of more, evenly chosen ones
 SENTINELS = (-9999, -999, -99, 999, 9999, 99999, -99999, -32768, 32767, -1e9, 1e9, 1e20, -1e20, 1e30, -1e30)
+FAR = 10_000.0  # times the spread of the middle half of the values: further than any distribution of measurements
 SLIP = 300  # times its neighbours, and SLIP / 3 times the median: a value that may have a slipped decimal point
 
 
@@ -90,6 +91,13 @@ def odd_values(data: SeriesData, series: Ragged) -> Iterator[str]:
                 f"channel '{channel}' has {len(at)} values hundreds of times as large as those beside them, first "
                 f"{column[at[0]]:g} in {place(int(at[0]))}. If they are mistakes, correct them or empty their cells."
             )
+        plain = np.delete(known[rest], slipped)
+        if (far := plain[_far(column[plain])]).size:
+            yield (
+                f"channel '{channel}' has {len(far)} values more than {FAR:g} times the spread of the middle half of "
+                f"its values away from their median, first {column[far[0]]:g} in {place(int(far[0]))}. They set the "
+                "unit in which the model sees the channel. If they are mistakes, correct them or empty their cells."
+            )
 
 
 def _some(series: Ragged) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
@@ -137,6 +145,14 @@ def _sentinels(x: NDArray[np.float64]) -> NDArray[np.bool_]:
     low, high = x[~named].min(), x[~named].max()
     reach = max(high - low, 1e-12 * abs(high))
     return named & ((x < low - reach) | (x > high + reach))
+
+
+def _far(x: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Find the values that lie FAR from the median; none where half of the values are one number."""
+    if not len(x):
+        return np.zeros(0, bool)
+    low, middle, high = np.quantile(x, [0.25, 0.5, 0.75])
+    return (np.abs(x - middle) > FAR * (high - low)) & (high > low)
 
 
 def _slips(x: NDArray[np.float64], owner: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vrnn_lab.checks import Count, Natural, Positive
-from vrnn_lab.data import columns, stream, summary, windows
+from vrnn_lab.data import columns, parquet_file, stream, summary, windows
 from vrnn_lab.data.base import Ragged, SeriesData
 from vrnn_lab.data.columns import Beside, Cells
 from vrnn_lab.data.trend import fit_trend, trend_at
@@ -236,7 +236,7 @@ class Table(SeriesData):
         read = self._stream if self.stream else self._read_wide if self.channel is None else self._read_long
         contents = read()
         self.dates, self.time_unit = contents.dates, "days" if contents.dates else ""
-        columns.release()
+        parquet_file.release()
         return contents
 
     def _wanted(self, needed: list[tuple[str, str]]) -> tuple[list[str], list[str]]:

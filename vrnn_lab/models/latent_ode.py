@@ -129,6 +129,11 @@ class LatentODE(PathModel):
             panels, _ = steps_to_cover(series.window.diff(dim=1), self.step, self.nodes)
         return Rate.over(self.intensity, path, self._watched(series), panels + 1)
 
+    def backward(self, loss, *args, **options) -> None:
+        """Gradients of a loss; ValueError where the adjoint method cannot solve the ODE on its way back."""
+        with self.solver.ending():
+            super().backward(loss, *args, **options)
+
     def _states(self, series, z):
         return self._read(series, z, self._path(series, z))
 

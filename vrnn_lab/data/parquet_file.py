@@ -1,0 +1,113 @@
+"""Reads Parquet files by pyarrow: columns of any type as numbers, moments and texts that pandas can hold."""
+
+import sys
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+
+def schema(path: Path, key: str = "data.path") -> Any:
+    """The Arrow schema of a file; ValueError where it, or pyarrow, cannot be had. key: the option that named it."""
+    try:
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise ValueError(
+            f"{key}={path} is a Parquet file, and pyarrow, which reads it, is not installed; "
+            "run: pip install 'vrnn_lab[parquet]', or save the table as CSV."
+        ) from None
+    with readable(path):
+        found = pq.read_schema(path)
+    if twice := sorted({name for name in found.names if found.names.count(name) > 1}):
+        raise ValueError(
+            f"{path} has more than one column named {', '.join(map(repr, twice))}; expected each name once. Rename "
+            "one of them."
+        )
+    return found
+
+
+def read(path: Path, wanted: list[str], words: Iterable[str]) -> pd.DataFrame:
+    """The wanted columns of a whole file; those named in `words` as categories.
+
+    An object for each of many equal texts would take most of the time and of the memory.
+    """
+    import pyarrow.parquet as pq
+
+    with readable(path):
+        table = pq.read_table(path, columns=wanted, read_dictionary=sorted(words))
+        table = plain(table)
+        return table.to_pandas(ignore_metadata=True, split_blocks=True, self_destruct=True)
+
+
+def batches(path: Path, wanted: list[str], rows: int) -> Generator[Any, None, None]:
+    """Record batches of at most so many rows; not of a row group at a time, which may be the whole file."""
+    import pyarrow.parquet as pq
+
+    with readable(path):
+        for batch in opened(path, pq).iter_batches(rows, columns=wanted):
+            yield plain(batch)
+
+
+def opened(path: Path, pq: Any) -> Any:
+    """The file, read bit by bit."""
+    return pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20)
+
+
+def row_count(path: Path) -> int:
+    """The number of rows of a file, from its footer."""
+    import pyarrow.parquet as pq
+
+    with readable(path):
+        return pq.read_metadata(path).num_rows
+
+
+def plain(table: Any) -> Any:
+    """The table or batch with texts for cells that are neither numbers, moments nor texts: [1, 2], b'a', 12:30:00.
+
+    They can then be told apart, sorted and shown in a message; pandas would make arrays, dicts and bytes of them.
+    """
+    odd = [_is_odd(kind) for kind in table.schema.types]
+    if not any(odd):
+        return table
+    found = [_texts(column) if apart else column for column, apart in zip(table.columns, odd, strict=True)]
+    return type(table).from_arrays(found, names=table.schema.names)
+
+
+def _is_odd(kind: Any) -> bool:
+    import pyarrow as pa
+
+    of = pa.types
+    kind = kind.value_type if of.is_dictionary(kind) else kind
+    binary = of.is_binary(kind) or of.is_large_binary(kind) or of.is_fixed_size_binary(kind)
+    return of.is_nested(kind) or of.is_time(kind) or binary
+
+
+def _texts(column: Any) -> Any:
+    import pyarrow as pa
+
+    if pa.types.is_time(column.type):  # Python's own have no nanoseconds
+        return column.cast(pa.string())
+    return pa.array([None if cell is None else str(cell) for cell in column.to_pylist()], pa.string())
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turns what Arrow raises for a Parquet file that it cannot read into a ValueError that names the file."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} cannot be read as Parquet: {' '.join(str(error).split())} If it is damaged, write it again."
+        ) from None
+
+
+def release() -> None:
+    """Gives back the memory that pyarrow keeps for more."""
+    if "pyarrow" in sys.modules:
+        import pyarrow as pa
+
+        pa.default_memory_pool().release_unused()
