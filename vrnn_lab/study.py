@@ -109,8 +109,9 @@ def prepare(plan: Plan, facts: dict[str, Any], first: dict[str, Any]) -> optuna.
         study.set_metric_names([SCORE])
     for key, value in facts.items():
         _same(study, key, json.loads(json.dumps(value)))
-    for number in range(len(seats(study.get_trials(deepcopy=False))), plan.trials):
-        study.enqueue_trial(first if number == 0 else {})
+    study.set_user_attr("first", first)
+    for _ in range(len(seats(study.get_trials(deepcopy=False))), plan.trials):
+        study.enqueue_trial({})  # workers that begin together may queue more than the total; the last are not asked
     return study
 
 
@@ -220,6 +221,8 @@ def _take(study: optuna.Study, plan: Plan, number: int) -> optuna.Trial | None:
     waiting = seat.current
     if seat.end or waiting.state != TrialState.WAITING:
         return None
+    if number == 0:  # told here and not in the queue, into which several workers may have put a first trial
+        study._storage.set_trial_system_attr(waiting._trial_id, "fixed_params", study.user_attrs.get("first", {}))
     _beat(study, waiting._trial_id)  # if we die before the next, it stops all the same
     if not study._storage.set_trial_state_values(waiting._trial_id, TrialState.RUNNING):
         return None  # a worker on another machine was first
