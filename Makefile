@@ -5,10 +5,10 @@ STAMP := .venv/installed
 BENCH := .venv/bench
 RUN := $(BIN)/python -m vrnn_lab.run
 
-.PHONY: help demo train sweep search report board test stress browser check bench wheel clean
+.PHONY: help demo train sweep search report board test stress browser check check-lowest audit bench wheel clean
 
 help: ## what there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 16
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -54,6 +54,23 @@ check: $(STAMP) ## format, lint, layers, types, tests
 	$(BIN)/pyright
 	$(BIN)/python -m pytest
 
+LOWEST := .venv-lowest/bin/python -m
+FEW := config ode likelihoods cells series reading report run
+
+check-lowest: ## the oldest releases that are allowed, in an environment of their own: a part of the tests
+	$(PYTHON) -m venv .venv-lowest
+	$(LOWEST) pip install --quiet --prefer-binary -c constraints-lowest.txt -e '.[parquet,gp,search]' \
+		'pytest>=8' 'pytest-xdist>=3.6' 'hypothesis>=6.100'
+	$(LOWEST) pytest -n 0 -W default $(FEW:%=tests/test_%.py)
+
+KNOWN := https://pypi.org/pypi/pip/24.0/json
+
+audit: $(STAMP) ## known vulnerabilities of what is installed; skipped where PyPI's list cannot be reached
+	@if $(BIN)/python -c 'import urllib.request as r; r.urlopen("$(KNOWN)", timeout=10)' 2> /dev/null; then \
+		$(PYTHON) -m venv .venv-audit && .venv-audit/bin/python -m pip install --quiet pip-audit && \
+		.venv-audit/bin/pip-audit --strict --skip-editable --path "$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')"; \
+	else echo "skipped: $(KNOWN) cannot be reached, so nothing is known of vulnerabilities"; fi
+
 bench: $(BENCH) ## timings: make bench, or ARGS="solve vrnn threads=1" for some
 	$(BIN)/python -m bench $(ARGS)
 
@@ -61,4 +78,4 @@ wheel: $(STAMP) ## dist/*.whl
 	$(BIN)/python -m build --wheel
 
 clean: ## the environment and what tools left
-	rm -rf .venv dist build .pytest_cache .ruff_cache
+	rm -rf .venv .venv-lowest .venv-audit dist build .pytest_cache .ruff_cache

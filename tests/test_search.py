@@ -187,6 +187,24 @@ def plan_for(*arguments: str) -> study.Plan:
     return plan
 
 
+def test_workers_that_begin_together_make_the_first_trial_once(here, monkeypatch):
+    plan, facts, first = search.plan_of(search.Call([*LR, "study=t", "trials=3"]))
+    plan.folder.mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(study, "seats", lambda trials: [])  # as three that look before any of them has queued a trial
+        for _ in range(3):
+            study.prepare(plan, facts, first)
+    drawn = []
+    for number in range(3):
+        with study.taken(study.open_study(plan), plan) as found:
+            assert found is not None and found[0] == number
+            drawn.append(space.suggest(found[1], plan.space))
+            found[1].study.tell(found[1], 1.0)
+    assert len({str(values) for values in drawn}) == 3 and drawn[0] == first | drawn[0]
+    with study.taken(study.open_study(plan), plan) as found:
+        assert found is None
+
+
 def begun_elsewhere(plan: study.Plan, seconds: int) -> None:
     """Trial 0 is at work on another machine, whose last sign of life was so many seconds ago."""
     opened = study.open_study(plan)

@@ -10,6 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vrnn_lab.shown_text import complain
+from vrnn_lab.shown_text import terminal as neutral
+
 # Third parties' own deprecations and advice; what concerns the user is said by us.
 QUIET = (
     ".*AutoDateLocator was unable to pick.*",
@@ -25,6 +28,14 @@ QUIET = (
     ".*Not enough SMs.*",
 )
 MOST = 1_000_000  # of what a command counts: draws, paths, series, points, folds
+
+
+class Neutral(logging.Formatter):
+    """Log lines for the terminal, without the control characters that names out of files may hold."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, neutralised."""
+        return neutral(super().format(record))
 
 
 def load() -> None:
@@ -52,6 +63,7 @@ def quiet() -> None:
     if not any(isinstance(h, logging.StreamHandler) and h.stream is sys.stderr for h in log.handlers):
         terminal = logging.StreamHandler(sys.stderr)
         terminal.setLevel(logging.INFO)
+        terminal.setFormatter(Neutral())
         log.addHandler(terminal)
 
 
@@ -84,7 +96,7 @@ def guarded(command: Callable[[], int | None]) -> int:
     try:
         return command() or 0
     except KeyboardInterrupt as interrupt:
-        print(": ".join(["interrupted", *map(str, interrupt.args)]), file=sys.stderr)
+        complain(": ".join(["interrupted", *map(str, interrupt.args)]))
         return 130
     except BrokenPipeError:  # whoever read our output has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -98,7 +110,7 @@ def explain(error: BaseException) -> int:
     if os.environ.get("VRNN_LAB_TRACEBACK"):
         raise error
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-    print(f"error: {kind}{error}", file=sys.stderr)
+    complain(f"error: {kind}{error}")
     if not isinstance(error, (ValueError, OSError)):
         print("VRNN_LAB_TRACEBACK=1 before the command shows where.", file=sys.stderr)
     return 2 if isinstance(error, ValueError) else 1

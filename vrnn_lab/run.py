@@ -17,6 +17,7 @@ from vrnn_lab.command import guarded, load, outlive_readers, quiet
 from vrnn_lab.config import CONF, ConfigError, check, compose, contents, flat, groups, near, options
 from vrnn_lab.devices import device_for
 from vrnn_lab.processes import launched
+from vrnn_lab.shown_text import complain, say
 from vrnn_lab.signals import install
 from vrnn_lab.sweep import Sweeper, SweepFailed, plan
 
@@ -71,19 +72,19 @@ def job_of_sweep(config: DictConfig, folder: Path, overrides: list[str], choices
     from vrnn_lab import fitting
     from vrnn_lab.folder import SCORE
 
-    print(f"begun    {folder.name}", flush=True)
+    say(f"begun    {folder.name}")
     try:
         with _placed(config):
             metrics = fitting.run(config, folder, overrides, choices, in_sweep=True)
         assert metrics is not None
         fit = f"{SCORE} {metrics[SCORE]:.4g}, {metrics['fit/seconds']:.0f} s of fit"
-        print(f"done     {folder.name}: {fit}", flush=True)
+        say(f"done     {folder.name}: {fit}")
         return metrics[SCORE]
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
     finally:
         fitting.release()
-    print(f"failed   {folder.name}: {reason}", file=sys.stderr, flush=True)
+    complain(f"failed   {folder.name}: {reason}")
     raise RuntimeError(reason)  # a new one: it travels between processes, and holds no tensors by its traceback
 
 
@@ -202,7 +203,7 @@ def through_hydra(argv: list[str]) -> int:
         if failures:
             raise failures[0]
     except SweepFailed as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return 1
     except OSError as error:
         if error in failures or error.filename is None:

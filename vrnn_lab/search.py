@@ -15,6 +15,7 @@ import yaml
 from vrnn_lab import length
 from vrnn_lab.command import guarded, outlive_readers, quiet
 from vrnn_lab.config import CONF, VOLATILE, ConfigError, choices, compose, contents, flat, groups, near, target
+from vrnn_lab.shown_text import complain, say, terminal_cell
 from vrnn_lab.signals import install
 
 USAGE = """python -m vrnn_lab.search [model=vrnn] [data=curves] [trials=40] [<setting>=<value>] [<key>=<value>] ...
@@ -218,30 +219,28 @@ def show(plan: Any) -> int:
     counts = {"completed": len(complete), "pruned": len(kinds[TrialState.PRUNED]), "failed": len(failed)}
     print(f"\n{len(ended)} of {plan.trials} trials have ended: {', '.join(f'{n} {k}' for k, n in counts.items())}")
     for number, trial in failed:
-        print(f"  failed   trial {number}: {reason(trial)}")
+        say(f"  failed   trial {number}: {reason(trial)}")
     if complete:
         _show_best(plan, study, sorted(complete, key=lambda each: each[1].value))
     if len(ended) < plan.trials:
         print("the same command goes on with the others")
     row = failures_in_a_row(study, plan)
     if len(row) >= plan.failures:
-        print(
+        complain(
             f"error: stopped after {len(row)} failed trials in a row (failures={plan.failures}); the last: "
-            f"{reason(row[-1])}",
-            file=sys.stderr,
+            f"{reason(row[-1])}"
         )
         return 1
     return 0
 
 
 def _show_best(plan: Any, study: Any, ranked: list[tuple[int, Any]]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     from vrnn_lab.files import write_whole
     from vrnn_lab.space import overrides
     from vrnn_lab.table import number
+    from vrnn_lab.terminal import Terminal
 
     beside = [k for k in ranked[0][1].user_attrs if k.startswith("test/")]
     table = Table(title="best by val/loss", title_justify="left", box=None)
@@ -251,23 +250,21 @@ def _show_best(plan: Any, study: Any, ranked: list[tuple[int, Any]]) -> None:
         values = trial.user_attrs["values"]
         shown = [str(values[key]) for key in plan.space]
         tests = [number(trial.user_attrs.get(key)) for key in beside]
-        table.add_row(*map(escape, [str(place), number(trial.value), *shown, *tests]))
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 300)
+        table.add_row(*map(terminal_cell, [str(place), number(trial.value), *shown, *tests]))
+    console = Terminal(width=None if sys.stdout.isatty() else 300)
     console.print(table)
     print("test numbers stand beside the trials and chose none of them")
     if len(ranked) >= ENOUGH and (weights := _importances(study)):
-        print("importance   " + ", ".join(f"{key} {weight:.2f}" for key, weight in weights.items()))
+        say("importance   " + ", ".join(f"{key} {weight:.2f}" for key, weight in weights.items()))
     place, best = ranked[0]
     chosen = [*plan.fixed, *overrides(best.user_attrs["values"])]
     where = [word for d in plan.dirs for word in ("--config-dir", d)]
     file = plan.folder / "conf" / "experiment" / "best.yaml"
     write_whole(file, experiment_of(chosen, plan.dirs, f"trial {place} of {plan.study}, val/loss {best.value:.6g}"))
     folder = plan.folder / str(place)
-    print(
-        f"run          {folder}{'' if folder.exists() else ' on ' + best.user_attrs.get('host', 'another machine')}"
-    )
-    print(f"command      {shlex.join(['python', '-m', 'vrnn_lab.run', *where, *chosen])}")
-    print(f"experiment   python -m vrnn_lab.run --config-dir {shlex.quote(str(file.parent.parent))} experiment=best")
+    say(f"run          {folder}{'' if folder.exists() else ' on ' + best.user_attrs.get('host', 'another machine')}")
+    say(f"command      {shlex.join(['python', '-m', 'vrnn_lab.run', *where, *chosen])}")
+    say(f"experiment   python -m vrnn_lab.run --config-dir {shlex.quote(str(file.parent.parent))} experiment=best")
 
 
 def _importances(study: Any) -> dict[str, float]:
@@ -326,9 +323,9 @@ def main() -> int:
     plan, facts, first = plan_of(call)
     plan.folder.mkdir(parents=True, exist_ok=True)
     study.prepare(plan, facts, first)
-    print(f"study    {plan.study}\nfolder   {plan.folder}\nlook     optuna-dashboard {study.shown(plan.storage)}")
+    say(f"study    {plan.study}\nfolder   {plan.folder}\nlook     optuna-dashboard {study.shown(plan.storage)}")
     for key, axis in plan.space.items():
-        print(f"space    {key}: {_words(axis)}")
+        say(f"space    {key}: {_words(axis)}")
     if not first:
         print("         the config as it stands lies outside of it, so the first trial is drawn too")
     try:

@@ -10,6 +10,7 @@ import json
 import logging
 import re
 import socket
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -66,17 +67,25 @@ def _unwarned() -> Iterator[None]:
 
 @cache  # opening takes a quarter of a second
 def open_storage(url: str) -> optuna.storages.RDBStorage:
-    waits = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}  # workers write in turn
+    """The database of a search, whose tables are made where there are none; ConfigError where it does not open."""
     try:
-        with _unwarned():
-            return optuna.storages.RDBStorage(
-                url, engine_kwargs=waits, heartbeat_interval=HEARTBEAT, grace_period=GRACE
-            )
+        try:
+            return _opened(url)
+        except optuna.exceptions.StorageInternalError:  # workers that begin together make the same tables
+            time.sleep(2)
+            return _opened(url)
     except Exception as error:  # of SQLAlchemy, or of the database's own driver
         raise ConfigError(
             f"storage={shown(url)} cannot be opened ({str(error).splitlines()[0]}); expected a database that can be "
             "written, such as sqlite:///file.db or postgresql://user:password@machine/name."
         ) from error
+
+
+def _opened(url: str) -> optuna.storages.RDBStorage:
+    """SQLite: workers write in turn. A server may have been started anew: a connection is tried before it is used."""
+    how = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+    with _unwarned():
+        return optuna.storages.RDBStorage(url, engine_kwargs=how, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
 
 
 def shown(url: str) -> str:
@@ -100,8 +109,9 @@ def prepare(plan: Plan, facts: dict[str, Any], first: dict[str, Any]) -> optuna.
         study.set_metric_names([SCORE])
     for key, value in facts.items():
         _same(study, key, json.loads(json.dumps(value)))
-    for number in range(len(seats(study.get_trials(deepcopy=False))), plan.trials):
-        study.enqueue_trial(first if number == 0 else {})
+    study.set_user_attr("first", first)
+    for _ in range(len(seats(study.get_trials(deepcopy=False))), plan.trials):
+        study.enqueue_trial({})  # workers that begin together may queue more than the total; the last are not asked
     return study
 
 
@@ -211,6 +221,8 @@ def _take(study: optuna.Study, plan: Plan, number: int) -> optuna.Trial | None:
     waiting = seat.current
     if seat.end or waiting.state != TrialState.WAITING:
         return None
+    if number == 0:  # told here and not in the queue, into which several workers may have put a first trial
+        study._storage.set_trial_system_attr(waiting._trial_id, "fixed_params", study.user_attrs.get("first", {}))
     _beat(study, waiting._trial_id)  # if we die before the next, it stops all the same
     if not study._storage.set_trial_state_values(waiting._trial_id, TrialState.RUNNING):
         return None  # a worker on another machine was first

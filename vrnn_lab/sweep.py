@@ -17,13 +17,13 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
 from hydra.plugins import sweeper
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from vrnn_lab.config import ConfigError, check, composer, job_id, jobs_of
 from vrnn_lab.folder import SCORE, fail, metrics_of, status
 from vrnn_lab.origin import changes
+from vrnn_lab.shown_text import terminal_cell
+from vrnn_lab.terminal import Terminal
 
 log = logging.getLogger("vrnn_lab")
 LONGEST = 120  # bytes of a folder's readable part
@@ -169,7 +169,7 @@ class Sweeper(sweeper.Sweeper):
     # ---- what came of it
 
     def _conclude(self, jobs: list[Job]) -> None:
-        console = Console(highlight=False)
+        console = Terminal()
         states = {job: self._status(job) for job in jobs}
         count = Counter(states.values())
         ended = {job: metrics_of(self.folders[job]) for job in jobs}
@@ -184,12 +184,12 @@ class Sweeper(sweeper.Sweeper):
         if bad:
             console.print(_table("without a result", ("", ""), bad))
         summary = ", ".join(f"{n} {_standing(what)}" for what, n in count.items())
-        console.print(f"sweep    {escape(str(self.root))}: {summary}", soft_wrap=True)
+        console.print(f"sweep    {self.root}: {summary}", soft_wrap=True)
         if count["failed"]:
             console.print("         retry=failed with the same command tries those that failed again", soft_wrap=True)
         if set(count) - {"completed", "failed"}:
             again = f"         the same command with sweep={shlex.quote(self.name)} goes on"
-            console.print(again, soft_wrap=True, markup=False)
+            console.print(again, soft_wrap=True)
 
 
 def _standing(status: str) -> str:
@@ -201,7 +201,7 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) ->
     for column in columns:
         shown.add_column(column, justify="right" if column else "left", overflow="fold")
     for row in rows:
-        shown.add_row(*map(escape, row))
+        shown.add_row(*map(terminal_cell, row))
     return shown
 
 

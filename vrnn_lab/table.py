@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from vrnn_lab.calibration import DISTANCE, PIT_BINS, bins, stretch
@@ -14,6 +12,7 @@ from vrnn_lab.data.base import SeriesData
 from vrnn_lab.experiment import TABLE
 from vrnn_lab.folder import config_of
 from vrnn_lab.reports.baselines import NAMES
+from vrnn_lab.terminal import Terminal
 
 QUESTIONS = {
     "interpolation": "interpolation",
@@ -31,9 +30,9 @@ DIVERGED = 100.0  # times the squared error of the training mean: no fit that we
 OUTSIDE = 0.05  # share of test values outside the training range, from which it is a likely cause of wrong intervals
 
 
-def paper() -> Console:
+def paper() -> Terminal:
     """The terminal; a file is wide enough that no number is cut off."""
-    console = Console(highlight=False, record=True)
+    console = Terminal(record=True)
     if not console.is_terminal:
         console.width = max(console.width, WIDTH)
     return console
@@ -59,9 +58,9 @@ def print_run(
     if len(folders) > 1:
         console.print(f"pooled   {len(folders)} runs with equal shares: 'this model' is their mixture")
     for folder in folders:
-        console.print(f"run      {folder}", soft_wrap=True, markup=False)  # a folder may be called trick=[clip]
+        console.print(f"run      {folder}", soft_wrap=True)
     for figure in sorted((folders[0] / "figures").glob("*.png")) if len(folders) == 1 else []:
-        console.print(f"figure   {figure}", soft_wrap=True, markup=False)
+        console.print(f"figure   {figure}", soft_wrap=True)
     return console.export_text()
 
 
@@ -105,7 +104,7 @@ def by_channel(metrics: dict[str, Any], split: str) -> Table:
             }
             best = min(others, key=lambda name: others[name], default=None)
             beside = "" if best is None else f"{number(others[best])} ({NAMES.get(best, best)})"
-            shown.add_row(f"  {escape(channel)}", number(mse), number(crps), beside, number(half), number(most))
+            shown.add_row(f"  {channel}", number(mse), number(crps), beside, number(half), number(most))
     return shown
 
 
@@ -171,7 +170,7 @@ def _intervals(metrics: dict[str, Any], at: str, name: str, channels: Sequence[s
     for column in [*columns, "pit"]:
         shown.add_column(label(column), justify="right", no_wrap=True)
     places = [("all", at), *((stretch(metrics, place), place) for place in by_distance)]
-    places += [(escape(channel), f"{at}/channel/{channel}") for channel in channels]
+    places += [(channel, f"{at}/channel/{channel}") for channel in channels]
     for row, place in places:
         cells = [metrics.get(f"{place}/{c}") for c in columns]
         if any(c is not None for c in cells):

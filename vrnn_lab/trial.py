@@ -103,6 +103,8 @@ def _end(study: optuna.Study, plan: Plan, number: int, trial: optuna.Trial) -> N
     except fitting.Pruned as why:
         tell(state=TrialState.PRUNED)
         what = f"pruned: {why}"
+    except optuna.exceptions.StorageInternalError:  # the database is away, which is no failure of the trial:
+        raise  # it stands as at work there, and another worker, or the same command again, takes it up
     except Exception as error:
         why = f"{type(error).__name__}: {error}".splitlines()[0][:500]  # the run folder has all of it
         trial.set_user_attr("reason", why)

@@ -2,6 +2,7 @@
 
 import tarfile
 from dataclasses import fields, replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from vrnn_lab.checks import Count, Natural, Positive
 from vrnn_lab.data import windows
+from vrnn_lab.data.archives import member
 from vrnn_lab.data.base import SPLITS, Ragged, SeriesData
 from vrnn_lab.data.cache import cache_folder
 from vrnn_lab.data.windows import Runs
@@ -97,8 +99,8 @@ def read(path: Path, star: str) -> dict[str, NDArray[np.float64]]:
     try:
         with tarfile.open(path) as archive:
             there = {band: f"lc_{star}.{band}.mjd" for band in BANDS if f"lc_{star}.{band}.mjd" in archive.getnames()}
-            # extractfile gives None for what is no file: then loadtxt says so
-            return {band: np.loadtxt(archive.extractfile(name), ndmin=2) for band, name in there.items()}  # pyright: ignore
+            held = {band: member(archive, archive.getmember(name)) for band, name in there.items()}
+            return {band: np.loadtxt(BytesIO(content), ndmin=2) for band, content in held.items()}
     except (tarfile.TarError, ValueError, TypeError, EOFError) as error:
         raise ValueError(f"{path} cannot be read as the light curves of MACHO {star}: {error}; {CURE}") from error
 

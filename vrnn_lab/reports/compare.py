@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import exp, isfinite, isnan, log, sqrt
+from math import exp, inf, isfinite, isnan, log, sqrt
 from statistics import fmean, stdev
 from typing import Any
 
@@ -37,8 +37,11 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     if n == 0:
         return None
     if not all(map(isfinite, values)):
-        return Estimate(fmean(values), None, n)
-    return Estimate(fmean(values), _t(n - 1) * stdev(values) / sqrt(n) if n > 1 else None, n)
+        return Estimate(sum(values) / n, None, n)
+    try:
+        return Estimate(fmean(values), _t(n - 1) * stdev(values) / sqrt(n) if n > 1 else None, n)
+    except OverflowError:  # values of more than 1e154, whose squares are no floats
+        return Estimate(sum(value / n for value in values), None, n)
 
 
 def _t(degrees: int) -> float:
@@ -129,8 +132,17 @@ def paired(one: Group, other: Group, metric: str, lower: bool) -> Paired:
     both = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
     both = [(a, b) for a, b in both if isfinite(a) and isfinite(b)]
     found = estimate([a - b for a, b in both])
-    ratio = exp(fmean(log(a / b) for a, b in both)) if both and all(min(pair) > 0 for pair in both) else None
-    return Paired(found, ratio, _p(found), lower)
+    return Paired(found, _ratio(both), _p(found), lower)
+
+
+def _ratio(both: Sequence[tuple[float, float]]) -> float | None:
+    """The geometric mean of positive pairs, one over the other; infinite where no float holds it."""
+    if not both or any(min(pair) <= 0 for pair in both):
+        return None
+    try:
+        return exp(fmean(log(a) - log(b) for a, b in both))
+    except OverflowError:
+        return inf
 
 
 def _p(found: Estimate | None) -> float | None:

@@ -10,6 +10,7 @@ from vrnn_lab.reports.compare import Estimate, Group
 from vrnn_lab.reports.data_sets import folder_names
 from vrnn_lab.reports.runs import Run
 from vrnn_lab.reports.summary import STATUSES, Summary
+from vrnn_lab.shown_text import spreadsheet
 
 
 def rows(found: Summary) -> str:
@@ -98,6 +99,5 @@ def _values(run: Run, metrics: Sequence[str]) -> list[float | None]:
 def _csv(header: Sequence[str], rows: Any) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
+    writer.writerows(map(spreadsheet, row) for row in [header, *rows])
     return text.getvalue()

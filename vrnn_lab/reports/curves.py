@@ -7,9 +7,18 @@ tag is field 1 and simple_value field 2.
 
 import struct
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
+
+from vrnn_lab.reports.files import opened
 
 POINTS = 200  # of a curve, in a page
+FILE_BYTES = 4 * 1024**3  # of an event file; a larger one is not read
+RECORD_BYTES = 8 * 1024  # of a record that is looked into; scalars have some 50
+RECORDS = 2_000_000  # of an event file
+PARSED_BYTES = 16 * 1024**2  # of the records of a tag in an event file
+FILES = 100  # event files of a run, the newest
 AT_THE_END = b"fit/seconds"
 STEP, SUMMARY, VALUE, TAG, NUMBER = 2, 5, 1, 1, 2
 
@@ -17,27 +26,41 @@ STEP, SUMMARY, VALUE, TAG, NUMBER = 2, 5, 1, 1, 2
 def curve(folder: Path, tag: str) -> list[tuple[int, float]]:
     """(step, value) of a tag; a step that was run twice, after a resume, has the later value."""
     wanted, found = tag.encode(), {}
-    for file in sorted(folder.glob("events*"), key=lambda f: f.stat().st_mtime):
-        data = file.read_bytes()
-        if AT_THE_END in data:  # the final scores of the best checkpoint: no points of the curve
-            continue
-        for record in _records(data):
-            if wanted in record:  # most are other tags, or figures
-                found |= dict(_values(record, wanted))
+    for file in sorted(folder.glob("events*"), key=lambda f: f.lstat().st_mtime)[-FILES:]:
+        found |= _points(file, folder, wanted)
     points = sorted(found.items())
     every = -(-len(points) // POINTS) or 1
     return points[:-1:every] + points[-1:]
 
 
-def _records(data: bytes) -> Iterator[bytes]:
-    """The whole records of a file; one half written ends it."""
-    place = 0
-    while place + 12 <= len(data):
-        start = place + 12
-        place = start + struct.unpack_from("<Q", data, place)[0] + 4
-        if place > len(data):
+def _points(file: Path, folder: Path, tag: bytes) -> dict[int, float]:
+    """{step: value} of a tag in one file; nothing of a file that is no plain one of its folder, or is too large."""
+    found: dict[int, float] = {}
+    parsed = 0
+    try:
+        with opened(file, folder, FILE_BYTES) as stream:
+            for record in islice(_records(stream), RECORDS):
+                if AT_THE_END in record:  # the final scores of the best checkpoint: no points of the curve
+                    return {}
+                if tag in record and (parsed := parsed + len(record)) <= PARSED_BYTES:  # most are other tags
+                    found |= dict(_values(record, tag))
+    except ValueError:  # `files.strangers` says why
+        return {}
+    return found
+
+
+def _records(stream: BinaryIO) -> Iterator[bytes]:
+    """The whole records of a file; one half written, or of no bytes, ends it. Figures are passed over."""
+    end = stream.seek(0, 2)
+    place = stream.seek(0)
+    while len(head := stream.read(12)) == 12:
+        length = struct.unpack_from("<Q", head)[0]
+        place += 12 + length + 4
+        if place > end or not length:
             return
-        yield data[start : place - 4]
+        if length <= RECORD_BYTES:
+            yield stream.read(length)
+        stream.seek(place)
 
 
 def _values(record: bytes, tag: bytes) -> Iterator[tuple[int, float]]:
@@ -70,7 +93,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 def _varint(data: bytes, place: int) -> tuple[int, int]:
     value = shift = 0
-    while place < len(data):
+    while place < len(data) and shift < 64:
         byte = data[place]
         value, place, shift = value | (byte & 127) << shift, place + 1, shift + 7
         if byte < 128:

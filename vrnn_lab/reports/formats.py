@@ -1,14 +1,14 @@
 """Tables of text on the terminal, in Markdown and in LaTeX."""
 
-import re
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from vrnn_lab import shown_text
 from vrnn_lab.reports.sheets import Sheet
+from vrnn_lab.shown_text import latex_comment, markdown_paragraph, terminal_cell
+from vrnn_lab.terminal import Terminal
 
 WIDTH = 24
 WORDS = (
@@ -25,22 +25,22 @@ WORDS = (
 )  # the columns that may be folded
 
 
-def print_sheets(made: Sequence[Sheet], console: Console) -> None:
+def print_sheets(made: Sequence[Sheet], console: Terminal) -> None:
     """Each as a table; a number that does not fit is left out with its column, and said to be, never cut."""
     for sheet in made:
         shown = list(range(len(sheet.header)))
         while _least(_table(sheet, shown), console) > console.width and (spare := _spare(sheet, shown)):
             shown.remove(spare)
         if sheet.title:
-            console.print(Text(sheet.title))
+            console.print(sheet.title)
         fits = _least(_table(sheet, shown), console) <= console.width
         console.print(_table(sheet, shown, WIDTH if fits else 1))
         if missing := [name for place, name in enumerate(sheet.header) if place not in shown]:
             say = f"no room in {console.width} columns for {', '.join(missing)}; choose with columns=, or see output="
-            console.print(say, soft_wrap=True, markup=False)
+            console.print(say, soft_wrap=True)
 
 
-def _least(table: Table, console: Console) -> int:
+def _least(table: Table, console: Terminal) -> int:
     """The least width of a table, were the terminal wider."""
     return console.measure(table, options=console.options.update(width=10_000)).minimum
 
@@ -54,19 +54,20 @@ def _table(sheet: Sheet, shown: list[int], least: int = WIDTH) -> Table:
     """Some columns of a sheet; those of words are folded, but to no less than a width."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for place in shown:
-        name = sheet.header[place]
+        name = terminal_cell(sheet.header[place])
+        cells = [terminal_cell(row[place]) for row in sheet.rows]
         words = name in WORDS
         heading = name if words or len(name) < 14 else name.replace("/", "/\n")
-        longest = max(map(len, [*heading.split("\n"), *(row[place] for row in sheet.rows)]))
+        longest = max(map(len, [*heading.split("\n"), *cells]))
         table.add_column(
-            Text(heading),
+            heading,
             justify="left" if words else "right",
             overflow="fold",
             no_wrap=not words,
             min_width=min(longest, least) if words else longest,
         )
     for place, row in enumerate(sheet.rows):
-        table.add_row(*(Text(row[p]) for p in shown), style="bold" if place == sheet.marked else None)
+        table.add_row(*(terminal_cell(row[p]) for p in shown), style="bold" if place == sheet.marked else None)
     return table
 
 
@@ -74,45 +75,25 @@ def markdown(made: Sequence[Sheet], notes: Sequence[str]) -> str:
     parts = []
     for sheet in made:
         lines = [sheet.header, ["---"] + ["---:"] * (len(sheet.header) - 1)]
-        rows = [list(map(_markdown, row)) for row in [sheet.header, *sheet.rows]]
+        rows = [list(map(shown_text.markdown, row)) for row in [sheet.header, *sheet.rows]]
         if sheet.marked is not None:
             rows[sheet.marked + 1] = [f"**{cell}**" if cell else "" for cell in rows[sheet.marked + 1]]
         rows.insert(1, lines[1])
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-        parts += [*map(_markdown, sheet.title.splitlines()), table]
-    return "\n\n".join([*parts, *map(_markdown, notes)]) + "\n"
-
-
-def _markdown(text: str) -> str:
-    escaped = re.sub(r"([\\`*_\[\]|~#])", r"\\\1", " ".join(text.split()))
-    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "±": r"$\pm$",
-}
+        parts += [*map(markdown_paragraph, sheet.title.splitlines()), table]
+    return "\n\n".join([*parts, *map(markdown_paragraph, notes)]) + "\n"
 
 
 def latex(made: Sequence[Sheet], notes: Sequence[str]) -> str:
     """Tables of booktabs; the notes as comments."""
-    parts = ["% \\usepackage{booktabs}", *(f"% {note}" for note in notes)]
+    parts = ["% \\usepackage{booktabs}", *map(latex_comment, notes)]
     for sheet in made:
-        rows = [list(map(_latex, row)) for row in sheet.rows]
+        rows = [list(map(shown_text.latex, row)) for row in sheet.rows]
         if sheet.marked is not None:
             rows[sheet.marked] = [f"\\textbf{{{cell}}}" for cell in rows[sheet.marked]]
         line = lambda row: " & ".join(row) + r" \\"
-        parts += [f"% {' '.join(line.split())}" for line in sheet.title.splitlines() or [""]]
+        parts += map(latex_comment, sheet.title.splitlines() or [""])
         parts += [f"\\begin{{tabular}}{{l{'r' * (len(sheet.header) - 1)}}}"]
-        parts += [r"\toprule", line(map(_latex, sheet.header)), r"\midrule", *map(line, rows)]
+        parts += [r"\toprule", line(map(shown_text.latex, sheet.header)), r"\midrule", *map(line, rows)]
         parts += [r"\bottomrule", r"\end{tabular}"]
     return "\n".join(parts) + "\n"
-
-
-def _latex(text: str) -> str:
-    return "".join(TEX.get(c, c) for c in " ".join(text.split()))

@@ -44,7 +44,8 @@ class Names:
 def shared(runs: Sequence[Run], over: Sequence[str]) -> dict[str, Any]:
     """The choices and keys that all runs of a group have in common."""
     first = {**runs[0].choices, **runs[0].config}
-    same = lambda k: all({**r.choices, **r.config}.get(k, ABSENT) == first[k] for r in runs)
+    each = [{**run.choices, **run.config} for run in runs]
+    same = lambda k: all(own.get(k, ABSENT) == first[k] for own in each)
     return {k: v for k, v in first.items() if k not in VOLATILE and k not in over and same(k)}
 
 
@@ -57,11 +58,13 @@ def names(rows: Sequence[dict[str, Any]], choices: Iterable[str], typed: Iterabl
     matters = lambda group: group in ANYTHING or any(k.startswith(group.replace("/", ".") + ".") for k in keys)
     ranked = sorted((k for k in order if k in groups and varies(k) and matters(k)), key=_rank)
     named: list[str] = []
+    chosen: list[str] = []  # those of them that are groups
     follow: dict[str, tuple[str, ...]] = {}
     for key in [*ranked, *keys]:
-        causes = _causes(rows, key, [c for c in named if c in groups and _may_set(c, key)])
+        causes = _causes(rows, key, [c for c in chosen if _may_set(c, key)])
         if key.replace(".", "/") in typed or not causes:
             named.append(key)
+            chosen += [key] * (key in groups)
         else:
             follow[key] = causes
     named.sort(key=lambda k: k == "trick")  # stable: it is written last
@@ -88,5 +91,5 @@ def _causes(rows: Sequence[dict[str, Any]], key: str, among: list[str]) -> tuple
 def _follows(rows: Sequence[dict[str, Any]], key: str, causes: tuple[str, ...]) -> bool:
     """Whether a key has one value for each combination of its causes."""
     seen: dict[tuple, Any] = {}
-    cause = lambda row: tuple(row.get(c, ABSENT) for c in causes)
+    cause = lambda row: tuple(written(row.get(c, ABSENT)) for c in causes)
     return all(seen.setdefault(cause(row), row.get(key, ABSENT)) == row.get(key, ABSENT) for row in rows)

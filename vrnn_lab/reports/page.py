@@ -1,6 +1,5 @@
 """A report as one HTML page that needs no network: the template page.html and, inside it, all numbers and figures."""
 
-import json
 from base64 import b64encode
 from collections.abc import Iterator
 from datetime import datetime
@@ -13,10 +12,12 @@ from vrnn_lab.folder import SCORE
 from vrnn_lab.reports.compare import Group, Paired, lower_is_better
 from vrnn_lab.reports.curves import POINTS, curve
 from vrnn_lab.reports.data_sets import folder_names, told_by_data_set
+from vrnn_lab.reports.files import content, pictures
 from vrnn_lab.reports.naming import written
 from vrnn_lab.reports.runs import Run
 from vrnn_lab.reports.sheets import baseline_sheets, common, heading, sheets
 from vrnn_lab.reports.summary import STATUSES, Summary
+from vrnn_lab.shown_text import script_json
 
 TEMPLATE = Path(__file__).with_name("page.html")
 BYTES = 60_000_000  # of all figures in a page
@@ -24,9 +25,7 @@ BYTES = 60_000_000  # of all figures in a page
 
 def page(found: Summary, figures: int) -> str:
     """The page, with at most so many figures."""
-    data = json.dumps(_data(found, figures), allow_nan=False, separators=(",", ":"))
-    # Inside <script> only `<` could end it; as \u003c it is the same JSON.
-    return TEMPLATE.read_text(encoding="utf-8").replace("{{DATA}}", data.replace("<", "\\u003c"))
+    return TEMPLATE.read_text(encoding="utf-8").replace("{{DATA}}", script_json(_data(found, figures)))
 
 
 def _data(found: Summary, figures: int) -> dict[str, Any]:
@@ -114,7 +113,7 @@ def _run(place: int, seed: tuple[str, ...], run: Run, metrics: list[str], figure
         "group": place,
         "seed": " ".join(seed),
         "status": run.status,
-        "error": run.error,
+        "error": "\n".join(filter(None, [run.error, *run.strange])),
         "folder": str(run.folder),
         "values": [_finite(run.number(m)) for m in metrics],
         "curve": _curve(run, tag),
@@ -150,12 +149,12 @@ def _figures(found: Summary, limit: int) -> tuple[dict[Path, list[tuple[str, str
     held: dict[Path, list[tuple[str, str]]] = {}
     count = size = missing = 0
     for run in _in_turn(found.groups):
-        files = sorted((run.folder / "figures").glob("*.png"))
-        size_of = sum(f.stat().st_size for f in files)
+        files = pictures(run.folder)
+        size_of = sum(size for _, size in files)
         if files and (count + len(files) > limit or size + size_of > BYTES):
             missing += 1
         elif files:
-            held[run.folder] = [(f.stem, b64encode(f.read_bytes()).decode()) for f in files]
+            held[run.folder] = [(f.stem, b64encode(content(f, run.folder, BYTES)).decode()) for f, _ in files]
             count, size = count + len(files), size + size_of
     most = f"(at most {limit} figures, {BYTES // 1_000_000} MB)"
     return held, [f"figures of {missing} runs are not in this page {most}; they lie in their folders"] * (missing > 0)

@@ -1,6 +1,5 @@
 """Run folders as they lie on disk: what was asked, what came of it, and which are still at work."""
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -11,9 +10,17 @@ from typing import Any
 import yaml
 
 from vrnn_lab.config import CONF, ConfigError, flat, groups, options
-from vrnn_lab.folder import at_work
-
-Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where it was built
+from vrnn_lab.reports.files import (
+    CONFIG_BYTES,
+    METRICS_BYTES,
+    Loader,
+    at_work_on,
+    content,
+    parsed_json,
+    parsed_yaml,
+    strangers,
+    walk,
+)
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,7 @@ class Run:
     metrics: dict[str, Any]
     status: str  # completed | failed | pruned | running | interrupted
     origin: dict[str, Any]  # hashes of the code and the data file, the version of torch
+    strange: tuple[str, ...] = ()  # sentences about files of the folder that are not read
 
     @property
     def error(self) -> str:
@@ -44,11 +52,10 @@ def find(folders: Iterable[Path]) -> list[Path]:
     for top in folders:
         if not top.is_dir():
             raise ConfigError(f"{top}: there is no such folder; expected run folders or what holds them: outputs")
-        for path, below, _ in os.walk(top):
-            if ".hydra" in below and (Path(path) / ".hydra" / "config.yaml").is_file():
-                found.setdefault(Path(path).resolve(), Path(path))
+        for path, below in walk(top):
+            if ".hydra" in below and os.path.lexists(path / ".hydra" / "config.yaml"):
+                found.setdefault(path.resolve(), path)
                 below.clear()
-            below.sort()
     return list(found.values())
 
 
@@ -58,8 +65,9 @@ def read_all(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
     for folder in find(folders):
         try:
             runs.append(read(folder))
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            broken.append(f"{folder} is left out: {' '.join(str(error).split())}")
+        except Exception as error:  # whatever a folder holds, the others are shown
+            kind = "" if isinstance(error, (OSError, ValueError, yaml.YAMLError)) else f"{type(error).__name__}: "
+            broken.append(f"{folder} is left out: {kind}{' '.join(str(error).split())}")
     return runs, broken
 
 
@@ -75,13 +83,16 @@ def read(folder: Path) -> Run:
     choices["trick"] = f"[{tricks}]" if tricks else "none"
     keys = {k: v for k, v in flat(config).items() if not k.startswith("tricks")}
     typed = frozenset(str(o).lstrip("+~").partition("=")[0] for o in _yaml(folder, "overrides.yaml", []))
-    return Run(folder, keys, choices, typed, metrics, status, _yaml(folder, "origin.json", {}))
+    origin = _yaml(folder, "origin.json", {})
+    return Run(folder, keys, choices, typed, metrics, status, origin, strangers(folder))
 
 
 def _yaml(folder: Path, name: str, default: Any) -> Any:
     """A file of .hydra, of the kind of its default, which stands for a file that is not there."""
-    file = folder / ".hydra" / name
-    found = yaml.load(file.read_text(encoding="utf-8"), Loader) if file.exists() else default
+    try:
+        found = parsed_yaml(content(folder / ".hydra" / name, folder, CONFIG_BYTES))
+    except FileNotFoundError:
+        found = default
     if not isinstance(found or default, type(default)):
         raise ValueError(f".hydra/{name} is {found!r:.40}; expected a {type(default).__name__}.")
     return found or default
@@ -90,9 +101,9 @@ def _yaml(folder: Path, name: str, default: Any) -> Any:
 def _result(folder: Path) -> tuple[dict[str, Any], str]:
     """metrics.json and its status; without one a run is at work, or was cut short."""
     try:
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        metrics = parsed_json(content(folder / "metrics.json", folder, METRICS_BYTES))
     except FileNotFoundError:
-        if at_work(folder):
+        if at_work_on(folder):
             return {}, "running"
         if (folder / "metrics.json").exists():  # it ended between the two looks
             return _result(folder)

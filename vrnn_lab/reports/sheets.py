@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
 
 from vrnn_lab.reports.baselines import baselines
 from vrnn_lab.reports.compare import Estimate, Group, Paired
@@ -26,13 +25,13 @@ class Sheet:
 def number(value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:.0f}" if isfinite(value) and abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
 def plus_minus(found: Estimate | None) -> str:
     if found is None:
         return ""
-    half = "" if found.half is None else f"{found.half:.0f}" if found.half >= 100 else f"{found.half:.2g}"
+    half = "" if found.half is None else f"{found.half:.0f}" if 100 <= found.half < 1e15 else f"{found.half:.2g}"
     return number(found.mean) + (half and f" ± {half}")
 
 

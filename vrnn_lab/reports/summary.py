@@ -205,6 +205,7 @@ def _notes(found: Summary, copies: int, apart: list[str]) -> list[str]:
     if copies:
         what = "1 run is a copy" if copies == 1 else f"{copies} runs are copies"
         notes.append(f"{what} of another in config and {_over(found)}; of each the newest counts")
+    notes += [f"not read: {run.folder}: {said}" for run in found.runs for said in run.strange]
     for part, what in ORIGINS.items():
         made = {(_source(r, part), r.origin[part]) for r in found.runs if r.origin.get(part)}
         if len(made) > len({source for source, _ in made}):

@@ -1,0 +1,192 @@
+"""Files of run folders that others may have made.
+
+Only plain files that lie in the run folder itself are opened: a link to elsewhere could bring any file of the machine
+into a report, and a FIFO would block it. None is read beyond a size, and what is read is plain data of bounded depth.
+"""
+
+import errno
+import json
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import yaml
+
+from vrnn_lab.folder import at_work
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
+
+Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where it was built
+CONFIG_BYTES = 256 * 1024  # a config has some 5 kB
+METRICS_BYTES = 16 * 1024**2
+DEPTH = 64  # of nested lists and dicts
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFLNK: "a link in a circle",
+}
+
+
+def size(file: Path, folder: Path) -> int:
+    """The bytes of a plain file of a folder; ValueError for a link to outside and for what is no file."""
+    return _checked(file, folder)[1].st_size
+
+
+def _checked(file: Path, folder: Path) -> tuple[Path, os.stat_result]:
+    real = Path(os.path.realpath(file))
+    if not real.is_relative_to(os.path.realpath(folder)):
+        raise ValueError(f"{file.relative_to(folder)} is a link to outside of the run folder.")
+    found = os.lstat(real)
+    if not stat.S_ISREG(found.st_mode):
+        kind = KINDS.get(stat.S_IFMT(found.st_mode), "something else")
+        raise ValueError(f"{file.relative_to(folder)} is no plain file but {kind}.")
+    return real, found
+
+
+@contextmanager
+def opened(file: Path, folder: Path, most: int) -> Iterator[BinaryIO]:
+    """A plain file of a folder, to be read; ValueError for another, or for one of more than `most` bytes."""
+    real, found = _checked(file, folder)
+    if found.st_size > most:
+        raise ValueError(f"{file.relative_to(folder)} has {found.st_size} bytes; at most {most} are read.")
+    careful = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    with open(os.open(real, os.O_RDONLY | careful), "rb") as stream:
+        yield stream
+
+
+def content(file: Path, folder: Path, most: int) -> bytes:
+    """What a plain file of a folder holds; ValueError as `opened`."""
+    with opened(file, folder, most) as stream:
+        return stream.read(most)
+
+
+def pictures(folder: Path) -> list[tuple[Path, int]]:
+    """The figures of a run that are plain files of its folder, each with its bytes."""
+    return list(_sized(sorted((folder / "figures").glob("*.png")), folder))
+
+
+def _sized(files: Iterable[Path], folder: Path) -> Iterator[tuple[Path, int]]:
+    for file in files:
+        try:
+            yield file, size(file, folder)
+        except (OSError, ValueError):  # `strangers` says so
+            continue
+
+
+def strangers(folder: Path) -> tuple[str, ...]:
+    """A sentence for each file of a run folder that is not read: a link to outside, a FIFO, a device."""
+    found = []
+    for place in (folder, folder / ".hydra", folder / "figures"):
+        with os.scandir(place) if _own_folder(place, folder) else _nothing() as entries:
+            found += [said for entry in sorted(entries, key=lambda e: e.name) if (said := _strange(entry, folder))]
+    return tuple(found)
+
+
+def _own_folder(place: Path, folder: Path) -> bool:
+    return place == folder or (place.is_dir() and not place.is_symlink())
+
+
+@contextmanager
+def _nothing() -> Iterator[list[os.DirEntry[str]]]:
+    yield []
+
+
+def _strange(entry: os.DirEntry[str], folder: Path) -> str:
+    if entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False):
+        return ""
+    file = Path(entry.path)
+    try:
+        size(file, folder)
+    except ValueError as error:
+        return str(error)
+    except OSError:
+        return f"{file.relative_to(folder)} is a link to nothing."
+    return ""
+
+
+def walk(top: Path) -> Iterator[tuple[Path, list[str]]]:
+    """(folder, the names of its subfolders) of a folder and all below it, by name; links are not followed.
+
+    The receiver takes from the list what it does not want to be walked. However deep folders lie, no stack overflows.
+    """
+    waiting = [top]
+    while waiting:
+        place = waiting.pop()
+        try:
+            with os.scandir(place) as entries:
+                below = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False) or e.name == ".hydra")
+        except OSError:  # not ours to read, or deeper than a path may be long
+            continue
+        yield place, below
+        waiting += [place / name for name in reversed(below) if name != ".hydra"]
+
+
+def at_work_on(folder: Path) -> bool:
+    """Whether a process holds the lock of a run folder; nothing is written for it, not even the lock."""
+    if fcntl is None:
+        return at_work(folder)
+    try:
+        with opened(folder / ".lock", folder, METRICS_BYTES) as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (OSError, ValueError) as error:  # where a disk knows no flock, a file that is there is a lock that is held
+        return isinstance(error, OSError) and error.errno == errno.ENOSYS
+    return False
+
+
+def parsed_yaml(text: bytes) -> Any:
+    """YAML as plain data; ValueError for aliases, by which a few lines become gigabytes, and for great depth.
+
+    Tags that make objects are refused (yaml.YAMLError), and interpolations such as ${oc.env:HOME} stay text.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"it has an alias (*{event.anchor}); a run writes none.")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        _check_depth(depth)
+    return plain(yaml.load(text, Loader))
+
+
+def parsed_json(text: bytes) -> Any:
+    """JSON as plain data; ValueError for what is none, and for great depth."""
+    try:
+        return plain(json.loads(text.decode("utf-8"), parse_int=_whole))
+    except RecursionError:
+        raise ValueError(f"its lists and dicts are nested more than {DEPTH} deep.") from None
+
+
+def _whole(digits: str) -> int | float:
+    """A whole number of JSON; ValueError where even a float cannot hold it."""
+    try:
+        value, near = int(digits), float(int(digits))
+    except OverflowError:
+        raise ValueError(f"it has a number of {len(digits)} digits, which no float can hold.") from None
+    return value if abs(value) < 2**63 else near
+
+
+def _check_depth(depth: int) -> None:
+    if depth > DEPTH:
+        raise ValueError(f"its lists and dicts are nested more than {DEPTH} deep.")
+
+
+def plain(value: Any, depth: int = 0) -> Any:
+    """A value of dicts with keys of text, lists, text, floats, and whole numbers of 64 bits; others as text."""
+    _check_depth(depth)
+    if isinstance(value, dict):
+        return {str(key): plain(each, depth + 1) for key, each in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [plain(each, depth + 1) for each in value]
+    if value is None or isinstance(value, (bool, float, str)) or (isinstance(value, int) and abs(value) < 2**63):
+        return value
+    return str(value)
