@@ -153,7 +153,9 @@ UNLIKE = {
 def test_what_runs_must_share_is_named(said, monkeypatch):
     one, other = (parts_of(model_of("rnn", replace(scale_of(), dates=False))) for _ in "ab")
     other.model.scale = replace(one.model.scale, **UNLIKE[said])
-    monkeypatch.setattr(pooled, "load_parts", lambda folder, changes=None: {"a": one, "b": other}[str(folder)])
+    monkeypatch.setattr(
+        pooled, "load_parts", lambda folder, changes=None, trust=(): {"a": one, "b": other}[str(folder)]
+    )
     with pytest.raises(ValueError, match="Leave one of the two out") as refused:
         load_runs(["a", "b"])
     assert f"b was trained with {said}: models that are asked as one" in str(refused.value)
@@ -162,7 +164,7 @@ def test_what_runs_must_share_is_named(said, monkeypatch):
 def test_models_of_events_are_not_pooled(monkeypatch):
     scale = scale_of(1, support="events")
     one = parts_of(model_of("latent_ode_poisson model/head=events", scale))
-    monkeypatch.setattr(pooled, "load_parts", lambda folder, changes=None: one)
+    monkeypatch.setattr(pooled, "load_parts", lambda folder, changes=None, trust=(): one)
     with pytest.raises(ValueError, match="a is a model of event times"):
         load_runs(["a", "b"])
 

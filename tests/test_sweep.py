@@ -18,7 +18,6 @@ import pytest
 from filelock import FileLock
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
-from rich.console import Console
 
 from tests.test_run import CUT, CUTS, FAST, command, metrics
 from vrnn_lab import origin
@@ -40,6 +39,7 @@ from vrnn_lab.models.base import SequenceModel
 from vrnn_lab.reports import runs
 from vrnn_lab.run import check_beforehand, job_of_sweep
 from vrnn_lab.sweep import Job, Sweeper, _table, folders, plan
+from vrnn_lab.terminal import Terminal
 
 SHORT = [*FAST, "trainer.max_epochs=2"]
 
@@ -80,7 +80,7 @@ def test_names_of_folders_are_plain_and_short(tmp_path):
 
 
 def test_its_table_shows_tricks_in_their_brackets(capsys):
-    Console(width=80).print(_table("best", ("", ""), [("seed=0,trick=[big_batch,wide]", "0.1")]))
+    Terminal(width=80).print(_table("best", ("", ""), [("seed=0,trick=[big_batch,wide]", "0.1")]))
     assert "seed=0,trick=[big_batch,wide]" in capsys.readouterr().out
 
 
@@ -145,7 +145,7 @@ def test_a_run_that_ends_while_it_is_looked_at_was_not_interrupted(tmp_path, mon
         return False
 
     monkeypatch.setattr("vrnn_lab.folder.at_work", ends)
-    monkeypatch.setattr("vrnn_lab.reports.runs.at_work", ends)
+    monkeypatch.setattr("vrnn_lab.reports.runs.at_work_on", ends)
     assert status(tmp_path) == "failed"
     (tmp_path / "metrics.json").unlink()
     assert runs.read(tmp_path).status == "failed"

@@ -84,7 +84,10 @@ def outlive_readers() -> None:
         if not isinstance(stream, io.TextIOWrapper) or isinstance(getattr(stream.buffer, "raw", None), _Outliving):
             continue
         stream.flush()
-        raw = io.BufferedWriter(_Outliving(stream.fileno(), "w", closefd=False))
+        try:
+            raw = io.BufferedWriter(_Outliving(stream.fileno(), "w", closefd=False))
+        except io.UnsupportedOperation:  # no file of the system's, as in a notebook
+            continue
         text = io.TextIOWrapper(
             raw, stream.encoding, stream.errors, line_buffering=True, write_through=name == "stderr"
         )

@@ -115,6 +115,11 @@ def read_json(path: Path, cure: str) -> dict[str, Any]:
         raise error if isinstance(error, DamagedError) else _damaged(path, error, cure) from error
     if not isinstance(found, dict):
         raise DamagedError(f"{path} holds a {type(found).__name__}; expected an object of names and values. {cure}")
+    return checked(found, path, cure)
+
+
+def checked(found: dict[str, Any], path: Path, cure: str) -> dict[str, Any]:
+    """Return the contents of a JSON file less its checksum; DamagedError where that does not match."""
     last = next(reversed(found), "")
     digest = found.pop(KEY, None)
     if digest not in (None, _digest(found)) or (digest is None and _is_digest(found.get(last))):
@@ -138,7 +143,15 @@ def read_yaml(path: Path, cure: str) -> Any:
     Numbers are read as OmegaConf reads them. Aliases, with which a small file stands for gigabytes, and tags, with
     which it could construct objects, are refused; ${...} stays text. A file without a checksum is taken as it is.
     """
-    text = _text(path, cure)
+    text = checked_text(_text(path, cure), path, cure)
+    try:
+        return yaml.load(text, _loader())
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise _damaged(path, error, cure) from error
+
+
+def checked_text(text: str, path: Path, cure: str) -> str:
+    """Return the text of a YAML file less its checksum; DamagedError where that does not match."""
     if text.startswith(MARK):
         head, _, text = text.partition("\n")
         if head.removeprefix(MARK) != hashlib.sha256(text.encode()).hexdigest():
@@ -146,10 +159,7 @@ def read_yaml(path: Path, cure: str) -> Any:
                 f"{path} is damaged: it does not match the checksum in its first line. {cure} If you changed it "
                 "yourself, remove that line."
             )
-    try:
-        return yaml.load(text, _loader())
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise _damaged(path, error, cure) from error
+    return text
 
 
 def _loader() -> type:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from vrnn_lab.config import CONF, ConfigError, flat, groups, options
+from vrnn_lab.files import checked, checked_text
 from vrnn_lab.reports.files import (
     CONFIG_BYTES,
     METRICS_BYTES,
@@ -90,7 +91,10 @@ def read(folder: Path) -> Run:
 def _yaml(folder: Path, name: str, default: Any) -> Any:
     """A file of .hydra, of the kind of its default, which stands for a file that is not there."""
     try:
-        found = parsed_yaml(content(folder / ".hydra" / name, folder, CONFIG_BYTES))
+        file = folder / ".hydra" / name
+        text = checked_text(content(file, folder, CONFIG_BYTES).decode(), file, "")
+        found = parsed_yaml(text.encode())
+        found = checked(found, file, "") if name.endswith(".json") and isinstance(found, dict) else found
     except FileNotFoundError:
         found = default
     if not isinstance(found or default, type(default)):
@@ -102,6 +106,7 @@ def _result(folder: Path) -> tuple[dict[str, Any], str]:
     """metrics.json and its status; without one a run is at work, or was cut short."""
     try:
         metrics = parsed_json(content(folder / "metrics.json", folder, METRICS_BYTES))
+        metrics = checked(metrics, folder / "metrics.json", "") if isinstance(metrics, dict) else metrics
     except FileNotFoundError:
         if at_work_on(folder):
             return {}, "running"
