@@ -11,7 +11,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
-from torch._inductor.exc import InductorError, InvalidCxxCompiler
+from torch._inductor import exc
+from torch._inductor.exc import InvalidCxxCompiler
 
 from vrnn_lab.config import ConfigError
 from vrnn_lab.loops import unrolled
@@ -20,6 +21,8 @@ from vrnn_lab.models.base import SequenceModel
 from vrnn_lab.noise import Noise
 from vrnn_lab.series import TimeSeries
 
+# New in torch 2.7; before, what Inductor cannot do is a TorchDynamoException.
+InductorError: type[Exception] = getattr(exc, "InductorError", TorchDynamoException)
 Compile = Literal["off", "on", "reduce-overhead"] | bool  # a command line's `on` may arrive as true
 VERSIONS = 64  # of a part of the step, for as many kinds of batches, before torch leaves it uncompiled
 
