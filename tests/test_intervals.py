@@ -1,6 +1,5 @@
 """The intervals of a run end to end: its files, TensorBoard, and what evaluate says of them."""
 
-import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +11,7 @@ from test_run import command
 from vrnn_lab import evaluate, intervals, table
 from vrnn_lab.calibration import PIT_BINS
 from vrnn_lab.command import guarded
+from vrnn_lab.files import read_json
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
 
 
 def test_a_run_keeps_its_scores_by_distance_and_the_details_apart(folder):
-    kept, details = (json.loads((folder / f"{name}.json").read_text()) for name in ("metrics", "calibration"))
+    kept, details = (read_json(folder / f"{name}.json", "") for name in ("metrics", "calibration"))
     assert not kept.keys() & details.keys() and not [key for key in kept if "/pit/" in key]
     for key in ("forecast/energy", "forecast/channel/high/coverage_90", "interpolation/gap/1/coverage_90"):
         assert {f"val/{key}", f"test/{key}"} <= kept.keys()
@@ -62,10 +62,10 @@ def test_evaluate_shows_the_intervals_by_distance_and_channel_with_and_without_r
     ):
         assert line in evaluated
     shown = evaluated[evaluated.index("test/forecast: by horizon") :].splitlines()
-    kept = json.loads((folder / "metrics.json").read_text())
+    kept = read_json(folder / "metrics.json", "")
     by_channel = next(line.split() for line in shown if line.strip().startswith("high"))
     assert f"{kept['test/forecast/channel/high/coverage_90']:.4g}" in by_channel
-    factors = json.loads((folder / "recalibration.json").read_text())
+    factors = read_json(folder / "recalibration.json", "")
     for channel in ("low", "high"):
         assert f"{channel} {factors['forecast'][channel]:.3f}" in evaluated
 
