@@ -4,10 +4,10 @@ import sys
 
 import pytest
 from long_use import growth, measured
+from small import trained
 from test_run import command, metrics
 from test_search import TINY
 
-from vrnn_lab import fitting
 from vrnn_lab.config import ConfigError, check, compose
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -76,7 +76,7 @@ def test_deterministic_reaches_torch(tmp_path):
     import torch
 
     try:
-        fitting.run(compose([*TINY, "trainer.max_epochs=1", "trainer.deterministic=true"]), tmp_path / "run")
+        trained(tmp_path / "run", "trainer.max_epochs=1", "trainer.deterministic=true")
         assert torch.are_deterministic_algorithms_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
