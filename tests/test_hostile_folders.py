@@ -467,6 +467,14 @@ def damage_and_report(said, tmp_path: Path, tries: int) -> int:
     return left_out
 
 
+def test_a_value_of_400_digits_leaves_room_for_the_others(said, tmp_path):
+    make(tmp_path / "s" / "good", 0, 1.25)
+    file = make(tmp_path / "s" / "run", 1, 2.5) / ".hydra" / "config.yaml"
+    file.write_text(re.sub("seed: .*", f"seed: {'9' * 400}e", file.read_text()))
+    _, out, _ = everything(said, tmp_path / "s")
+    assert "1.25" in out and "9" * 30 in out and "(401 characters)" in out
+
+
 def test_random_damage_of_a_run_stops_no_report(said, tmp_path):
     assert 0 < damage_and_report(said, tmp_path, 40) < 40
 

@@ -41,9 +41,9 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
-def terminal_cell(text: str) -> str:
-    """Return a text as a cell of a table on the terminal: one line of at most `LONGEST` characters."""
-    cut = text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text)} characters)"
+def terminal_cell(text: str, longest: int = LONGEST) -> str:
+    """Return a text as a cell of a table on the terminal: one line, which says so where it is cut."""
+    cut = text if len(text) <= longest else f"{text[:longest]}… ({len(text)} characters)"
     return one_line(cut)
 
 

@@ -11,6 +11,7 @@ from vrnn_lab.shown_text import latex_comment, markdown_paragraph, terminal_cell
 from vrnn_lab.terminal import Terminal
 
 WIDTH = 24
+WIDEST = 40  # characters of a cell that is not folded: longer ones, a stranger's, are no numbers
 WORDS = (
     "",
     "settings",
@@ -55,8 +56,8 @@ def _table(sheet: Sheet, shown: list[int], least: int = WIDTH) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for place in shown:
         name = terminal_cell(sheet.header[place])
-        cells = [terminal_cell(row[place]) for row in sheet.rows]
         words = name in WORDS
+        cells = [_cell(sheet, row, place) for row in sheet.rows]
         heading = name if words or len(name) < 14 else name.replace("/", "/\n")
         longest = max(map(len, [*heading.split("\n"), *cells]))
         table.add_column(
@@ -67,8 +68,12 @@ def _table(sheet: Sheet, shown: list[int], least: int = WIDTH) -> Table:
             min_width=min(longest, least) if words else longest,
         )
     for place, row in enumerate(sheet.rows):
-        table.add_row(*(terminal_cell(row[p]) for p in shown), style="bold" if place == sheet.marked else None)
+        table.add_row(*(_cell(sheet, row, p) for p in shown), style="bold" if place == sheet.marked else None)
     return table
+
+
+def _cell(sheet: Sheet, row: Sequence[str], place: int) -> str:
+    return terminal_cell(row[place]) if sheet.header[place] in WORDS else terminal_cell(row[place], WIDEST)
 
 
 def markdown(made: Sequence[Sheet], notes: Sequence[str]) -> str:
