@@ -245,7 +245,11 @@ def test_a_checkpoint_that_is_cut_short_leaves_the_one_before_it(tmp_path, monke
     saver = fitting.trainer_of(parts, tmp_path).strategy.checkpoint_io
     file = tmp_path / "checkpoints" / "last.ckpt"
     saver.save_checkpoint({"step": 1}, file)
-    full = lambda path, content: path.open("wb").write(b"half") and os.stat(tmp_path / "not there")
+
+    def full(path, content):
+        path.write_text("half")
+        os.stat(tmp_path / "not there")
+
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(FileNotFoundError):
         saver.save_checkpoint({"step": 2}, file)
