@@ -96,7 +96,7 @@ def runs(tmp_path_factory):
     killed = command("run", *WATCH, *TWO, folder=folder, check=False)
     told = (folder / "two" / "metrics.json").read_text()
     (folder / "kill").unlink()
-    return folder, killed, told, command("run", "resume=two", folder=folder)
+    return folder, killed, told, command("run", "resume=two", "trust=watched", folder=folder)
 
 
 def test_a_process_that_is_killed_ends_the_run(runs):

@@ -1,6 +1,5 @@
 """A search keeps its total, its trials and its words, whoever works on it and whenever they are killed."""
 
-import json
 import os
 import shlex
 import signal
@@ -20,7 +19,7 @@ from test_run import CUT, command, metrics
 from vrnn_lab import fitting, search, space, study, trial
 from vrnn_lab.command import quiet
 from vrnn_lab.config import CONF, ConfigError, check, choices, compose, contents, flat, options
-from vrnn_lab.folder import config_of
+from vrnn_lab.folder import config_of, metrics_of
 
 TINY = [
     "model=rnn",
@@ -310,8 +309,7 @@ def test_a_pruned_run_says_so_in_its_folder(tmp_path):
     quiet()
     with pytest.raises(fitting.Pruned):
         fitting.run(compose(TINY), tmp_path / "run", watching=[Hopeless()])
-    found = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert found == {"status": "pruned", "error": "Pruned: behind"}
+    assert metrics_of(tmp_path / "run") == {"status": "pruned", "error": "Pruned: behind"}
 
 
 # ---- spaces -------------------------------------------------------------------------------------------------
