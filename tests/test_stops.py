@@ -119,7 +119,11 @@ def test_handlers_of_others_are_left_to_them(monkeypatch, tmp_path):
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no such signal")
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
 def test_a_closed_terminal_and_the_warning_of_a_queue_stop_a_run_likewise(number, monkeypatch, tmp_path):
-    ended = stopped(monkeypatch, tmp_path / "run", "epochs", "training_step", 3, number)
+    before = signal.signal(number, signal.SIG_DFL)  # whoever runs the tests may ignore it, as nohup does
+    try:
+        ended = stopped(monkeypatch, tmp_path / "run", "epochs", "training_step", 3, number)
+    finally:
+        signal.signal(number, before)
     assert isinstance(ended, SystemExit) and ended.code == 128 + number
 
 

@@ -230,7 +230,6 @@ def usage(dirs: tuple[str, ...] = ()) -> str:
 def main() -> int:
     argv = sys.argv[1:]
     install()
-    outlive_readers()
     if {"-h", "--help"} & set(argv):
         print(usage(_asked(argv)[1]))
         return 0
@@ -253,4 +252,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    outlive_readers()
     sys.exit(guarded(main))

@@ -318,7 +318,6 @@ def main() -> int:
     from vrnn_lab import study
 
     install()
-    outlive_readers()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     plan, facts, first = plan_of(call)
     plan.folder.mkdir(parents=True, exist_ok=True)
@@ -336,4 +335,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    outlive_readers()
     sys.exit(guarded(main))
