@@ -27,6 +27,7 @@ QUIET = (
     ".*TensorFloat32 tensor cores.*",
     ".*Not enough SMs.*",
 )
+TERMINAL = "terminal"  # the name of the handler that prints log lines
 MOST = 1_000_000  # of what a command counts: draws, paths, series, points, folds
 
 
@@ -60,8 +61,12 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     log = logging.getLogger("vrnn_lab")
     log.setLevel(logging.DEBUG)  # run.log takes it all
+    # One handler, of today's stream: an earlier one may be closed by now, where several commands share a process.
+    for old in [handler for handler in log.handlers if handler.get_name() == TERMINAL]:
+        log.removeHandler(old)
     if not any(isinstance(h, logging.StreamHandler) and h.stream is sys.stderr for h in log.handlers):
         terminal = logging.StreamHandler(sys.stderr)
+        terminal.set_name(TERMINAL)
         terminal.setLevel(logging.INFO)
         terminal.setFormatter(Neutral())
         log.addHandler(terminal)

@@ -56,16 +56,18 @@ class SaveOnSignal(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if self.received is not None and batch_idx % trainer.accumulate_grad_batches == 0:
-            self._end(trainer, _between_steps)
+            self._end(trainer, pl_module, _between_steps)
 
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if self.received is not None and trainer.state.fn == "fit":
-            self._end(trainer, _before_validation)
+            self._end(trainer, pl_module, _before_validation)
 
-    def _end(self, trainer: Any, settle: Callable[[dict[str, Any]], None]) -> None:
+    def _end(self, trainer: Any, pl_module: Any, settle: Callable[[dict[str, Any]], None]) -> None:
         """Write the checkpoint and end the run. Not by save_checkpoint, which waits for all processes."""
+        if trainer.world_size > 1:
+            pl_module._held.clear()  # to look at these losses all processes would have to be asked
         checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
         settle(checkpoint["loops"]["fit_loop"])
         file = Path(trainer.default_root_dir) / "checkpoints" / LAST
