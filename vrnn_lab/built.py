@@ -51,8 +51,7 @@ def _shared(key: str, config: DictConfig) -> SeriesData:
     file = cache_folder() / "built" / f"{key}.npz"
     try:
         own_folder(file.parent)
-        lock = FileLock(file.with_suffix(".lock"))
-        with lock:
+        with FileLock(file.with_suffix(".lock")):
             return _read(config, file) or _build(config, file)
     except OSError as error:
         if error.filename is None or file.parent not in (*Path(error.filename).parents, Path(error.filename)):

@@ -5,7 +5,8 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -66,15 +67,10 @@ def _flush(path: Path) -> None:
     """Have a file, or the names in a folder, written to the disk; file systems that know no fsync are left alone."""
     opened = os.open(path, os.O_RDONLY)
     try:
-        with suppress(OSError) if path.is_dir() else _nothing():
+        with suppress(OSError) if path.is_dir() else nullcontext():
             os.fsync(opened)
     finally:
         os.close(opened)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 def clean(folder: Path) -> None:
@@ -162,7 +158,9 @@ def checked_text(text: str, path: Path, cure: str) -> str:
     return text
 
 
+@cache
 def _loader() -> type:
+    """Return OmegaConf's reader of YAML, less aliases."""
     from omegaconf._utils import get_yaml_loader
 
     class Plain(get_yaml_loader()):

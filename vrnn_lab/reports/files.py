@@ -9,7 +9,7 @@ import json
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -86,18 +86,13 @@ def strangers(folder: Path) -> tuple[str, ...]:
     """A sentence for each file of a run folder that is not read: a link to outside, a FIFO, a device."""
     found = []
     for place in (folder, folder / ".hydra", folder / "figures"):
-        with os.scandir(place) if _own_folder(place, folder) else _nothing() as entries:
+        with os.scandir(place) if _own_folder(place, folder) else nullcontext(()) as entries:
             found += [said for entry in sorted(entries, key=lambda e: e.name) if (said := _strange(entry, folder))]
     return tuple(found)
 
 
 def _own_folder(place: Path, folder: Path) -> bool:
     return place == folder or (place.is_dir() and not place.is_symlink())
-
-
-@contextmanager
-def _nothing() -> Iterator[list[os.DirEntry[str]]]:
-    yield []
 
 
 def _strange(entry: os.DirEntry[str], folder: Path) -> str:
