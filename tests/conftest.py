@@ -8,6 +8,15 @@ import os  # noqa: E402 - the hook must be installed before anything it is to ch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest  # noqa: E402 - the hook must be installed before anything it is to check is imported
 import torch  # noqa: E402 - the hook must be installed before anything it is to check is imported
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """The folder of a small run that has ended; tests copy it."""
+    from small import trained
+
+    return trained(tmp_path_factory.mktemp("finished") / "run")

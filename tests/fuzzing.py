@@ -58,7 +58,7 @@ def no_hang(seconds: float = LIMIT):
 
 
 def foreseen(error: BaseException) -> bool:
-    """Whether we raised it ourselves, of a kind that is shown as a plain message; a library's own words are not."""
+    """Return whether an error was raised by vrnn_lab and is shown as a plain message, unlike errors of libraries."""
     place = traceback.extract_tb(error.__traceback__)[-1].filename
     ours = Path(place).is_relative_to(PACKAGE) or (isinstance(error, OSError) and error.filename is not None)
     said = str(error).strip()
@@ -218,7 +218,7 @@ def mutated(draw, content: bytes, most: int = 2) -> bytes:
 
 
 def _columns() -> list[Callable[[int], pa.Array]]:
-    """What a column of `n` rows may be."""
+    """Return a strategy of columns with `n` rows: numbers, texts, dates and odd types."""
     from datetime import date, time, timedelta
     from decimal import Decimal
 
@@ -501,7 +501,7 @@ def argument_lists(draw, name: str, folder: Path) -> list[str]:
 
 
 def run_beforehand(argv: list[str]) -> None:
-    """What vrnn_lab.run does with its arguments before a run begins: compose, check, build."""
+    """Compose, check and build a config from overrides, as vrnn_lab.run does before a run begins."""
     from vrnn_lab import run
     from vrnn_lab.experiment import assemble
 
@@ -514,7 +514,7 @@ def run_beforehand(argv: list[str]) -> None:
 
 
 def asked_files(folder: Path) -> None:
-    """What `paths` names, anew: data.csv, question.csv, data.parquet, broken.csv."""
+    """Write the files that `paths` names anew: data.csv, question.csv, data.parquet, broken.csv."""
     import pandas as pd
 
     rows = [",".join(row) for row in [["id", "time", "a", "b", "split"], *plain_rows()]]

@@ -1,4 +1,4 @@
-"""What a process holds while it works for long: memory, open files, threads, and how they grow."""
+"""Measure the memory, open files and threads of a process that works for long, and how they grow."""
 
 import gc
 import json
@@ -15,7 +15,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Held:
-    """What this process holds: resident memory in MB, open file descriptors, threads."""
+    """Holds a measurement of this process: resident memory in MB, open file descriptors, threads."""
 
     memory: float
     files: int
@@ -23,7 +23,7 @@ class Held:
 
 
 def held() -> Held:
-    """What this process holds now, after a collection of garbage (Linux)."""
+    """Collect garbage, then measure this process (Linux)."""
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     files = len(os.listdir("/proc/self/fd"))
@@ -31,7 +31,7 @@ def held() -> Held:
 
 
 def slope(values: Sequence[float]) -> float:
-    """How much a series grows each step, by a straight line through it (least squares)."""
+    """Return the slope of a series per step, by a straight line through it (least squares)."""
     return float(np.polyfit(np.arange(len(values)), np.asarray(values), 1)[0])
 
 

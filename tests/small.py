@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -37,6 +38,12 @@ SMALL = {"width": 12, "latent": 3, "encoder_width": 12, "decoder_width": 12, "no
 # A run of a second or two.
 RUN = ["model=rnn", "model.width=8", "data=ou", "data.train=40", "data.val=30", "data.test=10", "data.batch_size=10"]
 RUN += ["trainer=cpu", "trainer.max_epochs=4", "trainer.check_val_every_n_epoch=1", "evaluate.draws=5"]
+
+
+# Lightning's advice to those who fit into a folder that holds files.
+IN_PROCESS = pytest.mark.filterwarnings(
+    "ignore:.*exists and is not empty.*", "ignore:.*smaller than the logging interval.*"
+)
 
 
 def trained(folder: Path, *overrides: str) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import RUN, trained
+from small import IN_PROCESS, RUN, trained
 
 from vrnn_lab import checkpoints, fitting, origin, plots
 from vrnn_lab.config import ConfigError, compose
@@ -30,14 +30,7 @@ from vrnn_lab.files import (
 from vrnn_lab.folder import config_of, metrics_of, only_one
 from vrnn_lab.recalibration import load
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*exists and is not empty.*", "ignore:.*smaller than the logging interval.*"
-)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    return trained(tmp_path_factory.mktemp("finished") / "run")
+pytestmark = IN_PROCESS
 
 
 @pytest.fixture
@@ -75,9 +68,9 @@ def spoiled(content: bytes) -> dict[str, bytes]:
 def test_a_truncated_empty_or_foreign_file_is_named_with_a_cure(name, how, folder, finished):
     READ[name](folder)
     (folder / name).write_bytes(spoiled((finished / name).read_bytes())[how])
-    with pytest.raises((DamagedError, ConfigError), match=Path(name).name) as told:
+    with pytest.raises((DamagedError, ConfigError), match=Path(name).name) as refused:
         READ[name](folder)
-    assert not isinstance(told.value, UnicodeError)
+    assert not isinstance(refused.value, UnicodeError)
 
 
 def meaning(name: str, folder: Path):
@@ -189,7 +182,7 @@ def test_other_errors_within_are_not_taken_for_those_of_the_file(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_disk_is_told_before_and_after_a_rename(tmp_path, monkeypatch):
+def test_fsync_comes_before_and_after_a_rename(tmp_path, monkeypatch):
     done, sync, move = [], os.fsync, Path.replace
     kind = lambda descriptor: "folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"
     monkeypatch.setattr(os, "fsync", lambda descriptor: done.append(kind(descriptor)) or sync(descriptor))

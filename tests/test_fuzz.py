@@ -67,7 +67,7 @@ def looked_at(path: Path, options: dict) -> None:
     _ = table.splits, table.scale, table.describe()
 
 
-def asked_of(path: Path, long: bool) -> None:
+def predict_from(path: Path, long: bool) -> None:
     form = Form(channel="split", value="a") if long else Form()
     list(Source(path, "input", form, ("a", "b"), Beside(), None).series(whole=True))
 
@@ -89,7 +89,7 @@ def test_a_mutated_csv_file_is_read_or_refused_in_one_message(examples, tmp_path
     def holds(content, options, long):
         path = written(tmp_path / "f.csv", content, count)
         outcome(lambda: looked_at(path, options))
-        outcome(lambda: asked_of(path, long))
+        outcome(lambda: predict_from(path, long))
 
     holds()
 
@@ -103,7 +103,7 @@ def test_a_mutated_parquet_file_is_read_or_refused_in_one_message(examples, tmp_
     def holds(content, options, long):
         path = written(tmp_path / "f.parquet", content, count)
         outcome(lambda: looked_at(path, options))
-        outcome(lambda: asked_of(path, long))
+        outcome(lambda: predict_from(path, long))
 
     holds()
     assert not half_written(tmp_path)
@@ -177,7 +177,7 @@ def test_two_columns_of_one_name_in_parquet_are_refused(tmp_path):
     for use in (
         lambda: looked_at(path, {}),
         lambda: looked_at(path, {"stream": True}),
-        lambda: asked_of(path, False),
+        lambda: predict_from(path, False),
     ):
         with pytest.raises(ValueError, match=r"t\.parquet has more than one column named 'time'"):
             use()
@@ -191,7 +191,7 @@ def test_a_damaged_page_of_parquet_is_refused_by_its_file(tmp_path):
     for use in (
         lambda: looked_at(path, {}),
         lambda: looked_at(path, {"stream": True}),
-        lambda: asked_of(path, False),
+        lambda: predict_from(path, False),
     ):
         with pytest.raises(ValueError, match=r"t\.parquet cannot be read as Parquet: .* If it is damaged"):
             use()
@@ -209,7 +209,7 @@ def test_a_quotation_mark_left_open_in_the_last_row_is_named_by_its_line(column,
     for tail in ("", end):
         path = tmp_path / f"t{len(tail)}.csv"
         path.write_bytes((end.join(mark.join(row) for row in rows) + tail).encode())
-        for use in (lambda path=path: looked_at(path, {}), lambda path=path: asked_of(path, False)):
+        for use in (lambda path=path: looked_at(path, {}), lambda path=path: predict_from(path, False)):
             with pytest.raises(ValueError, match=r"opens a cell in line 16 is never closed"):
                 use()
 

@@ -1,4 +1,4 @@
-"""A stop signal costs no step: the run ends with a checkpoint, and goes on to the numbers of a run without it."""
+"""A stop signal costs no step: the run ends with a checkpoint, and resumes to the numbers of a run without it."""
 
 import os
 import signal
@@ -9,15 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import RUN, trained
+from small import IN_PROCESS, RUN, trained
 
 from vrnn_lab import fitting, plots
 from vrnn_lab.folder import metrics_of
 from vrnn_lab.models.rnn import RNN
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*exists and is not empty.*", "ignore:.*smaller than the logging interval.*"
-)
+pytestmark = IN_PROCESS
 LENGTHS = {
     "epochs": ["trainer.max_epochs=3"],
     "steps": ["trainer.max_epochs=null", "trainer.max_steps=11", "+trainer.val_check_interval=3"],

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from small import trained
+from small import IN_PROCESS
 
 from vrnn_lab import Forecaster, built, checkpoints, evaluate, fitting, predict, run, sample
 from vrnn_lab.config import ConfigError, compose
@@ -16,14 +16,7 @@ from vrnn_lab.files import DamagedError
 from vrnn_lab.folder import config_of, config_to_build
 from vrnn_lab.trust import known_targets, trust_of
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*exists and is not empty.*", "ignore:.*smaller than the logging interval.*"
-)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    return trained(tmp_path_factory.mktemp("finished") / "run")
+pytestmark = IN_PROCESS
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def _cure(file: Path) -> str:
 
 
 def latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """Return the checkpoint that a run goes on from: the last, or where that is damaged the one before it.
+    """Return the checkpoint that a run resumes from: the last, or where that is damaged the one before it.
 
     None where there is none yet. DamagedError where the last is damaged and none is before it, or where the best is.
     """
@@ -122,7 +122,7 @@ class CheckpointFiles(TorchCheckpointIO):
 
 
 class Checkpoints(ModelCheckpoint):
-    """ModelCheckpoint that keeps its best score when it goes on, in whatever folder it lies by then."""
+    """ModelCheckpoint that keeps its best score when the run resumes, also in a folder that was moved."""
 
     @cached_property  # the same all along, and asked for several times a step
     def state_key(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -1,4 +1,4 @@
-"""Stop signals: a fit ends with a checkpoint of the step that it has reached, and goes on from there."""
+"""Stop signals: a fit ends with a checkpoint of the step that it has reached, and resumes from there."""
 
 import logging
 import os

@@ -221,7 +221,7 @@ def _take(study: optuna.Study, plan: Plan, number: int) -> optuna.Trial | None:
     waiting = seat.current
     if seat.end or waiting.state != TrialState.WAITING:
         return None
-    if number == 0:  # told here and not in the queue, into which several workers may have put a first trial
+    if number == 0:  # set here and not in the queue, into which several workers may have put a first trial
         study._storage.set_trial_system_attr(waiting._trial_id, "fixed_params", study.user_attrs.get("first", {}))
     _beat(study, waiting._trial_id)  # if we die before the next, it stops all the same
     if not study._storage.set_trial_state_values(waiting._trial_id, TrialState.RUNNING):

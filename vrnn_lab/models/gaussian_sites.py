@@ -80,10 +80,10 @@ class Sites(nn.Module):
         """mean, variance: of the signal given the sites it starts from."""
         seen, std = series.seen.double(), start.variance.sqrt()
         rest = seen * (start.value - mean) / (start.variance + variance).sqrt()
-        told = [seen * start.value, seen, rest, mean, torch.log1p(variance / start.variance)]
+        inputs = [seen * start.value, seen, rest, mean, torch.log1p(variance / start.variance)]
         if self.errors:
-            told.append(torch.zeros_like(std) if series.error is None else seen * series.error.double())
-        raw = self.network(beside(torch.cat(told, -1).to(series.values), series.covariates)).double()
+            inputs.append(torch.zeros_like(std) if series.error is None else seen * series.error.double())
+        raw = self.network(beside(torch.cat(inputs, -1).to(series.values), series.covariates)).double()
         moved, widened = raw.chunk(2, -1)
         factor = torch.exp(2 * WIDEST * torch.tanh(widened / WIDEST))
         return Site(start.value + std * moved, start.variance * factor)

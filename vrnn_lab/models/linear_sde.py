@@ -127,7 +127,7 @@ class LinearSDE(LinearSignal):
             log_prob = both[0] - both[1]
         else:
             log_prob = self._log_prob(series, known)[0]
-        return LossTerms(-log_prob, log_prob.new_zeros(len(log_prob)), states=self._told(series))
+        return LossTerms(-log_prob, log_prob.new_zeros(len(log_prob)), states=self._label_states(series))
 
     def _elbo(self, series: TimeSeries, samples: int) -> LossTerms:
         """Each point's signal is drawn by itself, from its own marginal: the bound is a sum over points, and so has
@@ -138,7 +138,7 @@ class LinearSDE(LinearSignal):
         drawn = self._join(found.means + lower_root(found.covariance) @ self._split(noise.movedim(0, -1)))
         log_prob = self._log_likelihood(series, drawn.movedim(-1, 0) + self.readout.mean(series))
         kl = site.expected(*self._marginals(series, found), series.seen) - found.log_z
-        return LossTerms(-log_prob.mean(0), kl.to(log_prob), states=self._told(series))
+        return LossTerms(-log_prob.mean(0), kl.to(log_prob), states=self._label_states(series))
 
     def _log_likelihood(self, series: TimeSeries, signal: Tensor) -> Float[Tensor, "samples batch"]:
         """log p(scored | signal)."""
@@ -158,7 +158,7 @@ class LinearSDE(LinearSignal):
         return self._log_likelihood(series, signal) + ratio.to(series.values)
 
     @torch.no_grad()
-    def _told(self, series: TimeSeries) -> Float[Tensor, "1 batch time state"] | None:
+    def _label_states(self, series: TimeSeries) -> Float[Tensor, "1 batch time state"] | None:
         """Return the smoothed means of the parts, if a classifier of labels reads them; no gradient flows back."""
         if self.classifier is None:
             return None
