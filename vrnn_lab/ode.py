@@ -122,7 +122,7 @@ class Solver:
 
     @property
     def _control(self) -> dict[str, Any]:
-        """Return what torchdiffeq takes beside the method. Without a limit a stiff field would keep it busy for ever."""
+        """Return what torchdiffeq takes beside the method; without a limit a stiff field would keep it busy."""
         if self.method not in ADAPTIVE:
             return {}
         limit = {"max_num_steps": MOST_ADAPTIVE}
