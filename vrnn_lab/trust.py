@@ -11,7 +11,6 @@ from vrnn_lab.config import CONF, ConfigError, is_ours, nodes
 
 Trust = bool | tuple[str, ...]  # True: everything; else the modules whose classes a config may name
 TARGET = re.compile(r"_target_: *([\w.]+)")
-HOW = "trust=<module> (several with commas between) says that you know it, trust=true that you trust the whole folder"
 
 
 def trust_of(text: str) -> Trust:
@@ -51,8 +50,9 @@ def refuse_targets(config: dict[str, Any], folder: Path, trust: Trust) -> None:
         if trust is True or name in known_targets() or module in (trust or ()) or is_ours(imported):
             continue
         raise ConfigError(
-            f"{folder}: {path}._target_={name} is not among what vrnn_lab's own configs construct. A run folder from "
-            f"somebody else could run any code in this way. If this is a class of your own, {HOW}."
+            f"{folder}: {path}._target_={name} is not among the classes that vrnn_lab's own configs name, and a run "
+            "folder from somebody else could run any code in this way. If it is a class of yours, name its module: "
+            f"trust={module or 'my_model'}; or, if you trust the whole folder: trust=true."
         )
 
 
