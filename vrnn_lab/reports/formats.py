@@ -73,7 +73,9 @@ def _table(sheet: Sheet, shown: list[int], least: int = WIDTH) -> Table:
 
 
 def _cell(sheet: Sheet, row: Sequence[str], place: int) -> str:
-    return terminal_cell(row[place]) if sheet.header[place] in WORDS else terminal_cell(row[place], WIDEST)
+    """Return a cell; where its column is not folded, and is not our own count of runs, it is cut to WIDEST."""
+    whole = sheet.header[place] in (*WORDS, "runs")
+    return terminal_cell(row[place]) if whole else terminal_cell(row[place], WIDEST)
 
 
 def markdown(made: Sequence[Sheet], notes: Sequence[str]) -> str:
