@@ -171,6 +171,14 @@ def test_columns_that_are_no_numbers_are_named_where_they_are_asked_for(kind, st
     assert len(Table(str(path), stream=stream).whole()) == 1  # a name like any other
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_names_of_series_may_be_numbers_of_half_precision(stream, tmp_path):
+    ids = pa.array([float(i // 3) for i in range(ROWS)], pa.float16())
+    path = parquet(tmp_path / "t.parquet", {"id": ids, "time": pa.array(TIMES), "a": pa.array(TIMES)})
+    assert len(Table(str(path), stream=stream).whole()) == ROWS // 3
+    assert len(list(Source(path, "input", Form(), ("a",), Beside(), None).series(whole=True))) == ROWS // 3
+
+
 def test_two_columns_of_one_name_in_parquet_are_refused(tmp_path):
     columns = {"id": pa.array(IDS), "time": pa.array(TIMES), "a": pa.array(TIMES), "b": pa.array(TIMES)}
     path = parquet(tmp_path / "t.parquet", columns, ["id", "time", "a", "time"])

@@ -95,6 +95,26 @@ def test_whole_numbers_beyond_floats_are_refused_by_their_cell(tmp_path):
         _ = Table(str(tmp_path / "t.csv")).whole()
 
 
+@pytest.mark.parametrize("digits", [311, 400, 5000])
+def test_a_column_of_whole_numbers_beyond_floats_is_refused_and_one_not_asked_for_is_left_out(digits, tmp_path):
+    """pandas reads a column that begins so as texts, and to_numeric raises OverflowError on them."""
+    table = frame(1.0).astype({"a": object})
+    table["a"] = ["9" * digits if place % 2 == 0 else "12345678901234567" for place in range(len(table))]
+    table["b"] = np.arange(len(table)) % 7 + 0.5
+    table.to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(ValueError, match=r"column 'a' (is infinite|holds the text '9+\.\.\.') in line 2;") as refused:
+        _ = Table(str(tmp_path / "t.csv"), values=["a"]).whole()
+    assert len(str(refused.value)) < 700
+    assert Table(str(tmp_path / "t.csv"), values=["b"]).channels == ("b",)
+
+
+def test_a_value_beyond_single_precision_raises_no_warning(tmp_path):
+    table = frame(1.0)
+    table["a"] = np.where(np.arange(len(table)) % 5, 1e39, 2e39)
+    table.to_csv(tmp_path / "t.csv", index=False)
+    assert Table(str(tmp_path / "t.csv")).describe()
+
+
 @pytest.mark.parametrize("value", [1e6, -1e6, 1e149])
 def test_a_value_a_million_spreads_away_is_warned_of_by_series_time_and_channel(value, tmp_path):
     path = tmp_path / "t.csv"

@@ -375,8 +375,8 @@ def _no_number(cells: Cells, column: str, place: int, cure: str) -> ValueError:
     text = cells.text(column, place)
     cure = comma_cure(cells.path, cells.frame, text) if has_decimal_comma(text) else cure
     return ValueError(
-        f"{cells.path}: column '{column}' holds the text '{text}' in {cells.where(place)}; expected numbers, empty "
-        f"where nothing was observed. {cure}"
+        f"{cells.path}: column '{column}' holds the text '{_short(text)}' in {cells.where(place)}; expected numbers, "
+        f"empty where nothing was observed. {cure}"
     )
 
 
@@ -449,7 +449,10 @@ def _days(moments: pd.Series) -> NDArray[np.float64]:
 
 def words(cells: Cells, column: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """(rows,) indices into the sorted distinct texts of a column, and those; -1 for an empty cell."""
-    content = cells.column(column).astype("category")
+    content = cells.column(column)
+    if content.dtype == np.float16:  # of which pandas makes no categories
+        content = content.astype(np.float32)
+    content = content.astype("category")
     labels = np.array([str(x) for x in content.cat.categories], dtype=object)
     filled = sorted(set(labels) - {""})
     place = {text: i for i, text in enumerate(filled)} | {"": -1}

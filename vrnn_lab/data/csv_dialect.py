@@ -24,6 +24,7 @@ log = logging.getLogger("vrnn_lab")
 ENDINGS = (".csv", ".csv.gz")
 LINES = 10_000  # at least so many are searched for decimals
 LONGEST = 2**20  # characters of a header
+WHOLE_NUMBER = re.compile(r"\s*[+-]?\d+\s*")
 DECIMAL_COMMA = r"[+-]?\d*,\d+(?:[eE][+-]?\d+)?"
 GROUPED = r"[+-]?\d{1,3}(?:\.\d{3})+"  # a whole number with points between thousands
 GROUPED_COMMA = rf"{GROUPED},\d+"
@@ -204,16 +205,22 @@ def first_decimal_comma(content: pd.Series) -> int | None:
 
 def numbers_in(content: pd.Series) -> NDArray[np.float64]:
     """(rows,): the numbers among texts and other objects, NaN for all else, infinite for those beyond floats."""
-    found = cast(pd.Series, pd.to_numeric(content, errors="coerce"))
     try:
-        return found.to_numpy(np.float64, na_value=np.nan)
-    except OverflowError:  # whole numbers of more than 308 digits stay Python's own
-        return np.array([_float(cell) for cell in found])
+        return _to_numbers(content)
+    except OverflowError:  # pandas keeps whole numbers whole, and cannot convert those of more than 308 digits
+        return _to_numbers(content.map(_infinite_beyond_floats))
 
 
-def _float(cell: Any) -> float:
+def _to_numbers(content: pd.Series) -> NDArray[np.float64]:
+    return cast(pd.Series, pd.to_numeric(content, errors="coerce")).to_numpy(np.float64, na_value=np.nan)
+
+
+def _infinite_beyond_floats(cell: Any) -> Any:
+    """Return a cell as it is, or as infinity where it is a whole number that no float can hold."""
+    if isinstance(cell, str) and WHOLE_NUMBER.fullmatch(cell):
+        return float(cell)  # of texts, Python itself makes infinity
     try:
-        return float(cell)
+        return float(cell) if isinstance(cell, int) else cell
     except OverflowError:
         return np.inf if cell > 0 else -np.inf
 

@@ -67,11 +67,17 @@ def plain(table: Any) -> Any:
     """The table or batch with texts for cells that are neither numbers, moments nor texts: [1, 2], b'a', 12:30:00.
 
     They can then be told apart, sorted and shown in a message; pandas would make arrays, dicts and bytes of them.
+    Numbers of half precision become those of single precision: pandas cannot sort or group by the former.
     """
-    odd = [_is_odd(kind) for kind in table.schema.types]
-    if not any(odd):
+    import pyarrow as pa
+
+    halves = [pa.types.is_float16(kind) for kind in table.schema.types]
+    if not any(halves) and not any(map(_is_odd, table.schema.types)):
         return table
-    found = [_texts(column) if apart else column for column, apart in zip(table.columns, odd, strict=True)]
+    found = [
+        column.cast(pa.float32()) if half else _texts(column) if _is_odd(column.type) else column
+        for column, half in zip(table.columns, halves, strict=True)
+    ]
     return type(table).from_arrays(found, names=table.schema.names)
 
 

@@ -270,7 +270,8 @@ def rounding_step(pieces_of_values: Callable[[], Iterable[NDArray[np.float64]]])
     reference = float(np.partition(sample, len(sample) // 2)[len(sample) // 2])
     highest = int(np.floor(np.log10(high - low))) + 1  # a step beyond the range divides no difference
     lowest = int(np.floor(np.log10(0.01 * spread))) + 1
-    precisions = [DOUBLE, SINGLE] if (sample == sample.astype(np.float32)).all() else [DOUBLE]
+    with np.errstate(over="ignore"):  # a value beyond single precision is not equal to itself there
+        precisions = [DOUBLE, SINGLE] if (sample == sample.astype(np.float32)).all() else [DOUBLE]
     for power in range(highest, lowest - 1, -1):
         for precision in precisions:
             if all(_multiples(values, reference, power, precision) for values in pieces_of_values()):
