@@ -217,10 +217,12 @@ def _to_numbers(content: pd.Series) -> NDArray[np.float64]:
 
 def _infinite_beyond_floats(cell: Any) -> Any:
     """Return a cell as it is, or as infinity where it is a whole number that no float can hold."""
-    if isinstance(cell, str) and WHOLE_NUMBER.fullmatch(cell):
-        return float(cell)  # of texts, Python itself makes infinity
+    if isinstance(cell, str):
+        return float(cell) if WHOLE_NUMBER.fullmatch(cell) else cell  # of texts, Python itself makes infinity
+    if not isinstance(cell, int):
+        return cell
     try:
-        return float(cell) if isinstance(cell, int) else cell
+        return float(cell)
     except OverflowError:
         return np.inf if cell > 0 else -np.inf
 
