@@ -243,6 +243,13 @@ def test_an_override_of_a_wrong_kind_is_refused_by_its_key(override):
         run_beforehand([override])
 
 
+@pytest.mark.parametrize("value", ["\x1a", "[1", "{a: b"])
+def test_a_value_of_evaluate_that_is_no_yaml_is_refused_by_its_key(value, folder):
+    main = importlib.import_module("vrnn_lab.evaluate").main
+    code, message = called(main, [f"run={folder / 'run'}", f"data.path={value}"])
+    assert code == 2 and "data.path=" in message and "cannot be read as key=value" in message
+
+
 def test_a_folder_of_configs_that_is_not_there_is_named():
     with pytest.raises(ConfigError, match=r"--config-dir=nowhere is no folder"):
         compose([], ("nowhere",))

@@ -155,6 +155,17 @@ def _of_hydra(error: Exception, hydra: Any) -> ConfigError:
     )
 
 
+def config_of(overrides: list[str]) -> DictConfig:
+    """Return the config of overrides key=value, to be merged into another; ConfigError where one is no YAML."""
+    for override in overrides:
+        try:
+            OmegaConf.from_dotlist([override])
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(f"{override!r} cannot be read as key=value with a value in YAML: {reason}") from error
+    return OmegaConf.from_dotlist(overrides)
+
+
 def _explain(message: str, hydra) -> str:
     """Hydra's message, with the nearest name that exists."""
     if found := re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", message):

@@ -41,9 +41,8 @@ KEYS = ("run", "trust", "split", "recalibrate", "backtest", "output", "backtest.
 def main() -> int:
     found = arguments(USAGE, KEYS, sys.argv[1:])
     quiet()
-    from omegaconf import DictConfig, OmegaConf
 
-    from vrnn_lab.config import ConfigError, contents, flat, near
+    from vrnn_lab.config import ConfigError, config_of, contents, flat, near
     from vrnn_lab.experiment import score
     from vrnn_lab.folder import config_to_build
     from vrnn_lab.forecasts import recalibration_of
@@ -75,7 +74,7 @@ def main() -> int:
     if plan and not wanted and (idle := [k for k in changes if k.startswith("evaluate.") and k != "evaluate.draws"]):
         raise ConfigError(f"{idle[0]}: a backtest has no such question; of evaluate. it takes evaluate.draws alone.")
     check_splits(folders)
-    parts = load_runs(folders, DictConfig(OmegaConf.from_dotlist([f"{k}={v}" for k, v in changes.items()])), trust)
+    parts = load_runs(folders, config_of([f"{key}={value}" for key, value in changes.items()]), trust)
     if not any(key.startswith("data.") for key in changes) and data_changed(folders[0], parts.config):
         log.warning(
             "warning: the file %s has changed since %s was trained; these are scores on what it holds now, and "

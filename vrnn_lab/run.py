@@ -14,7 +14,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from vrnn_lab.command import guarded, load, outlive_readers, quiet
-from vrnn_lab.config import CONF, ConfigError, check, compose, contents, flat, groups, near, options
+from vrnn_lab.config import CONF, ConfigError, check, compose, config_of, contents, flat, groups, near, options
 from vrnn_lab.devices import device_for
 from vrnn_lab.processes import launched
 from vrnn_lab.shown_text import complain, say
@@ -118,7 +118,7 @@ def resume(folder: Path, changes: list[str]) -> int:
             )
         if key not in flat(contents(config)):
             raise ConfigError(f"{key}: the run has no such key.{near(key, flat(contents(config)))}")
-    changed = DictConfig(OmegaConf.merge(config, OmegaConf.from_dotlist(changes)))
+    changed = DictConfig(OmegaConf.merge(config, config_of(changes)))
     job(changed, folder, changes, resuming=True, links=trust is True)
     return 0
 
