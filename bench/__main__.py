@@ -8,8 +8,8 @@ from pathlib import Path
 
 from bench import results
 from bench.machine import machine
-from vrnn_lab.command import guarded
-from vrnn_lab.files import write_whole
+from vrnn_lab.cli.arguments import guarded
+from vrnn_lab.core.files import write_whole
 
 # Suites in their order, each with the threads it is measured with; 0 is the machine as it is.
 ONE_AND_TWO = ("solve", "training", "vrnn", "whole")

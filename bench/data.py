@@ -73,7 +73,7 @@ def load(path: str, stream: bool) -> dict[str, float]:
     import pandas  # noqa: F401 - what it takes is no part of what is measured
     import pyarrow.parquet  # noqa: F401 - as above
 
-    from vrnn_lab.data.table import Table
+    from vrnn_lab.data.table.dataset import Table
 
     before, started, cpu = anonymous(), time.perf_counter(), time.process_time()
     with Peak() as peak:
@@ -90,8 +90,8 @@ def load(path: str, stream: bool) -> dict[str, float]:
 
 def padding() -> dict[str, float]:
     """The share of a batch's cells that hold no point; lengths log-uniform from 10 to 500, batches of 50."""
+    from vrnn_lab.core.tasks import Density
     from vrnn_lab.data.base import Batches, Ragged
-    from vrnn_lab.tasks import Density
 
     lengths = np.exp(np.random.default_rng(0).uniform(np.log(10), np.log(500), 5000)).astype(int)
     offsets = np.append(0, np.cumsum(lengths))
@@ -108,9 +108,10 @@ def loader(batch_size: int) -> dict[str, float]:
     """Milliseconds a batch for each task, and a training step of the fastest model."""
     import torch
 
-    from vrnn_lab.config import compose, make
+    from vrnn_lab.config.compose import compose
+    from vrnn_lab.config.validate import make
     from vrnn_lab.data.base import Batches
-    from vrnn_lab.experiment import assemble
+    from vrnn_lab.runs.build import assemble
 
     keys = ["data=periodic", f"data.batch_size={batch_size}", f"data.train={10 * batch_size}", "trainer=cpu"]
     found: dict[str, list[float]] = {}

@@ -8,8 +8,8 @@ import torch
 from bench import ours
 from bench.harness import OPTIONS, Row, against, alternate, row
 from bench.vrnn import batch_of, scale_of
+from vrnn_lab.core.series import TimeSeries
 from vrnn_lab.models.base import SequenceModel
-from vrnn_lab.series import TimeSeries
 
 MODELS, BATCHES, TIME, DIM = ("latent_ode", "vrnn"), (32, 128, 512, 2048, 8192), 100, 2
 

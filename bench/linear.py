@@ -12,10 +12,10 @@ import torch
 from bench import ours
 from bench.harness import OPTIONS, Row, against, installed, missing, row, timed, within
 from bench.vrnn import scale_of
+from vrnn_lab.core.series import series_of
 from vrnn_lab.models.linear_readout import Loadings
 from vrnn_lab.models.linear_sde import LinearSDE
 from vrnn_lab.models.linear_state import SLOWEST, SPEED, Independent
-from vrnn_lab.series import series_of
 
 DECAY, SECOND, FREQUENCY = 2.0, 5.0, 10.0  # rates of the two parts, in 1 / windows
 VARIANCES, NOISE = (0.7, 0.4), 0.3  # of the two parts, and the std of the noise

@@ -11,9 +11,9 @@ import torch
 from bench import ours
 from bench.harness import OPTIONS, Row, row
 from bench.vrnn import batch_of, scale_of
-from vrnn_lab.layers import VectorField
-from vrnn_lab.ode import Solver
-from vrnn_lab.taped.tape import plainly
+from vrnn_lab.models.fused.tape import plainly
+from vrnn_lab.models.layers import VectorField
+from vrnn_lab.models.ode import Solver
 
 MODELS = ("rnn", "vrnn", "latent_ode")
 LENGTHS, BATCHES, DIM = (100, 1000, 10_000), (16, 64, 256), 2

@@ -5,11 +5,11 @@ from collections.abc import Callable
 import torch
 
 from bench.harness import OPTIONS
-from vrnn_lab.config import compose
-from vrnn_lab.experiment import Parts, assemble
-from vrnn_lab.losses import LossTerms
+from vrnn_lab.config.compose import compose
+from vrnn_lab.core.series import Scale, TimeSeries
 from vrnn_lab.models.base import SequenceModel
-from vrnn_lab.series import Scale, TimeSeries
+from vrnn_lab.models.losses import LossTerms
+from vrnn_lab.runs.build import Parts, assemble
 
 
 def parts_of(*overrides: str, scale: Scale | None = None) -> Parts:

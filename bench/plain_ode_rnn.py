@@ -7,7 +7,7 @@ has a point. With our weights, so that what differs from ours is the walk alone.
 import torch
 from torch import Tensor
 
-from vrnn_lab.networks import FlowingMemory
+from vrnn_lab.models.networks import FlowingMemory
 
 
 def over_union(memory: FlowingMemory, inputs: Tensor, times: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from vrnn_lab.layers import mlp
+from vrnn_lab.models.layers import mlp
 from vrnn_lab.models.vrnn import VRNN
 
 

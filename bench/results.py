@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import FIELDS, Row
-from vrnn_lab.files import write_whole
+from vrnn_lab.core.files import write_whole
 
 FOLDER = Path("outputs/bench")
 # What the table leaves out, or shows in columns of its own.

@@ -10,9 +10,9 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from bench.harness import OPTIONS, Row, against, installed, missing
-from vrnn_lab.layers import VectorField
-from vrnn_lab.loops import unrolled
-from vrnn_lab.ode import Solver
+from vrnn_lab.core.compile_loops import unrolled
+from vrnn_lab.models.layers import VectorField
+from vrnn_lab.models.ode import Solver
 
 LATENT, WIDTH, DEPTH, BATCH, TIMES = 10, 100, 2, 50, 100
 # With these a step's error is that of trained dynamics: 1e-2 on 5 nodes, 1e-3 on 10, 3e-5 on 25.

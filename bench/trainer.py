@@ -42,8 +42,8 @@ def bare(parts) -> Taken:
 
 def trained(parts) -> Taken:
     """The same steps in the Trainer of a run: logger, callbacks and all, without validation; cpu with its set-up."""
-    from vrnn_lab.callbacks import timer_of
-    from vrnn_lab.fitting import trainer_of
+    from vrnn_lab.training.callbacks import timer_of
+    from vrnn_lab.training.fit import trainer_of
 
     with tempfile.TemporaryDirectory() as folder:
         trainer, began = trainer_of(parts, Path(folder)), time.process_time()

@@ -8,7 +8,7 @@ from bench import ours
 from bench.harness import OPTIONS, Row, against, within
 from bench.plain_latent_ode import PlainLatentODE
 from bench.plain_ode_rnn import over_union
-from vrnn_lab.networks import FlowingMemory
+from vrnn_lab.models.networks import FlowingMemory
 
 LIMIT = 16.0  # ms of a step
 PERIODIC = (

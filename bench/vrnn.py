@@ -9,9 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench import ours
 from bench.harness import OPTIONS, Row, against, alternate, row
 from bench.plain_vrnn import PlainVRNN, copied
+from vrnn_lab.core.series import Scale, TimeSeries
+from vrnn_lab.models.fused.tape import plainly
 from vrnn_lab.models.vrnn import VRNN
-from vrnn_lab.series import Scale, TimeSeries
-from vrnn_lab.taped.tape import plainly
 
 PIXELS = 28  # a row of an image is a point: sequential MNIST
 LATENT = 16

@@ -62,8 +62,8 @@ def reached() -> Row:
     """Seconds of training on `periodic` until the interpolation MSE of a validation is at the goal."""
     from lightning.pytorch.callbacks import Callback
 
-    from vrnn_lab.fitting import trainer_of
-    from vrnn_lab.metrics import evaluate
+    from vrnn_lab.evaluation.evaluate import evaluate
+    from vrnn_lab.training.fit import trainer_of
 
     class Goal(Callback):
         """Scores every validation, whose time does not count, and ends the fit at the goal."""

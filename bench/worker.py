@@ -39,8 +39,8 @@ def main(suite: str, threads: int, options: dict) -> None:
     import torch
 
     from bench import harness
-    from vrnn_lab.command import quiet
-    from vrnn_lab.hardware import keep_memory
+    from vrnn_lab.cli.arguments import quiet
+    from vrnn_lab.training.devices import keep_memory
 
     quiet()
     keep_memory()  # as a run does

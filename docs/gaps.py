@@ -21,14 +21,14 @@ import torch
 from matplotlib.figure import Figure
 
 import vrnn_lab
-from vrnn_lab.command import arguments, guarded, quiet
+from vrnn_lab.cli.arguments import arguments, guarded, quiet
+from vrnn_lab.core.densities import Gaussian
+from vrnn_lab.core.series import TimeSeries
+from vrnn_lab.core.tasks import Task
 from vrnn_lab.data.base import SeriesData
-from vrnn_lab.densities import Gaussian
+from vrnn_lab.evaluation.baselines import linear
+from vrnn_lab.evaluation.scores import Scores, Tally, plain_scores, sample_scores
 from vrnn_lab.models.base import SequenceModel
-from vrnn_lab.references import linear
-from vrnn_lab.scores import Scores, Tally, plain_scores, sample_scores
-from vrnn_lab.series import TimeSeries
-from vrnn_lab.tasks import Task
 
 SCORES = {"nll": 9, "mse": 9, "crps": 9, "coverage_90": 13}  # and the width of their columns
 FEWEST = 3  # seen values that a process is fitted to; with less it says what training says

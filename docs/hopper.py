@@ -20,15 +20,15 @@ import torch
 from torch import Tensor
 
 import vrnn_lab
-from vrnn_lab.built import data_of
-from vrnn_lab.command import arguments, guarded, quiet
-from vrnn_lab.config import compose
+from vrnn_lab.cli.arguments import arguments, guarded, quiet
+from vrnn_lab.config.compose import compose
+from vrnn_lab.core.files import write_whole
+from vrnn_lab.core.series import TimeSeries
+from vrnn_lab.core.tasks import Forecast, Interpolate, Task
 from vrnn_lab.data.base import SPLITS, SeriesData
-from vrnn_lab.files import write_whole
-from vrnn_lab.folder import finished
-from vrnn_lab.references import REFERENCES
-from vrnn_lab.series import TimeSeries
-from vrnn_lab.tasks import Forecast, Interpolate, Task
+from vrnn_lab.evaluation.baselines import REFERENCES
+from vrnn_lab.runs.dataset_cache import data_of
+from vrnn_lab.runs.folder import finished
 
 SHARES = (0.1, 0.2, 0.3, 0.5)
 FEW = (0.1, 0.5)  # of models trained on 1000 trajectories

@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 
 import vrnn_lab
-from vrnn_lab.command import arguments, guarded, quiet
-from vrnn_lab.folder import finished
-from vrnn_lab.losses import log_mean_exp
+from vrnn_lab.cli.arguments import arguments, guarded, quiet
+from vrnn_lab.core.densities import log_mean_exp
+from vrnn_lab.core.tasks import Density
+from vrnn_lab.models.recipe import FIVO
 from vrnn_lab.models.vrnn import VRNN
-from vrnn_lab.recipe import FIVO
-from vrnn_lab.tasks import Density
+from vrnn_lab.runs.folder import finished
 
 SETS = ("ou", "lgssm", "mixture", "events")
 MODELS = {

@@ -15,8 +15,8 @@ from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev
 
-from vrnn_lab.command import arguments, guarded
-from vrnn_lab.folder import finished
+from vrnn_lab.cli.arguments import arguments, guarded
+from vrnn_lab.runs.folder import finished
 
 SETS = {"curves": 40, "speech": 80, "motion": 150}  # epochs
 MODELS = ("rnn", "rnn_gmm", "vrnn", "vrnn_gmm")

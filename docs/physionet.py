@@ -18,11 +18,11 @@ from statistics import mean, stdev
 
 import numpy as np
 
-from vrnn_lab.command import arguments, guarded, quiet
-from vrnn_lab.data.physionet2012 import Physionet2012
-from vrnn_lab.files import write_whole
-from vrnn_lab.folder import finished
-from vrnn_lab.tasks import Forecast
+from vrnn_lab.cli.arguments import arguments, guarded, quiet
+from vrnn_lab.core.files import write_whole
+from vrnn_lab.core.tasks import Forecast
+from vrnn_lab.data.datasets.physionet2012 import Physionet2012
+from vrnn_lab.runs.folder import finished
 
 FORECAST = {"laplace": ("ours", []), "gaussian": ("ours, Gaussian", ["model/head=gaussian_channel"])}
 MORTALITY = ["experiment=physionet_mortality"]

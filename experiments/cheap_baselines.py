@@ -9,7 +9,7 @@ from held_out import Cell, Gaussians, cells, numbers, practice
 from numpy.typing import NDArray
 from real_sets import RealSet
 
-from vrnn_lab.gaussian_process import condition, fit_kernel
+from vrnn_lab.evaluation.gaussian_process import condition, fit_kernel
 
 Array = NDArray[np.float64]
 POINTS = 400  # of which a Gaussian process is fitted, and which it sees of a series
@@ -124,9 +124,9 @@ def with_spread(real: RealSet, rule: Rule, given: pd.DataFrame, kind: str, momen
 class SharedProcess:
     """A Gaussian process of each channel: one kernel for all series of a set, fitted by marginal likelihood.
 
-    The kernel is that of vrnn_lab.gaussian_process. It is fitted to at most POINTS points, of whole series drawn at
-    random, or the last ones of a single series. Each series is then conditioned on its own POINTS points nearest to
-    what is asked.
+    The kernel is that of vrnn_lab.evaluation.gaussian_process. It is fitted to at most POINTS points, of whole series
+    drawn at random, or the last ones of a single series. Each series is then conditioned on its own POINTS points
+    nearest to what is asked.
     """
 
     def __init__(self, real: RealSet, given: pd.DataFrame, moments: dict[str, tuple[float, float]], seed: int = 0):

@@ -161,7 +161,7 @@ def jobs_of(options: Options) -> list[Job]:
 
 def _takes(override: str) -> bool:
     """Return whether data=table has the key of an override in this version of the program."""
-    from vrnn_lab.data.table import Table
+    from vrnn_lab.data.table.dataset import Table
 
     return override.partition("=")[0].removeprefix("data.") in signature(Table).parameters
 

@@ -177,7 +177,7 @@ def weather() -> pd.DataFrame:
 
 def ice_core(record: str) -> Callable[[], pd.DataFrame]:
     def read() -> pd.DataFrame:
-        from vrnn_lab.data import paleoclimate  # brings torch, which takes seconds
+        from vrnn_lab.data.datasets import paleoclimate  # brings torch, which takes seconds
 
         fetch.fetch("paleoclimate", cache_folder())
         times, values = paleoclimate.read(paleoclimate.RECORDS[record])
@@ -187,7 +187,7 @@ def ice_core(record: str) -> Callable[[], pd.DataFrame]:
 
 
 def stars() -> pd.DataFrame:
-    from vrnn_lab.data import light_curves
+    from vrnn_lab.data.datasets import light_curves
 
     fetch.fetch("light_curves", cache_folder())
     series = light_curves.LightCurves().whole()
@@ -196,7 +196,7 @@ def stars() -> pd.DataFrame:
 
 
 def speech() -> pd.DataFrame:
-    from vrnn_lab.data import uea
+    from vrnn_lab.data.datasets import uea
 
     fetch.fetch("speech", cache_folder())
     problem = uea.PROBLEMS["speech"]

@@ -11,9 +11,9 @@ from dataclasses import replace
 import torch
 from small import MODELS, batch_of, from_loader, held_out, model_of, recipe_of
 
-from vrnn_lab.command import quiet
-from vrnn_lab.compiled import Compiled
-from vrnn_lab.recipe import ELBO, FIVO, IWAE
+from vrnn_lab.cli.arguments import quiet
+from vrnn_lab.models.recipe import ELBO, FIVO, IWAE
+from vrnn_lab.training.compile_step import Compiled
 
 
 class Asks(ELBO):

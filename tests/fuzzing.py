@@ -17,8 +17,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 import vrnn_lab
-from vrnn_lab import command
-from vrnn_lab.config import compose, groups, options
+from vrnn_lab.cli import arguments
+from vrnn_lab.config.compose import compose
+from vrnn_lab.config.options import groups, options
 
 PACKAGE = Path(vrnn_lab.__file__).parent
 LIMIT = 10.0  # seconds of the processor that one input may take; of the clock six times that, on a busy machine
@@ -88,7 +89,7 @@ def outcome(call: Callable[[], object]) -> str | None:
 def called(main: Callable[[], int | None], argv: list[str]) -> tuple[int, str]:
     """Exit code and standard error of a command, in this process; AssertionError where the law is broken."""
     met: list[BaseException] = []
-    explain, out, err = command.explain, io.StringIO(), io.StringIO()
+    explain, out, err = arguments.explain, io.StringIO(), io.StringIO()
     handlers, term = list(logging.getLogger("vrnn_lab").handlers), signal.getsignal(signal.SIGTERM)
 
     def noted(error: BaseException) -> int:
@@ -97,13 +98,13 @@ def called(main: Callable[[], int | None], argv: list[str]) -> tuple[int, str]:
 
     try:
         with (
-            patch.object(command, "explain", noted),
+            patch.object(arguments, "explain", noted),
             patch.object(sys, "argv", ["vrnn_lab", *argv]),
             redirect_stdout(out),
             redirect_stderr(err),
             no_hang(),
         ):
-            code = command.guarded(main)
+            code = arguments.guarded(main)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0
     finally:
@@ -348,7 +349,7 @@ PREFIXES = ["", "", "", "", "+", "~", "++", "-", "--", "+~", "@", "/", "~+"]
 
 
 def _keys() -> list[str]:
-    from vrnn_lab.config import contents, flat
+    from vrnn_lab.config.plain import contents, flat
 
     config = contents(compose(["model=rnn", "data=table", "data.path=x.csv"]), resolve=False)
     keys = list(flat(config))
@@ -505,7 +506,7 @@ def argument_lists(draw, name: str, folder: Path) -> list[str]:
 def run_beforehand(argv: list[str]) -> None:
     """Compose, check and build a config from overrides, as vrnn_lab.run does before a run begins."""
     from vrnn_lab import run
-    from vrnn_lab.experiment import assemble
+    from vrnn_lab.runs.build import assemble
 
     argv = ["trainer=cpu", *argv]
     run.check_launch(argv)
@@ -528,7 +529,7 @@ def asked_files(folder: Path) -> None:
 
 def tiny_run(folder: Path) -> None:
     """A run folder, `run`, of two steps, and files to ask it about."""
-    from vrnn_lab import fitting
+    from vrnn_lab.training import fit
 
     asked_files(folder)
     words = ["model=rnn", "model.width=4", "data=table", f"data.path={folder / 'data.csv'}", "trainer=cpu"]
@@ -541,6 +542,6 @@ def tiny_run(folder: Path) -> None:
     ]
     handlers = list(logging.getLogger("vrnn_lab").handlers)
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        command.quiet()
-        fitting.run(compose(words), folder / "run")
+        arguments.quiet()
+        fit.run(compose(words), folder / "run")
     logging.getLogger("vrnn_lab").handlers[:] = handlers

@@ -6,7 +6,7 @@ import torch
 from small import batch_of, density, model_of, scale_of
 from torch.distributions import MultivariateNormal
 
-from vrnn_lab.series import TimeSeries, series_of
+from vrnn_lab.core.series import TimeSeries, series_of
 
 STD = 0.4  # of the observations, in training stds
 

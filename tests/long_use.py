@@ -53,13 +53,13 @@ def measured(what: str, count: int, folder: Path, overrides: Sequence[str]) -> l
 
 def jobs(count: int, folder: Path, overrides: Sequence[str]) -> list[Held]:
     """So many runs in this process, and what it held after each."""
-    from vrnn_lab import fitting
-    from vrnn_lab.config import compose
+    from vrnn_lab.config.compose import compose
+    from vrnn_lab.training import fit
 
     seen = []
     for seed in range(count):
-        fitting.run(compose([*overrides, "trainer.max_epochs=1", f"seed={seed}"]), folder / str(seed))
-        fitting.release()
+        fit.run(compose([*overrides, "trainer.max_epochs=1", f"seed={seed}"]), folder / str(seed))
+        fit.release()
         seen.append(held())
     return seen
 
@@ -68,8 +68,8 @@ def epochs(count: int, folder: Path, overrides: Sequence[str]) -> list[Held]:
     """A fit of so many epochs in this process, and what it held after each tenth."""
     from lightning.pytorch.callbacks import Callback
 
-    from vrnn_lab import fitting
-    from vrnn_lab.config import compose
+    from vrnn_lab.config.compose import compose
+    from vrnn_lab.training import fit
 
     seen = []
 
@@ -78,15 +78,15 @@ def epochs(count: int, folder: Path, overrides: Sequence[str]) -> list[Held]:
             if trainer.current_epoch % 10 == 0:
                 seen.append(held())
 
-    fitting.run(compose([*overrides, f"trainer.max_epochs={count}"]), folder, watching=[Watch()])
+    fit.run(compose([*overrides, f"trainer.max_epochs={count}"]), folder, watching=[Watch()])
     return seen
 
 
 if __name__ == "__main__":
-    from vrnn_lab import plots
-    from vrnn_lab.command import quiet
+    from vrnn_lab.cli.arguments import quiet
+    from vrnn_lab.figures import model_figures
 
     quiet()
-    plots.figures = lambda *a, **k: {}  # they take most of so small a run
+    model_figures.figures = lambda *a, **k: {}  # they take most of so small a run
     found = {"jobs": jobs, "epochs": epochs}[sys.argv[1]](int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])
     print(json.dumps([asdict(each) for each in found]))

@@ -3,13 +3,13 @@
 import torch
 from small import recipe_of
 
-from vrnn_lab.data.ou import OU
-from vrnn_lab.densities import Gaussian
-from vrnn_lab.likelihoods import GaussianHead
-from vrnn_lab.losses import LossTerms
-from vrnn_lab.metrics import Yardstick
+from vrnn_lab.core.densities import Gaussian
+from vrnn_lab.core.tasks import Forecast, Interpolate
+from vrnn_lab.data.datasets.ou import OU
+from vrnn_lab.evaluation.evaluate import Yardstick
 from vrnn_lab.models.base import Prediction, SequenceModel
-from vrnn_lab.tasks import Forecast, Interpolate
+from vrnn_lab.models.heads import GaussianHead
+from vrnn_lab.models.losses import LossTerms
 
 QUESTIONS = Yardstick(Interpolate(0.5, scored="held_out"), Forecast(0.5, scored="held_out"), samples=4, draws=99)
 

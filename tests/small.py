@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from vrnn_lab.config import check, compose, make, options
-from vrnn_lab.recipe import ConstantBeta, Recipe, cosine
-from vrnn_lab.series import Scale, TimeSeries, series_of
+from vrnn_lab.config.compose import compose
+from vrnn_lab.config.options import options
+from vrnn_lab.config.validate import check, make
+from vrnn_lab.core.series import Scale, TimeSeries, series_of
+from vrnn_lab.models.recipe import ConstantBeta, Recipe, cosine
 
 # A file of conf/model, and what is chosen beside it.
 MODELS = [
@@ -48,7 +50,7 @@ IN_PROCESS = pytest.mark.filterwarnings(
 
 def trained(folder: Path, *overrides: str) -> Path:
     """The folder of a small run, finished."""
-    from vrnn_lab import fitting  # not for tests that need no run
+    from vrnn_lab.training import fit as fitting  # not for tests that need no run
 
     chosen = [*RUN, *overrides]
     with warnings.catch_warnings():

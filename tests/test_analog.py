@@ -8,11 +8,11 @@ import torch
 from oracle import QUESTIONS
 from small import asked, batch_of, with_empty_points
 
-from vrnn_lab import references as module
-from vrnn_lab.analog import CHANGES, COMPARED, VALUES, Analog, _compared, _places, _weights, records_of
+from vrnn_lab.core.series import series_of
 from vrnn_lab.data.base import Ragged, SeriesData
-from vrnn_lab.references import ANALOG, baselines, fitted, linear
-from vrnn_lab.series import series_of
+from vrnn_lab.evaluation import baselines as module
+from vrnn_lab.evaluation.analog import CHANGES, COMPARED, VALUES, Analog, _compared, _places, _weights, records_of
+from vrnn_lab.evaluation.baselines import ANALOG, baselines, fitted, linear
 
 MEAN = torch.tensor([7.0], dtype=torch.float64)
 TIMES = np.arange(9.0)

@@ -8,15 +8,15 @@ from omegaconf import DictConfig
 from oracle import QUESTIONS, Oracle, small_data
 from small import model_of
 
-from vrnn_lab import references
-from vrnn_lab.backtest import Plan, backtest, folds, run
-from vrnn_lab.config import ConfigError
-from vrnn_lab.context import around
-from vrnn_lab.data.table import Table
-from vrnn_lab.experiment import Parts
-from vrnn_lab.gaussian_process import SharedProcess
-from vrnn_lab.scores import LEVELS
-from vrnn_lab.series import series_of
+from vrnn_lab.config.errors import ConfigError
+from vrnn_lab.core.series import series_of
+from vrnn_lab.data.table.dataset import Table
+from vrnn_lab.evaluation import baselines
+from vrnn_lab.evaluation.gaussian_process import SharedProcess
+from vrnn_lab.evaluation.scores import LEVELS
+from vrnn_lab.forecasting.backtest import Plan, backtest, folds, run
+from vrnn_lab.forecasting.context_window import around
+from vrnn_lab.runs.build import Parts
 
 
 def parts_of(model, data) -> Parts:
@@ -213,7 +213,7 @@ def test_where_validation_is_too_short_plain_rows_have_the_spread_of_training(tm
 def test_how_many_rows_are_asked_at_once_changes_nothing(data, monkeypatch):
     model = model_for(data)
     whole = backtest(parts_of(model, data), 9.0, 13.0, 4)
-    monkeypatch.setattr("vrnn_lab.backtest.POINTS_AT_ONCE", 1)
+    monkeypatch.setattr("vrnn_lab.forecasting.backtest.POINTS_AT_ONCE", 1)
     pd.testing.assert_frame_equal(backtest(parts_of(model, data), 9.0, 13.0, 4), whole)
 
 
@@ -222,9 +222,9 @@ def test_a_gaussian_process_stands_among_the_rows_where_it_is_quick(tmp_path, mo
     data = table(tmp_path, long_series()[["time", "a"]])
     parts, scale = parts_of(model_of("rnn", data.scale), data), data.scale
     found = run(parts, LONG)[0]
-    process = SharedProcess(references._in_random_order(data), scale.mean.numpy(), scale.std.numpy())
+    process = SharedProcess(baselines._in_random_order(data), scale.mean.numpy(), scale.std.numpy())
     asked = folds(data, "test", LONG, scale.longest.item()).batches(1)
     wrong = [(process(batch)[0] - batch.values)[batch.scored] for batch, _ in asked]
     assert found["gaussian process/all/mse"] == pytest.approx(torch.cat(wrong).square().mean().item())
-    monkeypatch.setattr(references, "MOST_SEEN", 5)
+    monkeypatch.setattr(baselines, "MOST_SEEN", 5)
     assert not any(key.startswith("gaussian process") for key in run(parts, LONG)[0])

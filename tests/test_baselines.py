@@ -9,10 +9,10 @@ import torch
 from oracle import QUESTIONS, small_data
 from small import batch_of
 
+from vrnn_lab.core.series import series_of
 from vrnn_lab.data.base import Ragged, SeriesData
-from vrnn_lab.references import baselines, drift, last, references
-from vrnn_lab.series import series_of
-from vrnn_lab.trends import seasonal
+from vrnn_lab.evaluation.baselines import baselines, drift, last, references
+from vrnn_lab.evaluation.trends import seasonal
 
 MEAN = torch.tensor([7.0], dtype=torch.float64)
 

@@ -18,7 +18,7 @@ from bench import harness, memory, results, solve, training, vrnn
 from bench.plain_latent_ode import PlainLatentODE
 from bench.plain_ode_rnn import over_union
 from bench.plain_vrnn import copied
-from vrnn_lab.taped import flow
+from vrnn_lab.models.fused import runge_kutta
 
 
 class Clock:
@@ -292,5 +292,5 @@ def test_what_is_kept_for_backward_counts_each_storage_once_and_no_weights():
 
 def test_a_solve_whose_tape_is_too_long_keeps_its_path_alone(monkeypatch):
     whole = memory.kept_by(20, batch=10)
-    monkeypatch.setattr(flow, "TAPE", 1)
+    monkeypatch.setattr(runge_kutta, "TAPE", 1)
     assert memory.kept_by(20, batch=10) < whole / 10

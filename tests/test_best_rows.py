@@ -8,12 +8,12 @@ import pytest
 import torch
 from oracle import QUESTIONS, Oracle, small_data
 
-from vrnn_lab.calibration import parted
-from vrnn_lab.metrics import evaluate
-from vrnn_lab.references import REFERENCES, fitted, references
-from vrnn_lab.scores import SeriesSums, plain_scores
-from vrnn_lab.series import series_of
-from vrnn_lab.table import _facts, best_rows
+from vrnn_lab.core.series import series_of
+from vrnn_lab.evaluation.baselines import REFERENCES, fitted, references
+from vrnn_lab.evaluation.calibration import parted
+from vrnn_lab.evaluation.evaluate import evaluate
+from vrnn_lab.evaluation.scores import SeriesSums, plain_scores
+from vrnn_lab.reports.run_table import _facts, best_rows
 
 
 def sums_of(values: list[list[float]], ids=None) -> SeriesSums:

@@ -12,8 +12,9 @@ from tensorboard.plugins.hparams.backend_context import Context
 from tensorboard.plugins.hparams.get_experiment import Handler as Columns
 from tensorboard.plugins.hparams.list_session_groups import Handler as Rows
 
-from vrnn_lab.board import ENDING, Board, choices, end, final, forget_end
-from vrnn_lab.config import compose, contents
+from vrnn_lab.config.compose import compose
+from vrnn_lab.config.plain import contents
+from vrnn_lab.training.tensorboard import ENDING, Board, choices, end, final, forget_end
 
 STATUSES = list(api_pb2.Status.values())
 DONE = {"status": "completed", "val/loss": 0.5, "test/nll": 0.25, "test/forecast/mse": float("nan"), "fit/steps": 9}

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from omegaconf import open_dict
 
-from vrnn_lab import built
-from vrnn_lab.built import data_of
-from vrnn_lab.config import compose
-from vrnn_lab.data.periodic import Periodic
+from vrnn_lab.config.compose import compose
+from vrnn_lab.data.datasets.periodic import Periodic
+from vrnn_lab.runs import dataset_cache
+from vrnn_lab.runs.dataset_cache import data_of
 
 SMALL = ["data=periodic", "data.train=30", "data.val=5", "data.test=5"]
 
@@ -20,7 +20,7 @@ SMALL = ["data=periodic", "data.train=30", "data.val=5", "data.test=5"]
 def counted(tmp_path, monkeypatch) -> list[int]:
     """An empty cache for each test, and how often a data set was made."""
     monkeypatch.setenv("VRNN_LAB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(built, "_held", {})
+    monkeypatch.setattr(dataset_cache, "_held", {})
     calls, make = [], Periodic.make
     monkeypatch.setattr(Periodic, "make", lambda self: calls.append(1) or make(self))
     return calls
@@ -42,9 +42,9 @@ def test_a_data_set_of_ones_own_need_not_name_its_batch_size(counted):
 
 
 def test_what_took_long_is_read_from_disk_by_the_next_process(counted, monkeypatch):
-    monkeypatch.setattr(built, "LONG", 0.0)
+    monkeypatch.setattr(dataset_cache, "LONG", 0.0)
     one = data_of(compose(SMALL))
-    monkeypatch.setattr(built, "_held", {})
+    monkeypatch.setattr(dataset_cache, "_held", {})
     two = data_of(compose(SMALL))
     assert len(counted) == 1
     for split in ("train", "val", "test"):
@@ -53,15 +53,15 @@ def test_what_took_long_is_read_from_disk_by_the_next_process(counted, monkeypat
 
 
 def test_a_broken_or_forgotten_file_is_built_again(counted, monkeypatch, tmp_path):
-    monkeypatch.setattr(built, "LONG", 0.0)
-    monkeypatch.setattr(built, "KEPT", 2)
+    monkeypatch.setattr(dataset_cache, "LONG", 0.0)
+    monkeypatch.setattr(dataset_cache, "KEPT", 2)
     for seed in range(4):
         data_of(compose([*SMALL, f"data.seed={seed}"]))
     files = list((tmp_path / "cache" / "built").glob("*.npz"))
     assert len(files) == 2
     for file in files:
         file.write_bytes(b"half a file")
-    monkeypatch.setattr(built, "_held", {})
+    monkeypatch.setattr(dataset_cache, "_held", {})
     data_of(compose([*SMALL, "data.seed=3"]))
     assert len(counted) == 5
 
@@ -81,12 +81,13 @@ def test_without_a_place_for_it_the_run_goes_on(counted, tmp_path, caplog):
 
 def test_processes_that_want_it_at_once_build_it_once(tmp_path):
     (tmp_path / "slow.py").write_text(
-        "import time\nfrom vrnn_lab.data.periodic import Periodic\nclass Slow(Periodic):\n    def make(self):\n"
+        "import time\nfrom vrnn_lab.data.datasets.periodic import Periodic\n"
+        "class Slow(Periodic):\n    def make(self):\n"
         "        print('made', flush=True)\n        time.sleep(2)\n        return super().make()\n"
     )
     code = (
         f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(Path(__file__).parents[1])!r}]\n"
-        "from vrnn_lab.built import data_of\nfrom vrnn_lab.config import compose\n"
+        "from vrnn_lab.runs.dataset_cache import data_of\nfrom vrnn_lab.config.compose import compose\n"
         "data_of(compose(['data=periodic', 'data._target_=slow.Slow']))"
     )
     start = lambda: subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -9,8 +9,14 @@ from oracle import QUESTIONS, Oracle, small_data
 from scipy import stats
 from small import asked, batch_of, with_empty_points
 
-from vrnn_lab import metrics, scores
-from vrnn_lab.calibration import (
+from vrnn_lab.core.densities import Gaussian
+from vrnn_lab.core.series import series_of
+from vrnn_lab.core.tasks import Forecast, Interpolate
+from vrnn_lab.data.base import Ragged, SeriesData
+from vrnn_lab.evaluation import evaluate as metrics
+from vrnn_lab.evaluation import scores
+from vrnn_lab.evaluation.baselines import references
+from vrnn_lab.evaluation.calibration import (
     PIT_BINS,
     Account,
     bins,
@@ -23,13 +29,8 @@ from vrnn_lab.calibration import (
     plain_pit,
     stretch,
 )
-from vrnn_lab.data.base import Ragged, SeriesData
-from vrnn_lab.densities import Gaussian
-from vrnn_lab.metrics import answers, evaluate
-from vrnn_lab.references import references
-from vrnn_lab.scores import energy, fair_crps
-from vrnn_lab.series import series_of
-from vrnn_lab.tasks import Forecast, Interpolate
+from vrnn_lab.evaluation.evaluate import answers, evaluate
+from vrnn_lab.evaluation.scores import energy, fair_crps
 
 ONE = torch.ones(1).double()
 

@@ -12,10 +12,11 @@ from rich.console import Console
 from small import model_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from vrnn_lab import callbacks, plots
-from vrnn_lab.callbacks import Course, Figures, NotFiniteError, Progress, StopOnNaN, Timer, course
-from vrnn_lab.data.spirals import Spirals1D
-from vrnn_lab.losses import LossTerms
+from vrnn_lab.data.datasets.spirals import Spirals1D
+from vrnn_lab.figures import model_figures
+from vrnn_lab.models.losses import LossTerms
+from vrnn_lab.training import callbacks
+from vrnn_lab.training.callbacks import Course, Figures, NotFiniteError, Progress, StopOnNaN, Timer, course
 
 
 def data_of(train: int = 12, batch_size: int = 4):
@@ -132,7 +133,7 @@ def plain_figures(monkeypatch):
 
     def drawn(model, data, seed, split):
         asked.append((model.trainer.current_epoch, seed, split))
-        return {"forecast": plots.Figure(figsize=(1, 1))}
+        return {"forecast": model_figures.Figure(figsize=(1, 1))}
 
     monkeypatch.setattr(callbacks.plots, "figures", drawn)
     return asked
@@ -163,7 +164,7 @@ def test_without_tensorboard_no_figure_is_drawn(tmp_path, plain_figures):
 
 
 def test_figures_change_nothing_of_a_fit(tmp_path, monkeypatch):
-    monkeypatch.setattr(plots, "SAMPLES", 6)
+    monkeypatch.setattr(model_figures, "SAMPLES", 6)
     data = data_of()
     model = model_of("vrnn", scale=data.scale)
     _, plain = fit(data, model=deepcopy(model))

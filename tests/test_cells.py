@@ -6,8 +6,8 @@ import pytest
 import torch
 from small import asked, batch_of, from_loader, model_of, scale_of
 
-from vrnn_lab.cells import GRU, GRUD, ODE, Decay
-from vrnn_lab.encoders import GRUEncoder, ODERNNEncoder
+from vrnn_lab.models.cells import GRU, GRUD, ODE, Decay
+from vrnn_lab.models.encoders import GRUEncoder, ODERNNEncoder
 
 CELLS = [GRU, Decay, GRUD, ODE]
 TURN = torch.tensor([[-0.1, 2.0], [-2.0, -0.3]], dtype=torch.float64)

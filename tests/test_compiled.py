@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from test_run import FAST, command, metrics
 
-from vrnn_lab.compiled import Compiling, trainer
-from vrnn_lab.config import ConfigError, check, compose, job_id
-from vrnn_lab.hardware import check_accelerator
+from vrnn_lab.config.compose import compose, job_id
+from vrnn_lab.config.errors import ConfigError
+from vrnn_lab.config.validate import check
+from vrnn_lab.training.compile_step import Compiling, trainer
+from vrnn_lab.training.devices import check_accelerator
 
 
 def differing(*arguments: str) -> str:

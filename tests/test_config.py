@@ -11,21 +11,12 @@ from omegaconf import OmegaConf
 
 import vrnn_lab
 from vrnn_lab import describe, run
-from vrnn_lab.command import arguments
-from vrnn_lab.config import (
-    CONF,
-    ConfigError,
-    check,
-    compose,
-    composer,
-    groups,
-    job_id,
-    jobs_of,
-    near,
-    options,
-    target,
-)
-from vrnn_lab.experiment import assemble
+from vrnn_lab.cli.arguments import arguments
+from vrnn_lab.config.compose import compose, composer, job_id, jobs_of
+from vrnn_lab.config.errors import ConfigError, near
+from vrnn_lab.config.options import CONF, groups, options
+from vrnn_lab.config.validate import check, target
+from vrnn_lab.runs.build import assemble
 
 CHOICES = [(group, option) for group in groups() for option in options(group)]
 
@@ -202,7 +193,7 @@ def test_a_target_outside_is_refused_even_if_it_can_be_imported():
 
 def test_a_model_of_ones_own_is_one_file_and_one_yaml(tmp_path, monkeypatch):
     (tmp_path / "my_model.py").write_text(
-        "from vrnn_lab.checks import Count\nfrom vrnn_lab.models.rnn import RNN\n\n\n"
+        "from vrnn_lab.core.types import Count\nfrom vrnn_lab.models.rnn import RNN\n\n\n"
         "class Mine(RNN):\n    def __init__(self, scale, recipe, head, width: Count = 8):\n"
         "        super().__init__(scale, recipe, head, width)\n"
     )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vrnn_lab.context import around
+from vrnn_lab.forecasting.context_window import around
 
 CASES = {
     "a short series is taken whole": ((3, 4, 0, 8), (0, 8)),

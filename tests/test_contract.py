@@ -20,9 +20,9 @@ from small import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vrnn_lab.losses import log_mean_exp
-from vrnn_lab.recipe import ELBO, FIVO, IWAE, Labels
-from vrnn_lab.series import series_of
+from vrnn_lab.core.densities import log_mean_exp
+from vrnn_lab.core.series import series_of
+from vrnn_lab.models.recipe import ELBO, FIVO, IWAE, Labels
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 every_model = pytest.mark.parametrize("name", MODELS)

@@ -10,11 +10,11 @@ import torch
 from small import MODELS, asked, batch_of, density, fit, held_out, model_of, scale_of, told, told_scale
 from torch import nn
 
-from vrnn_lab.densities import Gaussian, Laplace, Mixture
-from vrnn_lab.likelihoods import FLOOR, GaussianHead
-from vrnn_lab.losses import LossTerms
+from vrnn_lab.core.densities import Gaussian, Laplace, Mixture
+from vrnn_lab.core.series import series_of
 from vrnn_lab.models.base import Prediction, SequenceModel
-from vrnn_lab.series import series_of
+from vrnn_lab.models.heads import FLOOR, GaussianHead
+from vrnn_lab.models.losses import LossTerms
 
 LAWS = [
     contract.test_empty_points_anywhere_change_nothing,

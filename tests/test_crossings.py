@@ -12,14 +12,14 @@ from test_pooled import KEYS, call, pool_of
 from test_predict import LEVELS, Decay, parts_of, table
 
 from vrnn_lab import predict
-from vrnn_lab.answers import Answer, path_names
-from vrnn_lab.crossings import Level, crossings
-from vrnn_lab.data.ou import OU
-from vrnn_lab.data.rows import Form
+from vrnn_lab.data.datasets.ou import OU
+from vrnn_lab.data.table.reader import Form
 from vrnn_lab.forecaster import Forecaster
-from vrnn_lab.forecasts import Asked, Forecasts
+from vrnn_lab.forecasting.crossings import Level, crossings
+from vrnn_lab.forecasting.forecast import Asked, Forecasts
+from vrnn_lab.forecasting.queries import Question
+from vrnn_lab.forecasting.summary import Answer, path_names
 from vrnn_lab.models.linear_state import SLOWEST
-from vrnn_lab.questions import Question
 
 
 def question(name: str, last: float) -> Question:

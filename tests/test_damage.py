@@ -12,10 +12,9 @@ import pytest
 import torch
 from small import IN_PROCESS, RUN, trained
 
-from vrnn_lab import checkpoints, fitting, origin, plots
-from vrnn_lab.config import ConfigError, compose
-from vrnn_lab.experiment import load_parts
-from vrnn_lab.files import (
+from vrnn_lab.config.compose import compose
+from vrnn_lab.config.errors import ConfigError
+from vrnn_lab.core.files import (
     PART,
     DamagedError,
     UnwritableError,
@@ -27,8 +26,12 @@ from vrnn_lab.files import (
     write_json,
     write_yaml,
 )
-from vrnn_lab.folder import config_of, metrics_of, only_one
-from vrnn_lab.recalibration import load
+from vrnn_lab.evaluation.recalibration import load
+from vrnn_lab.figures import model_figures
+from vrnn_lab.runs import checkpoints, provenance
+from vrnn_lab.runs.build import load_parts
+from vrnn_lab.runs.folder import config_of, metrics_of, only_one
+from vrnn_lab.training import fit
 
 pytestmark = IN_PROCESS
 
@@ -42,7 +45,7 @@ READ = {
     "checkpoints/best.ckpt": load_parts,
     "checkpoints/last.ckpt": lambda folder: checkpoints.read(folder / "checkpoints" / "last.ckpt"),
     ".hydra/config.yaml": config_of,
-    ".hydra/origin.json": lambda folder: origin.changes(folder, config_of(folder)),
+    ".hydra/origin.json": lambda folder: provenance.changes(folder, config_of(folder)),
     "metrics.json": metrics_of,
     "recalibration.json": lambda folder: load(folder, ("x",)),
     "checkpoints/fit.json": lambda folder: read_json(folder / "checkpoints" / "fit.json", ""),
@@ -130,7 +133,7 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_one_before_and_the_numbers_a
     last = folder / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:-100])
     with caplog.at_level(logging.WARNING, "vrnn_lab"):
-        found = fitting.run(config_of(folder), folder, resuming=True)
+        found = fit.run(config_of(folder), folder, resuming=True)
     assert found is not None and "The run goes on from the checkpoint before it" in caplog.text
     seconds = lambda key: "second" in key
     right = metrics_of(finished)
@@ -143,7 +146,7 @@ def test_without_a_whole_checkpoint_a_run_does_not_go_on(folder):
     last = folder / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:-100])
     with pytest.raises(DamagedError, match=r"last\.ckpt is damaged.*resume="):
-        fitting.run(config_of(folder), folder, resuming=True)
+        fit.run(config_of(folder), folder, resuming=True)
     assert metrics_of(folder)["status"] == "failed"
 
 
@@ -203,14 +206,14 @@ def test_a_run_on_a_full_disk_fails_with_its_reason_and_keeps_its_checkpoint(tmp
         save(path, content)
 
     monkeypatch.setattr(checkpoints, "write_bytes", later_full)
-    monkeypatch.setattr(plots, "figures", lambda *a, **k: {})
+    monkeypatch.setattr(model_figures, "figures", lambda *a, **k: {})
     with pytest.raises(UnwritableError, match=r"\.ckpt cannot be written"):
         trained(folder)
     found = metrics_of(folder)
     assert found["status"] == "failed" and "No space left" in found["error"]
     assert not list(folder.rglob(f"*{PART}")) and checkpoints.read(folder / "checkpoints" / "last.ckpt")
     monkeypatch.undo()
-    assert fitting.run(compose(RUN), folder, resuming=True)["status"] == "completed"
+    assert fit.run(compose(RUN), folder, resuming=True)["status"] == "completed"
 
 
 def test_what_a_killed_process_left_is_removed_when_the_folder_is_taken_again(tmp_path):
@@ -248,7 +251,7 @@ def test_evaluate_says_that_the_data_file_changed(tmp_path, monkeypatch, caplog)
     rows = [f"{i},{t},{(i * t) % 7 + 0.25 * i}" for i in range(20) for t in range(12)]
     file.write_text("\n".join(["id,time,x", *rows]) + "\n")
     monkeypatch.setattr("small.RUN", [o for o in RUN if not o.startswith("data")])
-    monkeypatch.setattr(plots, "figures", lambda *_args, **_keys: {})
+    monkeypatch.setattr(model_figures, "figures", lambda *_args, **_keys: {})
     folder = trained(tmp_path / "run", "data=table", f"data.path={file}", "out_of_time=false")
     with caplog.at_level(logging.WARNING, "vrnn_lab"):
         called(evaluate, f"run={folder}")

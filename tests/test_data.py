@@ -9,12 +9,14 @@ import torch
 from scipy import stats
 from small import model_of
 
-from vrnn_lab.config import CONF, compose, make, options
+from vrnn_lab.config.compose import compose
+from vrnn_lab.config.options import CONF, options
+from vrnn_lab.config.validate import make
+from vrnn_lab.core.tasks import Density, Forecast, Interpolate, Mixed, Own
 from vrnn_lab.data.base import SPLITS, Batches, generator
-from vrnn_lab.data.periodic import Periodic
-from vrnn_lab.data.spirals import TIMES, Spirals, Spirals1D
-from vrnn_lab.data.windows import rounding_step
-from vrnn_lab.tasks import Density, Forecast, Interpolate, Mixed, Own
+from vrnn_lab.data.datasets.periodic import Periodic
+from vrnn_lab.data.datasets.spirals import TIMES, Spirals, Spirals1D
+from vrnn_lab.data.splits import rounding_step
 
 SIZES = {"train": 30, "val": 8, "test": 9}
 # Sets that count otherwise: the keys that make them small and let the seed matter, and the sizes that follow.
@@ -446,8 +448,8 @@ def test_an_empty_split_is_refused_by_name():
 
 
 def test_the_order_of_training_is_the_runs_own_and_what_is_asked_in_a_test_is_not():
-    from vrnn_lab.config import compose
-    from vrnn_lab.experiment import assemble
+    from vrnn_lab.config.compose import compose
+    from vrnn_lab.runs.build import assemble
 
     small = ["data=periodic", "data.train=40", "data.val=10", "data.test=10", "data.batch_size=10", "model=rnn"]
     one, two = (assemble(compose([*small, f"seed={seed}"])).data for seed in (0, 1))

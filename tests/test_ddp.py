@@ -9,10 +9,12 @@ import torch
 from small import MODELS, batch_of, from_loader, held_out, model_of
 from test_run import FAST, command, metrics
 
-from vrnn_lab.config import ConfigError, check, compose
-from vrnn_lab.folder import metrics_of
-from vrnn_lab.losses import LossTerms
-from vrnn_lab.share import Share
+from vrnn_lab.config.compose import compose
+from vrnn_lab.config.errors import ConfigError
+from vrnn_lab.config.validate import check
+from vrnn_lab.core.shard import Share
+from vrnn_lab.models.losses import LossTerms
+from vrnn_lab.runs.folder import metrics_of
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 8])

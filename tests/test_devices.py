@@ -9,11 +9,11 @@ from contextlib import ExitStack
 
 import pytest
 
-from vrnn_lab.devices import device_for
+from vrnn_lab.sweeps.gpu_slots import device_for
 
 HOLD = """
 import pathlib, sys
-from vrnn_lab.devices import device_for
+from vrnn_lab.sweeps.gpu_slots import device_for
 with device_for(2, pathlib.Path(sys.argv[1])) as device:
     print(device, flush=True)
     sys.stdin.read()

@@ -11,17 +11,18 @@ from scipy import stats
 from small import batch_of, density, held_out, model_of, recipe_of, scale_of
 from torch import nn
 
-from vrnn_lab import table
-from vrnn_lab.config import ConfigError, compose
+from vrnn_lab.config.compose import compose
+from vrnn_lab.config.errors import ConfigError
+from vrnn_lab.core.densities import log_mean_exp
+from vrnn_lab.core.series import TimeSeries, series_of
+from vrnn_lab.core.tasks import Forecast, Interpolate
 from vrnn_lab.data.base import Ragged, SeriesData
-from vrnn_lab.experiment import assemble
-from vrnn_lab.likelihoods import EventHead
-from vrnn_lab.losses import log_mean_exp
-from vrnn_lab.metrics import Yardstick, evaluate, event_fit
+from vrnn_lab.evaluation.baselines import references
+from vrnn_lab.evaluation.evaluate import Yardstick, evaluate, event_fit
+from vrnn_lab.models.heads import EventHead
 from vrnn_lab.models.latent_ode import LatentODE
-from vrnn_lab.references import references
-from vrnn_lab.series import TimeSeries, series_of
-from vrnn_lab.tasks import Forecast, Interpolate
+from vrnn_lab.reports import run_table
+from vrnn_lab.runs.build import assemble
 
 YARDSTICK = Yardstick(Interpolate(0.5, scored="held_out"), Forecast(0.5, scored="held_out"), samples=5, draws=5)
 CLOCK, START = 5.0, 100.0
@@ -280,7 +281,7 @@ def test_events_are_scored_by_their_times_alone():
     assert found["test/nll_events"] - exact == pytest.approx(found["test/nll_events_above_exact"])
     assert {"test/nll", "test/nll_joint"}.isdisjoint(found) and not any("interpolation" in k for k in found)
     assert {"test/nll_events_above_exact_se", "test/events/ks", "test/events/ks_p", "test/loss"} <= found.keys()
-    assert "nll_events" in table._facts(found, "test") and "Kolmogorov" in table._facts(found, "test")
+    assert "nll_events" in run_table._facts(found, "test") and "Kolmogorov" in run_table._facts(found, "test")
 
 
 def test_a_split_without_any_event_has_finite_scores():

@@ -37,7 +37,7 @@ from real_sets import RealSet
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from vrnn_lab.config import compose
+from vrnn_lab.config.compose import compose
 
 UNREAD = pd.DataFrame
 PANEL = RealSet("panel", "m", UNREAD, "made up", static=("age",))

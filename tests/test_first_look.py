@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import vrnn_lab
-from vrnn_lab.data.clock import Span
-from vrnn_lab.data.table import Table
-from vrnn_lab.losses import Activity, Latents
+from vrnn_lab.data.table.dataset import Table
+from vrnn_lab.data.table.time_format import Span
+from vrnn_lab.models.losses import Activity, Latents
 
 
 def frame_of(count: int = 12) -> pd.DataFrame:

@@ -10,10 +10,10 @@ from test_predict import table
 
 import vrnn_lab
 from vrnn_lab import evaluate, predict
-from vrnn_lab.command import guarded
-from vrnn_lab.config import compose
+from vrnn_lab.cli.arguments import guarded
+from vrnn_lab.config.compose import compose
+from vrnn_lab.evaluation.recalibration import Recalibration
 from vrnn_lab.forecaster import Forecaster, typed
-from vrnn_lab.recalibration import Recalibration
 
 KEYS = ["model=rnn", "model.width=8", "trainer=cpu", "trainer.max_epochs=1", "evaluate.samples=1", "evaluate.draws=9"]
 

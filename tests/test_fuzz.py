@@ -28,10 +28,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vrnn_lab import fetch, predict, sample
-from vrnn_lab.config import ConfigError, compose
-from vrnn_lab.data.columns import Beside
-from vrnn_lab.data.rows import Form, Source
-from vrnn_lab.data.table import Table
+from vrnn_lab.config.compose import compose
+from vrnn_lab.config.errors import ConfigError
+from vrnn_lab.data.table.columns import Beside
+from vrnn_lab.data.table.dataset import Table
+from vrnn_lab.data.table.reader import Form, Source
 
 COMMANDS = ["predict", "evaluate", "sample", "report", "search", "fetch", "describe"]
 
@@ -122,7 +123,7 @@ def test_overrides_compose_to_a_run_that_can_be_built_or_are_refused_in_one_mess
 @pytest.mark.parametrize("name", COMMANDS)
 @inputs(8, 1_000)
 def test_arguments_of_a_command_are_obeyed_or_refused_in_one_message(examples, name, folder, monkeypatch):
-    from vrnn_lab import trial
+    from vrnn_lab.sweeps import trial
 
     def no_network(*_):
         raise fetch.FetchError("there is no network")

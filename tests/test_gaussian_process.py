@@ -8,12 +8,12 @@ import pytest
 import torch
 from oracle import QUESTIONS
 
-from vrnn_lab import references as module
+from vrnn_lab.core.series import series_of
 from vrnn_lab.data.base import Ragged
-from vrnn_lab.data.ou import OU
-from vrnn_lab.gaussian_process import FIT_POINTS, JITTER, SharedProcess, condition, fit_kernel
-from vrnn_lab.references import GAUSSIAN_PROCESS, level_of, references
-from vrnn_lab.series import series_of
+from vrnn_lab.data.datasets.ou import OU
+from vrnn_lab.evaluation import baselines as module
+from vrnn_lab.evaluation.baselines import GAUSSIAN_PROCESS, level_of, references
+from vrnn_lab.evaluation.gaussian_process import FIT_POINTS, JITTER, SharedProcess, condition, fit_kernel
 
 kernels = pytest.importorskip("sklearn.gaussian_process.kernels", reason="scikit-learn is not installed")
 SIZE, LENGTH, NOISE = 2.0, 0.7, 0.3

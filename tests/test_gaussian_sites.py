@@ -11,12 +11,12 @@ from test_linear_sde import KINDS, any_batch, any_model
 from test_polyphonic import file  # noqa: F401 (a fixture)
 from test_run import command, metrics
 
-from vrnn_lab.kalman import joint_posterior, posterior
-from vrnn_lab.losses import log_mean_exp
+from vrnn_lab.core.densities import log_mean_exp
+from vrnn_lab.core.kalman import joint_posterior, posterior
+from vrnn_lab.core.series import TimeSeries, series_of
 from vrnn_lab.models.gaussian_sites import Sites
 from vrnn_lab.models.linear_state import lower_root
 from vrnn_lab.models.prior_paths import chained
-from vrnn_lab.series import TimeSeries, series_of
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 OU = "model.ou=1 model.matern=0 model.oscillators=0 model.level=none model.mean=constant"

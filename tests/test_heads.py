@@ -9,8 +9,8 @@ import torch
 from small import scale_of
 from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
 
-from vrnn_lab.densities import Bernoulli, Laplace
-from vrnn_lab.likelihoods import FLOOR, BernoulliHead, GaussianHead, LaplaceHead, MixtureHead, on_floor
+from vrnn_lab.core.densities import Bernoulli, Laplace
+from vrnn_lab.models.heads import FLOOR, BernoulliHead, GaussianHead, LaplaceHead, MixtureHead, on_floor
 
 POINTS, COMPONENTS = 6, 3
 EVERYTHING = torch.ones(POINTS, 2, dtype=torch.bool)

@@ -8,9 +8,9 @@ from omegaconf import DictConfig
 from oracle import QUESTIONS
 from small import model_of
 
-from vrnn_lab.data.table import Table
-from vrnn_lab.experiment import Parts, apart_from_training
-from vrnn_lab.table import _facts, _too_sure
+from vrnn_lab.data.table.dataset import Table
+from vrnn_lab.reports.run_table import _facts, _too_sure
+from vrnn_lab.runs.build import Parts, apart_from_training
 
 LEVELS = (0.1, 0.35, 0.7)  # of training, whose standardised values do not come back to the last bit
 

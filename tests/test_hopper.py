@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from vrnn_lab import fetch
-from vrnn_lab.data import hopper
 from vrnn_lab.data.base import SPLITS, generator
 from vrnn_lab.data.cache import cache_folder
-from vrnn_lab.data.hopper import JOINTS, MODEL, PARTS, Hopper, Simulator, starts
+from vrnn_lab.data.datasets import hopper
+from vrnn_lab.data.datasets.hopper import JOINTS, MODEL, PARTS, Hopper, Simulator, starts
 
 LINK = '<body pos="0 0 -.2"><joint name="{}" axis="0 1 0"/><geom size=".05"/>'
 ROOT = '<joint name="rootx" type="slide" axis="1 0 0"/><joint name="rootz" type="slide" axis="0 0 1"/>'

@@ -574,7 +574,7 @@ def test_a_wheel_whose_member_is_a_bomb_or_locked_writes_nothing_to_the_cache(tm
     "text", ["\x1b[2Jx", "\x9b31mx", "[red]x[/red]", "[/]", "\u202ex", "a\rb", "\udcff", ":bomb:"]
 )
 def test_the_table_of_a_run_shows_names_letter_by_letter(text, tmp_path, capsys):
-    from vrnn_lab.table import backtest, by_channel, paper, print_run
+    from vrnn_lab.reports.run_table import backtest, by_channel, paper, print_run
 
     run = make(tmp_path / "s" / text.replace("/", "_"), 0, 1.0)
     name, at = text.replace("/", "|"), f"forecast/channel/{text}"
@@ -589,9 +589,9 @@ def test_the_table_of_a_run_shows_names_letter_by_letter(text, tmp_path, capsys)
 
 
 def test_messages_and_log_lines_hold_no_control_characters(capsys, monkeypatch):
-    from vrnn_lab.command import Neutral, explain
-    from vrnn_lab.sweep import _table
-    from vrnn_lab.terminal import Terminal
+    from vrnn_lab.cli.arguments import Neutral, explain
+    from vrnn_lab.cli.terminal import Terminal
+    from vrnn_lab.sweeps.sweep import _table
 
     assert explain(ValueError("no \x1b[2Jkey\r \udcff\nnext line")) == 2
     assert capsys.readouterr().err == "error: no \\x1b[2Jkey\\r \\udcff\nnext line\n"

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from vrnn_lab.data import human_activity
+from vrnn_lab.core.tasks import Density
 from vrnn_lab.data.base import SPLITS
-from vrnn_lab.data.human_activity import CLASSES, SECOND, TAGS, HumanActivity
-from vrnn_lab.tasks import Density
+from vrnn_lab.data.datasets import human_activity
+from vrnn_lab.data.datasets.human_activity import CLASSES, SECOND, TAGS, HumanActivity
 
 START = 633790226051280329
 NAMES = [f"{person}0{i}" for person in "ABCDE" for i in range(1, 6)]

@@ -8,10 +8,12 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_run import command
 
-from vrnn_lab import evaluate, intervals, table
-from vrnn_lab.calibration import PIT_BINS
-from vrnn_lab.command import guarded
-from vrnn_lab.files import read_json
+from vrnn_lab import evaluate
+from vrnn_lab.cli.arguments import guarded
+from vrnn_lab.core.files import read_json
+from vrnn_lab.evaluation.calibration import PIT_BINS
+from vrnn_lab.figures import calibration_figures
+from vrnn_lab.reports import run_table
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +131,10 @@ def test_a_question_that_a_backtest_does_not_ask_is_refused(folder, monkeypatch,
 
 def test_nothing_is_drawn_of_zeros_and_ones():
     assert (
-        intervals.figures({"test/forecast/brier": 0.1}, "test", SimpleNamespace(channels=("a",), time_unit="")) == {}
+        calibration_figures.figures(
+            {"test/forecast/brier": 0.1}, "test", SimpleNamespace(channels=("a",), time_unit="")
+        )
+        == {}
     )
 
 
@@ -142,8 +147,8 @@ def test_channels_of_any_name_have_their_row(capsys):
         "test/forecast/horizon/1/from": 0.0,
         "test/forecast/horizon/1/mse": 1.0,
     }
-    for shown in table.intervals(found, "test", names, ""):
-        table.paper().print(shown)
+    for shown in run_table.intervals(found, "test", names, ""):
+        run_table.paper().print(shown)
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     for name in names:
         assert any(line.startswith(name) and line.endswith("2") for line in lines), name

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from vrnn_lab import kalman_blocks
+from vrnn_lab.core import kalman_blocks
+from vrnn_lab.core.kalman import Pairs, StateSpace, log_likelihood, posterior, smooth
+from vrnn_lab.core.series import TimeSeries, series_of
+from vrnn_lab.core.tasks import Density, Interpolate
 from vrnn_lab.data.base import generator
-from vrnn_lab.data.lgssm import LGSSM
-from vrnn_lab.data.ou import OU
-from vrnn_lab.kalman import Pairs, StateSpace, log_likelihood, posterior, smooth
-from vrnn_lab.series import TimeSeries, series_of
-from vrnn_lab.tasks import Density, Interpolate
+from vrnn_lab.data.datasets.lgssm import LGSSM
+from vrnn_lab.data.datasets.ou import OU
 
 PROCESSES = [OU(theta=0.6, sigma=0.9, mean=-1.5, val=60), LGSSM(radius=0.9, period=7.0, val=60, points=30)]
 by_name = pytest.mark.parametrize("data", PROCESSES, ids=lambda data: type(data).__name__)

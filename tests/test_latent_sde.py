@@ -9,8 +9,8 @@ import torchsde
 from small import batch_of, density, model_of, scale_of
 from torch.distributions import MultivariateNormal
 
-from vrnn_lab.losses import log_mean_exp
-from vrnn_lab.series import Scale
+from vrnn_lab.core.densities import log_mean_exp
+from vrnn_lab.core.series import Scale
 
 NODES, LATENT = 8, 2
 both_posteriors = pytest.mark.parametrize("posterior", ["shared", "narrowed"])

@@ -12,14 +12,15 @@ from small import asked, batch_of, density, fit, held_out, model_of, scale_of
 from torch.distributions import MultivariateNormal
 
 import vrnn_lab
-from vrnn_lab.config import ConfigError, compose
+from vrnn_lab.config.compose import compose
+from vrnn_lab.config.errors import ConfigError
+from vrnn_lab.core.noise import Noise
+from vrnn_lab.core.series import Trend, Variation, series_of
 from vrnn_lab.data.trend import correlation_factor, fit_trend, trend_at
 from vrnn_lab.data.variation import variation_of
-from vrnn_lab.experiment import _variation, assemble, load_parts
 from vrnn_lab.models.lines import Lines
 from vrnn_lab.models.steps import last_values
-from vrnn_lab.noise import Noise
-from vrnn_lab.series import Trend, Variation, series_of
+from vrnn_lab.runs.build import _variation, assemble, load_parts
 
 STEPS = ["rnn", "gru_d", "rnn_gmm", "vrnn"]
 PATHS = ["latent_ode", "latent_sde", "rnn_vae"]

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from vrnn_lab import fetch
+from vrnn_lab.core.tasks import Density, Interpolate
 from vrnn_lab.data.base import SPLITS
-from vrnn_lab.data.light_curves import STARS, LightCurves
-from vrnn_lab.tasks import Density, Interpolate
+from vrnn_lab.data.datasets.light_curves import STARS, LightCurves
 
 HEAD = "#Field Tile Seq RA(hour) Dec(deg) Filter mean_Mag\n#1 3444 614 5.02878 -69.171 {} -5.912\n#MJD Mag Err\n"
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from small import scale_of
 
-from vrnn_lab.densities import Gaussian
-from vrnn_lab.likelihoods import FLOOR, GaussianHead, on_floor
+from vrnn_lab.core.densities import Gaussian
+from vrnn_lab.models.heads import FLOOR, GaussianHead, on_floor
 
 SHAPE = (4, 3, 5, 2)
 

@@ -10,11 +10,11 @@ import torch
 from oracle import QUESTIONS, small_data
 from small import asked, batch_of, scale_of, told, with_empty_points
 
-from vrnn_lab import linear_process as module
-from vrnn_lab import references as rows
 from vrnn_lab.data.base import Ragged
-from vrnn_lab.linear_process import FIT_POINTS, FIT_ROWS, HARMONICS, LEAST, LinearProcess, fit_batch
-from vrnn_lab.references import LINEAR_PROCESS, references
+from vrnn_lab.evaluation import baselines as rows
+from vrnn_lab.evaluation import linear_process as module
+from vrnn_lab.evaluation.baselines import LINEAR_PROCESS, references
+from vrnn_lab.evaluation.linear_process import FIT_POINTS, FIT_ROWS, HARMONICS, LEAST, LinearProcess, fit_batch
 
 PERIODS = (2.0,)
 

@@ -8,12 +8,12 @@ import torch
 from small import density, model_of, scale_of
 from torch.func import functional_call
 
-from vrnn_lab.data.lgssm import LGSSM
-from vrnn_lab.data.ou import OU
+from vrnn_lab.core.noise import Noise, _rank
+from vrnn_lab.core.series import TimeSeries, series_of
+from vrnn_lab.core.tasks import Density, Interpolate
+from vrnn_lab.data.datasets.lgssm import LGSSM
+from vrnn_lab.data.datasets.ou import OU
 from vrnn_lab.models.linear_state import SLOWEST, SPEED
-from vrnn_lab.noise import Noise, _rank
-from vrnn_lab.series import TimeSeries, series_of
-from vrnn_lab.tasks import Density, Interpolate
 
 KINDS = {
     "ou": "model.ou=2 model.matern=0 model.oscillators=0",

@@ -8,7 +8,9 @@ from small import trained
 from test_run import command, metrics
 from test_search import TINY
 
-from vrnn_lab.config import ConfigError, check, compose
+from vrnn_lab.config.compose import compose
+from vrnn_lab.config.errors import ConfigError
+from vrnn_lab.config.validate import check
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 JOB, EPOCH = 0.1, 0.005  # MB that a job and an epoch may add: 1000 jobs 100 MB, 10 000 epochs 50 MB

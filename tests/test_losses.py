@@ -8,7 +8,8 @@ import torch
 from torch.distributions import Independent, kl_divergence
 from torch.distributions import Normal as TorchNormal
 
-from vrnn_lab.losses import Normal, log_mean_exp
+from vrnn_lab.core.densities import log_mean_exp
+from vrnn_lab.models.losses import Normal
 
 
 def normals(*shape: int, seed: int = 0) -> torch.Tensor:

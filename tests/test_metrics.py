@@ -10,16 +10,16 @@ from oracle import QUESTIONS, Oracle, small_data
 from scipy import integrate, stats
 from small import asked, batch_of, with_empty_points
 
-from vrnn_lab import metrics
+from vrnn_lab.core.densities import Gaussian
+from vrnn_lab.core.series import series_of
+from vrnn_lab.core.tasks import Density, Interpolate
 from vrnn_lab.data.base import Ragged, SeriesData
-from vrnn_lab.densities import Gaussian
-from vrnn_lab.metrics import evaluate
+from vrnn_lab.evaluation import evaluate as metrics
+from vrnn_lab.evaluation.baselines import REFERENCES, references
+from vrnn_lab.evaluation.evaluate import evaluate
+from vrnn_lab.evaluation.scores import Tally, central, fair_crps, plain_scores, sample_scores
 from vrnn_lab.models.base import Prediction
-from vrnn_lab.recipe import IWAE
-from vrnn_lab.references import REFERENCES, references
-from vrnn_lab.scores import Tally, central, fair_crps, plain_scores, sample_scores
-from vrnn_lab.series import series_of
-from vrnn_lab.tasks import Density, Interpolate
+from vrnn_lab.models.recipe import IWAE
 
 VALUES = [-3.0, -0.4, 0.7, 1.9, 6.0]
 MEAN, STD = 0.7, 1.6

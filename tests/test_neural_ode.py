@@ -7,9 +7,9 @@ import torch
 from small import density, from_loader, model_of, scale_of
 from torchdiffeq import odeint
 
-from vrnn_lab.config import ConfigError
-from vrnn_lab.densities import Gaussian
-from vrnn_lab.series import series_of
+from vrnn_lab.config.errors import ConfigError
+from vrnn_lab.core.densities import Gaussian
+from vrnn_lab.core.series import series_of
 
 TURN = torch.tensor([[-0.1, 2.0], [-2.0, -0.3]], dtype=torch.float64)
 MEAN, STD = torch.tensor([-7.0, -6.0]).double(), torch.tensor([3.0, 6.0]).double()  # of scale_of(2)

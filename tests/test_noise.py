@@ -8,8 +8,8 @@ import torch
 from scipy import stats
 from small import batch_of, density, with_empty_points
 
-from vrnn_lab.noise import Noise
-from vrnn_lab.series import series_of
+from vrnn_lab.core.noise import Noise
+from vrnn_lab.core.series import series_of
 
 LIKE = torch.zeros(1, dtype=torch.float64)
 
@@ -202,5 +202,5 @@ def test_training_noise_does_not_touch_everyones_generator():
 def test_draws_are_the_same_however_many_are_made_at_a_time(monkeypatch):
     series = grid(rows=4, time=7)
     together = points(series)
-    monkeypatch.setattr("vrnn_lab.noise.AT_ONCE", 90)  # two points of all rows and samples
+    monkeypatch.setattr("vrnn_lab.core.noise.AT_ONCE", 90)  # two points of all rows and samples
     torch.testing.assert_close(points(series), together, rtol=1e-12, atol=0)

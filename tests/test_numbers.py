@@ -10,13 +10,13 @@ import torch
 from small import MODELS, asked, batch_of, fit, held_out, model_of, scale_of
 from torch import nn
 
-from vrnn_lab.config import options
-from vrnn_lab.data import windows
-from vrnn_lab.data.columns import Beside
-from vrnn_lab.data.rows import Form, Source
-from vrnn_lab.data.table import Table
-from vrnn_lab.ode import Solver
-from vrnn_lab.table import _facts
+from vrnn_lab.config.options import options
+from vrnn_lab.data import splits
+from vrnn_lab.data.table.columns import Beside
+from vrnn_lab.data.table.dataset import Table
+from vrnn_lab.data.table.reader import Form, Source
+from vrnn_lab.models.ode import Solver
+from vrnn_lab.reports.run_table import _facts
 
 stress = pytest.mark.stress
 every_model = pytest.mark.parametrize("name", options("model"))
@@ -27,7 +27,7 @@ DIGITS = 1e-16  # of a double, about
 
 
 def step_of(values: np.ndarray) -> float:
-    return windows.rounding_step(lambda: [values])
+    return splits.rounding_step(lambda: [values])
 
 
 @pytest.mark.parametrize("offset", OFFSETS)

@@ -11,14 +11,16 @@ import pytest
 import torch
 from small import batch_of, density, from_loader, held_out, model_of, recipe_of, scale_of, with_empty_points
 
-from vrnn_lab.config import ConfigError, options
-from vrnn_lab.data.ou import OU
-from vrnn_lab.losses import Activity, Latents, Normal, log_mean_exp
-from vrnn_lab.metrics import Yardstick, evaluate
+from vrnn_lab.config.errors import ConfigError
+from vrnn_lab.config.options import options
+from vrnn_lab.core.densities import log_mean_exp
+from vrnn_lab.core.series import series_of
+from vrnn_lab.core.tasks import Density, Forecast, Interpolate
+from vrnn_lab.data.datasets.ou import OU
+from vrnn_lab.evaluation.evaluate import Yardstick, evaluate
+from vrnn_lab.models.losses import Activity, Latents, Normal
+from vrnn_lab.models.recipe import FIVO, IWAE, ConstantBeta, Labels, Recipe, WarmupBeta, cosine
 from vrnn_lab.models.vrnn import choose_ancestors
-from vrnn_lab.recipe import FIVO, IWAE, ConstantBeta, Labels, Recipe, WarmupBeta, cosine
-from vrnn_lab.series import series_of
-from vrnn_lab.tasks import Density, Forecast, Interpolate
 
 ADAM = partial(torch.optim.Adam, lr=1e-3)
 latent_models = pytest.mark.parametrize("name", ["vrnn", "latent_ode"])

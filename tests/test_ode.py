@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torchdiffeq import odeint
 
-from vrnn_lab.layers import VectorField
-from vrnn_lab.ode import (
+from vrnn_lab.models.layers import VectorField
+from vrnn_lab.models.ode import (
     MOST_NODES,
     ROUNDING,
     Path,

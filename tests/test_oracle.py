@@ -6,10 +6,10 @@ import pytest
 import torch
 from small import fit, model_of
 
-from vrnn_lab.data.lgssm import LGSSM
-from vrnn_lab.data.ou import OU
-from vrnn_lab.losses import log_mean_exp
-from vrnn_lab.tasks import Density, Forecast
+from vrnn_lab.core.densities import log_mean_exp
+from vrnn_lab.core.tasks import Density, Forecast
+from vrnn_lab.data.datasets.lgssm import LGSSM
+from vrnn_lab.data.datasets.ou import OU
 
 SETS = {"ou": OU(train=600, val=100, test=300), "lgssm": LGSSM(train=600, val=100, test=300)}
 

@@ -8,15 +8,16 @@ import pandas as pd
 import pytest
 import torch
 
-from vrnn_lab import fitting, out_of_time
-from vrnn_lab.config import ConfigError, compose
-from vrnn_lab.data.table import Table
-from vrnn_lab.experiment import assemble, load_parts
-from vrnn_lab.files import DamagedError
-from vrnn_lab.recalibration import Beyond, Recalibration, beyond_training, load
-from vrnn_lab.series import series_of
-from vrnn_lab.table import _out_of_time
-from vrnn_lab.validation import recalibrate
+from vrnn_lab.config.compose import compose
+from vrnn_lab.config.errors import ConfigError
+from vrnn_lab.core.files import DamagedError
+from vrnn_lab.core.series import series_of
+from vrnn_lab.data.table.dataset import Table
+from vrnn_lab.evaluation.recalibration import Beyond, Recalibration, beyond_training, load
+from vrnn_lab.reports.run_table import _out_of_time
+from vrnn_lab.runs.build import assemble, load_parts
+from vrnn_lab.training import fit, out_of_time
+from vrnn_lab.training.fit_recalibration import recalibrate
 
 KEYS = ("model=rnn", "data=table", "evaluate.draws=19", "evaluate.samples=2", "trainer=cpu", "trainer.max_steps=40")
 
@@ -93,14 +94,14 @@ def test_each_stretch_beyond_training_holds_nine_tenths():
     assert out_of_time.by_distance(least[:40], torch.zeros(40).long(), distance[:40], 1)[0] == [0.0]
 
 
-@pytest.mark.filterwarnings("ignore:.*exists and is not empty.*")  # as commands do (vrnn_lab.command.quiet)
+@pytest.mark.filterwarnings("ignore:.*exists and is not empty.*")  # as commands do (vrnn_lab.cli.arguments.quiet)
 @pytest.mark.filterwarnings("ignore:.*smaller than the logging interval.*")
 def test_forecasts_beyond_training_are_as_wide_as_their_errors(tmp_path, caplog):
     """The curve bends upwards where no series was seen before: the model's own intervals there are too narrow."""
     path, folder = panel(tmp_path, bend=0.4), tmp_path / "run"
     config = compose([*KEYS, f"data.path={path}", "trainer.max_steps=150"])
     with caplog.at_level(logging.INFO, "vrnn_lab"):
-        metrics = fitting.run(config, folder)
+        metrics = fit.run(config, folder)
     assert metrics is not None and "a second fit of" in caplog.text
     found = json.loads((folder / out_of_time.FILE).read_text())
     assert metrics["out_of_time/values"] == sum(found["values"]) > 60
@@ -124,7 +125,7 @@ def test_it_can_be_switched_off_and_sweeps_go_without(tmp_path, monkeypatch):
     path, parts = panel(tmp_path), None
     for number, (more, in_sweep) in enumerate(((["out_of_time=false"], False), ([], True))):
         folder = tmp_path / str(number)
-        fitting.run(compose([*KEYS, f"data.path={path}", *more]), folder, in_sweep=in_sweep)
+        fit.run(compose([*KEYS, f"data.path={path}", *more]), folder, in_sweep=in_sweep)
         parts = load_parts(folder)
         assert not (folder / out_of_time.FILE).exists() and load(folder, ("x",)).beyond is None
     assert parts is not None and recalibrate(parts).beyond is None
@@ -133,7 +134,7 @@ def test_it_can_be_switched_off_and_sweeps_go_without(tmp_path, monkeypatch):
 def test_where_it_cannot_be_made_it_is_refused_before_training(tmp_path):
     path, folder = panel(tmp_path, series=1, points=300), tmp_path / "run"
     with pytest.raises(ConfigError, match="out_of_time=true: it needs a table of whole series"):
-        fitting.run(compose([*KEYS, f"data.path={path}", "data.window=20", "out_of_time=true"]), folder)
+        fit.run(compose([*KEYS, f"data.path={path}", "data.window=20", "out_of_time=true"]), folder)
     with pytest.raises(ConfigError, match="expected one of auto, true, false"):
         parts_of(path, "out_of_time=maybe")
     parts = parts_of(panel(tmp_path), "evaluate.draws=1", "out_of_time=true")

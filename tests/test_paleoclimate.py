@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vrnn_lab import fetch
-from vrnn_lab.data.paleoclimate import Paleoclimate
+from vrnn_lab.data.datasets.paleoclimate import Paleoclimate
 
 SPLITS = ("train", "val", "test")
 

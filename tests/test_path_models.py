@@ -7,11 +7,11 @@ import torch
 from linear import linear_vae, whole_points
 from small import asked, batch_of, density, held_out, model_of, scale_of
 
-from vrnn_lab.encoders import RECENT, channel_summary
-from vrnn_lab.losses import log_mean_exp
+from vrnn_lab.core.densities import log_mean_exp
+from vrnn_lab.core.series import series_of
 from vrnn_lab.models import rnn_vae
-from vrnn_lab.networks import Levels
-from vrnn_lab.series import series_of
+from vrnn_lab.models.encoders import RECENT, channel_summary
+from vrnn_lab.models.networks import Levels
 
 
 @pytest.mark.parametrize("dim", [1, 3])
@@ -52,7 +52,7 @@ def test_where_nothing_of_a_point_is_seen_the_vae_answers_with_its_prior():
 
 def test_binary_points_go_with_a_bernoulli_head():
     scale = replace(scale_of(support="binary"), mean=torch.zeros(2).double(), std=torch.ones(2).double())
-    head = {"_target_": "vrnn_lab.likelihoods.BernoulliHead", "_partial_": True}
+    head = {"_target_": "vrnn_lab.models.heads.BernoulliHead", "_partial_": True}
     batch = batch_of()
     batch = density(replace(batch, values=(batch.values > -6).double()))
     for name in ("vae", "rnn_vae"):

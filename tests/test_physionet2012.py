@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from vrnn_lab.data import physionet2012
+from vrnn_lab.core.tasks import Density, Forecast
 from vrnn_lab.data.base import SPLITS
-from vrnn_lab.data.physionet2012 import PARAMETERS, SERIES, Physionet2012
-from vrnn_lab.tasks import Density, Forecast
+from vrnn_lab.data.datasets import physionet2012
+from vrnn_lab.data.datasets.physionet2012 import PARAMETERS, SERIES, Physionet2012
 
 COUNT = 10  # records a set
 FIRST = {"a": 132539, "b": 142675, "c": 152871}

@@ -17,11 +17,11 @@ import torch
 from linear import linear_vae, whole_points
 from small import MODELS, asked, batch_of, density, held_out, model_of, scale_of
 
+from vrnn_lab.core.densities import Bernoulli
+from vrnn_lab.core.series import TimeSeries, series_of
 from vrnn_lab.data.base import Ragged, SeriesData
-from vrnn_lab.densities import Bernoulli
-from vrnn_lab.ode import Solver
-from vrnn_lab.recipe import IWAE, Recipe, WarmupBeta, constant
-from vrnn_lab.series import TimeSeries, series_of
+from vrnn_lab.models.ode import Solver
+from vrnn_lab.models.recipe import IWAE, Recipe, WarmupBeta, constant
 
 
 class Noisy(SeriesData):

@@ -8,11 +8,12 @@ import torch
 from matplotlib.image import imread
 from small import MODELS, model_of
 
-from vrnn_lab import look, pictures, plots, prior
+from vrnn_lab.core.tasks import Density, Forecast, Interpolate
 from vrnn_lab.data.base import Ragged, SeriesData
-from vrnn_lab.data.periodic import Periodic
-from vrnn_lab.data.spirals import Spirals, Spirals1D
-from vrnn_lab.tasks import Density, Forecast, Interpolate
+from vrnn_lab.data.datasets.periodic import Periodic
+from vrnn_lab.data.datasets.spirals import Spirals, Spirals1D
+from vrnn_lab.figures import images, model_figures, style
+from vrnn_lab.models import prior_samples
 
 SIZES = {"train": 12, "val": 6, "test": 9, "points": 20}
 DATA = [Spirals(start=(0, 400), **SIZES), Spirals1D(**SIZES), Periodic(**SIZES)]
@@ -20,17 +21,17 @@ DATA = [Spirals(start=(0, 400), **SIZES), Spirals1D(**SIZES), Periodic(**SIZES)]
 
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch):
-    monkeypatch.setattr(plots, "SAMPLES", 6)
+    monkeypatch.setattr(model_figures, "SAMPLES", 6)
 
 
 def batch_of(data, task=None, count=3):
-    return plots._shown(data, "test", task or Interpolate(0.5), count)
+    return model_figures._shown(data, "test", task or Interpolate(0.5), count)
 
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("data", DATA, ids=lambda d: type(d).__name__)
 def test_every_figure_has_labelled_axes_titles_and_one_legend(name, data):
-    drawn = plots.figures(model_of(name, scale=data.scale), data, seed=0)
+    drawn = model_figures.figures(model_of(name, scale=data.scale), data, seed=0)
     assert set(drawn) == {"forecast", "interpolation"} | ({"phase_plane"} if data.phase_plane else set())
     for figure in drawn.values():
         assert len(figure.legends) == 1
@@ -42,7 +43,7 @@ def test_every_figure_has_labelled_axes_titles_and_one_legend(name, data):
 def test_the_phase_plane_goes_backward_except_for_step_models():
     data = DATA[0]
     for name, backward in (("latent_ode", True), ("rnn", False)):
-        drawn = plots._phase_plane(model_of(name, scale=data.scale), data, 0, "test")
+        drawn = model_figures._phase_plane(model_of(name, scale=data.scale), data, 0, "test")
         words = {text.get_text() for text in drawn.legends[0].get_texts()}
         assert ("draws, t < 0" in words) == backward
         assert "draws, t > 0" in words
@@ -52,10 +53,10 @@ def test_the_phase_plane_shows_the_truth_beyond_the_window_whole_and_draws_as_fa
     data = DATA[0]
     model = model_of("latent_ode", scale=data.scale)
     batch = batch_of(data, count=6)
-    figure = plots._phase_plane(model, data, 0, "test")
+    figure = model_figures._phase_plane(model, data, 0, "test")
     assert "truth beyond the window" in {text.get_text() for text in figure.legends[0].get_texts()}
-    for curve, window, ax in zip(plots._beyond(data, "test", batch), batch.window, figure.axes, strict=True):
-        shown = [line.get_xydata() for line in ax.lines if line.get_color() == look.BEYOND["color"]]
+    for curve, window, ax in zip(model_figures._beyond(data, "test", batch), batch.window, figure.axes, strict=True):
+        shown = [line.get_xydata() for line in ax.lines if line.get_color() == style.BEYOND["color"]]
         before, after = curve.values[curve.times <= window[0]], curve.values[curve.times >= window[1]]
         assert all(np.array_equal(line, part) for line, part in zip(shown, (before, after), strict=True))
         (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
@@ -67,10 +68,10 @@ def test_the_phase_plane_shows_the_truth_beyond_the_window_whole_and_draws_as_fa
 def test_lines_of_the_phase_plane_end_where_the_truth_does():
     data = Spirals(start=(465, 480), **SIZES)  # the curve ends within a window's length of every window
     batch, model = batch_of(data), model_of("latent_ode", scale=data.scale)
-    curves = plots._beyond(data, "test", batch)
-    fan = plots._fan(model, batch, plots._times(model, batch, 2.0), 0)
+    curves = model_figures._beyond(data, "test", batch)
+    fan = model_figures._fan(model, batch, model_figures._times(model, batch, 2.0), 0)
     for row, curve in enumerate(curves):
-        lines = plots._curves(fan, batch, row, curve)
+        lines = model_figures._curves(fan, batch, row, curve)
         assert lines.shape[1] == ((fan.times[row] <= curve.times[-1]) & (fan.times[row] >= curve.times[0])).sum()
         assert 0 < lines.shape[1] < fan.times.shape[1]
 
@@ -79,14 +80,14 @@ def test_units_and_names_of_the_data_set_are_on_the_figure():
     data = Periodic(**SIZES)
     data.time_unit, data.units = "kyr", ("ppm",)
     data.splits["test"] = replace(data.splits["test"], names=tuple("abcdefghi"))
-    ax = plots.figures(model_of("rnn", scale=data.scale), data, seed=0)["forecast"].axes[0]
+    ax = model_figures.figures(model_of("rnn", scale=data.scale), data, seed=0)["forecast"].axes[0]
     assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_title()) == ("time [kyr]", "x [ppm]", "series a")
 
 
 def test_figures_are_whole_png_files(tmp_path):
     data = DATA[2]
-    drawn = plots.figures(model_of("rnn", scale=data.scale), data, seed=0)
-    paths = plots.write(drawn, tmp_path / "figures")
+    drawn = model_figures.figures(model_of("rnn", scale=data.scale), data, seed=0)
+    paths = model_figures.write(drawn, tmp_path / "figures")
     assert {p.name for p in (tmp_path / "figures").iterdir()} == {p.name for p in paths}
     for path in paths:
         image = imread(path)
@@ -101,7 +102,7 @@ def test_figures_touch_no_random_state_and_leave_the_model_as_it_was():
     before = (model.noise.generator.get_state(), torch.get_rng_state(), np.random.get_state()[1].copy())  # noqa: NPY002 - the global state is what must not move
     for training in (True, False):
         model.train(training)
-        plots.figures(model, data, seed=0)
+        model_figures.figures(model, data, seed=0)
         assert model.training is training
         assert model.noise.fixed is None
     after = (model.noise.generator.get_state(), torch.get_rng_state(), np.random.get_state()[1])  # noqa: NPY002 - the global state is what must not move
@@ -111,8 +112,8 @@ def test_figures_touch_no_random_state_and_leave_the_model_as_it_was():
 def test_the_same_seed_draws_the_same_picture_and_another_seed_another():
     data, batch = DATA[0], batch_of(DATA[0])
     model = model_of("latent_ode", scale=data.scale)
-    grid = plots._times(model, batch, 1.3)
-    one, same, other = (plots._fan(model, batch, grid, seed) for seed in (1, 1, 2))
+    grid = model_figures._times(model, batch, 1.3)
+    one, same, other = (model_figures._fan(model, batch, grid, seed) for seed in (1, 1, 2))
     assert torch.equal(one.bands, same.bands)
     assert not torch.equal(one.bands, other.bands)
 
@@ -122,8 +123,8 @@ def test_nothing_that_is_held_out_reaches_the_model(name):
     data, batch = DATA[0], batch_of(DATA[0], Forecast(0.5))
     other = replace(batch, values=torch.where(batch.seen, batch.values, 1e3), clean=batch.clean + 5)
     model = model_of(name, scale=data.scale)
-    grid = plots._times(model, batch, 1.3)
-    one, two = (plots._fan(model, b, grid, 0) for b in (batch, other))
+    grid = model_figures._times(model, batch, 1.3)
+    one, two = (model_figures._fan(model, b, grid, 0) for b in (batch, other))
     assert torch.equal(one.mean, two.mean)
     assert torch.equal(one.bands, two.bands)
 
@@ -131,7 +132,7 @@ def test_nothing_that_is_held_out_reaches_the_model(name):
 def test_a_step_model_is_asked_at_its_rows_own_points_and_beyond():
     batch = batch_of(DATA[0])
     model = model_of("rnn", scale=DATA[0].scale)
-    fan = plots._fan(model, batch, plots._times(model, batch, 1.3), 0)
+    fan = model_figures._fan(model, batch, model_figures._times(model, batch, 1.3), 0)
     points = batch.times.shape[1]
     assert torch.equal(fan.times[:, :points], batch.times)
     assert fan.times.shape[1] == points + round(0.3 * points)
@@ -142,8 +143,8 @@ def test_a_step_model_is_asked_at_its_rows_own_points_and_beyond():
 def test_the_queries_of_the_grid_stand_in_time_order_among_the_seen_points():
     batch = batch_of(DATA[2])
     model = model_of("latent_ode", scale=DATA[2].scale)
-    grid = plots._times(model, batch, 1.3)
-    asked, place = plots._ask(batch, grid, own=False)
+    grid = model_figures._times(model, batch, 1.3)
+    asked, place = model_figures._ask(batch, grid, own=False)
     assert torch.equal(asked.check().times.gather(1, place), grid)
     assert asked.scored.any(-1).sum() == grid.numel()
     assert asked.seen.sum() == batch.seen.sum()
@@ -153,7 +154,7 @@ def test_bands_are_the_quantiles_of_observations():
     data = DATA[1]
     model = model_of("rnn", scale=data.scale)
     batch = batch_of(data, Density())
-    fan = plots._fan(model, batch, plots._times(model, batch, 1.0), 0)
+    fan = model_figures._fan(model, batch, model_figures._times(model, batch, 1.0), 0)
     with model.fixed_noise(0):
         density = model.predict(batch, 1).density
     z = torch.tensor([-1.645, -0.674, 0.674, 1.645], dtype=torch.float64).view(4, 1, 1, 1)
@@ -174,7 +175,7 @@ def test_curves_that_run_away_do_not_flatten_the_values():
     values = batch.values[0, batch.known[0, :, 0], 0]
     bands = torch.stack([values.min().expand(9), values.max().expand(9)])
     bands[:, -2:] = torch.tensor([[-1e6], [1e6]])
-    low, high = plots._limits(batch, bands, 0, 0)
+    low, high = model_figures._limits(batch, bands, 0, 0)
     assert high - low < 5 * (values.max() - values.min())
 
 
@@ -185,21 +186,21 @@ def test_a_band_is_shown_whole_however_few_values_there_are():
     batch = replace(batch, seen=batch.seen & one, scored=batch.scored & one)
     value = batch.values[0, one[0, :, 0], 0].double()
     bands = torch.stack([value - 3, value + 5]).expand(2, 7)
-    low, high = plots._limits(batch, bands, 0, 0)
+    low, high = model_figures._limits(batch, bands, 0, 0)
     assert low < value - 3 and high > value + 5
 
 
 def test_a_forecast_is_drawn_only_as_far_as_its_covariates_are_known():
     batch = batch_of(DATA[1])
-    assert not plots._covariates_change(batch)
+    assert not model_figures._covariates_change(batch)
     same = torch.ones(*batch.times.shape, 1).double()
-    assert not plots._covariates_change(replace(batch, covariates=same))
-    assert plots._covariates_change(replace(batch, covariates=batch.times[..., None]))
+    assert not model_figures._covariates_change(replace(batch, covariates=same))
+    assert model_figures._covariates_change(replace(batch, covariates=batch.times[..., None]))
 
 
 # ---- images, rolls and fields -----------------------------------------------------------------------------
 
-BERNOULLI = {"_target_": "vrnn_lab.likelihoods.BernoulliHead", "_partial_": True}
+BERNOULLI = {"_target_": "vrnn_lab.models.heads.BernoulliHead", "_partial_": True}
 
 
 class Random(SeriesData):
@@ -247,11 +248,11 @@ def words(figure) -> str:
 @pytest.mark.parametrize("support", ["binary", "real"])
 def test_images_are_shown_as_images(name, support):
     data = Images(6, 1, support)
-    drawn = plots.figures(model_of(name, scale=data.scale, **head_of(data)), data, seed=0)
+    drawn = model_figures.figures(model_of(name, scale=data.scale, **head_of(data)), data, seed=0)
     assert set(drawn) == {"samples", "reconstructions"}
     (shown,) = drawn["reconstructions"].axes[0].images
     assert shown.get_array().shape == (2 * 2 + 1, 10 * 4 - 1)
-    batch = plots._shown(data, "test", Density(), 10)
+    batch = model_figures._shown(data, "test", Density(), 10)
     first = batch.values[0, 0].view(2, 3).numpy()
     assert np.array_equal(shown.get_array().data[:2, :3], first)
     assert drawn["samples"].axes[0].images[0].get_array().shape == (5 * 3 - 1, 5 * 4 - 1)
@@ -260,17 +261,17 @@ def test_images_are_shown_as_images(name, support):
 def test_below_each_image_stands_the_models_mean_of_it():
     data = Images(6, 1)
     model = model_of("vae", scale=data.scale, head=BERNOULLI)
-    figure = plots.figures(model, data, seed=0)["reconstructions"]
-    batch = plots._shown(data, "test", Density(), 10)
+    figure = model_figures.figures(model, data, seed=0)["reconstructions"]
+    batch = model_figures._shown(data, "test", Density(), 10)
     with model.fixed_noise(0):
-        mean = model.predict(batch, plots.SAMPLES).mean
+        mean = model.predict(batch, model_figures.SAMPLES).mean
     shown = figure.axes[0].images[0].get_array().data[3:5, 4:7]
     assert np.allclose(shown, mean[1, 0].view(2, 3).numpy())
 
 
 def test_tiles_stand_row_by_row_with_gaps_between():
     flat = torch.arange(12.0).view(3, 4)
-    whole = pictures.tiled(flat, (2, 2), 2)
+    whole = images.tiled(flat, (2, 2), 2)
     assert whole.shape == (5, 5)
     assert whole[:2, :2].tolist() == [[0, 1], [2, 3]]
     assert whole[:2, 3:].tolist() == [[4, 5], [6, 7]]
@@ -282,12 +283,12 @@ def test_tiles_stand_row_by_row_with_gaps_between():
 def test_many_channels_of_zeros_and_ones_are_a_roll(name):
     data = Random(88, 12)
     model = model_of(name, scale=data.scale, head=BERNOULLI)
-    drawn = plots.figures(model, data, seed=0)
+    drawn = model_figures.figures(model, data, seed=0)
     assert set(drawn) == {"forecast", "interpolation"}
     for task, figure in drawn.items():
         above, below = (ax.collections[0].get_array() for ax in figure.axes)
         assert above.shape == below.shape == (88, 12)
-        batch = plots._shown(data, "test", plots.TASKS[task], 1)
+        batch = model_figures._shown(data, "test", model_figures.TASKS[task], 1)
         assert np.array_equal(above, batch.values[0].T.numpy())
         assert below.min() > 0 and below.max() < 1
         assert "seen" in words(figure) and ("forecast starts" in words(figure)) == (task == "forecast")
@@ -295,24 +296,26 @@ def test_many_channels_of_zeros_and_ones_are_a_roll(name):
 
 def test_many_real_channels_show_the_first_eight():
     data = Random(64, 10, "real")
-    drawn = plots.figures(model_of("vae", scale=data.scale), data, seed=0)
+    drawn = model_figures.figures(model_of("vae", scale=data.scale), data, seed=0)
     assert all(len(figure.axes) == 8 for figure in drawn.values())
 
 
 def test_long_series_are_drawn_with_bands(monkeypatch):
-    monkeypatch.setattr(plots, "SAMPLES", 100)
+    monkeypatch.setattr(model_figures, "SAMPLES", 100)
     data = Random(8, 2500, "real", series=3)
-    drawn = plots.figures(model_of("vae", scale=data.scale), data, 0, tasks={"interpolation": Interpolate(0.5)})
+    drawn = model_figures.figures(
+        model_of("vae", scale=data.scale), data, 0, tasks={"interpolation": Interpolate(0.5)}
+    )
     assert len(drawn["interpolation"].axes) == 8
     values = torch.randn(1000, 1, 2500, 8)  # more than torch takes at once
-    bands = plots._quantiles(values)
-    assert torch.equal(bands[:, 0, 5], torch.quantile(values[:, 0, 5], torch.tensor(plots.QUANTILES), dim=0))
+    bands = model_figures._quantiles(values)
+    assert torch.equal(bands[:, 0, 5], torch.quantile(values[:, 0, 5], torch.tensor(model_figures.QUANTILES), dim=0))
 
 
 def test_columns_of_a_roll_reach_half_way_to_their_neighbours():
     times = torch.tensor([0.0, 1.0, 4.0], dtype=torch.float64)
-    assert pictures.edges(times).tolist() == [-0.5, 0.5, 2.5, 5.5]
-    assert pictures.edges(times[:1]).tolist() == [-0.5, 0.5]
+    assert images.edges(times).tolist() == [-0.5, 0.5, 2.5, 5.5]
+    assert images.edges(times[:1]).tolist() == [-0.5, 0.5]
 
 
 @pytest.mark.parametrize(("factor", "error"), [(1.0, "0 %"), (1.5, "50 %"), (0.0, "100 %")])
@@ -320,7 +323,7 @@ def test_a_learned_field_stands_beside_the_true_one(factor, error):
     data = Turning(**SIZES)
     model = model_of("rnn", scale=data.scale)
     model.vector_field = lambda states: factor * data.field(states)
-    figure = plots.figures(model, data, seed=0)["vector_field"]
+    figure = model_figures.figures(model, data, seed=0)["vector_field"]
     assert [ax.get_title() for ax in figure.axes[:2]] == ["learned", "true"]
     assert f"mean error {error}" in words(figure)
 
@@ -328,14 +331,14 @@ def test_a_learned_field_stands_beside_the_true_one(factor, error):
 def test_without_a_field_on_both_sides_none_is_drawn():
     plain, known = Spirals(**SIZES), Turning(**SIZES)
     model = model_of("rnn", scale=plain.scale)
-    assert "vector_field" not in plots.figures(model, known, seed=0)
+    assert "vector_field" not in model_figures.figures(model, known, seed=0)
     model.vector_field = lambda states: states
-    assert "vector_field" not in plots.figures(model, plain, seed=0)
+    assert "vector_field" not in model_figures.figures(model, plain, seed=0)
 
 
 def test_the_grid_of_the_plane_holds_the_data_and_runs_along_x_first():
     values = torch.tensor([[0.0, 10.0], [1.0, 30.0]], dtype=torch.float64)
-    (x, y), states = pictures.plane(values)
+    (x, y), states = images.plane(values)
     assert (x[0], x[-1], y[0], y[-1]) == pytest.approx((-0.1, 1.1, 8.0, 32.0))
     grid = states.view(len(y), len(x), 2)
     assert torch.equal(grid[0, :, 0], x) and torch.equal(grid[:, 0, 1], y)
@@ -345,12 +348,12 @@ def test_the_grid_of_the_plane_holds_the_data_and_runs_along_x_first():
 @pytest.mark.parametrize("data", DATA, ids=lambda d: type(d).__name__)
 def test_series_from_the_prior_are_lines_over_time_and_in_the_plane(name, data):
     model = model_of(name, scale=data.scale)
-    figure = plots.samples(model, data, prior.draw(model, 3, 0))
+    figure = model_figures.samples(model, data, prior_samples.draw(model, 3, 0))
     assert len(figure.axes) == len(data.channels) + data.phase_plane
     assert all(ax.get_xlabel() and ax.get_ylabel() and ax.lines for ax in figure.axes)
 
 
 def test_a_name_of_the_users_is_no_formula(tmp_path):
-    figure, (ax,) = look.canvas(1, 1, (3.0, 2.0))
-    ax.set_ylabel(look.label("US$_{$", "$"))
-    assert plots.write({"it": figure}, tmp_path)
+    figure, (ax,) = style.canvas(1, 1, (3.0, 2.0))
+    ax.set_ylabel(style.label("US$_{$", "$"))
+    assert model_figures.write({"it": figure}, tmp_path)

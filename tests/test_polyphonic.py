@@ -7,9 +7,9 @@ import pytest
 from scipy.io import savemat
 from scipy.sparse import csc_matrix
 
+from vrnn_lab.core.tasks import Density
 from vrnn_lab.data.base import SPLITS
-from vrnn_lab.data.polyphonic import Polyphonic
-from vrnn_lab.tasks import Density
+from vrnn_lab.data.datasets.polyphonic import Polyphonic
 
 PARTS = {"train": "traindata", "val": "validdata", "test": "testdata"}
 LENGTHS = {"train": [25, 7, 10, 1], "val": [30, 4], "test": [3, 40, 5]}

@@ -14,15 +14,16 @@ from small import asked, batch_of, model_of, scale_of
 from test_forecaster import KEYS
 from test_predict import ask, parts_of, table
 
-from vrnn_lab import evaluate, pooled, predict
-from vrnn_lab.command import folders_of, guarded
+from vrnn_lab import evaluate, predict
+from vrnn_lab.cli.arguments import folders_of, guarded
+from vrnn_lab.core.densities import log_mean_exp
+from vrnn_lab.core.tasks import Density
+from vrnn_lab.evaluation.evaluate import evaluate as scores_of
+from vrnn_lab.evaluation.recalibration import Recalibration
+from vrnn_lab.evaluation.scores import sample_scores
 from vrnn_lab.forecaster import Forecaster
-from vrnn_lab.losses import log_mean_exp
-from vrnn_lab.metrics import evaluate as scores_of
-from vrnn_lab.pooled import APART, Pooled, Recalibrations, load_runs
-from vrnn_lab.recalibration import Recalibration
-from vrnn_lab.scores import sample_scores
-from vrnn_lab.tasks import Density
+from vrnn_lab.forecasting import ensemble
+from vrnn_lab.forecasting.ensemble import APART, Pooled, Recalibrations, load_runs
 
 NAMES = ["rnn", "linear_sde", "rnn_gmm"]  # densities of two kinds
 
@@ -154,7 +155,7 @@ def test_what_runs_must_share_is_named(said, monkeypatch):
     one, other = (parts_of(model_of("rnn", replace(scale_of(), dates=False))) for _ in "ab")
     other.model.scale = replace(one.model.scale, **UNLIKE[said])
     monkeypatch.setattr(
-        pooled, "load_parts", lambda folder, changes=None, trust=(): {"a": one, "b": other}[str(folder)]
+        ensemble, "load_parts", lambda folder, changes=None, trust=(): {"a": one, "b": other}[str(folder)]
     )
     with pytest.raises(ValueError, match="Leave one of the two out") as refused:
         load_runs(["a", "b"])
@@ -164,7 +165,7 @@ def test_what_runs_must_share_is_named(said, monkeypatch):
 def test_models_of_events_are_not_pooled(monkeypatch):
     scale = scale_of(1, support="events")
     one = parts_of(model_of("latent_ode_poisson model/head=events", scale))
-    monkeypatch.setattr(pooled, "load_parts", lambda folder, changes=None, trust=(): one)
+    monkeypatch.setattr(ensemble, "load_parts", lambda folder, changes=None, trust=(): one)
     with pytest.raises(ValueError, match="a is a model of event times"):
         load_runs(["a", "b"])
 
@@ -273,12 +274,12 @@ def test_runs_of_different_splits_can_still_predict_but_not_backtest(runs, monke
 
 def test_files_of_another_content_are_other_data(runs, monkeypatch):
     monkeypatch.chdir(runs)
-    pooled.check_splits(["a", "b"])  # each holds its own copy of one frame
+    ensemble.check_splits(["a", "b"])  # each holds its own copy of one frame
     kept = (runs / "b" / "data.csv").read_text()
     try:
         (runs / "b" / "data.csv").write_text(kept.replace("s0,", "t0,"))
         with pytest.raises(ValueError, match=r"b was trained with data\.path="):
-            pooled.check_splits(["a", "b"])
+            ensemble.check_splits(["a", "b"])
     finally:
         (runs / "b" / "data.csv").write_text(kept)
     assert json.loads((runs / "b" / "recalibration.json").read_text())["forecast"]["a"] == 0.5

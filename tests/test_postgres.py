@@ -16,7 +16,7 @@ from postgres import Server, binaries
 from test_run import metrics
 from test_search import TINY, UNDRAWN
 
-from vrnn_lab import study
+from vrnn_lab.sweeps import study
 
 pytestmark = [
     pytest.mark.stress,
@@ -47,7 +47,7 @@ def worker(server: Server, folder: Path, *more: str) -> subprocess.Popen:
     words = [*TINY, "study=shared", f"trials={TRIALS}", f"storage={server.url}", "failures=99", "pruner=none", *more]
     code = (
         f"{UNDRAWN}{FAST_HEART}{SLOW}import sys; sys.argv = {['x', *words]!r}\n"
-        "from vrnn_lab import search\nfrom vrnn_lab.command import guarded\nsys.exit(guarded(search.main))"
+        "from vrnn_lab import search\nfrom vrnn_lab.cli.arguments import guarded\nsys.exit(guarded(search.main))"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     log = (folder / f"worker{time.monotonic_ns()}.log").open("w")

@@ -17,21 +17,22 @@ from small import model_of, recipe_of, scale_of
 from test_run import command
 from torch import nn
 
-from vrnn_lab import forecasts, predict
-from vrnn_lab.answers import summary
-from vrnn_lab.command import guarded
-from vrnn_lab.config import compose
-from vrnn_lab.data import rows as reading
-from vrnn_lab.data.columns import Beside
-from vrnn_lab.data.rows import Form, Source
-from vrnn_lab.densities import Gaussian
-from vrnn_lab.experiment import assemble
-from vrnn_lab.forecasts import Asked, Forecasts
-from vrnn_lab.likelihoods import GaussianHead
+from vrnn_lab import predict
+from vrnn_lab.cli.arguments import guarded
+from vrnn_lab.config.compose import compose
+from vrnn_lab.core.densities import Gaussian
+from vrnn_lab.core.series import series_of
+from vrnn_lab.data.table import reader as reading
+from vrnn_lab.data.table.columns import Beside
+from vrnn_lab.data.table.reader import Form, Source
+from vrnn_lab.forecasting import forecast
+from vrnn_lab.forecasting.forecast import Asked, Forecasts
+from vrnn_lab.forecasting.queries import Times, Wanted, over_windows
+from vrnn_lab.forecasting.summary import summary
+from vrnn_lab.forecasting.writer import writing
 from vrnn_lab.models.base import Prediction, SequenceModel
-from vrnn_lab.outputs import writing
-from vrnn_lab.questions import Times, Wanted, over_windows
-from vrnn_lab.series import series_of
+from vrnn_lab.models.heads import GaussianHead
+from vrnn_lab.runs.build import assemble
 
 LEVELS = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95}
 
@@ -266,7 +267,7 @@ def test_an_answer_depends_on_its_own_series_alone(monkeypatch):
     whole = ask(frame, model, horizon=3.0, every=1.0)
     one = ask(frame[frame["id"] == "s3"], model, horizon=3.0, every=1.0)
     np.testing.assert_allclose(one.iloc[:, 3:], whole[whole["id"] == "s3"].iloc[:, 3:], rtol=1e-9)
-    monkeypatch.setattr("vrnn_lab.answers.ROWS_AT_ONCE", 1)
+    monkeypatch.setattr("vrnn_lab.forecasting.summary.ROWS_AT_ONCE", 1)
     np.testing.assert_allclose(ask(frame, model, horizon=3.0, every=1.0).iloc[:, 3:], whole.iloc[:, 3:], rtol=1e-9)
 
 
@@ -499,7 +500,7 @@ def with_covariates():
         scale_of(), covariates=("warm", "kind"), covariate_mean=torch.zeros(2).double(),
         covariate_std=torch.ones(2).double(),
     )  # fmt: skip
-    config = OmegaConf.create({"data": {"_target_": forecasts.TABLE, "known": ["warm"], "static": ["kind"]}})
+    config = OmegaConf.create({"data": {"_target_": forecast.TABLE, "known": ["warm"], "static": ["kind"]}})
     return replace(parts_of(model_of("rnn", scale, double=True)), config=config)
 
 

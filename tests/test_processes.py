@@ -9,15 +9,15 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from vrnn_lab.data.curves import Curves
-from vrnn_lab.data.digits import Digits
-from vrnn_lab.data.events import Events
-from vrnn_lab.data.mixture import CORRELATIONS, WEIGHTS, MixtureProcess
-from vrnn_lab.data.ode_demo import OdeDemo
-from vrnn_lab.metrics import Yardstick
-from vrnn_lab.references import references
-from vrnn_lab.series import series_of
-from vrnn_lab.tasks import Density, Forecast, Interpolate
+from vrnn_lab.core.series import series_of
+from vrnn_lab.core.tasks import Density, Forecast, Interpolate
+from vrnn_lab.data.datasets.curves import Curves
+from vrnn_lab.data.datasets.digits import Digits
+from vrnn_lab.data.datasets.events import Events
+from vrnn_lab.data.datasets.mixture import CORRELATIONS, WEIGHTS, MixtureProcess
+from vrnn_lab.data.datasets.ode_demo import OdeDemo
+from vrnn_lab.evaluation.baselines import references
+from vrnn_lab.evaluation.evaluate import Yardstick
 
 
 def log_p(data, times, values, window=None) -> float:
@@ -416,7 +416,7 @@ def test_the_curves_likelihood_of_a_subset_of_values_is_their_marginal():
 def test_rows_at_once_do_not_matter(monkeypatch):
     data = Curves(train=1, val=1, test=7, points=4)
     whole = data.exact(whole_split(data))[0]
-    monkeypatch.setattr("vrnn_lab.data.curves.AT_ONCE", 3 * data.grid)
+    monkeypatch.setattr("vrnn_lab.data.datasets.curves.AT_ONCE", 3 * data.grid)
     torch.testing.assert_close(data.exact(whole_split(data))[0], whole)
 
 

@@ -11,15 +11,15 @@ import pytest
 from small import scale_of
 from test_predict import Decay, ask, parts_of
 
-from vrnn_lab import experiment
-from vrnn_lab.data import columns, csv_dialect, rows, stream
-from vrnn_lab.data.clock import Clock
-from vrnn_lab.data.columns import Beside
-from vrnn_lab.data.csv_dialect import Dialect, dialect_of
-from vrnn_lab.data.rows import Form, Source
-from vrnn_lab.data.table import Table
+from vrnn_lab.data.table import columns, csv_dialect, reader, store
+from vrnn_lab.data.table.columns import Beside
+from vrnn_lab.data.table.csv_dialect import Dialect, dialect_of
+from vrnn_lab.data.table.dataset import Table
+from vrnn_lab.data.table.reader import Form, Source
+from vrnn_lab.data.table.time_format import Clock
 from vrnn_lab.forecaster import Forecaster
-from vrnn_lab.forecasts import Asked, Forecasts
+from vrnn_lab.forecasting.forecast import Asked, Forecasts
+from vrnn_lab.runs import build
 
 COMMAS = "id;time;a;b\nx;0,5;1,25;\nx;1,5;-2,5;3\ny;0;1,5e2;0,125\n"
 POINTS = "id,time,a,b\nx,0.5,1.25,\nx,1.5,-2.5,3\ny,0,1.5e2,0.125\n"
@@ -88,7 +88,7 @@ def test_a_file_that_has_changed_is_looked_at_again(file, tmp_path):
 
 @pytest.mark.parametrize("chunk", [200_000, 1])
 def test_questions_are_read_in_the_same_dialects_whole_and_in_chunks(chunk, file, monkeypatch, tmp_path):
-    monkeypatch.setattr(rows, "SMALL", chunk)
+    monkeypatch.setattr(reader, "SMALL", chunk)
     path = tmp_path / file(COMMAS)
     found = list(Source(path, "input", Form(), ("a", "b"), Beside(), None).series(whole=False))
     assert [series.name for series in found] == ["x", "y"]
@@ -112,7 +112,7 @@ def test_points_between_thousands_are_taken_out_where_a_cell_shows_that_they_are
 
 @pytest.mark.parametrize("chunk", [200_000, 1])
 def test_questions_have_points_between_thousands_too(chunk, file, monkeypatch, tmp_path):
-    monkeypatch.setattr(rows, "SMALL", chunk)
+    monkeypatch.setattr(reader, "SMALL", chunk)
     path = tmp_path / file(GROUPS.replace("01.02.2024", "1.000"))
     found = list(Source(path, "input", Form(), ("a", "b"), Beside(), None).series(whole=False))
     np.testing.assert_array_equal(found[0].values, [[1234.5, 2000], [-1234567.25, np.nan]])
@@ -330,7 +330,7 @@ def test_a_mix_of_times_with_and_without_a_zone_is_refused_with_the_first_of_eac
 
 @pytest.mark.parametrize("first", ["2024-01-01T00:00", "2024-01-01T00:00-03"])
 def test_a_mix_between_chunks_is_refused(first, file, tmp_path, monkeypatch):
-    monkeypatch.setattr(rows, "SMALL", 1)
+    monkeypatch.setattr(reader, "SMALL", 1)
     second = "2024-01-02T00:00Z" if first[-3] != "-" else "2024-01-02"
     path = tmp_path / file(f"id,time,a\nx,{first},1\nx,{second},2\n")
     without, zoned = sorted([first, second], key=lambda x: x[-1] == "Z" or x[-3:] == "-03")
@@ -340,7 +340,7 @@ def test_a_mix_between_chunks_is_refused(first, file, tmp_path, monkeypatch):
 
 def test_a_mix_between_chunks_of_a_stream_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("VRNN_LAB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(stream, "ROWS", 1)
+    monkeypatch.setattr(store, "ROWS", 1)
     frame = pd.DataFrame({"id": "x", "time": ["2024-01-01T00:00Z", "2024-01-02"], "a": 1.0})
     frame.to_parquet(tmp_path / "table.parquet")
     with pytest.raises(
@@ -467,8 +467,8 @@ def test_a_run_keeps_whether_its_dates_have_a_zone_and_older_ones_do_not_know():
     model = Decay(replace(scale_of(), dates=True, zoned=True))
     model.on_save_checkpoint(kept)
     kept["state_dict"] = model.state_dict()
-    assert experiment._scale(kept).zoned is True
-    assert experiment._scale({k: v for k, v in kept.items() if k != "zoned"}).zoned is None
+    assert build._scale(kept).zoned is True
+    assert build._scale({k: v for k, v in kept.items() if k != "zoned"}).zoned is None
 
 
 @pytest.mark.parametrize("chunked", [False, True])

@@ -11,9 +11,10 @@ from small import batch_of, density, scale_of
 
 import vrnn_lab
 from vrnn_lab import describe
-from vrnn_lab.config import check, compose, jobs_of
-from vrnn_lab.experiment import assemble
+from vrnn_lab.config.compose import compose, jobs_of
+from vrnn_lab.config.validate import check
 from vrnn_lab.forecaster import Forecaster
+from vrnn_lab.runs.build import assemble
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()

@@ -9,8 +9,9 @@ import pytest
 import torch
 from small import model_of, scale_of
 
-from vrnn_lab.config import check, compose
-from vrnn_lab.series import series_of
+from vrnn_lab.config.compose import compose
+from vrnn_lab.config.validate import check
+from vrnn_lab.core.series import series_of
 
 DOCS = Path(__file__).parent.parent / "docs"
 

@@ -7,12 +7,12 @@ import torch
 from oracle import QUESTIONS, Oracle, small_data
 from small import MODELS, asked, batch_of, model_of, scale_of
 
-from vrnn_lab import recalibration
-from vrnn_lab.config import ConfigError
-from vrnn_lab.metrics import answers
-from vrnn_lab.recalibration import Recalibration, ahead, fit, load
-from vrnn_lab.series import series_of
-from vrnn_lab.tasks import Interpolate
+from vrnn_lab.config.errors import ConfigError
+from vrnn_lab.core.series import series_of
+from vrnn_lab.core.tasks import Interpolate
+from vrnn_lab.evaluation import recalibration
+from vrnn_lab.evaluation.evaluate import answers
+from vrnn_lab.evaluation.recalibration import Recalibration, ahead, fit, load
 
 INSIDE, AFTER = torch.tensor([1.5, 0.4]).double(), torch.tensor([0.7, 3.0]).double()
 FITTED = Recalibration(("a", "b"), INSIDE, AFTER)

@@ -11,9 +11,11 @@ import torch
 from small import model_of, recipe_of
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from vrnn_lab import recipe
-from vrnn_lab.config import compose, make, options
-from vrnn_lab.data.spirals import Spirals1D
+from vrnn_lab.config.compose import compose
+from vrnn_lab.config.options import options
+from vrnn_lab.config.validate import make
+from vrnn_lab.data.datasets.spirals import Spirals1D
+from vrnn_lab.models import recipe
 
 LR, STEPS = 0.5, 100
 # Factors of the learning rate at some steps, with the defaults of conf/schedule and 100 steps in all.

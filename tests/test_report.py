@@ -14,7 +14,7 @@ import yaml
 from filelock import FileLock
 
 from vrnn_lab import report
-from vrnn_lab.command import guarded
+from vrnn_lab.cli.arguments import guarded
 from vrnn_lab.reports.compare import estimate, holm
 from vrnn_lab.reports.curves import curve
 from vrnn_lab.reports.data_sets import shortest_tails
@@ -31,7 +31,7 @@ def make(folder, seed=0, loss=None, typed=(), choices=None, tricks=(), metrics=N
     """A run folder: completed with a loss, failed with an error, else without metrics."""
     own = {
         "model": {"_target_": "vrnn_lab.models.rnn.RNN", "width": 64},
-        "data": {"_target_": "vrnn_lab.data.periodic.Periodic", "batch_size": 32},
+        "data": {"_target_": "vrnn_lab.data.datasets.periodic.Periodic", "batch_size": 32},
         "optim": ADAM,
         "trainer": {"accelerator": "auto", "max_epochs": 5},
         **config,
@@ -145,7 +145,7 @@ def test_the_same_config_and_seed_twice_counts_once(said, tmp_path):
 
 def test_runs_can_be_repeated_over_other_keys_than_the_seed(said, tmp_path):
     for seed in range(3):
-        data = {"_target_": "vrnn_lab.data.periodic.Periodic", "batch_size": 32, "seed": seed}
+        data = {"_target_": "vrnn_lab.data.datasets.periodic.Periodic", "batch_size": 32, "seed": seed}
         make(tmp_path / "s" / str(seed), seed, 1.0, data=data)
     assert len(table(said, tmp_path, tmp_path / "s")) == 3
     assert len(table(said, tmp_path, tmp_path / "s", "over=data.seed,seed")) == 1
@@ -179,7 +179,7 @@ def test_a_key_that_no_choice_accounts_for_is_named_though_nobody_typed_it(said,
 def test_tricks_name_a_row_as_a_set_and_what_they_set_is_not_named(said, tmp_path):
     for place, tricks in enumerate(((), ("wide",), ("big_batch", "wide"))):
         model = {"_target_": "vrnn_lab.models.rnn.RNN", "width": 200 if tricks else 64}
-        data = {"_target_": "vrnn_lab.data.periodic.Periodic", "batch_size": 200 if len(tricks) > 1 else 32}
+        data = {"_target_": "vrnn_lab.data.datasets.periodic.Periodic", "batch_size": 200 if len(tricks) > 1 else 32}
         make(tmp_path / "s" / str(place), 0, 3.0 - place, ["trick"], tricks=tricks, model=model, data=data)
     names = [row["name"] for row in table(said, tmp_path, tmp_path / "s")]
     assert names == ["trick=[big_batch,wide]", "trick=[wide]", "trick=none"]
@@ -207,7 +207,7 @@ def test_runs_of_different_code_are_said_to_be(said, tmp_path):
 
 def test_rows_on_different_data_are_never_in_one_ranking(said, tmp_path):
     make(tmp_path / "s" / "a", 0, 1.0, ["data"])
-    make(tmp_path / "s" / "b", 0, 2.0, ["data"], {"data": "ou"}, data={"_target_": "vrnn_lab.data.ou.OU"})
+    make(tmp_path / "s" / "b", 0, 2.0, ["data"], {"data": "ou"}, data={"_target_": "vrnn_lab.data.datasets.ou.OU"})
     code, out, _ = said(tmp_path / "s")
     assert code == 0 and "2 data sets" in out and "* best" not in out
     assert out.index("data set periodic") < out.index("data set ou")
@@ -230,7 +230,7 @@ def two_tables(tmp_path) -> Path:
                 key("drift", "mse"): level / 3,
             }
             found |= {key("drift", "coverage_90"): 0.875, "test/forecast/coverage_90": 0.75}
-            data = {"_target_": "vrnn_lab.data.table.Table", "path": f"/long/way/to/{path}"}
+            data = {"_target_": "vrnn_lab.data.table.dataset.Table", "path": f"/long/way/to/{path}"}
             choices, typed = {"data": "table", "optim": optim}, ["data", "data.path", "optim"]
             folder = tmp_path / "s" / path[0] / optim
             make(folder, 0, level + place, typed, choices, metrics=found, data=data, optim=node)
@@ -289,7 +289,7 @@ def test_a_folder_is_named_by_its_shortest_distinct_tail():
 
 def test_the_seed_of_a_data_set_and_the_size_of_batches_make_no_other_one(said, tmp_path):
     for seed in range(2):
-        data = {"_target_": "vrnn_lab.data.periodic.Periodic", "batch_size": 32 * (1 + seed), "seed": seed}
+        data = {"_target_": "vrnn_lab.data.datasets.periodic.Periodic", "batch_size": 32 * (1 + seed), "seed": seed}
         make(tmp_path / "s" / str(seed), seed, 1.0 + seed, data=data)
     rows = table(said, tmp_path, tmp_path / "s")
     assert [row["data set"] for row in rows] == ["periodic", "periodic"] and rows[0]["best"] == "True"

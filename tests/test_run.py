@@ -17,8 +17,9 @@ from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import vrnn_lab
-from vrnn_lab import experiment, fitting
-from vrnn_lab.config import compose
+from vrnn_lab.config.compose import compose
+from vrnn_lab.runs import build
+from vrnn_lab.training import fit
 
 FAST = [
     "model=latent_ode",
@@ -45,7 +46,7 @@ def command(module: str, *arguments: str, folder: Path, before: str = "", check:
     """A command in a process of its own; `before` is Python run first, to cut it short at a place."""
     code = (
         f"{PRELUDE}import sys; sys.argv = {['x', *arguments]!r}\n{before}\n"
-        f"from vrnn_lab import {module}\nfrom vrnn_lab.command import guarded\nsys.exit(guarded({module}.main))"
+        f"from vrnn_lab import {module}\nfrom vrnn_lab.cli.arguments import guarded\nsys.exit(guarded({module}.main))"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "RAY_worker_niceness": "0"}
     done = subprocess.run(
@@ -221,7 +222,7 @@ def test_a_checkpoint_in_the_middle_of_an_epoch_goes_on_there(tmp_path):
     """The loader knows its place: from a mid-epoch checkpoint the weights are those of the whole run."""
     import lightning.pytorch as pl
 
-    from vrnn_lab.checkpoints import Checkpoints
+    from vrnn_lab.runs.checkpoints import Checkpoints
 
     def trained(folder, **keys):
         model, data = vrnn_lab.build([a for a in FAST if not a.startswith("trainer")])
@@ -241,8 +242,8 @@ def test_a_checkpoint_in_the_middle_of_an_epoch_goes_on_there(tmp_path):
 
 def test_a_checkpoint_that_is_cut_short_leaves_the_one_before_it(tmp_path, monkeypatch):
     """Also where the temporary folder is on another disk, from which a file would be copied, not renamed."""
-    parts = experiment.assemble(compose(FAST))
-    saver = fitting.trainer_of(parts, tmp_path).strategy.checkpoint_io
+    parts = build.assemble(compose(FAST))
+    saver = fit.trainer_of(parts, tmp_path).strategy.checkpoint_io
     file = tmp_path / "checkpoints" / "last.ckpt"
     saver.save_checkpoint({"step": 1}, file)
 

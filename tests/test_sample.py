@@ -11,7 +11,8 @@ from matplotlib.image import imread
 from small import MODELS, model_of, scale_of
 from test_run import command
 
-from vrnn_lab import prior, sample
+from vrnn_lab import sample
+from vrnn_lab.models import prior_samples
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -19,20 +20,20 @@ def test_series_over_a_typical_window_are_a_function_of_the_seed(name):
     model = model_of(name)
     if getattr(model, "point_process", False):
         pytest.skip("its times are drawn too")
-    one, same, other = (prior.draw(model, 3, seed) for seed in (0, 0, 1))
+    one, same, other = (prior_samples.draw(model, 3, seed) for seed in (0, 0, 1))
     assert one.values.shape == one.curve.shape == (3, 11, 2)  # a window of ten usual gaps
     assert one.times[0].tolist() == pytest.approx(np.linspace(100.0, 105.0, 11))
     assert one.there.all() and one.values.isfinite().all()
     assert torch.equal(one.values, same.values)
     assert not torch.equal(one.values, other.values)
     assert not torch.equal(one.values[0], one.values[1])
-    more = prior.draw(model, 5, 0)
+    more = prior_samples.draw(model, 5, 0)
     torch.testing.assert_close(more.values[:3], one.values, rtol=1e-4, atol=1e-4)  # and more change none of them
 
 
 def test_draws_have_the_distribution_of_the_prior():
     model, marginal = linear_vae(2)
-    values = prior.draw(model, 200, 0, points=20).values.flatten(0, 1)
+    values = prior_samples.draw(model, 200, 0, points=20).values.flatten(0, 1)
     assert ((values.mean(0) - marginal.mean).abs() < 0.06 * marginal.stddev).all()
     torch.testing.assert_close(
         values.T.cov() / marginal.covariance_matrix, torch.ones(2, 2).double(), atol=0.1, rtol=0
@@ -41,8 +42,8 @@ def test_draws_have_the_distribution_of_the_prior():
 
 def test_a_step_model_goes_on_from_its_own_draws():
     model = model_of("rnn", double=True)
-    free = prior.draw(model, 2, 0)
-    asked = prior.question(model.scale, 2)
+    free = prior_samples.draw(model, 2, 0)
+    asked = prior_samples.question(model.scale, 2)
     first = torch.arange(11) < 5
     told = replace(asked, values=free.values, seen=asked.seen | first[:, None], scored=asked.scored & ~first[:, None])
     with model.fixed_noise(0):
@@ -51,15 +52,15 @@ def test_a_step_model_goes_on_from_its_own_draws():
 
 def test_where_series_are_single_points_so_are_the_draws():
     scale = replace(scale_of(), longest=torch.zeros(()).double())
-    asked = prior.question(scale, 4)
+    asked = prior_samples.question(scale, 4)
     assert asked.times.shape == (4, 1)
     assert torch.equal(asked.window[:, 0], asked.window[:, 1])
 
 
 def test_dense_series_have_no_more_points_than_the_limit_unless_asked():
     scale = replace(scale_of(), gap=torch.tensor(1e-6).double())
-    assert prior.question(scale, 1).times.shape == (1, prior.MOST_POINTS)
-    assert prior.question(scale, 1, points=1500).times.shape == (1, 1500)
+    assert prior_samples.question(scale, 1).times.shape == (1, prior_samples.MOST_POINTS)
+    assert prior_samples.question(scale, 1, points=1500).times.shape == (1, 1500)
 
 
 def test_a_point_process_draws_its_own_times():
@@ -67,14 +68,14 @@ def test_a_point_process_draws_its_own_times():
     model.point_process = True
     times = [torch.tensor(row, dtype=torch.float64) for row in ([101.0, 104.0], [102.0], [])]
     model.draw_times = lambda window, samples: times[:samples]
-    draws = prior.draw(model, 3, 0)
+    draws = prior_samples.draw(model, 3, 0)
     assert draws.there.tolist() == [[True, True], [True, False], [False, False]]
     table = [line.split(",")[:2] for line in sample.csv(draws, ("a", "b")).splitlines()]
     assert table == [["series", "time"], ["0", "101.0"], ["0", "104.0"], ["1", "102.0"]]
 
 
 def test_the_table_has_a_line_a_point_with_nothing_rounded(tmp_path):
-    draws = prior.draw(model_of("vrnn"), 3, 0)
+    draws = prior_samples.draw(model_of("vrnn"), 3, 0)
     (tmp_path / "x.csv").write_text(sample.csv(draws, ("a", "b")))
     table = pd.read_csv(tmp_path / "x.csv")
     assert list(table.columns) == ["series", "time", "a", "b"]
@@ -115,7 +116,7 @@ def test_the_command_writes_a_table_and_a_figure_and_the_same_again(run):
     ],
 )
 def test_what_cannot_work_is_one_message(arguments, said, monkeypatch, capsys):
-    from vrnn_lab.command import guarded
+    from vrnn_lab.cli.arguments import guarded
 
     monkeypatch.setattr("sys.argv", ["sample", *arguments])
     assert guarded(sample.main) == 2

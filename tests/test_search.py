@@ -16,10 +16,16 @@ from omegaconf import OmegaConf
 from optuna.trial import TrialState
 from test_run import CUT, command, metrics
 
-from vrnn_lab import fitting, search, space, study, trial
-from vrnn_lab.command import quiet
-from vrnn_lab.config import CONF, ConfigError, check, choices, compose, contents, flat, options
-from vrnn_lab.folder import config_of, metrics_of
+from vrnn_lab import search
+from vrnn_lab.cli.arguments import quiet
+from vrnn_lab.config.compose import choices, compose
+from vrnn_lab.config.errors import ConfigError
+from vrnn_lab.config.options import CONF, options
+from vrnn_lab.config.plain import contents, flat
+from vrnn_lab.config.validate import check
+from vrnn_lab.runs.folder import config_of, metrics_of
+from vrnn_lab.sweeps import search_space, study, trial
+from vrnn_lab.training import fit
 
 TINY = [
     "model=rnn",
@@ -150,7 +156,7 @@ def test_a_search_that_was_killed_goes_on_to_the_same_numbers(whole, here, run_i
     assert done.returncode == -signal.SIGKILL
     assert [s.number for s in study.seats(study_in(folder).trials) if s.end] == [0]
     first = (folder / "1" / "seed=0" / "metrics.json").stat().st_mtime_ns
-    monkeypatch.setattr(fitting.plots, "figures", lambda *a, **k: {})
+    monkeypatch.setattr(fit.plots, "figures", lambda *a, **k: {})
     code, printed = run_in(*WHOLE)
     assert code == 0 and "2 of 2 trials have ended: 2 completed" in printed
     assert (folder / "1" / "seed=0" / "metrics.json").stat().st_mtime_ns == first
@@ -197,7 +203,7 @@ def test_workers_that_begin_together_make_the_first_trial_once(here, monkeypatch
     for number in range(3):
         with study.taken(study.open_study(plan), plan) as found:
             assert found is not None and found[0] == number
-            drawn.append(space.suggest(found[1], plan.space))
+            drawn.append(search_space.suggest(found[1], plan.space))
             found[1].study.tell(found[1], 1.0)
     assert len({str(values) for values in drawn}) == 3 and drawn[0] == first | drawn[0]
     with study.taken(study.open_study(plan), plan) as found:
@@ -304,11 +310,11 @@ def test_seeds_are_pruned_on_their_running_mean(here, run_in, stub):
 def test_a_pruned_run_says_so_in_its_folder(tmp_path):
     class Hopeless(Callback):
         def on_validation_end(self, trainer, pl_module):
-            raise fitting.Pruned("behind")
+            raise fit.Pruned("behind")
 
     quiet()
-    with pytest.raises(fitting.Pruned):
-        fitting.run(compose(TINY), tmp_path / "run", watching=[Hopeless()])
+    with pytest.raises(fit.Pruned):
+        fit.run(compose(TINY), tmp_path / "run", watching=[Hopeless()])
     assert metrics_of(tmp_path / "run") == {"status": "pruned", "error": "Pruned: behind"}
 
 
@@ -317,13 +323,13 @@ def test_a_pruned_run_says_so_in_its_folder(tmp_path):
 
 @pytest.mark.parametrize("model", options("model"))
 def test_every_value_a_space_can_draw_fits_its_model(model):
-    found = space.changed(space.read(space.file_of(model)), [], [])
-    base = space.vet(found, [f"model={model}"])
-    assert space.defaults(
+    found = search_space.changed(search_space.read(search_space.file_of(model)), [], [])
+    base = search_space.vet(found, [f"model={model}"])
+    assert search_space.defaults(
         found, flat(contents(base)) | choices([f"model={model}"])
     )  # the first trial is the config as it is
     drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
-    check(compose([f"model={model}", *space.overrides(space.suggest(drawn.ask(), found))]))
+    check(compose([f"model={model}", *search_space.overrides(search_space.suggest(drawn.ask(), found))]))
 
 
 def test_every_space_belongs_to_a_model():
@@ -341,14 +347,14 @@ NARROWED = {
 
 @pytest.mark.parametrize("change", NARROWED)
 def test_a_space_is_narrowed_from_the_command_line(change):
-    found = space.changed(space.read(space.file_of("rnn")), [change], [])
+    found = search_space.changed(search_space.read(search_space.file_of("rnn")), [change], [])
     key = change.removeprefix("space.").partition("=")[0].removesuffix(".high")
     assert found[key] == NARROWED[change]
-    space.vet(found, ["model=rnn"])
+    search_space.vet(found, ["model=rnn"])
 
 
 def test_what_is_fixed_leaves_the_space_and_a_file_replaces_it(tmp_path):
-    found = space.changed(space.read(space.file_of("rnn")), [], ["optim=adam", "optim.lr=1e-3"])
+    found = search_space.changed(search_space.read(search_space.file_of("rnn")), [], ["optim=adam", "optim.lr=1e-3"])
     assert not {"optim", "optim.lr"} & set(found) and "model.width" in found
     (tmp_path / "my.yaml").write_text("optim.lr: {low: 1e-4, high: 1e-3}\n")
     plan, *_ = search.plan_of(search.Call([f"space={tmp_path / 'my.yaml'}"]))

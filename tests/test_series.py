@@ -7,9 +7,9 @@ import pytest
 import torch
 from small import asked, batch_of, held_out, told
 
+from vrnn_lab.core.series import compact, front_first, gaps, pick, put_back, series_of
+from vrnn_lab.core.tasks import Density, Forecast, Own
 from vrnn_lab.data.base import Ragged, pieces, places
-from vrnn_lab.series import compact, front_first, gaps, pick, put_back, series_of
-from vrnn_lab.tasks import Density, Forecast, Own
 
 NAN = float("nan")
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 from small import IN_PROCESS, RUN, trained
 
-from vrnn_lab import fitting, plots
-from vrnn_lab.folder import metrics_of
+from vrnn_lab.figures import model_figures
 from vrnn_lab.models.rnn import RNN
+from vrnn_lab.runs.folder import metrics_of
+from vrnn_lab.training import fit
 
 pytestmark = IN_PROCESS
 LENGTHS = {
@@ -37,9 +38,9 @@ CUTS = [
 def fits_alone():
     """Nothing is drawn and nothing scored: it is the fit that is stopped."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(plots, "figures", lambda *_args, **_keys: {})
-        patched.setattr(fitting, "score", lambda *_args: {})
-        patched.setattr(fitting, "_recalibrate", lambda *_args: (None, None))
+        patched.setattr(model_figures, "figures", lambda *_args, **_keys: {})
+        patched.setattr(fit, "score", lambda *_args: {})
+        patched.setattr(fit, "_recalibrate", lambda *_args: (None, None))
         yield
 
 

@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 import torch
 
-from vrnn_lab.built import data_of
-from vrnn_lab.config import compose
-from vrnn_lab.data import columns, stream, windows
-from vrnn_lab.data.table import Table
+from vrnn_lab.config.compose import compose
+from vrnn_lab.data import splits
+from vrnn_lab.data.table import columns, store
+from vrnn_lab.data.table.dataset import Table
+from vrnn_lab.runs.dataset_cache import data_of
 
 SPLITS = ("train", "val", "test")
 
@@ -22,7 +23,7 @@ SPLITS = ("train", "val", "test")
 def cache(tmp_path, monkeypatch):
     """A cache of its own, and batches of rows so small that every series is cut by some."""
     monkeypatch.setenv("VRNN_LAB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(stream, "ROWS", 7)
+    monkeypatch.setattr(store, "ROWS", 7)
     return tmp_path / "cache" / "streams"
 
 
@@ -124,7 +125,7 @@ def test_rounded_values_get_the_same_noise(tmp_path, caplog):
 
 
 def test_the_scale_of_many_pieces_is_that_of_one(tmp_path, monkeypatch):
-    from vrnn_lab.data import base, windows
+    from vrnn_lab.data import base, splits
 
     frame = wide(60)
     frame["a"] = (4 * frame["a"]).round()
@@ -132,7 +133,7 @@ def test_the_scale_of_many_pieces_is_that_of_one(tmp_path, monkeypatch):
     whole = Table(path)
     expected = whole.scale, whole.splits["train"].values
     monkeypatch.setattr(base, "CELLS", 30)
-    monkeypatch.setattr(windows, "CELLS", 30)
+    monkeypatch.setattr(splits, "CELLS", 30)
     small = Table(path)
     np.testing.assert_array_equal(small.splits["train"].values, expected[1])
     for name in ("mean", "std", "clock", "gap"):
@@ -145,9 +146,9 @@ def test_the_scale_of_many_pieces_is_that_of_one(tmp_path, monkeypatch):
 
 
 def test_a_file_is_written_once_until_it_changes(tmp_path, cache, monkeypatch):
-    monkeypatch.setattr(stream, "KEPT", 2)
-    path, calls, convert = tmp_path / "t.parquet", [], stream._convert
-    monkeypatch.setattr(stream, "_convert", lambda *args: calls.append(1) or convert(*args))
+    monkeypatch.setattr(store, "KEPT", 2)
+    path, calls, convert = tmp_path / "t.parquet", [], store._convert
+    monkeypatch.setattr(store, "_convert", lambda *args: calls.append(1) or convert(*args))
     for seed in range(4):
         save(wide(seed=seed), path)
         os.utime(path, (seed, seed))
@@ -159,8 +160,8 @@ def test_a_file_is_written_once_until_it_changes(tmp_path, cache, monkeypatch):
 
 
 def test_it_is_not_pickled(tmp_path, cache, monkeypatch):
-    monkeypatch.setattr("vrnn_lab.built.LONG", 0.0)
-    monkeypatch.setattr("vrnn_lab.built._held", {})
+    monkeypatch.setattr("vrnn_lab.runs.dataset_cache.LONG", 0.0)
+    monkeypatch.setattr("vrnn_lab.runs.dataset_cache._held", {})
     path = save(wide(), tmp_path / "t.parquet")
     keys = ["data=table", f"data.path={path}"]
     _ = data_of(compose([*keys, "data.stream=true"])).splits
@@ -174,7 +175,7 @@ def test_what_was_cut_half_way_is_not_taken_for_whole(tmp_path, cache, monkeypat
     frame = wide(40)
     frame["a"] = (4 * frame["a"]).round()
     path, calls = save(frame, tmp_path / "t.parquet"), []
-    owner, name = (stream.Pass, "write") if where == "write" else (np.memmap, "flush")
+    owner, name = (store.Pass, "write") if where == "write" else (np.memmap, "flush")
     before = getattr(owner, name)
 
     def cut(*args):
@@ -224,8 +225,8 @@ def test_too_little_room_is_said_before_anything_is_written(tmp_path, cache, mon
 
 
 def _read(path: str, found) -> None:
-    calls, convert = [], stream._convert
-    stream._convert = lambda *args: calls.append(1) or convert(*args)
+    calls, convert = [], store._convert
+    store._convert = lambda *args: calls.append(1) or convert(*args)
     total = float(np.nansum(Table(path, stream=True).splits["train"].values))
     found.put((len(calls), total))
 
@@ -315,7 +316,7 @@ def test_series_are_called_alike_whatever_type_their_ids_are_of(ids, tmp_path):
     pd.DataFrame(
         {"id": np.repeat(ids, 3), "time": [0.0, 1.0, 2.0] * len(ids), "x": np.arange(3.0 * len(ids))}
     ).to_parquet(file)
-    names = [sorted(windows.names_of(Table(path=str(file), stream=stream).whole())) for stream in (False, True)]
+    names = [sorted(splits.names_of(Table(path=str(file), stream=store).whole())) for store in (False, True)]
     assert names[0] == names[1] and len(names[0]) == len(ids)
 
 

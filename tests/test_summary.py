@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from test_run import command
 
-from vrnn_lab.data.table import Table
+from vrnn_lab.data.table.dataset import Table
 
 
 def table_of(tmp_path, frame: pd.DataFrame, **keys) -> Table:

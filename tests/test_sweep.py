@@ -20,11 +20,15 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
 from tests.test_run import CUT, CUTS, FAST, command, metrics
-from vrnn_lab import origin
-from vrnn_lab.config import ConfigError, compose
-from vrnn_lab.files import DamagedError, write_whole
-from vrnn_lab.fitting import _same_run
-from vrnn_lab.folder import (
+from vrnn_lab.cli.terminal import Terminal
+from vrnn_lab.config.compose import compose
+from vrnn_lab.config.errors import ConfigError
+from vrnn_lab.core.files import DamagedError, write_whole
+from vrnn_lab.models.base import SequenceModel
+from vrnn_lab.reports import runs
+from vrnn_lab.run import check_beforehand, job_of_sweep
+from vrnn_lab.runs import provenance
+from vrnn_lab.runs.folder import (
     anywhere,
     begin,
     choices_of,
@@ -35,11 +39,8 @@ from vrnn_lab.folder import (
     only_one,
     status,
 )
-from vrnn_lab.models.base import SequenceModel
-from vrnn_lab.reports import runs
-from vrnn_lab.run import check_beforehand, job_of_sweep
-from vrnn_lab.sweep import Job, Sweeper, _table, folders, plan
-from vrnn_lab.terminal import Terminal
+from vrnn_lab.sweeps.sweep import Job, Sweeper, _table, folders, plan
+from vrnn_lab.training.fit import _same_run
 
 SHORT = [*FAST, "trainer.max_epochs=2"]
 
@@ -144,7 +145,7 @@ def test_a_run_that_ends_while_it_is_looked_at_was_not_interrupted(tmp_path, mon
         fail(folder, RuntimeError("why"))
         return False
 
-    monkeypatch.setattr("vrnn_lab.folder.at_work", ends)
+    monkeypatch.setattr("vrnn_lab.runs.folder.at_work", ends)
     monkeypatch.setattr("vrnn_lab.reports.runs.at_work_on", ends)
     assert status(tmp_path) == "failed"
     (tmp_path / "metrics.json").unlink()
@@ -172,31 +173,31 @@ def test_a_broken_result_is_named_with_its_cure(tmp_path):
 def test_what_changed_since_a_run_began_is_known(tmp_path, monkeypatch):
     (tmp_path / "my.csv").write_text("id,time,x\na,0,1\n")
     config = compose(["data=table", f"data.path={tmp_path / 'my.csv'}"])
-    origin.write(tmp_path, config)
-    assert origin.changes(tmp_path, config) == []
+    provenance.write(tmp_path, config)
+    assert provenance.changes(tmp_path, config) == []
     time.sleep(0.01)
     (tmp_path / "my.csv").write_text("id,time,x\na,0,2\n")
-    assert origin.changes(tmp_path, config) == ["the data file changed"]
+    assert provenance.changes(tmp_path, config) == ["the data file changed"]
     folder = compose(["data=speech", f"data.path={tmp_path}"])  # a folder that holds the files
-    before = origin.of(folder)
+    before = provenance.of(folder)
     time.sleep(0.01)
     (tmp_path / "my.csv").write_text("id,time,x\na,0,3\n")
-    assert origin.of(folder) != before
-    monkeypatch.setattr(origin, "_code", lambda foreign: "other")
-    assert origin.changes(tmp_path, config) == ["the code changed", "the data file changed"]
+    assert provenance.of(folder) != before
+    monkeypatch.setattr(provenance, "_code", lambda foreign: "other")
+    assert provenance.changes(tmp_path, config) == ["the code changed", "the data file changed"]
 
 
 def test_the_code_of_a_run_is_what_its_fit_goes_through_and_nothing_else(tmp_path):
-    reached = {file.name for file in origin._reached()}
-    known = {"experiment.py", "fitting.py", "latent_ode.py", "ou.py", "ode.py", "densities.py", "metrics.py"}
+    reached = {file.name for file in provenance._reached()}
+    known = {"build.py", "fit.py", "latent_ode.py", "ou.py", "ode.py", "densities.py", "evaluate.py"}
     assert known <= reached
     assert not {"run.py", "sweep.py", "describe.py", "report.py"} & reached
     own = tmp_path / "own.py"
     codes = []
     for text in ("x = 1\n", "# why\nx = 1\n", '"""What."""\nx = 1\n', "x = 2\n"):
         own.write_text(text)
-        origin._code.cache_clear()
-        codes.append(origin._code(frozenset([own])))
+        provenance._code.cache_clear()
+        codes.append(provenance._code(frozenset([own])))
     assert codes[0] == codes[1] == codes[2] != codes[3]
 
 
@@ -300,11 +301,11 @@ def test_a_job_that_fails_leaves_the_process_none_of_its_memory(tmp_path, monkey
 def test_a_job_that_failed_before_it_trained_begins_anew_with_the_code_of_now(tmp_path, monkeypatch):
     config = compose([*SHORT, "trainer.max_epochs=1"])
     fail(tmp_path, RuntimeError("its worker never began"), config)
-    monkeypatch.setattr(origin, "_code", lambda foreign: "before")
-    origin.write(tmp_path, config)
-    monkeypatch.setattr(origin, "_code", lambda foreign: "now")
+    monkeypatch.setattr(provenance, "_code", lambda foreign: "before")
+    provenance.write(tmp_path, config)
+    monkeypatch.setattr(provenance, "_code", lambda foreign: "now")
     job_of_sweep(config, tmp_path, ["seed=0"], {"model": "latent_ode"})
-    assert origin.changes(tmp_path, config) == []
+    assert provenance.changes(tmp_path, config) == []
     assert choices_of(tmp_path) == {"model": "latent_ode"} and "seed=0" in command_of(tmp_path)
 
 
@@ -358,7 +359,8 @@ def test_workers_that_outlive_a_killed_launcher_and_a_second_launcher_do_not_dis
 def test_a_job_whose_process_is_killed_again_and_again_is_given_up_and_the_others_run(tmp_path):
     """As when it needs more memory than there is: joblib then breaks off all it has."""
     (tmp_path / "deadly.py").write_text(
-        "import os\nfrom vrnn_lab.data.periodic import Periodic\nclass Deadly(Periodic):\n    def make(self):\n"
+        "import os\nfrom vrnn_lab.data.datasets.periodic import Periodic\n"
+        "class Deadly(Periodic):\n    def make(self):\n"
         "        os.kill(os.getpid(), 9 * (self.seed == 1))\n        return super().make()\n"
     )
     sweep = [*SHORT, "-m", "sweep=s", "hydra/launcher=joblib", "data._target_=deadly.Deadly", "data.seed=0,1,2"]

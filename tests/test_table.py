@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vrnn_lab.data import windows
-from vrnn_lab.data.table import Table
+from vrnn_lab.data import splits as windows
+from vrnn_lab.data.table.dataset import Table
 
 SPLITS = ("train", "val", "test")
 

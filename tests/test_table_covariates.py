@@ -9,13 +9,13 @@ import torch
 from test_run import command
 
 import vrnn_lab
-from vrnn_lab.config import compose
-from vrnn_lab.data import columns
-from vrnn_lab.data.columns import Beside, Cells
-from vrnn_lab.data.table import Table
-from vrnn_lab.experiment import assemble, check_channels
-from vrnn_lab.series import series_of
-from vrnn_lab.tasks import Density, Forecast, Own
+from vrnn_lab.config.compose import compose
+from vrnn_lab.core.series import series_of
+from vrnn_lab.core.tasks import Density, Forecast, Own
+from vrnn_lab.data.table import columns
+from vrnn_lab.data.table.columns import Beside, Cells
+from vrnn_lab.data.table.dataset import Table
+from vrnn_lab.runs.build import assemble, check_channels
 
 NAN = np.nan
 WIDE = """id,time,flux,bar,temp,age

@@ -5,10 +5,10 @@ import torch
 from small import batch_of, density, model_of
 from torch import Tensor
 
-from vrnn_lab import layers
-from vrnn_lab.layers import Memory, VectorField
-from vrnn_lab.ode import Solver, through
-from vrnn_lab.taped import flow, tape
+from vrnn_lab.models import layers
+from vrnn_lab.models.fused import runge_kutta, tape
+from vrnn_lab.models.layers import Memory, VectorField
+from vrnn_lab.models.ode import Solver, through
 
 
 def values_and_gradients(outputs, inputs: list[Tensor]) -> list[Tensor]:
@@ -33,8 +33,8 @@ def agree(ours: list[Tensor], theirs: list[Tensor]) -> None:
 @pytest.mark.parametrize("depth", [0, 1, 3])
 @pytest.mark.parametrize(("kept", "block"), [(1, 1), (1, 50), (2**28, 1), (2**28, 100)])
 def test_a_solve_is_that_of_autograd_however_short_the_tape(activation, depth, kept, block, monkeypatch):
-    monkeypatch.setattr(flow, "TAPE", kept)
-    monkeypatch.setattr(flow, "BLOCK", block)
+    monkeypatch.setattr(runge_kutta, "TAPE", kept)
+    monkeypatch.setattr(runge_kutta, "BLOCK", block)
     torch.manual_seed(depth)
     field = VectorField(3, 6, depth, activation, 2.0).double()
     start = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
@@ -49,8 +49,8 @@ def test_a_solve_is_that_of_autograd_however_short_the_tape(activation, depth, k
 
 @pytest.mark.parametrize(("kept", "block"), [(1, 1), (1, 70), (2**28, 1), (2**28, 70)])
 def test_a_walk_is_that_of_autograd_however_short_the_tape(kept, block, monkeypatch):
-    monkeypatch.setattr(flow, "TAPE", kept)
-    monkeypatch.setattr(flow, "BLOCK", block)
+    monkeypatch.setattr(runge_kutta, "TAPE", kept)
+    monkeypatch.setattr(runge_kutta, "BLOCK", block)
     torch.manual_seed(0)
     memory, field = Memory(3, 4).double(), VectorField(4, 5, 1, "tanh", 1.0).double()
     told = torch.randn(6, 7, 3, dtype=torch.float64, requires_grad=True)

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
+from vrnn_lab.core.tasks import Density, Forecast, Interpolate, Mixed, Own, Shared, Task, Within
 from vrnn_lab.data.base import Batches, Ragged, generator
-from vrnn_lab.tasks import Density, Forecast, Interpolate, Mixed, Own, Shared, Task, Within
 
 TIMES = np.linspace(10, 20, 41)  # a quarter apart; the window is wider than the points
 WINDOW = np.array([5.0, 25.0])

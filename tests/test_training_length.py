@@ -12,11 +12,14 @@ from small import model_of
 from test_callbacks import data_of, fit
 from test_run import CUT, FAST, MODEL, command, metrics, steps_of
 
-from vrnn_lab import fitting, length, threads
-from vrnn_lab.callbacks import Figures, LastStep, Plateau, StopWhenWorse
-from vrnn_lab.config import ConfigError, check, compose
-from vrnn_lab.experiment import assemble
-from vrnn_lab.trial import Watch
+from vrnn_lab.config.compose import compose
+from vrnn_lab.config.errors import ConfigError
+from vrnn_lab.config.validate import check
+from vrnn_lab.runs.build import assemble
+from vrnn_lab.sweeps.trial import Watch
+from vrnn_lab.training import fit as fitting
+from vrnn_lab.training import length, threads
+from vrnn_lab.training.callbacks import Figures, LastStep, Plateau, StopWhenWorse
 
 SMALL = [key for key in FAST if not key.startswith("trainer.")]
 STEPS = [*SMALL, "trainer.max_steps=30"]
@@ -122,7 +125,7 @@ def test_killed_between_epochs_it_goes_on_to_the_same_numbers(call, whole, tmp_p
 def test_a_plateau_goes_by_validations_that_are_counted_in_steps():
     from functools import partial
 
-    from vrnn_lab.recipe import plateau
+    from vrnn_lab.models.recipe import plateau
 
     model = model_of("rnn", scale=data_of().scale)
     schedule = partial(plateau, patience=0)
@@ -231,7 +234,7 @@ def test_timing_steps_changes_nothing_of_a_fit():
     assert all(p.grad is None for p in model.parameters())
 
 
-@pytest.mark.filterwarnings("ignore:.*exists and is not empty.*")  # as commands do (vrnn_lab.command.quiet)
+@pytest.mark.filterwarnings("ignore:.*exists and is not empty.*")  # as commands do (vrnn_lab.cli.arguments.quiet)
 @pytest.mark.filterwarnings("ignore:.*smaller than the logging interval.*")
 def test_the_number_is_recorded_kept_by_a_resumed_run_and_restored(tmp_path, monkeypatch, several):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

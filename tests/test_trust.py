@@ -9,12 +9,15 @@ import torch
 import yaml
 from small import IN_PROCESS
 
-from vrnn_lab import Forecaster, built, checkpoints, evaluate, fitting, predict, run, sample
-from vrnn_lab.config import ConfigError, compose
-from vrnn_lab.experiment import load_parts
-from vrnn_lab.files import DamagedError
-from vrnn_lab.folder import config_of, config_to_build
-from vrnn_lab.trust import known_targets, trust_of
+from vrnn_lab import Forecaster, evaluate, predict, run, sample
+from vrnn_lab.config.compose import compose
+from vrnn_lab.config.errors import ConfigError
+from vrnn_lab.core.files import DamagedError
+from vrnn_lab.runs import checkpoints, dataset_cache
+from vrnn_lab.runs.build import load_parts
+from vrnn_lab.runs.folder import config_of, config_to_build
+from vrnn_lab.runs.trust import known_targets, trust_of
+from vrnn_lab.training import fit
 
 pytestmark = IN_PROCESS
 
@@ -61,10 +64,10 @@ def called(command, *arguments):
 TARGETS = [
     "os.system",
     "subprocess.Popen",
-    "vrnn_lab.processes._start",
+    "vrnn_lab.training.ddp._start",
     "vrnn_lab.fetch.download",
-    "vrnn_lab.files.write_whole",
-    "vrnn_lab.outputs.writing",
+    "vrnn_lab.core.files.write_whole",
+    "vrnn_lab.forecasting.writer.writing",
     "vrnn_lab.data.cache.own_folder",
     "lightning.pytorch.callbacks.ModelCheckpoint",
     "lightning.pytorch.callbacks.OnExceptionCheckpoint",
@@ -141,7 +144,11 @@ def test_what_trust_may_say():
 
 
 def test_all_that_conf_names_is_known_and_every_run_of_ours_may_be_read():
-    assert {"vrnn_lab.models.vrnn.VRNN", "torch.optim.AdamW", "vrnn_lab.compiled.trainer"} <= known_targets()
+    assert {
+        "vrnn_lab.models.vrnn.VRNN",
+        "torch.optim.AdamW",
+        "vrnn_lab.training.compile_step.trainer",
+    } <= known_targets()
     assert not any("callbacks.Model" in target or "_start" in target for target in known_targets())
 
 
@@ -167,7 +174,7 @@ def test_paths_in_a_checkpoint_remove_nothing_outside_the_folder(folder, tmp_pat
         (folder / "checkpoints" / name).unlink()
     (folder / "metrics.json").unlink()
     change(folder, lambda config: config["trainer"].update(max_epochs=6))
-    fitting.run(config_of(folder), folder, resuming=True)
+    fit.run(config_of(folder), folder, resuming=True)
     assert (precious / "inner" / "file").read_text() == "kept"
     assert (folder / "checkpoints" / "best.ckpt").is_file()
 
@@ -222,7 +229,7 @@ def test_what_looks_like_an_interpolation_is_text(text, folder, tmp_path):
     change(folder, lambda config: config.update(note=text, deep={"list": [text]}))
     config = config_to_build(folder)
     assert config.note == config.deep.list[0] == text
-    fitting._same_run(config, folder, resuming=False)  # and is so when it is written and read once more
+    fit._same_run(config, folder, resuming=False)  # and is so when it is written and read once more
     assert config_of(folder).note == text
 
 
@@ -259,16 +266,16 @@ def test_nothing_in_the_cache_is_a_pickle_and_nobody_else_may_write_there(tmp_pa
     import pickle
 
     monkeypatch.setenv("VRNN_LAB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(built, "_held", {})
-    monkeypatch.setattr(built, "LONG", 0.0)
+    monkeypatch.setattr(dataset_cache, "_held", {})
+    monkeypatch.setattr(dataset_cache, "LONG", 0.0)
     config = compose(["data=ou", "data.train=5", "data.val=5", "data.test=5"])
     place = tmp_path / "cache" / "built"
     place.mkdir(parents=True)
     place.chmod(0o777)
     trap = pickle.dumps(Trap(str(tmp_path / "ran")))
-    for name in (f"{built._key(config)}.pickle", f"{built._key(config)}.npz"):
+    for name in (f"{dataset_cache._key(config)}.pickle", f"{dataset_cache._key(config)}.npz"):
         (place / name).write_bytes(trap)
-    assert len(built.data_of(config).splits["train"]) == 5
+    assert len(dataset_cache.data_of(config).splits["train"]) == 5
     assert not (tmp_path / "ran").exists() and place.stat().st_mode & 0o777 == 0o700
     assert [file.suffix for file in place.iterdir() if file.suffix != ".lock"] == [".npz"]
 

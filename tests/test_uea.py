@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from vrnn_lab import fetch
+from vrnn_lab.core.tasks import Density
 from vrnn_lab.data.base import SPLITS
-from vrnn_lab.data.uea import PROBLEMS, UEA
-from vrnn_lab.tasks import Density
+from vrnn_lab.data.datasets.uea import PROBLEMS, UEA
 
 HEADER = """#A UCI Archive dataset. Paper: 11--13
 @problemName {title}

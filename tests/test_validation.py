@@ -7,13 +7,13 @@ import pandas as pd
 import pytest
 import torch
 
-from vrnn_lab.config import compose
+from vrnn_lab.config.compose import compose
+from vrnn_lab.core.tasks import Density
 from vrnn_lab.data.blocks import ValidationBlocks
-from vrnn_lab.data.table import Table
-from vrnn_lab.experiment import assemble
-from vrnn_lab.recalibration import BLOCKS, FEWEST, LEAST, Recalibration, factors_of
-from vrnn_lab.tasks import Density
-from vrnn_lab.validation import FOLDS, plans, recalibrate, rolling
+from vrnn_lab.data.table.dataset import Table
+from vrnn_lab.evaluation.recalibration import BLOCKS, FEWEST, LEAST, Recalibration, factors_of
+from vrnn_lab.runs.build import assemble
+from vrnn_lab.training.fit_recalibration import FOLDS, plans, recalibrate, rolling
 
 
 def table(tmp_path, series: int, points: int, **keys) -> Table:

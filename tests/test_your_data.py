@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vrnn_lab.command import guarded
+from vrnn_lab.cli.arguments import guarded
 
 TEXT = (Path(__file__).parent.parent / "docs" / "your-data.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 def build(overrides: "list[str] | None" = None) -> "tuple[SequenceModel, SeriesData]":
     """An untrained model and its data set from Hydra overrides: `build(["model=vrnn", "data=ou"])`."""
-    from vrnn_lab.config import compose
-    from vrnn_lab.experiment import assemble
+    from vrnn_lab.config.compose import compose
+    from vrnn_lab.runs.build import assemble
 
     parts = assemble(compose(overrides or []))
     return parts.model, parts.data
@@ -25,7 +25,7 @@ def build(overrides: "list[str] | None" = None) -> "tuple[SequenceModel, SeriesD
 
 def load(run: "str | Path") -> "tuple[SequenceModel, SeriesData]":
     """The fitted model (best checkpoint, in evaluation mode) and the data set of a run folder."""
-    from vrnn_lab.experiment import load_parts
+    from vrnn_lab.runs.build import load_parts
 
     parts = load_parts(run)
     return parts.model, parts.data

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import yaml
 
-from vrnn_lab.command import guarded
-from vrnn_lab.config import CONF, ConfigError, groups, near, options
+from vrnn_lab.cli.arguments import guarded
+from vrnn_lab.config.errors import ConfigError, near
+from vrnn_lab.config.options import CONF, groups, options
 
 USAGE = """python -m vrnn_lab.describe [group] [group=option] ...
 

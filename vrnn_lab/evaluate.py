@@ -4,7 +4,7 @@ import logging
 import sys
 from pathlib import Path
 
-from vrnn_lab.command import arguments, folders_of, guarded, quiet, switch, whole
+from vrnn_lab.cli.arguments import arguments, folders_of, guarded, quiet, switch, whole
 
 USAGE = """python -m vrnn_lab.evaluate run=<run folder> [evaluate.<key>=<value> ...] [data.path=<file>] [split=val]
 python -m vrnn_lab.evaluate run=<run folder> backtest=true backtest.horizon=24 [output=<csv>]
@@ -42,14 +42,16 @@ def main() -> int:
     found = arguments(USAGE, KEYS, sys.argv[1:])
     quiet()
 
-    from vrnn_lab.config import ConfigError, config_of, contents, flat, near
-    from vrnn_lab.experiment import score
-    from vrnn_lab.folder import config_to_build
-    from vrnn_lab.forecasts import recalibration_of
-    from vrnn_lab.origin import data_changed
-    from vrnn_lab.pooled import check_splits, load_runs
-    from vrnn_lab.table import print_run
-    from vrnn_lab.trust import trust_of
+    from vrnn_lab.config.compose import config_of
+    from vrnn_lab.config.errors import ConfigError, near
+    from vrnn_lab.config.plain import contents, flat
+    from vrnn_lab.forecasting.ensemble import check_splits, load_runs
+    from vrnn_lab.forecasting.forecast import recalibration_of
+    from vrnn_lab.reports.run_table import print_run
+    from vrnn_lab.runs.build import score
+    from vrnn_lab.runs.folder import config_to_build
+    from vrnn_lab.runs.provenance import data_changed
+    from vrnn_lab.runs.trust import trust_of
 
     folders, split = folders_of(found), found.get("split", "test")
     if split not in ("val", "test"):
@@ -103,18 +105,18 @@ def plan_of(found: dict[str, str]):
         raise ValueError(f"backtest.{min(unknown)}: expected backtest.horizon, backtest.every or backtest.folds.")
     if "horizon" not in given:
         raise ValueError("backtest.horizon is missing: how far ahead, in the data's time unit.")
-    from vrnn_lab.backtest import Plan
-    from vrnn_lab.data.clock import Span
+    from vrnn_lab.data.table.time_format import Span
+    from vrnn_lab.forecasting.backtest import Plan
 
     every = Span.of("backtest.every", given["every"]) if "every" in given else None
     return Plan(Span.of("backtest.horizon", given["horizon"]), every, whole(found, "backtest.folds", 5, 1))
 
 
 def print_backtest(parts, plan, split: str, factors, output: str | None) -> None:
-    from vrnn_lab.backtest import run
-    from vrnn_lab.data.clock import Clock
-    from vrnn_lab.files import write_whole
-    from vrnn_lab.table import backtest, paper
+    from vrnn_lab.core.files import write_whole
+    from vrnn_lab.data.table.time_format import Clock
+    from vrnn_lab.forecasting.backtest import run
+    from vrnn_lab.reports.run_table import backtest, paper
 
     found, values = run(parts, plan, split, factors and factors.apply)
     unit = f" {parts.data.time_unit}" if parts.data.time_unit else ""
@@ -129,8 +131,8 @@ def print_backtest(parts, plan, split: str, factors, output: str | None) -> None
 
 def recalibration(parts, folder: Path):
     """The factors fitted on validation, which are printed, and kept in the folder."""
-    from vrnn_lab.out_of_time import measured
-    from vrnn_lab.validation import recalibrate
+    from vrnn_lab.training.fit_recalibration import recalibrate
+    from vrnn_lab.training.out_of_time import measured
 
     found = recalibrate(parts, measured(parts, folder))
     print("\n".join(found.lines()))
@@ -142,7 +144,7 @@ def _recalibrated(parts, split: str, factors) -> dict[str, float]:
     """Scores of recalibrated predictions, recalibrated/<split>/..."""
     if factors is None:
         return {}
-    from vrnn_lab.metrics import answers
+    from vrnn_lab.evaluation.evaluate import answers
 
     scores = answers(parts.model, parts.data, split, parts.yardstick, parts.config.seed, factors.apply)
     return {f"recalibrated/{key}": value for key, value in scores.items()}

@@ -31,10 +31,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from vrnn_lab.cli.shown_text import complain
+from vrnn_lab.core.files import write_bytes
 from vrnn_lab.data.archives import member
 from vrnn_lab.data.cache import cache_folder
-from vrnn_lab.files import write_bytes
-from vrnn_lab.shown_text import complain
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ from typing import Any
 
 import pandas as pd
 
-from vrnn_lab.config import ConfigError, choices, compose
-from vrnn_lab.crossings import DRAWS, Level
-from vrnn_lab.data.clock import spans
-from vrnn_lab.experiment import Parts, load_parts
-from vrnn_lab.files import write_whole
-from vrnn_lab.forecasts import Asked, Forecasts, form_of, recalibration_of
-from vrnn_lab.pooled import Pooled, check_splits, load_runs
+from vrnn_lab.config.compose import choices, compose
+from vrnn_lab.config.errors import ConfigError
+from vrnn_lab.core.files import write_whole
+from vrnn_lab.data.table.time_format import spans
+from vrnn_lab.forecasting.crossings import DRAWS, Level
+from vrnn_lab.forecasting.ensemble import Pooled, check_splits, load_runs
+from vrnn_lab.forecasting.forecast import Asked, Forecasts, form_of, recalibration_of
+from vrnn_lab.runs.build import Parts, load_parts
 
 Ahead = float | int | str | timedelta  # in the data's unit of time; where times are dates also 1h, or a Timedelta
 
@@ -64,8 +65,8 @@ class Forecaster:
         error: Sequence[str | None] | None = None,
     ) -> "Forecaster":
         """Train on the frame, which is kept as data.csv in the run folder. The columns as those of data=table."""
-        from vrnn_lab import fitting
-        from vrnn_lab.command import quiet
+        from vrnn_lab.cli.arguments import quiet
+        from vrnn_lab.training import fit as fitting
 
         if self._parts and isinstance(self._parts.model, Pooled):
             raise ConfigError(
@@ -176,7 +177,7 @@ class Forecaster:
 
         Of several runs their mixture, each recalibrated as in `predict`; ConfigError where their test series differ.
         """
-        from vrnn_lab.backtest import backtest
+        from vrnn_lab.forecasting.backtest import backtest
 
         ahead, step = spans(horizon, every)
         assert ahead is not None

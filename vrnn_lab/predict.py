@@ -6,7 +6,7 @@ from math import inf
 from pathlib import Path
 from time import monotonic
 
-from vrnn_lab.command import arguments, folders_of, guarded, quiet, switch, whole
+from vrnn_lab.cli.arguments import arguments, folders_of, guarded, quiet, switch, whole
 
 USAGE = """python -m vrnn_lab.predict run=<run folder> input=<file> output=<file> and one question
 
@@ -86,18 +86,18 @@ def main() -> int:
     if "when" in found and (idle := [key for key in ("paths", "figures") if key in found]):
         raise ValueError(f"{idle[0]}= belongs to a table of predictions, when= asks for another; drop one of them.")
     quiet()
-    from vrnn_lab.crossings import DRAWS, Level
-    from vrnn_lab.data.clock import spans
-    from vrnn_lab.data.columns import column_names
-    from vrnn_lab.outputs import check_ending
+    from vrnn_lab.data.table.columns import column_names
+    from vrnn_lab.data.table.time_format import spans
+    from vrnn_lab.forecasting.crossings import DRAWS, Level
+    from vrnn_lab.forecasting.writer import check_ending
 
     check_ending(output)
     for key in ("input", "at"):
         if key in found:
             column_names(Path(found[key]).expanduser(), key)
-    from vrnn_lab.forecasts import Asked, Forecasts, form_of
-    from vrnn_lab.pooled import load_runs
-    from vrnn_lab.trust import trust_of
+    from vrnn_lab.forecasting.ensemble import load_runs
+    from vrnn_lab.forecasting.forecast import Asked, Forecasts, form_of
+    from vrnn_lab.runs.trust import trust_of
 
     trust = trust_of(found.get("trust", ""))
     at = Path(found["at"]).expanduser() if "at" in found else None
@@ -114,11 +114,11 @@ def main() -> int:
 
 def write(forecasts, output: Path, most: float, in_memory: bool) -> None:
     """The table and the figures."""
-    from vrnn_lab import album
-    from vrnn_lab.outputs import writing
+    from vrnn_lab.forecasting import forecast_figures
+    from vrnn_lab.forecasting.writer import writing
 
-    labels = album.Labels.of(forecasts.parts)
-    figures = album.Album(output.parent / f"{output.stem}_figures", most, labels)
+    labels = forecast_figures.Labels.of(forecasts.parts)
+    figures = forecast_figures.Album(output.parent / f"{output.stem}_figures", most, labels)
     rows, said = 0, monotonic()
     with writing(output) as out:
         for answer in forecasts.answers(in_memory):

@@ -6,17 +6,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from textwrap import shorten
 
-from vrnn_lab.command import guarded
-from vrnn_lab.config import ConfigError, near
-from vrnn_lab.files import write_whole
-from vrnn_lab.folder import SCORE
+from vrnn_lab.cli.arguments import guarded
+from vrnn_lab.cli.shown_text import complain
+from vrnn_lab.cli.terminal import Terminal
+from vrnn_lab.config.errors import ConfigError, near
+from vrnn_lab.core.files import write_whole
 from vrnn_lab.reports import claims, csv_files, formats
 from vrnn_lab.reports.page import page
 from vrnn_lab.reports.runs import Run, read_all
-from vrnn_lab.reports.sheets import sheets
 from vrnn_lab.reports.summary import Question, Summary, summarise
-from vrnn_lab.shown_text import complain
-from vrnn_lab.terminal import Terminal
+from vrnn_lab.reports.tables import sheets
+from vrnn_lab.runs.folder import SCORE
 
 USAGE = """python -m vrnn_lab.report <folder> ... [key=value ...]
 

@@ -1,5 +1,6 @@
 """python -m vrnn_lab.run: train a model, score it, draw it; -m sweeps, resume=<run folder> goes on."""
 
+import gc
 import itertools
 import os
 import re
@@ -13,13 +14,17 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from vrnn_lab.command import guarded, load, outlive_readers, quiet
-from vrnn_lab.config import CONF, ConfigError, check, compose, config_of, contents, flat, groups, near, options
-from vrnn_lab.devices import device_for
-from vrnn_lab.processes import launched
-from vrnn_lab.shown_text import complain, say
-from vrnn_lab.signals import install
-from vrnn_lab.sweep import Sweeper, SweepFailed, plan
+from vrnn_lab.cli.arguments import guarded, outlive_readers, quiet
+from vrnn_lab.cli.shown_text import complain, say
+from vrnn_lab.cli.signals import install
+from vrnn_lab.config.compose import compose, config_of
+from vrnn_lab.config.errors import ConfigError, near
+from vrnn_lab.config.options import CONF, groups, options
+from vrnn_lab.config.plain import contents, flat
+from vrnn_lab.config.validate import check
+from vrnn_lab.sweeps.gpu_slots import device_for
+from vrnn_lab.sweeps.sweep import Sweeper, SweepFailed, plan
+from vrnn_lab.training.ddp import launched
 
 PASSED_ON = (
     "--hydra-help",
@@ -45,9 +50,9 @@ def job(
 ) -> float:
     """One run in its folder; prints its table and returns its score, val/loss."""
     quiet()
-    from vrnn_lab import fitting
-    from vrnn_lab.folder import SCORE
-    from vrnn_lab.table import print_run
+    from vrnn_lab.reports.run_table import print_run
+    from vrnn_lab.runs.folder import SCORE
+    from vrnn_lab.training import fit as fitting
 
     try:
         metrics = fitting.run(config, folder, overrides, choices, resuming=resuming, links=links)
@@ -65,12 +70,21 @@ def job(
     return metrics[SCORE]
 
 
+def _import_training() -> None:
+    """Import what a run needs, in a sixth less time: without looking for garbage again and again meanwhile."""
+    gc.disable()
+    try:
+        import vrnn_lab.training.fit  # noqa: F401 - to have it loaded is all
+    finally:
+        gc.enable()
+
+
 def job_of_sweep(config: DictConfig, folder: Path, overrides: list[str], choices: dict[str, Any]) -> float:
     """One job, in whatever process; a line says how it ended, and one that failed raises."""
     quiet()
-    load()
-    from vrnn_lab import fitting
-    from vrnn_lab.folder import SCORE
+    _import_training()
+    from vrnn_lab.runs.folder import SCORE
+    from vrnn_lab.training import fit as fitting
 
     say(f"begun    {folder.name}")
     try:
@@ -103,8 +117,8 @@ def _placed(config: DictConfig):
 
 def resume(folder: Path, changes: list[str]) -> int:
     """Go on with a run from its own config; beside it only trainer.* may be set, and trust=."""
-    from vrnn_lab.folder import config_to_build
-    from vrnn_lab.trust import trust_of
+    from vrnn_lab.runs.folder import config_to_build
+    from vrnn_lab.runs.trust import trust_of
 
     trust = trust_of(next((c.partition("=")[2] for c in reversed(changes) if c.startswith("trust=")), ""))
     changes = [change for change in changes if not change.startswith("trust=")]
@@ -125,7 +139,7 @@ def resume(folder: Path, changes: list[str]) -> int:
 
 def check_beforehand(argv: list[str]) -> None:
     """What does not compose, or cannot work, stops here, before any folder is made."""
-    from vrnn_lab.hardware import check_accelerator
+    from vrnn_lab.training.devices import check_accelerator
 
     overrides, dirs = _asked(argv)
     if _sweeps(argv):
@@ -236,7 +250,7 @@ def main() -> int:
     if any(a.split("=")[0] in PASSED_ON for a in argv):
         return through_hydra(argv)
     quiet()
-    load()
+    _import_training()
     folders = [a.partition("=")[2] for a in argv if a.startswith("resume=")]
     check_launch(argv)
     if folders:

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from vrnn_lab.command import arguments, folder_of, guarded, quiet, whole
+from vrnn_lab.cli.arguments import arguments, folder_of, guarded, quiet, whole
 
 USAGE = """python -m vrnn_lab.sample run=<run folder> [n=16] [points=<number>] [seed=0] [output=<file>.csv]
 
@@ -40,18 +40,19 @@ def main() -> int:
     if output.suffix != ".csv":
         raise ValueError(f"output={output}: expected a file that ends in .csv.")
     quiet()
-    from vrnn_lab import plots, prior
-    from vrnn_lab.experiment import load_parts
-    from vrnn_lab.files import write_whole
-    from vrnn_lab.trust import trust_of
+    from vrnn_lab.core.files import write_whole
+    from vrnn_lab.figures import model_figures
+    from vrnn_lab.models import prior_samples
+    from vrnn_lab.runs.build import load_parts
+    from vrnn_lab.runs.trust import trust_of
 
     parts = load_parts(folder, trust=trust_of(found.get("trust", "")))
     if points is not None and parts.model.point_process:
         raise ValueError("points= is for models that are asked at given times; this one draws its times itself.")
-    draws = prior.draw(parts.model, count, seed, points)
+    draws = prior_samples.draw(parts.model, count, seed, points)
     write_whole(output, csv(draws, parts.model.scale.channels))
-    drawn = plots.samples(parts.model, parts.data, draws)
-    (figure,) = plots.write({output.stem: drawn}, output.parent)
+    drawn = model_figures.samples(parts.model, parts.data, draws)
+    (figure,) = model_figures.write({output.stem: drawn}, output.parent)
     print(f"samples  {output}\nfigure   {figure}")
     return 0
 

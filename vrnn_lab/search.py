@@ -12,11 +12,15 @@ from typing import Any
 
 import yaml
 
-from vrnn_lab import length
-from vrnn_lab.command import guarded, outlive_readers, quiet
-from vrnn_lab.config import CONF, VOLATILE, ConfigError, choices, compose, contents, flat, groups, near, target
-from vrnn_lab.shown_text import complain, say, terminal_cell
-from vrnn_lab.signals import install
+from vrnn_lab.cli.arguments import guarded, outlive_readers, quiet
+from vrnn_lab.cli.shown_text import complain, say, terminal_cell
+from vrnn_lab.cli.signals import install
+from vrnn_lab.config.compose import VOLATILE, choices, compose
+from vrnn_lab.config.errors import ConfigError, near
+from vrnn_lab.config.options import CONF, groups
+from vrnn_lab.config.plain import contents, flat
+from vrnn_lab.config.validate import target
+from vrnn_lab.training import length
 
 USAGE = """python -m vrnn_lab.search [model=vrnn] [data=curves] [trials=40] [<setting>=<value>] [<key>=<value>] ...
 
@@ -130,8 +134,8 @@ def _fixable(key: str, word: str) -> str:
 
 def plan_of(call: Call) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """The plan of a search, what makes it the same search again, and its first trial."""
-    from vrnn_lab import space
-    from vrnn_lab.study import PRUNERS, SAMPLERS, Plan
+    from vrnn_lab.sweeps import search_space
+    from vrnn_lab.sweeps.study import PRUNERS, SAMPLERS, Plan
 
     for key, allowed in {"sampler": SAMPLERS, "pruner": PRUNERS}.items():
         if call.settings[key] not in allowed:
@@ -144,9 +148,9 @@ def plan_of(call: Call) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         )
     chosen = choices(call.fixed, call.dirs)
     file = call.settings["space"]
-    searched = space.read(Path(file) if file else space.file_of(chosen["model"], call.dirs))
-    searched = space.changed(searched, call.changes, call.fixed)
-    base = space.vet(searched, call.fixed, call.dirs)
+    searched = search_space.read(Path(file) if file else search_space.file_of(chosen["model"], call.dirs))
+    searched = search_space.changed(searched, call.changes, call.fixed)
+    base = search_space.vet(searched, call.fixed, call.dirs)
     config = {k: v for k, v in flat(contents(base)).items() if not k.startswith(VOLATILE)}
     facts = {"config": config, "space": searched, "seeds": call.settings["seeds"]}
     code = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
@@ -167,7 +171,7 @@ def plan_of(call: Call) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         bar=not call.launching and sys.stderr.isatty(),
         since=datetime.now(),
     )
-    return plan, facts, space.defaults(searched, flat(contents(base)) | chosen)
+    return plan, facts, search_space.defaults(searched, flat(contents(base)) | chosen)
 
 
 def _storage(url: str | None, folder: Path) -> str:
@@ -181,7 +185,7 @@ def _storage(url: str | None, folder: Path) -> str:
 
 def launch(plan: Any, workers: int, launching: list[str]) -> None:
     """Workers as the jobs of a Hydra sweep, by whichever launcher is chosen; one without a launcher works here."""
-    from vrnn_lab.trial import work
+    from vrnn_lab.sweeps.trial import work
 
     if not launching:
         work(plan)
@@ -209,7 +213,7 @@ def show(plan: Any) -> int:
     """The best trials, what mattered, and the winner as a command and as an experiment; the exit code."""
     from optuna.trial import TrialState
 
-    from vrnn_lab.study import asked, failures_in_a_row, open_study, reason
+    from vrnn_lab.sweeps.study import asked, failures_in_a_row, open_study, reason
 
     study = open_study(plan)
     seats = asked(study, plan)
@@ -237,10 +241,10 @@ def show(plan: Any) -> int:
 def _show_best(plan: Any, study: Any, ranked: list[tuple[int, Any]]) -> None:
     from rich.table import Table
 
-    from vrnn_lab.files import write_whole
-    from vrnn_lab.space import overrides
-    from vrnn_lab.table import number
-    from vrnn_lab.terminal import Terminal
+    from vrnn_lab.cli.terminal import Terminal
+    from vrnn_lab.core.files import write_whole
+    from vrnn_lab.reports.run_table import number
+    from vrnn_lab.sweeps.search_space import overrides
 
     beside = [k for k in ranked[0][1].user_attrs if k.startswith("test/")]
     table = Table(title="best by val/loss", title_justify="left", box=None)
@@ -315,7 +319,7 @@ def main() -> int:
     quiet()
     import optuna
 
-    from vrnn_lab import study
+    from vrnn_lab.sweeps import study
 
     install()
     optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vrnn_lab.checks import Count, Natural
-from vrnn_lab.data.names import Names
+from vrnn_lab.core.densities import Gaussian
+from vrnn_lab.core.series import Scale, TimeSeries, Variation
+from vrnn_lab.core.tasks import Beyond, Density, Draws, Own, Shared, Task
+from vrnn_lab.core.types import Count, Natural
+from vrnn_lab.data.packed_strings import Names
 from vrnn_lab.data.variation import variation_of
-from vrnn_lab.densities import Gaussian
-from vrnn_lab.series import Scale, TimeSeries, Variation
-from vrnn_lab.tasks import Beyond, Density, Draws, Own, Shared, Task
 
 SPLITS = ("train", "val", "test")
 SHUFFLE, TASKS, PATTERN, PLAIN = 101, 102, 103, 104  # what a generator is for: no two purposes share a stream

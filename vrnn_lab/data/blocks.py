@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from vrnn_lab.core.series import TimeSeries
 from vrnn_lab.data.base import SeriesData
-from vrnn_lab.data.windows import names_of
-from vrnn_lab.series import TimeSeries
+from vrnn_lab.data.splits import names_of
 
 
 class ValidationBlocks:

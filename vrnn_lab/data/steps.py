@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vrnn_lab.data.base import Ragged
-from vrnn_lab.data.windows import hashed
+from vrnn_lab.data.splits import hashed
 
 
 def in_steps(values: Sequence[NDArray], names: Sequence[str], labels: NDArray[np.int64] | None = None) -> Ragged:

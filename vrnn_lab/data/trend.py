@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vrnn_lab.series import Trend
+from vrnn_lab.core.series import Trend
 
 HARMONICS = 2  # of each known period, fitted beside the trend so that a season does not tilt it
 

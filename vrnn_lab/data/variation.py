@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vrnn_lab.series import Variation
+from vrnn_lab.core.series import Variation
 
 
 def variation_of(

@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from vrnn_lab.densities import Density
-from vrnn_lab.likelihoods import Head
-from vrnn_lab.losses import Activity, LossTerms, log_mean_exp
-from vrnn_lab.networks import Classifier
-from vrnn_lab.noise import Noise
-from vrnn_lab.recipe import FIVO, Recipe
-from vrnn_lab.series import Scale, TimeSeries, Trend
-from vrnn_lab.share import ALL, Share
+from vrnn_lab.core.densities import Density, log_mean_exp
+from vrnn_lab.core.noise import Noise
+from vrnn_lab.core.series import Scale, TimeSeries, Trend
+from vrnn_lab.core.shard import ALL, Share
+from vrnn_lab.models.heads import Head
+from vrnn_lab.models.losses import Activity, LossTerms
+from vrnn_lab.models.networks import Classifier
+from vrnn_lab.models.recipe import FIVO, Recipe
 
 HELD = ("loss", "nll", "kl", "labels")  # of every training step; the last where labels are learned
 HEADS = {"real": "model/head=gaussian", "binary": "model/head=bernoulli", "events": "model/head=events"}
@@ -57,7 +57,8 @@ class SequenceModel(pl.LightningModule, ABC):
     methods take and give the data's own units and add the log-determinant of that change to the nats.
 
     causal: predictions at a query cannot use points after it (a step model).
-    has_loss: it has an objective to be fitted on, as all have but a mixture of fitted models (`vrnn_lab.pooled`).
+    has_loss: it has an objective to be fitted on, as all have but a mixture of fitted models
+        (`vrnn_lab.forecasting.ensemble`).
     takes_covariates: it reads `series.covariates`; data that have some are refused where it does not.
     takes_error: wherever a value is scored or predicted its density is `blurred(series.error)`.
     states: the size of the states it gives in its loss terms, from which labels can be told; 0 = it gives none.

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor, nn
 
-from vrnn_lab.densities import Density
-from vrnn_lab.layers import mlp
-from vrnn_lab.likelihoods import Head, last_bias
-from vrnn_lab.networks import beside
-from vrnn_lab.series import Scale, TimeSeries
+from vrnn_lab.core.densities import Density
+from vrnn_lab.core.series import Scale, TimeSeries
+from vrnn_lab.models.heads import Head, last_bias
+from vrnn_lab.models.layers import mlp
+from vrnn_lab.models.networks import beside
 
 FEATURES = 5  # of each channel that the recognition network reads of a point
 WIDEST = 3.0  # log of the most that the network may change a site's std by

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
-from vrnn_lab.layers import Activation, mlp
-from vrnn_lab.ode import Path
+from vrnn_lab.models.layers import Activation, mlp
+from vrnn_lab.models.ode import Path
 
 LEGENDRE = 4  # points of a panel: exact for polynomials up to degree 7
 POINTS, WEIGHTS = np.polynomial.legendre.leggauss(LEGENDRE)

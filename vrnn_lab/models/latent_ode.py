@@ -7,16 +7,16 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
-from vrnn_lab.checks import Count, Natural, Positive
-from vrnn_lab.encoders import GRUEncoder, Recognition
-from vrnn_lab.layers import Activation, VectorField, mlp
+from vrnn_lab.core.series import Scale, TimeSeries, compact
+from vrnn_lab.core.types import Count, Natural, Positive
+from vrnn_lab.models.encoders import GRUEncoder, Recognition
 from vrnn_lab.models.intensity import Intensity, Rate
+from vrnn_lab.models.layers import Activation, VectorField, mlp
 from vrnn_lab.models.lines import PathLevel
+from vrnn_lab.models.networks import Levels
+from vrnn_lab.models.ode import Method, Path, Solver, steps_in_training, steps_to_cover
 from vrnn_lab.models.paths import PathModel
-from vrnn_lab.networks import Levels
-from vrnn_lab.ode import Method, Path, Solver, steps_in_training, steps_to_cover
-from vrnn_lab.recipe import Recipe
-from vrnn_lab.series import Scale, TimeSeries, compact
+from vrnn_lab.models.recipe import Recipe
 
 
 class LatentODE(PathModel):

@@ -8,18 +8,18 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
-from vrnn_lab.checks import Count, Natural, Positive
-from vrnn_lab.densities import Density
-from vrnn_lab.encoders import GRUEncoder, Reading
-from vrnn_lab.layers import Activation, VectorField, mlp
-from vrnn_lab.loops import loop
-from vrnn_lab.losses import Latents, LossTerms, Normal
+from vrnn_lab.core.compile_loops import loop
+from vrnn_lab.core.densities import Density
+from vrnn_lab.core.series import Scale, TimeSeries, pick
+from vrnn_lab.core.types import Count, Natural, Positive
 from vrnn_lab.models.base import SequenceModel
+from vrnn_lab.models.encoders import GRUEncoder, Reading
+from vrnn_lab.models.layers import Activation, VectorField, mlp
 from vrnn_lab.models.lines import Line, Lines, PathLevel
-from vrnn_lab.networks import beside
-from vrnn_lab.ode import linear_read, steps_in_training, steps_to_cover
-from vrnn_lab.recipe import Recipe
-from vrnn_lab.series import Scale, TimeSeries, pick
+from vrnn_lab.models.losses import Latents, LossTerms, Normal
+from vrnn_lab.models.networks import beside
+from vrnn_lab.models.ode import linear_read, steps_in_training, steps_to_cover
+from vrnn_lab.models.recipe import Recipe
 
 
 @dataclass(frozen=True)

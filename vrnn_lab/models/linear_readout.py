@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
+from vrnn_lab.core.series import Scale, TimeSeries, Variation
 from vrnn_lab.models.linear_state import SLOWEST, SPEED, Parts
 from vrnn_lab.models.lines import PathLevel
-from vrnn_lab.series import Scale, TimeSeries, Variation
 
 
 class Loadings(nn.Module):

@@ -9,21 +9,21 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from vrnn_lab.checks import Count, Natural, Positive
-from vrnn_lab.densities import Density, Gaussian
-from vrnn_lab.kalman import log_likelihood, posterior
-from vrnn_lab.likelihoods import GaussianHead
-from vrnn_lab.losses import LossTerms
+from vrnn_lab.core.densities import Density, Gaussian
+from vrnn_lab.core.kalman import log_likelihood, posterior
+from vrnn_lab.core.series import Scale, TimeSeries
+from vrnn_lab.core.types import Count, Natural, Positive
 from vrnn_lab.models.base import Prediction
 from vrnn_lab.models.gaussian_sites import Site, Sites, decoder
+from vrnn_lab.models.heads import GaussianHead
 from vrnn_lab.models.linear_readout import Readout
 from vrnn_lab.models.linear_signal import LinearSignal
 from vrnn_lab.models.linear_state import Coupled, Independent, Parts, lower_root
 from vrnn_lab.models.lines import PathLevel
+from vrnn_lab.models.losses import LossTerms
+from vrnn_lab.models.networks import beside
 from vrnn_lab.models.prior_paths import PriorPaths, chained
-from vrnn_lab.networks import beside
-from vrnn_lab.recipe import Recipe
-from vrnn_lab.series import Scale, TimeSeries
+from vrnn_lab.models.recipe import Recipe
 
 MANY = 2  # channels: a state for more of them together costs more than it gains
 

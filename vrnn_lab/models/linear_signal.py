@@ -6,12 +6,12 @@ import torch
 from jaxtyping import Float64, Shaped
 from torch import Tensor, nn
 
-from vrnn_lab.kalman import Pairs, StateSpace, joint_posterior, posterior
+from vrnn_lab.core.kalman import Pairs, StateSpace, joint_posterior, posterior
+from vrnn_lab.core.series import TimeSeries
 from vrnn_lab.models.base import SequenceModel
 from vrnn_lab.models.gaussian_sites import Site
 from vrnn_lab.models.linear_readout import Readout
 from vrnn_lab.models.linear_state import Coupled, Independent
-from vrnn_lab.series import TimeSeries
 
 
 @dataclass(frozen=True)

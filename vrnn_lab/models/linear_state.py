@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor, nn
 
-from vrnn_lab.kalman import Pairs
+from vrnn_lab.core.kalman import Pairs
 
 SPEED = 10.0  # how many times as fast as other weights a parameter changes: a fit has few of them, and few steps
 SLOWEST = 1e-3  # decay rate, in 1 / typical windows: anything slower is a level

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vrnn_lab.densities import Density
-from vrnn_lab.noise import Noise
-from vrnn_lab.series import Scale, TimeSeries
+from vrnn_lab.core.densities import Density
+from vrnn_lab.core.noise import Noise
+from vrnn_lab.core.series import Scale, TimeSeries
 
 PathLevel = Literal["auto", "constant", "linear", "none"]
 

@@ -6,15 +6,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vrnn_lab.checks import Count, Natural, Positive
-from vrnn_lab.densities import Density
-from vrnn_lab.layers import Activation, mlp
-from vrnn_lab.likelihoods import OneScaleHead, floored
-from vrnn_lab.losses import LossTerms
+from vrnn_lab.core.densities import Density
+from vrnn_lab.core.series import Scale, TimeSeries, compact, put_back
+from vrnn_lab.core.types import Count, Natural, Positive
 from vrnn_lab.models.base import Prediction, SequenceModel
-from vrnn_lab.ode import through, ticks_in_training
-from vrnn_lab.recipe import Recipe
-from vrnn_lab.series import Scale, TimeSeries, compact, put_back
+from vrnn_lab.models.heads import OneScaleHead, floored
+from vrnn_lab.models.layers import Activation, mlp
+from vrnn_lab.models.losses import LossTerms
+from vrnn_lab.models.ode import through, ticks_in_training
+from vrnn_lab.models.recipe import Recipe
 
 
 class NeuralODE(SequenceModel):

@@ -6,14 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vrnn_lab.densities import Density
-from vrnn_lab.likelihoods import Head
-from vrnn_lab.losses import Latents, LossTerms, Normal, log_mean_exp
+from vrnn_lab.core.densities import Density, log_mean_exp
+from vrnn_lab.core.series import Scale, TimeSeries
 from vrnn_lab.models.base import SequenceModel
+from vrnn_lab.models.heads import Head
 from vrnn_lab.models.lines import Line, Lines, PathLevel
-from vrnn_lab.networks import beside
-from vrnn_lab.recipe import Recipe
-from vrnn_lab.series import Scale, TimeSeries
+from vrnn_lab.models.losses import Latents, LossTerms, Normal
+from vrnn_lab.models.networks import beside
+from vrnn_lab.models.recipe import Recipe
 
 
 class PathModel(SequenceModel):

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from vrnn_lab.loops import loop
+from vrnn_lab.core.compile_loops import loop
+from vrnn_lab.core.noise import Noise
+from vrnn_lab.core.series import TimeSeries
 from vrnn_lab.models.linear_state import Dynamics, lower_root
-from vrnn_lab.noise import Noise
-from vrnn_lab.series import TimeSeries
 
 FORGOTTEN = 40.0  # decay times after which nothing is left of a state
 FINEST = -17  # cells of 2^-17 typical windows: within one, points are drawn as if independent given its two ends

@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor
 
-from vrnn_lab.cells import GRU
-from vrnn_lab.checks import Count, Natural
-from vrnn_lab.layers import Activation, mlp
-from vrnn_lab.losses import LossTerms
+from vrnn_lab.core.series import Scale, TimeSeries, compact, put_back
+from vrnn_lab.core.types import Count, Natural
+from vrnn_lab.models.cells import GRU
+from vrnn_lab.models.layers import Activation, mlp
+from vrnn_lab.models.losses import LossTerms
+from vrnn_lab.models.networks import beside
+from vrnn_lab.models.recipe import Recipe
 from vrnn_lab.models.steps import StepLevel, StepModel
-from vrnn_lab.networks import beside
-from vrnn_lab.recipe import Recipe
-from vrnn_lab.series import Scale, TimeSeries, compact, put_back
 
 
 class RNN(StepModel):
@@ -20,7 +20,7 @@ class RNN(StepModel):
 
     with gap_i the time since the last point that counts and u_i the covariates, where there are any, so
     log p(x | u) = sum_i log p(x_i | x_<i, u) is exact.
-    The cell (`vrnn_lab.cells`) says what happens between points: GRU, decay, GRU-D, ODE-RNN.
+    The cell (`vrnn_lab.models.cells`) says what happens between points: GRU, decay, GRU-D, ODE-RNN.
     """
 
     takes_covariates = takes_error = True

@@ -4,15 +4,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vrnn_lab.checks import Count, Natural
-from vrnn_lab.encoders import GRUEncoder, Recognition
-from vrnn_lab.layers import Activation, Memory, mlp
-from vrnn_lab.loops import loop
+from vrnn_lab.core.compile_loops import loop
+from vrnn_lab.core.series import Scale, TimeSeries
+from vrnn_lab.core.types import Count, Natural
+from vrnn_lab.models.encoders import GRUEncoder, Recognition
+from vrnn_lab.models.layers import Activation, Memory, mlp
 from vrnn_lab.models.lines import PathLevel
+from vrnn_lab.models.ode import linear_read, steps_in_training, steps_to_cover
 from vrnn_lab.models.paths import PathModel
-from vrnn_lab.ode import linear_read, steps_in_training, steps_to_cover
-from vrnn_lab.recipe import Recipe
-from vrnn_lab.series import Scale, TimeSeries
+from vrnn_lab.models.recipe import Recipe
 
 
 class RNNVAE(PathModel):

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from vrnn_lab.densities import Density
-from vrnn_lab.likelihoods import Head
+from vrnn_lab.core.densities import Density
+from vrnn_lab.core.series import Scale, TimeSeries, compact, gaps, put_back
 from vrnn_lab.models.base import Prediction, SequenceModel
-from vrnn_lab.recipe import Recipe
-from vrnn_lab.series import Scale, TimeSeries, compact, gaps, put_back
+from vrnn_lab.models.heads import Head
+from vrnn_lab.models.recipe import Recipe
 
 StepLevel = Literal["auto", "last", "none"]
 

@@ -2,13 +2,13 @@
 
 import torch
 
-from vrnn_lab.checks import Count, Natural
-from vrnn_lab.layers import Activation, mlp
-from vrnn_lab.losses import Normal
+from vrnn_lab.core.series import Scale
+from vrnn_lab.core.types import Count, Natural
+from vrnn_lab.models.layers import Activation, mlp
+from vrnn_lab.models.losses import Normal
+from vrnn_lab.models.networks import beside
 from vrnn_lab.models.paths import PathModel
-from vrnn_lab.networks import beside
-from vrnn_lab.recipe import Recipe
-from vrnn_lab.series import Scale
+from vrnn_lab.models.recipe import Recipe
 
 
 class VAE(PathModel):

@@ -6,16 +6,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from vrnn_lab.checks import Count, Natural
-from vrnn_lab.layers import ACTIVATIONS, Activation, Memory, mlp, weights_of
-from vrnn_lab.loops import loop
-from vrnn_lab.losses import Latents, LossTerms, Normal, log_mean_exp
+from vrnn_lab.core.compile_loops import loop
+from vrnn_lab.core.densities import log_mean_exp
+from vrnn_lab.core.series import Scale, TimeSeries, compact, put_back
+from vrnn_lab.core.types import Count, Natural
+from vrnn_lab.models.fused.tape import Weights, by_hand
+from vrnn_lab.models.fused.vrnn import VariationalSequence
+from vrnn_lab.models.layers import ACTIVATIONS, Activation, Memory, mlp, weights_of
+from vrnn_lab.models.losses import Latents, LossTerms, Normal
+from vrnn_lab.models.networks import GAP_FEATURES, beside, gap_features
+from vrnn_lab.models.recipe import Recipe
 from vrnn_lab.models.steps import StepLevel, StepModel, last_values
-from vrnn_lab.networks import GAP_FEATURES, beside, gap_features
-from vrnn_lab.recipe import Recipe
-from vrnn_lab.series import Scale, TimeSeries, compact, put_back
-from vrnn_lab.taped.tape import Weights, by_hand
-from vrnn_lab.taped.variational import VariationalSequence
 
 
 class VRNN(StepModel):

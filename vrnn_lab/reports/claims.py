@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from vrnn_lab.config import ConfigError
+from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.reports.compare import Group, Paired, lower_is_better, paired
 from vrnn_lab.reports.filters import only, parse
 from vrnn_lab.reports.runs import Run

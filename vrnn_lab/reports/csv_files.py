@@ -5,12 +5,12 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from vrnn_lab.cli.shown_text import spreadsheet
 from vrnn_lab.reports.baselines import SCORES, baselines
 from vrnn_lab.reports.compare import Estimate, Group
 from vrnn_lab.reports.data_sets import folder_names
 from vrnn_lab.reports.runs import Run
 from vrnn_lab.reports.summary import STATUSES, Summary
-from vrnn_lab.shown_text import spreadsheet
 
 
 def rows(found: Summary) -> str:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import yaml
 
-from vrnn_lab.folder import at_work
+from vrnn_lab.runs.folder import at_work
 
 try:
     import fcntl

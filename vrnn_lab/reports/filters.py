@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from vrnn_lab.config import ConfigError, near
+from vrnn_lab.config.errors import ConfigError, near
 from vrnn_lab.reports.compare import Group
 from vrnn_lab.reports.runs import Run
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from vrnn_lab import shown_text
-from vrnn_lab.reports.sheets import Sheet
-from vrnn_lab.shown_text import latex_comment, markdown_paragraph, terminal_cell
-from vrnn_lab.terminal import Terminal
+from vrnn_lab.cli import shown_text
+from vrnn_lab.cli.shown_text import latex_comment, markdown_paragraph, terminal_cell
+from vrnn_lab.cli.terminal import Terminal
+from vrnn_lab.reports.tables import Sheet
 
 WIDTH = 24
 WIDEST = 40  # characters of a cell that is not folded: longer ones, a stranger's, are no numbers

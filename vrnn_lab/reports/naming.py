@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vrnn_lab.config import VOLATILE
+from vrnn_lab.config.compose import VOLATILE
 from vrnn_lab.reports.runs import Run
 
 ANYTHING = ("experiment", "trick")  # these groups set keys anywhere

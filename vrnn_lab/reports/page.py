@@ -8,16 +8,16 @@ from os.path import commonpath
 from pathlib import Path
 from typing import Any
 
-from vrnn_lab.folder import SCORE
+from vrnn_lab.cli.shown_text import script_json
 from vrnn_lab.reports.compare import Group, Paired, lower_is_better
 from vrnn_lab.reports.curves import POINTS, curve
 from vrnn_lab.reports.data_sets import folder_names, told_by_data_set
 from vrnn_lab.reports.files import content, pictures
 from vrnn_lab.reports.naming import written
 from vrnn_lab.reports.runs import Run
-from vrnn_lab.reports.sheets import baseline_sheets, common, heading, sheets
 from vrnn_lab.reports.summary import STATUSES, Summary
-from vrnn_lab.shown_text import script_json
+from vrnn_lab.reports.tables import baseline_sheets, common, heading, sheets
+from vrnn_lab.runs.folder import SCORE
 
 TEMPLATE = Path(__file__).with_name("page.html")
 BYTES = 60_000_000  # of all figures in a page

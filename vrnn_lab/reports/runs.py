@@ -9,8 +9,11 @@ from typing import Any
 
 import yaml
 
-from vrnn_lab.config import CONF, ConfigError, flat, groups, options
-from vrnn_lab.files import checked, checked_text
+from vrnn_lab.config.errors import ConfigError
+from vrnn_lab.config.moved import current
+from vrnn_lab.config.options import CONF, groups, options
+from vrnn_lab.config.plain import flat
+from vrnn_lab.core.files import checked, checked_text
 from vrnn_lab.reports.files import (
     CONFIG_BYTES,
     METRICS_BYTES,
@@ -73,7 +76,7 @@ def read_all(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
 
 
 def read(folder: Path) -> Run:
-    config = _yaml(folder, "config.yaml", {})
+    config = current(_yaml(folder, "config.yaml", {}))
     if not config:
         raise ValueError(".hydra/config.yaml holds no config.")
     metrics, status = _result(folder)

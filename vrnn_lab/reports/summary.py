@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from math import isnan
 from typing import Any
 
-from vrnn_lab.config import ConfigError, near
-from vrnn_lab.folder import SCORE
+from vrnn_lab.config.errors import ConfigError, near
 from vrnn_lab.reports.claims import Claim, judge
 from vrnn_lab.reports.compare import Group, Paired, best, group, holm, lower_is_better, paired
 from vrnn_lab.reports.data_sets import DataSet, data_sets
 from vrnn_lab.reports.filters import only, parse, select, values_of
 from vrnn_lab.reports.naming import Names
 from vrnn_lab.reports.runs import Run
+from vrnn_lab.runs.folder import SCORE
 
 SHOWN = (
     "test/nll",

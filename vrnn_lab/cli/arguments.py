@@ -1,0 +1,171 @@
+"""What the commands share: messages instead of tracebacks, exit codes, arguments as key=value."""
+
+import io
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vrnn_lab.cli.shown_text import complain
+from vrnn_lab.cli.shown_text import terminal as neutral
+
+# Third parties' own deprecations and advice; what concerns the user is said by us.
+QUIET = (
+    ".*AutoDateLocator was unable to pick.*",
+    ".*_register_pytree_node.*",
+    ".*LeafSpec.*",
+    ".*does not have many workers.*",
+    ".*You defined a `validation_step`.*",
+    ".*exists and is not empty.*",
+    ".*smaller than the logging interval.*",
+    ".*GPU available but not used.*",
+    ".*grad attribute of a Tensor that is not a leaf.*",  # of torch.compile, and so are those below
+    ".*TensorFloat32 tensor cores.*",
+    ".*Not enough SMs.*",
+)
+TERMINAL = "terminal"  # the name of the handler that prints log lines
+MOST = 1_000_000  # of what a command counts: draws, paths, series, points, folds
+
+
+class Neutral(logging.Formatter):
+    """Log lines for the terminal, without the control characters that names out of files may hold."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, neutralised."""
+        return neutral(super().format(record))
+
+
+def quiet() -> None:
+    """Before heavy imports: our log lines plainly on the terminal, no chatter of others."""
+    for pattern in QUIET:
+        warnings.filterwarnings("ignore", pattern)
+    for name in (
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.fabric.utilities.seed",
+        "lightning.fabric.utilities.distributed",
+        "lightning.pytorch",
+    ):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    log = logging.getLogger("vrnn_lab")
+    log.setLevel(logging.DEBUG)  # run.log takes it all
+    # One handler, of today's stream: an earlier one may be closed by now, where several commands share a process.
+    for old in [handler for handler in log.handlers if handler.get_name() == TERMINAL]:
+        log.removeHandler(old)
+    if not any(isinstance(h, logging.StreamHandler) and h.stream is sys.stderr for h in log.handlers):
+        terminal = logging.StreamHandler(sys.stderr)
+        terminal.set_name(TERMINAL)
+        terminal.setLevel(logging.INFO)
+        terminal.setFormatter(Neutral())
+        log.addHandler(terminal)
+
+
+class _Outliving(io.FileIO):
+    """A stream whose reader may go away: what is written then is lost, and the writer goes on."""
+
+    def write(self, content: Any) -> int:
+        try:
+            return super().write(content)
+        except BrokenPipeError:
+            return len(memoryview(content).cast("B"))
+
+
+def outlive_readers() -> None:
+    """Let a training go on when whoever reads what it prints, such as `head`, has read enough."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if not isinstance(stream, io.TextIOWrapper) or isinstance(getattr(stream.buffer, "raw", None), _Outliving):
+            continue
+        stream.flush()
+        try:
+            raw = io.BufferedWriter(_Outliving(stream.fileno(), "w", closefd=False))
+        except io.UnsupportedOperation:  # no file of the system's, as in a notebook
+            continue
+        text = io.TextIOWrapper(
+            raw, stream.encoding, stream.errors, line_buffering=True, write_through=name == "stderr"
+        )
+        setattr(sys, name, text)
+
+
+def guarded(command: Callable[[], int | None]) -> int:
+    """A command's exit code. What a user can cause becomes one message; VRNN_LAB_TRACEBACK=1 shows where."""
+    try:
+        return command() or 0
+    except KeyboardInterrupt as interrupt:
+        complain(": ".join(["interrupted", *map(str, interrupt.args)]))
+        return 130
+    except BrokenPipeError:  # whoever read our output has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        return explain(error)
+
+
+def explain(error: BaseException) -> int:
+    """Say what went wrong and return the exit code: 2 for a config or file that cannot work, else 1."""
+    if os.environ.get("VRNN_LAB_TRACEBACK"):
+        raise error
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    complain(f"error: {kind}{error}")
+    if not isinstance(error, (ValueError, OSError)):
+        print("VRNN_LAB_TRACEBACK=1 before the command shows where.", file=sys.stderr)
+    return 2 if isinstance(error, ValueError) else 1
+
+
+def arguments(usage: str, allowed: tuple[str, ...], argv: list[str]) -> dict[str, str]:
+    """key=value arguments of a small command; anything else is refused by name."""
+    if not argv or {"-h", "--help"} & set(argv):
+        print(usage)
+        raise SystemExit(0 if argv else 2)
+    found = {}
+    for argument in argv:
+        key, equals, value = argument.partition("=")
+        if not equals or not (key in allowed or any(a.endswith(".") and key.startswith(a) for a in allowed)):
+            raise ValueError(
+                f"'{argument}' is not understood; expected key=value with key one of {', '.join(allowed)}."
+            )
+        found[key] = value
+    return found
+
+
+def whole(found: dict[str, str], key: str, usual: int, least: int) -> int:
+    """A whole number among the arguments, up to MOST; of a seed, up to the largest that generators take."""
+    text, most = found.get(key, str(usual)), 2**63 - 1 if key == "seed" else MOST
+    if not text.isdecimal() or len(text) > 20 or not least <= int(text) <= most:
+        raise ValueError(f"{key}={text}: expected a whole number from {least} to {most}.")
+    return int(text)
+
+
+def folder_of(found: dict[str, str]) -> Path:
+    if "run" not in found:
+        raise ValueError("run=<run folder> is missing.")
+    return Path(found["run"])
+
+
+def folders_of(found: dict[str, str]) -> list[Path]:
+    """The run folders of run=<folder>[,<folder>...]. A folder whose own name holds commas is one."""
+    text = str(folder_of(found))
+    folders, held = [], ""
+    for part in text.split(","):
+        held = f"{held},{part}" if held else part
+        if Path(held).is_dir():
+            folders.append(Path(held))
+            held = ""
+    if Path(text).is_dir():
+        folders = [Path(text)]
+    elif held or not folders:  # one does not exist: each by its name, for the message about it
+        folders = [Path(part) for part in text.split(",")]
+    if "" in text.split(","):
+        raise ValueError(f"run={text}: a name between two commas is empty; expected run=<folder>,<folder>.")
+    if twice := {str(folder) for folder in folders if folders.count(folder) > 1}:
+        raise ValueError(f"run={text} names {min(twice)} twice; each run has an equal share. Name it once.")
+    return folders
+
+
+def switch(found: dict[str, str], key: str) -> bool:
+    """key=true or key=false (the default)."""
+    if (value := found.get(key, "false")) not in ("true", "false"):
+        raise ValueError(f"{key}={value}: expected true or false.")
+    return value == "true"

@@ -1,0 +1,199 @@
+"""Composes the config of a run, or of each job of a sweep, from Hydra overrides."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vrnn_lab.config.errors import ConfigError, near
+from vrnn_lab.config.messages import error_of_hydra
+from vrnn_lab.config.moved import current, first
+from vrnn_lab.config.options import CONF
+from vrnn_lab.config.plain import contents, flat, nodes
+
+log = logging.getLogger("vrnn_lab")
+VOLATILE = ("sweep", "resume", "retry", "trainer.accelerator", "trainer.devices")
+VOLATILE += ("trainer.strategy", "trainer.num_nodes", "trainer.compile")
+REQUIRED = ("model", "data", "task", "optim", "schedule", "beta", "objective", "labels", "stop", "trainer")
+REQUIRED += ("evaluate", "seed", "tricks")
+OPTIONAL = ("sweep", "retry", "out_of_time", "experiment", "trick", "worker", "hydra")
+
+
+def job_id(config: DictConfig) -> str:
+    """Return a sweep job's name: a hash of its resolved config less what does not change the result."""
+    plain = first(contents(config))
+    for key in VOLATILE:
+        *groups, leaf = key.split(".")
+        node = plain
+        for group in groups:
+            node = node.get(group, {})
+        node.pop(leaf, None)
+    text = json.dumps(plain, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def compose(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> DictConfig:
+    """The config of a run from Hydra overrides such as `model=vrnn`, `optim.lr=1e-3`; ConfigError if none."""
+    config = _with_current_names(_composed(overrides, config_dirs))
+    for key in REQUIRED:
+        if config.get(key) is None:
+            raise ConfigError(f"{key}: there is none, and a run needs one; leave out ~{key} or {key}=null.")
+    if stray := [str(key) for key in config if key not in (*REQUIRED, *OPTIONAL)]:
+        raise ConfigError(
+            f"{stray[0]}: a run has no such key or group, so nothing would read it.{near(stray[0], REQUIRED)} Leave "
+            f"out +{stray[0]}=..., or a package behind @ that puts a group there."
+        )
+    check_tricks(config, config_dirs)
+    return config
+
+
+def _with_current_names(config: DictConfig) -> DictConfig:
+    """Return a config whose classes have the names of today; a config of one's own may name those of before."""
+    plain = OmegaConf.to_container(config, resolve=False)
+    named = current(plain)
+    if named == plain:
+        return config
+    before, now = (dict(nodes(each)) for each in (plain, named))
+    for path, node in before.items():
+        if node["_target_"] != now[path]["_target_"]:
+            log.warning("%s._target_=%s is %s now; change the config.", path, node["_target_"], now[path]["_target_"])
+    return DictConfig(OmegaConf.create(named))
+
+
+def composer(config_dirs: tuple[str, ...] = ()) -> Callable[[list[str]], DictConfig]:
+    """`compose` for many calls: of those that choose the same options and differ in values Hydra composes one."""
+    known: dict[tuple[str, ...], DictConfig] = {}
+
+    def one(overrides: list[str]) -> DictConfig:
+        try:
+            chosen, values = _apart(overrides, config_dirs)
+            if chosen not in known:
+                known[chosen] = compose(list(chosen), config_dirs)
+            config = deepcopy(known[chosen])
+            for key, value in values.items():
+                OmegaConf.update(config, key, value, merge=True)
+            return config
+        except (ValueError, OmegaConfBaseException):
+            return compose(overrides, config_dirs)  # which says what is wrong
+
+    return one
+
+
+def _apart(overrides: list[str], config_dirs: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """What only sets a value of a key that is there, and all other overrides."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import OverrideType
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException as error:
+        raise error_of_hydra(error, None) from error
+    group = lambda key: "/" in key or any((Path(folder) / key).is_dir() for folder in (CONF, *config_dirs))
+    plain = lambda o: o.type is OverrideType.CHANGE and o.package is None and not group(o.key_or_group)
+    values = {o.key_or_group: o.value() for o in parsed if plain(o)}
+    return tuple(str(o.input_line) for o in parsed if not plain(o)), values
+
+
+def choices(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> dict[str, str]:
+    """The option chosen in each group: {model: vrnn, model/head: gaussian, ...}."""
+    chosen = _composed(overrides, config_dirs, with_hydra=True).hydra.runtime.choices
+    return {k: v for k, v in contents(chosen).items() if not k.startswith("hydra/")}
+
+
+def _composed(overrides: list[str], config_dirs: tuple[str, ...], with_hydra: bool = False) -> DictConfig:
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+
+    for folder in config_dirs:
+        if not Path(folder).is_dir():
+            raise ConfigError(f"--config-dir={folder} is no folder; expected one that holds configs, as conf/ does.")
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    search = [f"hydra.searchpath=[{','.join(f'file://{Path(d).resolve()}' for d in config_dirs)}]"]
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            try:
+                whole = (search if config_dirs else []) + overrides
+                return hydra.compose("config", overrides=whole, return_hydra_config=with_hydra)
+            except (HydraException, OmegaConfBaseException) as error:
+                raise error_of_hydra(error, hydra) from error
+            except (ValueError, TypeError, AttributeError, KeyError, AssertionError) as error:  # of Hydra's own code
+                raise ConfigError(f"{' '.join(overrides)}: these overrides do not go together: {error}") from error
+    finally:
+        GlobalHydra.instance().hydra = before
+
+
+def config_of(overrides: list[str]) -> DictConfig:
+    """Return the config of overrides key=value, to be merged into another; ConfigError where one is no YAML."""
+    for override in overrides:
+        try:
+            OmegaConf.from_dotlist([override])
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(f"{override!r} cannot be read as key=value with a value in YAML: {reason}") from error
+    return OmegaConf.from_dotlist(overrides)
+
+
+def jobs_of(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> list[list[str]]:
+    """Every job's overrides in a sweep; what an experiment sweeps by itself (hydra.sweeper.params) comes first."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        parse = OverridesParser.create().parse_overrides
+        fixed = [o for o in parse(overrides) if not o.is_sweep_override()]
+        chosen = [str(o.input_line) for o in fixed if o.key_or_group == "experiment" or o.is_hydra_override()]
+        own = _composed(chosen, config_dirs, with_hydra=True).hydra.sweeper.get("params") or {}
+        parsed = parse([*(f"{key}={value}" for key, value in own.items()), *overrides])
+    except HydraException as error:
+        raise error_of_hydra(error, None) from error
+    for each in parsed:
+        _check_of_sweep(each)
+    of_jobs = [o for o in parsed if not o.is_hydra_override()]
+    return [each for batch in BasicSweeper.split_arguments(of_jobs, None) for each in batch]
+
+
+def _check_of_sweep(override: Any) -> None:
+    """What a sweep as a whole cannot be told."""
+    key = override.key_or_group
+    if key in ("hydra.sweep.subdir", "hydra/sweeper"):
+        raise ConfigError(
+            f"{override.input_line}: jobs are run, and their folders named, by a sweep itself, so that it can go on; "
+            "hydra.sweep.dir=<folder> says where it lies."
+        )
+    if override.is_sweep_override() and (override.is_hydra_override() or key in ("sweep", "retry")):
+        raise ConfigError(f"{override.input_line}: a sweep has one {key} for all of its jobs.")
+
+
+def check_tricks(config: DictConfig, config_dirs: tuple[str, ...] = ()) -> None:
+    """Two tricks that set one key, or one group, would mix silently: an error instead."""
+    owner: dict[str, str] = {}
+    tricks = config.get("tricks", {})
+    if not isinstance(tricks, DictConfig | dict):
+        raise ConfigError(f"tricks={tricks}: expected none, or those of trick=...: trick=[clip,wide].")
+    for trick in tricks:
+        files = [Path(d) / "trick" / f"{trick}.yaml" for d in (CONF, *config_dirs)]
+        for file in filter(Path.exists, files):
+            for key in _set_by(yaml.safe_load(file.read_text()) or {}):
+                if key in owner:
+                    raise ConfigError(
+                        f"tricks '{owner[key]}' and '{trick}' both set {key}; choose one of them, and set "
+                        f"{key}=... yourself if you want another value."
+                    )
+                owner[key] = str(trick)
+
+
+def _set_by(trick: dict[str, Any]) -> list[str]:
+    """The groups and keys that a trick's file sets."""
+    chosen = [group for each in trick.get("defaults", []) if isinstance(each, dict) for group in each]
+    return [g.removeprefix("override").strip(" /") for g in chosen] + [k for k in flat(trick) if k != "defaults"]

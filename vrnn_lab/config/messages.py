@@ -1,0 +1,69 @@
+"""Messages about overrides that Hydra refuses, with the nearest name that exists."""
+
+import re
+from typing import Any
+
+import yaml
+
+from vrnn_lab.config.errors import ConfigError, near
+from vrnn_lab.config.options import CONF, groups, options
+from vrnn_lab.config.plain import contents, flat
+
+LAUNCHERS = ("joblib", "submitit", "ray")  # each an extra of this name
+
+
+def error_of_hydra(error: Exception, hydra: Any) -> ConfigError:
+    """What Hydra says of overrides, in our words."""
+    override = getattr(error, "override", None)  # one that its grammar does not know
+    if override is None:
+        return ConfigError(_explain(str(error), hydra))
+    return ConfigError(
+        f"{override!r} cannot be read; expected key=value, such as model=vrnn, optim.lr=1e-3 or "
+        "data.shares=[0.7,0.2,0.1]. A value with spaces or other signs stands in quotation marks of its own: "
+        "'data.path=\"a b.csv\"'."
+    )
+
+
+def _explain(message: str, hydra) -> str:
+    """Hydra's message, with the nearest name that exists."""
+    if found := re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", message):
+        group, option = found.groups()
+        if group in groups():
+            allowed = options(group)
+            return f"{group}={option}: there is no such option.{near(option, allowed)} Allowed: {', '.join(allowed)}"
+        if group == "hydra/launcher":
+            extra = option.partition("_")[0] if option.startswith(LAUNCHERS) else "joblib"
+            return (
+                f"{group}={option} is not installed; pip install 'vrnn_lab[{extra}]'. There are joblib, "
+                "submitit_local, submitit_slurm, ray and, for one job after the other, basic."
+            )
+    if found := re.search(r"Could not override '([^']+)'", message):
+        return _unknown(found.group(1), contents(hydra.compose("config"), resolve=False))
+    return message.strip()
+
+
+def _unknown(key: str, default: Any) -> str:
+    """Why a key cannot be set: another option of its group has it, or none has."""
+    group = key.split(".")[0]
+    owners: dict[str, list[str]] = {}
+    for each in groups():
+        for option in options(each):
+            node = yaml.safe_load((CONF / each / f"{option}.yaml").read_text()) or {}
+            for name in flat(node):
+                owners.setdefault(f"{each.replace('/', '.')}.{name}", []).append(f"{each}={option}")
+    if key in owners:
+        return f"{key} belongs to {', '.join(owners[key])}, and this run has chosen another {group}."
+    if key in groups():
+        whole = key.split("/")[0]
+        return f"{key}: the chosen {whole} has no such part; it belongs to {whole}={', '.join(_with_part(key))}."
+    names = {k for k in (*flat(default), *owners) if "_target_" not in k and "defaults" not in k} | set(groups())
+    hint = near(key, [n for n in names if n.startswith(group + ".")]) or near(key, names)
+    look = group if group in groups() else ""
+    return f"{key}: there is no such key or group.{hint} `{f'python -m vrnn_lab.describe {look}'.strip()}` lists all."
+
+
+def _with_part(key: str) -> list[str]:
+    """The options of a group, such as model, that have a part of it, such as model/cell."""
+    group, part = key.split("/", 1)
+    chosen = lambda option: (yaml.safe_load((CONF / group / f"{option}.yaml").read_text()) or {}).get("defaults", [])
+    return [o for o in options(group) if any(isinstance(d, dict) and part in d for d in chosen(o))]

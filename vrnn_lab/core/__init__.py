@@ -1,0 +1,1 @@
+"""What every package builds on: the value that flows, densities, noise, exact inference and files."""

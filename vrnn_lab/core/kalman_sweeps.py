@@ -1,0 +1,240 @@
+"""The two sweeps over time of exact inference in linear-Gaussian state space models: the filter, and back.
+
+Values are taken in one by one, which needs no matrix to be inverted: with reach w = P h and variance s = h'w + r,
+m += w (y - h'm) / s and P -= w w' / s. Inside, rows are the last axis, so that small matrices of many rows are
+multiplied as long vectors.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Float64, Int64
+from torch import Tensor
+
+from vrnn_lab.core.compile_loops import loop
+
+# Mean and covariance of a state; or slope and curvature of a log probability in one.
+State = tuple[Float64[Tensor, "_state _column _batch"], Float64[Tensor, "_state _state _batch"]]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Matrices A of which row i has entries in column i (own) and in column other_i (cross) alone."""
+
+    own: Float64[Tensor, "*shape state"]
+    cross: Float64[Tensor, "*shape state"]
+    other: Int64[Tensor, " state"]  # other[other] is each state itself
+
+    def matrices(self) -> Float64[Tensor, "*shape state state"]:
+        return torch.diag_embed(self.own) + torch.diag_embed(self.cross)[..., self.other]
+
+
+@dataclass(frozen=True)
+class StateSpace:
+    """x_1 ~ N(mean, covariance), x_i = A_i x_(i-1) + N(0, Q_i), y_i = H_i x_i + N(0, diag(R_i)), R > 0.
+
+    A_i and Q_i lead from point i - 1 to point i; those of the first point are not read. A process about another level
+    than zero is served by taking that level off y. H and R may be those of all rows and points.
+    """
+
+    mean: Float64[Tensor, " state"]
+    covariance: Float64[Tensor, "state state"]
+    transition: Float64[Tensor, "batch time state state"] | Pairs  # A
+    process: Float64[Tensor, "batch time state state"] | None  # Q >= 0; None: covariance is stationary, and constant
+    observe: Float64[Tensor, "*rows dim state"]  # H
+    noise: Float64[Tensor, "*rows dim"]  # R, variances
+
+
+class Moves:
+    """The transitions of a batch, time first and rows last."""
+
+    def __init__(
+        self, parts: list[Tensor], process: Tensor | None, stationary: Tensor, other: Int64[Tensor, " state"] | None
+    ):
+        """parts: the entries `own` and `cross` of Pairs, each (time, state, batch), or (time, state, state, batch)
+        alone. stationary: V where Q = V - A V A', of which the rest follows as P - V alone moves; else zeros."""
+        self.parts, self.process, self.stationary, self.other = parts, process, stationary, other
+
+    @cached_property
+    def steps(self) -> list[tuple[Tensor, ...]]:
+        return list(zip(*(part.unbind(0) for part in self.parts), strict=True))
+
+    @classmethod
+    def of(cls, space: StateSpace) -> "Moves":
+        """The first move of a row, to which nothing leads, leaves the state as it is."""
+        found = space.transition
+        parts = (found.own, found.cross) if isinstance(found, Pairs) else (found,)
+        other = found.other if isinstance(found, Pairs) else None
+        process, stationary = None, space.covariance
+        if space.process is not None:
+            process = rows_last(space.process)
+            process = torch.cat([torch.zeros_like(process[:1]), process[1:]])
+            stationary = torch.zeros_like(stationary)
+        still = stay(len(stationary), other is not None, parts[0])
+        parts = [rows_last(part) for part in parts]
+        parts = [torch.cat([x.expand(1, *part.shape[1:]), part[1:]]) for x, part in zip(still, parts, strict=True)]
+        return cls(parts, process, stationary, other)
+
+    def __len__(self) -> int:
+        return len(self.parts[0])
+
+    def forward(self, i: int, x: Float64[Tensor, "state column batch"]) -> Float64[Tensor, "state column batch"]:
+        """A_i x."""
+        if self.other is None:
+            return (self.steps[i][0][:, :, None] * x).sum(1)
+        own, cross = self.steps[i]
+        return torch.addcmul(own[:, None] * x, cross[:, None], x.index_select(0, self.other))
+
+    def back(self, i: int, x: Float64[Tensor, "state column batch"]) -> Float64[Tensor, "state column batch"]:
+        """A_i' x."""
+        if self.other is None:
+            return (self.steps[i][0][:, :, None] * x[:, None]).sum(0)
+        own, cross = self.steps[i]
+        return torch.addcmul((cross[:, None] * x).index_select(0, self.other), own[:, None], x)
+
+    def covariance(self, i: int, covariance: Float64[Tensor, "state state batch"]) -> Tensor:
+        """A_i P A_i' + Q_i."""
+        limit = self.stationary[..., None]
+        both = self.forward(i, self.forward(i, covariance - limit).transpose(0, 1))
+        return both + (limit if self.process is None else self.process[i])
+
+    def onward(self, i: int, state: State) -> State:
+        """The law of A_i x + N(0, Q_i)."""
+        return self.forward(i, state[0]), self.covariance(i, state[1])
+
+    def slopes(self, at: slice, before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]) -> list[Tensor]:
+        """The gradient, in the parts of the moves `at`, of the sum of l'A m + tr W (A P A' + Q) over them, and in Q
+        where it is given.
+
+        before: m and P before each move, (time, ...); after: l and W after it.
+        """
+        (mean, covariance), (slope, bend) = before, after
+        moving, parts = covariance - self.stationary[..., None], [part[at] for part in self.parts]
+        if self.other is None:
+            moved = torch.einsum("tijb,tjkb,tklb->tilb", bend, parts[0], moving)
+            found = [torch.einsum("tikb,tjkb->tijb", slope, mean) + 2 * moved]
+        else:
+            own, cross = parts
+            moved = own[:, :, None] * moving + cross[:, :, None] * moving.index_select(1, self.other)
+            each = lambda m, x: (slope * m).sum(2) + 2 * (bend * x.transpose(1, 2)).sum(2)
+            found = [each(m, x) for m, x in ((mean, moved), (mean[:, self.other], moved.index_select(2, self.other)))]
+        return found if self.process is None else [*found, bend]
+
+
+@dataclass(frozen=True)
+class Values:
+    """All values of a row in a sequence, the channels of a point one after the other.
+
+    Of a value that is not observed h is zero, so that it changes nothing.
+    """
+
+    y: Float64[Tensor, "value column batch"]
+    h: Float64[Tensor, "value state batch"]
+    r: Float64[Tensor, "value batch"]
+    mask: Bool[Tensor, "value batch"]
+
+    @classmethod
+    def of(cls, space: StateSpace, values: Tensor, mask: Tensor) -> "Values":
+        """From values (batch, time, dim, column)."""
+        y = torch.where(mask[..., None], values, 0)
+        h, r = space.observe * mask[..., None], space.noise.expand(mask.shape)
+        return cls(*(rows_last(each.flatten(1, 2)) for each in (y, h, r, mask)))
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and covariance of the state given what came earlier: before each value; before the first move, and after
+    all values of each point. Of each value also y - h'm, its variance s, and P h."""
+
+    before: tuple[Float64[Tensor, "value state column batch"], Float64[Tensor, "value state state batch"]]
+    after: tuple[Float64[Tensor, "times state column batch"], Float64[Tensor, "times state state batch"]]
+    error: Float64[Tensor, "value column batch"]
+    variance: Float64[Tensor, "value batch"]
+    reach: Float64[Tensor, "value state batch"]
+
+
+@dataclass(frozen=True)
+class Messages:
+    """Slope l and curvature L, in the state, of the log probability of what comes later, before all values of a point
+    and after each value.
+
+    The recursion of Bryson and Frazier: the state given all is m + P l, with covariance P - P L P. The slope of log p
+    in m is l, the one in P is (l l' - L) / 2.
+    """
+
+    before: tuple[Float64[Tensor, "time state column batch"], Float64[Tensor, "time state state batch"]]
+    after: tuple[Float64[Tensor, "value state column batch"], Float64[Tensor, "value state state batch"]]
+
+
+def rows_last(x: Tensor) -> Tensor:
+    return x.movedim(0, -1).contiguous()
+
+
+def summed(x: Float64[Tensor, "... batch"]) -> Float64[Tensor, " batch"]:
+    return x.flatten(0, -2).sum(0)
+
+
+def stay(states: int, pairs: bool, like: Tensor) -> list[Tensor]:
+    """The parts of a move that changes nothing."""
+    if pairs:
+        return [like.new_ones(()), like.new_zeros(())]
+    return [torch.eye(states, dtype=like.dtype, device=like.device)[..., None]]
+
+
+def take_in(state: State, y: Tensor, h: Tensor, r: Tensor) -> tuple[State, tuple[Tensor, Tensor, Tensor]]:
+    """The state given a value y (column, batch) = h'x + N(0, r); y - h'm, its variance and P h."""
+    mean, covariance = state
+    reach = (covariance * h).sum(1)
+    error, variance = y - (h[:, None] * mean).sum(0), (h * reach).sum(0).clamp(min=0) + r
+    gain = reach / variance
+    mean = torch.addcmul(mean, gain[:, None], error)
+    return (mean, torch.addcmul(covariance, gain[:, None], reach, value=-1)), (error, variance, reach)
+
+
+@loop
+def sweep_forward(start: State, moves: Moves, seen: Values) -> Moments:
+    """Filter from the state before the first move."""
+    channels, state, before, after, innovations = len(seen.y) // len(moves), start, [], [start], []
+    for i, (y, h, r) in enumerate(zip(seen.y.unbind(0), seen.h.unbind(0), seen.r.unbind(0), strict=True)):
+        if i % channels == 0:
+            state = moves.onward(i // channels, state)
+        before.append(state)
+        state, innovation = take_in(state, y, h, r)
+        innovations.append(innovation)
+        if (i + 1) % channels == 0:
+            after.append(state)
+    return Moments(stacked(before), stacked(after), *map(torch.stack, zip(*innovations, strict=True)))
+
+
+@loop
+def sweep_back(
+    end: State,
+    moves: Moves,
+    seen: Values,
+    moments: Moments,
+) -> Messages:
+    """Gather what later values say, from the slope and the curvature at the end of the last point."""
+    variance = moments.variance
+    parts = (seen.h, moments.reach / variance[:, None], moments.error / variance[:, None], 1 / variance)
+    steps = list(zip(*(part.unbind(0) for part in parts), strict=True))
+    slope, curvature = end
+    channels, before, after = len(steps) // len(moves), [], []
+    for i in reversed(range(len(steps))):
+        after.append((slope, curvature))
+        h, gain, score, precision = steps[i]
+        bent = (curvature * gain).sum(1)
+        weight = h * ((bent * gain).sum(0) + precision) - bent
+        # (I - k h')'L (I - k h') + h h' / s and its slope
+        curvature = torch.addcmul(torch.addcmul(curvature, h[:, None], weight), bent[:, None], h, value=-1)
+        slope = torch.addcmul(slope, h[:, None], score - (gain[:, None] * slope).sum(0))
+        if i % channels == 0:
+            before.append((slope, curvature))
+            slope = moves.back(i // channels, slope)
+            curvature = moves.back(i // channels, moves.back(i // channels, curvature).transpose(0, 1))
+    return Messages(stacked(before[::-1]), stacked(after[::-1]))
+
+
+def stacked(steps: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    mean, covariance = zip(*steps, strict=True)
+    return torch.stack(mean), torch.stack(covariance)

@@ -1,0 +1,124 @@
+"""All randomness of a model."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from zlib import crc32
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from vrnn_lab.core.series import TimeSeries
+from vrnn_lab.core.shard import ALL, Share
+
+GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # as signed numbers, which is what torch has
+AT_ONCE = 2**17  # numbers that evaluation draws at a time
+FIRST, SECOND = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
+
+
+class Noise:
+    """Standard normal draws for a batch of series.
+
+    While `fixed` is None (training), from a generator of its own, which `seed` sets; a process that has but a
+    share of the batch draws for all of it, so that each row's noise is that of one process. Else (evaluation) a
+    function of (fixed, stream, series id, time, sample, dim) alone: the same on every device, whatever else
+    is in the batch, wherever padding stands and whatever else is asked. So evaluation never advances the
+    training generator.
+    """
+
+    def __init__(self):
+        self.fixed: int | None = None
+        self.generator: torch.Generator | None = None
+        self.share = ALL
+        self.number = 0  # of the part of the samples that is drawn
+
+    @contextmanager
+    def part(self, number: int) -> Iterator[None]:
+        """Within, evaluation's draws are those of part `number` of the samples: no two parts share any."""
+        self.number = number
+        try:
+            yield
+        finally:
+            self.number = 0
+
+    @contextmanager
+    def repeatable(self, device: torch.device) -> Iterator[None]:
+        """Within, draws are functions of their names, as in evaluation; in training, of a seed drawn first."""
+        before = self.fixed
+        if before is None:
+            like = torch.empty(0, dtype=torch.float64, device=device)
+            self.fixed = int(self._generated((1, 1), like).item() * 2**30)
+        try:
+            yield
+        finally:
+            self.fixed = before
+
+    def seed(self, *numbers: int, device, share: Share = ALL) -> None:
+        self.share = share
+        if self.generator is None or self.generator.device != device:
+            self.generator = torch.Generator(device)
+        self.generator.manual_seed(crc32(repr(numbers).encode()))
+
+    def at_points(
+        self, stream: str, series: TimeSeries, samples: int, dim: int, like: Tensor
+    ) -> Float[Tensor, "samples batch time dim"]:
+        """A draw for every point."""
+        if self.fixed is None:
+            return self._generated((samples, *series.times.shape, dim), like)
+        times = (series.times + 0.0).view(torch.int64)  # adding 0 makes -0 the same time as 0
+        return self._hashed(stream, series, [times, _rank(series)], samples, dim, like)
+
+    def of_series(
+        self, stream: str, series: TimeSeries, samples: int, dim: int, like: Tensor
+    ) -> Float[Tensor, "samples batch dim"]:
+        """A draw for every series."""
+        if self.fixed is None:
+            return self._generated((samples, len(series.ids), dim), like)
+        return self._hashed(stream, series, [torch.zeros_like(series.ids[:, None])], samples, dim, like)[:, :, 0]
+
+    def _generated(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        if self.generator is None or self.generator.device != like.device:
+            self.seed(torch.initial_seed(), device=like.device)
+        draw = lambda *shape: torch.randn(shape, generator=self.generator, device=like.device, dtype=like.dtype)
+        if self.share.rows is None:
+            return draw(*shape)
+        return draw(shape[0], self.share.total, *shape[2:])[:, self.share.rows]
+
+    def _hashed(self, stream: str, series: TimeSeries, keys: list[Tensor], samples: int, dim: int, like: Tensor):
+        part = f" {self.number}" if self.number else ""
+        name = series.ids[:, None] ^ crc32(f"{self.fixed} {stream}{part}".encode())
+        state = _mix(name)
+        for key in keys:
+            state = _mix(state ^ key)
+        count = _mix(torch.arange(samples * dim, device=state.device).view(samples, 1, 1, dim))
+        # A few points at a time: larger intermediate results would leave the processor's cache, and cost page faults.
+        size = max(1, AT_ONCE // max(1, samples * dim * len(state)))
+        return torch.cat([_normal(part[None, :, :, None], count).to(like) for part in state.split(size, 1)], 2)
+
+
+def _normal(state: Int64[Tensor, "1 batch time 1"], count: Int64[Tensor, "samples 1 1 dim"]) -> Tensor:
+    """A standard normal number for each state and count."""
+    uniform = (_shift(_mix(_mix(state ^ count)), 12).double() + 0.5) * 2.0**-52
+    return torch.special.ndtri(uniform)
+
+
+def _shift(bits: Int64[Tensor, "..."], places: int) -> Int64[Tensor, "..."]:
+    """To the right, zeros from the left."""
+    return (bits >> places) & ((1 << (64 - places)) - 1)
+
+
+def _mix(bits: Int64[Tensor, "..."]) -> Int64[Tensor, "..."]:
+    """SplitMix64 (Steele, Lea & Flood 2014): every bit of the result depends on every bit put in."""
+    bits = bits + GOLDEN
+    bits = (bits ^ _shift(bits, 30)) * FIRST
+    bits = (bits ^ _shift(bits, 27)) * SECOND
+    return bits ^ _shift(bits, 31)
+
+
+def _rank(series: TimeSeries) -> Int64[Tensor, "batch time"]:
+    """Of points at one time, which it is among those that count: they must not share a draw."""
+    counts = series.counts.long()
+    before = counts.cumsum(1) - counts
+    fresh = torch.ones_like(before, dtype=torch.bool)
+    fresh[:, 1:] = series.times[:, 1:] != series.times[:, :-1]
+    return before - torch.where(fresh, before, 0).cummax(1).values

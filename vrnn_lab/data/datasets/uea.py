@@ -1,0 +1,124 @@
+"""Two labelled sets of the UEA archive: who speaks, what a wearer of a watch does."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vrnn_lab.core.types import Count, Natural, Share
+from vrnn_lab.data.base import Ragged, SeriesData, generator
+from vrnn_lab.data.cache import cache_folder
+from vrnn_lab.data.steps import in_steps
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the files <title>_TRAIN.ts and <title>_TEST.ts hold."""
+
+    title: str
+    channels: tuple[str, ...]
+    classes: tuple[str, ...]
+
+
+PROBLEMS = {
+    "speech": Problem("JapaneseVowels", tuple(f"c{i}" for i in range(1, 13)), tuple("123456789")),
+    "motion": Problem(
+        "BasicMotions",
+        ("accel_x", "accel_y", "accel_z", "gyro_x", "gyro_y", "gyro_z"),
+        ("Standing", "Running", "Walking", "Badminton"),
+    ),
+}
+
+
+class UEA(SeriesData):
+    """Series of the UEA archive, each with a class; their time is counted in steps.
+
+    * speech: JapaneseVowels, 12 cepstrum coefficients of /ae/, 270 + 370 utterances of 7 to 29 frames; the class
+      is which of 9 men speaks (Kudo, Toyama & Shimbo 1999, Pattern Recognition Letters 20, 1103-1111)
+    * motion: BasicMotions, a watch's accelerometer and gyroscope every 0.1 s, 40 + 40 series of 100 points; the
+      class is what its wearer does (Bagnall et al. 2018, arXiv 1811.00075). One reading in nine repeats the one
+      before it exactly: its density has no bound, so compare nll between heads of one kind only.
+
+    The archive's own test files are the test split. Of its training files the share `val` of each class, drawn
+    by the seed, validates. `python -m vrnn_lab.fetch speech` (or motion) brings the files into the cache; `path`
+    is another folder that holds them.
+    """
+
+    time_unit = "step"
+
+    def __init__(
+        self,
+        name: Literal["speech", "motion"] = "speech",
+        path: str | None = None,
+        val: Share = 0.2,
+        batch_size: Count = 50,
+        seed: Natural = 0,
+    ):
+        super().__init__(batch_size, seed)
+        self.name, self.problem, self.val = name, PROBLEMS[name], val
+        self.folder = cache_folder() if path is None else Path(path).expanduser()
+        self.classes = self.problem.classes
+
+    @property
+    def channels(self):
+        return self.problem.channels
+
+    def make(self):
+        train = self._read("TRAIN")
+        assert train.labels is not None
+        held = self._held_out(train.labels)
+        return {
+            "train": train.part(np.flatnonzero(~held)),
+            "val": train.part(np.flatnonzero(held)),
+            "test": self._read("TEST"),
+        }
+
+    def _held_out(self, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """(series,): the share of each class that validates."""
+        rng = generator(self.seed, 7)
+        held = np.zeros(len(labels), bool)
+        for label in np.unique(labels):
+            members = rng.permutation(np.flatnonzero(labels == label))
+            held[members[: round(self.val * len(members))]] = True
+        return held
+
+    def _read(self, part: str) -> Ragged:
+        cure = (
+            f"Run: python -m vrnn_lab.fetch {self.name} (data.path=null), or name the folder of the files: data.path"
+        )
+        return read(self.folder / f"{self.problem.title}_{part}.ts", self.problem, cure)
+
+
+def read(path: Path, problem: Problem, cure: str) -> Ragged:
+    """The series of a .ts file: behind the line @data one a line, channels parted by ':', the class at the end."""
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist. {cure}")
+    lines = [line.strip() for line in path.read_text("utf-8", errors="replace").splitlines()]
+    start = next((i for i, line in enumerate(lines) if line.lower() == "@data"), len(lines))
+    found = []
+    for number, line in enumerate(lines[start + 1 :], start + 2):
+        try:
+            found += [_series(line, problem)] if line else []
+        except ValueError as error:
+            raise ValueError(
+                f"{path}, line {number}: {error}. It is no {problem.title} as we know it. {cure}"
+            ) from error
+    if not found:
+        raise ValueError(f"{path} has no series behind a line '@data'; expected one a line. {cure}")
+    values, labels = zip(*found, strict=True)
+    return in_steps(values, [f"{path.stem} {i}" for i in range(1, len(found) + 1)], np.array(labels))
+
+
+def _series(line: str, problem: Problem) -> tuple[NDArray[np.float64], int]:
+    """A line's values (time, dim) and the number of its class."""
+    *parts, label = line.split(":")
+    if len(parts) != len(problem.channels):
+        raise ValueError(f"{len(parts)} channels, expected {len(problem.channels)} and the class, parted by ':'")
+    if label not in problem.classes:
+        raise ValueError(f"class '{label}', expected one of {', '.join(problem.classes)}")
+    columns = [np.array(part.split(","), dtype=np.float64) for part in parts]
+    if len(lengths := {len(column) for column in columns}) > 1:
+        raise ValueError(f"channels of {min(lengths)} to {max(lengths)} values, expected the same number in each")
+    return np.stack(columns, 1), problem.classes.index(label)

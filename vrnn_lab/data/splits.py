@@ -1,0 +1,334 @@
+"""From long or many series to splits: runs of neighbouring points, cut into windows that share none."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vrnn_lab.data.base import CELLS, SPLITS, Ragged, chosen, generator, pieces, places
+
+log = logging.getLogger("vrnn_lab")
+
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Stretches of neighbouring points, each (runs,): of series `owner`, point `first` up to before `end`.
+
+    Points are counted along a Ragged's points.
+    """
+
+    owner: Integers
+    first: Integers
+    end: Integers
+
+    def __len__(self) -> int:
+        return len(self.owner)
+
+    @property
+    def lengths(self) -> Integers:
+        return self.end - self.first
+
+    def rows(self, index) -> "Runs":
+        return Runs(self.owner[index], self.first[index], self.end[index])
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file holds: every series, sorted by name and time."""
+
+    channels: tuple[str, ...]
+    series: Ragged
+    marked: tuple[Runs, NDArray[np.int64]] | None  # runs, and which split the file puts each in
+    dates: bool  # times are days since 1970
+
+
+def whole_series(series: Ragged) -> Runs:
+    """Every series as one run."""
+    return Runs(np.arange(len(series)), series.first, series.end)
+
+
+def check_cut(shares, window: int | None, stride: int | None) -> None:
+    """ValueError for shares, a window length or a stride that cannot work, by name."""
+    if len(shares) != len(SPLITS) or abs(sum(shares) - 1) > 1e-6:
+        raise ValueError(
+            f"data.shares={list(shares)} has {len(shares)} parts that add up to {sum(shares):g}; expected three, "
+            "for train, val and test, that add up to 1, such as [0.7,0.15,0.15]."
+        )
+    if window is not None and window < 2:
+        raise ValueError(f"data.window={window}; expected at least 2 points a window.")
+    if window is None and stride is not None:
+        raise ValueError(f"data.stride={stride} without a window; set data.window=<points> too, or drop it.")
+
+
+def sizes(count: int, shares, what: str) -> list[int]:
+    """How many of `count` go to train, val and test: the shares, but at least one each; else ValueError."""
+    if count < len(SPLITS):
+        raise ValueError(
+            f"{count} {what} cannot make three splits; expected at least {len(SPLITS)}. Give the data set more."
+        )
+    val, test = (max(1, round(share * count)) for share in shares[1:])
+    while val + test >= count:
+        val, test = (val - 1, test) if val >= test else (val, test - 1)
+    return [count - val - test, val, test]
+
+
+def by_name(series: Ragged, shares, seed: int) -> dict[str, Runs]:
+    """Whole series to splits by the rank of a hash of (seed, name): the order of the series plays no part."""
+    rank = np.argsort(np.argsort(hashed(f"{seed}\n{name}" for name in names_of(series)), kind="stable"))
+    split = np.searchsorted(np.cumsum(sizes(len(series), shares, "series")), rank, side="right")
+    return {name: whole_series(series).rows(np.flatnonzero(split == i)) for i, name in enumerate(SPLITS)}
+
+
+def by_time(series: Ragged, shares) -> dict[str, Runs]:
+    """Each series to splits: its earliest points train, its last ones test."""
+    parts = np.array([np.cumsum([0, *sizes(int(length), shares, "points")]) for length in series.lengths])
+    ends, owner = series.first[:, None] + parts, np.arange(len(series))
+    return {name: Runs(owner, ends[:, i], ends[:, i + 1]) for i, name in enumerate(SPLITS)}
+
+
+def by_blocks(series: Ragged, shares, window: int, seed: int) -> dict[str, Runs]:
+    """One series to splits: blocks of `window` points are dealt at random; neighbours of one split are joined."""
+    length = int(series.lengths[0])
+    count = length // window
+    labels = np.repeat(np.arange(len(SPLITS)), sizes(count, shares, f"blocks of {window} points"))
+    label = generator(seed, 6).permutation(labels)
+    start = np.flatnonzero(np.diff(label, prepend=-1))
+    first, end = start * window, np.append(start[1:] * window, length)
+    runs = Runs(np.zeros_like(first), series.first[0] + first, series.first[0] + end)
+    return {name: runs.rows(label[start] == i) for i, name in enumerate(SPLITS)}
+
+
+def stretches(owner: Integers, label: Integers) -> tuple[Runs, Integers]:
+    """Where series and label, each (points,), stay the same; and the label of each run."""
+    new = (np.diff(owner, prepend=-1) != 0) | (np.diff(label, prepend=-1) != 0)
+    first = np.flatnonzero(new)
+    return Runs(owner[first], first, np.append(first[1:], len(owner))), label[first]
+
+
+def by_label(series: Ragged, runs: Runs, label: Integers) -> dict[str, Runs]:
+    """Splits as the user marked each run: label (runs,), an index into SPLITS.
+
+    A series may pass from one split to the next in time; ValueError if it comes back to an earlier one.
+    """
+    key = runs.owner * len(SPLITS) + label
+    _found, position, again = np.unique(key, return_index=True, return_counts=True)
+    if (again > 1).any():
+        place = position[again > 1].min()
+        name, split = names_of(series)[int(runs.owner[place])], SPLITS[label[place]]
+        raise ValueError(
+            f"series '{name}' goes into the {split} split, out of it and into it again in time; expected "
+            "a series to lie in one split, or in one stretch of time each."
+        )
+    return {name: runs.rows(label == i) for i, name in enumerate(SPLITS)}
+
+
+def cut(runs: Runs, window: int, stride: int) -> Runs:
+    """Windows of `window` points, `stride` apart, inside each run.
+
+    A run shorter than that is one shorter window, or none if it has fewer than two points. Points at the end
+    of a run that fill no window are left out.
+    """
+    full = (runs.lengths - window) // stride + 1
+    count = np.where(runs.lengths >= window, full, (runs.lengths >= 2).astype(int))
+    number = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+    first = np.repeat(runs.first, count) + stride * number
+    return Runs(np.repeat(runs.owner, count), first, np.minimum(first + window, np.repeat(runs.end, count)))
+
+
+def gather(series: Ragged, runs: Runs, ids: Integers) -> Ragged:
+    """The runs as series of their own, each watched from its first point to its last."""
+    times = series.points.times
+    return Ragged(
+        points=replace(series.points, clean=None),
+        first=runs.first,
+        end=runs.end,
+        windows=np.stack([times[runs.first], times[runs.end - 1]], 1),
+        ids=ids,
+        names=chosen(names_of(series), runs.owner),
+    )
+
+
+def make_splits(series: Ragged, runs: dict[str, Runs], window: int | None, stride: int | None):
+    """{split: Ragged} out of runs that share no point: cut into windows, where a window length is given.
+
+    Training windows start `stride` points apart (`window` by default). Those of val and test never overlap,
+    so that no point counts twice in a result. ValueError for a split that is empty.
+    """
+    made = {}
+    for split in SPLITS:
+        part = runs[split]
+        if window is not None:
+            step = stride or window
+            part = cut(part, window, step if split == "train" else max(step, window))
+        if not len(part):
+            raise ValueError(
+                f"the {split} split is empty: {runs[split].lengths.sum()} points in {len(runs[split])} stretches "
+                "are no series, or no window of two points. Give it a larger share (data.shares) or rows of its "
+                "own (column split), or the data set more points."
+            )
+        ids = series.ids[part.owner] if window is None else window_ids(series, part, split)
+        made[split] = gather(series, part, ids)
+    return made
+
+
+def reaching_back(series: Ragged, runs: Runs) -> tuple[Ragged, NDArray[np.float64]]:
+    """Each run with all of its series before it, and when the run itself begins."""
+    start = series.points.times[runs.first]
+    back = replace(runs, first=series.first[runs.owner])
+    return gather(series, back, series.ids[runs.owner]), start
+
+
+def window_ids(series: Ragged, runs: Runs, split: str) -> Integers:
+    """An id a window: a function of its series' name, the split and its number among that series' windows."""
+    names = names_of(series)
+    start = np.flatnonzero(np.diff(runs.owner, prepend=-1))
+    number = np.arange(len(runs)) - np.repeat(start, np.diff(np.append(start, len(runs))))
+    return hashed(f"{names[i]}\n{split}\n{n}" for i, n in zip(runs.owner, number, strict=True))
+
+
+def hashed(texts) -> Integers:
+    """A stable int64 for each text."""
+    number = lambda text: int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+    return np.fromiter(map(number, texts), np.int64)
+
+
+Fill = Callable[[NDArray[np.float64]], None]
+
+
+def in_memory(values: NDArray[np.float64], name: str, fill: Fill) -> NDArray[np.float64]:
+    """New values, like others in shape."""
+    new = np.empty_like(values)
+    fill(new)
+    return new
+
+
+def dequantised(
+    series: Ragged, train: Runs, channels: tuple[str, ...], seed: int, made=in_memory, shown: Ragged | None = None
+) -> Ragged:
+    """The series with uniform noise of one rounding step added to channels that are visibly rounded.
+
+    The density of rounded values has no bound: a model could put a spike on each. The step is found on the
+    training values alone. The noise is a function of (seed, series, channel, time): the same however the
+    series are split, cut or ordered. `made` makes the new values, which may lie on disk under a name.
+    `shown`: the same series with only those values that show the rounding.
+    """
+    size = max(1, CELLS // len(channels))
+    steps = [rounding_step(partial(_channel, shown or series, train, place, size)) for place in range(len(channels))]
+    found = [f"'{channel}' (to {step:g})" for channel, step in zip(channels, steps, strict=True) if step]
+    if not found:
+        return series
+    log.warning(
+        "rounded values of %s: uniform noise of that width is added, since the density of rounded values "
+        "has no bound. data.dequantise=false keeps them as they are.",
+        ", ".join(found),
+    )
+    name = "_".join(map(repr, (seed, *steps)))
+    values = made(series.points.values, name, partial(_add_noise, series, steps, seed, size))
+    return replace(series, points=replace(series.points, values=values))
+
+
+def _add_noise(series: Ragged, steps: list[float], seed: int, size: int, out: NDArray[np.float64]) -> None:
+    for owner, first, end in pieces(series.first, series.end, size):
+        place = places(first, end)
+        values = series.points.values[place].copy()
+        for channel in np.flatnonzero(steps):
+            start = np.repeat(_start(series.ids[owner], int(channel), seed), end - first)
+            values[:, channel] += steps[channel] * (_uniform(start, series.points.times[place]) - 0.5)
+        out[place] = values
+
+
+def _channel(series: Ragged, runs: Runs, channel: int, size: int) -> Iterator[NDArray[np.float64]]:
+    """What was observed of a channel in the runs, piece by piece."""
+    for _, *part in pieces(runs.first, runs.end, size):
+        values = series.points.values[places(*part), channel]
+        yield values[~np.isnan(values)]
+
+
+SAMPLED = 200_000  # values that the spread of a channel is told from
+DOUBLE, SINGLE = float(np.finfo(np.float64).eps), float(np.finfo(np.float32).eps)
+
+
+def rounding_step(pieces_of_values: Callable[[], Iterable[NDArray[np.float64]]]) -> float:
+    """Finds the largest power of ten that differences of values are multiples of, if over 1 % of their spread; or 0.
+
+    The spread is that of values within a range of quantiles, and multiples are asked of differences, so neither a
+    value far out nor an offset that is large beside the spread plays a part: 1e7 +- 0.1 is not rounded to 1e7.
+    """
+    sample = _sample(pieces_of_values())
+    if len(sample) < 2:
+        return 0.0
+    low, high = np.quantile(sample, [0.01, 0.99])
+    spread = np.clip(sample, 2 * low - high, 2 * high - low).std()  # of values far out, at most this much
+    if not 0 < high - low < np.inf:
+        return 0.0
+    reference = float(np.partition(sample, len(sample) // 2)[len(sample) // 2])
+    highest = int(np.floor(np.log10(high - low))) + 1  # a step beyond the range divides no difference
+    lowest = int(np.floor(np.log10(0.01 * spread))) + 1
+    with np.errstate(over="ignore"):  # a value beyond single precision is not equal to itself there
+        precisions = [DOUBLE, SINGLE] if (sample == sample.astype(np.float32)).all() else [DOUBLE]
+    for power in range(highest, lowest - 1, -1):
+        for precision in precisions:
+            if all(_multiples(values, reference, power, precision) for values in pieces_of_values()):
+                return 10.0**power
+    return 0.0
+
+
+def _sample(parts: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Some values of every piece, as long as there is room."""
+    found, room = [], SAMPLED
+    for values in parts:
+        found.append(values[:: max(1, len(values) // 1000)][:room])
+        room -= len(found[-1])
+        if room <= 0:
+            break
+    return np.concatenate(found) if found else np.zeros(0)
+
+
+def _multiples(values: NDArray[np.float64], reference: float, power: int, precision: float) -> bool:
+    """Whether differences of values from a reference are multiples of 10^power, as far as their precision can tell.
+
+    A number so large that its own precision is coarser than the step says nothing; most must be smaller.
+    """
+    if not len(values):
+        return True
+    with np.errstate(over="ignore", invalid="ignore"):
+        parts = (values - reference) / 10.0**power if power >= 0 else (values - reference) * 10.0**-power
+        error = 4 * precision * np.maximum(np.abs(values), abs(reference)) / 10.0**power
+    telling = (error < 0.05) & np.isfinite(parts)
+    apart = np.abs(parts[telling] - np.rint(parts[telling]))
+    return bool(telling.mean() > 0.5 and (apart <= np.maximum(error[telling], 1e-6)).all())
+
+
+def _start(ids: Integers, channel: int, seed: int) -> NDArray[np.uint64]:
+    return _mixed(_mixed(_mixed(np.array([seed % 2**64], np.uint64)) + np.uint64(channel)) + ids.view(np.uint64))
+
+
+def _uniform(start: NDArray[np.uint64], times: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(points,) in [0, 1): a hash of (seed, id, channel, time) and nothing else."""
+    moment = (times + 0.0).view(np.uint64)  # -0.0 and 0.0 are one time
+    return (_mixed(start + moment) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _mixed(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The output function of SplitMix64 (Steele et al. 2014)."""
+    state = state + np.uint64(0x9E3779B97F4A7C15)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
+
+
+def names_of(series: Ragged) -> Sequence[str]:
+    return series.names if series.names is not None else tuple(map(str, series.ids))
+
+
+def in_order(all_series: Ragged, sizes: tuple[int, ...]) -> dict[str, Ragged]:
+    """Return train, val and test of the given sizes, one after the other: for series that are drawn independently."""
+    ends = np.cumsum((0, *sizes))
+    names = ("train", "val", "test")
+    return {n: all_series.part(np.arange(*ends[i : i + 2])) for i, n in enumerate(names)}

@@ -1,0 +1,453 @@
+"""The user's own series, from a CSV or Parquet file."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vrnn_lab.core.series import Scale
+from vrnn_lab.core.types import Count, Natural, Positive
+from vrnn_lab.data import splits
+from vrnn_lab.data.base import Ragged, SeriesData
+from vrnn_lab.data.splits import Contents, Runs
+from vrnn_lab.data.table import columns, parquet_file, store, summary
+from vrnn_lab.data.table.columns import Beside, Cells
+from vrnn_lab.data.table.time_zones import has_zone
+from vrnn_lab.data.trend import fit_trend, trend_at
+
+log = logging.getLogger("vrnn_lab")
+FEW_SERIES = 10  # so many long series are each split in time; more are split as whole series
+LONG = 100  # points from which a series is long where no window is given
+WINDOWS = 5  # windows in a series that is long where one is given
+SHORTEST, LONGEST = 10, 100  # points of a window that is chosen here: a tenth of the shortest series, within these
+
+
+@dataclass(frozen=True)
+class Points:
+    """The rows of a table as numbers, in the file's order."""
+
+    cells: Cells
+    owner: NDArray[np.int64]  # (rows,): index into names
+    names: tuple[str, ...]
+    times: NDArray[np.float64]  # (rows,)
+    dates: bool
+
+
+class Table(SeriesData):
+    """A file with one row a time: columns `id`, `time` and one a channel; or long, with `channel` and `value`.
+
+    Empty or NaN = not observed, so channels may be seen at different times. Rows come in any order. Times are
+    numbers in any unit, kept as they are, or ISO dates, which become days since 1970. `id=null`: the file is
+    one series. `values`: the channels, by default all other columns of numbers (in the long form, all that
+    occur, by name).
+
+    Splits: as the column `split` says (train, val, test), where there is one; else whole series by a hash of
+    (seed, id), by rank, so that the shares hold exactly. A single series, and each of 2 to 10 long ones, is cut in
+    time, the earliest part for training. With `window`, every series is then cut into windows of that many points; no
+    point lies in windows of two splits, nor in two windows of val or test. Series that are cut in time have windows
+    of a tenth of the shortest series, where none are given. Rounded values get uniform noise of a rounding step
+    (`dequantise`), found on training values.
+
+    `known` and `static` are covariates: seen everywhere, in questions too, and never scored; no channels. `known`
+    changes from row to row and is filled in every row; `static` is one number a series, in one of its rows or all.
+    `error`: columns of the known standard deviation of the observation noise, one for each of `values` (null: it has
+    none), in the long form one, beside `value`. Every value then has one. To let a model read them too, name them in
+    `known` as well.
+
+    `period`: a known period of the series in the unit of time, or several: its sine and cosine become covariates, in
+    training and in every question. `trend`: a straight line or a parabola in time is fitted to the training part of a
+    single record and taken out of its values; every answer has it back, with the uncertainty of its coefficients.
+
+    `stream`: for a Parquet file of any size, whose rows of a series stand together, in time order. Its numbers are
+    once written to the cache as plain arrays, in one pass, and read from there as batches need them.
+
+    A file that cannot be used is a ValueError that names the file, the line and the cure.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        id: str | None = "id",
+        time: str = "time",
+        values: list[str] | tuple[str, ...] | None = None,
+        channel: str | None = None,
+        value: str | None = None,
+        known: list[str] | tuple[str, ...] = (),
+        static: list[str] | tuple[str, ...] = (),
+        error: list[str | None] | tuple[str | None, ...] | None = None,
+        split: str | None = "split",
+        shares: list[Positive] | tuple[Positive, ...] = (0.7, 0.15, 0.15),
+        window: Count | None = None,
+        stride: Count | None = None,
+        dequantise: bool = True,
+        period: Positive | Count | list[Positive | Count] | tuple[Positive | Count, ...] | None = None,
+        trend: Literal["none", "linear", "quadratic"] = "none",
+        stream: bool = False,
+        batch_size: Count = 50,
+        seed: Natural = 0,
+    ):
+        super().__init__(batch_size, seed)
+        splits.check_cut(shares, window, stride)
+        if (channel is None) != (value is None):
+            raise ValueError(
+                f"data.channel={channel} and data.value={value}; the long form has both columns, the wide neither."
+            )
+        self.path, self.id, self.time, self.split = Path(path).expanduser(), id, time, split
+        self.values = None if values is None else tuple(values)
+        self.channel, self.value = channel, value
+        self.beside = Beside(tuple(known), tuple(static), tuple(error or ()))
+        self.shares, self.window, self.stride, self.dequantise = tuple(shares), window, stride, dequantise
+        self.periods = (float(period),) if isinstance(period, (int, float)) else tuple(map(float, period or ()))
+        self.trend, self.own_levels = trend, True
+        self.stream, self.keep = store, not store
+        self._rows: summary.RowCounts | None = None  # of the file; unknown of a stream
+        self._check_roles()
+        if store:
+            columns.refuse_stream(self.path, self.channel, self.beside)
+
+    @property
+    def channels(self):
+        return self._contents.channels
+
+    @property
+    def covariates(self):
+        return self.beside.covariates
+
+    @property
+    def whole_series(self) -> bool:
+        return self._window is None
+
+    @cached_property
+    def scale(self) -> Scale:
+        """Spread and clock of the training split; with a trend, of what the trend leaves."""
+        found = super().scale
+        if self.trend == "none":
+            return found
+        train, start, reach = self.splits["train"], float(found.start), float(found.reach)
+        if len(self.whole()) > 1 or not reach > 0:
+            raise ValueError(
+                f"data.trend={self.trend} is fitted to one record, and {self.path} holds {len(self.whole())} series; "
+                "set data.trend=none and, for a slope that each series has of its own, model.level=linear."
+            )
+        times, place = np.unique(train.times, return_index=True)  # training windows may overlap
+        fitted = fit_trend(
+            times, train.values[place], ("linear", "quadratic").index(self.trend) + 1, start, reach, self.periods
+        )
+        rest = replace(train.points, values=train.points.values - trend_at(fitted, train.points.times, start, reach))
+        names = replace(train, points=rest).scale(self.channels, self.support, self.classes, self.covariates)
+        return replace(found, mean=names.mean, std=names.std, variation=names.variation, trend=fitted)
+
+    def whole(self) -> Ragged:
+        """Every series of the file, uncut and as written."""
+        return self._contents.series
+
+    @property
+    def split_rule(self) -> str:
+        """Say in words how the series were assigned to train, val and test."""
+        if self._contents.marked is not None:
+            return f"split as column '{self.split}' says"
+        if self._in_time:
+            return "each split in time, its earliest part for training"
+        return f"split as whole series by a hash of their names (data.seed={self.seed})"
+
+    def describe(self) -> tuple[str, list[str]]:
+        """Return a text that summarises the table, and one sentence for each oddity in its values."""
+        series = self.whole()
+        return summary.summary(self, series, self.split_rule, self._rows), list(summary.odd_values(self, series))
+
+    def make(self):
+        return splits.make_splits(*self._uncut, self._window, self.stride)
+
+    def reaching_back(self, split):
+        series, runs = self._uncut
+        return splits.reaching_back(series, runs[split])
+
+    @cached_property
+    def _uncut(self) -> tuple[Ragged, dict[str, Runs]]:
+        series, runs = self.whole(), self._runs()
+        if self.dequantise:
+            made = self._stored.made if self.stream else splits.in_memory
+            series = splits.dequantised(series, runs["train"], self.channels, self.seed, made)
+        return series, runs
+
+    def _runs(self) -> dict[str, Runs]:
+        series, marked = self.whole(), self._contents.marked
+        if marked is not None:
+            return splits.by_label(series, *marked)
+        if self._in_time:
+            return splits.by_time(series, self.shares)
+        return splits.by_name(series, self.shares, self.seed)
+
+    @cached_property
+    def _in_time(self) -> bool:
+        """Return whether every series is split in time, instead of assigned to one split as a whole."""
+        lengths = self.whole().lengths
+        long = LONG if self.window is None else WINDOWS * self.window
+        few = len(lengths) == 1 or (len(lengths) <= FEW_SERIES and lengths.min() >= long)
+        return self._contents.marked is None and bool(few)
+
+    @cached_property
+    def _window(self) -> int | None:
+        """The points of a window, None where series are not cut."""
+        if self.window is not None or not self._in_time:
+            return self.window
+        series = self.whole()
+        shortest, name = int(series.lengths.min()), splits.names_of(series)[0]
+        what = f"a single series, '{name}'," if len(series) == 1 else f"{len(series)} series"
+        if shortest < 2 * SHORTEST:
+            raise ValueError(
+                f"{self.path} holds {what} of {shortest} points, too few to be cut into windows; expected at least "
+                f"{2 * SHORTEST}. If there are several series, name the column that tells them apart: data.id=..."
+            )
+        length = min(LONGEST, max(SHORTEST, shortest // 10))
+        cut = f"{what} {'is' if len(series) == 1 else 'are'} cut into windows of {length} points"
+        log.info("%s: %s; data.window=... sets another number.", self.path, cut)
+        return length
+
+    def _check_roles(self) -> None:
+        named = [("id", self.id), ("time", self.time), ("channel", self.channel), ("value", self.value)]
+        named += [("values", name) for name in self.values or () if self.channel is None]
+        named += [(key, name) for key, name in self.beside.wanted if key != "error" or name not in self.beside.known]
+        named += [("split", self.split)] if self.split in self.covariates else []
+        taken: dict[str | None, str] = {}
+        for key, name in named:
+            if name is not None and name in taken:
+                raise ValueError(
+                    f"data.{taken[name]} and data.{key} both name the column '{name}'; each needs its own."
+                )
+            taken[name] = key
+        if self.values is not None and len(set(self.values)) < max(1, len(self.values)):
+            raise ValueError(f"data.values={list(self.values)}; expected at least one name, and each once.")
+        error = self.beside.error
+        if error and self.channel is None and len(self.values or ()) != len(error):
+            raise ValueError(
+                f"data.error={list(error)} and data.values={self.values and list(self.values)}; expected the "
+                "channels and as many columns of error bars, in the same order, null for a channel that has none."
+            )
+        if error and self.channel is not None and (len(error) > 1 or None in error):
+            raise ValueError(f"data.error={list(error)}; the long form has one, the column beside data.value.")
+
+    @cached_property
+    def _contents(self) -> Contents:
+        read = self._stream if self.stream else self._read_wide if self.channel is None else self._read_long
+        contents = read()
+        self.dates, self.time_unit = contents.dates, "days" if contents.dates else ""
+        parquet_file.release()
+        return contents
+
+    def _wanted(self, needed: list[tuple[str, str]]) -> tuple[list[str], list[str]]:
+        """The columns to read, all of them where the channels are not named; and which of them are texts."""
+        found = columns.column_names(self.path)
+        roles = [(key, name) for key, name in (("id", self.id), ("time", self.time)) if name is not None]
+        if self.split not in (None, "split"):
+            roles.append(("split", self.split))
+        roles += self.beside.wanted
+        columns.demand(self.path, found, [*roles, *needed])
+        texts = [name for name in (self.id, self.split, self.channel) if name in found]
+        named = {*texts, *(name for _, name in [*roles, *needed])}
+        return [name for name in found if name in named or not needed], texts
+
+    def _stream(self) -> Contents:
+        wanted, _ = self._wanted([("values", name) for name in self.values or ()])
+        split = self.split if self.split in wanted else None
+        self._stored = store.stored(self.path, wanted, self.id, self.time, self.values, split)
+        self.zoned = self._stored.zoned
+        return self._stored.contents()
+
+    def _read_wide(self) -> Contents:
+        wanted = self._wanted([("values", name) for name in self.values or ()])
+        return self._once(self._from_wide, columns.read(self.path, *wanted))
+
+    def _once(self, assemble: Callable[[Cells], Contents], cells: Cells) -> Contents:
+        """What is made of the rows; of rows that repeat others exactly where times occur twice, without those."""
+        self._rows = summary.RowCounts(len(cells.frame))
+        try:
+            return assemble(cells)
+        except columns.RepeatedError:
+            fewer = columns.without_copies(cells)
+            if len(fewer.frame) == len(cells.frame):
+                raise
+            self._rows = replace(self._rows, copies=len(cells.frame) - len(fewer.frame))
+            return assemble(fewer)
+
+    def _count_unused(self, empty: NDArray[np.bool_], other: int = 0) -> None:
+        if self._rows is not None:
+            self._rows = replace(self._rows, empty=int(empty.sum()), other=other)
+
+    def _from_wide(self, cells: Cells) -> Contents:
+        channels = self.values or self._number_columns(cells)
+        values = np.stack([columns.numbers(cells, name) for name in channels], 1)
+        observed = np.any(~np.isnan(values), axis=1)
+        self._count_unused(~observed)
+        told, error = columns.covariates(cells, self.id, self.beside), None
+        if self.beside.error:
+            pairs = zip(self.beside.error, values.T, strict=True)
+            error = np.stack([columns.errors(cells, name, value) for name, value in pairs], 1)
+        points = self._points(cells, observed)
+        order = time_order(points)
+        self._refuse_twice(points, order, points.owner[order], points.times[order])
+        chosen = lambda x: x if x is None else x[observed][order]
+        return self._assemble(points, order, channels, chosen(values), chosen(told), chosen(error))
+
+    def _read_long(self) -> Contents:
+        wanted = self._wanted([("channel", str(self.channel)), ("value", str(self.value))])
+        return self._once(self._from_long, columns.read(self.path, *wanted))
+
+    def _from_long(self, cells: Cells) -> Contents:
+        assert self.channel is not None and self.value is not None
+        numbers = columns.numbers(cells, self.value)
+        kind, occurring = columns.words(cells, self.channel)
+        channels = self.values or occurring
+        self._refuse_unknown_channels(channels, occurring)
+        columns.all_filled(cells.rows(~np.isnan(numbers)), self.channel, kind[~np.isnan(numbers)])
+        place = np.array([*(channels.index(x) if x in channels else -1 for x in occurring), -1])[kind]
+        observed = ~np.isnan(numbers) & (place >= 0)
+        self._count_unused(np.isnan(numbers), other=int((~np.isnan(numbers) & (place < 0)).sum()))
+        told = columns.covariates(cells, self.id, self.beside)
+        error = None
+        if self.beside.error:
+            error = columns.errors(cells, self.beside.error[0], np.where(observed, numbers, np.nan))[observed]
+        points = self._points(cells, observed)
+        numbers, place = numbers[observed], place[observed]
+        order = time_order(points)
+        owner, times = points.owner[order], points.times[order]
+        new = (np.diff(owner, prepend=-1) != 0) | (np.diff(times, prepend=np.nan) != 0)
+        point = np.cumsum(new) - 1
+        again = np.lexsort((order, place[order], point))
+        self._refuse_twice(points, order[again], point[again], place[order][again])
+        first = np.flatnonzero(new)
+        if told is not None:
+            told = told[observed][order]
+            self._refuse_other(points, order, told, first[point])
+            told = told[first]
+
+        def spread(numbers):
+            found = np.full((len(first), len(channels)), np.nan)
+            found[point, place[order]] = numbers[order]
+            return found
+
+        return self._assemble(
+            points, order[first], channels, spread(numbers), told, None if error is None else spread(error)
+        )
+
+    def _points(self, cells: Cells, observed: NDArray[np.bool_]) -> Points:
+        """The rows where something was observed; a notice names series that have none."""
+        if not observed.any():
+            raise ValueError(f"{self.path} has rows, but no observed value in any; expected numbers in some.")
+        if self.id is None:
+            owner, names = np.zeros(len(observed), np.int64), (self.path.name.split(".")[0],)
+        else:
+            owner, names = columns.words(cells, self.id)
+        met = np.zeros(len(names) + 1, bool)
+        met[owner[observed]] = True  # the last is that of rows without a name
+        empty = np.flatnonzero(~met[:-1])
+        cells, owner = cells.rows(observed), owner[observed]
+        if self.id is not None:
+            columns.all_filled(cells, self.id, owner)
+        if len(empty):
+            shown = ", ".join(f"'{names[i]}'" for i in empty[:5])
+            log.warning("%s: %d series have no observed value and are left out: %s", self.path, len(empty), shown)
+            owner = (np.cumsum(met[:-1]) - 1)[owner]
+            names = tuple(np.delete(np.array(names, dtype=object), empty))
+        times, dates = columns.times(cells, self.time)
+        self.zoned = dates and has_zone(cells.column(self.time))
+        return Points(cells, owner, names, times, dates)
+
+    def _assemble(self, points: Points, order, channels, values, told, error) -> Contents:
+        """order (points,): the row each point takes its time and split from; values, error (points, dim)."""
+        owner, times = points.owner[order], points.times[order]
+        offsets = np.searchsorted(owner, np.arange(len(points.names) + 1))
+        series = Ragged.joined(
+            times=times,
+            values=values,
+            offsets=offsets,
+            windows=np.stack([times[offsets[:-1]], times[offsets[1:] - 1]], 1),
+            ids=splits.hashed(points.names),
+            names=points.names,
+            covariates=told,
+            error=error,
+        )
+        marked = None
+        if self.split is not None and self.split in points.cells.frame:
+            marked = splits.stretches(owner, columns.marks(points.cells, self.split)[order])
+        return Contents(tuple(channels), series, marked, points.dates)
+
+    def _number_columns(self, cells: Cells) -> tuple[str, ...]:
+        beside = [name for _, name in self.beside.wanted]
+        others = [c for c in cells.frame if c not in (self.id, self.time, self.split, *beside)]
+        others = [c for c in others if not c.startswith("Unnamed: ")]  # row numbers that pandas wrote
+        found = [c for c in others if columns.looks_like_numbers(cells, c)]
+        spare = [c for c in found if columns.counts_rows(cells, c) or columns.is_calendar(cells, c)]
+        if len(spare) == len(found):  # something must be a channel
+            spare = []
+        channels = tuple(c for c in found if c not in spare)
+        if spare:
+            log.warning(
+                "%s: columns that look like row numbers or a calendar are left out: %s. To use them as channels, "
+                "name all channels: data.values=[...]",
+                self.path,
+                ", ".join(spare),
+            )
+        others = [c for c in others if c not in spare]
+        cure = "Expected one a channel, or the long form: data.channel=<column> data.value=<column>."
+        columns.tell_left_out(self.path, self.id, self.time, others, channels, cure)
+        return channels
+
+    def _refuse_unknown_channels(self, channels, occurring) -> None:
+        unknown = [name for name in channels if name not in occurring]
+        if unknown:
+            raise ValueError(
+                f"{self.path}: data.values names channels that do not occur, {unknown}; column '{self.channel}' "
+                f"holds {list(occurring)[:20]}."
+            )
+
+    def _refuse_other(self, points: Points, order, told, first) -> None:
+        """told (rows, covariates) in the given order: each row's are those of its point's first row."""
+        if (found := np.argwhere(told != told[first])).size:
+            row, column = found[0]
+            cells, one, two = points.cells, int(order[first[row]]), int(order[row])
+            raise ValueError(
+                f"{self.path}: series '{points.names[points.owner[two]]}' has two values of "
+                f"'{self.covariates[column]}' at {self.time}={cells.text(self.time, two)}, "
+                f"{told[first[row], column]:g} in {cells.where(one)} and {told[row, column]:g} in "
+                f"{cells.where(two)}; expected one a time."
+            )
+
+    def _refuse_twice(self, points: Points, order, *keys) -> None:
+        """keys, each (rows,) in the given order of the file's rows: neighbours that agree in all are twice."""
+        same = np.logical_and.reduce([np.diff(key) == 0 for key in keys])
+        if not same.any():
+            return
+        pairs = np.sort(np.stack([order[:-1][same], order[1:][same]], 1), 1)
+        first, second = map(int, pairs[pairs[:, 1].argmin()])
+        cells = points.cells
+        kind = "" if self.channel is None else f", channel '{cells.text(self.channel, first)}'"
+        raise columns.RepeatedError(
+            f"{self.path}: series '{points.names[points.owner[first]]}'{kind} has two rows at {self.time}="
+            f"{cells.text(self.time, first)}, {cells.where(first)} and {cells.where(second)}; expected one. Delete "
+            "or average them, or name the column that tells the series apart: data.id=..."
+        )
+
+
+def time_order(points: Points) -> NDArray[np.int64]:
+    """(rows,): the rows sorted by series, then time; rows that tie keep the file's order. A notice says so."""
+    owner, times = points.owner, points.times
+    order = np.arange(len(owner))
+    if (np.diff(owner) < 0).any():
+        order = np.argsort(owner, kind="stable")
+    falls = np.flatnonzero((np.diff(times[order]) < 0) & (np.diff(owner[order]) == 0))
+    if not len(falls):
+        return order
+    place = int(order[falls[0] + 1])
+    log.warning(
+        "%s: times decrease (series '%s', %s); the rows are sorted by time.",
+        points.cells.path,
+        points.names[owner[place]],
+        points.cells.where(place),
+    )
+    return np.lexsort((times, owner))

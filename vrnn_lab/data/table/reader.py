@@ -1,0 +1,430 @@
+"""The series of a file of any size, or of a data frame, one after the other."""
+
+import gzip
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pandas.api import types
+
+from vrnn_lab.data.splits import hashed
+from vrnn_lab.data.table import columns, parquet_file
+from vrnn_lab.data.table.columns import Beside, Cells
+from vrnn_lab.data.table.time_format import Clock
+from vrnn_lab.data.table.time_zones import has_zone, mixed, other_than_trained
+
+log = logging.getLogger("vrnn_lab")
+SMALL = 200_000  # rows: so many are read whole and may stand in any order
+ONLY = "series"  # the name of the one series of a file without names
+
+
+@dataclass(frozen=True)
+class Form:
+    """What the columns are called. Wide: one a channel. Long: `channel` names it, `value` holds the number."""
+
+    id: str | None = "id"  # none: all rows are one series
+    time: str = "time"
+    channel: str | None = None
+    value: str | None = None
+
+    def __post_init__(self):
+        if self.time is None:
+            raise ValueError("time=null: expected the name of the column of times.")
+        if (self.channel is None) != (self.value is None):
+            raise ValueError(
+                f"channel={self.channel} and value={self.value}; the long form has both columns, the wide neither."
+            )
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One series: what is written at each of its times."""
+
+    name: str
+    times: NDArray[np.float64]  # (points,), increasing
+    values: NDArray[np.float64]  # (points, dim), NaN = not observed
+    empty: NDArray[np.bool_]  # (points, dim): there is a cell, and nothing in it
+    told: NDArray[np.float64]  # (points, covariates), NaN = not told
+    error: NDArray[np.float64]  # (points, dim): error bars, NaN = none told
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of one series as they come."""
+
+    name: str
+    row: NDArray[np.int64]  # of the file
+    times: NDArray[np.float64]
+    values: NDArray[np.float64]
+    empty: NDArray[np.bool_]
+    told: NDArray[np.float64]
+    error: NDArray[np.float64]
+
+
+@dataclass
+class Source:
+    """A file or frame as series.
+
+    key: the option that named it; of `at` no values are read, and columns beside them are, where they are there.
+    dates: whether times must be such, where that is known. zoned: whether dates must have a zone, where it is known.
+    """
+
+    found: Path | pd.DataFrame
+    key: str
+    form: Form
+    channels: tuple[str, ...]
+    beside: Beside
+    dates: bool | None
+    zoned: bool | None = None
+    clock: Clock | None = field(default=None, init=False)  # of what was read so far
+    first_date: str = field(default="", init=False)  # and where it stands
+    whole_ids: bool = field(default=False, init=False)  # the names are whole numbers, not texts
+    occurring: set[str] = field(default_factory=set, init=False)  # of the long form: channels
+
+    def __post_init__(self):
+        form = self.form
+        if isinstance(self.found, Path):
+            self.path, self.names = self.found, columns.column_names(self.found, self.key)
+        else:
+            self.path, self.names = Path(f"the data frame {self.key}"), [str(name) for name in self.found.columns]
+        if twice := sorted({name for name in self.names if self.names.count(name) > 1}):
+            raise ValueError(f"{self.path} has more than one column named {', '.join(twice)}; expected each once.")
+        self.asks = self.key == "at"
+        roles = [("id", form.id), ("time", form.time)]
+        if not self.asks:
+            self._demand_beside()
+            roles += [("channel", form.channel), ("value", form.value), *self.beside.wanted]
+        self.roles = [(key, name) for key, name in roles if name is not None]
+        columns.demand(self.path, self.names, self.roles, keys="")
+        wide = not self.asks and not form.channel
+        self.present = tuple(c for c in self.channels if wide and c in self.names)
+        if wide:
+            self._tell_channels()
+        if self.asks:
+            self._tell_spare()
+        if not self.asks and len(self.beside.error) not in (0, len(self.channels) if wide else 1):
+            raise ValueError(
+                f"the model was trained on error bars in the columns {', '.join(map(str, self.beside.error))}; "
+                "expected the form it was trained on, wide or long, which has them so."
+            )
+
+    def _demand_beside(self) -> None:
+        if absent := [(key, name) for key, name in self.beside.wanted if name not in self.names]:
+            key, name = absent[0]
+            raise ValueError(
+                f"{self.path} has no column '{name}', which the model was trained with (data.{key}); it has "
+                f"{self.names}. Add it, under that name."
+            )
+
+    def _tell_spare(self) -> None:
+        known = {name for _, name in (*self.roles, *self.beside.wanted)}
+        if spare := [name for name in self.names if name not in known]:
+            log.warning("%s: all channels are asked at its times; columns left out: %s", self.path, ", ".join(spare))
+
+    def _tell_channels(self) -> None:
+        spare = [n for n in self.names if n not in {name for _, name in self.roles}]
+        if not self.present:
+            raise ValueError(
+                f"{self.path} has none of the model's channels, {', '.join(self.channels)}; it has {self.names}. "
+                "Name its columns so, or give the long form: channel=<column> value=<column>."
+            )
+        if absent := [c for c in self.channels if c not in self.present]:
+            log.warning("%s has no column %s: taken as not observed", self.path, ", ".join(absent))
+        if unknown := [c for c in spare if c not in self.channels]:
+            log.info("%s: columns that are no channels of the model are left out: %s", self.path, ", ".join(unknown))
+
+    def _tell_occurring(self) -> None:
+        unknown = sorted(self.occurring.difference(self.channels))
+        if unknown and len(unknown) == len(self.occurring):
+            raise ValueError(
+                f"{self.path}: column '{self.form.channel}' holds none of the model's channels, "
+                f"{', '.join(self.channels)}; it holds {unknown[:20]}."
+            )
+        if unknown:
+            log.info("%s: channels that the model does not know are left out: %s", self.path, ", ".join(unknown))
+
+    @property
+    def small(self) -> bool:
+        """Whether it may be read whole."""
+        if not isinstance(self.found, Path):
+            return True
+        if self.path.suffix.lower() == ".parquet":
+            return parquet_file.row_count(self.path) <= SMALL
+        with (gzip.open if self.path.suffix.lower() == ".gz" else open)(self.path, "rb") as lines:
+            return sum(1 for _ in islice(lines, SMALL + 2)) <= SMALL + 1
+
+    def ids(self) -> set[int]:
+        """The hash of every name."""
+        if self.form.id is None:
+            return set(hashed([ONLY]).tolist())
+        found: set[int] = set()
+        for cells in self._cells([self.form.id]):
+            found.update(hashed(columns.words(cells, self.form.id)[1]).tolist())
+        return found
+
+    def series(self, whole: bool) -> Iterator[Rows]:
+        """whole: sorted by name, whatever the order of the rows; else as they come, each with its rows together."""
+        pieces: list[Piece] = []
+        met: dict[int, int] = {}
+        for piece in self._pieces(whole):
+            if pieces and pieces[0].name != piece.name:
+                yield self._joined(pieces)
+                pieces = []
+            if not pieces:
+                self._meet(piece, met)
+            pieces.append(piece)
+        if pieces:
+            yield self._joined(pieces)
+        self._tell_occurring()
+
+    def nothing(self, name: str) -> Rows:
+        """A series of which nothing is known."""
+        none = np.zeros((0, len(self.channels)))
+        return Rows(name, np.zeros(0), none, none.astype(bool), np.zeros((0, len(self.beside.covariates))), none)
+
+    def _meet(self, piece: Piece, met: dict[int, int]) -> None:
+        number = int(hashed([piece.name])[0])
+        if number in met:
+            raise ValueError(
+                f"{self.path}: series '{piece.name}', which begins in {columns.where(self.path, met[number])}, comes "
+                f"back in {columns.where(self.path, int(piece.row[0]))}; {self.sort_first}"
+            )
+        met[number] = int(piece.row[0])
+
+    @property
+    def sort_first(self) -> str:
+        return (
+            f"a file of more than {SMALL} rows, or one read with stream=true, needs the rows of a series together, "
+            'and the same order of series in input= and at=. Sort it once: duckdb -c "COPY (SELECT * FROM '
+            f"'{self.path}' ORDER BY {self.form.id}, {self.form.time}) TO 'sorted.parquet'\"; or by pandas: "
+            "read_csv, sort_values, to_csv."
+        )
+
+    def _cells(self, wanted: list[str]) -> Iterator[Cells]:
+        words = [name for name in (self.form.id, self.form.channel) if name in wanted]
+        if isinstance(self.found, Path):
+            yield from columns.chunks(self.found, wanted, words, SMALL)
+        else:
+            frame = self.found.set_axis(self.names, axis=1).loc[:, wanted]
+            yield Cells(self.path, frame.reset_index(drop=True))
+
+    @cached_property
+    def _wanted(self) -> list[str]:
+        beside = [name for _, name in self.beside.wanted if name in self.names]
+        return list(dict.fromkeys([*(name for _, name in self.roles), *beside, *self.present]))
+
+    def _pieces(self, whole: bool) -> Iterator[Piece]:
+        for cells in self._cells(self._wanted):
+            cells, numbers = self._numbers(columns.without_copies(cells))
+            if not len(cells.frame):
+                continue
+            owner, names = np.zeros(len(cells.frame), np.int64), (ONLY,)
+            if self.form.id is not None:
+                owner, names = columns.words(cells, self.form.id)
+                columns.all_filled(cells, self.form.id, owner)
+                self.whole_ids = self.whole_ids or _whole(cells.column(self.form.id))
+            times = self._times(cells)
+            row = cells.frame.index.to_numpy()
+            order = np.argsort(owner, kind="stable") if whole else slice(None)
+            owner = owner[order]
+            arrays: list[NDArray[Any]] = [each[order] for each in (row, times, *numbers)]
+            edges = [0, *np.flatnonzero(np.diff(owner)) + 1, len(owner)]
+            for begin, end in pairwise(edges):
+                yield Piece(names[owner[begin]], *(each[begin:end] for each in arrays))
+
+    def _times(self, cells: Cells) -> NDArray[np.float64]:
+        times, dates = columns.times(cells, self.form.time)
+        if self.clock is None:
+            self.clock = Clock.of(cells, self.form.time, dates)
+        if self.dates not in (None, dates):
+            kinds = "dates", "numbers"
+            raise ValueError(
+                f"{self.path}: column '{self.form.time}' holds {kinds[not dates]}, and the times that the model "
+                f"learned are {kinds[dates]}; expected the same kind, counted from the same moment."
+            )
+        if self.clock.dates != dates:
+            raise ValueError(
+                f"{self.path}: column '{self.form.time}' holds dates in some rows and numbers in others (from "
+                f"{cells.where(0)}); expected one kind."
+            )
+        if dates:
+            self._check_zone(cells)
+        return times
+
+    def _check_zone(self, cells: Cells) -> None:
+        """ValueError where the dates, which are all of one kind, have a zone and others do not, or the reverse."""
+        zoned = has_zone(cells.column(self.form.time))
+        example = columns.shown(cells, self.form.time, 0)
+        if self.zoned not in (None, zoned):
+            raise other_than_trained(self.path, self.form.time, example, zoned)
+        self.first_date = self.first_date or example
+        assert self.clock is not None
+        if (self.clock.zone is not None) != zoned:
+            pair = (self.first_date, example) if zoned else (example, self.first_date)
+            raise mixed(self.path, self.form.time, *pair)
+
+    def _numbers(self, cells: Cells) -> tuple[Cells, list[NDArray[Any]]]:
+        """Without rows in which nothing is written at all; their values, empty cells, covariates and error bars."""
+        told, error = self._columns(cells, self.beside.covariates), self._errors(cells)
+        if self.form.channel and not self.asks:
+            values, empty, kept = self._long(cells)
+            error = np.where(np.isnan(values) & ~empty, np.nan, error)
+        else:
+            values = self._columns(cells, tuple(c if c in self.present else None for c in self.channels))
+            empty = np.isnan(values) & [name in self.present for name in self.channels]
+            kept = np.ones(len(values), bool)
+        self._check_errors(cells, values)
+        written = cells.column(self.form.time).notna().to_numpy()
+        if self.form.id is not None:
+            written = written | (columns.words(cells, self.form.id)[0] >= 0)
+        kept &= written | ~np.isnan(values).all(1)
+        return cells.rows(kept), [each[kept] for each in (values, empty, told, error)]
+
+    def _columns(self, cells: Cells, names: Sequence[str | None]) -> NDArray[np.float64]:
+        """(rows, names), NaN where the file has no such column."""
+        none = np.full(len(cells.frame), np.nan)
+        here = [name if name in self.names else None for name in names]
+        found = [none if name is None else columns.numbers(cells, name, "Correct the cell.") for name in here]
+        return np.stack(found, 1) if found else none[:, None][:, :0]
+
+    def _errors(self, cells: Cells) -> NDArray[np.float64]:
+        """(rows, dim), NaN where none is told; one column is that of all channels."""
+        found = self._columns(cells, self.beside.error or (None,))
+        return np.broadcast_to(found, (len(found), len(self.channels)))
+
+    def _check_errors(self, cells: Cells, values: NDArray[np.float64]) -> None:
+        """A value has an error bar, where the model knows of such; and none is negative, of a question either."""
+        for channel, name in enumerate(self.beside.error):
+            if name not in self.names:
+                continue
+            observed = ~np.isnan(values if self.form.channel else values[:, [channel]]).all(1)
+            counts = observed | (self._columns(cells, [name])[:, 0] < 0)
+            columns.errors(cells, name, np.where(counts, 0.0, np.nan))
+
+    def _long(self, cells: Cells) -> tuple[NDArray, NDArray, NDArray]:
+        """A row has a cell of one channel; one that names no channel has, if it has no number, empty ones of all."""
+        assert self.form.channel is not None and self.form.value is not None
+        number = columns.numbers(cells, self.form.value, cure="Correct the cell.")
+        kind, occurring = columns.words(cells, self.form.channel)
+        columns.all_filled(cells.rows(~np.isnan(number)), self.form.channel, kind[~np.isnan(number)])
+        self.occurring.update(occurring)
+        place = np.array([*(self.channels.index(x) if x in self.channels else -1 for x in occurring), -2])[kind]
+        values = np.full((len(place), len(self.channels)), np.nan)
+        empty = np.zeros(values.shape, bool)
+        there = np.flatnonzero(place >= 0)
+        values[there, place[there]] = number[there]
+        empty[there, place[there]] = np.isnan(number[there])
+        empty[place == -2] = True
+        return values, empty, place != -1
+
+    def _joined(self, pieces: list[Piece]) -> Rows:
+        """The rows of a series by time, those of one time as one."""
+        join = lambda name: np.concatenate([getattr(piece, name) for piece in pieces])
+        times = join("times")
+        order = np.argsort(times, kind="stable")
+        times, row = times[order], join("row")[order]
+        values, empty, told, error = (join(name)[order] for name in ("values", "empty", "told", "error"))
+        observed = ~np.isnan(values)
+        new = np.diff(times, prepend=-np.inf) > 0
+        point = np.cumsum(new) - 1
+        if not new.all():
+            self._refuse_twice(pieces[0].name, observed, point, times, row)
+            values, told, error = (_merged(each, point) for each in (values, told, error))
+            empty = np.logical_or.reduceat(empty, np.flatnonzero(new)) & np.isnan(values)
+        return Rows(pieces[0].name, times[new], values, empty, told, error)
+
+    def _refuse_twice(self, name: str, observed: NDArray, point: NDArray, times: NDArray, row: NDArray) -> None:
+        """observed (rows, dim), point (rows,): in the long form a channel, else a row, has one value a time."""
+        seen = observed if self.form.channel else np.asarray(observed.any(1))[:, None]
+        for channel, there in enumerate(seen.T):
+            which = np.flatnonzero(there)
+            again = columns.first(np.diff(point[which]) == 0)
+            if again is None:
+                continue
+            first, second = (columns.where(self.path, int(row[i])) for i in which[again : again + 2])
+            kind = f", channel '{self.channels[channel]}'" if self.form.channel else ""
+            assert self.clock is not None
+            time = self.clock.write(times[which[again : again + 1]], text=True)[0]
+            raise ValueError(
+                f"{self.path}: series '{name}'{kind} has two rows at {self.form.time}={time}, {first} and "
+                f"{second}; expected one. Delete or average them, or name the column that tells the series apart: "
+                "id=..."
+            )
+
+
+def _merged(values: NDArray[np.float64], point: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(points, columns) from (rows, columns), of which a point has at most one number; the last, if more."""
+    found = np.full((point[-1] + 1, values.shape[1]), np.nan)
+    row, column = np.nonzero(~np.isnan(values))
+    found[point[row], column] = values[row, column]
+    return found
+
+
+def _whole(content: pd.Series) -> bool:
+    kind = content.cat.categories if isinstance(content.dtype, pd.CategoricalDtype) else content
+    return types.is_integer_dtype(kind.dtype) and not (len(kind) and kind.max() > np.iinfo(np.int64).max)
+
+
+def paired(given: Source, asked: Source, whole: bool) -> Iterator[tuple[Rows, Rows]]:
+    """Each series that is asked for, and what is asked of it, in the order of the questions.
+
+    A series of which nothing is given has no rows. ValueError where both have series in another order.
+    """
+    wanted, passed = asked.ids(), Passed(given.path)
+    questions = asked.series(whole)
+    for rows in given.series(whole):
+        _check_zones(given, asked)
+        number = int(hashed([rows.name])[0])
+        if number in passed.met:
+            raise ValueError(
+                f"{given.path}: series '{rows.name}' stands elsewhere in {asked.path}; {asked.sort_first}"
+            )
+        if number not in wanted:
+            continue
+        for question in questions:
+            _check_zones(given, asked)
+            if question.name == rows.name:
+                yield rows, question
+                break
+            passed.add(question.name)
+            yield given.nothing(question.name), question
+    for question in questions:
+        passed.add(question.name)
+        yield given.nothing(question.name), question
+    passed.tell()
+
+
+def _check_zones(given: Source, asked: Source) -> None:
+    """ValueError where dates of what was read so far have a zone in one of the two and none in the other."""
+    if given.clock is None or asked.clock is None or not (given.clock.dates and asked.clock.dates):
+        return
+    if (given.clock.zone is None) != (asked.clock.zone is None):
+        one, other = (given, asked) if given.clock.zone is None else (asked, given)
+        raise ValueError(
+            f"{one.path} has times without a zone ({one.first_date}), and {other.path} has times with one "
+            f"({other.first_date}); expected a zone in both or in none. Write Z behind times that are UTC, and "
+            "behind others their offset from it, such as +01:00."
+        )
+
+
+class Passed:
+    """Series that are asked for and were not given."""
+
+    def __init__(self, path: Path):
+        self.path, self.met, self.shown = path, set[int](), list[str]()
+
+    def add(self, name: str) -> None:
+        self.met.add(int(hashed([name])[0]))
+        self.shown += [f"'{name}'"] if len(self.shown) < 5 else []
+
+    def tell(self) -> None:
+        if self.met:
+            count, shown = len(self.met), ", ".join(self.shown)
+            log.warning("%d series have no row in %s and are answered as unseen ones: %s", count, self.path, shown)

@@ -1,0 +1,1 @@
+"""Scores, calibration, recalibration and the baselines of every result."""

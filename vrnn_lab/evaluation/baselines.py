@@ -1,0 +1,415 @@
+"""What needs no model: plain rows beside every result, and exact ones where the process is known."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vrnn_lab.core.densities import Bernoulli, Gaussian
+from vrnn_lab.core.series import Scale, TimeSeries
+from vrnn_lab.core.tasks import Density, Task
+from vrnn_lab.data.base import PLAIN, SeriesData, generator
+from vrnn_lab.evaluation.analog import CHANGES, COMPARED, VALUES, Analog, records_of
+from vrnn_lab.evaluation.calibration import Account, plain_pit
+from vrnn_lab.evaluation.evaluate import Yardstick, rows_at_once
+from vrnn_lab.evaluation.gaussian_process import SharedProcess, available
+from vrnn_lab.evaluation.linear_process import LinearProcess, fit_batch
+from vrnn_lab.evaluation.scores import Scores, SeriesSums, Tally, energy_of, plain_scores
+from vrnn_lab.evaluation.trends import seasonal, with_drift
+
+log = logging.getLogger("vrnn_lab")
+GAUSSIAN_PROCESS, LINEAR_PROCESS, ANALOG = "gaussian process", "linear process", "analog"
+MOST_SEEN = 200  # seen values of a series and channel up to which a Gaussian process is conditioned on them
+MOST_SERIES = 200  # series of a question up to which it is
+MOST_CHANNELS = 5  # channels up to which it is
+MOST_VALUES = 250_000  # points times channels of a question up to which analog and linear process answer it
+STRETCHES = 32, 512  # training stretches that a series is compared with, at least and at most
+READ = 10_000_000  # values of training stretches that a pass over a question reads to compare: about half a second
+DRAWS = 20  # of a plain row for its energy score, which is unbiased for any number
+Guess = Callable[[TimeSeries, Tensor], Tensor]
+Answer = Callable[[TimeSeries], Gaussian | Bernoulli]
+
+
+def constant(series: TimeSeries, mean: Tensor) -> Float[Tensor, "batch time dim"]:
+    """The mean of a row's seen values, the training mean where nothing is seen."""
+    return _row_mean(series, mean, 0.0).expand_as(series.values)
+
+
+def _row_mean(series: TimeSeries, mean: Tensor, shrink: float) -> Float[Tensor, "batch 1 dim"]:
+    count = series.seen.sum(1, keepdim=True).to(series.values)
+    total = torch.where(series.seen, series.values, 0).sum(1, keepdim=True)
+    none = (count + shrink == 0).to(total)
+    return (total + (shrink + none) * mean) / (count + shrink + none)
+
+
+def _neighbour(series: TimeSeries, later: bool) -> tuple[Tensor, Tensor]:
+    """Per value, where the last seen one up to it (or the next one from it) stands, and whether there is one."""
+    places = torch.arange(series.times.shape[1], device=series.times.device)[None, :, None]
+    if later:
+        at = torch.where(series.seen, places, places.numel())
+        at = at.flip(1).cummin(1).values.flip(1)
+        return at.clamp(max=places.numel() - 1), at < places.numel()
+    at = torch.where(series.seen, places, -1).cummax(1).values
+    return at.clamp(min=0), at >= 0
+
+
+def last(series: TimeSeries, mean: Tensor) -> Float[Tensor, "batch time dim"]:
+    """The last seen value before a point; before the first the row's mean."""
+    at, exists = _neighbour(series, later=False)
+    return torch.where(exists, series.values.gather(1, at), constant(series, mean))
+
+
+def linear(series: TimeSeries, mean: Tensor) -> Float[Tensor, "batch time dim"]:
+    """Between the seen neighbours in time; flat beyond the ends."""
+    (left, has_left), (right, has_right) = _neighbour(series, False), _neighbour(series, True)
+    times = series.times[..., None].expand_as(series.values)
+    low, high = series.values.gather(1, left), series.values.gather(1, right)
+    start, end = times.gather(1, left), times.gather(1, right)
+    share = torch.where(end > start, (times - start) / (end - start), 0)
+    inside = low + share.to(low) * (high - low)
+    flat = torch.where(has_left, low, torch.where(has_right, high, constant(series, mean)))
+    return torch.where(has_left & has_right, inside, flat)
+
+
+def blend(series: TimeSeries, mean: Tensor) -> Float[Tensor, "batch time dim"]:
+    """Half the last value, half the row's mean shrunk to the training mean by one pseudo-observation."""
+    return 0.5 * last(series, mean) + 0.5 * _row_mean(series, mean, 1.0)
+
+
+def drift(series: TimeSeries, mean: Tensor) -> Float[Tensor, "batch time dim"]:
+    """Straight lines between seen values; after the last one the slope from the first seen value to it goes on."""
+    return with_drift(series, linear(series, mean))
+
+
+REFERENCES: dict[str, Callable[[TimeSeries, Tensor], Tensor]] = {
+    "constant": constant,
+    "last": last,
+    "blend": blend,
+    "linear": linear,
+}
+
+
+def baselines(data: SeriesData, scale: Scale) -> dict[str, Callable[[TimeSeries, Tensor], Tensor]]:
+    """Return the baselines that fit a data set: drift and analog for real values, seasonal ones given a period.
+
+    Of several known periods the longest counts.
+    """
+    found = dict(REFERENCES)
+    if scale.support == "real":
+        found["drift"] = drift
+        if similar := analog(data, scale):
+            found[ANALOG] = similar
+    if data.periods:
+        period = max(data.periods)
+        found["seasonal naive"] = lambda series, mean: seasonal(series, last(series, mean), period)
+        if scale.support == "real":
+            found["seasonal naive + drift"] = lambda series, mean: seasonal(series, last(series, mean), period, True)
+    return found
+
+
+def analog(data: SeriesData, scale: Scale) -> Analog | None:
+    """The analog of a data set's training series, which reads nothing of another split but its sizes.
+
+    It compares with fewer stretches the more values validation and test ask for, so that a pass over a question reads
+    about READ values. None, and a line in the log, where it would take more than some seconds all the same.
+    """
+    sizes = [data.splits[split].lengths for split in ("val", "test")]
+    channels, values = len(data.channels), max(int(each.sum()) for each in sizes) * len(data.channels)
+    if values > MOST_VALUES:
+        log.debug(
+            "no analog among the baselines, which would take long: %d values in validation or test, at most %d",
+            *(values, MOST_VALUES),
+        )
+        return None
+    compared = max(int(np.minimum(each, COMPARED).sum()) for each in sizes) * channels
+    most = int(np.clip(READ / max(compared, 1), *STRETCHES))
+    return Analog(records_of(data.splits["train"], most // 2), scale.std.numpy(), linear, most)
+
+
+def references(
+    data: SeriesData,
+    yardstick: Yardstick,
+    scale: Scale | None = None,
+    split: str = "test",
+    crps: dict[str, SeriesSums] | None = None,
+) -> dict[str, float]:
+    """`reference/<row>/<question>/...`: each row a density fitted per channel on validation.
+
+    A Gaussian about the row's guess; of zeros and ones a Bernoulli: the guess with a share of the training mean.
+    Of real values the linear process and, where there is one, the Gaussian process have spreads of their own.
+    crps: a model's, of each validation series, by the question; then the rows are compared with it on validation.
+    """
+    scale = scale or data.scale
+    if scale.support == "events":
+        return _exact_nll(data, split, "nll_events")
+    level = level_of(data, scale)
+    found: dict[str, float] = {}
+    questions = yardstick.questions | data.questions
+    guesses = baselines(data, scale)
+    processes = fitted_processes(data, scale, level, list(_asked(data, questions, split)))
+    for name, task in questions.items():
+        answers = {
+            row: fitted(data.batches("val", task, 256), guess, scale, level) for row, guess in guesses.items()
+        } | processes
+        for row, answer in answers.items():
+            account = Account(data, name, task, scale.std)
+            for batch in data.batches(split, task, min(256, rows_at_once(data, split, task, DRAWS))):
+                said = answer(batch)
+                account.add(_scores(said, batch), batch)
+                account.add_energy(plain_energy(said, batch, scale.std, data.seed))
+            found |= account.result(f"reference/{row}/{name}")
+            if crps and name in yardstick.questions and name in crps and _quick_on_validation(data, row, name, task):
+                found |= on_validation(data, name, task, answer, scale, crps[name], f"reference/{row}/{name}")
+        found |= _exact(data, task, split, name, scale)
+    return found | _exact_nll(data, split)
+
+
+def _quick_on_validation(data: SeriesData, row: str, name: str, task: Task) -> bool:
+    return row != GAUSSIAN_PROCESS or not _too_slow(data, _asked(data, {name: task}, "val"))
+
+
+def on_validation(
+    data: SeriesData, name: str, task: Task, answer: Answer, scale: Scale, model: SeriesSums, prefix: str
+) -> dict[str, float]:
+    """The CRPS of a row on validation and by how much a model's lies above it: `<prefix>/val_...`.
+
+    val_crps in the data's units and val_ncrps in training stds; val_ncrps_above, in training stds, with its standard
+    error over series, val_ncrps_above_se, where there are two or more. model: the model's CRPS of each series, in
+    training stds. Nothing where values are not real.
+
+    A row whose spread was fitted to these very values (one number a channel, and the kind of the analog) is a little
+    too good here; so is the model, whose best checkpoint was chosen on validation.
+    """
+    if scale.support != "real":
+        return {}
+    tally, sums = Tally(scale.channels, scale.std), SeriesSums()
+    for batch in data.batches("val", task, 256):
+        each = plain_scores(answer(batch), batch.values)["crps"]
+        tally.add({"crps": each}, batch.scored)
+        sums.add(each / scale.std, batch)
+    found = tally.result(prefix)
+    if not found:
+        return {}
+    above, error = model.above(sums)
+    return {
+        f"{prefix}/val_crps": found[f"{prefix}/crps"],
+        f"{prefix}/val_ncrps": found[f"{prefix}/ncrps"],
+        f"{prefix}/val_ncrps_above": above,
+    } | ({} if error is None else {f"{prefix}/val_ncrps_above_se": error})
+
+
+def _scores(said: Gaussian | Bernoulli, batch: TimeSeries) -> Scores:
+    scores = plain_scores(said, batch.values)
+    if isinstance(said, Gaussian):
+        scores |= plain_pit(said, batch.values)
+    return scores if batch.clean is None else {**scores, "mse_clean": (said.mean - batch.clean) ** 2}
+
+
+def plain_energy(
+    said: Gaussian | Bernoulli, batch: TimeSeries, std: Float[Tensor, " dim"], seed: int
+) -> Float[Tensor, " series"]:
+    """The energy score of a plain row, whose values do not hang together; none of zeros and ones.
+
+    A series' draws are a function of (seed, id), the same for all rows.
+    """
+    if isinstance(said, Bernoulli):
+        return std.new_zeros(0)
+    apart, wide = (said.mean - batch.values) / std, (said.std / std).expand_as(said.mean)
+    found = []
+    for i, scored in enumerate(batch.scored):
+        if scored.any():
+            noise = generator(PLAIN, seed, int(batch.ids[i])).standard_normal((DRAWS, int(scored.sum())))
+            found.append(energy_of(apart[i][scored] + wide[i][scored] * torch.from_numpy(noise)))
+    return torch.stack(found) if found else std.new_zeros(0)
+
+
+def level_of(data: SeriesData, scale: Scale) -> Float[Tensor, " dim"]:
+    """The training mean, of zeros and ones too."""
+    if scale.support != "binary" and scale.trend is None:
+        return scale.mean
+    if scale.support != "binary":
+        return torch.from_numpy(np.nanmean(data.splits["train"].values, 0))
+    return torch.from_numpy(np.nanmean(data.splits["train"].values, 0)).clamp(1e-4, 1 - 1e-4)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question as a baseline meets it: how many series it is asked of, of how many values, and their batches."""
+
+    name: str
+    series: int
+    values: int  # points times channels
+    batches: Iterable[TimeSeries]
+
+
+def _asked(data: SeriesData, questions: dict[str, Task], split: str) -> Iterator[Asked]:
+    for name, task in questions.items():
+        series = data.series_for(split, task)
+        values = int(series.lengths.sum()) * len(data.channels)
+        yield Asked(name, len(series), values, data.batches(split, task, 16))
+
+
+def fitted_processes(
+    data: SeriesData, scale: Scale, level: Float[Tensor, " dim"], asked: Sequence[Asked]
+) -> dict[str, Answer]:
+    """The baselines that are fitted to training data by their likelihood; those that would take long are missing."""
+    found = {
+        LINEAR_PROCESS: linear_process(data, scale, level, asked),
+        GAUSSIAN_PROCESS: gaussian_process(data, scale, level, asked),
+    }
+    return {name: answer for name, answer in found.items() if answer}
+
+
+def linear_process(
+    data: SeriesData, scale: Scale, level: Float[Tensor, " dim"], asked: Iterable[Asked]
+) -> Answer | None:
+    """Fit a linear process to the training series, to be conditioned on what is seen of each series.
+
+    asked: the questions that it is to answer. None, and a line in the log, where that would take more than some
+    seconds; None without a line where values are not real.
+    """
+    if scale.support != "real":
+        return None
+    process = LinearProcess(scale, level, data.periods)
+    most = MOST_VALUES * 4 // process.states
+    for question in asked:
+        if question.values > most:
+            log.debug(
+                "no linear process among the baselines, which would take long: %d values in %s, at most %d",
+                *(question.values, question.name, most),
+            )
+            return None
+    process.fit(fit_batch(data.splits["train"]))
+
+    def answer(batch: TimeSeries) -> Gaussian:
+        said = process(batch.given())
+        return Gaussian(said.mean.to(batch.values), said.std.clamp(min=1e-3 * scale.std).to(batch.values))
+
+    return answer
+
+
+def gaussian_process(
+    data: SeriesData, scale: Scale, level: Float[Tensor, " dim"], asked: Iterable[Asked]
+) -> Answer | None:
+    """Fit a Gaussian process to the training series, to be conditioned on what is seen of each series.
+
+    asked: the questions that it is to answer. None, and a line in the log, where scikit-learn is missing or where it
+    would take long: it is scored on the same values as every other baseline or not at all. None without a line where
+    values are not real, and for data sets whose series have no levels of their own, the measured tables of which have
+    no such row.
+    """
+    if scale.support != "real" or not scale.own_levels:
+        return None
+    if not available():
+        log.debug("no Gaussian process among the baselines: pip install 'vrnn_lab[gp]' installs scikit-learn for it")
+        return None
+    if reason := _too_slow(data, asked):
+        log.debug("no Gaussian process among the baselines, which would take long: %s", reason)
+        return None
+    std = scale.std
+    process = SharedProcess(_in_random_order(data), level.numpy(), std.numpy(), max(data.periods, default=None))
+
+    def answer(batch: TimeSeries) -> Gaussian:
+        mean, spread = process(replace(batch.given(), scored=batch.scored))
+        return Gaussian(mean, spread.clamp(min=1e-3 * std))
+
+    return answer
+
+
+def _too_slow(data: SeriesData, asked: Iterable[Asked]) -> str:
+    """Return why a Gaussian process would take long to answer; empty where it would not."""
+    if len(data.channels) > MOST_CHANNELS:
+        return f"{len(data.channels)} channels, at most {MOST_CHANNELS}"
+    for question in asked:
+        if question.series > MOST_SERIES:
+            return f"{question.series} series in {question.name}, at most {MOST_SERIES}"
+        most = max((int(batch.seen.sum(1).max()) for batch in question.batches), default=0)
+        if most > MOST_SEEN:
+            return f"{most} seen values of a series in {question.name}, at most {MOST_SEEN}"
+    return ""
+
+
+def _in_random_order(data: SeriesData) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Times (points,) and values (points, dim) of one training series after another."""
+    series = data.splits["train"]
+    for place in generator(PLAIN, data.seed).permutation(len(series)):
+        own = slice(series.first[place], series.end[place])
+        yield series.points.times[own], series.points.values[own]
+
+
+def fitted(asked: Iterable[TimeSeries], guess: Guess, scale: Scale, level: Float[Tensor, " dim"]) -> Answer:
+    """A plain row: its guess at every point of a batch, with the spread that its errors have in what was asked."""
+    spread = _mixed_in if scale.support == "binary" else _spread
+    return spread(asked, guess, scale, level)
+
+
+def _given(batch: TimeSeries) -> TimeSeries:
+    """What a guess may read of a question."""
+    return replace(batch.given(), scored=batch.scored)
+
+
+def _mixed_in(
+    asked: Iterable[TimeSeries], guess: Guess, scale: Scale, level: Float[Tensor, " dim"]
+) -> Callable[[TimeSeries], Bernoulli]:
+    """Bernoulli of (1 - a) guess + a level: the share a that is best, channel by channel."""
+    mixed = lambda mean, share: Bernoulli(((1 - share) * mean + share * level).logit())
+    shares = torch.linspace(0.01, 1, 34, dtype=torch.float64)[:, None, None, None]
+    total = torch.zeros(len(shares), len(level), dtype=torch.float64)
+    for batch in asked:
+        for i, share in enumerate(shares):
+            nll = -mixed(guess(_given(batch), level), share).log_prob_each(batch.values)
+            total[i] += torch.where(batch.scored, nll, 0).sum((0, 1))
+    best = shares[total.argmin(0), 0, 0, 0]
+    return lambda batch: mixed(guess(_given(batch), level), best)
+
+
+def _spread(
+    asked: Iterable[TimeSeries], guess: Guess, scale: Scale, level: Float[Tensor, " dim"]
+) -> Callable[[TimeSeries], Gaussian]:
+    """A Gaussian about the guess; of the two kinds of the analog each channel has the one of the smaller error."""
+    kinds = [CHANGES, VALUES] if isinstance(guess, Analog) else [0]
+    tallies = [Tally(scale.channels, scale.std) for _ in kinds]
+
+    def guesses(batch: TimeSeries, kinds: list[int]) -> Float[Tensor, "kind batch time dim"]:
+        known = _given(batch)
+        return guess.candidates(known, level, kinds) if isinstance(guess, Analog) else guess(known, level)[None]
+
+    for batch in asked:
+        for tally, each in zip(tallies, guesses(batch, kinds), strict=True):
+            tally.add({"mse": (each - batch.values) ** 2}, batch.scored)
+    errors = [torch.where(each.count > 0, each.sums["mse"] / each.count, scale.std**2) for each in tallies]
+    mse, best = torch.stack(errors).min(0)
+    spread = mse.sqrt().clamp(min=1e-3 * scale.std)
+    taken, place = best.unique(return_inverse=True)
+
+    def answer(batch: TimeSeries) -> Gaussian:
+        found = guesses(batch, taken.tolist())
+        return Gaussian(found.gather(0, place.expand(1, *batch.values.shape))[0], spread)
+
+    return answer
+
+
+def _exact(data: SeriesData, task: Task, split: str, name: str, scale: Scale) -> dict[str, float]:
+    account = Account(data, name, task, scale.std)
+    for batch in data.batches(split, task, 256):
+        truth = data.exact(batch)
+        if truth is None or truth[1] is None:
+            return {}
+        account.add(_scores(truth[1], batch), batch)
+    return account.result(f"reference/exact/{name}")
+
+
+def _exact_nll(data: SeriesData, split: str, name: str = "nll") -> dict[str, float]:
+    total = count = 0.0
+    for batch in data.batches(split, Density(), 256):
+        truth = data.exact(batch)
+        if truth is None:
+            return {}
+        total -= truth[0].sum().item()
+        count += batch.scored.sum().item()
+    return {f"reference/exact/{name}": total / max(count, 1)}

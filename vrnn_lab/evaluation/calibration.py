@@ -1,0 +1,148 @@
+"""Are the intervals true: where values fall in what was said of them, and scores by the distance to what was seen."""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from vrnn_lab.core.densities import Gaussian
+from vrnn_lab.core.series import TimeSeries
+from vrnn_lab.core.tasks import Task
+from vrnn_lab.data.base import SeriesData
+from vrnn_lab.evaluation.scores import Scores, Tally
+
+PIT_BINS, DISTANCE_BINS = 10, 5
+ROUNDING = 1e-8  # of a distance: what still counts as equal
+DISTANCES = 1_000_000  # distances whose quantiles part the bins
+BY_DISTANCE = ("mse", "crps", "coverage_90", "brier")
+# Of every channel and plain row: for figures and a closer look, not among the metrics that runs are compared by.
+DETAIL = re.compile(r"/pit/|^(reference|recalibrated)/.*/(gap|horizon)/|/(gap|horizon)/(\d+|none)/channel/")
+
+
+def pit(
+    paths: Float[Tensor, "samples batch time dim"],
+    values: Float[Tensor, "batch time dim"],
+    uniform: Float[Tensor, "batch time dim"],
+) -> Scores:
+    """The probability integral transform by draws: the rank of a value among them, ties parted at random.
+
+    Under a true prediction it is uniform exactly, however few the draws.
+    """
+    below, ties = (paths < values).sum(0), (paths == values).sum(0)
+    return histogram((below + uniform * (ties + 1)) / (len(paths) + 1))
+
+
+def plain_pit(density: Gaussian, values: Float[Tensor, "batch time dim"]) -> Scores:
+    return histogram(torch.special.ndtr((values - density.mean) / density.std))
+
+
+def histogram(level: Float[Tensor, "batch time dim"]) -> Scores:
+    """In which of the even bins from 0 to 1 a level lies: pit/1, pit/2, ..., each 0 or 1."""
+    place = (level * PIT_BINS).long().clamp(max=PIT_BINS - 1)
+    return {f"pit/{i + 1}": (place == i).to(level) for i in range(PIT_BINS)}
+
+
+def gap(batch: TimeSeries) -> Float64[Tensor, "batch time dim"]:
+    """Time to the nearest seen point of the same channel; infinite where none is seen."""
+    times = batch.times[..., None].expand(batch.seen.shape)
+    before = torch.where(batch.seen, times, -torch.inf).cummax(1).values
+    after = torch.where(batch.seen, times, torch.inf).flip(1).cummin(1).values.flip(1)
+    return torch.minimum(times - before, after - times)
+
+
+def horizon(batch: TimeSeries) -> Float64[Tensor, "batch time dim"]:
+    """Time since the last point before it of which something is seen; infinite where nothing is."""
+    last = torch.where(batch.seen.any(-1), batch.times, -torch.inf).cummax(1).values
+    return (batch.times - last)[..., None].expand(batch.seen.shape).contiguous()
+
+
+DISTANCE = {"interpolation": ("gap", gap), "forecast": ("horizon", horizon)}
+BESIDE = ("gap", gap)  # of the questions of a data set's own
+
+
+def edges(data: SeriesData, question: str, task: Task) -> Float64[Tensor, " edge"]:
+    """What parts the bins of a distance: even quantiles of those of validation, the same for all that is scored."""
+    found, count = [torch.zeros(0, dtype=torch.float64)], 0
+    for batch in data.batches("val", task, 256):
+        each = DISTANCE.get(question, BESIDE)[1](batch)[batch.scored]
+        found.append(each[each.isfinite()])
+        count += len(found[-1])
+        if count > DISTANCES:
+            break
+    distance = torch.cat(found)[:DISTANCES]
+    levels = torch.arange(1, DISTANCE_BINS, dtype=torch.float64) / DISTANCE_BINS
+    if not len(distance):
+        return distance
+    parts = torch.quantile(distance, levels, interpolation="higher").unique()
+    # Equal distances, differences of times as they were rounded, share a bin.
+    apart = torch.cat([parts.diff() > ROUNDING * parts[1:], parts.new_ones(1, dtype=torch.bool)])
+    return parts[apart & (parts < distance.max() * (1 - ROUNDING))]
+
+
+class Account:
+    """Scores of one question, added up: of all values, by distance, and of whole series.
+
+    Under `<gap or horizon>/<bin>` stand from (where the bin begins; it ends where the next one does), share (of all
+    values), and the scores of its values. `none`: nothing was seen that a distance could be told from.
+    """
+
+    def __init__(self, data: SeriesData, question: str, task: Task, std: Float[Tensor, " dim"]):
+        self.name, self.distance = DISTANCE.get(question, BESIDE)
+        self.edges = edges(data, question, task).to(std.device)
+        self.all = Tally(data.channels, std)
+        self.bins = [Tally(data.channels, std) for _ in range(len(self.edges) + 2)]
+        self.energy, self.series = 0.0, 0
+
+    def add(self, scores: Scores, batch: TimeSeries) -> None:
+        self.all.add(scores, batch.scored)
+        distance = self.distance(batch)
+        place = torch.bucketize(distance * (1 - ROUNDING), self.edges)
+        place = torch.where(distance.isfinite(), place, len(self.bins) - 1)
+        some = {name: each for name, each in scores.items() if name in BY_DISTANCE}
+        for i, tally in enumerate(self.bins):
+            tally.add(some, batch.scored & (place == i))
+
+    def add_energy(self, each: Float[Tensor, " series"]) -> None:
+        self.energy += each.sum().item()
+        self.series += len(each)
+
+    def result(self, prefix: str) -> dict[str, float]:
+        found = self.all.result(prefix)
+        if self.series:
+            found[f"{prefix}/energy"] = self.energy / self.series
+        if not found:
+            return {}
+        total = self.all.count.sum()
+        found[f"{prefix}/values"] = total.item()
+        starts = [0.0, *self.edges.tolist(), None]
+        for i, (start, tally) in enumerate(zip(starts, self.bins, strict=True)):
+            place = f"{prefix}/{self.name}/{'none' if start is None else i + 1}"
+            if start is not None:  # of an empty one too: the one before it ends there
+                found[f"{place}/from"] = start
+            if share := (tally.count.sum() / total).item():
+                found |= {f"{place}/share": share} | tally.result(place)
+        return found
+
+
+def bins(found: Mapping[str, float], prefix: str) -> list[str]:
+    """The keys of the bins under <...>/<gap or horizon>, in their order."""
+    return [
+        key.removesuffix("/share") for key in found if re.fullmatch(rf"{re.escape(prefix)}/(\d+|none)/share", key)
+    ]
+
+
+def stretch(found: Mapping[str, float], place: str) -> str:
+    """From where to where the distances of a bin go, such as `0.5 to 1`."""
+    before, _, number = place.rpartition("/")
+    if number == "none":
+        return "nothing seen"
+    start, end = (found.get(f"{before}/{int(number) + i}/from") for i in (0, 1))
+    return f"over {start:.3g}" if end is None else f"{start:.3g} to {end:.3g}"
+
+
+def parted(found: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+    """The metrics, and the details that are kept apart from them."""
+    details = {key: value for key, value in found.items() if DETAIL.search(key)}
+    return {key: value for key, value in found.items() if key not in details}, details

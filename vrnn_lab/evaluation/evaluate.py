@@ -1,0 +1,272 @@
+"""The fixed yardstick: the same questions and the same scores for every model, and what plain rows reach."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import sqrt
+from sys import maxsize
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_auroc
+
+from vrnn_lab.core.densities import log_mean_exp
+from vrnn_lab.core.series import TimeSeries
+from vrnn_lab.core.tasks import Density, Task
+from vrnn_lab.core.types import Count
+from vrnn_lab.data.base import SeriesData
+from vrnn_lab.evaluation.calibration import Account, pit
+from vrnn_lab.evaluation.scores import SeriesSums, energy, sample_scores
+from vrnn_lab.models.base import Prediction, SequenceModel
+from vrnn_lab.models.heads import on_floor
+from vrnn_lab.models.losses import Activity
+
+POINTS_AT_ONCE = 400_000  # samples x rows x points of one evaluation batch: bounds the memory it takes
+EVENT_DRAWS, EVENT_SERIES = 500, 300  # draws of the latent in the test of a rate, and series it takes
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What every model is asked: which points are held out, K of the bound, how many draws a prediction has.
+
+    With 99 draws the order statistics cut the line into 100 parts that are equally likely under a calibrated
+    model, so the 5th and the 95th enclose exactly 90 % of it.
+    """
+
+    interpolation: Task
+    forecast: Task
+    samples: Count = 100
+    draws: Count = 99
+
+    @property
+    def questions(self) -> dict[str, Task]:
+        return {"interpolation": self.interpolation, "forecast": self.forecast}
+
+
+Change = Callable[[Prediction, TimeSeries], Prediction]
+
+
+def evaluate(
+    model: SequenceModel,
+    data: SeriesData,
+    split: str,
+    yardstick: Yardstick,
+    seed: int,
+    recalibrated: Change | None = None,
+    crps: dict[str, SeriesSums] | None = None,
+) -> dict[str, float]:
+    """Every score of a model on a split, keys `<split>/...`. Noise is a function of (seed, series id).
+
+    recalibrated: a change of predictions; scores of held-out values with it are added as `recalibrated/<split>/...`.
+    crps: is filled with the CRPS of each series in training stds, by the name of the question.
+    """
+    with model.fixed_noise(seed):
+        found = _nll(model, data, split, yardstick)
+        if model.classifier is not None:
+            found |= _labels(model, data, split)
+        if model.point_process:
+            found |= event_fit(model, data, split)
+    asked = yardstick.questions | data.questions
+    return found | answers(model, data, split, yardstick, seed, questions=asked, recalibrated=recalibrated, crps=crps)
+
+
+def answers(
+    model: SequenceModel,
+    data: SeriesData,
+    split: str,
+    yardstick: Yardstick,
+    seed: int,
+    change: Change | None = None,
+    most: int | None = None,
+    questions: dict[str, Task] | None = None,
+    recalibrated: Change | None = None,
+    crps: dict[str, SeriesSums] | None = None,
+) -> dict[str, float]:
+    """The scores of held-out values, `<split>/<question>/...`.
+
+    change: done to each prediction first; most: of so many series alone; questions: other than the yardstick's;
+    recalibrated: a change whose scores are added as `recalibrated/<split>/<question>/...`, from the same predictions;
+    crps: is filled with the CRPS of each series in training stds, by the name of the question; before `recalibrated`.
+    """
+    found: dict[str, float] = {}
+    if model.scale.support == "events":  # an event has no value to ask for
+        return found
+    with model.fixed_noise(seed):
+        for name, task in (questions or yardstick.questions).items():
+            ways = {split: change} | ({f"recalibrated/{split}": recalibrated} if recalibrated else {})
+            sums = None if crps is None else crps.setdefault(name, SeriesSums())
+            found |= _answers(model, data, split, yardstick, name, task, ways, most, sums)
+    return found
+
+
+def rows_at_once(data: SeriesData, split: str, task: Task, samples: int) -> int:
+    series = data.series_for(split, task)
+    longest = int(series.lengths.max(initial=1))
+    return max(1, min(len(series), POINTS_AT_ONCE // (samples * max(1, longest))))
+
+
+def batches(model: SequenceModel, data: SeriesData, split: str, task: Task, samples: int, alike: bool = True):
+    for batch in data.batches(split, task, rows_at_once(data, split, task, samples), alike):
+        yield batch.to(model.device)
+
+
+def _nll(model: SequenceModel, data: SeriesData, split: str, yardstick: Yardstick) -> dict[str, float]:
+    """The loss, and -log p(x) by the importance-weighted bound; beside the exact value where there is one."""
+    found = _loss(model, data, split) if model.has_loss else {}
+    found[f"{split}/nll_samples"] = float(yardstick.samples)
+    for name, parts in _parts(model).items():
+        with model.only(*parts):
+            found |= _bound(model, data, split, yardstick.samples, name)
+    return found
+
+
+def _loss(model: SequenceModel, data: SeriesData, split: str) -> dict[str, float]:
+    """The objective under the data's task, in nats a value, and what the latents do."""
+    loss = values = 0.0
+    activity = Activity()
+    for batch in batches(model, data, split, data.task, getattr(model.recipe.objective, "samples", 1)):
+        terms = model.loss_terms(batch)
+        activity.add(terms.latents)
+        loss += (terms.nll + terms.kl).double().sum().item()
+        values += batch.scored.sum().item()
+    return {f"{split}/loss": loss / max(values, 1)} | {
+        f"{split}/latent/{name}": value for name, value in activity.result().items()
+    }
+
+
+def _parts(model: SequenceModel) -> dict[str, tuple[str, ...]]:
+    """The name of each bound, and what it is a bound on: values given their times, times, or both."""
+    if not model.point_process:
+        return {"nll": ("values",)}
+    if model.scale.support == "events":
+        return {"nll_events": ("events",)}
+    return {"nll": ("values",), "nll_events": ("events",), "nll_joint": ("values", "events")}
+
+
+def _bound(model: SequenceModel, data: SeriesData, split: str, samples: int, name: str) -> dict[str, float]:
+    """-log p by the importance-weighted bound, in nats a value, and how far it lies above the exact one."""
+    bounds, exact, counts, points, alike = [], [], [], 0, True
+    comparable = name == "nll" or model.scale.support == "events"
+    for batch in batches(model, data, split, Density(), samples):
+        weights = model.log_weights(batch, samples)
+        alike = alike and samples > 1 and torch.equal(weights, weights[:1].expand_as(weights))
+        bounds.append(log_mean_exp(weights).double())
+        counts.append(batch.scored.sum((1, 2)))
+        points += int(batch.counts.sum())
+        truth = data.exact(batch) if comparable else None
+        exact += [] if truth is None else [truth[0]]
+    nll, count = -torch.cat(bounds), torch.cat(counts).sum().clamp(min=1)
+    found = {f"{split}/{name}": (nll.sum() / count).item(), f"{split}/{name}_is_exact": float(alike)}
+    if len(data.channels) > 1 and name == "nll":
+        found[f"{split}/nll_point"] = nll.sum().item() / max(points, 1)
+    if exact:
+        above = nll + torch.cat(exact)
+        found[f"{split}/{name}_above_exact"] = (above.sum() / count).item()
+        if len(above) > 1:
+            found[f"{split}/{name}_above_exact_se"] = (above.std() * sqrt(len(above)) / count).item()
+    return found
+
+
+def event_fit(model: Any, data: SeriesData, split: str) -> dict[str, float]:
+    """A test of the rate by rescaled times: the Kolmogorov-Smirnov distance of waiting times from unit exponentials.
+
+    Series follow each other, so that the wait which a window's end cuts short goes on in the next (Brown et al.
+    2002). p as if no parameter had been fitted.
+    """
+    waits = []
+    for batch in batches(model, data, split, Density(), EVENT_DRAWS, alike=False):
+        part, rest = model.rescaled(batch, EVENT_DRAWS)
+        events = torch.arange(part.shape[1], device=part.device) < batch.counts.sum(1, keepdim=True)
+        waits += [(row[there], end) for row, there, end in zip(part, events, rest, strict=True)]
+        if len(waits) >= EVENT_SERIES:
+            break
+    arrivals, start = [], torch.zeros_like(waits[0][1])
+    for row, end in waits:
+        arrivals.append(start + row.cumsum(0))
+        start = start + row.sum() + end
+    tau = torch.cat([torch.zeros_like(start)[None], *arrivals]).diff()
+    if not len(tau):
+        return {}
+    from scipy.stats import kstest  # half a second that only point processes wait for
+
+    found = kstest(-torch.expm1(-tau).cpu().numpy(), "uniform")
+    return {f"{split}/events/ks": float(found.statistic), f"{split}/events/ks_p": float(found.pvalue)}
+
+
+def _labels(model: SequenceModel, data: SeriesData, split: str) -> dict[str, float]:
+    """Accuracy, AUC (one class against the others, averaged) and nats a label, with everything observed seen."""
+    told, labels = [], []
+    for batch in batches(model, data, split, Density(), 10):
+        if (truth := batch.labels_that_count) is not None:
+            there = truth >= 0
+            told.append(model.classify(batch)[there].double())
+            labels.append(truth[there])
+    if not labels or not sum(map(len, labels)):
+        return {}
+    chance, truth = torch.cat(told), torch.cat(labels)
+    count = len(model.scale.classes)
+    found = {
+        "accuracy": multiclass_accuracy(chance, truth, count, average="micro"),
+        "nll": -chance.gather(1, truth[:, None]).clamp(min=1e-300).log().mean(),
+    }
+    if len(truth.unique()) == count:  # a class that does not occur has no AUC
+        found["auc"] = multiclass_auroc(chance, truth, count)
+    return {f"{split}/labels/{name}": value.item() for name, value in found.items()}
+
+
+def _answers(
+    model,
+    data,
+    split,
+    yardstick,
+    name: str,
+    task: Task,
+    ways: dict[str, Change | None],
+    most,
+    crps: SeriesSums | None = None,
+) -> dict[str, float]:
+    """ways: by the prefix of its scores, what is done to each prediction first; crps: is told that of the first."""
+    accounts = {prefix: Account(data, name, task, model.data_std) for prefix in ways}
+    floored, real, series = dict.fromkeys(ways, 0.0), model.scale.support == "real", 0
+    for batch in _first(batches(model, data, split, task, yardstick.draws), most):
+        if not batch.scored.any():
+            continue
+        series += int(batch.scored.any(2).any(1).sum())
+        plain = model.predict(batch, yardstick.draws)
+        for prefix, change in ways.items():
+            prediction = change(plain, batch) if change else plain
+            scores = sample_scores(prediction, batch.values)
+            if batch.clean is not None and real:
+                scores["mse_clean"] = (prediction.mean - batch.clean) ** 2
+            if real:
+                scores |= pit(prediction.paths, batch.values, _uniform(model, batch))
+                each = energy(prediction.paths, batch.values, batch.scored, model.data_std)
+                accounts[prefix].add_energy(each)
+                low = on_floor(prediction.density, model.data_std).to(batch.values).mean(0)
+                floored[prefix] += torch.where(batch.scored, low, 0).sum().item()
+            accounts[prefix].add(scores, batch)
+            if crps is not None and prefix == split and real:
+                crps.add(scores["crps"] / model.data_std, batch)
+    made: dict[str, float] = {}
+    for prefix, account in accounts.items():
+        found = account.result(f"{prefix}/{name}")
+        if found:
+            found[f"{prefix}/{name}/series"] = float(series)
+        if found and real:
+            found[f"{prefix}/{name}/on_floor"] = floored[prefix] / account.all.count.sum().item()
+        made |= found
+    return made
+
+
+def _first(found: Iterator[TimeSeries], most: int | None) -> Iterator[TimeSeries]:
+    """Whole batches, until there are so many series; what is over of the last is left out."""
+    left = maxsize if most is None else most
+    for batch in found:
+        yield batch if len(batch.ids) <= left else batch.rows(slice(left))
+        if (left := left - len(batch.ids)) <= 0:
+            return
+
+
+def _uniform(model: SequenceModel, batch: TimeSeries) -> Tensor:
+    """A number from 0 to 1 for every value, a function of (seed, series id, time)."""
+    return torch.special.ndtr(model.noise.at_points("pit", batch, 1, batch.values.shape[2], batch.values)[0])

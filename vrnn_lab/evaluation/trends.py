@@ -1,0 +1,87 @@
+"""Baselines that go on beyond the seen values: a line through them, and the value one known period before."""
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vrnn_lab.core.series import TimeSeries
+
+SEASONS = 100  # periods that are searched before a point counts as one without a seen value in its season
+NEAR = 0.25  # share of a period within which seen values must lie on both sides
+ROUNDING = 1e-6  # share of a period: times that differ by less are the same
+
+
+def with_drift(series: TimeSeries, flat: Float[Tensor, "batch time dim"]) -> Float[Tensor, "batch time dim"]:
+    """Add the mean slope between the first and the last seen value to a guess that is flat after the last one.
+
+    The random walk with drift of Hyndman & Athanasopoulos: last + (t - t_last) (last - first) / (t_last - t_first).
+    t - t_last counts up to t_last - t_first at most, so that two values close together do not send a far forecast
+    astray. Points up to the last seen value, and channels with fewer than two seen values, keep the guess.
+    """
+    times = series.times[..., None].expand(series.seen.shape)
+    start = torch.where(series.seen, times, torch.inf).amin(1, keepdim=True)
+    end = torch.where(series.seen, times, -torch.inf).amax(1, keepdim=True)
+    places = torch.arange(times.shape[1], device=times.device)[None, :, None]
+    first = torch.where(series.seen, places, times.shape[1] - 1).amin(1, keepdim=True)
+    final = torch.where(series.seen, places, 0).amax(1, keepdim=True)
+    rise = series.values.gather(1, final) - series.values.gather(1, first)
+    share = ((times - end) / (end - start)).clamp(0, 1)
+    return torch.where((end > start) & (times > end), flat + share.to(rise) * rise, flat)
+
+
+def seasonal(
+    series: TimeSeries, otherwise: Float[Tensor, "batch time dim"], period: float, drift: bool = False
+) -> Float[Tensor, "batch time dim"]:
+    """Repeat the seen value a whole number of periods away, the fewest for which there is one.
+
+    A season has a value where seen values lie within a quarter of a period on both sides: the straight line between
+    them. Where there is one as far before a point as after it, their mean counts. drift: the mean change from a
+    season to the next is added for every period between (seasonal naive with drift). `otherwise` stands where no
+    season has a value.
+    """
+    found = otherwise.clone()
+    for i in range(len(found)):
+        times = series.times[i].double().cpu().numpy()
+        for channel in range(found.shape[2]):
+            seen = series.seen[i, :, channel].cpu().numpy()
+            if seen.any():
+                values = series.values[i, seen, channel].double().cpu().numpy()
+                guess = _seasonal(times[seen], values, times, period, drift)
+                known = torch.from_numpy(guess).to(found)
+                found[i, :, channel] = torch.where(known.isfinite(), known, found[i, :, channel])
+    return found
+
+
+def _seasonal(
+    times: NDArray[np.float64], values: NDArray[np.float64], at: NDArray[np.float64], period: float, drift: bool
+) -> NDArray[np.float64]:
+    """The seasonal guess of one channel, NaN where no season has a value."""
+    change = 0.0
+    if drift:
+        changes = values - _between(times, values, times - period, period)
+        change = float(np.mean(changes[np.isfinite(changes)])) if np.isfinite(changes).any() else 0.0
+    found = np.full(at.shape, np.nan)
+    start = np.maximum(np.ceil((at - times[-1]) / period - ROUNDING), 1)
+    for more in range(SEASONS):
+        open_ = np.isnan(found)
+        count = (start + more)[open_]
+        if not open_.any() or (more > (times[-1] - times[0]) / period + 1):
+            break
+        before = _between(times, values, at[open_] - count * period, period) + count * change
+        after = _between(times, values, at[open_] + count * period, period) - count * change
+        found[open_] = np.where(np.isnan(before), after, np.where(np.isnan(after), before, (before + after) / 2))
+    return found
+
+
+def _between(
+    times: NDArray[np.float64], values: NDArray[np.float64], at: NDArray[np.float64], period: float
+) -> NDArray[np.float64]:
+    """Straight lines between seen neighbours, NaN where one of them is not near."""
+    left = np.searchsorted(times, at + ROUNDING * period, "right") - 1
+    right = np.searchsorted(times, at - ROUNDING * period, "left")
+    exists = (left >= 0) & (right < len(times))
+    left, right = left.clip(0), right.clip(max=len(times) - 1)
+    near = (at - times[left] <= NEAR * period) & (times[right] - at <= NEAR * period)
+    return np.where(exists & near, np.interp(at, times, values), np.nan)

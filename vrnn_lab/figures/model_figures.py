@@ -1,0 +1,433 @@
+"""Figures of a model: what it was shown, what it says of the rest, and the truth where that is known."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float64, Int64
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from torch import Tensor
+
+from vrnn_lab.core.files import replacing
+from vrnn_lab.core.series import TimeSeries, pick
+from vrnn_lab.core.tasks import Density, Forecast, Interpolate, Task
+from vrnn_lab.figures import images, style
+from vrnn_lab.models import prior_samples
+from vrnn_lab.models.prior_samples import Draws
+
+TASKS = {"forecast": Forecast(0.5), "interpolation": Interpolate(0.5)}
+CANDIDATES = 40  # series the shown ones are chosen from
+MOST_LINES = 16  # series from the prior that are drawn
+SAMPLES, LINES, REPEATS = 100, 5, 10  # paths, of which so many are drawn as lines; noise draws a path
+MOST_VALUES = 20_000_000  # drawn for the bands of one figure: of long series fewer a path
+QUANTILES = (0.05, 0.25, 0.75, 0.95)
+
+
+@dataclass(frozen=True)
+class Fan:
+    """What a model says of some rows, place by place."""
+
+    times: Float64[Tensor, "batch place"]
+    there: Bool[Tensor, "batch place"]  # the others are padding
+    causal: bool  # each place from those before it
+    lines: Float[Tensor, "samples batch place dim"]  # curves without observation noise
+    mean: Float[Tensor, "batch place dim"]
+    bands: Float[Tensor, "quantiles batch place dim"]  # of observations: the QUANTILES
+
+    def row(self, row: int):
+        """A row's times, lines, mean and bands, without padding.
+
+        Of a step model also without the first place, where it has nothing to go by and answers with the
+        spread of all data.
+        """
+        there = self.there[row].clone()
+        if self.causal and there.sum() > 1:
+            there[there.to(torch.uint8).argmax()] = False
+        times, mean = self.times[row, there], self.mean[row, there]
+        return times, self.lines[:, row, there], mean, self.bands[:, row, there]
+
+
+def figures(model, data, seed: int, split: str = "test", tasks: dict[str, Task] | None = None) -> dict[str, Figure]:
+    """Figures by name of any SequenceModel on a handful of series of a split of any SeriesData.
+
+    * `forecast` and `interpolation` (or the names of `tasks`): bands and draws over time, of the first 8 channels; of
+      more than 8 channels of zeros and ones a roll.
+    * `phase_plane`, for data that has one: curves forward and backward from the window's start.
+    * `vector_field`, for data and models that both know dy/dt over that plane (`field`, `vector_field`).
+    * `samples` and `reconstructions` in place of all these, for data whose points are images (`image`).
+
+    A function of the model, the data and the seed alone: no other random state is read or moved.
+    """
+    if image := getattr(data, "image", None):
+        batch = _shown(data, split, Density(), 10)
+        return {
+            "samples": images.images(model, image, prior_samples.draw(model, 25, seed)),
+            "reconstructions": images.reconstructions(model, image, batch, seed, split, SAMPLES),
+        }
+    drawn: dict[str, Figure] = {}
+    if data.support == "events":  # an event has no value to draw
+        return drawn
+    if data.phase_plane:
+        drawn["phase_plane"] = _phase_plane(model, data, seed, split)
+        if hasattr(data, "field") and hasattr(model, "vector_field"):
+            drawn["vector_field"] = images.vector_field(model, data, _shown(data, split, Density(), 6))
+    for name, task in (tasks or TASKS).items():
+        drawn[name] = _answers(model, data, seed, split, name, task)
+    return drawn
+
+
+def write(drawn: dict[str, Figure], folder: str | Path) -> list[Path]:
+    """Each figure as <folder>/<name>.png, whole or not at all."""
+    paths = [Path(folder) / f"{name}.png" for name in drawn]
+    for path, figure in zip(paths, drawn.values(), strict=True):
+        with replacing(path) as beside:
+            figure.savefig(beside, dpi=120, format="png")
+    return paths
+
+
+# ---- what is shown ----------------------------------------------------------------------------------------
+
+
+def _shown(data, split: str, task: Task, count: int) -> TimeSeries:
+    """A few series of a split that differ, under the task's fixed pattern."""
+    batch = next(iter(data.batches(split, task, CANDIDATES)))
+    return batch.rows(_unlike(batch, count))
+
+
+def _unlike(batch: TimeSeries, count: int) -> Int64[Tensor, " count"]:
+    """The first row, then each time the one least like those chosen, by level, spread and place in time."""
+    known = batch.known.to(batch.values)
+    number = known.sum(1).clamp(min=1)
+    level = (batch.values * known).sum(1) / number
+    spread = ((batch.values - level[:, None]).square() * known).sum(1).div(number).sqrt()
+    traits = torch.cat([level, spread, batch.window], 1)
+    traits = (traits - traits.mean(0)) / traits.std(0, correction=0).clamp(min=1e-12)
+    chosen = [0]
+    while len(chosen) < min(count, len(traits)):
+        apart = torch.cdist(traits, traits[chosen]).amin(1)
+        apart[chosen] = -1  # equal series are shown too, once each
+        chosen.append(int(apart.argmax()))
+    return torch.tensor(chosen)
+
+
+def _grid(model, batch: TimeSeries, first: float, last: float, count: int) -> Float64[Tensor, "batch grid"]:
+    """Even times a row, from `first` to `last` window lengths after its window's start."""
+    start, length = batch.window[:, :1], batch.window.diff(dim=1)
+    length = torch.where(length > 0, length, model.data_clock.cpu())
+    return start + length * torch.linspace(first, last, count, dtype=torch.float64)
+
+
+def _times(model, batch: TimeSeries, last: float) -> Float64[Tensor, "batch grid"]:
+    """What to ask from the window's start to `last` window lengths after it.
+
+    A step model is asked at the row's own points, as it is scored: what is asked is fed back to it. So of it
+    only what lies beyond the window is asked on a grid, about as dense as the points within.
+    """
+    if not model.causal:
+        return _grid(model, batch, 0.0, last, 120)
+    points = batch.counts.sum(1).double().mean().clamp(4, 100).item()
+    count = round((last - 1) * points)
+    return _grid(model, batch, 1 + 1 / points, last, count)
+
+
+def _ask(batch: TimeSeries, grid: Float64[Tensor, "batch grid"], own: bool) -> tuple[TimeSeries, Tensor]:
+    """The batch with its seen points and a query at each time of the grid, and where those queries stand.
+
+    A query's covariates are those of the point before it. own: a query at each held-out point of the batch too.
+    """
+    nothing = torch.zeros_like(batch.seen[:, :1]).expand(-1, grid.shape[1], -1)
+    before = (torch.searchsorted(batch.times.contiguous(), grid.contiguous(), right=True) - 1).clamp(min=0)
+    told, error = batch.covariates, batch.error
+    times, order = torch.sort(torch.cat([batch.times, grid], 1), dim=1, stable=True)
+    merge = lambda points, queries: pick(torch.cat([points, queries], 1), order)
+    asked = replace(
+        batch,
+        times=times,
+        values=merge(torch.where(batch.seen, batch.values, 0), nothing.to(batch.values)),
+        seen=merge(batch.seen, nothing),
+        scored=merge(batch.scored & own, ~nothing),
+        covariates=None if told is None else merge(told, pick(told, before)),
+        error=None if error is None else merge(error, torch.zeros_like(nothing).to(error)),
+        clean=None,
+        labels=None,
+        in_training=False,
+    )
+    return asked, torch.argsort(order, dim=1)[:, batch.times.shape[1] :]
+
+
+def _fan(model, batch: TimeSeries, grid: Float64[Tensor, "batch grid"], seed: int) -> Fan:
+    """Of the channels that are shown."""
+    asked, place = _ask(batch, grid, own=model.causal)
+    if model.causal:
+        place = torch.arange(asked.times.shape[1]).expand_as(asked.times)
+    shown = lambda values: pick(values[..., : style.CHANNELS].cpu(), place, 2)
+    with model.fixed_noise(seed):
+        density = model.predict(asked.to(model.device), SAMPLES).density
+        means = values = shown(density.mean)
+        if model.head.support == "real":  # quantiles of zeros and ones would say nothing
+            values = torch.cat([shown(density.draw(noise)) for noise in _noises(model, density.mean, seed)])
+    there = pick(asked.counts, place)
+    return Fan(pick(asked.times, place), there, model.causal, means[:LINES], means.mean(0), _quantiles(values))
+
+
+def _quantiles(values: Float[Tensor, "draws batch place dim"]) -> Float[Tensor, "quantiles batch place dim"]:
+    """The QUANTILES over draws, a part at a time: torch takes no more than 16 million numbers at once."""
+    levels = values.new_tensor(QUANTILES)
+    parts = [torch.quantile(part, levels, dim=0) for part in values.flatten(1).split(10_000, 1)]
+    return torch.cat(parts, 1).unflatten(1, values.shape[1:])
+
+
+def _noises(model, like: Tensor, seed: int):
+    """Observation noise that is the same at all times: quantiles over it are exact, and smooth in time."""
+    generator = torch.Generator().manual_seed(seed)
+    values = like[..., : style.CHANNELS].numel()
+    for _ in range(max(1, min(REPEATS, MOST_VALUES // max(1, values)))):
+        noise = torch.randn(SAMPLES, 1, 1, model.head.draws, generator=generator, dtype=torch.float64)
+        yield noise.expand(-1, *like.shape[1:3], -1).to(like)
+
+
+# ---- over time --------------------------------------------------------------------------------------------
+
+
+def _answers(model, data, seed: int, split: str, name: str, task: Task) -> Figure:
+    """What a model says under a task."""
+    if _is_roll(model):
+        batch = _shown(data, split, task, 1)
+        return images.rolls(model, data, batch, seed, split, _title(model, batch, name, split), task, SAMPLES)
+    return _over_time(model, data, seed, split, name, task)
+
+
+def _is_roll(model) -> bool:
+    return model.scale.support == "binary" and model.scale.dim > style.CHANNELS
+
+
+def _title(model, batch: TimeSeries, name: str, split: str) -> str:
+    share = 100 * batch.seen.any(-1).sum() / batch.counts.sum().clamp(min=1)
+    reads = ", each point from those before it" if model.causal else ""
+    return f"{name.capitalize()} of {split} series, {share:.0f} % of the points seen{reads}"
+
+
+def _over_time(model, data, seed: int, split: str, name: str, task: Task) -> Figure:
+    ahead = isinstance(task, Forecast)
+    channels = data.channels[: style.CHANNELS]
+    batch = _shown(data, split, task, {1: 4, 2: 3, 3: 2, 4: 2}.get(len(channels), 1))
+    further = ahead and not _covariates_change(batch)  # beyond the last point nobody knows them
+    fan = _fan(model, batch, _times(model, batch, 1.3 if further else 1.0), seed)
+    rows = len(batch.ids)
+    columns = rows if rows > 1 and len(channels) > 1 else 2
+    figure, axes = style.canvas(rows * len(channels), columns, (4.1, 2.6))
+    for place, ax in enumerate(axes):
+        channel, row = divmod(place, rows)
+        _panel(ax, fan, batch, row, channel)
+        if ahead:
+            style.mark_start(ax, batch, row)
+        ax.set_ylabel(style.label(channels[channel], style.unit(data, channel)))
+        style.time_axis(ax, data.dates, data.time_unit)
+        if channel == 0:
+            ax.set_title(style.name(data, split, batch, row), fontsize=10)
+    truth = [style.truth_key()] if batch.clean is not None else []
+    style.legend(figure, [*style.time_keys(), *truth, *([style.start_key()] if ahead else [])])
+    figure.suptitle(_title(model, batch, name, split), fontsize=11)
+    return figure
+
+
+def _covariates_change(batch: TimeSeries) -> bool:
+    """Return whether the batch has a series with covariates that differ from point to point."""
+    if batch.covariates is None:
+        return False
+    first = batch.covariates[:, :1]
+    return bool(((batch.covariates != first) & batch.counts[..., None]).any())
+
+
+def _panel(ax: Axes, fan: Fan, batch: TimeSeries, row: int, channel: int) -> None:
+    times, lines, mean, bands = fan.row(row)
+    low, lower, upper, high = bands[..., channel]
+    ax.fill_between(times, low, high, color=style.FORWARD, alpha=0.16, linewidth=0)
+    ax.fill_between(times, lower, upper, color=style.FORWARD, alpha=0.30, linewidth=0)
+    ax.plot(times, lines[..., channel].T, color=style.FORWARD, **style.LINE)
+    ax.plot(times, mean[:, channel], color=style.FORWARD, linewidth=1.8)
+    if batch.clean is not None:
+        inside = batch.counts[row]
+        ax.plot(batch.times[row, inside], batch.clean[row, inside, channel], **style.TRUE)
+    seen = batch.seen[row, :, channel]
+    held_out = batch.scored[row, :, channel] & ~seen
+    ax.plot(batch.times[row, held_out], batch.values[row, held_out, channel], **style.HELD_OUT)
+    ax.plot(batch.times[row, seen], batch.values[row, seen, channel], **style.SEEN)
+    ax.margins(x=0.01)
+    ax.set_ylim(*_limits(batch, bands[..., channel], row, channel))
+
+
+def _limits(batch: TimeSeries, bands: Tensor, row: int, channel: int) -> tuple[float, float]:
+    """Around all values and bands; but bands that run away do not flatten the values.
+
+    bands (quantiles, place): the lowest quantile first. A band's usual width is shown whatever the values are, so
+    that a channel with a single value has an axis of the band's size.
+    """
+    known = batch.known[row, :, channel]
+    values = batch.values[row, known, channel] if known.any() else bands.flatten()
+    low, high = values.min(), values.max()
+    usual = (bands[-1] - bands[0]).median() if bands.numel() else 0.0 * high
+    room = torch.maximum(0.4 * (high - low), 1.5 * usual).clamp(min=1e-6 * high.abs() + 1e-12)
+    if bands.numel():
+        low, high = (
+            torch.maximum(torch.minimum(low, bands.min()), low - room),
+            torch.minimum(torch.maximum(high, bands.max()), high + room),
+        )
+    margin = 0.05 * (high - low)
+    return (low - margin).item(), (high + margin).item()
+
+
+# ---- the phase plane --------------------------------------------------------------------------------------
+
+
+def _phase_plane(model, data, seed: int, split: str) -> Figure:
+    batch = _shown(data, split, Interpolate(0.5), 6)
+    after = _fan(model, batch, _times(model, batch, 2.0), seed)
+    before = None if model.causal else _fan(model, batch, _grid(model, batch, -1.0, 0.0, 80), seed)
+    beyond = _beyond(data, split, batch)
+    figure, axes = style.canvas(len(batch.ids), min(3, len(batch.ids)), (3.4, 3.4))
+    for row, ax in enumerate(axes):
+        _plane(ax, batch, before, after, row, beyond[row] if beyond else None)
+        ax.set_xlabel(style.label(data.channels[0], style.unit(data, 0)))
+        ax.set_ylabel(style.label(data.channels[1], style.unit(data, 1)))
+        ax.set_title(style.name(data, split, batch, row), fontsize=10)
+    truth = [style.truth_key()] if batch.clean is not None else []
+    truth += [style.beyond_key()] if beyond else []
+    backward = [Line2D([], [], color=style.BACKWARD, linewidth=1.5, label="draws, t < 0")] if before else []
+    forward = Line2D([], [], color=style.FORWARD, linewidth=1.5, label="draws, t > 0")
+    style.legend(figure, [style.seen_key(), *truth, forward, *backward])
+    span = "to one window after" if model.causal else "from one window before to one after"
+    span += ", as far as the truth is known" if beyond else ""
+    figure.suptitle(f"{split.capitalize()} series, t = 0 at the window's start; draws {span}", fontsize=11)
+    return figure
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The noise-free curve of one series, inside its window and beyond it."""
+
+    times: Float64[Tensor, " place"]
+    values: Float[Tensor, "place dim"]
+
+    def beyond(self, window: Float64[Tensor, " 2"]) -> list[Float[Tensor, "place dim"]]:
+        """The curve up to the window's start, and from its end on."""
+        return [self.values[self.times <= window[0]], self.values[self.times >= window[1]]]
+
+
+def _beyond(data, split: str, batch: TimeSeries) -> list[Curve] | None:
+    """The curve of every row, where the data set knows it beyond the windows."""
+    series = data.beyond(split)
+    if series is None or series.points.clean is None:
+        return None
+    rows = [int(np.flatnonzero(series.ids == each)[0]) for each in batch.ids.tolist()]
+    parts = [slice(int(series.first[row]), int(series.end[row])) for row in rows]
+    points = series.points
+    return [Curve(torch.from_numpy(points.times[part]), torch.from_numpy(points.clean[part])) for part in parts]
+
+
+def _plane(
+    ax: Axes, batch: TimeSeries, before: Fan | None, after: Fan, row: int, beyond: Curve | None = None
+) -> None:
+    for fan, color in ((before, style.BACKWARD), (after, style.FORWARD)):
+        if fan:
+            x, y = _curves(fan, batch, row, beyond).unbind(-1)
+            ax.plot(x.T, y.T, color=color, **style.LINE)
+    for part in beyond.beyond(batch.window[row]) if beyond else []:
+        ax.plot(*part.T, **style.BEYOND)
+    if batch.clean is not None:
+        ax.plot(*batch.clean[row, batch.counts[row]].T, **style.TRUE)
+    ax.plot(*batch.values[row, batch.seen[row].all(-1)].T, **style.SEEN)
+    middle, half = _square(batch, row, beyond)
+    ax.set_xlim(middle[0] - half, middle[0] + half)
+    ax.set_ylim(middle[1] - half, middle[1] + half)
+    ax.set_aspect("equal")
+
+
+def _curves(fan: Fan, batch: TimeSeries, row: int, beyond: Curve | None = None) -> Float[Tensor, "samples place dim"]:
+    """A row's lines, as far as its true curve goes where that is known; those of a step model from the first seen
+    point on: before it, they start anywhere."""
+    times, lines, _, _ = fan.row(row)
+    seen = batch.times[row, batch.seen[row].any(-1)]
+    first = seen[0] if fan.causal and len(seen) else times[0] - 1
+    there = times > first
+    return lines[:, there & (times >= beyond.times[0]) & (times <= beyond.times[-1]) if beyond else there]
+
+
+def _square(batch: TimeSeries, row: int, beyond: Curve | None = None) -> tuple[list[float], float]:
+    """The middle and the half width of what is shown: a row's values and its true curve, however far draws stray.
+
+    Where the curve beyond the window is not known there is room for draws of it.
+    """
+    known = batch.known[row].all(-1)
+    values = batch.values[row, known] if known.any() else batch.values[row]
+    values = torch.cat([values, beyond.values.to(values)]) if beyond else values
+    low, high = values.amin(0), values.amax(0)
+    return ((low + high) / 2).tolist(), max((0.55 if beyond else 0.8) * (high - low).max().item(), 1e-9)
+
+
+# ---- from the prior ----------------------------------------------------------------------------------------
+
+
+def samples(model, data, draws: Draws) -> Figure:
+    """Series from the prior: images, rolls, marks at events, or lines; in the plane too where data has one."""
+    if image := getattr(data, "image", None):
+        return images.images(model, image, draws)
+    if _is_roll(model):
+        figure = _drawn_rolls(model, data, draws)
+    elif model.scale.support == "events":
+        figure = _drawn_events(data, draws)
+    else:
+        figure = _drawn_lines(model, data, draws)
+    figure.suptitle("Drawn from the prior: nothing seen", fontsize=11)
+    return figure
+
+
+def _drawn_rolls(model, data, draws: Draws) -> Figure:
+    figure, axes = style.canvas(min(4, len(draws.times)), 1, (8.2, 2.4))
+    for row, ax in enumerate(axes):
+        there = draws.there[row]
+        images.roll(ax, draws.times[row, there], draws.values[row, there], model.scale.channels)
+        style.time_axis(ax, data.dates, data.time_unit)
+    return figure
+
+
+def _drawn_events(data, draws: Draws) -> Figure:
+    figure, (ax,) = style.canvas(1, 1, (8.2, 4.0))
+    rows = [times[there].numpy() for times, there in zip(draws.times, draws.there, strict=True)]
+    ax.eventplot(rows[:MOST_LINES], colors=style.FORWARD, linelengths=0.7)
+    style.time_axis(ax, data.dates, data.time_unit)
+    ax.set_ylabel("series")
+    return figure
+
+
+def _drawn_lines(model, data, draws: Draws) -> Figure:
+    channels = model.scale.channels[: style.CHANNELS]
+    labels = [style.label(name, style.unit(data, place)) for place, name in enumerate(channels)]
+    panels = len(channels) + data.phase_plane
+    figure, axes = style.canvas(panels, min(3 if data.phase_plane else 2, panels), (4.6, 3.2))
+    for place, ax in enumerate(axes):
+        plane = place == len(channels)
+        _drawn(ax, model, draws, (0, 1) if plane else (place,))
+        ax.set_xlabel(labels[0] if plane else style.label("time", data.time_unit))
+        ax.set_ylabel(labels[1] if plane else labels[place])
+        if plane:
+            ax.set_aspect("equal", adjustable="datalim")
+    return figure
+
+
+def _drawn(ax: Axes, model, draws: Draws, channels: tuple[int, ...]) -> None:
+    """One channel over time, or two in their plane: of a path model its curves, and the noisy values as dots."""
+    rows = min(len(draws.times), MOST_LINES)
+    for row, color in enumerate(colormaps["viridis"](np.linspace(0, 0.9, rows))):
+        there = draws.there[row]
+        at = lambda values: [values[row, there, c] for c in channels]  # noqa: B023 - used at once
+        before = [draws.times[row, there]] if len(channels) == 1 else []
+        if model.causal or there.sum() == 1:
+            ax.plot(*before, *at(draws.values), color=color, linewidth=0.9, marker="." if there.sum() == 1 else "")
+        else:
+            ax.plot(*before, *at(draws.curve), color=color, linewidth=1.1)
+            ax.plot(*before, *at(draws.values), color=color, linestyle="", marker=".", markersize=1.5, alpha=0.5)

@@ -1,0 +1,1 @@
+"""Forecasts of one's own series: queries, predictions, ensembles, backtests."""

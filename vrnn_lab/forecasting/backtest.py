@@ -1,0 +1,256 @@
+"""Rolling origins: what would have been said at earlier moments, held against what came after them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from math import inf
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vrnn_lab.config.errors import ConfigError
+from vrnn_lab.core.series import Scale, TimeSeries
+from vrnn_lab.core.tasks import Density, Own
+from vrnn_lab.data.base import Ragged, SeriesData, generator
+from vrnn_lab.data.splits import names_of
+from vrnn_lab.data.table.time_format import Clock
+from vrnn_lab.evaluation.baselines import DRAWS, Asked, baselines, fitted, fitted_processes, level_of, plain_energy
+from vrnn_lab.evaluation.evaluate import POINTS_AT_ONCE, Change
+from vrnn_lab.evaluation.scores import Scores, Tally, energy, plain_scores, quantiles, sample_scores
+from vrnn_lab.forecasting.context_window import around
+from vrnn_lab.runs.build import Parts, check_channels, load_parts
+
+STRETCHES = 5  # of the horizon, scored apart
+ROUNDING = 1e-9  # of the horizon: what still counts as a point at the origin, or at the end
+
+
+@dataclass(frozen=True)
+class Plan:
+    """From the last `folds` origins of each series, `every` apart, a forecast of all up to `horizon` after each.
+
+    In the data's time unit. The last origin lies a horizon before a series' last point; every: by default a horizon.
+    """
+
+    horizon: float
+    every: float | None = None
+    folds: int = 5
+
+    def __post_init__(self):
+        for key in ("horizon", "every", "folds"):
+            if not 0 < (1 if (value := getattr(self, key)) is None else value) < inf:
+                raise ConfigError(f"backtest.{key}={value}: expected a number above 0.")
+
+    def of(self, times: NDArray[np.float64], start: float) -> NDArray[np.float64]:
+        """(folds,): the origins of a series, NaN for those with nothing of the split before or after them.
+
+        The split's own part begins at `start`; what is earlier is only seen.
+        """
+        earlier = times[times < start]
+        first = earlier[-1] if len(earlier) else times[0]
+        made = times[-1] - self.horizon - (self.every or self.horizon) * np.arange(self.folds)[::-1]
+        return np.where(made >= first - ROUNDING * self.horizon, made, np.nan)
+
+
+@dataclass(frozen=True)
+class Folds:
+    """The questions: a series from the beginning of its window to the end of the horizon, for each origin of each."""
+
+    series: Ragged
+    origin: NDArray[np.float64]  # (rows,)
+    fold: NDArray[np.int64]  # (rows,): 1 is the earliest
+    room: float  # at or before the origin within this is seen
+    clock: Clock
+
+    def batches(self, samples: int) -> Iterator[tuple[TimeSeries, NDArray[np.int64]]]:
+        """Batches, and which rows they hold."""
+        longest = int(self.series.lengths.max(initial=1))
+        size = max(1, POINTS_AT_ONCE // (samples * max(1, longest)))
+        for first in range(0, len(self.origin), size):
+            index = np.arange(first, min(first + size, len(self.origin)))
+            yield self._batch(index), index
+
+    def _batch(self, index: NDArray[np.int64]) -> TimeSeries:
+        batch = self.series.batch(index, Density(), Own(generator, index))  # of which it makes no use
+        past = batch.times <= torch.from_numpy(self.origin[index])[:, None] + self.room
+        seen = batch.known & past[..., None]
+        plain = {"most_seen": None, "longest_gap": None, "opens_seen": False}
+        return replace(batch, seen=seen, scored=batch.known & ~seen, **plain)
+
+
+def folds(data: SeriesData, split: str, plan: Plan, longest: float, keep_start: bool = False) -> Folds:
+    """All questions of a plan; ConfigError where there is none. longest: the longest window of training; keep_start:
+    windows begin where their series do (`context.around`)."""
+    series, starts = data.reaching_back(split)
+    room, made = ROUNDING * plan.horizon, []
+    for i, start in enumerate(starts):
+        times = series.points.times[series.first[i] : series.end[i]]
+        for fold, origin in enumerate(plan.of(times, start) if len(times) else [], 1):
+            if not np.isnan(origin):
+                begin, end = around(origin, origin + plan.horizon, times[0], origin, longest, keep_start)
+                low, after = np.searchsorted(times, begin), np.searchsorted(times, origin + room, "right")
+                high = np.searchsorted(times, origin + plan.horizon + room, "right")
+                if high > after:
+                    made.append((i, fold, origin, series.first[i] + low, series.first[i] + high, begin, end))
+    if not made:
+        lengths = series.windows[:, 1] - starts
+        raise ConfigError(
+            f"backtest.horizon={plan.horizon:g}: none of the {len(series)} {split} series is so long (the longest: "
+            f"{lengths.max(initial=0):g} {data.time_unit}); expected a shorter horizon, or longer series."
+        )
+    row, fold, origin, first, end, begin, stop = map(np.array, zip(*made, strict=True))
+    windows = np.stack([begin, stop], 1)
+    part = replace(series.part(row), first=first, end=end, windows=windows, labels=None)
+    return Folds(part, origin, fold, room, Clock.of_training(data))
+
+
+@dataclass
+class Sheet:
+    """Scores of one row of the table, of all values and of some of them apart."""
+
+    scale: Scale
+    tallies: dict[str, Tally] = field(default_factory=dict)
+    energies: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def add(self, scores: Scores, joint: Tensor, batch: TimeSeries, parts: dict[str, Tensor]) -> None:
+        """parts: (batch, time) each; joint: the energy score of each row with a value."""
+        for name, part in parts.items():
+            tally = self.tallies.setdefault(name, Tally(self.scale.channels, self.scale.std))
+            tally.add(scores, batch.scored & part[..., None])
+            if len(joint) and not name.startswith("to "):
+                self.energies.setdefault(name, []).append(joint[part.any(1)[batch.scored.any(2).any(1)]])
+
+    def result(self, prefix: str) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for name, tally in self.tallies.items():
+            if not (each := tally.result(f"{prefix}/{name}")):
+                continue  # an origin before all series
+            found |= each
+            if each := self.energies.get(name):
+                found[f"{prefix}/{name}/energy"] = torch.cat(each).mean().item()
+        return found
+
+
+def _parts(asked: Folds, batch: TimeSeries, index: NDArray[np.int64], plan: Plan) -> dict[str, Tensor]:
+    """What is scored apart: all, each stretch of the horizon, each origin."""
+    since = batch.times - torch.from_numpy(asked.origin[index])[:, None]
+    whole = torch.ones_like(since, dtype=torch.bool)
+    parts, step = {"all": whole}, plan.horizon / STRETCHES
+    place = (since / step - ROUNDING).ceil().clamp(1, STRETCHES)
+    for i in range(1, STRETCHES + 1):
+        parts[f"to {i * step:.4g}"] = place == i
+    for fold in range(1, plan.folds + 1):
+        parts[_name(asked, fold)] = whole & torch.from_numpy(asked.fold[index] == fold)[:, None]
+    return parts
+
+
+def _name(asked: Folds, fold: int) -> str:
+    """An origin by its time where all series have the same."""
+    times = np.unique(asked.origin[asked.fold == fold])
+    if len(times) != 1:
+        return f"origin {fold}"
+    return f"from {asked.clock.write(times, text=True)[0] if asked.clock.dates else f'{times[0]:.10g}'}"
+
+
+def run(
+    parts: Parts, plan: Plan, split: str = "test", change: Change | None = None
+) -> tuple[dict[str, float], pd.DataFrame]:
+    """Scores `<row>/<part>/<score>` of the model and of the plain rows, and every scored value of the model."""
+    model, data, draws = parts.model, parts.data, parts.yardstick.draws
+    check_channels(model.scale.channels, parts)
+    if model.scale.support == "events":
+        raise ConfigError("backtest=true: of events there is no value to forecast; expected data with values.")
+    asked = folds(data, split, plan, model.scale.longest.item(), model.keep_start)
+    sheet, told = Sheet(model.scale), []
+    with model.fixed_noise(parts.config.seed):
+        for batch, index in asked.batches(draws):
+            batch = batch.to(model.device)
+            said = model.predict(batch, draws)
+            said = change(said, batch) if change else said
+            scores = sample_scores(said, batch.values)
+            joint = batch.values.new_zeros(0)
+            if model.scale.support == "real":
+                joint = energy(said.paths, batch.values, batch.scored, model.data_std)
+            batch, scores = batch.to("cpu"), {name: each.cpu() for name, each in scores.items()}
+            sheet.add(scores, joint.cpu(), batch, _parts(asked, batch, index, plan))
+            told.append(_values(said.mean.cpu(), said.std.cpu(), said.paths.cpu(), scores, batch, asked, index))
+    found = sheet.result("this model") | _plain(data, model.scale, plan, asked, model.keep_start)
+    values = pd.concat(told, ignore_index=True)
+    values["channel"] = np.array(data.channels, dtype=object)[values["channel"]]
+    return found, values
+
+
+def _plain(data: SeriesData, scale: Scale, plan: Plan, asked: Folds, keep_start: bool) -> dict[str, float]:
+    """Score the baselines, with the spread of the same questions to validation, or that of their own likelihood."""
+    found: dict[str, float] = {}
+    try:
+        known = folds(data, "val", plan, scale.longest.item(), keep_start)
+    except ConfigError:  # too short for the horizon: the spread of all training data
+        known = None
+    level = level_of(data, scale)
+    answers = {}
+    for name, guess in baselines(data, scale).items():
+        before = [] if known is None else (batch for batch, _ in known.batches(1))
+        answers[name] = fitted(before, guess, scale, level)
+    values = int(asked.series.lengths.sum()) * scale.dim
+    question = Asked("the backtest", len(asked.origin), values, (batch for batch, _ in asked.batches(1)))
+    answers |= fitted_processes(data, scale, level, [question])
+    for name, answer in answers.items():
+        sheet = Sheet(scale)
+        for batch, index in asked.batches(DRAWS):
+            said = answer(batch)
+            joint = plain_energy(said, batch, scale.std, data.seed)
+            sheet.add(plain_scores(said, batch.values), joint, batch, _parts(asked, batch, index, plan))
+        found |= sheet.result(name)
+    return found | _exact(data, scale, plan, asked)
+
+
+def _exact(data: SeriesData, scale: Scale, plan: Plan, asked: Folds) -> dict[str, float]:
+    sheet = Sheet(scale)
+    for batch, index in asked.batches(DRAWS):
+        truth = data.exact(batch)
+        if truth is None or truth[1] is None:
+            return {}
+        scores = plain_scores(truth[1], batch.values)
+        sheet.add(scores, batch.values.new_zeros(0), batch, _parts(asked, batch, index, plan))
+    return sheet.result("exact")
+
+
+def _values(mean, std, paths, scores: Scores, batch: TimeSeries, asked: Folds, index) -> pd.DataFrame:
+    """A line for every scored value; channels as numbers."""
+    row, point, channel = batch.scored.nonzero(as_tuple=True)
+    at = lambda each: each[row, point, channel].numpy()
+    held = paths[:, row, point, channel]
+    names = np.array(names_of(asked.series.part(index)), dtype=object)
+    return pd.DataFrame(
+        {
+            "id": names[row.numpy()],
+            "origin": asked.clock.write(asked.origin[index][row.numpy()]),
+            "time": asked.clock.write(batch.times[row, point].numpy()),
+            "channel": channel.numpy(),
+            "value": at(batch.values),
+            "mean": at(mean),
+            "std": at(std),
+            **{name: each.numpy() for name, each in quantiles(held).items()},
+            **{name: at(scores[name]) for name in ("nll", "crps", "brier") if name in scores},
+        }
+    )
+
+
+def backtest(
+    source: Parts | str | Path,
+    horizon: float,
+    every: float | None = None,
+    folds: int = 5,
+    split: str = "test",
+    change: Change | None = None,
+) -> pd.DataFrame:
+    """Every value that a run, or its parts, would have forecast from rolling origins of the series of a split.
+
+    id, origin, time, channel, value (what came), mean, std, q05 to q95, nll, crps; times as in the data. change: done
+    to each prediction first.
+    """
+    parts = source if isinstance(source, Parts) else load_parts(source)
+    return run(parts, Plan(float(horizon), None if every is None else float(every), folds), split, change)[1]

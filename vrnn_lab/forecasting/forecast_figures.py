@@ -1,0 +1,137 @@
+"""Figures of answers: what was seen of a series, and the bands of what was asked."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from re import sub
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+from vrnn_lab.data.table.time_format import Clock
+from vrnn_lab.figures import model_figures, style
+from vrnn_lab.forecasting.queries import Question
+from vrnn_lab.forecasting.summary import Answer
+from vrnn_lab.runs.build import Parts
+
+WIDE, NARROW = {"alpha": 0.16, "linewidth": 0}, {"alpha": 0.30, "linewidth": 0}
+MIDDLE: dict[str, Any] = {"color": style.FORWARD, "linewidth": 1.8}
+LINES = 10  # paths that are drawn, where some were asked for
+
+
+@dataclass(frozen=True)
+class Part:
+    """A question over one window, and its answer: times (rows,), channels (rows,), numbers by column (rows,)."""
+
+    question: Question
+    times: NDArray[np.float64]
+    channel: NDArray[np.int64]
+    numbers: dict[str, NDArray[np.float64]]
+
+    def of(self, channel: int) -> tuple[NDArray, dict[str, NDArray]]:
+        mine = self.channel == channel
+        return self.times[mine], {name: column[mine] for name, column in self.numbers.items()}
+
+
+@dataclass(frozen=True)
+class Labels:
+    channels: tuple[str, ...]
+    units: tuple[str, ...]
+    time_unit: str
+
+    @classmethod
+    def of(cls, parts: Parts) -> "Labels":
+        return cls(parts.model.scale.channels, tuple(parts.data.units), parts.data.time_unit)
+
+
+class Album:
+    """The figures of the first so many series, each drawn when the next one comes."""
+
+    def __init__(self, folder: Path, most: float, labels: Labels):
+        self.folder, self.most, self.labels = folder, most, labels
+        self.parts: list[Part] = []
+        self.written: list[Path] = []
+
+    def add(self, answer: Answer, clock: Clock) -> None:
+        for number, question in enumerate(answer.questions):
+            if self.parts and self.parts[0].question.name != question.name:
+                self.close(clock)
+            if len(self.written) >= self.most:
+                return
+            mine = answer.owner == number
+            numbers = {name: column[mine] for name, column in answer.numbers.items()}
+            self.parts.append(Part(question, answer.times[mine], answer.channel[mine], numbers))
+
+    def close(self, clock: Clock) -> None:
+        if self.parts:
+            name = self.parts[0].question.name
+            drawn = figure(name, self.parts, self.labels, clock)
+            self.written += model_figures.write({_file(name): drawn}, self.folder)
+        self.parts = []
+
+
+def _file(name: str) -> str:
+    """A name a file can have; where that takes a change, one that no other series gets."""
+    plain = sub(r"[^\w. -]", "_", name).encode()[:80].decode(errors="ignore")
+    same = plain == name and not plain.startswith(".")
+    return plain if same else f"{plain.lstrip('.')}_{blake2b(name.encode(), digest_size=4).hexdigest()}"
+
+
+def figure(name: str, parts: list[Part], labels: Labels, clock: Clock) -> Figure:
+    """A panel a channel: seen values, the median, and the bands that hold half and nine tenths."""
+    asked = sorted({int(c) for part in parts for c in part.channel})[: style.CHANNELS]
+    columns = 1 if len(asked) < 4 else 2
+    drawn, axes = style.canvas(len(asked), columns, (8.2 / columns**0.5, 2.9))
+    times = np.concatenate([part.question.times for part in parts])
+    first, last = times.min(), times.max()
+    for ax, channel in zip(axes, asked, strict=True):
+        for part in parts:
+            _panel(ax, part, channel)
+        ax.set_xlim(first - 0.01 * (last - first or 1), last + 0.01 * (last - first or 1))
+        unit = labels.units[channel] if channel < len(labels.units) else ""
+        ax.set_ylabel(style.label(labels.channels[channel], unit))
+        style.time_axis(ax, clock.dates, labels.time_unit)
+    lines = [Line2D([], [], color=style.FORWARD, label="paths", **style.LINE)] if "path_1" in parts[0].numbers else []
+    bands = [Patch(color=style.FORWARD, label=said, **how) for said, how in (("50 %", NARROW), ("90 %", WIDE))]
+    style.legend(drawn, [style.seen_key(), Line2D([], [], label="median", **MIDDLE), *bands, *lines])
+    drawn.suptitle(style.plain(f"Series {name}"), fontsize=11)
+    return drawn
+
+
+def _panel(ax: Axes, part: Part, channel: int) -> None:
+    question = part.question
+    seen = ~np.isnan(question.values[:, channel])
+    times, numbers = part.of(channel)
+    asked = ~np.isin(times, question.times[seen])  # else the value is its own answer
+    times, numbers = times[asked], {name: column[asked] for name, column in numbers.items()}
+    for stretch in _stretches(times, question.times[seen]):
+        _bands(ax, times[stretch], {name: column[stretch] for name, column in numbers.items()})
+    ax.plot(question.times[seen], question.values[seen, channel], **style.SEEN)
+
+
+def _stretches(times: NDArray[np.float64], seen: NDArray[np.float64]) -> Iterator[slice]:
+    """Questions between which nothing was seen."""
+    edges = [0, *np.flatnonzero(np.diff(np.searchsorted(seen, times))) + 1, len(times)]
+    yield from (slice(a, b) for a, b in itertools.pairwise(edges) if b > a)
+
+
+def _bands(ax: Axes, times, numbers: dict[str, NDArray[np.float64]]) -> None:
+    levels = [numbers[name] for name in ("q05", "q25", "q50", "q75", "q95")]
+    low, lower, middle, upper, high = levels
+    if len(times) == 1:  # no area to fill
+        for bottom, top, width, alpha in ((low, high, 4, 0.25), (lower, upper, 4, 0.5)):
+            ax.vlines(times, bottom, top, color=style.FORWARD, linewidth=width, alpha=alpha)
+        ax.plot(times, middle, color=style.FORWARD, marker="_", markersize=7, markeredgewidth=1.8, linestyle="")
+        return
+    ax.fill_between(times, low, high, color=style.FORWARD, **WIDE)
+    ax.fill_between(times, lower, upper, color=style.FORWARD, **NARROW)
+    for name in [name for name in numbers if name.startswith("path_")][:LINES]:
+        ax.plot(times, numbers[name], color=style.FORWARD, **style.LINE)
+    ax.plot(times, middle, **MIDDLE)

@@ -1,0 +1,112 @@
+"""Notices of predict: input outside the training range, questions beyond what was trained, recalibrated values."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vrnn_lab.core.series import Scale, TimeSeries
+from vrnn_lab.evaluation.recalibration import Recalibration
+from vrnn_lab.forecasting.ensemble import Pooled, Recalibrations
+from vrnn_lab.forecasting.queries import Question
+from vrnn_lab.models.base import SequenceModel
+
+log = logging.getLogger("vrnn_lab")
+FAR = 3.0  # training stds from the training mean: beyond it a value counts as outside the training range
+ROUNDING = 1e-9  # of the longest window: what still counts as within it
+
+
+@dataclass
+class Notices:
+    """Counts over all series of a question, logged once when all are answered."""
+
+    scale: Scale
+    absolute: bool = False  # the model's answer depends on the time itself, not only on time differences
+    low: Counter[str] = field(default_factory=Counter)
+    high: Counter[str] = field(default_factory=Counter)
+    values: Counter[str] = field(default_factory=Counter)
+    asked: int = 0
+    ahead: int = 0
+    furthest: float = 0.0
+    later: int = 0
+    recalibrated: int = 0
+    values_asked: int = 0
+
+    @classmethod
+    def of(cls, model: SequenceModel) -> list["Notices"]:
+        """Those of a model; of a pool those of each of its members, whose training data may differ."""
+        members = list(model) if isinstance(model, Pooled) else [model]
+        return [cls(each.scale, getattr(each, "origin", "row") in ("common", "middle")) for each in members]
+
+    def read(self, values: NDArray[np.float64]) -> None:
+        """Count input values (points, dim), NaN = none, that lie outside the training range."""
+        if (
+            self.scale.support != "real" or self.scale.trend is not None
+        ):  # a trend leaves the training range by itself
+            return
+        z = (values - self.scale.mean.cpu().numpy()) / self.scale.std.cpu().numpy()
+        for i, channel in enumerate(self.scale.channels):
+            self.values[channel] += int((~np.isnan(z[:, i])).sum())
+            self.low[channel] += int((z[:, i] < -FAR).sum())
+            self.high[channel] += int((z[:, i] > FAR).sum())
+
+    def ask(self, question: Question) -> None:
+        """Count times asked that lie further from the nearest seen point, or later, than anything in training."""
+        times = question.times[question.asked.any(1)]
+        seen = question.times[(~np.isnan(question.values) & ~question.asked).any(1)]
+        self.asked += len(times)
+        longest, end = float(self.scale.longest), float(self.scale.start + self.scale.reach)
+        if longest > 0 and len(seen):
+            far = times - seen[-1]
+            self.ahead += int((far > longest * (1 + ROUNDING)).sum())
+            self.furthest = max(self.furthest, float(far.max(initial=0.0)))
+        if self.absolute:
+            self.later += int((times > end + ROUNDING * abs(end)).sum())
+
+    def predicted(self, batch: TimeSeries, recalibration: Recalibration | Recalibrations | None) -> None:
+        held = batch.scored & ~batch.seen
+        self.values_asked += int(held.sum())
+        if recalibration:
+            self.recalibrated += int((held & recalibration.changed(batch)).sum())
+
+    def warnings(self) -> Iterator[str]:
+        mean, std = self.scale.mean.tolist(), self.scale.std.tolist()
+        outside = [
+            f"{channel} {self.low[channel]} below {mean[i] - FAR * std[i]:.4g} and {self.high[channel]} above "
+            f"{mean[i] + FAR * std[i]:.4g} of {self.values[channel]}"
+            for i, channel in enumerate(self.scale.channels)
+            if self.low[channel] + self.high[channel]
+        ]
+        if outside:
+            yield (
+                f"input values lie more than {FAR:g} training stds from the training mean, where predictions are "
+                f"extrapolated: {'; '.join(outside)}."
+            )
+        if self.ahead:
+            yield (
+                f"{self.ahead} of {self.asked} times asked lie further after the last seen point (up to "
+                f"{self.furthest:.4g}) than the longest training window ({float(self.scale.longest):.4g}): the model "
+                "was not trained to look that far ahead."
+            )
+        if self.later:
+            yield (
+                f"{self.later} of {self.asked} times asked lie after the end of the training times, and this model "
+                "depends on the time itself: these predictions are extrapolated."
+            )
+
+
+def close(counted: Sequence[Notices], recalibration: Recalibration | Recalibrations | None) -> None:
+    """Log what was counted, a line that is the same for several models once."""
+    for line in dict.fromkeys(line for each in counted for line in each.warnings()):
+        log.warning(line)
+    if recalibration:
+        log.info(
+            "recalibrated: %d of %d values (recalibrate=false leaves them as they are)",
+            counted[0].recalibrated,
+            counted[0].values_asked,
+        )
+        for line in recalibration.lines():
+            log.info(line)

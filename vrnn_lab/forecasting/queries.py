@@ -1,0 +1,182 @@
+"""What is asked of a series, and over which windows."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vrnn_lab.data.splits import hashed
+from vrnn_lab.data.table.columns import Beside
+from vrnn_lab.data.table.reader import Rows, Source, paired
+from vrnn_lab.data.table.time_format import Clock
+from vrnn_lab.forecasting.context_window import around
+
+
+@dataclass(frozen=True)
+class Times:
+    """What is asked of a series, and what is told there."""
+
+    times: NDArray[np.float64]  # (asked,)
+    asked: NDArray[np.bool_]  # (asked, dim)
+    told: NDArray[np.float64]  # (asked, covariates), NaN = not told
+    error: NDArray[np.float64]  # (asked, dim), NaN = none told
+
+
+@dataclass(frozen=True)
+class Question:
+    """Points of one series over one window: some seen, some asked."""
+
+    name: str
+    id: int  # of its noise
+    times: NDArray[np.float64]  # (points,)
+    values: NDArray[np.float64]  # (points, dim), NaN = not observed
+    asked: NDArray[np.bool_]  # (points, dim)
+    told: NDArray[np.float64]  # (points, covariates)
+    error: NDArray[np.float64]  # (points, dim), 0 = none
+    window: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The one question put to every series: times of a file, times ahead, or the empty cells."""
+
+    at: Source | None = None
+    horizon: float | None = None
+    every: float | None = None
+    fill: bool = False
+
+    def of(self, given: Source, whole: bool) -> Iterator[tuple[Rows, Times]]:
+        """Each series and what is asked of it."""
+        if self.at is None:
+            ask: Callable[[Rows], Times] = _empty if self.fill else self._ahead
+            yield from ((rows, ask(rows)) for rows in given.series(whole))
+            return
+        for rows, points in paired(given, self.at, whole):
+            yield rows, Times(points.times, np.ones(points.values.shape, bool), points.told, points.error)
+
+    def _ahead(self, rows: Rows) -> Times:
+        """From the last observed time, or, where nothing was observed, from the last."""
+        assert self.horizon is not None and self.every is not None
+        observed = rows.times[~np.isnan(rows.values).all(1)]
+        start = (observed if len(observed) else rows.times)[-1]
+        steps = np.arange(1, int(self.horizon / self.every * (1 + 1e-9)) + 1)
+        none = lambda like: np.full((len(steps), like.shape[1]), np.nan)
+        asked = np.ones((len(steps), rows.values.shape[1]), bool)
+        return Times(start + self.every * steps, asked, none(rows.told), none(rows.error))
+
+
+def _empty(rows: Rows) -> Times:
+    there = rows.empty.any(1)
+    return Times(rows.times[there], rows.empty[there], rows.told[there], rows.error[there])
+
+
+def over_windows(rows: Rows, times: Times, scale, beside: Beside, keep_start: bool = False) -> Iterator[Question]:
+    """A series and what is asked of it, over one window, or, of a series longer than those of training, over several.
+
+    The questions between two neighbouring seen points stay together, and so do those of as many such gaps as reach
+    over half of the longest training window; the window lies about them and the seen points beside them.
+    """
+    clock = Clock.of_training(scale)
+    points, values, asked, told, error = _together(rows, times, beside, clock)
+    seen = points[~np.isnan(values).all(1)]
+    questions = points[asked.any(1)]
+    if not len(questions):
+        return
+    counts = np.asarray((~np.isnan(values) | asked).any(1))
+    _complete(told, rows.name, points, counts, beside, clock)
+    begin, end = (seen[0], seen[-1]) if len(seen) else _usual(questions, scale)
+    longest = float(scale.longest)
+    for number, (first, last, low, high) in enumerate(_runs(seen, questions, begin, end, longest)):
+        start, stop = around(low, high, begin, end, longest, keep_start)
+        window = min(start, low), max(stop, high)  # sums may be rounded to just inside
+        mine = asked & ((points >= first) & (points <= last))[:, None]
+        kept = (points >= window[0]) & (points <= window[1]) & (~np.isnan(values) | mine).any(1)
+        text = f"{rows.name}\0{number}" if number else rows.name
+        id = int(hashed([text])[0])
+        cut: list[Any] = [each[kept] for each in (points, values, mine, told, error)]
+        yield Question(rows.name, id, *cut, window=window)
+
+
+def _together(rows: Rows, times: Times, beside: Beside, clock: Clock):
+    """The points of a series and those asked for as one, in order of time: times, values, asked, told, error;
+    ValueError where the two say different things of one time."""
+    points = np.union1d(rows.times, times.times)
+    old, new = np.searchsorted(points, rows.times), np.searchsorted(points, times.times)
+    values = np.full((len(points), rows.values.shape[1]), np.nan)
+    asked = np.zeros(values.shape, bool)
+    values[old], asked[new] = rows.values, times.asked
+
+    def both(ours: NDArray[np.float64], theirs: NDArray[np.float64], columns: Sequence[str | None]):
+        found = np.full((len(points), ours.shape[1]), np.nan)
+        found[old] = ours
+        before = found[new]
+        differ = ~np.isnan(before) & ~np.isnan(theirs) & (before != theirs)
+        if differ.any():
+            row, place = np.argwhere(differ)[0]
+            when = clock.write(times.times[row : row + 1], text=True)[0]
+            raise ValueError(
+                f"series '{rows.name}' has two values of '{columns[place]}' at time {when}, {before[row, place]:g} "
+                f"in input= and {theirs[row, place]:g} in at=; correct one, or leave it empty in at=."
+            )
+        found[new] = np.where(np.isnan(theirs), before, theirs)
+        return found
+
+    told = both(rows.told, times.told, beside.covariates)
+    error = both(rows.error, times.error, beside.error * (rows.error.shape[1] if len(beside.error) == 1 else 1))
+    return points, values, asked, told, np.nan_to_num(error)
+
+
+def _complete(told: NDArray[np.float64], name: str, times, counts: NDArray[np.bool_], beside: Beside, clock: Clock):
+    """What is static holds at every point; ValueError where what must be known is not."""
+    for place, column in enumerate(beside.covariates):
+        if place >= len(beside.known):
+            found = np.unique(told[~np.isnan(told[:, place]), place])
+            if len(found) > 1:
+                raise ValueError(
+                    f"series '{name}' has two values of '{column}', {found[0]:g} and {found[1]:g}; the model was "
+                    "trained with it as static, one number a series. Correct it."
+                )
+            if not len(found) and counts.any():
+                raise ValueError(
+                    f"series '{name}' has no '{column}', of which the model knows one number a series; fill it "
+                    "in, in a row of the series in input=, or in the column of that name in at=."
+                )
+            told[:, place] = found[0] if len(found) else np.nan
+        without = np.flatnonzero(np.isnan(told[:, place]) & counts)
+        if len(without):
+            when = clock.write(times[without[:1]], text=True)[0]
+            raise ValueError(
+                f"series '{name}' has no '{column}' at time {when}, and the model must know it at every time that is "
+                "seen or asked. Fill in that column, of input= and of at=."
+            )
+
+
+def _usual(questions: NDArray[np.float64], scale) -> tuple[float, float]:
+    """Where a series of which nothing is known was watched: as the first of training, if the questions lie there;
+    else from the first question on."""
+    start, clock = float(scale.start), float(scale.clock)
+    inside = start <= questions[0] and questions[-1] <= start + float(scale.longest)
+    begin = start if inside else float(questions[0])
+    return begin, begin + (clock if scale.longest > 0 else 0.0)
+
+
+def _runs(seen, questions, begin: float, end: float, longest: float) -> list[tuple[float, float, float, float]]:
+    """Of each run of questions the first, the last, and the seen points before and after, or else these two again."""
+    first, last = questions[0], questions[-1]
+    if max(end, last) - min(begin, first) <= longest or longest <= 0:
+        return [(first, last, first, last)]
+    place = np.searchsorted(seen, questions, side="right")
+    starts = np.flatnonzero(np.diff(place, prepend=-1))
+    ends = np.append(starts[1:], len(questions)) - 1
+    runs: list[tuple[float, float, float, float]] = []
+    for a, b in zip(starts, ends, strict=True):
+        gap = place[a]
+        low = seen[gap - 1] if gap else questions[a]
+        high = seen[gap] if gap < len(seen) else questions[b]
+        if runs and high - runs[-1][2] <= longest / 2:
+            runs[-1] = (*runs[-1][:1], questions[b], runs[-1][2], high)
+        else:
+            runs.append((questions[a], questions[b], low, high))
+    return [(float(a), float(b), float(c), float(d)) for a, b, c, d in runs]

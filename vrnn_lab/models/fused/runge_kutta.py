@@ -1,0 +1,239 @@
+"""Runge-Kutta steps along a network, and the walk of a state that jumps between them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vrnn_lab.models.fused.gru import Gates, early_and_late
+from vrnn_lab.models.fused.tape import Tape, Weights, once, places_of
+
+TAPE = 2**28  # bytes
+BLOCK = 2048  # rows whose gradients are taken at once
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Of steps: (), or (steps, rows, 1)."""
+
+    whole: Tensor
+    half: Tensor
+    third: Tensor
+    sixth: Tensor
+
+    @classmethod
+    def of(cls, whole: Tensor) -> "Lengths":
+        return cls(whole, whole / 2, whole / 3, whole / 6)
+
+    def each(self, steps: int) -> list["Lengths"]:
+        if not self.whole.ndim:
+            return [self] * steps
+        parts = (x.unbind(0) for x in (self.whole, self.half, self.third, self.sixth))
+        return [Lengths(*x) for x in zip(*parts, strict=True)]
+
+    def part(self, steps: slice) -> "Lengths":
+        """Of some of the steps."""
+        return Lengths.of(self.whole[steps]) if self.whole.ndim else self
+
+    def flat(self) -> "Lengths":
+        """As rows of one batch."""
+        return Lengths.of(self.whole.flatten(0, 1)) if self.whole.ndim else self
+
+
+class Steps(Tape):
+    """Runge-Kutta steps along a network: stage j of step n is at place j steps + n."""
+
+    def __init__(self, weights: Weights, told: Sequence[Tensor]):
+        super().__init__(weights, told)
+        self.steps = len(told[0]) // 4
+        self.stages = told[0].new_empty(3, *told[0].shape[1:]).unbind(0)
+        self.carried = torch.empty_like(self.stages[0])
+
+    def step(self, n: int, state: Tensor, length: Lengths, slope: Tensor, out: Tensor) -> None:
+        """The state a step on, into `out`, the field at `state` into `slope`."""
+        one, two, three, four = (self.at[n + j * self.steps] for j in range(4))
+        second, third, fourth = self.stages
+        self.evaluate((one[0].copy_(state), *one[1:]), slope)
+        torch.addcmul(state, slope, length.half, out=two[0])
+        self.evaluate(two, second)
+        torch.addcmul(state, second, length.half, out=three[0])
+        self.evaluate(three, third)
+        torch.addcmul(state, third, length.whole, out=four[0])
+        self.evaluate(four, fourth)
+        torch.addcmul(state, second.add_(third).mul_(2).add_(slope).add_(fourth), length.sixth, out=out)
+
+    def step_back(self, n: int, pull: Tensor, length: Lengths, of_slope: Tensor | None = None) -> Tensor:
+        """The gradient of step n's state, from those of the next one and of the slope; `pull` becomes it."""
+        one, two, three, four = (n + j * self.steps for j in range(4))
+        carried, back = self.carried, self.back
+        torch.mul(pull, length.sixth, out=back[one][-1])
+        if of_slope is not None:
+            back[one][-1].add_(of_slope)
+        torch.mul(pull, length.third, out=back[two][-1])
+        torch.mul(pull, length.third, out=back[three][-1])
+        torch.mul(pull, length.sixth, out=back[four][-1])
+        pull.add_(self.pull(four, carried))
+        back[three][-1].addcmul_(carried, length.whole)
+        pull.add_(self.pull(three, carried))
+        back[two][-1].addcmul_(carried, length.half)
+        pull.add_(self.pull(two, carried))
+        back[one][-1].addcmul_(carried, length.half)
+        return pull.add_(self.pull(one, carried))
+
+    def fill(self, states: Float[Tensor, "steps rows state"], lengths: Lengths) -> None:
+        """All steps at once, from their states."""
+        stage = [[x[j * self.steps : (j + 1) * self.steps].flatten(0, 1) for x in self.told] for j in range(4)]
+        states, lengths = states.flatten(0, 1), lengths.flat()
+        slope = torch.empty_like(states)
+        stage[0][0].copy_(states)
+        for told, following, by in zip(stage, stage[1:], (lengths.half, lengths.half, lengths.whole), strict=False):
+            self.evaluate(told, slope)
+            torch.addcmul(states, slope, by, out=following[0])
+        self.evaluate(stage[3], slope)
+
+
+def _blocks(steps: int, rows: int) -> list[slice]:
+    """Of steps whose gradients of the weights are taken at once: as many rows as a cache likes."""
+    many = max(1, BLOCK // max(1, 4 * rows))
+    return [slice(first, min(first + many, steps)) for first in range(0, steps, many)]
+
+
+def _fits(weights: Weights, steps: int, rows: int, like: Tensor, beside: int = 0) -> bool:
+    """Whether a tape of the steps may be kept; beside: further numbers a row and step."""
+    each = beside + 4 * sum(matrix.shape[1] for matrix in weights.matrices)
+    return each * steps * rows * like.element_size() <= TAPE
+
+
+class RungeKutta(torch.autograd.Function):
+    """(states, slopes) at `count` + 1 nodes of dz/dt = network(z): as `ode.rk4`.
+
+    length: of every step, (), or of the steps of every row, (rows, 1).
+    """
+
+    @staticmethod
+    def forward(ctx, activation: str, keep: bool, count: int, length: Tensor, start: Tensor, *flat: Tensor):
+        weights, lengths, rows = Weights.of(activation, flat), Lengths.of(length), len(start)
+        keep = keep and _fits(weights, count, rows, start)
+        states, slopes = start.new_empty(2, count + 1, *start.shape).unbind(0)
+        states[0] = start
+        kept: list[Tensor] = []
+        step_by_step = Steps(weights, Tape.empty(weights, 4, rows, start))
+        for block in _blocks(count, rows):
+            steps = step_by_step
+            if keep:
+                steps = Steps(weights, Tape.empty(weights, 4 * (block.stop - block.start), rows, start))
+                kept += steps.told
+            for n in range(block.start, block.stop):
+                steps.step(n - block.start if keep else 0, states[n], lengths, slopes[n], states[n + 1])
+        _evaluated(weights, states[count], slopes[count])
+        ctx.activation, ctx.layers = activation, len(flat)
+        ctx.save_for_backward(length, states, *flat, *kept)
+        return states, slopes
+
+    @staticmethod
+    @once
+    def backward(ctx, of_states: Tensor, of_slopes: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        length, states, *rest = ctx.saved_tensors
+        flat, kept = rest[: ctx.layers], rest[ctx.layers :]
+        weights, lengths, count, rows = (
+            Weights.of(ctx.activation, flat),
+            Lengths.of(length),
+            len(states) - 1,
+            states.shape[1],
+        )
+        sums = [torch.zeros_like(x) for x in flat]
+        last = _evaluated(weights, states[count], torch.empty_like(states[0]))
+        last.turn()
+        last.back[0][-1].copy_(of_slopes[count])
+        pull = last.pull(0, torch.empty_like(states[0])).add_(of_states[count])
+        last.add_gradients(sums)
+        for block in reversed(_blocks(count, rows)):
+            if kept:
+                steps = Steps(weights, [kept.pop() for _ in weights.matrices][::-1])
+            else:
+                steps = Steps(weights, Tape.empty(weights, 4 * (block.stop - block.start), rows, states))
+                whole = length.expand(block.stop - block.start, *length.shape) if length.ndim else length
+                steps.fill(states[block], Lengths.of(whole))
+            steps.turn(last)
+            for n in reversed(range(block.start, block.stop)):
+                steps.step_back(n - block.start, pull, lengths, of_slopes[n]).add_(of_states[n])
+            steps.add_gradients(sums)
+            last = steps
+        return None, None, None, None, pull, *sums
+
+
+def _evaluated(weights: Weights, state: Tensor, out: Tensor) -> Tape:
+    """A tape of one evaluation."""
+    tape = Tape(weights, Tape.empty(weights, 1, len(state), state))
+    tape.evaluate((tape.at[0][0].copy_(state), *tape.at[0][1:]), out)
+    return tape
+
+
+class Walk(torch.autograd.Function):
+    """(j, s): as `ode.through`, tick by tick, of a gated recurrent unit and a network; all (tick, rows, _)."""
+
+    @staticmethod
+    def forward(ctx, activation: str, keep: bool, gates, first, length, start, matrix, shift, *flat: Tensor):
+        weights, (ticks, rows, _), size = Weights.of(activation, flat), gates.shape, start.shape[-1]
+        keep = keep and _fits(weights, ticks, rows, start, 6 * size)
+        jumped, arrived = start.new_empty(2, ticks, *start.shape).unbind(0)
+        each = places_of((*early_and_late(gates), first, jumped, arrived))
+        lengths, kept, state, slope = Lengths.of(length).each(ticks), [], start, torch.empty_like(start)
+        jumps, steps = _tick_tape(weights, matrix, shift, 1, start)
+        for block in _blocks(ticks, rows):
+            if keep:
+                jumps, steps = _tick_tape(weights, matrix, shift, block.stop - block.start, start)
+                kept += [*jumps.kept, *steps.told]
+            for n in range(block.start, block.stop):
+                place, (early, late, begins, jump, arrival) = n - block.start if keep else 0, each[n]
+                jumps.step(place, early, late, state, jump)
+                torch.where(begins, jump, state, out=jump)
+                steps.step(place, jump, lengths[n], slope, arrival)
+                state = arrival
+        ctx.activation, ctx.layers = activation, len(flat)
+        ctx.save_for_backward(gates, first, length, start, jumped, arrived, matrix, shift, *flat, *kept)
+        return jumped, arrived
+
+    @staticmethod
+    @once
+    def backward(ctx, of_jumped: Tensor, of_arrived: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        gates, first, length, start, jumped, arrived, matrix, shift, *rest = ctx.saved_tensors
+        flat, kept = rest[: ctx.layers], rest[ctx.layers :]
+        weights, lengths, (ticks, rows, _) = Weights.of(ctx.activation, flat), Lengths.of(length), gates.shape
+        before = torch.cat([start[None], arrived[:-1]])
+        each = list(zip(places_of((before, first, of_jumped, of_arrived)), lengths.each(ticks), strict=True))
+        pull, carried, of_gates = torch.zeros_like(start), torch.empty_like(start), torch.empty_like(gates)
+        sums, of_recurrence = [torch.zeros_like(x) for x in flat], [torch.zeros_like(x) for x in (matrix, shift)]
+        steps = None
+        for block in reversed(_blocks(ticks, rows)):
+            tape = kept[-3 - len(weights.matrices) :]
+            del kept[-3 - len(weights.matrices) :]
+            turned = steps
+            jumps, steps = _tick_tape(weights, matrix, shift, block.stop - block.start, start, tape)
+            if not tape:
+                jumps.fill(gates[block], before[block])
+                steps.fill(jumped[block], lengths.part(block))
+            jumps.turn(of_gates[block])
+            steps.turn(turned)
+            for n in reversed(range(block.start, block.stop)):
+                (state, begins, of_jump, of_arrival), by = each[n]
+                steps.step_back(n - block.start, pull.add_(of_arrival), by).add_(of_jump)
+                taken = pull * begins
+                jumps.step_back(n - block.start, taken, state, carried)
+                pull.sub_(taken).add_(carried)
+            jumps.add_gradients(of_recurrence, before[block])
+            steps.add_gradients(sums)
+        return None, None, of_gates, None, None, pull, *of_recurrence, *sums
+
+
+def _tick_tape(
+    weights: Weights, matrix: Tensor, shift: Tensor, ticks: int, start: Tensor, kept: Sequence[Tensor] = ()
+) -> tuple[Gates, Steps]:
+    """Of some ticks: kept, or empty."""
+    if not kept:
+        kept = Gates.empty(ticks, len(start), start.shape[-1], start) + Tape.empty(
+            weights, 4 * ticks, len(start), start
+        )
+    return Gates(matrix, shift, kept[:3]), Steps(weights, kept[3:])

@@ -1,0 +1,172 @@
+"""A network's evaluations, kept for the way back."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import wraps
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd import forward_ad
+
+aten = torch.ops.aten
+# An activation in place, and the gradient before it from the one behind it and its result, in place too.
+KNOWN: dict[str, tuple[Callable[[Tensor], Any], Callable[[Tensor, Tensor], Any]]] = {
+    "sigmoid": (torch.sigmoid_, lambda slope, y: aten.sigmoid_backward.grad_input(slope, y, grad_input=slope)),
+    "relu": (torch.relu_, lambda slope, y: slope.mul_(y > 0)),
+    "elu": (torch.nn.functional.elu_, lambda slope, y: slope.mul_((y + 1).clamp_(max=1))),
+}
+
+
+_plainly = False
+
+
+def by_hand() -> bool:
+    """Whether nobody has to look inside: torch.compile, autocast, torch.func and forward gradients do."""
+    looked_at = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    cast = torch.is_autocast_enabled() or torch.is_autocast_enabled("cpu")
+    return not (_plainly or looked_at or cast or forward_ad._current_level >= 0)
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Within, everything is left to autograd, which differentiates more than once."""
+    global _plainly
+    before, _plainly = _plainly, True
+    try:
+        yield
+    finally:
+        _plainly = before
+
+
+def once(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A way back that autograd cannot differentiate again: RuntimeError where it is asked to."""
+
+    @wraps(backward)
+    def checked(ctx, *slopes: Tensor):
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "second derivatives are asked for (create_graph=True) of a loop that is differentiated by hand, "
+                "once; run its forward pass within vrnn_lab.models.fused.tape.plainly()."
+            )
+        return backward(ctx, *slopes)
+
+    return checked
+
+
+class QuickTanh(torch.autograd.Function):
+    """tanh(x) = 2 sigmoid(2 x) - 1."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor):
+        y = torch.mul(x, 2).sigmoid_().mul_(2).sub_(1)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, slope: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        return aten.tanh_backward(slope, *ctx.saved_tensors)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Of linear maps with one activation between them."""
+
+    activation: str
+    matrices: tuple[Float[Tensor, "_ _"], ...]
+    shifts: tuple[Float[Tensor, " _"], ...]
+
+    @classmethod
+    def of(cls, activation: str, flat: Sequence[Tensor]) -> "Weights":
+        half = len(flat) // 2
+        return cls(activation, tuple(flat[:half]), tuple(flat[half:]))
+
+    @property
+    def flat(self) -> tuple[Tensor, ...]:
+        return self.matrices + self.shifts
+
+    def by_hand(self) -> "Weights | None":
+        """As the way back by hand takes them; None where it does not know the activation."""
+        same = self.without_tanh()
+        return same if same.activation in KNOWN else None
+
+    def times(self, factor: float) -> "Weights":
+        """Of the output, multiplied."""
+        *matrices, last = self.matrices
+        *shifts, shift = self.shifts
+        return replace(self, matrices=(*matrices, factor * last), shifts=(*shifts, factor * shift))
+
+    def without_tanh(self) -> "Weights":
+        """tanh(x) = 2 sigmoid(2 x) - 1, the numbers in the weights: on CPU a sigmoid takes a quarter of the time."""
+        if self.activation != "tanh":
+            return self
+        last, pairs = len(self.matrices) - 1, list(zip(self.matrices, self.shifts, strict=True))
+        into = [1 if i == last else 2 for i in range(len(pairs))]
+        matrices = [n * (2 if i else 1) * matrix for i, (n, (matrix, _)) in enumerate(zip(into, pairs, strict=True))]
+        shifts = [n * (s - m.sum(1) if i else s) for i, (n, (m, s)) in enumerate(zip(into, pairs, strict=True))]
+        return Weights("sigmoid", tuple(matrices), tuple(shifts))
+
+
+class Tape:
+    """Evaluations of one network, each at a place: `told` are its layers' inputs, (places, rows, width) each."""
+
+    def __init__(self, weights: Weights, told: Sequence[Tensor]):
+        self.weights, self.told = weights, told
+        self.transposed = [matrix.t() for matrix in weights.matrices]
+        self.activate, self.deactivate = KNOWN[weights.activation]
+        self.at = places_of(told)
+
+    @classmethod
+    def empty(cls, weights: Weights, places: int, rows: int, like: Tensor) -> list[Tensor]:
+        return [like.new_empty(places, rows, matrix.shape[1]) for matrix in weights.matrices]
+
+    def evaluate(self, told: Sequence[Tensor], out: Tensor, first: Tensor | None = None) -> None:
+        """The network's output from told[0]; fills the others. first: the first layer's shift, of each row."""
+        shifts = self.weights.shifts if first is None else (first, *self.weights.shifts[1:])
+        for i, matrix in enumerate(self.transposed[:-1]):
+            self.activate(torch.addmm(shifts[i], told[i], matrix, out=told[i + 1]))
+        torch.addmm(shifts[-1], told[-1], self.transposed[-1], out=out)
+
+    def turn(self, before: "Tape | None" = None, last: Tensor | None = None) -> None:
+        """The way back begins: `slopes` are those of the layers' outputs, `back` the same by place.
+
+        before: a tape turned before, whose memory serves again; last: where the output's slopes are.
+        """
+        places, rows, _ = self.told[0].shape
+        if before and before.told[0].shape == self.told[0].shape:
+            self.slopes, self.back = before.slopes, before.back
+            return
+        matrices = self.weights.matrices if last is None else self.weights.matrices[:-1]
+        self.slopes = [self.told[0].new_empty(places, rows, len(matrix)) for matrix in matrices]
+        self.slopes += [] if last is None else [last]
+        self.back = places_of(self.slopes)
+
+    def pull(self, place: int, out: Tensor, beside: Tensor | None = None) -> Tensor:
+        """The gradient of a place's input, from that of its output in self.back[place][-1].
+
+        beside: a further gradient of what the last layer was told.
+        """
+        told, slopes, matrices = self.at[place], self.back[place], self.weights.matrices
+        for i in range(len(matrices) - 1, 0, -1):
+            slope = torch.mm(slopes[i], matrices[i], out=slopes[i - 1])
+            self.deactivate(slope if beside is None else slope.add_(beside), told[i])
+            beside = None
+        return torch.mm(slopes[0], matrices[0], out=out)
+
+    def add_gradients(self, sums: Sequence[Tensor]) -> None:
+        """To those of matrices and shifts, from all places at once."""
+        half = len(sums) // 2
+        for matrix, shift, slope, told in zip(sums[:half], sums[half:], self.slopes, self.told, strict=True):
+            slope, told = slope.flatten(0, 1), told.flatten(0, 1)
+            if told.shape[1] < slope.shape[1]:  # a product is quicker when it is wide
+                matrix.add_((told.t() @ slope).t())
+            else:
+                matrix.addmm_(slope.t(), told)
+            shift.add_(slope.sum(0))
+
+
+def places_of(tensors: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+    """By place, what several tensors hold there."""
+    return list(zip(*(x.unbind(0) for x in tensors), strict=True))

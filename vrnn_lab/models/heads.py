@@ -1,0 +1,216 @@
+"""Output heads: how a network's last layer becomes a density."""
+
+from abc import ABC, abstractmethod
+from math import log, sqrt
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from vrnn_lab.core.densities import Bernoulli, Density, Event, Gaussian, Laplace, Mixture
+from vrnn_lab.core.series import Scale
+from vrnn_lab.core.types import Count, Positive
+
+FLOOR = 1e-3  # of every predicted std, in training standard deviations of its channel; there is no other
+
+
+class Head(nn.Module, ABC):
+    """Turns raw network outputs (..., width) into a density over a point's channels (..., dim)."""
+
+    support: ClassVar[str]  # real, binary or events: what values it can speak of
+    takes_error: ClassVar[bool] = False  # its densities can be blurred by error bars
+    width: int  # raw numbers a point
+    draws: int  # standard normals one draw of a point needs
+
+    @abstractmethod
+    def forward(self, raw: Float[Tensor, "*shape width"]) -> Density: ...
+
+    def begin(self, network: nn.Sequential) -> nn.Sequential:
+        """Sets the last layer of a fresh output network, so that stds begin at a sensible size, and returns it."""
+        return network
+
+    def located(self, place: Float[Tensor, "*shape dim"]) -> Float[Tensor, "*shape width"]:
+        """Raw numbers that put each channel of the density (of zeros and ones: its logit) at a place, all others
+        zero."""
+        return nn.functional.pad(place, (0, self.width - place.shape[-1]))
+
+
+def first_std(scale: Scale, otherwise: float) -> Float[Tensor, " dim"]:
+    """Where a learned std begins, in training standard deviations.
+
+    Of a user's table it is what a cheap forecast leaves on the training data: a spread that begins far too narrow
+    takes thousands of steps to widen. The synthetic data sets keep the start that their results were measured with.
+    """
+    if scale.variation is None or not scale.own_levels:
+        return torch.full((scale.dim,), otherwise)
+    return scale.variation.residual.clamp(0.02, 1.0).float()
+
+
+def last_bias(network: nn.Sequential) -> Tensor:
+    """The bias of the last layer of an output network, to be changed in place."""
+    layer = network[-1]
+    assert isinstance(layer, nn.Linear)
+    return layer.bias.detach()
+
+
+def floored(log_std: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """sqrt(exp(2 r) + FLOOR^2): the std of an unbounded r, in training standard deviations."""
+    floor = torch.full_like(log_std, 2 * log(FLOOR))
+    return torch.exp(0.5 * torch.logaddexp(2 * log_std.clamp(max=40.0), floor))
+
+
+class OneScaleHead(Head):
+    """A head whose raw numbers are a location per channel, and a spread per point, per channel or one for all.
+
+    A learned spread begins at `first_std`, or, where it is global or a channel's and `start` is given, there (in
+    training standard deviations; global: one of them). Or it is fixed to `fixed`, in the data's own units.
+
+    A global or channel std is exp(speed * parameter): an optimizer such as Adam, whose steps have one size for all
+    weights, then changes it `speed` times as fast as other weights. At 1 it lags hundreds of steps behind the errors
+    of the mean, and intervals are far too wide or too narrow at the end.
+    """
+
+    support = "real"
+
+    def __init__(
+        self,
+        scale: Scale,
+        noise: Literal["point", "channel", "global"] = "point",
+        fixed: Positive | None = None,
+        start: Positive | None = None,
+        speed: Positive = 1.0,
+    ):
+        super().__init__()
+        self.speed = speed if fixed is None else 1.0
+        if fixed is not None and noise == "point":
+            raise ValueError(
+                "head.fixed gives one std for all points, head.noise=point one for each; "
+                "set head.noise=channel, or head.fixed=null."
+            )
+        if start is not None and (noise == "point" or fixed is not None):
+            raise ValueError(
+                "head.start is where a learned std of a channel, or of all, begins; set head.noise=channel and "
+                "head.fixed=null, or head.start=null."
+            )
+        self.noise, self.draws = noise, scale.dim
+        self.width = 2 * scale.dim if noise == "point" else scale.dim
+        if fixed is not None:
+            inside = fixed / scale.std
+            if (inside < FLOOR).any():
+                raise ValueError(
+                    f"head.fixed={fixed} lies below the floor of {FLOOR} training standard deviations "
+                    f"(smallest allowed here: {FLOOR * scale.std.max().item():.3g})."
+                )
+            self.register_buffer("log_std", 0.5 * torch.log(inside**2 - FLOOR**2).float())
+        elif noise != "point":
+            # From a wide start a path model may learn to call everything noise, and stay there: hence not 1.
+            begin = first_std(scale, 0.05) if start is None else torch.full((scale.dim,), start)
+            begin = begin.log() if noise == "channel" else begin.log().mean(0, keepdim=True)
+            self.log_std = nn.Parameter(begin / speed)
+        self.first_std = first_std(scale, 1.0)  # of a fresh network alone
+
+    def begin(self, network):
+        if self.noise == "point":
+            last_bias(network)[self.draws :] += self.first_std.log()
+        return network
+
+    def _split(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """Location and std."""
+        mean, log_std = raw.chunk(2, -1) if self.noise == "point" else (raw, self.speed * self.log_std)
+        return mean, floored(log_std).expand_as(mean)
+
+
+class GaussianHead(OneScaleHead):
+    """A Gaussian with a mean per point and a std per point, per channel or one for all (global)."""
+
+    takes_error = True
+
+    def forward(self, raw):
+        return Gaussian(*self._split(raw))
+
+
+class LaplaceHead(OneScaleHead):
+    """A Laplace density: the L1 loss, with a scale per point, per channel or one for all. `fixed` is its std."""
+
+    def forward(self, raw):
+        mean, std = self._split(raw)
+        return Laplace(mean, std / sqrt(2))
+
+
+class MixtureHead(Head):
+    """A mixture of Gaussians, joint over a point's channels (Bishop 1994; RNN-GMM of arXiv 1506.02216).
+
+    covariance=full, for two channels: correlation tanh(r) within each component, as pen strokes want it
+    (Graves 2013, arXiv 1308.0850, eq. 24).
+    """
+
+    support = "real"
+    takes_error = True
+
+    def __init__(self, scale: Scale, components: Count = 5, covariance: Literal["diagonal", "full"] = "diagonal"):
+        super().__init__()
+        if covariance == "full" and scale.dim != 2:
+            raise ValueError(
+                f"head.covariance=full is for two channels, the data has {scale.dim}; set head.covariance=diagonal."
+            )
+        self.components, self.dim, self.full = components, scale.dim, covariance == "full"
+        self.width = components * (1 + 2 * scale.dim + self.full)
+        self.draws = scale.dim + 1
+        # Components that start alike stay alike: their centres start apart.
+        self.start: Tensor
+        self.register_buffer("start", spread_of(components).expand(-1, scale.dim).clone())
+        self.first_std = first_std(scale, 1.0)  # of a fresh network alone
+
+    def begin(self, network):
+        each = last_bias(network).view(self.components, -1)
+        each[:, 1 : 1 + self.dim] += spread_of(self.components) * (self.first_std - 1)
+        each[:, 1 + self.dim : 1 + 2 * self.dim] += self.first_std.log()
+        return network
+
+    def located(self, place):
+        each = nn.functional.pad(place, (1, self.dim + self.full))  # behind the weight, before stds and correlation
+        return each.repeat(*[1] * (place.ndim - 1), self.components)
+
+    def forward(self, raw):
+        each = raw.unflatten(-1, (self.components, -1))
+        means, log_std = each[..., 1 : 1 + 2 * self.dim].chunk(2, -1)
+        rho = 0.999 * torch.tanh(each[..., -1]) if self.full else torch.zeros_like(each[..., 0])
+        return Mixture(each[..., 0].log_softmax(-1), means + self.start, floored(log_std), rho)
+
+
+def spread_of(components: int) -> Float[Tensor, "components 1"]:
+    """Where the centres of a mixture's components begin, in training standard deviations."""
+    return torch.linspace(-1, 1, components)[:, None] if components > 1 else torch.zeros(1, 1)
+
+
+class BernoulliHead(Head):
+    """Zeros and ones: a logit per channel."""
+
+    support = "binary"
+
+    def __init__(self, scale: Scale):
+        super().__init__()
+        self.width = self.draws = scale.dim
+
+    def forward(self, raw):
+        return Bernoulli(raw)
+
+
+class EventHead(Head):
+    """Events: their times are all, so a point needs no raw numbers."""
+
+    support = "events"
+    width = draws = 0
+
+    def __init__(self, scale: Scale):
+        super().__init__()
+        self.dim = scale.dim
+
+    def forward(self, raw):
+        return Event(raw.new_ones(*raw.shape[:-1], self.dim))
+
+
+def on_floor(density: Density, std: Tensor) -> Bool[Tensor, "..."]:
+    """Which predicted stds the floor decides more than the model does."""
+    return density.narrowest < sqrt(2) * FLOOR * std

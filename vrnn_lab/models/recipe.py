@@ -1,0 +1,138 @@
+"""How to fit any model: optimizer, learning-rate schedule, objective, weight of the KL, labels."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import cos, pi
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
+
+from vrnn_lab.core.types import Count, Decay, Natural, NonNegative, Share
+from vrnn_lab.models.losses import LossTerms
+
+
+def constant(optimizer: Optimizer, total_steps: int) -> LRScheduler:
+    """The learning rate stays as it is."""
+    return LambdaLR(optimizer, lambda step: 1.0)
+
+
+def cosine(optimizer: Optimizer, total_steps: int, warmup: Share = 0.02, final: Share = 0.01) -> LRScheduler:
+    """Up linearly over the first share of the steps, then down along a cosine to `final` of the peak."""
+    rise = max(1, round(warmup * total_steps))
+
+    def factor(step: int) -> float:
+        if step < rise:
+            return (step + 1) / rise
+        done = min(1.0, (step - rise) / max(1, total_steps - rise))
+        return final + (1 - final) * 0.5 * (1 + cos(pi * done))
+
+    return LambdaLR(optimizer, factor)
+
+
+def onecycle(optimizer: Optimizer, total_steps: int, rise: Share = 0.3) -> LRScheduler:
+    """One cycle (Smith & Topin 2018): from lr / 25 up to lr over a share of the steps, then down to nothing."""
+    total = total_steps + 1  # one more than are taken: the scheduler raises when it is called beyond its end
+    peak = [group["lr"] for group in optimizer.param_groups]
+    share = rise if rise * total != 1 else 1.5 / total  # a rise of exactly one step divides by zero in torch
+    return OneCycleLR(optimizer, max_lr=peak, total_steps=total, pct_start=share, cycle_momentum=False)
+
+
+def exponential(optimizer: Optimizer, total_steps: int, final: Decay = 0.1) -> LRScheduler:
+    """Down by one factor every step, to `final` of the rate at the end."""
+    return LambdaLR(optimizer, lambda step: final ** (step / max(1, total_steps)))
+
+
+def plateau(optimizer: Optimizer, total_steps: int, factor: Decay = 0.5, patience: Natural = 5) -> ReduceLROnPlateau:
+    """Down by a factor whenever val/loss has not improved for some validations."""
+    # Absolute: relative to a negative loss, standing still would count as better.
+    return ReduceLROnPlateau(optimizer, factor=factor, patience=patience, threshold_mode="abs")
+
+
+@dataclass(frozen=True)
+class ConstantBeta:
+    """The KL counts by `weight`; 1 is the bound itself."""
+
+    weight: NonNegative = 1.0
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        return self.weight
+
+
+@dataclass(frozen=True)
+class WarmupBeta:
+    """The weight of the KL grows linearly from 0 to 1 over the first share of the steps."""
+
+    share: Decay = 0.2
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        return min(1.0, step / (self.share * max(1, total_steps)))
+
+
+@dataclass(frozen=True)
+class ELBO:
+    """The evidence lower bound, its latents drawn `samples` times (Kingma & Welling 2014, arXiv 1312.6114)."""
+
+    samples: Count = 1
+
+    def __call__(self, model: Any, series) -> LossTerms:
+        return model._loss_terms(series, self.samples)
+
+
+@dataclass(frozen=True)
+class IWAE:
+    """The importance-weighted bound, log 1/K sum_k w_k of each series (Burda et al. 2016, arXiv 1509.00519).
+
+    It does not fall into a likelihood and a KL: the KL is reported as zero. Models with one code of the seen values
+    have doubly reparameterised gradients (Tucker et al. 2019, arXiv 1810.04152).
+    """
+
+    samples: Count = 10
+
+    def __call__(self, model: Any, series) -> LossTerms:
+        bound = model._importance_bound(series, self.samples)
+        return LossTerms(-bound, bound.new_zeros(len(bound)))
+
+
+@dataclass(frozen=True)
+class FIVO:
+    """The particle filter's bound: as IWAE, with the samples resampled on their way through a series.
+
+    For models with a latent at every step (Maddison et al. 2017, arXiv 1705.09279).
+    """
+
+    samples: Count = 10
+
+    def __call__(self, model: Any, series) -> LossTerms:
+        bound = model._filter_bound(series, self.samples)
+        return LossTerms(-bound, bound.new_zeros(len(bound)))
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A classifier on a model's states, trained beside its likelihood: `weight` nats a label; 0 is none."""
+
+    weight: NonNegative = 1.0
+    width: Count = 64  # hidden units
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """optimizer(parameters), schedule(optimizer, total_steps), beta(step, total_steps): a run is fitted with them."""
+
+    optim: Callable
+    schedule: Callable
+    beta: Callable[[int, int], float] = ConstantBeta()
+    objective: Callable[[Any, Any], LossTerms] = ELBO()
+    labels: Labels = Labels(weight=0.0)
+
+    def __post_init__(self):
+        if isinstance(self.objective, ELBO):
+            return
+        name = type(self.objective).__name__.lower()
+        if self.beta != ConstantBeta(1.0):
+            raise ValueError(f"objective={name} has no KL to weigh; set beta=constant with beta.weight=1.")
+        if self.labels.weight:
+            raise ValueError(
+                f"labels are learned beside objective=elbo, not {name}; set labels=none or objective=elbo."
+            )

@@ -1,0 +1,349 @@
+"""The table a run ends with: its numbers beside the reference rows."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from vrnn_lab.cli.terminal import Terminal
+from vrnn_lab.data.base import SeriesData
+from vrnn_lab.evaluation.calibration import DISTANCE, PIT_BINS, bins, stretch
+from vrnn_lab.reports.baselines import NAMES
+from vrnn_lab.runs.build import TABLE
+from vrnn_lab.runs.folder import config_of
+
+QUESTIONS = {
+    "interpolation": "interpolation",
+    "forecast": "forecast",
+    "before": "before the window",
+    "after": "after the window",
+}
+WIDTH = 120  # of a table in a file
+ENOUGH = 1000  # steps of a fit, from which too few are not the likely cause of intervals that are far from true
+FEW = 30  # validation values, from which a recalibration is fitted
+COLUMNS = ("nll", "brier", "mse", "mse_clean", "nmse", "crps", "energy", "coverage_50", "coverage_90")
+MIXED = ("nll", "brier", "nmse", "ncrps", "energy", "coverage_50", "coverage_90")  # over channels of different units
+COVERAGE = ("coverage_50", "coverage_90")
+DIVERGED = 100.0  # times the squared error of the training mean: no fit that went well is so far off
+OUTSIDE = 0.05  # share of test values outside the training range, from which it is a likely cause of wrong intervals
+
+
+def paper() -> Terminal:
+    """The terminal; a file is wide enough that no number is cut off."""
+    console = Terminal(record=True)
+    if not console.is_terminal:
+        console.width = max(console.width, WIDTH)
+    return console
+
+
+def print_run(
+    folders: Sequence[Path], metrics: dict[str, Any], split: str = "test", data: SeriesData | None = None
+) -> str:
+    """Scores of the model and of the plain rows on held-out points, then where everything lies.
+
+    folders: of the run, or of the runs that are asked as one. data: with it follows what its values say of the
+    intervals, by distance to what was seen and by channel. The printed text is returned.
+    """
+    console = paper()
+    mixed = _has_units(folders[0]) and _several(metrics, split)
+    if (shown := table(metrics, split, mixed)).row_count:
+        console.print(shown)
+    if mixed and data is None and (shown := by_channel(metrics, split)).row_count:
+        console.print(shown)
+    for closer in intervals(metrics, split, data.channels, data.time_unit) if data else []:
+        console.print(closer)
+    console.print(_facts(metrics, split), soft_wrap=True)
+    if len(folders) > 1:
+        console.print(f"pooled   {len(folders)} runs with equal shares: 'this model' is their mixture")
+    for folder in folders:
+        console.print(f"run      {folder}", soft_wrap=True)
+    for figure in sorted((folders[0] / "figures").glob("*.png")) if len(folders) == 1 else []:
+        console.print(f"figure   {figure}", soft_wrap=True)
+    return console.export_text()
+
+
+def rows(metrics: dict[str, Any], split: str) -> list[tuple[str, str]]:
+    """(name, key prefix) of the model, of it recalibrated, and of each reference row, best rows last."""
+    names = dict.fromkeys(k.split("/")[1] for k in metrics if k.startswith("reference/"))
+    ours = [("this model", split), ("recalibrated", f"recalibrated/{split}")]
+    return ours + [(name, f"reference/{name}") for name in names]
+
+
+def _has_units(folder: Path) -> bool:
+    """Return whether the run is of a user's table, whose channels may have different units."""
+    return config_of(folder).data.get("_target_") == TABLE
+
+
+def _several(metrics: dict[str, Any], split: str) -> bool:
+    return any(key.startswith(f"{split}/") and "/channel/" in key for key in metrics)
+
+
+def by_channel(metrics: dict[str, Any], split: str) -> Table:
+    """Return the scores of each channel in its own unit, and the CRPS of the best baseline beside them."""
+    shown = Table(title=f"{split}: by channel, in its own unit", title_justify="left", box=None)
+    for i, column in enumerate(("", "mse", "crps", "best baseline's crps", *COVERAGE)):
+        shown.add_column(label(column), justify="right" if i else "left", no_wrap=True)
+    for question, heading in QUESTIONS.items():
+        start = f"{split}/{question}/channel/"
+        channels = dict.fromkeys(k[len(start) :].rpartition("/")[0] for k in metrics if k.startswith(start))
+        channels = [channel for channel in channels if f"{start}{channel}/crps" in metrics]
+        if channels:
+            shown.add_row(heading, style="italic")
+        for channel in channels:
+            mse, crps, half, most = (
+                metrics.get(f"{start}{channel}/{score}") for score in ("mse", "crps", "coverage_50", "coverage_90")
+            )
+            others = {
+                name: metrics[f"{prefix}/{question}/channel/{channel}/crps"]
+                for name, prefix in rows(metrics, split)
+                if prefix.startswith("reference/")
+                and name != "exact"
+                and f"{prefix}/{question}/channel/{channel}/crps" in metrics
+            }
+            best = min(others, key=lambda name: others[name], default=None)
+            beside = "" if best is None else f"{number(others[best])} ({NAMES.get(best, best)})"
+            shown.add_row(f"  {channel}", number(mse), number(crps), beside, number(half), number(most))
+    return shown
+
+
+def table(metrics: dict[str, Any], split: str, mixed: bool = False) -> Table:
+    """Scores of each question over all channels; mixed: in their training stds, since their units may differ."""
+    units = "each channel in its training std" if mixed else "in the data's units"
+    shown = Table(title=f"{split}: held-out points, {units}", title_justify="left", box=None)
+    shown.add_column("", no_wrap=True)
+    columns = [c for c in (MIXED if mixed else COLUMNS) if any(k.endswith(f"/{c}") for k in metrics)]
+    for column in columns:
+        shown.add_column(label(column), justify="right", no_wrap=True)
+    for question, heading in QUESTIONS.items():
+        if any(f"/{question}/" in key for key in metrics):
+            shown.add_row(f"{heading}{_extent(metrics, f'{split}/{question}')}", style="italic")
+        for name, prefix in rows(metrics, split):
+            cells = [metrics.get(f"{prefix}/{question}/{c}") for c in columns]
+            if any(c is not None for c in cells):
+                style = "bold" if prefix == split else None
+                shown.add_row(f"  {NAMES.get(name, name)}", *map(number, cells), style=style)
+    return shown
+
+
+def _extent(metrics: dict[str, Any], at: str) -> str:
+    """Return, in words, the number of series and values that the scores of a question are means over."""
+    found = [f"{metrics[f'{at}/{what}']:.0f} {what}" for what in ("series", "values") if f"{at}/{what}" in metrics]
+    return f" ({', '.join(found)})" if found else ""
+
+
+def backtest(found: dict[str, float], title: str) -> Table:
+    """Every row of a backtest, of all values, by horizon and by origin."""
+    shown = Table(title=title, title_justify="left", box=None)
+    shown.add_column("", no_wrap=True)
+    columns = [c for c in ("values", *COLUMNS) if any(k.count("/") == 2 and k.endswith(f"/{c}") for k in found)]
+    for column in columns:
+        shown.add_column(label(column), justify="right", no_wrap=True)
+    keys = [key.split("/") for key in found]
+    for part in dict.fromkeys(key[1] for key in keys):
+        shown.add_row(part, style="italic")
+        for name in dict.fromkeys(key[0] for key in keys):
+            cells = [found.get(f"{name}/{part}/{c}") for c in columns]
+            style = "bold" if name == "this model" else None
+            shown.add_row(f"  {NAMES.get(name, name)}", *map(number, cells), style=style)
+    return shown
+
+
+def intervals(metrics: dict[str, Any], split: str, channels: Sequence[str], unit: str) -> list[Table]:
+    """By distance and by channel, with the PIT; a table a question, of each way the model was asked."""
+    made = []
+    for prefix in (split, f"recalibrated/{split}"):
+        for question, (name, _) in DISTANCE.items():
+            at = f"{prefix}/{question}"
+            title = f"{at}: by {name}{f' in {unit}' if unit else ''}, by channel"
+            shown = _intervals(metrics, at, name, channels, title)
+            made += [shown] if shown.row_count else []
+    return made
+
+
+def _intervals(metrics: dict[str, Any], at: str, name: str, channels: Sequence[str], title: str) -> Table:
+    shown = Table(title=title, title_justify="left", box=None)
+    shown.add_column("", no_wrap=True)
+    by_distance = bins(metrics, f"{at}/{name}")
+    columns = [c for c in ("share", *COLUMNS) if any(f"{place}/{c}" in metrics for place in by_distance)]
+    for column in [*columns, "pit"]:
+        shown.add_column(label(column), justify="right", no_wrap=True)
+    places = [("all", at), *((stretch(metrics, place), place) for place in by_distance)]
+    places += [(channel, f"{at}/channel/{channel}") for channel in channels]
+    for row, place in places:
+        cells = [metrics.get(f"{place}/{c}") for c in columns]
+        if any(c is not None for c in cells):
+            levels = [metrics[key] for i in range(PIT_BINS) if (key := f"{place}/pit/{i + 1}") in metrics]
+            shown.add_row(f"  {row}", *map(number, cells), " ".join(f"{100 * x:.0f}" for x in levels))
+    return shown
+
+
+def label(column: str) -> str:
+    """Return a score's key in words, as the heading of a column: coverage, and below it 90 %, for coverage_90."""
+    if column.startswith("coverage_"):
+        return column.replace("_", "\n") + " %"
+    return column.replace("_", " ")
+
+
+def number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _too_sure(metrics: dict[str, Any], split: str) -> list[str]:
+    """Names the likely cause of intervals that are far from true, and its cure."""
+    shares = [metrics.get(f"{split}/{question}/coverage_90") for question in DISTANCE]
+    if all(share is None or abs(share - 0.9) < 0.05 for share in shares):
+        return []
+    hint = "hint: the coverage of this model's 90 % intervals is far from 0.9"
+    if metrics.get("fit/steps", ENOUGH) < ENOUGH:
+        return [
+            f"{hint}: the fit had only {metrics['fit/steps']:.0f} steps. Leave trainer.max_epochs out, or raise it."
+        ]
+    if (share := metrics.get(f"{split}/outside_range", 0.0)) > OUTSIDE:
+        return [
+            f"{hint}: {share:.0%} of the values lie outside the range of the training values. Give the training "
+            "split series that reach so far, or a model that keeps each series' level and slope: model=latent_ode."
+        ]
+    if (share := metrics.get(f"{split}/longer_windows", 0.0)) > OUTSIDE:
+        return [
+            f"{hint}: {share:.0%} of the series are longer than any of training, so questions reach beyond what was "
+            "trained. Give the training split longer series, or cut all of them: data.window=<points>."
+        ]
+    values = [v for k, v in metrics.items() if k.startswith("recalibration/") and k.endswith("/values")]
+    if any(key.startswith(f"recalibrated/{split}/") for key in metrics) and min(values, default=FEW) >= FEW:
+        return [f"{hint}: predict multiplies its spreads by factors fitted on validation (row 'recalibrated')."]
+    if values:
+        return [
+            f"{hint}, and validation has {min(values):.0f} values, too few to recalibrate it. Give it more series."
+        ]
+    return [f"{hint}; recalibrate it on validation: python -m vrnn_lab.evaluate run=<folder> recalibrate=true"]
+
+
+def _diverged(metrics: dict[str, Any], split: str) -> list[str]:
+    """Say that training went astray, where the model's squared error is DIVERGED times that of the training mean."""
+    for question, heading in QUESTIONS.items():
+        ours = metrics.get(f"{split}/{question}/nmse", metrics.get(f"{split}/{question}/mse"))
+        score = "nmse" if f"{split}/{question}/nmse" in metrics else "mse"
+        mean = metrics.get(f"reference/constant/{question}/{score}")
+        if ours is not None and mean and not ours <= DIVERGED * mean:
+            return [
+                f"warning: training went astray: the {score} of this model ({heading}) is {number(ours)}, "
+                f"{number(ours / mean)} times that of the training mean ({number(mean)}). Lower the learning rate "
+                "(optim.lr), or clip gradients (trick=clip), and train again."
+            ]
+    return []
+
+
+def _out_of_time(metrics: dict[str, Any]) -> list[str]:
+    """Say how forecasts beyond the times of training did, in a fit without the ends of the series."""
+    key = re.compile(r"out_of_time/(.+)/nmse")
+    nmse = {name[1]: value for k, value in metrics.items() if (name := key.fullmatch(k))}
+    if not nmse:
+        return []
+    model = nmse.pop("model")
+    best = min(nmse, key=lambda name: nmse[name])
+    lines = [
+        f"beyond   the times of training: nmse {number(model)}, {metrics['out_of_time/coverage_90']:.0%} in the 90 % "
+        f"interval before recalibration; best baseline: {best}, nmse {number(nmse[best])} "
+        f"({metrics['out_of_time/values']:.0f} values at the ends of series, from a second fit without them)"
+    ]
+    if nmse[best] < model:
+        lines.append(
+            f"hint: beyond the times of training the baseline '{best}' forecast better than this model; try another "
+            "model, or take the baseline, before you rely on such forecasts."
+        )
+    return lines
+
+
+def best_rows(metrics: dict[str, Any]) -> list[str]:
+    """Return a line for looking ahead and one for gaps: the row of the lowest CRPS on validation, beside the model.
+
+    The rows are compared in training stds, and shown in the data's units where there is one channel. A difference
+    within two standard errors over series (`reference/<row>/<question>/val_ncrps_above_se`) is called level.
+    """
+    lines, unit = [], "ncrps" if _several(metrics, "val") else "crps"
+    for question, start in (("forecast", "ahead"), ("interpolation", "gaps")):
+        found = re.compile(rf"reference/([^/]+)/{question}/val_ncrps")
+        rows = {match[1]: value for key, value in metrics.items() if (match := found.fullmatch(key))}
+        ours = metrics.get(f"val/{question}/{unit}")
+        if ours is None or not rows:
+            continue
+        best = min(rows, key=lambda name: rows[name])
+        at, row = f"reference/{best}/{question}/val", f"'{NAMES.get(best, best)}'"
+        above, error = metrics[f"{at}_ncrps_above"], metrics.get(f"{at}_ncrps_above_se")
+        theirs, ours = number(metrics[f"{at}_{unit}"]), number(ours)
+        score = "CRPS" if unit == "crps" else "CRPS in training stds"
+        more = f"{abs(above) / rows[best]:.0%}".replace("%", " %") if rows[best] else "more"
+        if error is not None and abs(above) <= 2 * error:
+            text = (
+                f"this model ({ours}) and the best baseline, {row} ({theirs}), are level by {score}: the difference "
+            )
+            text += f"of {more} is within two standard errors"
+        elif above > 0:
+            text = f"the best row by {score} is {row} ({theirs}); this model has {ours}: {more} worse. Use {row}, "
+            text += "try another model, or train longer"
+        else:
+            text = f"this model is the best row by {score} ({ours}); the best baseline, {row}, has {theirs}: this "
+            text += f"model is {more} better"
+        alone = "" if error is not None else " (of one series, so without a standard error)"
+        lines.append(f"{start:8} on validation, {text}{alone}")
+    return lines
+
+
+def _facts(metrics: dict[str, Any], split: str) -> str:
+    get = lambda key: number(metrics.get(key))
+    k = int(metrics[f"{split}/nll_samples"])
+    lines = _diverged(metrics, split) + best_rows(metrics)
+    if any(key.endswith("/coverage_50") for key in metrics):
+        lines.append("coverage: the share of values inside the central 50 % and 90 % of the prediction")
+        lines += _too_sure(metrics, split)
+    if any(key.endswith("/energy") for key in metrics):
+        lines.append("energy: the score of joint draws of a series, in training stds")
+    if any("/pit/" in key for key in metrics):
+        lines.append("pit: % of the values in each tenth of their prediction, 10 everywhere if it is true")
+    lines += _out_of_time(metrics)
+    kinds = {"nll": "a value, all points", "nll_events": "an event, their times", "nll_joint": "a value, with times"}
+    how = "exact for this model" if metrics.get(f"{split}/nll_is_exact") else f"bound with K = {k} samples"
+    for name, each in kinds.items():
+        if f"{split}/{name}" in metrics:
+            lines.append(
+                f"{name:8} {get(f'{split}/{name}')} nats {each} ({how})"
+                + (
+                    f"; exact {get(f'reference/exact/{name}')}, above it by {get(f'{split}/{name}_above_exact')} "
+                    f"+- {get(f'{split}/{name}_above_exact_se')}"
+                    if f"{split}/{name}_above_exact" in metrics
+                    else ""
+                )
+            )
+        if name == "nll" and f"{split}/nll_point" in metrics:
+            lines.append(f"         {get(f'{split}/nll_point')} nats a point")
+    if f"{split}/events/ks" in metrics:
+        lines.append(
+            f"events   waiting times rescaled by the rate lie {get(f'{split}/events/ks')} from unit exponentials "
+            f"(Kolmogorov-Smirnov, p {get(f'{split}/events/ks_p')})"
+        )
+    if f"{split}/labels/nll" in metrics:
+        named = [f"{name} {get(f'{split}/labels/{name}')}" for name in ("accuracy", "auc", "nll")]
+        lines.append(f"labels   {', '.join(named)}")
+    if f"{split}/latent/active_units" in metrics:
+        each = [v for k, v in metrics.items() if k.startswith(f"{split}/latent/kl_")]
+        lines.append(
+            f"latent   {get(f'{split}/latent/active_units')} of {len(each)} dimensions active (their mean varies "
+            f"with the data), {number(sum(each))} nats a series in all"
+        )
+    floored = [v for k, v in metrics.items() if k.startswith(f"{split}/") and k.endswith("/on_floor")]
+    if floored:
+        floor = f"scale floor 1e-3 of the training std: {max(floored):.1%} of predicted stds lie on it"
+        lines.append(("warning: " if max(floored) > 0.01 else "") + floor)
+    if "noise_floor" in metrics:
+        lines.append(f"noise    {get('noise_floor')} is the mse that observation noise alone makes")
+    if "fit/seconds" in metrics:
+        lines.append(
+            f"fit      {metrics['fit/epochs']:.0f} epochs, {metrics['fit/steps']:.0f} steps in "
+            f"{metrics['fit/seconds']:.0f} s, {get('fit/steps_per_second')} steps a second, "
+            f"{metrics['model/parameters']:.0f} parameters"
+        )
+    if metrics.get("model/causal"):
+        lines.append("causal   a step model: at a query it cannot use what is seen after it")
+    return "\n".join(lines)

@@ -1,0 +1,214 @@
+"""Config <-> model: build it, score it, load it again. The only place that instantiates."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from vrnn_lab.config.errors import ConfigError
+from vrnn_lab.config.validate import check, make
+from vrnn_lab.core.files import DamagedError
+from vrnn_lab.core.series import Scale, Trend, Variation
+from vrnn_lab.core.tasks import Task, Within
+from vrnn_lab.data.base import SeriesData
+from vrnn_lab.data.table.columns import Beside
+from vrnn_lab.evaluation.baselines import references
+from vrnn_lab.evaluation.evaluate import Change, Yardstick, evaluate
+from vrnn_lab.evaluation.scores import SeriesSums
+from vrnn_lab.models.base import NUMBERS, SequenceModel
+from vrnn_lab.models.recipe import Recipe
+from vrnn_lab.runs import checkpoints
+from vrnn_lab.runs.dataset_cache import data_of
+from vrnn_lab.runs.folder import config_to_build
+from vrnn_lab.runs.trust import Trust
+
+TABLE = "vrnn_lab.data.table.dataset.Table"
+ROUNDING = 1e-9  # training stds, or share of a window: by what numbers may seem to leave the training range
+
+
+@dataclass
+class Parts:
+    """All that a config builds, checked before anything is trained."""
+
+    config: DictConfig
+    model: SequenceModel
+    data: SeriesData
+    yardstick: Yardstick
+
+
+def assemble(config: DictConfig, scale: Scale | None = None) -> Parts:
+    """The parts of a config; with the scale of a fitted model its data set is not read."""
+    check(config)
+    data = make(config.data, "data") if scale else data_of(config)
+    data.task, data.order = make(config.task, "task"), config.seed
+    scale = scale or data.scale
+    recipe = _recipe(config)
+    pl.seed_everything(config.seed, verbose=False)
+    model = make(config.model, "model", scale=scale, recipe=recipe)
+    model.seed = config.seed
+    if model.point_process and not _all_scored(data.task):
+        raise ConfigError(
+            "task: to a point process a point that is not scored is an event that did not happen, and this task "
+            "leaves some unscored; set task.scored=known, or task=density."
+        )
+    return Parts(config, model, data, make(config.evaluate, "evaluate"))
+
+
+def _all_scored(task: Task) -> bool:
+    """Whether all that is known of a series is scored."""
+    within = getattr(task, "scored", "known") == "known" and not isinstance(task, Within)
+    return within and all(map(_all_scored, getattr(task, "tasks", [])))
+
+
+def _recipe(config: DictConfig) -> Recipe:
+    """Optimizer and schedule refuse what cannot work when they are made; better now than in training."""
+    parts = [make(config[part], part) for part in ("optim", "schedule", "beta", "objective", "labels")]
+    try:
+        recipe = Recipe(*parts)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    try:
+        recipe.schedule(recipe.optim([torch.nn.Parameter(torch.zeros(1))]), 100)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"optim or schedule: {error}") from error
+    return recipe
+
+
+def check_channels(known: Sequence[str], parts: Parts) -> None:
+    if tuple(known) != tuple(parts.data.channels):
+        raise ConfigError(
+            f"the model was trained on channels {', '.join(known)}; the data set now has "
+            f"{', '.join(parts.data.channels)}. Give it data with the channels it knows, in their order."
+        )
+    told, now = parts.model.scale.given_covariates, parts.data.covariates
+    if told != now:
+        raise ConfigError(
+            f"the model was trained with the covariates {', '.join(told) or 'none'}; the data set now has "
+            f"{', '.join(now) or 'none'}. Give it those it knows: data.known and data.static as in training."
+        )
+
+
+def score(parts: Parts, recalibrated: Change | None = None) -> dict[str, float]:
+    """Validation and test scores of the model as it is, and those of the reference rows beside it.
+
+    recalibrated: a change of predictions, whose test scores are added as `recalibrated/test/...`.
+    """
+    found: dict[str, float] = {}
+    crps: dict[str, SeriesSums] = {}  # on validation
+    check_channels(parts.model.scale.channels, parts)
+    for split in ("val", "test"):
+        change = recalibrated if split == "test" else None
+        kept = crps if split == "val" else None
+        found |= evaluate(parts.model, parts.data, split, parts.yardstick, parts.config.seed, change, kept)
+    if parts.data.noise_std is not None:
+        found["noise_floor"] = parts.data.noise_std**2
+    found |= apart_from_training(parts, "test")
+    return found | references(parts.data, parts.yardstick, parts.model.scale, crps=crps)
+
+
+def apart_from_training(parts: Parts, split: str) -> dict[str, float]:
+    """Where a user's table asks for more than training showed: `<split>/outside_range`, the share of values outside
+    the training values' range, and `<split>/longer_windows`, the share of windows longer than any of training."""
+    scale, series = parts.model.scale, parts.data.splits[split]
+    if not scale.own_levels or scale.variation is None or scale.trend is not None:
+        return {}
+    values = np.asarray(series.values)
+    low, high = (
+        (scale.mean + scale.std * each).cpu().numpy()
+        for each in (scale.variation.low - ROUNDING, scale.variation.high + ROUNDING)
+    )
+    known = ~np.isnan(values)
+    outside = known & ((values < low) | (values > high))
+    longer = series.windows[:, 1] - series.windows[:, 0] > float(scale.longest) * (1 + ROUNDING)
+    return {
+        f"{split}/outside_range": float(outside.sum() / max(1, known.sum())),
+        f"{split}/longer_windows": float(longer.mean()),
+    }
+
+
+def load_parts(folder: str | Path, changes: DictConfig | None = None, trust: Trust = ()) -> Parts:
+    """The fitted parts of a run folder, at the best checkpoint, on the CPU; its data set is read when asked for.
+
+    trust: the modules of the user's own classes, or True (vrnn_lab.runs.trust). ConfigError where the folder would
+    build anything else; DamagedError where a file of it is not as it was written.
+    """
+    folder = Path(folder)
+    config = config_to_build(folder, trust)
+    if changes is not None:
+        config = DictConfig(OmegaConf.merge(config, changes))
+    file = folder / "checkpoints" / "best.ckpt"
+    if not file.is_file():
+        raise ConfigError(f"{folder} has no checkpoint yet ({file} does not exist); train it: resume={folder}")
+    checkpoint = checkpoints.read(file)
+    try:
+        scale = _scale(checkpoint)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(
+            f"{file} holds no scale of the training data ({error}); it is of another program."
+        ) from error
+    parts = assemble(config, scale)
+    try:
+        parts.model.load_state_dict(checkpoint["state_dict"])
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DamagedError(
+            f"{file} does not fit the model of {folder / '.hydra' / 'config.yaml'}: {reason}"
+        ) from error
+    parts.model.eval()
+    return parts
+
+
+def beside_of(config: DictConfig, scale: Scale) -> Beside:
+    """The covariates and error bars of the run's own table; those of other data sets are all known."""
+    if config.data.get("_target_") != TABLE:
+        return Beside(known=scale.given_covariates)
+    named = {key: tuple(config.data.get(key) or ()) for key in ("known", "static", "error")}
+    return Beside(**named)
+
+
+def _scale(checkpoint: dict[str, Any]) -> Scale:
+    """What the model knew of its training data, from its buffers."""
+    numbers = {name: checkpoint["state_dict"][f"data_{name}"] for name in NUMBERS}
+    return Scale(
+        channels=tuple(checkpoint["channels"]),
+        support=checkpoint["support"],
+        classes=tuple(checkpoint["classes"]),
+        labels_of_points=checkpoint["labels_of_points"],
+        dates=checkpoint.get("dates"),
+        zoned=checkpoint.get("zoned"),
+        errors=checkpoint.get("errors", False),
+        whole_series=checkpoint.get("whole_series", False),
+        own_levels=checkpoint.get("own_levels", False),
+        variation=_variation(checkpoint),
+        trend=_trend(checkpoint["state_dict"]),
+        common_time=checkpoint.get("common_time", False),
+        **numbers,
+        **_scale_of_covariates(checkpoint),
+    )
+
+
+def _variation(checkpoint: dict[str, Any]) -> Variation | None:
+    """The variation of the training values; `wander` is younger than the rest, and was `change` before."""
+    found = checkpoint.get("variation")
+    return Variation(**({"wander": found["change"]} | found)) if found else None
+
+
+def _scale_of_covariates(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Nothing where there are none, as in checkpoints of versions that knew none."""
+    if not checkpoint.get("covariates"):
+        return {}
+    state, periods = checkpoint["state_dict"], tuple(checkpoint.get("periods", ()))
+    keys = {f"covariate_{name}": f"data_covariate_{name}" for name in ("mean", "std")}
+    numbers = {name: state[key] for name, key in keys.items() if key in state}
+    return {"covariates": tuple(checkpoint["covariates"]), "periods": periods, **numbers}
+
+
+def _trend(state: dict[str, Any]) -> Trend | None:
+    if "trend_coefficients" not in state:
+        return None
+    return Trend(state["trend_coefficients"], state["trend_covariance"], state.get("trend_noise"))

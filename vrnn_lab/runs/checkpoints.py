@@ -1,0 +1,147 @@
+"""Checkpoints of a fit: written whole, checked when read, and never named by what is in them."""
+
+import io
+import logging
+import os
+import shutil
+import zipfile
+from functools import cached_property
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from vrnn_lab.core.files import DamagedError, replacing, write_bytes
+
+log = logging.getLogger("vrnn_lab")
+LAST, BEFORE, BEST = "last.ckpt", "before_last.ckpt", "best.ckpt"
+PARTS = ("state_dict", "global_step", "callbacks", "channels")  # what every checkpoint of a fit holds
+
+
+def read(file: Path) -> dict[str, Any]:
+    """Return the contents of a checkpoint, on the CPU; DamagedError where it is not what a fit wrote.
+
+    The checksums of the file's format (a ZIP archive with a CRC-32 of each record, which torch.load does not verify)
+    are verified, and nothing but tensors and plain Python is read (weights_only).
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+                raise DamagedError(f"{file} holds compressed records, which no checkpoint does. {_cure(file)}")
+            broken = archive.testzip()
+        if broken:
+            raise DamagedError(
+                f"{file} is damaged: the checksum of its record {broken} does not match. {_cure(file)}"
+            )
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except (DamagedError, FileNotFoundError, PermissionError):
+        raise
+    except (zipfile.BadZipFile, RuntimeError, EOFError, UnpicklingError, KeyError, ValueError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DamagedError(f"{file} is damaged ({reason:.80}). {_cure(file)}") from error
+    missing = [part for part in PARTS if not isinstance(found, dict) or part not in found]
+    if missing:
+        raise DamagedError(f"{file} is no checkpoint of a run: it holds no {missing[0]}. {_cure(file)}")
+    return found
+
+
+class RemovedError(RuntimeError):
+    """The folder of a run is gone."""
+
+
+def check_there(folder: Path) -> None:
+    """RemovedError where the folder of a run was removed or moved while the run was at work."""
+    if not folder.is_dir():
+        raise RemovedError(
+            f"the run folder {folder} was removed, or moved, while the run was at work, and so the run has ended. "
+            "Nothing more was written. If it was moved, go on there: python -m vrnn_lab.run resume=<folder>"
+        )
+
+
+def _cure(file: Path) -> str:
+    folder = file.parent.parent
+    return (
+        f"Copy it again from where the run was made; or remove {file.parent} and {folder / 'metrics.json'} and train "
+        f"again: python -m vrnn_lab.run resume={folder}"
+    )
+
+
+def latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Return the checkpoint that a run resumes from: the last, or where that is damaged the one before it.
+
+    None where there is none yet. DamagedError where the last is damaged and none is before it, or where the best is.
+    """
+    last, before, best = (folder / "checkpoints" / name for name in (LAST, BEFORE, BEST))
+    if not last.exists() and not before.exists():
+        return None
+    if best.exists():
+        read(best)
+    try:
+        if last.exists():
+            return last, read(last)
+        raise DamagedError(f"{last} is not there.")
+    except DamagedError as error:
+        if not before.exists():
+            raise
+        reason, found = str(error).partition(". ")[0].rstrip("."), read(before)
+        log.warning("warning: %s. The run goes on from the checkpoint before it.", reason)
+        _keep(before, last)
+        return last, found
+
+
+def _keep(file: Path, name: Path) -> None:
+    """Have a file under a second name too: a link where the disk knows links, else a copy."""
+    with replacing(name) as beside:
+        try:
+            os.link(file, beside)
+        except OSError:
+            shutil.copyfile(file, beside)
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Reads and writes checkpoints: whole, and with the last but one kept; removes files alone."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        path, content = Path(path), io.BytesIO()
+        check_there(path.parent.parent)
+        torch.save(checkpoint, content)  # to memory first: a full disk is then an OSError like any other
+        if path.name == LAST and path.exists():
+            _keep(path, path.with_name(BEFORE))
+        write_bytes(path, content.getbuffer())
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return read(Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+class Checkpoints(ModelCheckpoint):
+    """ModelCheckpoint that keeps its best score when the run resumes, also in a folder that was moved."""
+
+    @cached_property  # the same all along, and asked for several times a step
+    def state_key(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return super().state_key
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.max_epochs and trainer.current_epoch + 1 == trainer.max_epochs:
+            trainer.check_val_every_n_epoch = 1  # the last epoch is validated, whatever the interval
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        super().on_train_end(trainer, pl_module)
+        files = [Path(str(self.dirpath)) / name for name in (BEST, LAST)]
+        # Ended by max_steps before any validation. All processes save together, so one of them decides.
+        for file in trainer.strategy.broadcast([file for file in files if not file.exists()]):
+            trainer.save_checkpoint(file)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the scores of a checkpoint; of its paths, at which files are removed, only the names of files."""
+        here = lambda path: str(Path(str(self.dirpath)) / Path(path).name) if path else ""
+        paths = {key: here(value) for key, value in state_dict.items() if key.endswith("_path")}
+        best = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **paths, "best_k_models": best, "dirpath": self.dirpath})

@@ -1,0 +1,97 @@
+"""Data sets are built once, however many jobs use them: kept in the process and, where it took long, on disk."""
+
+import hashlib
+import json
+import logging
+import os
+from copy import copy
+from pathlib import Path
+from time import monotonic
+
+from filelock import FileLock
+from omegaconf import DictConfig
+
+from vrnn_lab.config.plain import contents
+from vrnn_lab.config.validate import make
+from vrnn_lab.core.files import replacing
+from vrnn_lab.data import saved_state
+from vrnn_lab.data.base import SeriesData
+from vrnn_lab.data.cache import cache_folder, own_folder
+from vrnn_lab.runs import provenance
+
+log = logging.getLogger("vrnn_lab")
+LONG = 1.0  # seconds of building from which a data set is kept on disk
+KEPT = 20  # data sets on disk, those used last
+HELD = 4  # data sets in the process
+
+_held: dict[str, SeriesData] = {}
+
+
+def data_of(config: DictConfig) -> SeriesData:
+    """The data set of a run's config, built; anew where its config, its file or the code is another."""
+    key = _key(config)
+    if key not in _held:
+        data = _shared(key, config)
+        while len(_held) >= HELD:
+            _held.pop(next(iter(_held)))
+        _held[key] = data
+    data = copy(_held[key])  # its arrays are shared; nothing writes to them
+    if "batch_size" in config.data:
+        data.batch_size = config.data.batch_size
+    return data
+
+
+def _key(config: DictConfig) -> str:
+    plain = {k: v for k, v in contents(config.data).items() if k != "batch_size"}
+    text = json.dumps([plain, provenance.of(config)], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _shared(key: str, config: DictConfig) -> SeriesData:
+    """From disk, or built while others who want it wait."""
+    file = cache_folder() / "built" / f"{key}.npz"
+    try:
+        own_folder(file.parent)
+        with FileLock(file.with_suffix(".lock")):
+            return _read(config, file) or _build(config, file)
+    except OSError as error:
+        if error.filename is None or file.parent not in (*Path(error.filename).parents, Path(error.filename)):
+            raise
+        log.warning("the data set is built anew in every process: %s", error)
+        return _build(config)
+
+
+def _build(config: DictConfig, file: Path | None = None) -> SeriesData:
+    started = monotonic()
+    data = make(config.data, "data")
+    _ = data.scale  # reads it all
+    if file and data.keep and monotonic() - started > LONG:
+        _write(file, data)
+    return data
+
+
+def _write(file: Path, data: SeriesData) -> None:
+    try:
+        with replacing(file) as beside:
+            saved_state.write(data, beside)
+    except OSError as error:
+        log.warning("the data set is not kept for the next process: %s", error)
+    except saved_state.Unknown as error:  # a data set of the user's own may hold anything
+        log.debug("the data set is not kept for the next process: its state holds %s", error)
+    _forget(file.parent)
+
+
+def _read(config: DictConfig, file: Path) -> SeriesData | None:
+    """The data set of a config with the state in a file; None where there is none that can be used."""
+    if not file.exists():
+        return None
+    os.utime(file)
+    data = make(config.data, "data")
+    return data if saved_state.read(data, file) else None
+
+
+def _forget(folder: Path) -> None:
+    """What was not used for longest, and all pickles, which earlier versions wrote."""
+    files = sorted(folder.glob("*.npz"), key=lambda p: p.stat().st_mtime)
+    for old in [*files[:-KEPT], *folder.glob("*.pickle")]:
+        old.unlink(missing_ok=True)

@@ -1,0 +1,148 @@
+"""A run folder: .hydra/config.yaml says what it is, metrics.json what came of it. No torch: reading one is quick."""
+
+import re
+import shlex
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
+
+from vrnn_lab.config.errors import ConfigError
+from vrnn_lab.config.moved import current
+from vrnn_lab.config.plain import contents
+from vrnn_lab.core.files import clean, read_json, read_yaml, write_json, write_yaml
+from vrnn_lab.runs.trust import Trust, refuse_links, refuse_targets
+
+SCORE = "val/loss"  # what models, tricks and searches are chosen by
+
+
+def metrics_of(folder: Path) -> dict[str, Any]:
+    """What came of a run; nothing before it has ended."""
+    try:
+        return read_json(folder / "metrics.json", "Remove the file, and the run goes on from its last checkpoint.")
+    except FileNotFoundError:
+        return {}
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """The metrics of a run that was completed, else None."""
+    metrics = metrics_of(folder)
+    return metrics if metrics.get("status") == "completed" else None
+
+
+def status(folder: Path) -> str:
+    """new, running, interrupted, or how the run ended: completed, failed, pruned."""
+    ended = metrics_of(folder).get("status")
+    if not ended and at_work(folder):
+        return "running"
+    if ended := ended or metrics_of(folder).get("status"):  # it may have ended between the two looks
+        return ended
+    return "interrupted" if (folder / ".hydra" / "config.yaml").exists() else "new"
+
+
+def at_work(folder: Path) -> bool:
+    """Whether a process holds the lock. Looking takes it for some microseconds; whoever wants it then waits."""
+    if not (folder / ".lock").exists() or (folder / ".lock").is_symlink():
+        return False
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # somebody else's folder, which we may only read
+        return False
+
+
+def begin(folder: Path, config: DictConfig, overrides: list[str], choices: dict[str, Any]) -> None:
+    """What the run is, on disk before it starts; choices: the option of each config group."""
+    own = {group: option for group, option in choices.items() if not group.startswith("hydra/")}
+    write_yaml(folder / ".hydra" / "choices.yaml", OmegaConf.to_yaml(own))
+    write_yaml(folder / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(overrides))
+    write_yaml(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+
+
+def fail(folder: Path, error: BaseException, config: DictConfig | None = None, status: str = "failed") -> None:
+    """Record why a run has no result; with its config, where the run itself did not come so far."""
+    if config is not None and not (folder / ".hydra" / "config.yaml").exists():
+        begin(folder, anywhere(config), [], {})
+    failure = {"status": status, "error": f"{type(error).__name__}: {error}"}
+    write_json(folder / "metrics.json", failure)
+
+
+def anywhere(config: DictConfig) -> DictConfig:
+    """A config with the whole path of its data, so that its folder can be read from anywhere."""
+    if not config.data.get("path"):
+        return config
+    path = str(Path(config.data.path).expanduser().absolute())
+    return DictConfig(OmegaConf.merge(config, {"data": {"path": path}}))
+
+
+def config_of(folder: Path) -> DictConfig:
+    """Return the config of a run. Where ${...} stands in it, it is text: nothing of it is resolved."""
+    file = Path(folder) / ".hydra" / "config.yaml"
+    if not file.is_file():
+        raise ConfigError(f"{folder} is no run folder: {file} does not exist. Expected outputs/<date>/<time>.")
+    plain = read_yaml(file, COPY)
+    if not isinstance(plain, dict):
+        raise ConfigError(f"{file} holds a {type(plain).__name__}; expected the config of a run. {COPY}")
+    return DictConfig(OmegaConf.create(_literal(current(plain))))
+
+
+COPY = "Copy it again from where the run was made."
+
+
+def _literal(node: Any) -> Any:
+    """Escape ${ in every text, which OmegaConf would resolve: ${oc.env:...} reads the environment."""
+    if isinstance(node, dict):
+        return {key: _literal(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_literal(value) for value in node]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", node) if isinstance(node, str) else node
+
+
+def config_to_build(folder: Path, trust: Trust = ()) -> DictConfig:
+    """Return the config of a run whose parts are about to be constructed.
+
+    ConfigError where the folder, which may be somebody else's, holds links, or its config names classes that neither
+    conf/ nor the user names (vrnn_lab.runs.trust).
+    """
+    if trust is not True:
+        refuse_links(folder)
+    config = config_of(folder)
+    refuse_targets(contents(config), folder, trust)
+    return config
+
+
+def choices_of(folder: Path) -> dict[str, Any]:
+    """The option chosen of each config group; none are known of a run that no command started."""
+    file = Path(folder) / ".hydra" / "choices.yaml"
+    return contents(read_yaml(file, COPY)) if file.is_file() else {}
+
+
+def command_of(folder: Path) -> str:
+    """The command that makes the same run."""
+    overrides = read_yaml(folder / ".hydra" / "overrides.yaml", COPY)
+    return shlex.join(["python", "-m", "vrnn_lab.run", *map(str, overrides)])
+
+
+@contextmanager
+def only_one(folder: Path, wait: bool):
+    """One process a run folder, which is made; the second waits (equal jobs of a sweep) or is told."""
+    lock = FileLock(folder / ".lock", timeout=-1 if wait else 1)  # a look at its status holds it for an instant
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()  # it makes the file: where a disk knows no flock, a file that is there is a lock that is held
+    except Timeout:
+        raise ConfigError(f"another process is at work on {folder}; wait until it has ended.") from None
+    except OSError as error:
+        raise ConfigError(
+            f"the run folder {folder} cannot be written ({error.strerror}); choose another with "
+            "hydra.run.dir=<folder>, or mend its permissions."
+        ) from error
+    try:
+        clean(folder)
+        yield
+    finally:
+        lock.release()

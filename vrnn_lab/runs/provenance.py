@@ -1,0 +1,109 @@
+"""What a run was made by: the code and the data file, so that a sweep taken up later can say what changed since."""
+
+import ast
+import hashlib
+import importlib.util
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from vrnn_lab.config.options import PACKAGE
+from vrnn_lab.config.plain import contents, nodes
+from vrnn_lab.core.files import read_json, write_json
+
+CURE = "Remove the file: then nobody knows what has changed since the run began, and all else works."
+NAMES = {"code": "the code changed", "data": "the data file changed", "torch": "the version of torch changed"}
+
+
+def write(folder: Path, config: DictConfig) -> None:
+    write_json(folder / ".hydra" / "origin.json", of(config))
+
+
+def changes(folder: Path, config: DictConfig) -> list[str]:
+    """What is not as it was when the run in this folder began."""
+    file = folder / ".hydra" / "origin.json"
+    if not file.is_file():
+        return []
+    before, now = read_json(file, CURE), of(config)
+    return [words for key, words in NAMES.items() if before.get(key) != now[key]]
+
+
+def data_changed(folder: Path, config: DictConfig) -> bool:
+    """Return whether the data file that a run was trained on has other contents now."""
+    file = folder / ".hydra" / "origin.json"
+    return file.is_file() and read_json(file, CURE).get("data") != _data(contents(config))
+
+
+def of(config: DictConfig) -> dict[str, Any]:
+    plain = contents(config)
+    return {"code": _code(_foreign(plain)), "data": _data(plain), "torch": version("torch")}
+
+
+def _foreign(config: dict[str, Any]) -> frozenset[Path]:
+    """Files of the user's own models and data sets."""
+    modules = {node["_target_"].rpartition(".")[0] for _, node in nodes(config)}
+    own = {m for m in modules if m.partition(".")[0] not in ("vrnn_lab", "torch", "lightning")}
+    found = (importlib.util.find_spec(module) for module in own)
+    return frozenset(Path(spec.origin) for spec in found if spec and spec.origin)
+
+
+@cache
+def _code(foreign: frozenset[Path]) -> str:
+    """A hash of every source file that a fit goes through; comments and docstrings do not count."""
+    trees = _reached() | {file: _parsed(file) for file in foreign}
+    return _hash(*(ast.unparse(_bare(tree)).encode() for _, tree in sorted(trees.items())))
+
+
+def _parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
+def _reached() -> dict[Path, ast.Module]:
+    """What fitting imports, directly or not, and all models and data sets."""
+    todo = [PACKAGE / "training" / "fit.py", *(PACKAGE / "models").rglob("*.py"), *(PACKAGE / "data").rglob("*.py")]
+    found: dict[Path, ast.Module] = {}
+    while todo:
+        if (file := todo.pop()) not in found:
+            found[file] = _parsed(file)
+            todo += _imported(found[file])
+    return found
+
+
+def _imported(tree: ast.Module) -> list[Path]:
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    ours = [node for node in names if (node.module or "").partition(".")[0] == PACKAGE.name]
+    modules = {m for node in ours for m in (node.module, *(f"{node.module}.{a.name}" for a in node.names))}
+    files = [PACKAGE.parent / f"{str(module).replace('.', '/')}.py" for module in modules]
+    return [each for each in files if each.is_file()]
+
+
+def _bare(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return tree
+
+
+def _data(config: dict[str, Any]) -> str | None:
+    path = config["data"].get("path")
+    where = Path(path).expanduser() if path else None
+    if where and where.is_dir():
+        files = sorted(file for file in where.iterdir() if file.is_file())
+        return _hash(*(f"{file.name} {_of_file(file, file.stat().st_mtime_ns)}".encode() for file in files))
+    return _of_file(where, where.stat().st_mtime_ns) if where and where.is_file() else None
+
+
+@cache
+def _of_file(file: Path, changed: int) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()[:16]
+
+
+def _hash(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()[:16]

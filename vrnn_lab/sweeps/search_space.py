@@ -1,0 +1,193 @@
+"""A search space: key -> {low, high, log, step} or {choices}; from YAML and the command line, checked beforehand."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from vrnn_lab.config.compose import compose
+from vrnn_lab.config.errors import ConfigError, near
+from vrnn_lab.config.options import CONF
+from vrnn_lab.config.plain import contents, flat
+from vrnn_lab.config.validate import check
+
+FIELDS = ("low", "high", "log", "step", "choices")
+FORM = "expected {low, high} with log: true or step if you like, or {choices: [...]}"
+Space = dict[str, dict[str, Any]]
+
+
+def file_of(model: str, dirs: tuple[str, ...] = ()) -> Path:
+    """The space of a model, else that of any model."""
+    names = [Path(d) / "search" / f"{name}.yaml" for name in (model, "default") for d in (*dirs, CONF)]
+    return next(filter(Path.is_file, names))
+
+
+def read(file: Path) -> Space:
+    try:
+        found = contents(OmegaConf.load(file))
+    except (OSError, AssertionError, YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(
+            f"space={file} cannot be read as YAML of key: {{low, high}} or {{choices}}: {error}"
+        ) from error
+    return found
+
+
+def changed(space: Space, changes: list[str], fixed: list[str]) -> Space:
+    """The space after `space.optim.lr.low=1e-3`, `space.model.width=[32,64]`; what is fixed leaves it."""
+    space = {key: dict(axis) if isinstance(axis, dict) else axis for key, axis in space.items()}
+    taken = {o.partition("=")[0].lstrip("+") for o in fixed}
+    for change in changes:
+        key, field, value = _parsed(change)
+        if key in taken:
+            raise ConfigError(f"{change} beside {key}=...: a key is either searched or fixed; leave one of them out.")
+        space[key] = space.get(key, {}) | {field: value} if field else _axis(change, value)
+    space = {key: axis for key, axis in space.items() if key not in taken}
+    for key, axis in space.items():
+        _check_axis(key, axis)
+    if not space:
+        raise ConfigError("every key of the search space is fixed, so there is nothing to search; leave one free.")
+    return space
+
+
+def _parsed(change: str) -> tuple[str, str, Any]:
+    """Key, field (or none) and value of `space.<key>[.<field>]=<value>`."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        override = OverridesParser.create().parse_override(change.removeprefix("space."))
+    except HydraException as error:
+        raise ConfigError(
+            f"{change}: {FORM}, such as space.model.width=[32,64] or space.optim.lr.low=1e-3"
+        ) from error
+    value: Any = override.value()
+    value = list(value.list) if override.is_choice_sweep() else value
+    key, _, field = override.key_or_group.rpartition(".")
+    return (key, field, _plain(value)) if field in FIELDS and key else (override.key_or_group, "", _plain(value))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(_plain(k)): _plain(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    return getattr(value, "text", value)  # Hydra keeps the quotes of a string
+
+
+def _axis(change: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, list):
+        return {"choices": value}
+    if isinstance(value, dict):
+        return value
+    raise ConfigError(f"{change}: {FORM}. To fix a key leave 'space.' out: {change.removeprefix('space.')}")
+
+
+def _check_axis(key: str, axis: Any) -> None:
+    where = f"search space, {key}: {axis}"
+    if not isinstance(axis, dict):
+        raise ConfigError(f"{where}: {FORM}.")
+    for field in axis:
+        if field not in FIELDS:
+            raise ConfigError(f"{where}: there is no field '{field}'.{near(field, FIELDS)} {FORM.capitalize()}.")
+    if "choices" in axis:
+        if len(axis) > 1 or not isinstance(axis["choices"], list) or not axis["choices"]:
+            raise ConfigError(f"{where}: choices are a list of one or more values, with no other field beside it.")
+        return
+    low: Any = axis.get("low")
+    high: Any = axis.get("high")
+    number = lambda x: isinstance(x, (int, float)) and not isinstance(x, bool)
+    if not (number(low) and number(high) and low < high):
+        raise ConfigError(f"{where}: {FORM}, with low < high.")
+    if axis.get("log") not in (None, True, False) or (axis.get("log") and (low <= 0 or "step" in axis)):
+        raise ConfigError(f"{where}: log is true or false; with true, low is above 0 and there is no step.")
+    if "step" in axis and not (number(axis["step"]) and axis["step"] > 0):
+        raise ConfigError(f"{where}: step is a number above 0.")
+
+
+def suggest(trial: Any, space: Space) -> dict[str, Any]:
+    """A value for each key; real numbers to four digits, so that a command line stays short."""
+    return {key: _suggested(trial, key, axis) for key, axis in space.items()}
+
+
+def _suggested(trial: Any, key: str, axis: dict[str, Any]) -> Any:
+    if "choices" in axis:
+        return trial.suggest_categorical(key, [stored(choice) for choice in axis["choices"]])
+    low, high, log, step = (axis.get(field) for field in ("low", "high", "log", "step"))
+    if all(isinstance(x, int) for x in (low, high, step or 1)):
+        return trial.suggest_int(key, low, high, step=step or 1, log=bool(log))
+    return suggest_number(trial.suggest_float(key, low, high, step=step, log=bool(log)))
+
+
+def suggest_number(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def stored(choice: Any) -> Any:
+    """A choice as a study keeps it: lists as they are typed, [clip,wide]."""
+    return text(choice) if isinstance(choice, (list, dict)) else choice
+
+
+def text(value: Any) -> str:
+    """A value as it is typed behind key=."""
+    if isinstance(value, list):
+        return f"[{','.join(map(text, value))}]"
+    if isinstance(value, str):
+        return value if re.fullmatch(r"[\w./+\-\[\],]+", value) else json.dumps(value)
+    return json.dumps(value)
+
+
+def overrides(values: dict[str, Any]) -> list[str]:
+    return [f"{key}={text(value)}" for key, value in values.items()]
+
+
+def vet(space: Space, fixed: list[str], dirs: tuple[str, ...] = ()) -> DictConfig:
+    """The config that is searched around; ConfigError for a key it does not have, or a value it cannot take."""
+    base = compose(fixed, dirs)
+    groups = {
+        key: axis
+        for key, axis in space.items()
+        if "." not in key and any((Path(d) / key).is_dir() for d in (*dirs, CONF))
+    }
+    within = [([], base)]
+    for key, axis in groups.items():
+        for choice in axis["choices"] if "choices" in axis else [f"low {axis['low']}"]:
+            chosen = [f"{key}={text(choice)}"]
+            within.append((chosen, _said(f"{key}={text(choice)}", lambda c=chosen: compose([*fixed, *c], dirs))))
+    for chosen, config in within:
+        _said(" ".join(chosen), lambda config=config: check(config))
+        for key in space.keys() - groups.keys():
+            _vet_key(key, space[key], config, [*fixed, *chosen], dirs)
+    return base
+
+
+def _vet_key(key: str, axis: dict[str, Any], config: DictConfig, fixed: list[str], dirs: tuple[str, ...]) -> None:
+    if key not in flat(contents(config)):
+        _said(key, lambda: compose([*fixed, f"{key}=1"], dirs))  # Hydra's own words, with the nearest name
+        raise ConfigError(f"search space, {key}: it names a part, not a value; name a key of it.")
+    for value in axis.get("choices") or [axis["low"], axis["high"]]:
+        each = config.copy()
+        OmegaConf.update(each, key, value)
+        _said(key, lambda each=each: check(each))
+
+
+def _said(where: str, do: Any) -> Any:
+    try:
+        return do()
+    except ConfigError as error:
+        raise ConfigError(f"search space, {where}: {error}" if where else str(error)) from error
+
+
+def defaults(space: Space, known: dict[str, Any]) -> dict[str, Any]:
+    """What the keys are where nothing is searched, if the space holds that point; else nothing."""
+    found = {key: stored(known.get(key)) for key in space}
+    return found if all(_holds(axis, found[key]) for key, axis in space.items()) else {}
+
+
+def _holds(axis: dict[str, Any], value: Any) -> bool:
+    if "choices" in axis:
+        return value in [stored(choice) for choice in axis["choices"]]
+    return isinstance(value, (int, float)) and axis["low"] <= value <= axis["high"] and "step" not in axis

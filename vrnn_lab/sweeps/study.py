@@ -1,0 +1,281 @@
+"""A search that many processes share: an Optuna study, its trials, and who is at work on them.
+
+The trials asked for are put into the study beforehand, as waiting; a worker takes one at a time, so that their number
+is kept however many workers there are. A trial whose process died is taken up again in its own folder: at once if its
+lock on this machine is free, elsewhere when its heart has stopped.
+"""
+
+import hashlib
+import json
+import logging
+import re
+import socket
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import optuna
+from filelock import FileLock, Timeout
+from optuna.trial import FrozenTrial, TrialState
+
+from vrnn_lab.config.errors import ConfigError
+from vrnn_lab.runs.folder import SCORE
+from vrnn_lab.sweeps.search_space import Space
+
+log = logging.getLogger("vrnn_lab")
+HEARTBEAT, GRACE = 15, 60  # seconds between signs of life, and without one until a trial is given to another
+ATTEMPTS = 6  # processes that may die on one trial
+SAMPLERS, PRUNERS = ("tpe", "random"), ("median", "none")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a worker needs to know, in plain values, so that any launcher can send it."""
+
+    study: str
+    storage: str
+    folder: Path
+    trials: int
+    failures: int
+    seeds: int
+    sampler: str
+    pruner: str
+    startup: int
+    warmup: int
+    fixed: tuple[str, ...]
+    dirs: tuple[str, ...]
+    space: Space
+    seed: int
+    bar: bool
+    since: datetime
+
+
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    """Optuna calls heartbeats and others experimental; a test holds them to what is needed here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
+
+
+@cache  # opening takes a quarter of a second
+def open_storage(url: str) -> optuna.storages.RDBStorage:
+    """The database of a search, whose tables are made where there are none; ConfigError where it does not open."""
+    try:
+        try:
+            return _opened(url)
+        except optuna.exceptions.StorageInternalError:  # workers that begin together make the same tables
+            time.sleep(2)
+            return _opened(url)
+    except Exception as error:  # of SQLAlchemy, or of the database's own driver
+        raise ConfigError(
+            f"storage={shown(url)} cannot be opened ({str(error).splitlines()[0]}); expected a database that can be "
+            "written, such as sqlite:///file.db or postgresql://user:password@machine/name."
+        ) from error
+
+
+def _opened(url: str) -> optuna.storages.RDBStorage:
+    """SQLite: workers write in turn. A server may have been started anew: a connection is tried before it is used."""
+    how = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+    with _unwarned():
+        return optuna.storages.RDBStorage(url, engine_kwargs=how, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
+
+
+def shown(url: str) -> str:
+    """A storage's address without its password."""
+    return re.sub(r"://([^:/@]+):[^@]+@", r"://\1:***@", url)
+
+
+def open_study(plan: Plan) -> optuna.Study:
+    pruner = optuna.pruners.MedianPruner(plan.startup, plan.warmup) if plan.pruner == "median" else None
+    return optuna.load_study(
+        study_name=plan.study, storage=open_storage(plan.storage), pruner=pruner or optuna.pruners.NopPruner()
+    )
+
+
+def prepare(plan: Plan, facts: dict[str, Any], first: dict[str, Any]) -> optuna.Study:
+    """The study, made if it is not there, with as many trials as asked for; another search's study is refused."""
+    with suppress(optuna.exceptions.DuplicatedStudyError):
+        optuna.create_study(study_name=plan.study, storage=open_storage(plan.storage))
+    study = open_study(plan)
+    with _unwarned():
+        study.set_metric_names([SCORE])
+    for key, value in facts.items():
+        _same(study, key, json.loads(json.dumps(value)))
+    study.set_user_attr("first", first)
+    for _ in range(len(seats(study.get_trials(deepcopy=False))), plan.trials):
+        study.enqueue_trial({})  # workers that begin together may queue more than the total; the last are not asked
+    return study
+
+
+def _same(study: optuna.Study, key: str, now: Any) -> None:
+    before = study.user_attrs.get(key)
+    if before is None:
+        study.set_user_attr(key, now)
+    elif before != now:
+        both = before if isinstance(before, dict) else {key: before}, now if isinstance(now, dict) else {key: now}
+        differ = [k for k in sorted({*both[0], *both[1]}) if both[0].get(k) != both[1].get(k)]
+        said = "; ".join(f"{k} is {both[0].get(k)} there and {both[1].get(k)} here" for k in differ)
+        raise ConfigError(
+            f"the study {study.study_name} is another search ({key}: {said}). Choose another name, "
+            f"study={study.study_name}-2, or search as it does."
+        )
+
+
+# ---- trials and who is at work on them ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A trial of the total, with every attempt at it: a process that dies leaves one behind."""
+
+    number: int
+    attempts: tuple[FrozenTrial, ...]
+
+    @property
+    def end(self) -> FrozenTrial | None:
+        """The attempt that was brought to an end, if one was."""
+        ended = [a for a in self.attempts if a.state.is_finished() and not _died(a)]
+        last = self.attempts[-1:] if len(self.attempts) >= ATTEMPTS and all(map(_died, self.attempts)) else ()
+        return next(iter([*ended, *last]), None)
+
+    @property
+    def current(self) -> FrozenTrial:
+        return next((a for a in self.attempts if not a.state.is_finished()), self.attempts[-1])
+
+
+def _died(trial: FrozenTrial) -> bool:
+    return trial.state == TrialState.FAIL and "reason" not in trial.user_attrs
+
+
+def reason(trial: FrozenTrial) -> str:
+    return trial.user_attrs.get("reason", f"its process died, {ATTEMPTS} times")
+
+
+def seats(trials: list[FrozenTrial]) -> list[Seat]:
+    """Trials in the order they were asked for; another attempt belongs to the trial it goes on with."""
+    found: dict[int, list[FrozenTrial]] = {}
+    for trial in trials:
+        found.setdefault(trial.user_attrs.get("goes_on_with", trial.number), []).append(trial)
+    return [Seat(number, tuple(attempts)) for number, attempts in sorted(found.items())]
+
+
+def asked(study: optuna.Study, plan: Plan) -> list[Seat]:
+    return seats(study.get_trials(deepcopy=False))[: plan.trials]
+
+
+def failures_in_a_row(study: optuna.Study, plan: Plan) -> list[FrozenTrial]:
+    """The failed trials since the last that did not fail, of those that ended since this command began."""
+    ends = [seat.end for seat in asked(study, plan)]
+    since = [e for e in ends if e and e.datetime_complete and e.datetime_complete >= plan.since]
+    row: list[FrozenTrial] = []
+    for end in sorted(since, key=lambda e: e.datetime_complete or plan.since):
+        row = [*row, end] if end.state == TrialState.FAIL else []
+    return row
+
+
+@contextmanager
+def taken(study: optuna.Study, plan: Plan) -> Iterator[tuple[int, optuna.Trial] | None]:
+    """A trial to work on and its number, held by a lock in the search's folder; None if all are taken."""
+    with _unwarned():
+        optuna.storages.fail_stale_trials(study)
+    for seat in asked(study, plan):
+        if seat.end or _elsewhere(seat.current):
+            continue
+        lock = FileLock(plan.folder / ".locks" / str(seat.number), timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            continue
+        try:
+            if trial := _take(study, plan, seat.number):
+                with _beating(study, trial):
+                    yield seat.number, trial
+                return
+        finally:
+            lock.release()
+    yield None
+
+
+def _elsewhere(trial: FrozenTrial) -> bool:
+    return trial.state == TrialState.RUNNING and trial.user_attrs.get("host") != socket.gethostname()
+
+
+def _take(study: optuna.Study, plan: Plan, number: int) -> optuna.Trial | None:
+    """Its lock is ours, so whoever is said to run it on this machine is dead."""
+    find = lambda: next(s for s in asked(study, plan) if s.number == number)
+    seat = find()
+    if seat.current.state == TrialState.RUNNING and not _elsewhere(seat.current):
+        study.tell(seat.current.number, state=TrialState.FAIL, skip_if_finished=True)
+        seat = find()
+    if _died(seat.current) and not seat.end:
+        _queue_again(study, seat)
+        seat = find()
+    waiting = seat.current
+    if seat.end or waiting.state != TrialState.WAITING:
+        return None
+    if number == 0:  # set here and not in the queue, into which several workers may have put a first trial
+        study._storage.set_trial_system_attr(waiting._trial_id, "fixed_params", study.user_attrs.get("first", {}))
+    _beat(study, waiting._trial_id)  # if we die before the next, it stops all the same
+    if not study._storage.set_trial_state_values(waiting._trial_id, TrialState.RUNNING):
+        return None  # a worker on another machine was first
+    study.sampler = sampler_of(plan, number)
+    trial = optuna.Trial(study, waiting._trial_id)
+    trial.set_user_attr("host", socket.gethostname())
+    return trial
+
+
+def _queue_again(study: optuna.Study, seat: Seat) -> None:
+    dead = seat.attempts[-1]
+    again = optuna.create_trial(
+        state=TrialState.WAITING,
+        params=dead.params,
+        distributions=dead.distributions,
+        user_attrs={**dead.user_attrs, "goes_on_with": seat.number},
+        system_attrs=dead.system_attrs,
+        intermediate_values=dead.intermediate_values,
+    )
+    study.add_trial(again)
+    log.info("trial %d was cut short; it goes on", seat.number)
+
+
+def sampler_of(plan: Plan, number: int) -> optuna.samplers.BaseSampler:
+    """Seeded by the trial's number: workers, and a search that goes on, do not draw the same first points again."""
+    seed = int(hashlib.sha256(f"{plan.seed} {number}".encode()).hexdigest()[:8], 16)
+    if plan.sampler == "random":
+        return optuna.samplers.RandomSampler(seed)
+    with _unwarned():
+        return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+
+
+def _beat(study: optuna.Study, trial_id: int) -> None:
+    storage: Any = study._storage  # of Optuna's storages those of databases know heartbeats
+    storage.record_heartbeat(trial_id)
+
+
+@contextmanager
+def _beating(study: optuna.Study, trial: optuna.Trial) -> Iterator[None]:
+    """Signs of life while a trial is at work (Study.optimize alone would give them)."""
+    over = Event()
+
+    def beat() -> None:
+        while not over.wait(HEARTBEAT):
+            try:
+                _beat(study, trial._trial_id)
+            except Exception as error:  # a database that is busy now may answer the next time
+                log.debug("no heartbeat: %s", error)
+
+    heart = Thread(target=beat, daemon=True)
+    heart.start()
+    try:
+        yield
+    finally:
+        over.set()
+        heart.join()

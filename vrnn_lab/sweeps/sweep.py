@@ -1,0 +1,213 @@
+"""A sweep: each combination a job in its own folder, taken up where it was left, and a table of what came of them."""
+
+import logging
+import os
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import isnan
+from pathlib import Path
+from time import sleep
+from typing import ClassVar
+
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobStatus
+from hydra.plugins import sweeper
+from omegaconf import DictConfig
+from rich.table import Table
+
+from vrnn_lab.cli.shown_text import terminal_cell
+from vrnn_lab.cli.terminal import Terminal
+from vrnn_lab.config.compose import composer, job_id, jobs_of
+from vrnn_lab.config.errors import ConfigError
+from vrnn_lab.config.validate import check
+from vrnn_lab.runs.folder import SCORE, fail, metrics_of, status
+from vrnn_lab.runs.provenance import changes
+
+log = logging.getLogger("vrnn_lab")
+LONGEST = 120  # bytes of a folder's readable part
+SHOWN = 10  # of the best jobs
+STANDING = {"new": "not begun", "running": "at work elsewhere", "interrupted": "cut short"}
+
+
+class SweepFailed(Exception):
+    """Some jobs of a sweep have no result; the table has said which and why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    overrides: tuple[str, ...]
+    config: DictConfig
+    title: str  # the choices in which it differs from the others
+    id: str  # of its config, whatever else is in the sweep
+
+
+@cache
+def plan(overrides: tuple[str, ...], config_dirs: tuple[str, ...] = ()) -> list[Job]:
+    """The different jobs of a sweep, each checked: what cannot work stops it here, before anything runs."""
+    found = jobs_of(list(overrides))
+    told = lambda values: len(set(values)) > 1 or values[0].startswith("seed=")
+    varying = [i for i, values in enumerate(zip(*found, strict=True)) if told(values)]
+    jobs: dict[str, Job] = {}
+    compose = composer(config_dirs)
+    for each in found:
+        title = ",".join(each[i] for i in varying)
+        try:
+            config = compose(each)
+            check(config)
+        except ConfigError as error:
+            raise ConfigError(f"{error} (in the job {title})" if title else str(error)) from error
+        job = Job(tuple(each), config, title, job_id(config))
+        jobs.setdefault(job.id, job)
+    if len(jobs) < len(found):
+        log.info("         of %d combinations %d give the same as another", len(found), len(found) - len(jobs))
+    return list(jobs.values())
+
+
+def folders(jobs: Iterable[Job], root: Path) -> dict[Job, Path]:
+    """Where each job lies: under the name it was begun with, however the sweep was called then."""
+    known = {path.name.rpartition("-")[2]: path for path in root.iterdir()} if root.is_dir() else {}
+    return {job: known.get(job.id, root / _name(job)) for job in jobs}
+
+
+def _name(job: Job) -> str:
+    title = job.title.replace("[", "").replace("]", "")
+    plain = re.sub(r"[^\w.=,+@-]", "_", re.sub(r"(?<=\w),(?=\w+(,|$))", "+", title))
+    return "-".join(filter(None, [plain.encode()[:LONGEST].decode(errors="ignore"), job.id]))
+
+
+class Sweeper(sweeper.Sweeper):
+    """Hydra's grid of jobs, for any of its launchers. Only those without a result are launched.
+
+    asked: the sweep's overrides and folders of configs. Hydra itself is told none of them: it would compose what all
+    jobs share with the default model, which need not have those keys.
+    """
+
+    asked: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]]
+
+    def __init__(self, max_batch_size: int | None = None, params: dict[str, str] | None = None):
+        self.at_once, self.params = max_batch_size, params or {}
+
+    def setup(self, *, hydra_context, task_function, config) -> None:
+        self.root, self.name, self.retry = Path(config.hydra.sweep.dir), str(config.sweep), config.retry == "failed"
+        self.run_all = Plugins.instance().instantiate_launcher(hydra_context, task_function, config).launch
+        self.all_at_once = config.hydra.launcher._target_.endswith("submitit_launcher.LocalLauncher")
+
+    def sweep(self, arguments: list[str]) -> None:
+        jobs = plan(*self.asked)
+        self.folders = folders(jobs, self.root)
+        self._announce(jobs)
+        try:
+            self._launch([job for job in jobs if self._is_open(job)])
+        finally:
+            self._conclude(jobs)
+        if bad := [job for job in jobs if self._status(job) != "completed"]:
+            raise SweepFailed(f"{len(bad)} of {len(jobs)} jobs of this sweep have no result.")
+
+    def _status(self, job: Job) -> str:
+        return status(self.folders[job])
+
+    def _is_open(self, job: Job) -> bool:
+        """Whether there is something to do; a job that failed is tried again only when asked."""
+        return self._status(job) not in (("completed",) if self.retry else ("completed", "failed"))
+
+    def _announce(self, jobs: list[Job]) -> None:
+        count = Counter(map(self._status, jobs))
+        known = ", ".join(f"{n} {what}" for what, n in count.items() if what != "new")
+        log.info("sweep    %s: %d jobs%s", self.root, len(jobs), f", of which {known}" if known else "")
+        if count["failed"] and not self.retry:
+            log.info("         those that failed are not tried again; retry=failed does so")
+        differ = Counter(w for job in jobs for w in changes(self.folders[job], job.config))
+        for what, n in differ.items():
+            log.warning(
+                "         %s since %d of these jobs began; what they have recorded stands, and sweep=<another name> "
+                "runs them anew",
+                what,
+                n,
+            )
+
+    # ---- running
+
+    def _launch(self, todo: list[Job]) -> None:
+        """Give the jobs to the launcher; where it broke because a process died, go on without those it was at.
+
+        The launcher may have taken the others down with the one that died, so each is then tried alone.
+        """
+        suspects: list[Job] = []
+        while todo or suspects:
+            alone = not todo
+            batch = [suspects.pop(0)] if alone else sorted(todo, key=lambda job: self._status(job) == "running")
+            try:
+                for first in range(0, len(batch), self.at_once or len(batch)):
+                    self._launch_all(batch[first : first + (self.at_once or len(batch))])
+                todo = []
+            except Exception as error:
+                sleep(1)  # who was killed may still hold a lock when the launcher hears of it
+                cut = [job for job in batch if self._status(job) == "interrupted"]
+                if not cut:
+                    raise
+                if alone:
+                    self._bury(cut[0], error)
+                    continue
+                suspects += cut
+                todo = [job for job in todo if job not in suspects and self._is_open(job)]
+
+    def _launch_all(self, jobs: Sequence[Job]) -> None:
+        if self.all_at_once:
+            _share_cores(len(jobs))
+        calls = [[*job.overrides, f"hydra.sweep.subdir='{self.folders[job].name}'"] for job in jobs]
+        for job, done in zip(jobs, self.run_all(calls, initial_job_idx=0), strict=True):
+            # Recorded by the job itself, unless it did not come so far.
+            if done.status == JobStatus.FAILED and self._status(job) in ("new", "interrupted"):
+                fail(self.folders[job], done._return_value, job.config)
+
+    def _bury(self, job: Job, error: Exception) -> None:
+        why = RuntimeError(f"its process was killed, twice; out of memory? ({type(error).__name__})")
+        fail(self.folders[job], why, job.config)
+
+    # ---- what came of it
+
+    def _conclude(self, jobs: list[Job]) -> None:
+        console = Terminal()
+        states = {job: self._status(job) for job in jobs}
+        count = Counter(states.values())
+        ended = {job: metrics_of(self.folders[job]) for job in jobs}
+        order = lambda job: (isnan(ended[job][SCORE]), ended[job][SCORE])
+        best = sorted((job for job in jobs if states[job] == "completed"), key=order)
+        if len(best) > 1:
+            rows = [(f"{ended[job][SCORE]:.4g}", f"{ended[job]['fit/seconds']:.0f}", job.title) for job in best]
+            title = "best first, by validation" + (f" ({SHOWN} of {len(best)})" if len(best) > SHOWN else "")
+            console.print(_table(title, (SCORE, "fit s", ""), rows[:SHOWN]))
+        why = lambda job: ended[job].get("error") or _standing(states[job])
+        bad = [(job.title or job.id, why(job)) for job in jobs if job not in best]
+        if bad:
+            console.print(_table("without a result", ("", ""), bad))
+        summary = ", ".join(f"{n} {_standing(what)}" for what, n in count.items())
+        console.print(f"sweep    {self.root}: {summary}", soft_wrap=True)
+        if count["failed"]:
+            console.print("         retry=failed with the same command tries those that failed again", soft_wrap=True)
+        if set(count) - {"completed", "failed"}:
+            again = f"         the same command with sweep={shlex.quote(self.name)} goes on"
+            console.print(again, soft_wrap=True)
+
+
+def _standing(status: str) -> str:
+    return STANDING.get(status, status)
+
+
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    shown = Table(title=title, title_justify="left", box=None)
+    for column in columns:
+        shown.add_column(column, justify="right" if column else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*map(terminal_cell, row))
+    return shown
+
+
+def _share_cores(jobs: int) -> None:
+    """For processes that are all started at once: so many threads each that they do not fight."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // jobs)))

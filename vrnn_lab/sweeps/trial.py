@@ -1,0 +1,117 @@
+"""A worker of a search: trial after trial, each a run for every seed that reports its validations."""
+
+import logging
+import math
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import optuna
+from lightning.pytorch.callbacks import Callback
+from optuna.trial import TrialState
+
+from vrnn_lab.cli.arguments import quiet
+from vrnn_lab.config.compose import choices, compose
+from vrnn_lab.runs.folder import SCORE
+from vrnn_lab.sweeps.search_space import overrides, suggest
+from vrnn_lab.sweeps.study import Plan, asked, failures_in_a_row, open_study, taken
+from vrnn_lab.training import fit, length
+
+log = logging.getLogger("vrnn_lab")
+
+BESIDE = ("test/nll", "test/interpolation/mse", "test/forecast/mse")  # shown beside the winner, chosen by nothing
+
+
+class Watch(Callback):
+    """Reports the mean of val/loss over the seeds so far, and gives up what the pruner calls hopeless.
+
+    before: final scores of the seeds trained before; config: of the trainer. Reports are placed at epochs, or at
+    steps where the length of a fit is counted in steps.
+    """
+
+    def __init__(self, trial: Any, before: list[float], config: Any, bar: bool = True):
+        self.trial, self.before, self.total, self.bar = trial, before, length.total(config), bar
+        self.in_steps = length.steps_of(config) > 0
+
+    def on_fit_start(self, trainer, pl_module) -> None:
+        if not self.bar and trainer.progress_bar_callback:
+            trainer.progress_bar_callback.disable()
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        value = float(trainer.callback_metrics[SCORE])
+        mean = (sum(self.before) + value) / (len(self.before) + 1)
+        now = trainer.global_step if self.in_steps else trainer.current_epoch + 1
+        step = len(self.before) * self.total + now
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a validation that is done again is known already
+            self.trial.report(mean, step)
+        if math.isfinite(mean) and self.trial.should_prune():
+            place = f"{'step' if self.in_steps else 'epoch'} {step}"
+            raise fit.Pruned(f"val/loss {mean:.4g} at {place} is behind the median of the other trials")
+
+
+def run(trial: Any, plan: Plan, folder: Path) -> float:
+    """The mean of val/loss over the seeds; finished seeds are not trained again."""
+    values = suggest(trial, plan.space)
+    trial.set_user_attr("values", values)
+    chosen = [*plan.fixed, *overrides(values)]
+    scores: list[float] = []
+    found: list[dict[str, Any]] = []
+    try:
+        for seed in range(plan.seed, plan.seed + plan.seeds):
+            config = compose([*chosen, f"seed={seed}"] if plan.seeds > 1 else chosen, plan.dirs)
+            each = folder / f"seed={seed}" if plan.seeds > 1 else folder
+            watch = Watch(trial, list(scores), config.trainer, plan.bar)
+            metrics = fit.run(config, each, chosen, choices(chosen, plan.dirs), watching=[watch])
+            assert metrics is not None
+            found.append(metrics)
+            scores.append(metrics[SCORE])
+    finally:
+        fit.release()
+    for key in BESIDE:
+        if all(key in metrics for metrics in found):
+            trial.set_user_attr(key, sum(metrics[key] for metrics in found) / len(found))
+    return sum(scores) / len(scores)
+
+
+def work(plan: Plan) -> None:
+    """Trials one after the other until all that were asked for have ended, or too many failed in a row."""
+    quiet()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = open_study(plan)
+    while not all(seat.end for seat in asked(study, plan)):
+        if len(failures_in_a_row(study, plan)) >= plan.failures:
+            return
+        with taken(study, plan) as found:
+            if found:
+                _end(study, plan, *found)
+        if not found:
+            time.sleep(1)  # others are at work; should one die, its trial is ours
+
+
+def _end(study: optuna.Study, plan: Plan, number: int, trial: optuna.Trial) -> None:
+    """Run a trial and record what came of it; an interruption leaves it to whoever comes next."""
+    tell = lambda *a, **k: study.tell(trial, *a, **k, skip_if_finished=True)
+    started = time.monotonic()
+    try:
+        score = run(trial, plan, plan.folder / str(number))
+        if not math.isfinite(score):
+            raise ValueError(f"its val/loss is {score}")
+        tell(score)
+        what = f"val/loss {score:.4g}"
+    except fit.Pruned as why:
+        tell(state=TrialState.PRUNED)
+        what = f"pruned: {why}"
+    except optuna.exceptions.StorageInternalError:  # the database is away, which is no failure of the trial:
+        raise  # it stands as at work there, and another worker, or the same command again, takes it up
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}".splitlines()[0][:500]  # the run folder has all of it
+        trial.set_user_attr("reason", why)
+        tell(state=TrialState.FAIL)
+        what = f"failed: {why}"
+    except BaseException:
+        tell(state=TrialState.FAIL)
+        raise
+    chosen = " ".join(f"{k}={trial.user_attrs['values'][k]}" for k in trial.user_attrs.get("values", {}))
+    log.info("trial %d of %d  %s  (%s, %.0f s)", number, plan.trials, what, chosen, time.monotonic() - started)

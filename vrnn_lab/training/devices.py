@@ -1,0 +1,76 @@
+"""On what a run is fitted: the devices of this machine, and the processes on them."""
+
+import ctypes
+import os
+
+import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy
+from omegaconf import DictConfig, OmegaConf
+
+from vrnn_lab.config.errors import ConfigError
+from vrnn_lab.training.ddp import launched
+
+
+def check_accelerator(config: DictConfig) -> None:
+    """Whether this machine has the devices that are asked for, and somebody to start a process on each."""
+    trainer, known = config.trainer, launched()[1]
+    if trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise ConfigError(
+            f"trainer.accelerator={trainer.accelerator}, and this machine has no GPU that torch "
+            f"{torch.__version__} can use; choose trainer=auto or trainer=cpu, or install a GPU build of torch."
+        )
+    if trainer.get("compile") == "reduce-overhead" and accelerator_of(config) == "cpu":
+        raise ConfigError(
+            "trainer.compile=reduce-overhead makes CUDA graphs, and this run is on the CPU; set trainer.compile=on."
+        )
+    number, machines, there = processes_of(config), trainer.get("num_nodes", 1), torch.cuda.device_count()
+    named = OmegaConf.is_list(trainer.devices)
+    last = max(trainer.devices) if named else number - 1
+    if last >= there and (named or accelerator_of(config) != "cpu"):
+        raise ConfigError(f"trainer.devices={trainer.devices}, and this machine has {there} GPUs, counted from 0.")
+    if machines > 1 == known:
+        raise ConfigError(
+            f"trainer.num_nodes={machines}: by itself a run starts processes on one machine; start this command on "
+            "every machine by srun or torchrun."
+        )
+    if known > 1 and number * machines != known:
+        raise ConfigError(
+            f"started as {known} processes, but trainer.devices={trainer.devices} on {machines} machines are "
+            f"{number * machines}; choose trainer=ddp with trainer.devices and trainer.num_nodes that make {known}."
+        )
+
+
+def accelerator_of(config: DictConfig) -> str:
+    """Not Lightning's auto: that of Apple knows no float64, which times need."""
+    chosen = config.trainer.accelerator
+    return ("gpu" if torch.cuda.is_available() else "cpu") if chosen == "auto" else chosen
+
+
+def processes_of(config: DictConfig) -> int:
+    """How many processes, each with a device of this machine, fit the model."""
+    devices = config.trainer.devices
+    if devices != "auto":
+        return len(devices) if OmegaConf.is_list(devices) else devices
+    if (known := launched()[1]) > 1:
+        return known // config.trainer.num_nodes
+    return 1 if accelerator_of(config) == "cpu" else torch.cuda.device_count()
+
+
+def strategy_of(config: DictConfig) -> DDPStrategy:
+    unused = config.trainer.strategy.endswith("find_unused_parameters_true")
+    srun = "RANK" not in os.environ
+    starter = SLURMEnvironment(auto_requeue=False) if srun else TorchElasticEnvironment()
+    return DDPStrategy(cluster_environment=starter, find_unused_parameters=unused)
+
+
+LARGEST, KEPT = 2**25, 2**29  # bytes: of a piece the C library keeps (it allows no more), and of all it keeps
+
+
+def keep_memory() -> None:
+    """Have the C library keep what is freed: large tensors of every step else come anew, page by page (glibc)."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt:
+        mallopt(-3, LARGEST)  # M_MMAP_THRESHOLD
+        mallopt(-1, KEPT)  # M_TRIM_THRESHOLD

@@ -1,0 +1,415 @@
+"""A run in its folder: fit the model of a config, score it, draw it; go on where it was cut short."""
+
+import gc
+import logging
+import os
+from collections.abc import Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from omegaconf import DictConfig, OmegaConf
+
+from vrnn_lab.config.compose import VOLATILE
+from vrnn_lab.config.errors import ConfigError
+from vrnn_lab.config.plain import contents, flat
+from vrnn_lab.config.validate import make
+from vrnn_lab.core.files import read_json, write_json, write_yaml
+from vrnn_lab.evaluation.calibration import parted
+from vrnn_lab.evaluation.recalibration import Recalibration, possible
+from vrnn_lab.figures import calibration_figures, model_figures
+from vrnn_lab.models.base import LOG_EVERY, SequenceModel
+from vrnn_lab.runs import checkpoints, provenance
+from vrnn_lab.runs.build import Parts, assemble, check_channels, score
+from vrnn_lab.runs.folder import SCORE, anywhere, begin, config_of, fail, finished, metrics_of, only_one
+from vrnn_lab.runs.trust import refuse_links
+from vrnn_lab.training import callbacks, ddp, length, out_of_time, stopping, tensorboard, threads
+from vrnn_lab.training.ddp import launched
+from vrnn_lab.training.devices import accelerator_of, check_accelerator, keep_memory, processes_of, strategy_of
+from vrnn_lab.training.fit_recalibration import recalibrate
+
+log = logging.getLogger("vrnn_lab")
+
+FIGURES = 0.05  # the largest share of the time of a fit that figures take where their times are left to the default
+OVERHEAD = 1.25  # the time of a fit over that of its steps' losses and gradients
+
+
+class Pruned(Exception):
+    """A run given up because others are ahead of it; its text says why. Resumed, it would go on."""
+
+
+def run(
+    config: DictConfig,
+    folder: Path,
+    overrides: list[str] | None = None,
+    choices: dict[str, Any] | None = None,
+    in_sweep: bool = False,
+    resuming: bool = False,
+    watching: Sequence[Callback] = (),
+    links: bool = False,
+) -> dict[str, Any] | None:
+    """Fit, score and draw the model of a config in a run folder; go on where an earlier try was cut short.
+
+    choices: the option chosen of each config group, such as model: vrnn, kept beside the config.
+    links: links to files outside the folder are followed; otherwise a folder that holds one is refused.
+
+    Returns the metrics (also in metrics.json). Errors are recorded as status=failed, or pruned, and raised; those of
+    a single run that come before anything is trained leave no folder. Of several processes of one run (trainer=ddp)
+    that torchrun or srun started the first returns the metrics, the others nothing.
+    """
+    config = anywhere(config)
+    if launched()[0]:
+        check_accelerator(config)
+        return take_part(config, folder)
+    if not links:
+        refuse_links(folder)
+    with only_one(folder, wait=in_sweep):
+        _same_run(config, folder, resuming)
+        if metrics := finished(folder):
+            log.info("%s is finished already; its recorded result stands.", folder)
+            return metrics
+        (folder / "metrics.json").unlink(missing_ok=True)  # of a failure that is tried again; run.log keeps it
+        tensorboard.forget_end(folder)
+        parts = _begin(config, folder, overrides or [], choices or {}, in_sweep)
+        several = processes_of(config) > 1 and launched()[1] == 1
+        if several and watching:
+            raise ConfigError("a search trains each trial in one process; leave out trainer=ddp, or say workers=2.")
+        with _recorded(folder):
+            quiet = in_sweep or bool(watching)  # what runs are to be seen together says less of each
+            return _run_by(parts, folder) if several else _run(parts, folder, watching, quiet)
+
+
+def take_part(config: DictConfig, folder: Path) -> None:
+    """What one of several processes of a run does; the folder is another's, who waits for all of them."""
+    parts = assemble(config)
+    with _recorded(folder):
+        _run(parts, folder)
+
+
+def release() -> None:
+    """What an ended run held may be more than the next one in this process needs."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def _recorded(folder: Path):
+    """A failure goes to metrics.json; of several processes, that of the first to fail, which made the others."""
+    with _log_to(folder / "run.log"):
+        try:
+            yield
+        except Exception as error:
+            log.debug("failed", exc_info=True)  # to the file: whoever called us says it on the terminal
+            checkpoints.check_there(folder)
+            if not (folder / "metrics.json").exists():
+                fail(folder, error, status="pruned" if isinstance(error, Pruned) else "failed")
+                tensorboard.end(folder, metrics_of(folder))
+            raise
+
+
+def _run_by(parts: Parts, folder: Path) -> dict[str, Any] | None:
+    """The run by processes of their own, one a device."""
+    try:
+        ddp.run(contents(parts.config), folder, processes_of(parts.config))
+    except ddp.KilledError:
+        (folder / "metrics.json").unlink(missing_ok=True)  # the others failed for want of the one that was killed
+        tensorboard.forget_end(folder)
+        raise
+    except ddp.ProcessError as error:
+        raise ddp.ProcessError(metrics_of(folder).get("error", error)) from None
+    return finished(folder)
+
+
+def _same_run(config: DictConfig, folder: Path, resuming: bool) -> None:
+    """A folder holds one run: another config is refused; its trainer may change until the fit is done."""
+    if not (folder / ".hydra" / "config.yaml").exists():
+        return
+    before, now = (flat(contents(c)) for c in (config_of(folder), config))
+    differ = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k) and not k.startswith(VOLATILE)]
+    done = (folder / "checkpoints" / "fit.json").exists()
+    for key in differ:
+        if not (resuming and key.startswith("trainer.") and not done):
+            raise ConfigError(
+                f"{folder} holds another run: {key} is {before.get(key)} there and {now.get(key)} here"
+                + (", and its training is finished" if resuming and done else "")
+                + ". Choose another folder (hydra.run.dir=...), or go on with that run as it is: resume=<folder>."
+            )
+    if differ:
+        write_yaml(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+
+
+def _begin(config: DictConfig, folder: Path, overrides: list[str], choices: dict[str, Any], in_sweep: bool) -> Parts:
+    """The parts of a run, and its config on disk.
+
+    A job of a sweep is on disk first, so that whatever becomes of it is known; a single run that cannot work leaves
+    no folder that claims to be one.
+    """
+    known = (folder / ".hydra" / "config.yaml").exists()
+    begun = (folder / "checkpoints" / "last.ckpt").exists()
+    if in_sweep and not begun:  # nothing of an earlier try goes into this one
+        _record(folder, config, overrides, choices)
+    try:
+        check_accelerator(config)
+        parts = assemble(config)
+    except Exception as error:
+        if in_sweep:
+            fail(folder, error)
+        elif not known:
+            (folder / ".lock").unlink(missing_ok=True)
+            with suppress(OSError):  # a folder that holds anything stays
+                folder.rmdir()
+        raise
+    if not in_sweep and not known:
+        _record(folder, config, overrides, choices)
+    elif known and not begun:
+        provenance.write(folder, config)
+    if known:
+        for what in provenance.changes(folder, config):
+            log.warning("%s since this run began; what follows is a mix of both.", what)
+    return parts
+
+
+def _record(folder: Path, config: DictConfig, overrides: list[str], choices: dict[str, Any]) -> None:
+    provenance.write(folder, config)
+    begin(folder, config, overrides, choices)
+
+
+@contextmanager
+def _log_to(file: Path):
+    if launched()[0]:  # the first process tells it all
+        file = Path(os.devnull)
+    handler = logging.FileHandler(file)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    loggers = [log, logging.getLogger("lightning.pytorch")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        handler.close()
+
+
+def trainer_of(parts: Parts, folder: Path, watching: Sequence[Callback] = ()) -> pl.Trainer:
+    """The Trainer of a run: its checkpoints, TensorBoard events and figures go to the folder."""
+    # Every validation writes last.ckpt; best.ckpt is the best by val/loss.
+    saver = checkpoints.Checkpoints(
+        dirpath=folder / "checkpoints",
+        filename="best",
+        monitor=SCORE,
+        save_last=True,
+        enable_version_counter=False,
+    )
+    config, devices = parts.config, parts.config.trainer.devices
+    usual = parts.model.usual_steps or length.STEPS
+    planned = length.settings(config.trainer, len(parts.data.val_dataloader()), usual)
+    stop = make(config.stop, "stop")
+    if isinstance(stop, callbacks.StopWhenWorse):
+        stop.active = length.is_default(config.trainer)
+    parts_of_run = [
+        stop,
+        callbacks.StopOnNaN(),
+        callbacks.Figures(yardstick=parts.yardstick, share=FIGURES if planned.get("val_check_interval") else None),
+        callbacks.Plateau(),
+        callbacks.Timer(),
+        callbacks.Course(),
+        callbacks.Log(),
+        callbacks.Progress(),
+        stopping.SaveOnSignal(),
+        LearningRateMonitor("step"),
+        *watching,
+        saver,
+    ]
+    if planned.get("val_check_interval"):
+        parts_of_run.append(callbacks.LastStep())
+    return make(
+        config.trainer,
+        "trainer",
+        accelerator=accelerator_of(config),
+        strategy=strategy_of(config) if launched()[1] > 1 else "auto",
+        devices=list(devices) if OmegaConf.is_list(devices) else processes_of(config),
+        logger=tensorboard.Board(folder),
+        callbacks=parts_of_run,
+        plugins=[checkpoints.CheckpointFiles()],
+        profiler=config.trainer.get("profiler") or callbacks.Unprofiled(),
+        **planned,
+        default_root_dir=str(folder),
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=LOG_EVERY,
+    )
+
+
+def _run(parts: Parts, folder: Path, watching: Sequence[Callback] = (), quiet: bool = False) -> dict[str, Any] | None:
+    keep_memory()
+    with threads.restored():
+        return _fit_and_score(parts, folder, watching, quiet)
+
+
+def _fit_and_score(parts: Parts, folder: Path, watching: Sequence[Callback], quiet: bool) -> dict[str, Any] | None:
+    trainer = trainer_of(parts, folder, watching)
+    seconds = _set_threads(parts, trainer, folder)
+    log.debug("torch %s, %d threads, %s", torch.__version__, torch.get_num_threads(), trainer.strategy.root_device)
+    if trainer.is_global_zero and not (folder / "checkpoints" / "fit.json").exists():
+        level = logging.DEBUG if quiet else logging.INFO
+        out_of_time.check(parts)
+        if not (folder / "checkpoints" / "last.ckpt").exists():
+            _tell_data(parts, level)
+        log.log(level, "%s", _announced(parts, trainer, seconds))
+    fit = _fit(parts, trainer, folder)
+    if not trainer.is_global_zero:
+        return None
+    best = folder / "checkpoints" / "best.ckpt"
+    _read_weights(parts.model, best)
+    parts.model.to(trainer.strategy.root_device)
+    started = monotonic()
+    factors, ends = _recalibrate(parts, folder, quiet)
+    scores, details = parted(score(parts, factors and factors.apply))
+    scores |= (factors.metrics() if factors else {}) | (ends.scores if ends else {})
+    metrics = {"status": "completed", **scores, **fit, "score/seconds": monotonic() - started}
+    drawn = model_figures.figures(parts.model, parts.data, parts.config.seed, tasks=parts.yardstick.questions)
+    checkpoints.check_there(folder)
+    model_figures.write(drawn | calibration_figures.figures(scores | details, "test", parts.data), folder / "figures")
+    write_json(folder / "calibration.json", details)
+    tensorboard.end(folder, metrics)
+    write_json(folder / "metrics.json", metrics)
+    log.debug("completed: %s", metrics)
+    return metrics
+
+
+def _set_threads(parts: Parts, trainer: pl.Trainer, folder: Path) -> float | None:
+    """Set torch's number of threads for a fit and its scoring; return the seconds of a training step, where measured.
+
+    A fit that has begun keeps its number, with which alone it goes on to the same numbers. Otherwise the number is
+    chosen by timing, on a CPU where nobody has set it.
+    """
+    seconds, kept = None, threads.recorded(folder)
+    if kept is None and (folder / "checkpoints" / "last.ckpt").exists():
+        kept = torch.get_num_threads()  # begun by a version that recorded none
+    alone = trainer.world_size == 1 and parts.config.trainer.get("compile") in ("off", False, None)
+    chosen = kept or torch.get_num_threads()
+    if alone and not (folder / "checkpoints" / "fit.json").exists():
+        device = trainer.strategy.root_device
+        batch = next(iter(parts.data.train_dataloader()))
+        step = threads.training_step(parts.model, batch, device)
+        try:
+            if kept is None and device.type == "cpu" and threads.free_to_choose():
+                chosen, seconds = threads.fastest(step, torch.get_num_threads())
+            else:
+                seconds = threads.typical(step, chosen)
+        except (
+            Exception
+        ) as error:  # a user's model may need the trainer in its step; the fit itself shows real errors
+            log.debug("no training step was timed before the fit: %s: %s", type(error).__name__, error)
+    if trainer.is_global_zero and kept is None:
+        threads.record(folder, chosen)
+    torch.set_num_threads(chosen)
+    return seconds
+
+
+def _tell_data(parts: Parts, level: int) -> None:
+    """Log a summary of the data set, and warn of what looks odd in it."""
+    text, odd = parts.data.describe()
+    if text:
+        log.log(level, "%s", text)
+    for sentence in odd:
+        log.log(max(level, logging.WARNING) if level > logging.DEBUG else level, "warning: %s", sentence)
+
+
+def _announced(parts: Parts, trainer: pl.Trainer, seconds: float | None) -> str:
+    """The length of a fit in steps and epochs, the model's size, and a rough time."""
+    batches = max(1, len(parts.data.train_dataloader()))
+    accumulated = trainer.accumulate_grad_batches
+    steps_of_epoch = -(-batches // accumulated)
+    if isinstance(trainer.limit_train_batches, int):
+        steps_of_epoch = max(1, min(steps_of_epoch, trainer.limit_train_batches // accumulated))
+    by_epochs = (trainer.max_epochs or -1) * steps_of_epoch
+    steps = min(each for each in (by_epochs, trainer.max_steps) if each > 0)
+    number, size = torch.get_num_threads(), sum(p.numel() for p in parts.model.parameters())
+    epochs = f"{steps / steps_of_epoch:.3g} epochs of {steps_of_epoch}"
+    text = f"training: {steps} steps ({epochs}), {size:,} parameters, {number} thread{'s' * (number > 1)}"
+    return text if seconds is None else f"{text}, about {_lasting(OVERHEAD * steps * accumulated * seconds)}"
+
+
+def _lasting(seconds: float) -> str:
+    """A rough duration, for people."""
+    if seconds < 60:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _recalibrate(
+    parts: Parts, folder: Path, among_others: bool
+) -> tuple[Recalibration | None, out_of_time.OutOfTime | None]:
+    """Fit the spread on validation and keep the factors for predict; nothing where values have no spread."""
+    if not possible(parts.model, parts.yardstick):
+        return None, None
+    ends = out_of_time.measured(parts, folder, among_others)
+    found = recalibrate(parts, ends)
+    found.save(folder)
+    for line in found.lines():
+        log.debug(line)
+    return found, ends
+
+
+def _fit(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, Any]:
+    """Train, or go on from last.ckpt; what the fit cost is kept so that a run cut later need not train again."""
+    done = folder / "checkpoints" / "fit.json"
+    if done.exists():
+        return read_json(done, "Remove it: the fit then goes on from its last checkpoint, which ends it at once.")
+    cost = _train(parts, trainer, folder)
+    if trainer.is_global_zero:
+        write_json(done, cost)
+    if torch.distributed.is_initialized():  # the first scores and draws by itself, and the others need not wait
+        torch.distributed.destroy_process_group()
+    return cost
+
+
+def _train(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, Any]:
+    start, step = None, 0
+    if found := checkpoints.latest(folder):
+        last, checkpoint = found
+        log.log(logging.INFO if trainer.is_global_zero else logging.DEBUG, "going on from %s", last)
+        check_channels(checkpoint["channels"], parts)
+        if _stopped_early(checkpoint):  # cut after the decision to stop: it stands
+            known = checkpoint["callbacks"]
+            cost = _cost(parts, checkpoint["epoch"] + 1, checkpoint["global_step"], known["Timer"]["seconds"])
+            return cost | callbacks.course(known["Course"]["losses"])
+        start, step = str(last), checkpoint["global_step"]
+    assert isinstance(trainer.logger, tensorboard.Board)
+    trainer.logger.begin(step)
+    with callbacks.interruptible():
+        trainer.fit(parts.model, datamodule=parts.data, ckpt_path=start, weights_only=True)
+    seconds = callbacks.timer_of(trainer).metrics["fit/seconds"]
+    course = callbacks.course(callbacks.losses_of(trainer))
+    return _cost(parts, trainer.current_epoch, trainer.global_step, seconds) | course
+
+
+def _stopped_early(checkpoint: dict[str, Any]) -> bool:
+    known = checkpoint["callbacks"]
+    states = [v for k, v in known.items() if k.startswith("EarlyStopping")]
+    clearly_worse = known.get("StopWhenWorse", {}).get("stopped", False)
+    return clearly_worse or any(state["wait_count"] >= state["patience"] for state in states)
+
+
+def _cost(parts: Parts, epochs: int, steps: int, seconds: float) -> dict[str, Any]:
+    return {
+        "fit/epochs": epochs,
+        "fit/steps": steps,
+        "fit/seconds": seconds,
+        "fit/steps_per_second": steps / seconds if seconds else 0.0,
+        "fit/threads": torch.get_num_threads(),
+        "model/parameters": sum(p.numel() for p in parts.model.parameters()),
+        "model/causal": parts.model.causal,
+    }
+
+
+def _read_weights(model: SequenceModel, file: Path) -> None:
+    model.load_state_dict(checkpoints.read(file)["state_dict"])

@@ -1,0 +1,70 @@
+"""Fit the recalibration of a run on its validation split, for looking ahead on origins beyond what was trained on."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from vrnn_lab.config.errors import ConfigError
+from vrnn_lab.core.series import TimeSeries
+from vrnn_lab.core.tasks import Forecast
+from vrnn_lab.data.base import SeriesData
+from vrnn_lab.evaluation.recalibration import Recalibration, batches_of, evenly, fit
+from vrnn_lab.forecasting.backtest import Folds, Plan, folds
+from vrnn_lab.runs.build import Parts
+from vrnn_lab.training.out_of_time import OutOfTime
+
+ORIGINS = (1 / 3, 2 / 3)  # shares of a validation window up to which all is seen, beside the yardstick's own question
+FOLDS = 5  # origins in the validation part of a series that is split in time
+
+
+def recalibrate(parts: Parts, ends: OutOfTime | None = None) -> Recalibration:
+    """Fit the factors on the yardstick's questions to validation and on rolling origins within it.
+
+    Whole series that were split by name cover one span of time, and a forecast after that is harder than any that
+    validation asks. ends: what a second model said of that; without it a forecast of such series is widened where
+    validation says so, but never narrowed.
+    """
+    scale = parts.model.scale
+    further = rolling(parts.data, scale.longest.item(), parts.yardstick.draws, parts.model.keep_start)
+    found = fit(parts.model, parts.data, parts.yardstick, parts.config.seed, further)
+    if scale.whole_series and not parts.data.split_in_time:
+        found = found.widening_ahead()
+    return replace(found, beyond=ends.beyond(scale, found.forecast)) if ends else found
+
+
+def rolling(data: SeriesData, longest: float, draws: int, keep_start: bool = False) -> Iterator[TimeSeries]:
+    """Forecasts from several origins of each validation series.
+
+    Of series that are split in time the origins lie in the validation part, and all before it, the training part
+    too, is seen; of series that are split as a whole they lie at ORIGINS of the window. longest: the longest
+    training window; keep_start: windows begin where their series do.
+    """
+    for plan in plans(data, longest):
+        try:
+            asked = folds(data, "val", plan, longest, keep_start)
+        except ConfigError:  # no validation part is as long as the horizon
+            continue
+        yield from (batch for batch, _ in _few(asked).batches(draws))
+    if data.split_in_time:
+        return
+    for until in ORIGINS:
+        yield from batches_of(data, Forecast(until, scored="held_out"), draws)
+
+
+def plans(data: SeriesData, longest: float) -> list[Plan]:
+    """Origins in the validation part of series that are split in time: one far ahead, several half as far."""
+    if not data.split_in_time:
+        return []
+    series, starts = data.reaching_back("val")
+    whole = float(np.median(series.windows[:, 1] - starts))
+    if whole <= 0:
+        return []
+    far = min(whole, longest) if longest > 0 else whole
+    near = far / 2
+    return [Plan(far, folds=1), Plan(near, every=(whole - near) / (FOLDS - 1), folds=FOLDS)]
+
+
+def _few(asked: Folds) -> Folds:
+    some = evenly(len(asked.origin))
+    return replace(asked, series=asked.series.part(some), origin=asked.origin[some], fold=asked.fold[some])

@@ -1,0 +1,265 @@
+"""Out-of-time validation: a second model, fitted without the ends of the series, forecasts these ends.
+
+Whole series that are split by name cover one span of time. Validation series then never ask for what lies beyond the
+times of training, which is what users of a panel ask for.
+"""
+
+import copy
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vrnn_lab.config.errors import ConfigError
+from vrnn_lab.config.validate import make
+from vrnn_lab.core.files import DamagedError, read_json, write_json
+from vrnn_lab.core.series import Scale, TimeSeries
+from vrnn_lab.data.base import Ragged, SeriesData
+from vrnn_lab.data.table.time_format import Clock
+from vrnn_lab.evaluation.baselines import baselines, level_of
+from vrnn_lab.evaluation.recalibration import (
+    FEWEST,
+    LEAST,
+    Beyond,
+    beyond_training,
+    evenly,
+    factors_of,
+    needed,
+    possible,
+)
+from vrnn_lab.evaluation.scores import Tally
+from vrnn_lab.forecasting.backtest import Folds
+from vrnn_lab.forecasting.context_window import around
+from vrnn_lab.runs import checkpoints
+from vrnn_lab.runs.build import Parts, assemble
+from vrnn_lab.training.callbacks import interruptible
+from vrnn_lab.training.ddp import launched
+from vrnn_lab.training.devices import accelerator_of, processes_of
+
+log = logging.getLogger("vrnn_lab")
+FILE, MODEL = "out_of_time.json", "model"
+STRETCHES = 3  # of the time beyond training, each with a factor of its own
+
+
+@dataclass(frozen=True)
+class OutOfTime:
+    """What the second model said of the ends of the series, as far as they lie beyond the times of its training."""
+
+    starts: list[float]  # (stretches,): distances from the times of training, in longest windows
+    factors: list[list[float]]  # (stretches, dim): by what its spread must be multiplied from there on
+    values: list[int]  # (dim,): the values that the factors rest on
+    scores: dict[str, float]  # keys as in metrics.json
+
+    def save(self, folder: Path) -> None:
+        """<folder>/out_of_time.json, whole or not at all."""
+        write_json(folder / FILE, vars(self))
+
+    def beyond(self, scale: Scale, forecast: Tensor) -> Beyond:
+        """The factors for the model that was fitted to the whole series, of this scale; none is below that of other
+        forecasts, nor below that of a nearer time."""
+        factors = torch.maximum(torch.tensor(self.factors).double(), forecast).cummax(0).values
+        return Beyond(*_reach(scale), tuple(self.starts), factors, tuple(self.values))
+
+
+AGAIN = "Remove it, and it is measured again by a second fit."
+
+
+def measured(parts: Parts, folder: Path, among_others: bool = False) -> OutOfTime | None:
+    """Return what the folder of a run holds, or fit and score the second model; None where it is not wanted.
+
+    parts: of the run, whose model is fitted. The second model takes as many steps as led to its best checkpoint.
+    among_others: the run is one of a sweep or a search, which compare runs by validation alone.
+    """
+    if (file := folder / FILE).is_file():
+        try:
+            return OutOfTime(**read_json(file, AGAIN))
+        except TypeError as error:
+            raise DamagedError(f"{file} is none of ours: {error}. {AGAIN}") from error
+    if not _wanted(parts, among_others):
+        return None
+    steps = checkpoints.read(folder / "checkpoints" / checkpoints.BEST)["global_step"]
+    log.info("out-of-time validation: a second fit of %d steps, without the second half of each series", steps)
+    found = validate(parts, max(1, steps))
+    if found:
+        found.save(folder)
+    return found
+
+
+def check(parts: Parts) -> None:
+    """ConfigError where the config asks for a second fit that cannot be made; before anything is trained."""
+    if parts.config.get("out_of_time") is True and (reason := _impossible(parts)):
+        raise ConfigError(f"out_of_time=true: {reason}; leave it out, which is out_of_time=auto.")
+
+
+def _wanted(parts: Parts, among_others: bool) -> bool:
+    asked = parts.config.get("out_of_time", False)  # runs of earlier versions have no such key
+    return not _impossible(parts) if asked == "auto" and not among_others else asked is True
+
+
+def _impossible(parts: Parts) -> str:
+    """Say why no second fit is made, empty where one can be."""
+    scale = parts.model.scale
+    if not possible(parts.model, parts.yardstick):
+        return "the run's values have no spread that could be set right (they are no real numbers, or of one draw)"
+    if processes_of(parts.config) > 1 or launched()[1] > 1:
+        return "the run is fitted by several processes"
+    if not scale.own_levels or not scale.whole_series or scale.trend is not None or parts.data.split_in_time:
+        return (
+            "it needs a table of whole series that are split by their names; of series that are cut into windows, or "
+            "split in time, validation lies beyond the times of training already"
+        )
+    return ""
+
+
+def validate(parts: Parts, steps: int) -> OutOfTime | None:
+    """Fit a second model of the same config for `steps` steps without the second half of each series, and score it.
+
+    None where the series are too short, or where that fit failed to give finite numbers.
+    """
+    cut = without_ends(parts.data)
+    asked = ends(parts.data, cut.scale, parts.model.keep_start) if cut else None
+    if cut is None or asked is None:
+        return None
+    second = assemble(parts.config, cut.scale)
+    second.data = cut
+    _fit(second, steps)
+    second.model.to(parts.model.device)
+    if not all(bool(p.isfinite().all()) for p in second.model.parameters()):
+        return None
+    return _scored(second, asked)
+
+
+def without_ends(data: SeriesData) -> SeriesData | None:
+    """The data set without the second half of the points of each series; None where no series is long enough."""
+    cut = copy.copy(data)
+    cut.trainer = None
+    vars(cut).pop("scale", None)  # cached, of the whole series
+    cut._splits = {split: _without_end(series) for split, series in data.splits.items()}
+    whole = cut.splits["train"]
+    return cut if (whole.windows[:, 1] > whole.windows[:, 0]).any() else None
+
+
+def _without_end(series: Ragged) -> Ragged:
+    end = series.first + _kept(series.lengths)
+    last = np.maximum(end - 1, series.first)
+    times = series.points.times[np.minimum(last, len(series.points.times) - 1)]
+    shorter = end < series.end
+    windows = np.where(shorter[:, None], np.stack([series.windows[:, 0], times], 1), series.windows)
+    return replace(series, end=end, windows=windows)
+
+
+def _kept(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many points of series are kept: half of them, at least two; all of series with fewer than three."""
+    return np.where(lengths < 3, lengths, np.maximum(2, (lengths + 1) // 2))
+
+
+def ends(data: SeriesData, scale: Scale, keep_start: bool) -> Folds | None:
+    """A question for the end of each training and validation series; None where no series has one.
+
+    scale: of the shorter series. The series' test split stays unread.
+    """
+    made, chosen = [], []
+    for split in ("train", "val"):
+        series = data.splits[split]
+        for i in evenly(len(series)):
+            times = series.points.times[series.first[i] : series.end[i]]
+            kept = int(_kept(np.array([len(times)]))[0])
+            if kept < len(times):
+                origin, last = times[kept - 1], times[-1]
+                begin, end = around(origin, last, times[0], origin, float(scale.longest), keep_start)
+                low = np.searchsorted(times, begin)
+                made.append((origin, series.first[i] + low, series.end[i], begin, max(end, last)))
+                chosen.append((series, i))
+    if not made:
+        return None
+    origin, first, end, begin, stop = map(np.array, zip(*made, strict=True))
+    ids = np.array([series.ids[i] for series, i in chosen])
+    part = Ragged(data.splits["train"].points, first, end, np.stack([begin, stop], 1), ids)
+    return Folds(part, origin, np.ones(len(origin), np.int64), 0.0, Clock.of_training(data))
+
+
+def _fit(second: Parts, steps: int) -> None:
+    """Train as a run does, without validation, checkpoints and figures."""
+    config = second.config
+    trainer = make(
+        config.trainer,
+        "trainer",
+        accelerator=accelerator_of(config),
+        devices=config.trainer.devices,
+        max_epochs=-1,
+        max_steps=steps,
+        check_val_every_n_epoch=None,
+        val_check_interval=None,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with interruptible():
+        trainer.fit(second.model, datamodule=second.data)
+
+
+def _scored(second: Parts, asked: Folds) -> OutOfTime | None:
+    """Score the second model and the baselines on what lies beyond the times of training; None for too few values."""
+    model, data, draws = second.model, second.data, second.yardstick.draws
+    guesses, level = baselines(data, model.scale), level_of(data, model.scale)
+    tallies = {name: Tally(data.channels, model.scale.std) for name in (MODEL, *guesses)}
+    least, distances = [], []
+    with model.fixed_noise(second.config.seed):
+        for batch, distance in _beyond(asked, model.scale, draws):
+            said = model.predict(batch.to(model.device), draws)
+            least.append(needed(said, batch.to(model.device)))
+            distances.append(distance[..., None].expand_as(batch.values)[batch.scored])
+            means = {name: guess(batch.given(), level) for name, guess in guesses.items()}
+            for name, mean in ({MODEL: said.mean.cpu()} | means).items():
+                tallies[name].add({"mse": (mean - batch.values) ** 2}, batch.scored)
+    if sum(map(len, distances)) < FEWEST:
+        return None
+    factor, _, channel, _ = map(torch.cat, zip(*least, strict=True))
+    scores = {f"out_of_time/{name}/nmse": tally.result("")["/nmse"] for name, tally in tallies.items()}
+    scores["out_of_time/values"] = float(len(factor))
+    scores["out_of_time/coverage_90"] = (factor <= 1).double().mean().item()
+    starts, factors = by_distance(factor, channel, torch.cat(distances), model.scale.dim)
+    return OutOfTime(starts, factors, torch.bincount(channel, minlength=model.scale.dim).tolist(), scores)
+
+
+def by_distance(
+    least: Float[Tensor, " values"], channel: Int64[Tensor, " values"], distance: Float[Tensor, " values"], dim: int
+) -> tuple[list[float], list[list[float]]]:
+    """The distances at which stretches of equally many values start, and the factors of each stretch.
+
+    There are at most STRETCHES, and each has LEAST values or more, unless there is only one.
+    """
+    order = distance.argsort(stable=True)
+    parts = order.tensor_split(max(1, min(STRETCHES, len(order) // LEAST)))
+    starts = [0.0, *(distance[part[0]].item() for part in parts[1:])]
+    place = torch.bucketize(distance, torch.tensor(starts[1:], dtype=distance.dtype), right=True)
+    factors = []
+    for i in range(len(starts)):
+        mine = place == i
+        one = torch.zeros(int(mine.sum()), 2, dtype=torch.float64)  # block: these factors are never below 1
+        found, *_ = factors_of([(least[mine], torch.zeros_like(channel[mine]), channel[mine], one)], dim)
+        factors.append(found[0].tolist())
+    return starts, factors
+
+
+def _beyond(asked: Folds, scale: Scale, draws: int) -> Iterator[tuple[TimeSeries, Tensor]]:
+    """The questions beyond the times of training, with their distances; batches without any drop out."""
+    for batch, _ in asked.batches(draws):
+        distance = beyond_training(batch, *_reach(scale))
+        batch = replace(batch, scored=batch.scored & (distance > 0)[..., None])  # the others become padding
+        if batch.scored.any():
+            yield batch, distance
+
+
+def _reach(scale: Scale) -> tuple[float, float]:
+    """The end of the last training window, and the length of the longest."""
+    return float(scale.start + scale.reach), float(scale.longest)
