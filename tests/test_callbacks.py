@@ -135,7 +135,7 @@ def plain_figures(monkeypatch):
         asked.append((model.trainer.current_epoch, seed, split))
         return {"forecast": model_figures.Figure(figsize=(1, 1))}
 
-    monkeypatch.setattr(callbacks.plots, "figures", drawn)
+    monkeypatch.setattr(callbacks.model_figures, "figures", drawn)
     return asked
 
 

@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import re
 import shutil
 import stat
 from pathlib import Path
@@ -101,6 +102,21 @@ def test_a_flipped_bit_is_noticed_or_changes_nothing(name, folder, finished, bit
         except DamagedError:
             noticed += 1
     assert noticed > bits // 2
+
+
+@pytest.mark.parametrize("name", [name for name in READ if name.endswith(".ckpt")])
+def test_a_record_of_another_size_is_noticed(name, folder, finished):
+    """torch leaves the rest of a tensor as the memory was, and zipfile verifies the checksum only at the end."""
+    content = (finished / name).read_bytes()
+    starts = [found.start() for found in re.finditer(rb"PK\x01\x02", content)]
+    assert len(starts) > 10
+    for start in starts:
+        for field in (start + 20, start + 24):  # of the directory at the end: compressed size, size
+            damaged = bytearray(content)
+            damaged[field : field + 4] = bytes(4)
+            (folder / name).write_bytes(damaged)
+            with pytest.raises(DamagedError, match="damaged"):
+                checkpoints.read(folder / name)
 
 
 @pytest.mark.stress

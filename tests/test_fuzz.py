@@ -233,6 +233,7 @@ REFUSED = {
     "data.seed={}": r"data\.seed=\{\}: expected a whole number",
     "a b=1": r"'a b=1' cannot be read; expected key=value",
     "+model@foo=rnn": r"foo: a run has no such key or group",
+    "labels=null": r"labels=null: expected one of learn, none",
     "+lr=1": r"lr: a run has no such key or group",
     "model=glob(*)": r"glob\(\*\)",
 }

@@ -97,7 +97,7 @@ def stub(monkeypatch):
             seen.append(config)
             return {"val/loss": score(config, watching[0])}
 
-        monkeypatch.setattr(trial.fitting, "run", run)
+        monkeypatch.setattr(trial.fit, "run", run)
         monkeypatch.setattr(trial, "compose", composed)
         monkeypatch.setattr(search, "experiment_of", lambda *a: "")
         return seen
@@ -156,7 +156,7 @@ def test_a_search_that_was_killed_goes_on_to_the_same_numbers(whole, here, run_i
     assert done.returncode == -signal.SIGKILL
     assert [s.number for s in study.seats(study_in(folder).trials) if s.end] == [0]
     first = (folder / "1" / "seed=0" / "metrics.json").stat().st_mtime_ns
-    monkeypatch.setattr(fit.plots, "figures", lambda *a, **k: {})
+    monkeypatch.setattr(fit.model_figures, "figures", lambda *a, **k: {})
     code, printed = run_in(*WHOLE)
     assert code == 0 and "2 of 2 trials have ended: 2 completed" in printed
     assert (folder / "1" / "seed=0" / "metrics.json").stat().st_mtime_ns == first

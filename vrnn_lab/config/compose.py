@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vrnn_lab.config.errors import ConfigError, near
-from vrnn_lab.config.messages import error_of_hydra
+from vrnn_lab.config.messages import error_of_hydra, error_together
 from vrnn_lab.config.moved import current, first
 from vrnn_lab.config.options import CONF
 from vrnn_lab.config.plain import contents, flat, nodes
@@ -127,7 +127,7 @@ def _composed(overrides: list[str], config_dirs: tuple[str, ...], with_hydra: bo
             except (HydraException, OmegaConfBaseException) as error:
                 raise error_of_hydra(error, hydra) from error
             except (ValueError, TypeError, AttributeError, KeyError, AssertionError) as error:  # of Hydra's own code
-                raise ConfigError(f"{' '.join(overrides)}: these overrides do not go together: {error}") from error
+                raise error_together(overrides, error) from error
     finally:
         GlobalHydra.instance().hydra = before
 

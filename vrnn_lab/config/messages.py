@@ -24,6 +24,15 @@ def error_of_hydra(error: Exception, hydra: Any) -> ConfigError:
     )
 
 
+def error_together(overrides: list[str], error: Exception) -> ConfigError:
+    """Return the error of overrides, each of which Hydra can read, that make no config together."""
+    for override in overrides:
+        group, _, option = override.lstrip("+").partition("=")
+        if option in ("null", "None", "~") and group in groups():
+            return ConfigError(f"{override}: expected one of {', '.join(options(group))}.")
+    return ConfigError(f"{' '.join(overrides)}: these overrides do not go together: {error}")
+
+
 def _explain(message: str, hydra) -> str:
     """Hydra's message, with the nearest name that exists."""
     if found := re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", message):

@@ -1,15 +1,17 @@
 """The files of conf/: the groups of configs and the options of each."""
 
+from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 
 
-def groups() -> list[str]:
-    """What a run chooses among; the spaces of conf/search are for vrnn_lab.search alone."""
+@cache
+def groups() -> tuple[str, ...]:
+    """Return what a run chooses among; the spaces of conf/search are for vrnn_lab.search alone."""
     folders = [p for p in CONF.rglob("*") if p.is_dir() and any(p.glob("*.yaml")) and p != CONF / "search"]
-    return sorted(str(p.relative_to(CONF)) for p in folders)
+    return tuple(sorted(str(p.relative_to(CONF)) for p in folders))
 
 
 def options(group: str) -> list[str]:

@@ -4,6 +4,7 @@ import importlib
 import inspect
 import re
 import typing
+from functools import cache
 from typing import Any
 
 from vrnn_lab.config.errors import ConfigError, near
@@ -74,8 +75,7 @@ def check(
         if not re.fullmatch(r"\w+(\.\w+)+", name := str(node["_target_"])):
             raise ConfigError(f"{path}._target_={name}: expected the name of a class with its module: module.Class.")
         made = target(name, path)
-        signature = inspect.signature(made)
-        hints = typing.get_type_hints(made.__init__ if isinstance(made, type) else made, include_extras=True)
+        signature, hints = _parameters(made)
         for key, value in node.items():
             if key not in ("_target_", "_partial_"):
                 _check_value(f"{path}.{key}", value, key, signature, hints, made.__name__)
@@ -83,6 +83,13 @@ def check(
             required = parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
             if required and key not in node and key not in given:
                 raise ConfigError(f"{path}.{key} is missing; {made.__name__} needs it.")
+
+
+@cache  # a search checks each of its values
+def _parameters(made: Any) -> tuple[inspect.Signature, dict[str, Any]]:
+    """Return the signature of what a config constructs, and the types of its parameters."""
+    constructor = made.__init__ if isinstance(made, type) else made
+    return inspect.signature(made), typing.get_type_hints(constructor, include_extras=True)
 
 
 def _check_devices(trainer: dict[str, Any]) -> None:

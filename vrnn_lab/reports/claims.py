@@ -35,7 +35,7 @@ def read(file: Path) -> list[dict[str, Any]]:
         raise ConfigError(f"claims={file}: there is no such file.")
     try:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"claims={file} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(found, list):
         raise ConfigError(f"claims={file}: expected a list of {{claim, better, than, metric, lower}}.")

@@ -104,10 +104,10 @@ class Table(SeriesData):
         self.shares, self.window, self.stride, self.dequantise = tuple(shares), window, stride, dequantise
         self.periods = (float(period),) if isinstance(period, (int, float)) else tuple(map(float, period or ()))
         self.trend, self.own_levels = trend, True
-        self.stream, self.keep = store, not store
+        self.stream, self.keep = stream, not stream
         self._rows: summary.RowCounts | None = None  # of the file; unknown of a stream
         self._check_roles()
-        if store:
+        if stream:
             columns.refuse_stream(self.path, self.channel, self.beside)
 
     @property
