@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench import results
 from bench.machine import machine
-from vrnn_lab.cli.arguments import guarded
+from vrnn_lab.cli.arguments import run_command
 from vrnn_lab.core.files import write_whole
 
 # Suites in their order, each with the threads it is measured with; 0 is the machine as it is.
@@ -112,4 +112,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(run_command(main))

@@ -90,7 +90,7 @@ def load(path: str, stream: bool) -> dict[str, float]:
 
 def padding() -> dict[str, float]:
     """The share of a batch's cells that hold no point; lengths log-uniform from 10 to 500, batches of 50."""
-    from vrnn_lab.core.tasks import Density
+    from vrnn_lab.core.tasks import DensityTask
     from vrnn_lab.data.base import Batches, Ragged
 
     lengths = np.exp(np.random.default_rng(0).uniform(np.log(10), np.log(500), 5000)).astype(int)
@@ -99,7 +99,7 @@ def padding() -> dict[str, float]:
     ends = np.stack([0 * lengths, lengths], 1).astype(float)
     data = Ragged.joined(times, times[:, None], offsets, ends, np.arange(len(lengths)))
     share = lambda order: 1 - lengths.sum() / sum(len(i) * lengths[i].max() for i in order)
-    batches = Batches(data, Density(), 50, 0, training=True)
+    batches = Batches(data, DensityTask(), 50, 0, training=True)
     plain = np.random.default_rng(0).permutation(len(lengths)).reshape(-1, 50)
     return {"alike": share(batches._order()), "shuffled": share(plain)}
 
@@ -109,7 +109,7 @@ def loader(batch_size: int) -> dict[str, float]:
     import torch
 
     from vrnn_lab.config.compose import compose
-    from vrnn_lab.config.validate import make
+    from vrnn_lab.config.validate import instantiate
     from vrnn_lab.data.base import Batches
     from vrnn_lab.runs.build import assemble
 
@@ -128,7 +128,7 @@ def loader(batch_size: int) -> dict[str, float]:
         optimizer.step()
         found.setdefault("step", []).append(1e3 * (time.perf_counter() - started))
         for name in ("density", "interpolate", "forecast", "mixed"):
-            task = make(compose([f"task={name}"]).task, "task")
+            task = instantiate(compose([f"task={name}"]).task, "task")
             for kind in ("train", "eval"):
                 batches = Batches(train, task, batch_size, 0, training=kind == "train")
                 started, count = time.perf_counter(), sum(1 for _ in batches)

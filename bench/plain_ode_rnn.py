@@ -7,10 +7,10 @@ has a point. With our weights, so that what differs from ours is the walk alone.
 import torch
 from torch import Tensor
 
-from vrnn_lab.models.networks import FlowingMemory
+from vrnn_lab.models.networks import ODERNNCell
 
 
-def over_union(memory: FlowingMemory, inputs: Tensor, times: Tensor) -> Tensor:
+def over_union(memory: ODERNNCell, inputs: Tensor, times: Tensor) -> Tensor:
     """The state of each row at the last time of the union; inputs (batch, place, input), times (batch, place)."""
     union, place = times.unique(return_inverse=True)
     state = inputs.new_zeros(len(inputs), memory.memory.size)

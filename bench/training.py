@@ -8,7 +8,7 @@ from bench import ours
 from bench.harness import OPTIONS, Row, against, within
 from bench.plain_latent_ode import PlainLatentODE
 from bench.plain_ode_rnn import over_union
-from vrnn_lab.models.networks import FlowingMemory
+from vrnn_lab.models.networks import ODERNNCell
 
 LIMIT = 16.0  # ms of a step
 PERIODIC = (
@@ -49,24 +49,22 @@ def latent_ode(quick: bool) -> Iterator[Row]:
     yield found
 
 
-def memory_of(rows: int, points: int, seed: int = 0) -> tuple[FlowingMemory, torch.Tensor, torch.Tensor]:
+def memory_of(rows: int, points: int, seed: int = 0) -> tuple[ODERNNCell, torch.Tensor, torch.Tensor]:
     """An ODE-RNN of the sizes of the encoder's, its inputs (rows, points, 12), and times in [0, 1]."""
     torch.manual_seed(seed)
-    memory = FlowingMemory(12, 20, 64, 1, "tanh", 1.0, nodes=10)
+    memory = ODERNNCell(12, 20, 64, 1, "tanh", 1.0, nodes=10)
     times = torch.rand(rows, points, dtype=torch.float64).sort(1).values
     on = lambda x: x.to(OPTIONS.device)
     return on(memory), on(torch.randn(rows, points, 12)), on(times)
 
 
-def last_state(memory: FlowingMemory, inputs: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+def last_state(memory: ODERNNCell, inputs: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
     """Ours, carried on to where the union ends."""
     gap = torch.cat([times, times.max().expand(len(times), 1)], 1).diff(dim=1)
     return memory(inputs, gap.to(inputs), inputs.new_zeros(len(inputs), memory.memory.size))[1][:, -1]
 
 
-def gradient_of(
-    walk: Callable[..., torch.Tensor], memory: FlowingMemory, *told: torch.Tensor
-) -> Callable[[], object]:
+def gradient_of(walk: Callable[..., torch.Tensor], memory: ODERNNCell, *told: torch.Tensor) -> Callable[[], object]:
     weights = list(memory.parameters())
     return lambda: torch.autograd.grad(walk(memory, *told).square().sum(), weights)
 
@@ -74,7 +72,7 @@ def gradient_of(
 def ode_rnn(quick: bool) -> Iterator[Row]:
     memory, inputs, times = told = memory_of(*(4, 5) if quick else (50, 100))
     with torch.no_grad():
-        fine = FlowingMemory(12, 20, 64, 1, "tanh", 1.0, nodes=200).double().to(inputs.device)
+        fine = ODERNNCell(12, 20, 64, 1, "tanh", 1.0, nodes=200).double().to(inputs.device)
         fine.load_state_dict(memory.state_dict())
         exact = last_state(fine, inputs.double(), times)
         errors = [(walk(*told).double() - exact).abs().max().item() for walk in (last_state, over_union)]

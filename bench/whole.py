@@ -75,7 +75,7 @@ def reached() -> Row:
             self.began = time.perf_counter()
 
         def on_validation_end(self, trainer, pl_module) -> None:
-            scores = evaluate(parts.model, parts.data, "val", yardstick, parts.config.seed)
+            scores = evaluate(parts.model, parts.data, "val", protocol, parts.config.seed)
             self.scoring += time.perf_counter() - self.began
             mse = scores["val/interpolation/mse"]
             self.course.append((time.perf_counter() - started - self.scoring, trainer.global_step, mse))
@@ -85,7 +85,7 @@ def reached() -> Row:
         Goal(),
         ours.parts_of("experiment=periodic", f"trainer={'cpu' if OPTIONS.device == 'cpu' else 'gpu'}"),
     )
-    yardstick = replace(parts.yardstick, samples=1, draws=9)
+    protocol = replace(parts.protocol, samples=1, draws=9)
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         trainer_of(parts, Path(folder), [goal]).fit(parts.model, datamodule=parts.data, weights_only=True)

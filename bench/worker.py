@@ -39,10 +39,10 @@ def main(suite: str, threads: int, options: dict) -> None:
     import torch
 
     from bench import harness
-    from vrnn_lab.cli.arguments import quiet
+    from vrnn_lab.cli.arguments import configure_logging
     from vrnn_lab.training.devices import keep_memory
 
-    quiet()
+    configure_logging()
     keep_memory()  # as a run does
     if threads:
         torch.set_num_threads(threads)

@@ -21,13 +21,13 @@ import torch
 from matplotlib.figure import Figure
 
 import vrnn_lab
-from vrnn_lab.cli.arguments import arguments, guarded, quiet
+from vrnn_lab.cli.arguments import arguments, configure_logging, run_command
 from vrnn_lab.core.densities import Gaussian
 from vrnn_lab.core.series import TimeSeries
 from vrnn_lab.core.tasks import Task
 from vrnn_lab.data.base import SeriesData
 from vrnn_lab.evaluation.baselines import linear
-from vrnn_lab.evaluation.scores import Scores, Tally, plain_scores, sample_scores
+from vrnn_lab.evaluation.scores import ScoreAccumulator, Scores, plain_scores, sample_scores
 from vrnn_lab.models.base import SequenceModel
 
 SCORES = {"nll": 9, "mse": 9, "crps": 9, "coverage_90": 13}  # and the width of their columns
@@ -80,7 +80,7 @@ def by_process(row: TimeSeries, model) -> Gaussian:
 
 def spread_of_lines(model, data: SeriesData) -> torch.Tensor:
     """(dim,): how far straight lines are off at the gaps of the validation windows."""
-    tally = Tally(data.channels, model.data_std)
+    tally = ScoreAccumulator(data.channels, model.data_std)
     for row in data.batches("val", Gap(), 1):
         tally.add({"mse": (linear(row.given(), model.data_mean) - row.values) ** 2}, row.scored)
     return torch.where(tally.count > 0, (tally.sums["mse"] / tally.count).sqrt(), model.data_std)
@@ -91,7 +91,7 @@ def scores_of(models: dict[str, SequenceModel], data: SeriesData) -> dict[str, d
     first = next(iter(models.values()))
     spread = spread_of_lines(first, data)
     names = (*models, "Gaussian process", "straight lines")
-    tallies = {name: Tally(data.channels, first.data_std) for name in names}
+    tallies = {name: ScoreAccumulator(data.channels, first.data_std) for name in names}
     for row in data.batches("test", Gap(), 1):
         lines = Gaussian(linear(row.given(), first.data_mean), spread.expand(row.values.shape))
         answers = [filled(model, row) for model in models.values()]
@@ -163,7 +163,7 @@ def draw(row: TimeSeries, model, data: SeriesData, file: Path) -> None:
 
 def main() -> int:
     found = arguments(__doc__ or "", ("runs", "picture"), sys.argv[1:])
-    quiet()
+    configure_logging()
     if "runs" not in found:
         raise ValueError("runs=<run folder>,... is missing.")
     fitted = [(Path(run).name, *vrnn_lab.load(run)) for run in found["runs"].split(",")]
@@ -187,4 +187,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(run_command(main))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import vrnn_lab
-from vrnn_lab.cli.arguments import arguments, guarded, quiet
+from vrnn_lab.cli.arguments import arguments, configure_logging, run_command
 from vrnn_lab.config.compose import compose
 from vrnn_lab.core.files import write_whole
 from vrnn_lab.core.series import TimeSeries
@@ -251,7 +251,7 @@ def verdict(found, plain) -> str:
 
 def main() -> int:
     found = arguments(str(__doc__), ("folder", "output", "jobs", "only"), sys.argv[1:] or ["jobs=1"])
-    quiet()
+    configure_logging()
     folder, only = Path(found.get("folder", "outputs/hopper")), found.get("only")
     wanted = [job for job in JOBS if only in (None, job.name)]
     if not wanted:
@@ -271,4 +271,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(run_command(main))

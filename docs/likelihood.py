@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 
 import vrnn_lab
-from vrnn_lab.cli.arguments import arguments, guarded, quiet
+from vrnn_lab.cli.arguments import arguments, configure_logging, run_command
 from vrnn_lab.core.densities import log_mean_exp
-from vrnn_lab.core.tasks import Density
+from vrnn_lab.core.tasks import DensityTask
 from vrnn_lab.models.recipe import FIVO
 from vrnn_lab.models.vrnn import VRNN
 from vrnn_lab.runs.folder import finished
@@ -74,7 +74,7 @@ def bounds(where: Path) -> dict[str, torch.Tensor]:
     model, data = vrnn_lab.load(where)
     found: dict[str, list] = {}
     with model.fixed_noise(0):
-        for batch in data.batches("test", Density(), ROWS):
+        for batch in data.batches("test", DensityTask(), ROWS):
             terms, weights = model.loss_terms(batch), model.log_weights(batch, max(BOUNDS)).double()
             row = {"elbo": (terms.nll + terms.kl).double(), "exact": -data.exact(batch)[0]}
             row |= {str(k): -log_mean_exp(weights[:k]) for k in BOUNDS}
@@ -145,7 +145,7 @@ def main() -> int:
     found = arguments(
         str(__doc__), ("sets", "models", "folder", "jobs", "output", "epochs"), sys.argv[1:] or ["jobs=2"]
     )
-    quiet()
+    configure_logging()
     jobs, epochs = int(found.get("jobs", 2)), found.get("epochs", "30")
     sets = found["sets"].split(",") if "sets" in found else SETS
     wanted = found["models"].split(",") if "models" in found else list(MODELS)
@@ -168,4 +168,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(run_command(main))

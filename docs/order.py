@@ -15,7 +15,7 @@ from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev
 
-from vrnn_lab.cli.arguments import arguments, guarded
+from vrnn_lab.cli.arguments import arguments, run_command
 from vrnn_lab.runs.folder import finished
 
 SETS = {"curves": 40, "speech": 80, "motion": 150}  # epochs
@@ -101,4 +101,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(run_command(main))

@@ -18,7 +18,7 @@ from statistics import mean, stdev
 
 import numpy as np
 
-from vrnn_lab.cli.arguments import arguments, guarded, quiet
+from vrnn_lab.cli.arguments import arguments, configure_logging, run_command
 from vrnn_lab.core.files import write_whole
 from vrnn_lab.core.tasks import Forecast
 from vrnn_lab.data.datasets.physionet2012 import Physionet2012
@@ -97,7 +97,7 @@ def line(name: str, values: list[float], digits: int = 2) -> str:
 def main() -> int:
     allowed = ("path", "folder", "seeds", "jobs", "output")
     found = arguments(str(__doc__), allowed, sys.argv[1:])
-    quiet()
+    configure_logging()
     if "path" not in found:
         raise ValueError("path=<the challenge's files> is missing.")
     path, folder = found["path"], Path(found.get("folder", "outputs/physionet"))
@@ -153,4 +153,4 @@ scored as written: a pH of 187 or a WBC of 12 500 in a test split decides nmse, 
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(run_command(main))

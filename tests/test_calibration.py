@@ -18,7 +18,7 @@ from vrnn_lab.evaluation import scores
 from vrnn_lab.evaluation.baselines import references
 from vrnn_lab.evaluation.calibration import (
     PIT_BINS,
-    Account,
+    CalibrationAccumulator,
     bins,
     edges,
     gap,
@@ -265,7 +265,7 @@ def test_scores_by_distance_are_those_of_the_values_at_that_distance(data, found
 
 
 def test_a_bin_ends_where_the_next_one_begins_though_that_one_is_empty(data):
-    account = Account(data, "forecast", QUESTIONS.questions["forecast"], torch.ones(1).double())
+    account = CalibrationAccumulator(data, "forecast", QUESTIONS.questions["forecast"], torch.ones(1).double())
     begin, end = account.edges[:2].tolist()
     near = series_of([[0.0, begin / 2, end + 1e-6]], [[[0.0]] * 3], seen=[[[1], [0], [0]]], scored=[[[0], [1], [1]]])
     account.add({"mse": torch.ones(1, 3, 1).double()}, near)
@@ -276,7 +276,7 @@ def test_a_bin_ends_where_the_next_one_begins_though_that_one_is_empty(data):
 
 def test_what_nothing_was_seen_for_stands_apart(data):
     never = {"interpolation": Interpolate(0, scored="held_out"), "forecast": Forecast(0, scored="held_out")}
-    nothing = metrics.Yardstick(**never, samples=4, draws=9)
+    nothing = metrics.EvaluationProtocol(**never, samples=4, draws=9)
     given = answers(Oracle(data), data, "test", nothing, 0)
     assert given["test/forecast/horizon/none/share"] == given["test/interpolation/gap/none/share"] == 1
     assert given["test/forecast/horizon/none/mse"] == given["test/forecast/mse"]

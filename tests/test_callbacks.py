@@ -16,7 +16,7 @@ from vrnn_lab.data.datasets.spirals import Spirals1D
 from vrnn_lab.figures import model_figures
 from vrnn_lab.models.losses import LossTerms
 from vrnn_lab.training import callbacks
-from vrnn_lab.training.callbacks import Course, Figures, NotFiniteError, Progress, StopOnNaN, Timer, course
+from vrnn_lab.training.callbacks import Figures, LossHistory, NotFiniteError, Progress, StopOnNaN, Timer, course
 
 
 def data_of(train: int = 12, batch_size: int = 4):
@@ -235,9 +235,9 @@ def test_the_course_of_a_fit_says_where_it_ended_and_how_early_it_fell():
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_a_resumed_fit_keeps_the_course_of_what_came_before(tmp_path):
     data, checkpoint = data_of(), ModelCheckpoint(tmp_path, save_last=True)
-    first = Course()
+    first = LossHistory()
     fit(data, first, checkpoint, epochs=2, num_sanity_val_steps=1)
-    then = Course()
+    then = LossHistory()
     fit(data_of(), then, checkpoint, epochs=3, resume=tmp_path / "last.ckpt")
     assert len(first.losses) == 2 and len(then.losses) == 3 and then.losses[:2] == first.losses
 

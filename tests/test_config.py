@@ -13,7 +13,7 @@ import vrnn_lab
 from vrnn_lab import describe, run
 from vrnn_lab.cli.arguments import arguments
 from vrnn_lab.config.compose import compose, composer, job_id, jobs_of
-from vrnn_lab.config.errors import ConfigError, near
+from vrnn_lab.config.errors import ConfigError, did_you_mean
 from vrnn_lab.config.options import CONF, groups, options
 from vrnn_lab.config.validate import check, target
 from vrnn_lab.runs.build import assemble
@@ -208,8 +208,8 @@ def test_a_model_of_ones_own_is_one_file_and_one_yaml(tmp_path, monkeypatch):
 
 
 def test_the_nearest_name_is_suggested():
-    assert near("adamm", ["adam", "sgd"]) == " Did you mean 'adam'?"
-    assert near("zzz", ["adam", "sgd"]) == ""
+    assert did_you_mean("adamm", ["adam", "sgd"]) == " Did you mean 'adam'?"
+    assert did_you_mean("zzz", ["adam", "sgd"]) == ""
 
 
 def test_build_gives_an_untrained_model_and_its_data():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vrnn_lab.forecasting.context_window import around
+from vrnn_lab.forecasting.context_window import choose_window
 
 CASES = {
     "a short series is taken whole": ((3, 4, 0, 8), (0, 8)),
@@ -19,14 +19,14 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_a_question_has_a_window_as_in_training(case):
     question, window = CASES[case]
-    assert around(*map(float, question), longest=10.0) == window
+    assert choose_window(*map(float, question), longest=10.0) == window
 
 
 def test_whole_series_are_asked_from_their_own_start():
-    ask = lambda end: around(end + 1, end + 6, 0.0, end, longest=10.0, keep_start=True)
+    ask = lambda end: choose_window(end + 1, end + 6, 0.0, end, longest=10.0, keep_start=True)
     assert ask(9.0) == (0, 15)
-    assert ask(40.0) == around(41.0, 46.0, 0.0, 40.0, longest=10.0)  # longer than any of training
+    assert ask(40.0) == choose_window(41.0, 46.0, 0.0, 40.0, longest=10.0)  # longer than any of training
 
 
 def test_of_moments_there_is_no_length_to_keep_to():
-    assert around(3.0, 4.0, 0.0, 100.0, longest=0.0) == (0, 100)
+    assert choose_window(3.0, 4.0, 0.0, 100.0, longest=0.0) == (0, 100)

@@ -139,7 +139,7 @@ class Bell(SequenceModel):
         self.bias = nn.Parameter(torch.tensor([0.3, -0.2, -0.4, 0.1]))
 
     def _density(self, series):
-        return self.head(self.bias.expand(*series.times.shape, -1)).blurred(series.error)
+        return self.head(self.bias.expand(*series.times.shape, -1)).with_measurement_error(series.error)
 
     def _loss_terms(self, series, samples):
         nll = -self._density(series).log_prob(series.values, series.scored).sum(1)
@@ -186,12 +186,12 @@ def test_a_mixture_with_error_bars_is_that_of_the_sum():
     draw = lambda *shape: torch.rand(*shape, generator=rng, dtype=torch.float64)
     plain = Mixture(draw(6, 3).log_softmax(-1), draw(6, 3, 2), 0.2 + draw(6, 3, 2), draw(6, 3) - 0.5)
     error = draw(6, 2)
-    found = plain.blurred(error)
+    found = plain.with_measurement_error(error)
     torch.testing.assert_close(found.mean, plain.mean)
     torch.testing.assert_close(found.std.square(), plain.std.square() + error.square())
     covariance = lambda m: m.correlation * m.stds.prod(-1)
     torch.testing.assert_close(covariance(found), covariance(plain))
-    assert torch.equal(plain.blurred(None).stds, plain.stds)
+    assert torch.equal(plain.with_measurement_error(None).stds, plain.stds)
     value, both = draw(6, 2), torch.ones(6, 2).bool()
     joint = torch.zeros(6, 3, dtype=torch.float64)
     for k in range(3):
@@ -204,9 +204,9 @@ def test_a_mixture_with_error_bars_is_that_of_the_sum():
 
 def test_an_error_bar_of_zero_is_none():
     plain = Gaussian(torch.zeros(3, 2), torch.full((3, 2), 0.7))
-    assert torch.equal(plain.blurred(torch.zeros(3, 2)).scale, plain.scale)
+    assert torch.equal(plain.with_measurement_error(torch.zeros(3, 2)).scale, plain.scale)
     with pytest.raises(ValueError, match="Laplace has no density of a value plus Gaussian noise"):
-        Laplace(torch.zeros(3), torch.ones(3)).blurred(torch.ones(3))
+        Laplace(torch.zeros(3), torch.ones(3)).with_measurement_error(torch.ones(3))
 
 
 # ---- used, and rightly: x_i = 2 u_i + v + noise of std .5 and an error bar, u_i white, v one a series ----

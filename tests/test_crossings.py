@@ -13,21 +13,21 @@ from test_predict import LEVELS, Decay, parts_of, table
 
 from vrnn_lab import predict
 from vrnn_lab.data.datasets.ou import OU
-from vrnn_lab.data.table.reader import Form
+from vrnn_lab.data.table.reader import TableSchema
 from vrnn_lab.forecaster import Forecaster
 from vrnn_lab.forecasting.crossings import Level, crossings
-from vrnn_lab.forecasting.forecast import Asked, Forecasts
-from vrnn_lab.forecasting.queries import Question
+from vrnn_lab.forecasting.forecast import Forecasts, Query
+from vrnn_lab.forecasting.queries import SeriesWindow
 from vrnn_lab.forecasting.summary import Answer, path_names
 from vrnn_lab.models.linear_state import SLOWEST
 
 
-def question(name: str, last: float) -> Question:
+def question(name: str, last: float) -> SeriesWindow:
     """Make a question with one seen value a channel, at time 1, and three times asked."""
     times = np.array([1.0, 2, 3, 4])
     values = np.full((4, 2), np.nan)
     values[0] = last, 100.0
-    return Question(name, 0, times, values, np.isnan(values), np.zeros((4, 0)), np.zeros((4, 2)), (1.0, 4.0))
+    return SeriesWindow(name, 0, times, values, np.isnan(values), np.zeros((4, 0)), np.zeros((4, 2)), (1.0, 4.0))
 
 
 def made(last: float) -> Answer:
@@ -95,8 +95,8 @@ def known():
     values = data._path(times, rng) + data.noise * rng.standard_normal(times.shape)
     names = np.repeat([f"{number:04d}" for number in range(SERIES)], 12)
     frame = pd.DataFrame({"id": names, "time": seen.ravel(), "x": values[:, :12].ravel()})
-    asked = Asked(None, HORIZON, STEP, draws=DRAWS, paths=DRAWS)
-    return data, [*Forecasts.of(parts_of(model), frame, asked, Form()).answers(True)], values[:, 12:]
+    asked = Query(None, HORIZON, STEP, draws=DRAWS, paths=DRAWS)
+    return data, [*Forecasts.of(parts_of(model), frame, asked, TableSchema()).answers(True)], values[:, 12:]
 
 
 def crossed(answers: list[Answer], level: Level) -> pd.DataFrame:
@@ -148,14 +148,14 @@ def test_draws_that_do_not_hang_together_are_found_out(known):
 
 
 def when(model, frame, level: Level, **asked) -> pd.DataFrame:
-    found = Forecasts.of(parts_of(model), frame, Asked(when=level, **asked), Form())
+    found = Forecasts.of(parts_of(model), frame, Query(when=level, **asked), TableSchema())
     return pd.concat([found.frame(answer) for answer in found.answers(True)], ignore_index=True)
 
 
 def test_the_answer_is_that_of_the_paths_of_predict():
     model, asked = Decay(scale_of()), {"horizon": 3.0, "every": 1.0, "draws": 50}
     found = when(model, table(), Level(-6.0, True, "b"), **asked)
-    plain = Forecasts.of(parts_of(model), table(), Asked(**asked, paths=50), Form())
+    plain = Forecasts.of(parts_of(model), table(), Query(**asked, paths=50), TableSchema())
     paths = pd.concat([plain.frame(answer) for answer in plain.answers(True)])
     paths = paths[paths["channel"] == "b"].set_index("id").filter(like="path_")
     for name, rows in found.groupby("id"):

@@ -31,7 +31,7 @@ from vrnn_lab.evaluation.recalibration import load
 from vrnn_lab.figures import model_figures
 from vrnn_lab.runs import checkpoints, provenance
 from vrnn_lab.runs.build import load_parts
-from vrnn_lab.runs.folder import config_of, metrics_of, only_one
+from vrnn_lab.runs.folder import config_of, metrics_of, run_lock
 from vrnn_lab.training import fit
 
 pytestmark = IN_PROCESS
@@ -238,7 +238,7 @@ def test_what_a_killed_process_left_is_removed_when_the_folder_is_taken_again(tm
         file.parent.mkdir(exist_ok=True)
         file.write_text("half")
     (tmp_path / ".hidden").write_text("kept")
-    with only_one(tmp_path, wait=False):
+    with run_lock(tmp_path, wait=False):
         assert not any(file.exists() for file in left)
     clean(tmp_path)
     assert (tmp_path / ".hidden").exists()

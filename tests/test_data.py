@@ -11,8 +11,8 @@ from small import model_of
 
 from vrnn_lab.config.compose import compose
 from vrnn_lab.config.options import CONF, options
-from vrnn_lab.config.validate import make
-from vrnn_lab.core.tasks import Density, Forecast, Interpolate, Mixed, Own
+from vrnn_lab.config.validate import instantiate
+from vrnn_lab.core.tasks import DensityTask, Forecast, Interpolate, Mixed, Own
 from vrnn_lab.data.base import SPLITS, Batches, generator
 from vrnn_lab.data.datasets.periodic import Periodic
 from vrnn_lab.data.datasets.spirals import TIMES, Spirals, Spirals1D
@@ -24,7 +24,9 @@ OTHERS = {
     "ode_demo": ({"points": 40, "starts": 9, "noise": 0.05}, {"train": 30, "val": 1, "test": 9}),
     "digits": ({}, {"train": 1257, "val": 270, "test": 270}),
 }
-MIXED = Mixed([Density(), Interpolate([0.1, 0.9]), Interpolate(0.5, unit="value"), Forecast([0.2, 0.8], [0.3, 1.0])])
+MIXED = Mixed(
+    [DensityTask(), Interpolate([0.1, 0.9]), Interpolate(0.5, unit="value"), Forecast([0.2, 0.8], [0.3, 1.0])]
+)
 
 
 def needs_a_file(name: str) -> bool:
@@ -41,7 +43,7 @@ def data_of(name: str, **keys):
     node = compose([f"data={name}"]).data
     for key, value in {**OTHERS.get(name, (SIZES,))[0], **keys}.items():
         node[key] = value
-    return make(node, "data")
+    return instantiate(node, "data")
 
 
 def sizes(name: str) -> dict[str, int]:
@@ -149,7 +151,7 @@ def test_batches_keep_the_promises_of_a_batch_of_series(name, split):
 def test_a_batch_holds_the_series_as_they_were_observed(name):
     data = data_of(name)
     series = data.splits["test"]
-    batch = next(iter(data.batches("test", Density(), len(series))))
+    batch = next(iter(data.batches("test", DensityTask(), len(series))))
     for row, (a, b) in enumerate(zip(series.offsets, series.offsets[1:], strict=False)):
         observed = ~np.isnan(series.values[a:b])
         np.testing.assert_array_equal(batch.seen[row, : b - a], observed)
@@ -301,7 +303,7 @@ def test_beyond_the_windows_of_spirals_lies_the_same_curve(made, clock):
 def test_data_that_know_the_truth_beyond_their_windows_ask_for_it():
     data = Spirals(**SIZES, points=30)
     assert list(data.questions) == ["before", "after"] and Periodic(**SIZES).questions == {}
-    inside = next(iter(data.batches("test", Density(), 100)))
+    inside = next(iter(data.batches("test", DensityTask(), 100)))
     for name, task in data.questions.items():
         batch = next(iter(data.batches("test", task, 100))).check()
         start, end = batch.window.split(1, 1)
@@ -337,7 +339,7 @@ def test_with_the_origin_in_the_middle_a_batch_from_the_loader_is_as_any_other(n
 def test_asking_beyond_the_window_changes_no_answer_inside():
     data = Spirals(**SIZES, points=30)
     model = model_of("latent_ode", data.scale, double=True)
-    inside = next(iter(data.batches("test", Density(), 100)))
+    inside = next(iter(data.batches("test", DensityTask(), 100)))
     for task in data.questions.values():
         wide = next(iter(data.batches("test", task, 100)))
         both = replace(wide, scored=wide.known)
@@ -433,7 +435,7 @@ def test_training_that_was_cut_sees_the_same_points():
 def test_an_evaluation_that_was_broken_off_starts_again_at_the_beginning():
     """A Trainer with limit_val_batches breaks every validation off; each must score the same series."""
     data = Periodic(**SIZES, points=5, batch_size=3)
-    for loader in (data.val_dataloader(), data.batches("test", Density())):
+    for loader in (data.val_dataloader(), data.batches("test", DensityTask())):
         assert order(loader, 1) == order(loader, 1) == order(loader)[:1]
 
 

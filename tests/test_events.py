@@ -18,13 +18,15 @@ from vrnn_lab.core.series import TimeSeries, series_of
 from vrnn_lab.core.tasks import Forecast, Interpolate
 from vrnn_lab.data.base import Ragged, SeriesData
 from vrnn_lab.evaluation.baselines import references
-from vrnn_lab.evaluation.evaluate import Yardstick, evaluate, event_fit
+from vrnn_lab.evaluation.evaluate import EvaluationProtocol, evaluate, event_fit
 from vrnn_lab.models.heads import EventHead
 from vrnn_lab.models.latent_ode import LatentODE
 from vrnn_lab.reports import run_table
 from vrnn_lab.runs.build import assemble
 
-YARDSTICK = Yardstick(Interpolate(0.5, scored="held_out"), Forecast(0.5, scored="held_out"), samples=5, draws=5)
+PROTOCOL = EvaluationProtocol(
+    Interpolate(0.5, scored="held_out"), Forecast(0.5, scored="held_out"), samples=5, draws=5
+)
 CLOCK, START = 5.0, 100.0
 
 
@@ -274,7 +276,7 @@ def test_rescaled_times_of_a_constant_rate_are_waits_times_the_rate():
 
 def test_events_are_scored_by_their_times_alone():
     model, data = event_model(), drawn()
-    found = evaluate(model, data, "test", YARDSTICK, 0) | references(data, YARDSTICK)
+    found = evaluate(model, data, "test", PROTOCOL, 0) | references(data, PROTOCOL)
     total, count = sum(map(len, data.times)), len(data.times)
     exact = -(total * log(2.0) - 2.0 * CLOCK * count) / total
     assert found["reference/exact/nll_events"] == pytest.approx(exact)
@@ -286,7 +288,7 @@ def test_events_are_scored_by_their_times_alone():
 
 def test_a_split_without_any_event_has_finite_scores():
     data = Events([np.zeros(0)] * 3)
-    found = evaluate(event_model(), data, "test", YARDSTICK, 0) | references(data, YARDSTICK, event_scale())
+    found = evaluate(event_model(), data, "test", PROTOCOL, 0) | references(data, PROTOCOL, event_scale())
     assert np.isfinite(list(found.values())).all() and "test/events/ks" not in found
 
 
@@ -333,6 +335,6 @@ def test_a_task_that_leaves_events_unscored_is_refused(task):
 
 def test_real_values_of_a_point_process_are_scored_apart_from_their_times():
     parts = assemble(compose(["model=latent_ode_poisson", "data=ou", "data.train=20", "data.test=6"]))
-    found = evaluate(parts.model, parts.data, "test", YARDSTICK, 0)
+    found = evaluate(parts.model, parts.data, "test", PROTOCOL, 0)
     assert {"test/nll", "test/nll_events", "test/nll_joint", "test/nll_above_exact", "test/events/ks"} <= found.keys()
     assert not any(k.startswith(("test/nll_events_above", "test/nll_joint_above")) for k in found)

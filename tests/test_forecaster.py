@@ -10,7 +10,7 @@ from test_predict import table
 
 import vrnn_lab
 from vrnn_lab import evaluate, predict
-from vrnn_lab.cli.arguments import guarded
+from vrnn_lab.cli.arguments import run_command
 from vrnn_lab.config.compose import compose
 from vrnn_lab.evaluation.recalibration import Recalibration
 from vrnn_lab.forecaster import Forecaster, typed
@@ -33,7 +33,7 @@ def test_what_it_says_is_what_the_command_says(fitted, monkeypatch, capsys, tmp_
     mine.to_csv(tmp_path / "mine.csv", index=False)
     arguments = f"run={forecaster.folder} input={tmp_path}/mine.csv output={tmp_path}/out.csv"
     monkeypatch.setattr("sys.argv", ["predict", *f"{arguments} horizon=2 every=1 seed=3 paths=2".split()])
-    assert guarded(predict.main) == 0
+    assert run_command(predict.main) == 0
     written = pd.read_csv(tmp_path / "out.csv").assign(time=lambda x: pd.to_datetime(x["time"], format="ISO8601"))
     pd.testing.assert_frame_equal(written, found, check_dtype=False, rtol=1e-12)
     assert found["time"].dtype.kind == "M"
@@ -58,7 +58,7 @@ def test_other_names_of_columns_are_given_by_name(fitted):
 def test_the_run_is_one_like_any_other(fitted, monkeypatch, capsys):
     forecaster, frame = fitted
     monkeypatch.setattr("sys.argv", ["evaluate", f"run={forecaster.folder}"])
-    assert guarded(evaluate.main) == 0 and "this model" in capsys.readouterr().out
+    assert run_command(evaluate.main) == 0 and "this model" in capsys.readouterr().out
     again = Forecaster(*KEYS, folder=forecaster.folder).fit(frame, id="plant no", time="day")
     np.testing.assert_array_equal(
         again.predict(frame, fill=True)["mean"], forecaster.predict(frame, fill=True)["mean"]
@@ -104,7 +104,7 @@ def test_backtests_have_the_dates_of_the_series(fitted, monkeypatch, capsys, tmp
     assert len(found) and moments(found["id"], found["time"]) <= moments(frame["plant no"], frame["day"])
     keys = f"run={forecaster.folder} backtest=true backtest.horizon=2 backtest.folds=1 output={tmp_path}/b.csv"
     monkeypatch.setattr("sys.argv", ["evaluate", *keys.split()])
-    assert guarded(evaluate.main) == 0 and " nan" not in capsys.readouterr().out
+    assert run_command(evaluate.main) == 0 and " nan" not in capsys.readouterr().out
     written = pd.read_csv(tmp_path / "b.csv")
     assert (pd.to_datetime(written["time"], format="ISO8601") == found["time"]).all()
 

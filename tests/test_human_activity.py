@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vrnn_lab.core.tasks import Density
+from vrnn_lab.core.tasks import DensityTask
 from vrnn_lab.data.base import SPLITS
 from vrnn_lab.data.datasets import human_activity
 from vrnn_lab.data.datasets.human_activity import CLASSES, SECOND, TAGS, HumanActivity
@@ -91,7 +91,7 @@ def test_every_point_has_the_class_of_what_was_done_then(file):
             inside = np.abs(times % 2 - 1) < 0.9  # away from where it changes
             expected = [number[ACTIVITIES[int(t // 2) % 11]] for t in times]
             np.testing.assert_array_equal(labels[inside], np.array(expected)[inside])
-    batch = next(iter(data.batches("test", Density(), 4)))
+    batch = next(iter(data.batches("test", DensityTask(), 4)))
     assert batch.check().labels.shape == batch.times.shape
 
 

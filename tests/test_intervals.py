@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_run import command
 
 from vrnn_lab import evaluate
-from vrnn_lab.cli.arguments import guarded
+from vrnn_lab.cli.arguments import run_command
 from vrnn_lab.core.files import read_json
 from vrnn_lab.evaluation.calibration import PIT_BINS
 from vrnn_lab.figures import calibration_figures
@@ -117,15 +117,15 @@ REFUSED = {
 @pytest.mark.parametrize("given", REFUSED)
 def test_what_does_not_go_together_is_refused_by_name(given, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["x", f"run={tmp_path}", *given.split()])
-    monkeypatch.setattr(evaluate, "quiet", lambda: None)
-    assert guarded(evaluate.main) == 2
+    monkeypatch.setattr(evaluate, "configure_logging", lambda: None)
+    assert run_command(evaluate.main) == 2
     assert REFUSED[given] in capsys.readouterr().err
 
 
 def test_a_question_that_a_backtest_does_not_ask_is_refused(folder, monkeypatch, capsys):
     given = f"run={folder} backtest=true backtest.horizon=3 evaluate.forecast.seen=3"
     monkeypatch.setattr("sys.argv", ["evaluate", *given.split()])
-    assert guarded(evaluate.main) == 2
+    assert run_command(evaluate.main) == 2
     assert "evaluate.forecast.seen: a backtest has no such question" in capsys.readouterr().err
 
 

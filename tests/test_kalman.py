@@ -9,7 +9,7 @@ import torch
 from vrnn_lab.core import kalman_blocks
 from vrnn_lab.core.kalman import Pairs, StateSpace, log_likelihood, posterior, smooth
 from vrnn_lab.core.series import TimeSeries, series_of
-from vrnn_lab.core.tasks import Density, Interpolate
+from vrnn_lab.core.tasks import DensityTask, Interpolate
 from vrnn_lab.data.base import generator
 from vrnn_lab.data.datasets.lgssm import LGSSM
 from vrnn_lab.data.datasets.ou import OU
@@ -342,7 +342,7 @@ def test_lgssm_has_the_moments_of_its_theory():
 def test_the_exact_nll_of_ou_is_what_an_independent_computation_gave():
     """Two other draws of 200 series gave 0.943 and 0.973 nats a value, with a standard error of 0.01 each."""
     data = OU()
-    batches = list(data.batches("test", Density()))
+    batches = list(data.batches("test", DensityTask()))
     log_prob = sum(data.exact(batch)[0].sum() for batch in batches)
     assert 0.94 < -log_prob / sum(batch.known.sum() for batch in batches) < 0.98
 
@@ -350,7 +350,7 @@ def test_the_exact_nll_of_ou_is_what_an_independent_computation_gave():
 @by_name
 def test_the_exact_nll_is_the_entropy_of_the_process_on_average(data):
     excess = []
-    for batch in data.batches("val", Density(), batch_size=100):
+    for batch in data.batches("val", DensityTask(), batch_size=100):
         for row, log_prob in enumerate(data.exact(batch)[0]):
             covariance = dense_covariance(data, batch.times[row, batch.counts[row]].numpy())
             joint = covariance + data.noise_std**2 * np.eye(len(covariance))

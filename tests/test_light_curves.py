@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vrnn_lab import fetch
-from vrnn_lab.core.tasks import Density, Interpolate
+from vrnn_lab.core.tasks import DensityTask, Interpolate
 from vrnn_lab.data.base import SPLITS
 from vrnn_lab.data.datasets.light_curves import STARS, LightCurves
 
@@ -95,7 +95,7 @@ def test_every_star_is_dealt_and_windows_of_different_splits_share_no_point(cach
 def test_units_and_names(cache):
     data = LightCurves()
     assert (data.channels, data.units, data.time_unit) == (("B", "R"), ("mag", "mag"), "day")
-    assert next(iter(LightCurves(window=10).batches("val", Density()))).values.shape[2] == 2
+    assert next(iter(LightCurves(window=10).batches("val", DensityTask()))).values.shape[2] == 2
 
 
 def test_a_missing_file_names_the_command_that_brings_it_and_it_brings_it(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from vrnn_lab.core.noise import Noise, _rank
 from vrnn_lab.core.series import TimeSeries, series_of
-from vrnn_lab.core.tasks import Density, Interpolate
+from vrnn_lab.core.tasks import DensityTask, Interpolate
 from vrnn_lab.data.datasets.lgssm import LGSSM
 from vrnn_lab.data.datasets.ou import OU
 from vrnn_lab.models.linear_state import SLOWEST, SPEED
@@ -205,11 +205,11 @@ def test_with_the_true_parameters_it_is_the_exact_row_of_lgssm():
 
 def assert_exact(model, data):
     """The head's std has a floor of .001 training stds, which a log-likelihood feels in its seventh digit."""
-    for task in (Density(), Interpolate(seen=0.5, scored="held_out")):
+    for task in (DensityTask(), Interpolate(seen=0.5, scored="held_out")):
         for batch in data.batches("test", task):
             log_prob, answer = data.exact(batch)
             with model.fixed_noise(0):
-                if isinstance(task, Density):
+                if isinstance(task, DensityTask):
                     off = (model.log_weights(batch, 1)[0] - log_prob) / batch.known.sum((1, 2))
                     assert off.abs().max() < 1e-5 and off.mean().abs() < 1e-6
                 found = model.predict(batch, 1).density

@@ -1,4 +1,4 @@
-"""The yardstick: scores against closed forms, integrals and simulation; plain rows by hand."""
+"""The protocol: scores against closed forms, integrals and simulation; plain rows by hand."""
 
 from dataclasses import replace
 from math import log, pi, sqrt
@@ -12,12 +12,12 @@ from small import asked, batch_of, with_empty_points
 
 from vrnn_lab.core.densities import Gaussian
 from vrnn_lab.core.series import series_of
-from vrnn_lab.core.tasks import Density, Interpolate
+from vrnn_lab.core.tasks import DensityTask, Interpolate
 from vrnn_lab.data.base import Ragged, SeriesData
 from vrnn_lab.evaluation import evaluate as metrics
 from vrnn_lab.evaluation.baselines import REFERENCES, references
 from vrnn_lab.evaluation.evaluate import evaluate
-from vrnn_lab.evaluation.scores import Tally, central, fair_crps, plain_scores, sample_scores
+from vrnn_lab.evaluation.scores import ScoreAccumulator, central, fair_crps, plain_scores, sample_scores
 from vrnn_lab.models.base import Prediction
 from vrnn_lab.models.recipe import IWAE
 
@@ -128,7 +128,7 @@ def test_scores_of_a_mixture_are_those_of_its_density_and_draws():
 
 
 def test_a_tally_sums_over_scored_values_and_divides_once():
-    tally = Tally(("a", "b"), torch.tensor([2.0, 10.0], dtype=torch.float64))
+    tally = ScoreAccumulator(("a", "b"), torch.tensor([2.0, 10.0], dtype=torch.float64))
     errors, scored = [], []
     for seed, rows in ((0, 1), (1, 6), (2, 3)):
         each, mask = normals(rows, 4, 2, seed=seed), normals(rows, 4, 2, seed=seed + 9) > 0.3
@@ -161,7 +161,7 @@ def test_a_tally_sums_over_scored_values_and_divides_once():
 
 
 def test_a_channel_that_is_never_scored_has_no_row_and_no_say():
-    tally = Tally(("a", "b"), torch.ones(2).double())
+    tally = ScoreAccumulator(("a", "b"), torch.ones(2).double())
     mask = torch.tensor([[[True, False], [True, False]]])
     tally.add({"mse": torch.full((1, 2, 2), 5.0), "crps": torch.full((1, 2, 2), 5.0)}, mask)
     assert tally.result("p") == {
@@ -177,13 +177,13 @@ def test_a_channel_that_is_never_scored_has_no_row_and_no_say():
 
 
 def test_one_channel_needs_no_rows_of_its_own():
-    tally = Tally(("a",), torch.ones(1).double())
+    tally = ScoreAccumulator(("a",), torch.ones(1).double())
     tally.add({"mse": torch.ones(1, 2, 1), "crps": torch.ones(1, 2, 1)}, torch.ones(1, 2, 1, dtype=torch.bool))
     assert set(tally.result("p")) == {"p/mse", "p/crps", "p/nmse", "p/ncrps"}
 
 
 def test_nothing_scored_gives_no_numbers():
-    tally = Tally(("a",), torch.ones(1).double())
+    tally = ScoreAccumulator(("a",), torch.ones(1).double())
     tally.add({"mse": torch.ones(1, 2, 1)}, torch.zeros(1, 2, 1, dtype=torch.bool))
     assert tally.result("p") == {}
 
@@ -417,6 +417,6 @@ def test_the_score_against_the_clean_curve_is_smaller_by_the_noise(data, plain):
 
 
 def test_the_nll_of_a_density_row_is_over_all_values(data, plain):
-    batch = next(iter(data.batches("test", Density(), 1000)))
+    batch = next(iter(data.batches("test", DensityTask(), 1000)))
     truth = -data.exact(batch)[0].sum().item() / batch.scored.sum().item()
     assert plain["reference/exact/nll"] == pytest.approx(truth)

@@ -8,7 +8,7 @@ import pytest
 from small import IN_PROCESS
 
 from vrnn_lab import predict, report, run
-from vrnn_lab.cli.arguments import guarded
+from vrnn_lab.cli.arguments import run_command
 from vrnn_lab.config.compose import compose, job_id
 from vrnn_lab.config.moved import current, first
 from vrnn_lab.config.validate import target
@@ -34,7 +34,7 @@ def called(monkeypatch, capsys):
 
     def call(command, *words):
         monkeypatch.setattr("sys.argv", ["vrnn_lab", *map(str, words)])
-        code = guarded(command.main)
+        code = run_command(command.main)
         return code, capsys.readouterr()
 
     return call

@@ -12,9 +12,9 @@ from torch import nn
 
 from vrnn_lab.config.options import options
 from vrnn_lab.data import splits
-from vrnn_lab.data.table.columns import Beside
+from vrnn_lab.data.table.columns import ColumnRoles
 from vrnn_lab.data.table.dataset import Table
-from vrnn_lab.data.table.reader import Form, Source
+from vrnn_lab.data.table.reader import SeriesReader, TableSchema
 from vrnn_lab.models.ode import Solver
 from vrnn_lab.reports.run_table import _facts
 
@@ -82,7 +82,7 @@ def test_numbers_beyond_1e150_are_refused_by_their_cell_in_every_way_in(value, n
     table.to_csv(path, index=False) if path.suffix == ".csv" else table.to_parquet(path)
     place = "line 15" if path.suffix == ".csv" else "row 14"
     found = table if way == "frame" else path
-    ask = lambda: list(Source(found, "input", Form(), ("a",), Beside(), None).series(whole=True))
+    ask = lambda: list(SeriesReader(found, "input", TableSchema(), ("a",), ColumnRoles(), None).series(whole=True))
     read = lambda: Table(str(path), stream=way == "stream").whole()
     with pytest.raises(ValueError, match=rf"column '{name}'.*e\+.* in {place}; expected .*1e\+150"):
         ask() if way in ("question", "frame") else read()

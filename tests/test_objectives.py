@@ -15,9 +15,9 @@ from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.options import options
 from vrnn_lab.core.densities import log_mean_exp
 from vrnn_lab.core.series import series_of
-from vrnn_lab.core.tasks import Density, Forecast, Interpolate
+from vrnn_lab.core.tasks import DensityTask, Forecast, Interpolate
 from vrnn_lab.data.datasets.ou import OU
-from vrnn_lab.evaluation.evaluate import Yardstick, evaluate
+from vrnn_lab.evaluation.evaluate import EvaluationProtocol, evaluate
 from vrnn_lab.models.losses import Activity, Latents, Normal
 from vrnn_lab.models.recipe import FIVO, IWAE, ConstantBeta, Labels, Recipe, WarmupBeta, cosine
 from vrnn_lab.models.vrnn import choose_ancestors
@@ -294,10 +294,12 @@ def test_a_fit_with_labels_logs_them_and_its_scores_tell_how_well_they_are_told(
     assert set(model.latest) == {"train/loss", "train/nll", "train/kl", "train/labels"}
     assert model.latest["train/loss"] == pytest.approx(model.latest["train/nll"])
     assert float(trainer.callback_metrics["val/labels"]) < log(2)
-    yardstick = Yardstick(Interpolate(0.5, scored="held_out"), Forecast(0.5, scored="held_out"), samples=2, draws=9)
-    found = evaluate(model, data, "test", yardstick, 0)
+    protocol = EvaluationProtocol(
+        Interpolate(0.5, scored="held_out"), Forecast(0.5, scored="held_out"), samples=2, draws=9
+    )
+    found = evaluate(model, data, "test", protocol, 0)
     assert found["test/labels/accuracy"] > 0.75 and found["test/labels/auc"] > 0.8
-    batch = next(iter(data.batches("test", Density(), 60)))
+    batch = next(iter(data.batches("test", DensityTask(), 60)))
     with model.fixed_noise(0):
         chance = model.classify(batch)
     there = batch.labels >= 0

@@ -7,7 +7,7 @@ import torch
 from small import fit, model_of
 
 from vrnn_lab.core.densities import log_mean_exp
-from vrnn_lab.core.tasks import Density, Forecast
+from vrnn_lab.core.tasks import DensityTask, Forecast
 from vrnn_lab.data.datasets.lgssm import LGSSM
 from vrnn_lab.data.datasets.ou import OU
 
@@ -18,7 +18,7 @@ def nll_above_exact(model, data, samples: int) -> tuple[float, float]:
     """Mean and standard error, over test series, of model minus exact nats a value."""
     above, counts = [], []
     with model.fixed_noise(0):
-        for batch in data.batches("test", Density(), 100):
+        for batch in data.batches("test", DensityTask(), 100):
             bound = log_mean_exp(model.log_weights(batch, samples)).double()
             exact, _ = data.exact(batch)
             above.append(exact - bound)

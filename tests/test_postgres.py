@@ -55,7 +55,7 @@ def worker(server: Server, folder: Path, *more: str) -> subprocess.Popen:
         return subprocess.Popen([sys.executable, "-c", code], cwd=folder, env=environment, stdout=log, stderr=log)
 
 
-def seats_in(server: Server) -> list[study.Seat]:
+def seats_in(server: Server) -> list[study.TrialSlot]:
     return study.seats(optuna.load_study(study_name="shared", storage=study.open_storage(server.url)).trials)
 
 

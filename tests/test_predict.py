@@ -18,16 +18,16 @@ from test_run import command
 from torch import nn
 
 from vrnn_lab import predict
-from vrnn_lab.cli.arguments import guarded
+from vrnn_lab.cli.arguments import run_command
 from vrnn_lab.config.compose import compose
 from vrnn_lab.core.densities import Gaussian
 from vrnn_lab.core.series import series_of
 from vrnn_lab.data.table import reader as reading
-from vrnn_lab.data.table.columns import Beside
-from vrnn_lab.data.table.reader import Form, Source
+from vrnn_lab.data.table.columns import ColumnRoles
+from vrnn_lab.data.table.reader import SeriesReader, TableSchema
 from vrnn_lab.forecasting import forecast
-from vrnn_lab.forecasting.forecast import Asked, Forecasts
-from vrnn_lab.forecasting.queries import Times, Wanted, over_windows
+from vrnn_lab.forecasting.forecast import Forecasts, Query
+from vrnn_lab.forecasting.queries import SeriesQuery, Times, over_windows
 from vrnn_lab.forecasting.summary import summary
 from vrnn_lab.forecasting.writer import writing
 from vrnn_lab.models.base import Prediction, SequenceModel
@@ -76,7 +76,7 @@ def parts_of(model):
 
 def ask(found, model=None, form=None, in_memory=True, **asked) -> pd.DataFrame:
     model = model or Decay(scale_of())
-    all_ = Forecasts.of(parts_of(model), found, Asked(**asked), form or Form())
+    all_ = Forecasts.of(parts_of(model), found, Query(**asked), form or TableSchema())
     return pd.concat([all_.frame(answer) for answer in all_.answers(in_memory)], ignore_index=True)
 
 
@@ -98,7 +98,7 @@ def long_of(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.melt(["id", "time"], ["a", "b"], "kind", "number")
 
 
-LONG = Form(channel="kind", value="number")
+LONG = TableSchema(channel="kind", value="number")
 
 
 # ---- the answer -------------------------------------------------------------------------------------------
@@ -200,21 +200,21 @@ def test_where_nothing_is_asked_there_are_no_rows_but_columns():
 )
 def test_a_question_that_is_none_is_refused(asked, said):
     with pytest.raises(ValueError, match=said):
-        Asked(**asked)
+        Query(**asked)
 
 
 # ---- windows ----------------------------------------------------------------------------------------------
 
 
 def questions(times, asked, longest: float = 10.0, name: str = "x"):
-    rows = reading.Rows(
+    rows = reading.SeriesRows(
         name, np.array(times, float), np.zeros((len(times), 1)), np.zeros((len(times), 1), bool),
         np.zeros((len(times), 0)), np.zeros((len(times), 1)),
     )  # fmt: skip
     asked = np.array(asked, float)
     wanted = Times(asked, np.ones((len(asked), 1), bool), np.zeros((len(asked), 0)), np.zeros((len(asked), 1)))
     scale = replace(scale_of(1, clock=4.0), longest=torch.tensor(longest).double())
-    return list(over_windows(rows, wanted, scale, Beside()))
+    return list(over_windows(rows, wanted, scale, ColumnRoles()))
 
 
 def test_a_series_no_longer_than_those_of_training_is_one_window():
@@ -282,7 +282,7 @@ def test_rows_in_any_order_give_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("ending", [".csv", ".csv.gz", ".parquet"])
-@pytest.mark.parametrize("form", [Form(), LONG], ids=["wide", "long"])
+@pytest.mark.parametrize("form", [TableSchema(), LONG], ids=["wide", "long"])
 def test_bit_by_bit_is_as_whole(ending, form, tmp_path, monkeypatch):
     frame = table(6) if form.value is None else long_of(table(6)).sort_values("id")
     at = pd.DataFrame({"id": ["s0", "s0", "s1a", "s3"], "time": [101.0, 103.0, 100.0, 103.0]})
@@ -294,7 +294,7 @@ def test_bit_by_bit_is_as_whole(ending, form, tmp_path, monkeypatch):
     found = [ask(files[0], form=form, in_memory=False, **kind) for kind in ({"fill": True}, {"at": files[1]})]
     for one, other in zip(found, expected, strict=True):
         pd.testing.assert_frame_equal(one, other, rtol=1e-12)
-    assert not Source(files[0], "input", form, ("a", "b"), Beside(), None).small
+    assert not SeriesReader(files[0], "input", form, ("a", "b"), ColumnRoles(), None).small
 
 
 def test_bit_by_bit_wants_the_rows_of_a_series_together(tmp_path):
@@ -321,7 +321,7 @@ def test_the_long_form_says_the_same():
 
 def test_one_series_has_no_id():
     frame = table(1)
-    found = ask(frame.drop(columns="id"), form=Form(id=None), horizon=1.0, every=1.0)
+    found = ask(frame.drop(columns="id"), form=TableSchema(id=None), horizon=1.0, every=1.0)
     assert found["id"].tolist() == ["series"] * 2
     assert found["mean"].tolist() == ask(frame, horizon=1.0, every=1.0)["mean"].tolist()
 
@@ -370,14 +370,14 @@ def test_a_column_that_is_there_twice_is_refused():
 @pytest.mark.parametrize("name", ["$x_{$", "1 $ is 1 $", "a/b", "..", "温" * 100, "\U00020000" * 99, "n" * 300])
 def test_a_series_of_any_name_has_its_figure(name, tmp_path):
     frame = table().query("id == 's1'").assign(id=name)
-    asked = Forecasts.of(parts_of(Decay(scale_of())), frame, Asked(horizon=1.0, every=0.5), Form())
+    asked = Forecasts.of(parts_of(Decay(scale_of())), frame, Query(horizon=1.0, every=0.5), TableSchema())
     predict.write(asked, tmp_path / "out.csv", 1.0, in_memory=True)
     assert len(list((tmp_path / "out_figures").glob("*.png"))) == 1
 
 
 def test_progress_is_told_also_where_nothing_is_asked(tmp_path, monkeypatch):
     monkeypatch.setattr(predict, "SAID", -1.0)
-    asked = Forecasts.of(parts_of(Decay(scale_of())), table().dropna(), Asked(fill=True), Form())
+    asked = Forecasts.of(parts_of(Decay(scale_of())), table().dropna(), Query(fill=True), TableSchema())
     predict.write(asked, tmp_path / "out.csv", 0.0, in_memory=True)
     assert len(pd.read_csv(tmp_path / "out.csv")) == 0
 
@@ -505,7 +505,7 @@ def with_covariates():
 
 
 def told(frame, **asked) -> pd.DataFrame:
-    all_ = Forecasts.of(with_covariates(), frame, Asked(**asked), Form())
+    all_ = Forecasts.of(with_covariates(), frame, Query(**asked), TableSchema())
     return pd.concat([all_.frame(answer) for answer in all_.answers(True)], ignore_index=True)
 
 
@@ -546,22 +546,24 @@ def test_a_question_without_its_covariates_is_refused(change, asked, said):
 
 
 def test_error_bars_reach_the_model_with_their_values():
-    beside = Beside(error=("sa", None))
+    beside = ColumnRoles(error=("sa", None))
     frame = pd.DataFrame({"id": "x", "time": [100.0, 101.0], "a": [-4.0, -5.0], "b": [-5.0, None], "sa": [0.5, 0.25]})
-    source = Source(frame, "input", Form(), ("a", "b"), beside, None)
-    ((rows, times),) = Wanted(horizon=1.0, every=1.0).of(source, True)
+    source = SeriesReader(frame, "input", TableSchema(), ("a", "b"), beside, None)
+    ((rows, times),) = SeriesQuery(horizon=1.0, every=1.0).of(source, True)
     (question,) = over_windows(rows, times, scale_of(), beside)
     assert question.error.tolist() == [[0.5, 0], [0.25, 0], [0, 0]]
     with pytest.raises(ValueError, match="row 2 has a negative 'sa'"):  # of an empty cell, which may be asked for
         list(
-            Source(frame.assign(a=[1.0, None], sa=[1.0, -1.0]), "input", Form(), ("a", "b"), beside, None).series(
-                True
-            )
+            SeriesReader(
+                frame.assign(a=[1.0, None], sa=[1.0, -1.0]), "input", TableSchema(), ("a", "b"), beside, None
+            ).series(True)
         )
     with pytest.raises(ValueError, match="row 1 has a negative 'sa'"):
-        list(Source(frame.assign(sa=[-1.0, 1.0]), "at", Form(), ("a", "b"), beside, None).series(True))
+        list(SeriesReader(frame.assign(sa=[-1.0, 1.0]), "at", TableSchema(), ("a", "b"), beside, None).series(True))
     with pytest.raises(ValueError, match="has a value but no 'sa'"):
-        list(Source(frame.assign(sa=[None, 1.0]), "input", Form(), ("a", "b"), beside, None).series(True))
+        list(
+            SeriesReader(frame.assign(sa=[None, 1.0]), "input", TableSchema(), ("a", "b"), beside, None).series(True)
+        )
 
 
 # ---- the command ------------------------------------------------------------------------------------------
@@ -621,7 +623,7 @@ def test_what_cannot_work_is_one_message_and_no_file(changes, said, run, monkeyp
         (run / "old" / "recalibration.json").unlink()
     arguments = {"run": "run", "input": "mine.csv", "output": "none.csv", "fill": "true"} | changes
     monkeypatch.setattr("sys.argv", ["predict", *(f"{k}={v}" for k, v in arguments.items() if v is not None)])
-    assert guarded(predict.main) == 2
+    assert run_command(predict.main) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ") and said in error
     assert not Path("none.csv").exists()

@@ -10,14 +10,14 @@ import torch
 from scipy import integrate, stats
 
 from vrnn_lab.core.series import series_of
-from vrnn_lab.core.tasks import Density, Forecast, Interpolate
+from vrnn_lab.core.tasks import DensityTask, Forecast, Interpolate
 from vrnn_lab.data.datasets.curves import Curves
 from vrnn_lab.data.datasets.digits import Digits
 from vrnn_lab.data.datasets.events import Events
 from vrnn_lab.data.datasets.mixture import CORRELATIONS, WEIGHTS, MixtureProcess
 from vrnn_lab.data.datasets.ode_demo import OdeDemo
 from vrnn_lab.evaluation.baselines import references
-from vrnn_lab.evaluation.evaluate import Yardstick
+from vrnn_lab.evaluation.evaluate import EvaluationProtocol
 
 
 def log_p(data, times, values, window=None) -> float:
@@ -28,7 +28,7 @@ def log_p(data, times, values, window=None) -> float:
 
 
 def whole_split(data, split="test"):
-    return next(iter(data.batches(split, Density(), 10_000)))
+    return next(iter(data.batches(split, DensityTask(), 10_000)))
 
 
 def standard_errors(draws: np.ndarray) -> float:
@@ -324,7 +324,7 @@ def test_a_hidden_value_before_a_known_one_leaves_the_mixture_without_an_answer(
 
 def test_references_do_without_the_exact_row_where_the_past_is_thinned():
     data = MixtureProcess(train=20, val=20, test=20, points=8)
-    questions = Yardstick(Interpolate(0.5, scored="held_out"), Forecast(0.5, seen=0.3, scored="held_out"))
+    questions = EvaluationProtocol(Interpolate(0.5, scored="held_out"), Forecast(0.5, seen=0.3, scored="held_out"))
     found = references(data, questions)
     truth = data.exact(whole_split(data))[0]
     assert found["reference/exact/nll"] == pytest.approx(-truth.sum().item() / (20 * 8 * 2))

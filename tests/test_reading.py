@@ -12,13 +12,13 @@ from small import scale_of
 from test_predict import Decay, ask, parts_of
 
 from vrnn_lab.data.table import columns, csv_dialect, reader, store
-from vrnn_lab.data.table.columns import Beside
+from vrnn_lab.data.table.columns import ColumnRoles
 from vrnn_lab.data.table.csv_dialect import Dialect, dialect_of
 from vrnn_lab.data.table.dataset import Table
-from vrnn_lab.data.table.reader import Form, Source
+from vrnn_lab.data.table.reader import SeriesReader, TableSchema
 from vrnn_lab.data.table.time_format import Clock
 from vrnn_lab.forecaster import Forecaster
-from vrnn_lab.forecasting.forecast import Asked, Forecasts
+from vrnn_lab.forecasting.forecast import Forecasts, Query
 from vrnn_lab.runs import build
 
 COMMAS = "id;time;a;b\nx;0,5;1,25;\nx;1,5;-2,5;3\ny;0;1,5e2;0,125\n"
@@ -42,7 +42,7 @@ def same(one: Table, other: Table) -> None:
 
 def asked(path, key: str = "input", **columns) -> list:
     """The series that `predict` reads of a file or frame whose model has the channels a and b."""
-    return list(Source(path, key, Form(**columns), ("a", "b"), Beside(), None).series(whole=True))
+    return list(SeriesReader(path, key, TableSchema(**columns), ("a", "b"), ColumnRoles(), None).series(whole=True))
 
 
 # ---- separators and decimal commas --------------------------------------------------------------------------
@@ -90,7 +90,7 @@ def test_a_file_that_has_changed_is_looked_at_again(file, tmp_path):
 def test_questions_are_read_in_the_same_dialects_whole_and_in_chunks(chunk, file, monkeypatch, tmp_path):
     monkeypatch.setattr(reader, "SMALL", chunk)
     path = tmp_path / file(COMMAS)
-    found = list(Source(path, "input", Form(), ("a", "b"), Beside(), None).series(whole=False))
+    found = list(SeriesReader(path, "input", TableSchema(), ("a", "b"), ColumnRoles(), None).series(whole=False))
     assert [series.name for series in found] == ["x", "y"]
     np.testing.assert_array_equal(found[0].times, [0.5, 1.5])
     np.testing.assert_array_equal(found[0].values, [[1.25, np.nan], [-2.5, 3]])
@@ -114,7 +114,7 @@ def test_points_between_thousands_are_taken_out_where_a_cell_shows_that_they_are
 def test_questions_have_points_between_thousands_too(chunk, file, monkeypatch, tmp_path):
     monkeypatch.setattr(reader, "SMALL", chunk)
     path = tmp_path / file(GROUPS.replace("01.02.2024", "1.000"))
-    found = list(Source(path, "input", Form(), ("a", "b"), Beside(), None).series(whole=False))
+    found = list(SeriesReader(path, "input", TableSchema(), ("a", "b"), ColumnRoles(), None).series(whole=False))
     np.testing.assert_array_equal(found[0].values, [[1234.5, 2000], [-1234567.25, np.nan]])
 
 
@@ -335,7 +335,7 @@ def test_a_mix_between_chunks_is_refused(first, file, tmp_path, monkeypatch):
     path = tmp_path / file(f"id,time,a\nx,{first},1\nx,{second},2\n")
     without, zoned = sorted([first, second], key=lambda x: x[-1] == "Z" or x[-3:] == "-03")
     with pytest.raises(ValueError, match=f"'{without}' in line ., which has no zone, and '{zoned}' in line ."):
-        list(Source(path, "input", Form(), ("a", "b"), Beside(), None).series(whole=False))
+        list(SeriesReader(path, "input", TableSchema(), ("a", "b"), ColumnRoles(), None).series(whole=False))
 
 
 def test_a_mix_between_chunks_of_a_stream_is_refused(tmp_path, monkeypatch):
@@ -426,7 +426,7 @@ def test_answers_across_a_change_of_summer_time_are_in_the_zone_of_the_question(
         at = ask(path, model, at=pd.DataFrame({"id": "x", "time": moments.tz_convert("UTC")}))
         assert str(at["time"].dtype.tz) == "UTC"
         np.testing.assert_allclose(at["std"], found["std"], rtol=1e-4)
-        texts = Forecasts.of(parts_of(model), path, Asked(horizon=4 / 24, every=1 / 24), Form())
+        texts = Forecasts.of(parts_of(model), path, Query(horizon=4 / 24, every=1 / 24), TableSchema())
         written = pd.concat([texts.frame(answer, text=True) for answer in texts.answers(True)])["time"]
         assert written.drop_duplicates().str[-14:].tolist() == expected
 

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from vrnn_lab.config.compose import compose
 from vrnn_lab.config.options import options
-from vrnn_lab.config.validate import make
+from vrnn_lab.config.validate import instantiate
 from vrnn_lab.data.datasets.spirals import Spirals1D
 from vrnn_lab.models import recipe
 
@@ -52,7 +52,7 @@ def test_every_schedule_is_looked_at_here():
 
 @pytest.mark.parametrize("name", FACTORS)
 def test_a_schedule_has_its_rates_at_the_start_on_its_way_and_at_the_end(name):
-    found = rates(make(compose([f"schedule={name}"]).schedule, "schedule"))
+    found = rates(instantiate(compose([f"schedule={name}"]).schedule, "schedule"))
     assert {step: found[step] for step in FACTORS[name]} == pytest.approx(
         {step: LR * factor for step, factor in FACTORS[name].items()}
     )
@@ -150,7 +150,7 @@ def test_a_constant_weight_of_the_kl_is_constant(weight):
 
 
 def test_the_weights_of_the_kl_in_conf_are_these():
-    made = {name: make(compose([f"beta={name}"]).beta, "beta") for name in options("beta")}
+    made = {name: instantiate(compose([f"beta={name}"]).beta, "beta") for name in options("beta")}
     assert {name: (beta(0, 100), beta(10, 100), beta(100, 100)) for name, beta in made.items()} == {
         "constant": (1, 1, 1),
         "warmup": (0, 0.5, 1),
@@ -160,7 +160,7 @@ def test_the_weights_of_the_kl_in_conf_are_these():
 def moved(name: str, keys: dict, gradients: list[torch.Tensor]) -> torch.Tensor:
     """Weights after a step for each gradient."""
     weight = torch.nn.Parameter(torch.linspace(-1, 1, 7))
-    optimizer = make({**compose([f"optim={name}"]).optim, **keys}, "optim")([weight])
+    optimizer = instantiate({**compose([f"optim={name}"]).optim, **keys}, "optim")([weight])
     for gradient in gradients:
         weight.grad = gradient.clone()
         optimizer.step()
@@ -179,7 +179,7 @@ def test_a_fused_optimizer_makes_the_steps_of_a_plain_one(name):
 @pytest.mark.parametrize("name", options("optim"))
 def test_gradients_are_clipped_before_the_step_in_mixed_precision_too(name):
     """At a limit of next to nothing all but stand still; unclipped, one step moves weights by the learning rate."""
-    made, data = make(compose([f"optim={name}"]).optim, "optim"), Spirals1D(train=12, val=3, test=3, points=6)
+    made, data = instantiate(compose([f"optim={name}"]).optim, "optim"), Spirals1D(train=12, val=3, test=3, points=6)
     model = model_of("rnn", data.scale, recipe=replace(recipe_of(), optim=made))
     before = [p.detach().clone() for p in model.parameters()]
     pl.Trainer(

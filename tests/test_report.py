@@ -14,7 +14,7 @@ import yaml
 from filelock import FileLock
 
 from vrnn_lab import report
-from vrnn_lab.cli.arguments import guarded
+from vrnn_lab.cli.arguments import run_command
 from vrnn_lab.reports.compare import estimate, holm
 from vrnn_lab.reports.curves import curve
 from vrnn_lab.reports.data_sets import shortest_tails
@@ -68,7 +68,7 @@ def said(capsys, monkeypatch):
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["report", *map(str, arguments)])
-        code = guarded(report.main)
+        code = run_command(report.main)
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 

@@ -116,10 +116,10 @@ def test_the_command_writes_a_table_and_a_figure_and_the_same_again(run):
     ],
 )
 def test_what_cannot_work_is_one_message(arguments, said, monkeypatch, capsys):
-    from vrnn_lab.cli.arguments import guarded
+    from vrnn_lab.cli.arguments import run_command
 
     monkeypatch.setattr("sys.argv", ["sample", *arguments])
-    assert guarded(sample.main) == 2
+    assert run_command(sample.main) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and said in error and error.count("\n") == 1
 

@@ -17,11 +17,11 @@ from optuna.trial import TrialState
 from test_run import CUT, command, metrics
 
 from vrnn_lab import search
-from vrnn_lab.cli.arguments import quiet
+from vrnn_lab.cli.arguments import configure_logging
 from vrnn_lab.config.compose import choices, compose
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.options import CONF, options
-from vrnn_lab.config.plain import contents, flat
+from vrnn_lab.config.plain import flatten, to_dict
 from vrnn_lab.config.validate import check
 from vrnn_lab.runs.folder import config_of, metrics_of
 from vrnn_lab.sweeps import search_space, study, trial
@@ -185,7 +185,7 @@ def test_more_trials_go_on_and_fewer_change_nothing(here, run_in, stub):
     assert len({c.optim.lr for c in seen}) == 5  # no draw is repeated
 
 
-def plan_for(*arguments: str) -> study.Plan:
+def plan_for(*arguments: str) -> study.SearchPlan:
     plan, facts, first = search.plan_of(search.Call([*LR, *arguments]))
     plan.folder.mkdir(parents=True)
     study.prepare(plan, facts, first)
@@ -201,19 +201,19 @@ def test_workers_that_begin_together_make_the_first_trial_once(here, monkeypatch
             study.prepare(plan, facts, first)
     drawn = []
     for number in range(3):
-        with study.taken(study.open_study(plan), plan) as found:
+        with study.claimed(study.open_study(plan), plan) as found:
             assert found is not None and found[0] == number
             drawn.append(search_space.suggest(found[1], plan.space))
             found[1].study.tell(found[1], 1.0)
     assert len({str(values) for values in drawn}) == 3 and drawn[0] == first | drawn[0]
-    with study.taken(study.open_study(plan), plan) as found:
+    with study.claimed(study.open_study(plan), plan) as found:
         assert found is None
 
 
-def begun_elsewhere(plan: study.Plan, seconds: int) -> None:
+def begun_elsewhere(plan: study.SearchPlan, seconds: int) -> None:
     """Trial 0 is at work on another machine, whose last sign of life was so many seconds ago."""
     opened = study.open_study(plan)
-    with study.taken(opened, plan) as (_, begun):
+    with study.claimed(opened, plan) as (_, begun):
         begun.set_user_attr("host", "another")
     with sqlite3.connect(plan.folder / "study.db") as database:
         database.execute(f"update trial_heartbeats set heartbeat = datetime('now', '-{seconds} seconds')")
@@ -223,16 +223,16 @@ def begun_elsewhere(plan: study.Plan, seconds: int) -> None:
 def test_a_trial_of_another_machine_is_taken_when_its_heart_has_stopped(seconds, number, here):
     plan = plan_for("study=h", "trials=2")
     begun_elsewhere(plan, seconds)
-    with study.taken(study.open_study(plan), plan) as found:
+    with study.claimed(study.open_study(plan), plan) as found:
         assert found is not None and found[0] == number
 
 
 def test_a_trial_that_kills_its_process_again_and_again_is_given_up(here):
     plan = plan_for("study=k", "trials=1")
     for _ in range(study.ATTEMPTS):
-        with study.taken(study.open_study(plan), plan) as found:  # as if killed here: nothing is recorded
+        with study.claimed(study.open_study(plan), plan) as found:  # as if killed here: nothing is recorded
             assert found is not None and found[0] == 0
-    with study.taken(study.open_study(plan), plan) as found:
+    with study.claimed(study.open_study(plan), plan) as found:
         assert found is None
     (seat,) = study.asked(study.open_study(plan), plan)
     assert seat.end is not None and "died" in study.reason(seat.end)
@@ -312,7 +312,7 @@ def test_a_pruned_run_says_so_in_its_folder(tmp_path):
         def on_validation_end(self, trainer, pl_module):
             raise fit.Pruned("behind")
 
-    quiet()
+    configure_logging()
     with pytest.raises(fit.Pruned):
         fit.run(compose(TINY), tmp_path / "run", watching=[Hopeless()])
     assert metrics_of(tmp_path / "run") == {"status": "pruned", "error": "Pruned: behind"}
@@ -326,7 +326,7 @@ def test_every_value_a_space_can_draw_fits_its_model(model):
     found = search_space.changed(search_space.read(search_space.file_of(model)), [], [])
     base = search_space.vet(found, [f"model={model}"])
     assert search_space.defaults(
-        found, flat(contents(base)) | choices([f"model={model}"])
+        found, flatten(to_dict(base)) | choices([f"model={model}"])
     )  # the first trial is the config as it is
     drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
     check(compose([f"model={model}", *search_space.overrides(search_space.suggest(drawn.ask(), found))]))

@@ -8,7 +8,7 @@ import torch
 from small import asked, batch_of, held_out, told
 
 from vrnn_lab.core.series import compact, front_first, gaps, pick, put_back, series_of
-from vrnn_lab.core.tasks import Density, Forecast, Own
+from vrnn_lab.core.tasks import DensityTask, Forecast, Own
 from vrnn_lab.data.base import Ragged, pieces, places
 
 NAN = float("nan")
@@ -211,7 +211,7 @@ def ragged(**changes) -> Ragged:
 
 def batch(series: Ragged, index=(0, 1, 2, 3), task=None):
     draws = Own(np.random.default_rng, range(len(index)))
-    return series.batch(np.asarray(index), task or Density(), draws).check()
+    return series.batch(np.asarray(index), task or DensityTask(), draws).check()
 
 
 def test_a_batch_holds_each_series_and_padding_behind_it():

@@ -29,15 +29,15 @@ from vrnn_lab.reports import runs
 from vrnn_lab.run import check_beforehand, job_of_sweep
 from vrnn_lab.runs import provenance
 from vrnn_lab.runs.folder import (
-    anywhere,
-    begin,
     choices_of,
     command_of,
     config_of,
-    fail,
     metrics_of,
-    only_one,
+    record_failure,
+    record_start,
+    run_lock,
     status,
+    with_absolute_paths,
 )
 from vrnn_lab.sweeps.sweep import Job, Sweeper, _table, folders, plan
 from vrnn_lab.training.fit import _same_run
@@ -117,11 +117,11 @@ def test_devices_are_looked_for_where_the_jobs_will_run(monkeypatch):
 
 def test_status_is_new_running_interrupted_and_how_it_ended(tmp_path):
     assert status(tmp_path) == "new"
-    with only_one(tmp_path, wait=False):
+    with run_lock(tmp_path, wait=False):
         assert status(tmp_path) == "running"
-    begin(tmp_path, compose([]), [], {})
+    record_start(tmp_path, compose([]), [], {})
     assert status(tmp_path) == "interrupted"
-    fail(tmp_path, RuntimeError("why"))
+    record_failure(tmp_path, RuntimeError("why"))
     assert status(tmp_path) == "failed" and "why" in (tmp_path / "metrics.json").read_text()
 
 
@@ -133,19 +133,19 @@ def test_a_disk_that_knows_no_flock_has_locks_too(tmp_path, monkeypatch):
 
     monkeypatch.setattr("fcntl.flock", flock)
     with pytest.warns(UserWarning, match="flock not supported"):
-        with only_one(tmp_path, wait=False):
+        with run_lock(tmp_path, wait=False):
             assert status(tmp_path) == "running"
         assert status(tmp_path) == "new"
 
 
 def test_a_run_that_ends_while_it_is_looked_at_was_not_interrupted(tmp_path, monkeypatch):
-    begin(tmp_path, compose([]), [], {})
+    record_start(tmp_path, compose([]), [], {})
 
     def ends(folder):
-        fail(folder, RuntimeError("why"))
+        record_failure(folder, RuntimeError("why"))
         return False
 
-    monkeypatch.setattr("vrnn_lab.runs.folder.at_work", ends)
+    monkeypatch.setattr("vrnn_lab.runs.folder.is_running", ends)
     monkeypatch.setattr("vrnn_lab.reports.runs.at_work_on", ends)
     assert status(tmp_path) == "failed"
     (tmp_path / "metrics.json").unlink()
@@ -159,8 +159,8 @@ def test_a_job_that_failed_before_it_had_a_folder_may_be_tried_again(tmp_path, m
     for path in ("my.csv", "'~/my.csv'"):
         job = tmp_path / path.strip("'")[0]
         config = compose(["data=table", f"data.path={path}"])
-        fail(job, RuntimeError("why"), config)
-        _same_run(anywhere(config), job, resuming=False)
+        record_failure(job, RuntimeError("why"), config)
+        _same_run(with_absolute_paths(config), job, resuming=False)
         assert config_of(job).data.path == str(tmp_path / "my.csv")
 
 
@@ -223,7 +223,7 @@ def sweeper_of(root: Path, jobs: list[Job], retry: bool = False) -> Sweeper:
 def test_what_a_job_itself_recorded_of_its_failure_stands(tmp_path):
     one, other = jobs = plan(("seed=0,1",))
     sweeper = sweeper_of(tmp_path, jobs, retry=True)
-    fail(sweeper.folders[one], ValueError("why"), one.config)
+    record_failure(sweeper.folders[one], ValueError("why"), one.config)
     sweeper._launch(jobs)
     said = [metrics_of(sweeper.folders[job])["error"] for job in (one, other)]
     assert said == ["ValueError: why", "RuntimeError: what came of it by way of the launcher"]
@@ -300,7 +300,7 @@ def test_a_job_that_fails_leaves_the_process_none_of_its_memory(tmp_path, monkey
 
 def test_a_job_that_failed_before_it_trained_begins_anew_with_the_code_of_now(tmp_path, monkeypatch):
     config = compose([*SHORT, "trainer.max_epochs=1"])
-    fail(tmp_path, RuntimeError("its worker never began"), config)
+    record_failure(tmp_path, RuntimeError("its worker never began"), config)
     monkeypatch.setattr(provenance, "_code", lambda foreign: "before")
     provenance.write(tmp_path, config)
     monkeypatch.setattr(provenance, "_code", lambda foreign: "now")
@@ -374,7 +374,7 @@ def test_a_job_whose_process_is_killed_again_and_again_is_given_up_and_the_other
 def test_a_killed_process_may_hold_its_lock_when_the_launcher_hears_of_it(tmp_path):
     (job,) = jobs = plan(("seed=0",))
     sweeper = sweeper_of(tmp_path, jobs)
-    begin(sweeper.folders[job], job.config, [], {})
+    record_start(sweeper.folders[job], job.config, [], {})
     lock = FileLock(sweeper.folders[job] / ".lock", thread_local=False)
 
     def breaks(calls, initial_job_idx):

@@ -11,9 +11,9 @@ from test_run import command
 import vrnn_lab
 from vrnn_lab.config.compose import compose
 from vrnn_lab.core.series import series_of
-from vrnn_lab.core.tasks import Density, Forecast, Own
+from vrnn_lab.core.tasks import DensityTask, Forecast, Own
 from vrnn_lab.data.table import columns
-from vrnn_lab.data.table.columns import Beside, Cells
+from vrnn_lab.data.table.columns import Cells, ColumnRoles
 from vrnn_lab.data.table.dataset import Table
 from vrnn_lab.runs.build import assemble, check_channels
 
@@ -79,7 +79,7 @@ def test_a_channel_may_have_no_error_bars_and_a_model_may_be_told_them_too(file)
 
 def test_a_batch_has_covariates_at_every_point_and_error_bars_where_values_are(file):
     series = Table(file(LONG), channel="kind", value="v", error=["e"], **BESIDE).whole()
-    batch = series.batch(np.arange(2), Density(), Own(np.random.default_rng, range(2))).check()
+    batch = series.batch(np.arange(2), DensityTask(), Own(np.random.default_rng, range(2))).check()
     assert batch.covariates.tolist() == [[[3, 30], [5, 30]], [[7, 40], [6, 40]]]
     assert batch.error.tolist() == [[[0.1, 0.2], [0.5, 0]], [[0.3, 0], [0, 0]]]
     alone = series.batch(np.array([1]), Forecast(1, scored="held_out"), Own(np.random.default_rng, range(1)))
@@ -109,7 +109,7 @@ def test_windows_of_one_long_series_keep_what_stands_beside(tmp_path):
     )
     for split in table.splits.values():
         for row in range(len(split)):
-            batch = split.batch(np.array([row]), Density(), Own(np.random.default_rng, range(1)))
+            batch = split.batch(np.array([row]), DensityTask(), Own(np.random.default_rng, range(1)))
             np.testing.assert_array_equal(batch.covariates[0, :, 0], batch.times[0] % 24)
             np.testing.assert_allclose(batch.error[0, :, 0], 0.1 + batch.times[0] / 100)
 
@@ -156,9 +156,9 @@ def test_another_reader_of_the_same_columns_needs_only_the_frame(file, tmp_path)
     """As a question does: rows without a value have covariates all the same."""
     frame = pd.read_csv(file(WIDE))
     cells = Cells(tmp_path / "questions.csv", frame)
-    found = columns.covariates(cells, "id", Beside(("temp",), ("age",)))
+    found = columns.covariates(cells, "id", ColumnRoles(("temp",), ("age",)))
     np.testing.assert_array_equal(found, [[3, 30], [4, 30], [5, 30], [6, 40], [7, 40], [8, 41]])
-    assert columns.covariates(cells, "id", Beside()) is None
+    assert columns.covariates(cells, "id", ColumnRoles()) is None
     np.testing.assert_array_equal(columns.errors(cells, None, np.array([1, NAN])), [0, NAN])
 
 
@@ -203,9 +203,9 @@ def test_a_loaded_model_answers_for_covariates_and_error_bars_given_from_python(
         error=[[[0.5], [error]]],
     )
     told = lambda *question: model.predict(ask(*question), 50).density
-    warm, cold, blurred = told(25.0, NAN), told(15.0, NAN), told(25.0, 30.0)
+    warm, cold, with_measurement_error = told(25.0, NAN), told(15.0, NAN), told(25.0, 30.0)
     assert (warm.mean - cold.mean)[:, 0, 1].mean().item() == pytest.approx(20, abs=6)
-    assert blurred.std[0, 0, 1].item() > 30 > warm.std[0, 0, 1].item()
+    assert with_measurement_error.std[0, 0, 1].item() > 30 > warm.std[0, 0, 1].item()
     with pytest.raises(ValueError, match="the batch has 0 covariates, the model 2: temp, age"):
         model.predict(series_of([[0.0]], [[[200.0]]]), 1)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vrnn_lab.models import layers
 from vrnn_lab.models.fused import runge_kutta, tape
-from vrnn_lab.models.layers import Memory, VectorField
+from vrnn_lab.models.layers import GRUCell, VectorField
 from vrnn_lab.models.ode import Solver, through
 
 
@@ -52,7 +52,7 @@ def test_a_walk_is_that_of_autograd_however_short_the_tape(kept, block, monkeypa
     monkeypatch.setattr(runge_kutta, "TAPE", kept)
     monkeypatch.setattr(runge_kutta, "BLOCK", block)
     torch.manual_seed(0)
-    memory, field = Memory(3, 4).double(), VectorField(4, 5, 1, "tanh", 1.0).double()
+    memory, field = GRUCell(3, 4).double(), VectorField(4, 5, 1, "tanh", 1.0).double()
     told = torch.randn(6, 7, 3, dtype=torch.float64, requires_grad=True)
     gap = 0.3 * torch.rand(6, 7, dtype=torch.float64) * torch.tensor([[1.0], [-1], [1], [0], [-1], [1]])
     start = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
@@ -63,7 +63,7 @@ def test_a_walk_is_that_of_autograd_however_short_the_tape(kept, block, monkeypa
 
 def test_a_gated_sequence_is_torchs():
     torch.manual_seed(0)
-    memory = Memory(3, 4).double()
+    memory = GRUCell(3, 4).double()
     told = torch.randn(5, 8, 3, dtype=torch.float64, requires_grad=True)
     run = lambda: (memory.over(told),)
     inputs = [told, *memory.parameters()]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from vrnn_lab.core.tasks import Density, Forecast, Interpolate, Mixed, Own, Shared, Task, Within
+from vrnn_lab.core.tasks import DensityTask, Forecast, Interpolate, Mixed, Own, Shared, Task, Within
 from vrnn_lab.data.base import Batches, Ragged, generator
 
 TIMES = np.linspace(10, 20, 41)  # a quarter apart; the window is wider than the points
@@ -30,12 +30,12 @@ def count(mask) -> int:
 
 
 EVERY = {
-    "density": Density(),
+    "density": DensityTask(),
     "interpolate": Interpolate([0.1, 0.9]),
     "values": Interpolate([0.1, 0.9], unit="value"),
     "forecast": Forecast([0.2, 0.8], seen=[0.3, 1.0]),
     "numbers": Forecast(7, seen=3),
-    "mixed": Mixed([Density(), Interpolate(0.5), Forecast(0.5)]),
+    "mixed": Mixed([DensityTask(), Interpolate(0.5), Forecast(0.5)]),
     "within": Within(Interpolate(0.5), 0.6),
 }
 
@@ -54,7 +54,7 @@ def test_a_task_takes_a_series_of_one_point_or_none(task, length):
 
 @pytest.mark.parametrize("known", [KNOWN, GAPPY], ids=["all", "gappy"])
 def test_density_shows_and_scores_all_that_is_known(known):
-    seen, scored = ask(Density(), known)
+    seen, scored = ask(DensityTask(), known)
     assert (seen == known).all() and (scored == known).all()
 
 
@@ -147,13 +147,13 @@ def test_within_neither_shows_nor_scores_what_lies_later():
     early = GAPPY & (TIMES <= 17)[:, None]
     assert (scored == early).all()
     assert count(seen) == round(0.5 * count(early))
-    seen, scored = ask(Within(Density(), 9), GAPPY)
+    seen, scored = ask(Within(DensityTask(), 9), GAPPY)
     assert count(seen) == 9
     assert (seen == scored).all()
 
 
 def test_mixed_draws_each_of_its_tasks_as_often():
-    task = Mixed([Density(), Interpolate(0.5), Forecast(0.5)])
+    task = Mixed([DensityTask(), Interpolate(0.5), Forecast(0.5)])
     shown = [ask(task, seed=i)[0].any(1) for i in range(600)]
     names = ["density" if s.all() else "forecast" if (s == (TIMES <= 15)).all() else "interpolate" for s in shown]
     for name in ("density", "forecast", "interpolate"):
@@ -216,7 +216,7 @@ def test_in_training_what_is_seen_differs_between_series_and_epochs():
 
 
 def test_in_training_the_order_differs_between_epochs_and_misses_nobody():
-    loader = Batches(series(), Density(), 5, seed=1, training=True)
+    loader = Batches(series(), DensityTask(), 5, seed=1, training=True)
     orders = [[int(i) for batch in loader for i in batch.ids] for _ in range(3)]
     assert len({tuple(order) for order in orders}) == 3
     assert all(sorted(order) == list(range(70, 70 + ROWS)) for order in orders)
@@ -332,7 +332,7 @@ def ids_of(batches: Batches) -> list[list[int]]:
 def test_batches_of_uneven_series_hold_little_padding_and_each_series_once(options, count):
     data = uneven(count)
     size = 50 if count > 1000 else 10
-    batches = list(Batches(data, Density(), size, seed=1, **options))
+    batches = list(Batches(data, DensityTask(), size, seed=1, **options))
     assert sorted(int(i) for batch in batches for i in batch.ids) == list(range(count))
     assert [len(batch.ids) == size for batch in batches].count(False) == (count % size > 0)
     empty = sum(int((~batch.counts).sum()) for batch in batches)
@@ -341,9 +341,9 @@ def test_batches_of_uneven_series_hold_little_padding_and_each_series_once(optio
 
 def test_uneven_series_meet_others_in_every_epoch_and_batches_come_in_any_order():
     data = uneven()
-    loader = Batches(data, Density(), 50, seed=1, training=True)
+    loader = Batches(data, DensityTask(), 50, seed=1, training=True)
     one, two = ids_of(loader), ids_of(loader)
-    assert ids_of(Batches(data, Density(), 50, seed=1, training=True)) == one
+    assert ids_of(Batches(data, DensityTask(), 50, seed=1, training=True)) == one
     together = lambda batches: {(a, b) for batch in batches for a in batch for b in batch if a < b}
     assert len(together(one) & together(two)) < 0.5 * len(together(one))
     lengths = [np.mean(data.lengths[batch]) for batch in one]
@@ -360,11 +360,11 @@ def test_uneven_training_that_was_cut_goes_on_where_it_stopped():
 
 
 def test_the_order_of_series_of_one_length_is_a_plain_shuffle():
-    found = ids_of(Batches(series(), Density(), 5, seed=1, training=True))
+    found = ids_of(Batches(series(), DensityTask(), 5, seed=1, training=True))
     order = 70 + generator(101, 1, 0).permutation(ROWS)
     assert [i for batch in found for i in batch] == order.tolist()
-    assert ids_of(Batches(series(), Density(), 5, seed=1, alike=True)) == ids_of(
-        Batches(series(), Density(), 5, seed=1)
+    assert ids_of(Batches(series(), DensityTask(), 5, seed=1, alike=True)) == ids_of(
+        Batches(series(), DensityTask(), 5, seed=1)
     )
 
 

@@ -234,7 +234,9 @@ def test_timing_steps_changes_nothing_of_a_fit():
     assert all(p.grad is None for p in model.parameters())
 
 
-@pytest.mark.filterwarnings("ignore:.*exists and is not empty.*")  # as commands do (vrnn_lab.cli.arguments.quiet)
+@pytest.mark.filterwarnings(
+    "ignore:.*exists and is not empty.*"
+)  # as commands do (vrnn_lab.cli.arguments.configure_logging)
 @pytest.mark.filterwarnings("ignore:.*smaller than the logging interval.*")
 def test_the_number_is_recorded_kept_by_a_resumed_run_and_restored(tmp_path, monkeypatch, several):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vrnn_lab import fetch
-from vrnn_lab.core.tasks import Density
+from vrnn_lab.core.tasks import DensityTask
 from vrnn_lab.data.base import SPLITS
 from vrnn_lab.data.datasets.uea import PROBLEMS, UEA
 
@@ -87,7 +87,7 @@ def test_the_training_file_is_dealt_by_the_seed_the_same_share_of_each_class(fil
 def test_a_batch_carries_the_class_of_each_series_and_the_scale_their_names(files):
     name, folder, _, rows = files
     data = UEA(name, path=str(folder), batch_size=5)
-    batch = next(iter(data.batches("test", Density()))).check()
+    batch = next(iter(data.batches("test", DensityTask()))).check()
     assert [data.scale.classes[i] for i in batch.labels] == [label for _, label in rows[:5]]
     assert batch.values.shape[2] == len(data.channels)
     np.testing.assert_array_equal(batch.counts.sum(1), [len(values) for values, _ in rows[:5]])

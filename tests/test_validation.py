@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vrnn_lab.config.compose import compose
-from vrnn_lab.core.tasks import Density
+from vrnn_lab.core.tasks import DensityTask
 from vrnn_lab.data.blocks import ValidationBlocks
 from vrnn_lab.data.table.dataset import Table
 from vrnn_lab.evaluation.recalibration import BLOCKS, FEWEST, LEAST, Recalibration, factors_of
@@ -104,11 +104,11 @@ def test_what_is_held_of_new_blocks_is_no_less_than_nine_tenths_when_a_spread_is
 
 def test_blocks_are_series_or_spans_of_series_that_are_split_in_time(tmp_path):
     by_name = table(tmp_path, 20, 40, window=10)  # three validation series, four windows each
-    batches = list(by_name.batches("val", Density()))
+    batches = list(by_name.batches("val", DensityTask()))
     found = torch.cat([ValidationBlocks(by_name).of(batch)[batch.counts] for batch in batches])
     assert len(by_name.splits["val"]) == 12 and len(found.unique(dim=0)) == 3
     in_time = table(tmp_path, 2, 200, window=10)  # 30 points each, from the 141st on, spans of 9
     blocks = ValidationBlocks(in_time)
-    asked = chain(in_time.batches("val", Density()), rolling(in_time, 9.0, draws=9))
+    asked = chain(in_time.batches("val", DensityTask()), rolling(in_time, 9.0, draws=9))
     found = torch.cat([blocks.of(batch)[batch.scored.any(-1)] for batch in asked])
     assert found.unique(dim=0).tolist() == [[series, span] for series in (0, 1) for span in range(15, 19)]

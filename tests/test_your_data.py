@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vrnn_lab.cli.arguments import guarded
+from vrnn_lab.cli.arguments import run_command
 
 TEXT = (Path(__file__).parent.parent / "docs" / "your-data.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
@@ -20,7 +20,7 @@ def call(line: str, monkeypatch) -> int:
     python, flag, module, *arguments = shlex.split(line)
     assert (python, flag) == ("python", "-m")
     monkeypatch.setattr("sys.argv", [module, *arguments])
-    return guarded(importlib.import_module(module).main)
+    return run_command(importlib.import_module(module).main)
 
 
 @pytest.fixture(scope="module")

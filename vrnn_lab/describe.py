@@ -6,8 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from vrnn_lab.cli.arguments import guarded
-from vrnn_lab.config.errors import ConfigError, near
+from vrnn_lab.cli.arguments import run_command
+from vrnn_lab.config.errors import ConfigError, did_you_mean
 from vrnn_lab.config.options import CONF, groups, options
 
 USAGE = """python -m vrnn_lab.describe [group] [group=option] ...
@@ -34,7 +34,8 @@ def summary(target: str) -> str:
 def option(group: str, name: str) -> str:
     if name not in options(group):
         raise ConfigError(
-            f"{group}={name}: no such option.{near(name, options(group))} Allowed: {', '.join(options(group))}"
+            f"{group}={name}: no such option.{did_you_mean(name, options(group))} "
+            f"Allowed: {', '.join(options(group))}"
         )
     text = (CONF / group / f"{name}.yaml").read_text()
     target = (yaml.safe_load(text) or {}).get("_target_", "")
@@ -58,7 +59,9 @@ def main() -> int:
         if group == "config":
             print((CONF / "config.yaml").read_text().partition("\nhydra:")[0])
         elif group and group not in names:
-            raise ConfigError(f"{group}: no such group.{near(group, names)} Groups: {', '.join(names)}, config")
+            raise ConfigError(
+                f"{group}: no such group.{did_you_mean(group, names)} Groups: {', '.join(names)}, config"
+            )
         elif equals:
             print(option(group, name))
         else:
@@ -68,4 +71,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(run_command(main))

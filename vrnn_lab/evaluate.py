@@ -4,7 +4,7 @@ import logging
 import sys
 from pathlib import Path
 
-from vrnn_lab.cli.arguments import arguments, folders_of, guarded, quiet, switch, whole
+from vrnn_lab.cli.arguments import arguments, bool_argument, configure_logging, folders_of, int_argument, run_command
 
 USAGE = """python -m vrnn_lab.evaluate run=<run folder> [evaluate.<key>=<value> ...] [data.path=<file>] [split=val]
 python -m vrnn_lab.evaluate run=<run folder> backtest=true backtest.horizon=24 [output=<csv>]
@@ -16,7 +16,7 @@ what was seen, by channel, and where values fall in their predictions. Writes no
                        nll is that of the mixture (a bound where one of theirs is; a mixture has no loss). Their data
                        keys must be the same, so that none was trained on a test series. Each is recalibrated by its
                        own factors (row 'recalibrated', and a backtest), unless recalibrate=false; nothing is fitted
-  evaluate.forecast.seen=30, evaluate.interpolation.seen=0.1, evaluate.samples=1000, ...   another yardstick
+  evaluate.forecast.seen=30, evaluate.interpolation.seen=0.1, evaluate.samples=1000, ...   another protocol
   data.<key>           other data of the same channels
   trust                for a run of your own classes: trust=my_model names their module, trust=true trusts the whole
                        folder; without it a folder from somebody else runs no code (SECURITY.md)
@@ -40,11 +40,11 @@ KEYS = ("run", "trust", "split", "recalibrate", "backtest", "output", "backtest.
 
 def main() -> int:
     found = arguments(USAGE, KEYS, sys.argv[1:])
-    quiet()
+    configure_logging()
 
     from vrnn_lab.config.compose import config_of
-    from vrnn_lab.config.errors import ConfigError, near
-    from vrnn_lab.config.plain import contents, flat
+    from vrnn_lab.config.errors import ConfigError, did_you_mean
+    from vrnn_lab.config.plain import flatten, to_dict
     from vrnn_lab.forecasting.ensemble import check_splits, load_runs
     from vrnn_lab.forecasting.forecast import recalibration_of
     from vrnn_lab.reports.run_table import print_run
@@ -56,18 +56,18 @@ def main() -> int:
     folders, split = folders_of(found), found.get("split", "test")
     if split not in ("val", "test"):
         raise ConfigError(f"split={split}: expected val or test.")
-    wanted, plan = switch(found, "recalibrate"), plan_of(found)
+    wanted, plan = bool_argument(found, "recalibrate"), plan_of(found)
     if wanted and len(folders) > 1:
         raise ConfigError(
             f"recalibrate=true fits the factors of one run, and run= names {len(folders)}; do it run by run: "
             f"run={folders[0]} recalibrate=true. Each run's own factors are used here without it."
         )
     trust = trust_of(found.get("trust", ""))
-    keys = flat(contents(config_to_build(folders[0], trust)))
+    keys = flatten(to_dict(config_to_build(folders[0], trust)))
     changes = {k: v for k, v in found.items() if k.startswith(("evaluate.", "data."))}
     for key in changes:
         if key not in keys:
-            raise ConfigError(f"{key}: the run's config has no such key.{near(key, keys)}")
+            raise ConfigError(f"{key}: the run's config has no such key.{did_you_mean(key, keys)}")
     if len(folders) > 1 and "data.path" not in changes and (moved := [k for k in changes if k.startswith("data.")]):
         raise ConfigError(
             f"{moved[0]}: of several runs it could make training series of one the test series of all; drop it, or "
@@ -97,7 +97,7 @@ def main() -> int:
 def plan_of(found: dict[str, str]):
     """The plan of a backtest, if one is asked for; ValueError for keys that do not go together."""
     given = {key.removeprefix("backtest."): value for key, value in found.items() if key.startswith("backtest.")}
-    if not switch(found, "backtest"):
+    if not bool_argument(found, "backtest"):
         if beside := [key for key in found if key == "output" or key.startswith("backtest.")]:
             raise ValueError(f"{beside[0]} belongs to a backtest; set backtest=true, or drop it.")
         return None
@@ -106,10 +106,12 @@ def plan_of(found: dict[str, str]):
     if "horizon" not in given:
         raise ValueError("backtest.horizon is missing: how far ahead, in the data's time unit.")
     from vrnn_lab.data.table.time_format import Span
-    from vrnn_lab.forecasting.backtest import Plan
+    from vrnn_lab.forecasting.backtest import BacktestPlan
 
     every = Span.of("backtest.every", given["every"]) if "every" in given else None
-    return Plan(Span.of("backtest.horizon", given["horizon"]), every, whole(found, "backtest.folds", 5, 1))
+    return BacktestPlan(
+        Span.of("backtest.horizon", given["horizon"]), every, int_argument(found, "backtest.folds", 5, 1)
+    )
 
 
 def print_backtest(parts, plan, split: str, factors, output: str | None) -> None:
@@ -146,9 +148,9 @@ def _recalibrated(parts, split: str, factors) -> dict[str, float]:
         return {}
     from vrnn_lab.evaluation.evaluate import answers
 
-    scores = answers(parts.model, parts.data, split, parts.yardstick, parts.config.seed, factors.apply)
+    scores = answers(parts.model, parts.data, split, parts.protocol, parts.config.seed, factors.apply)
     return {f"recalibrated/{key}": value for key, value in scores.items()}
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(run_command(main))

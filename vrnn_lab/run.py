@@ -14,13 +14,13 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from vrnn_lab.cli.arguments import guarded, outlive_readers, quiet
+from vrnn_lab.cli.arguments import configure_logging, outlive_readers, run_command
 from vrnn_lab.cli.shown_text import complain, say
 from vrnn_lab.cli.signals import install
 from vrnn_lab.config.compose import compose, config_of
-from vrnn_lab.config.errors import ConfigError, near
+from vrnn_lab.config.errors import ConfigError, did_you_mean
 from vrnn_lab.config.options import CONF, groups, options
-from vrnn_lab.config.plain import contents, flat
+from vrnn_lab.config.plain import flatten, to_dict
 from vrnn_lab.config.validate import check
 from vrnn_lab.sweeps.gpu_slots import device_for
 from vrnn_lab.sweeps.sweep import Sweeper, SweepFailed, plan
@@ -49,7 +49,7 @@ def job(
     links: bool = False,
 ) -> float:
     """One run in its folder; prints its table and returns its score, val/loss."""
-    quiet()
+    configure_logging()
     from vrnn_lab.reports.run_table import print_run
     from vrnn_lab.runs.folder import SCORE
     from vrnn_lab.training import fit as fitting
@@ -81,7 +81,7 @@ def _import_training() -> None:
 
 def job_of_sweep(config: DictConfig, folder: Path, overrides: list[str], choices: dict[str, Any]) -> float:
     """One job, in whatever process; a line says how it ended, and one that failed raises."""
-    quiet()
+    configure_logging()
     _import_training()
     from vrnn_lab.runs.folder import SCORE
     from vrnn_lab.training import fit as fitting
@@ -130,8 +130,8 @@ def resume(folder: Path, changes: list[str]) -> int:
                 f"{key} beside resume=: a run goes on with its own config, of which only trainer.* may change. "
                 "Start a new run to change anything else."
             )
-        if key not in flat(contents(config)):
-            raise ConfigError(f"{key}: the run has no such key.{near(key, flat(contents(config)))}")
+        if key not in flatten(to_dict(config)):
+            raise ConfigError(f"{key}: the run has no such key.{did_you_mean(key, flatten(to_dict(config)))}")
     changed = DictConfig(OmegaConf.merge(config, config_of(changes)))
     job(changed, folder, changes, resuming=True, links=trust is True)
     return 0
@@ -205,7 +205,7 @@ def through_hydra(argv: list[str]) -> int:
     def launch(config: DictConfig) -> Any:
         of_hydra = HydraConfig.get()
         try:
-            chosen = contents(of_hydra.runtime.choices)
+            chosen = to_dict(of_hydra.runtime.choices)
             return run_one(config, Path(of_hydra.runtime.output_dir), list(of_hydra.overrides.task), chosen)
         except Exception as error:
             if run_one is job_of_sweep:  # the sweeper takes note of it
@@ -249,7 +249,7 @@ def main() -> int:
         return 0
     if any(a.split("=")[0] in PASSED_ON for a in argv):
         return through_hydra(argv)
-    quiet()
+    configure_logging()
     _import_training()
     folders = [a.partition("=")[2] for a in argv if a.startswith("resume=")]
     check_launch(argv)
@@ -267,4 +267,4 @@ def main() -> int:
 
 if __name__ == "__main__":
     outlive_readers()
-    sys.exit(guarded(main))
+    sys.exit(run_command(main))

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from vrnn_lab.cli.arguments import arguments, folder_of, guarded, quiet, whole
+from vrnn_lab.cli.arguments import arguments, configure_logging, folder_of, int_argument, run_command
 
 USAGE = """python -m vrnn_lab.sample run=<run folder> [n=16] [points=<number>] [seed=0] [output=<file>.csv]
 
@@ -34,12 +34,12 @@ def csv(draws, channels: tuple[str, ...]) -> str:
 def main() -> int:
     found = arguments(USAGE, ("run", "n", "points", "seed", "output", "trust"), sys.argv[1:])
     folder = folder_of(found)
-    count, seed = whole(found, "n", 16, 1), whole(found, "seed", 0, 0)
-    points = whole(found, "points", 1, 1) if "points" in found else None
+    count, seed = int_argument(found, "n", 16, 1), int_argument(found, "seed", 0, 0)
+    points = int_argument(found, "points", 1, 1) if "points" in found else None
     output = Path(found.get("output", folder / "samples" / "samples.csv"))
     if output.suffix != ".csv":
         raise ValueError(f"output={output}: expected a file that ends in .csv.")
-    quiet()
+    configure_logging()
     from vrnn_lab.core.files import write_whole
     from vrnn_lab.figures import model_figures
     from vrnn_lab.models import prior_samples
@@ -58,4 +58,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(run_command(main))

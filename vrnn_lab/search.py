@@ -12,13 +12,13 @@ from typing import Any
 
 import yaml
 
-from vrnn_lab.cli.arguments import guarded, outlive_readers, quiet
+from vrnn_lab.cli.arguments import configure_logging, outlive_readers, run_command
 from vrnn_lab.cli.shown_text import complain, say, terminal_cell
 from vrnn_lab.cli.signals import install
 from vrnn_lab.config.compose import VOLATILE, choices, compose
-from vrnn_lab.config.errors import ConfigError, near
+from vrnn_lab.config.errors import ConfigError, did_you_mean
 from vrnn_lab.config.options import CONF, groups
-from vrnn_lab.config.plain import contents, flat
+from vrnn_lab.config.plain import flatten, to_dict
 from vrnn_lab.config.validate import target
 from vrnn_lab.training import length
 
@@ -87,7 +87,9 @@ class Call:
     def _sort(self, word: str) -> None:
         key, equals, value = word.partition("=")
         if word.startswith("-") or not equals:
-            raise ConfigError(f"'{word}' is not understood; expected key=value.{near(word.lstrip('-'), SETTINGS)}")
+            raise ConfigError(
+                f"'{word}' is not understood; expected key=value.{did_you_mean(word.lstrip('-'), SETTINGS)}"
+            )
         if key in SETTINGS:
             self.settings[key] = _whole(key, value) if key in LEAST else value
         elif key.startswith("space."):
@@ -124,8 +126,8 @@ def _fixable(key: str, word: str) -> str:
             f"{key}= is for vrnn_lab.run; a search is named by study=<name>, and the same command resumes it."
         )
     known = [*SETTINGS, *groups(), "seed"]
-    if "." not in key and key.lstrip("+~") not in known and near(key, SETTINGS):
-        raise ConfigError(f"{word}: there is no such setting or group.{near(key, known)} --help lists all.")
+    if "." not in key and key.lstrip("+~") not in known and did_you_mean(key, SETTINGS):
+        raise ConfigError(f"{word}: there is no such setting or group.{did_you_mean(key, known)} --help lists all.")
     if _parsed(word).is_sweep_override():
         values = word.partition("=")[2]
         raise ConfigError(f"{word}: several values are searched, not swept; say space.{key}=[{values}].")
@@ -135,7 +137,7 @@ def _fixable(key: str, word: str) -> str:
 def plan_of(call: Call) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """The plan of a search, what makes it the same search again, and its first trial."""
     from vrnn_lab.sweeps import search_space
-    from vrnn_lab.sweeps.study import PRUNERS, SAMPLERS, Plan
+    from vrnn_lab.sweeps.study import PRUNERS, SAMPLERS, SearchPlan
 
     for key, allowed in {"sampler": SAMPLERS, "pruner": PRUNERS}.items():
         if call.settings[key] not in allowed:
@@ -151,14 +153,14 @@ def plan_of(call: Call) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     searched = search_space.read(Path(file) if file else search_space.file_of(chosen["model"], call.dirs))
     searched = search_space.changed(searched, call.changes, call.fixed)
     base = search_space.vet(searched, call.fixed, call.dirs)
-    config = {k: v for k, v in flat(contents(base)).items() if not k.startswith(VOLATILE)}
+    config = {k: v for k, v in flatten(to_dict(base)).items() if not k.startswith(VOLATILE)}
     facts = {"config": config, "space": searched, "seeds": call.settings["seeds"]}
     code = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
     study = call.settings["study"] or f"{chosen['model']}-{chosen['data']}-{code}"
     folder = Path("outputs/search", study).absolute()
     model: Any = target(base.model["_target_"], "model")
     total = length.total(base.trainer, model.usual_steps or length.STEPS)
-    plan = Plan(
+    plan = SearchPlan(
         study=study,
         storage=_storage(call.settings["storage"], folder),
         folder=folder,
@@ -171,7 +173,7 @@ def plan_of(call: Call) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         bar=not call.launching and sys.stderr.isatty(),
         since=datetime.now(),
     )
-    return plan, facts, search_space.defaults(searched, flat(contents(base)) | chosen)
+    return plan, facts, search_space.defaults(searched, flatten(to_dict(base)) | chosen)
 
 
 def _storage(url: str | None, folder: Path) -> str:
@@ -288,9 +290,9 @@ def _importances(study: Any) -> dict[str, float]:
 def experiment_of(overrides: list[str], dirs: tuple[str, ...], title: str) -> str:
     """An experiment file that composes to the config of these overrides: their choices, and what differs beside."""
     chosen = {k: v for k, v in choices(overrides, dirs).items() if k not in ("experiment", "trick")}
-    plain = flat(contents(compose([f"{k}={v}" for k, v in chosen.items()], dirs)))
+    plain = flatten(to_dict(compose([f"{k}={v}" for k, v in chosen.items()], dirs)))
     values: dict[str, Any] = {}
-    for key, value in flat(contents(compose(overrides, dirs))).items():
+    for key, value in flatten(to_dict(compose(overrides, dirs))).items():
         if plain.get(key, ...) != value and key not in ("sweep", "retry"):
             *parents, leaf = key.split(".")
             node = values
@@ -316,7 +318,7 @@ def main() -> int:
     call = Call(argv)
     if importlib.util.find_spec("optuna") is None:
         raise ConfigError("a search needs Optuna: pip install 'vrnn_lab[search]'")
-    quiet()
+    configure_logging()
     import optuna
 
     from vrnn_lab.sweeps import study
@@ -340,4 +342,4 @@ def main() -> int:
 
 if __name__ == "__main__":
     outlive_readers()
-    sys.exit(guarded(main))
+    sys.exit(run_command(main))

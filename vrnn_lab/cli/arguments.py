@@ -38,7 +38,7 @@ class Neutral(logging.Formatter):
         return neutral(super().format(record))
 
 
-def quiet() -> None:
+def configure_logging() -> None:
     """Before heavy imports: our log lines plainly on the terminal, no chatter of others."""
     for pattern in QUIET:
         warnings.filterwarnings("ignore", pattern)
@@ -89,7 +89,7 @@ def outlive_readers() -> None:
         setattr(sys, name, text)
 
 
-def guarded(command: Callable[[], int | None]) -> int:
+def run_command(command: Callable[[], int | None]) -> int:
     """A command's exit code. What a user can cause becomes one message; VRNN_LAB_TRACEBACK=1 shows where."""
     try:
         return command() or 0
@@ -130,7 +130,7 @@ def arguments(usage: str, allowed: tuple[str, ...], argv: list[str]) -> dict[str
     return found
 
 
-def whole(found: dict[str, str], key: str, usual: int, least: int) -> int:
+def int_argument(found: dict[str, str], key: str, usual: int, least: int) -> int:
     """A whole number among the arguments, up to MOST; of a seed, up to the largest that generators take."""
     text, most = found.get(key, str(usual)), 2**63 - 1 if key == "seed" else MOST
     if not text.isdecimal() or len(text) > 20 or not least <= int(text) <= most:
@@ -164,7 +164,7 @@ def folders_of(found: dict[str, str]) -> list[Path]:
     return folders
 
 
-def switch(found: dict[str, str], key: str) -> bool:
+def bool_argument(found: dict[str, str], key: str) -> bool:
     """key=true or key=false (the default)."""
     if (value := found.get(key, "false")) not in ("true", "false"):
         raise ValueError(f"{key}={value}: expected true or false.")

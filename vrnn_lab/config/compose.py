@@ -12,11 +12,11 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vrnn_lab.config.errors import ConfigError, near
+from vrnn_lab.config.errors import ConfigError, did_you_mean
 from vrnn_lab.config.messages import error_of_hydra, error_together
 from vrnn_lab.config.moved import current, first
 from vrnn_lab.config.options import CONF
-from vrnn_lab.config.plain import contents, flat, nodes
+from vrnn_lab.config.plain import flatten, nodes, to_dict
 
 log = logging.getLogger("vrnn_lab")
 VOLATILE = ("sweep", "resume", "retry", "trainer.accelerator", "trainer.devices")
@@ -28,7 +28,7 @@ OPTIONAL = ("sweep", "retry", "out_of_time", "experiment", "trick", "worker", "h
 
 def job_id(config: DictConfig) -> str:
     """Return a sweep job's name: a hash of its resolved config less what does not change the result."""
-    plain = first(contents(config))
+    plain = first(to_dict(config))
     for key in VOLATILE:
         *groups, leaf = key.split(".")
         node = plain
@@ -47,8 +47,9 @@ def compose(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> DictConf
             raise ConfigError(f"{key}: there is none, and a run needs one; leave out ~{key} or {key}=null.")
     if stray := [str(key) for key in config if key not in (*REQUIRED, *OPTIONAL)]:
         raise ConfigError(
-            f"{stray[0]}: a run has no such key or group, so nothing would read it.{near(stray[0], REQUIRED)} Leave "
-            f"out +{stray[0]}=..., or a package behind @ that puts a group there."
+            f"{stray[0]}: a run has no such key or group, so nothing would read it."
+            f"{did_you_mean(stray[0], REQUIRED)} Leave out +{stray[0]}=..., or a package behind @ that puts a "
+            "group there."
         )
     check_tricks(config, config_dirs)
     return config
@@ -105,7 +106,7 @@ def _apart(overrides: list[str], config_dirs: tuple[str, ...]) -> tuple[tuple[st
 def choices(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> dict[str, str]:
     """The option chosen in each group: {model: vrnn, model/head: gaussian, ...}."""
     chosen = _composed(overrides, config_dirs, with_hydra=True).hydra.runtime.choices
-    return {k: v for k, v in contents(chosen).items() if not k.startswith("hydra/")}
+    return {k: v for k, v in to_dict(chosen).items() if not k.startswith("hydra/")}
 
 
 def _composed(overrides: list[str], config_dirs: tuple[str, ...], with_hydra: bool = False) -> DictConfig:
@@ -196,4 +197,4 @@ def check_tricks(config: DictConfig, config_dirs: tuple[str, ...] = ()) -> None:
 def _set_by(trick: dict[str, Any]) -> list[str]:
     """The groups and keys that a trick's file sets."""
     chosen = [group for each in trick.get("defaults", []) if isinstance(each, dict) for group in each]
-    return [g.removeprefix("override").strip(" /") for g in chosen] + [k for k in flat(trick) if k != "defaults"]
+    return [g.removeprefix("override").strip(" /") for g in chosen] + [k for k in flatten(trick) if k != "defaults"]

@@ -5,9 +5,9 @@ from typing import Any
 
 import yaml
 
-from vrnn_lab.config.errors import ConfigError, near
+from vrnn_lab.config.errors import ConfigError, did_you_mean
 from vrnn_lab.config.options import CONF, groups, options
-from vrnn_lab.config.plain import contents, flat
+from vrnn_lab.config.plain import flatten, to_dict
 
 LAUNCHERS = ("joblib", "submitit", "ray")  # each an extra of this name
 
@@ -39,7 +39,8 @@ def _explain(message: str, hydra) -> str:
         group, option = found.groups()
         if group in groups():
             allowed = options(group)
-            return f"{group}={option}: there is no such option.{near(option, allowed)} Allowed: {', '.join(allowed)}"
+            nearest = did_you_mean(option, allowed)
+            return f"{group}={option}: there is no such option.{nearest} Allowed: {', '.join(allowed)}"
         if group == "hydra/launcher":
             extra = option.partition("_")[0] if option.startswith(LAUNCHERS) else "joblib"
             return (
@@ -47,7 +48,7 @@ def _explain(message: str, hydra) -> str:
                 "submitit_local, submitit_slurm, ray and, for one job after the other, basic."
             )
     if found := re.search(r"Could not override '([^']+)'", message):
-        return _unknown(found.group(1), contents(hydra.compose("config"), resolve=False))
+        return _unknown(found.group(1), to_dict(hydra.compose("config"), resolve=False))
     return message.strip()
 
 
@@ -58,15 +59,15 @@ def _unknown(key: str, default: Any) -> str:
     for each in groups():
         for option in options(each):
             node = yaml.safe_load((CONF / each / f"{option}.yaml").read_text()) or {}
-            for name in flat(node):
+            for name in flatten(node):
                 owners.setdefault(f"{each.replace('/', '.')}.{name}", []).append(f"{each}={option}")
     if key in owners:
         return f"{key} belongs to {', '.join(owners[key])}, and this run has chosen another {group}."
     if key in groups():
         whole = key.split("/")[0]
         return f"{key}: the chosen {whole} has no such part; it belongs to {whole}={', '.join(_with_part(key))}."
-    names = {k for k in (*flat(default), *owners) if "_target_" not in k and "defaults" not in k} | set(groups())
-    hint = near(key, [n for n in names if n.startswith(group + ".")]) or near(key, names)
+    names = {k for k in (*flatten(default), *owners) if "_target_" not in k and "defaults" not in k} | set(groups())
+    hint = did_you_mean(key, [n for n in names if n.startswith(group + ".")]) or did_you_mean(key, names)
     look = group if group in groups() else ""
     return f"{key}: there is no such key or group.{hint} `{f'python -m vrnn_lab.describe {look}'.strip()}` lists all."
 

@@ -33,26 +33,29 @@ MODULES = {  # of version 0.1.0, which had one package less
     "vrnn_lab.recipe": "vrnn_lab.models.recipe",
     "vrnn_lab.tasks": "vrnn_lab.core.tasks",
 }
-FIRST = {now: first for first, now in MODULES.items()}
+CLASSES = {  # renamed beside that
+    "vrnn_lab.metrics.Yardstick": "vrnn_lab.evaluation.evaluate.EvaluationProtocol",
+    "vrnn_lab.tasks.Density": "vrnn_lab.core.tasks.DensityTask",
+}
 
 
 def current(node: Any) -> Any:
     """Return a config of any version, as dicts and lists, with the names that its classes have today."""
-    return _renamed(node, MODULES)
+    return _renamed(node, CLASSES, MODULES)
 
 
 def first(node: Any) -> Any:
     """Return a config with the names that its classes had at first: what a hash of it stays equal by."""
-    return _renamed(node, FIRST)
+    return _renamed(node, *({now: before for before, now in names.items()} for names in (CLASSES, MODULES)))
 
 
-def _renamed(node: Any, modules: dict[str, str]) -> Any:
+def _renamed(node: Any, classes: dict[str, str], modules: dict[str, str]) -> Any:
     if isinstance(node, list):
-        return [_renamed(each, modules) for each in node]
+        return [_renamed(each, classes, modules) for each in node]
     if not isinstance(node, dict):
         return node
-    found = {key: _renamed(value, modules) for key, value in node.items()}
+    found = {key: _renamed(value, classes, modules) for key, value in node.items()}
     if isinstance(target := found.get("_target_"), str):
         module, _, name = target.rpartition(".")
-        found["_target_"] = f"{modules[module]}.{name}" if module in modules else target
+        found["_target_"] = classes.get(target, f"{modules.get(module, module)}.{name}" if module else target)
     return found

@@ -9,7 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vrnn_lab.config.errors import ConfigError
 
 
-def contents(config: Any, resolve: bool = True) -> dict[str, Any]:
+def to_dict(config: Any, resolve: bool = True) -> dict[str, Any]:
     """A config as plain Python; ConfigError for a ${reference} to nothing."""
     try:
         found = OmegaConf.to_container(config, resolve=resolve) if isinstance(config, DictConfig) else config
@@ -19,13 +19,13 @@ def contents(config: Any, resolve: bool = True) -> dict[str, Any]:
     return {str(k): v for k, v in found.items()}
 
 
-def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
     """Nested dicts as one, its keys joined by dots."""
     if not isinstance(node, dict) or (not node and prefix):
         return {prefix: node}
     found: dict[str, Any] = {}
     for key, value in node.items():
-        found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+        found |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
     return found
 
 

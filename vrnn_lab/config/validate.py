@@ -7,8 +7,8 @@ import typing
 from functools import cache
 from typing import Any
 
-from vrnn_lab.config.errors import ConfigError, near
-from vrnn_lab.config.plain import contents, nodes
+from vrnn_lab.config.errors import ConfigError, did_you_mean
+from vrnn_lab.config.plain import nodes, to_dict
 
 # What a config of the user's own may construct besides subclasses of our contracts; of a folder: vrnn_lab.runs.trust.
 TRUSTED = ("vrnn_lab.", "torch.optim.", "lightning.pytorch.Trainer", "lightning.pytorch.callbacks.")
@@ -55,7 +55,7 @@ def check(
     """Every value of a config against the signature it goes to; ConfigError names the first that cannot work."""
     from vrnn_lab.core.types import Natural, conforms, words  # a quarter of a second, which --help need not wait
 
-    plain = contents(config)
+    plain = to_dict(config)
     if "seed" in plain and not conforms(plain["seed"], Natural):
         raise ConfigError(f"seed={plain['seed']!r}: expected {words(Natural)}.")
     if plain.get("retry") not in (None, "failed"):
@@ -120,7 +120,7 @@ def _check_value(path: str, value: Any, key: str, signature, hints, name: str) -
     from vrnn_lab.core.types import conforms, words
 
     if key not in signature.parameters:
-        raise ConfigError(f"{path}: {name} has no such parameter.{near(key, signature.parameters)}")
+        raise ConfigError(f"{path}: {name} has no such parameter.{did_you_mean(key, signature.parameters)}")
     if value == "???":
         raise ConfigError(f"{path} is required; say {path}=...")
     if key in hints and not _is_built(value) and not conforms(value, hints[key]):
@@ -134,7 +134,7 @@ def _is_built(value: Any) -> bool:
     return isinstance(value, list) and any(map(_is_built, value))
 
 
-def make(node: Any, path: str, **given: Any) -> Any:
+def instantiate(node: Any, path: str, **given: Any) -> Any:
     """What a checked node constructs; what its constructor refuses becomes a ConfigError."""
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate

@@ -49,7 +49,7 @@ class Density(ABC):
         """Of the unmasked channels, given the masked ones of the same point; here independent of them."""
         return self
 
-    def blurred(self, error: Float[Tensor, "..."] | None) -> "Density":
+    def with_measurement_error(self, error: Float[Tensor, "..."] | None) -> "Density":
         """Of the value plus independent noise N(0, error^2), error (..., dim): of what an error bar stands beside."""
         return self if error is None else self._blurred(error)
 

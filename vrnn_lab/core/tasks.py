@@ -153,7 +153,7 @@ def _score(known: Mask, seen: Mask, scored: str) -> Mask:
     return known & ~seen if scored == "held_out" else known
 
 
-class Density(Vectorised):
+class DensityTask(Vectorised):
     """All seen, all scored: the task of log-likelihoods."""
 
     def together(self, times, known, windows, lengths, draws):

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from vrnn_lab.core.densities import Gaussian
 from vrnn_lab.core.series import Scale, TimeSeries, Variation
-from vrnn_lab.core.tasks import Beyond, Density, Draws, Own, Shared, Task
+from vrnn_lab.core.tasks import Beyond, DensityTask, Draws, Own, Shared, Task
 from vrnn_lab.core.types import Count, Natural
-from vrnn_lab.data.packed_strings import Names
+from vrnn_lab.data.packed_strings import PackedStrings
 from vrnn_lab.data.variation import variation_of
 
 SPLITS = ("train", "val", "test")
@@ -282,7 +282,7 @@ def pieces(first: NDArray[np.int64], end: NDArray[np.int64], size: int) -> Itera
 
 
 def chosen(names: Sequence[str] | None, index: NDArray[np.int64]) -> Sequence[str] | None:
-    if names is None or isinstance(names, Names):
+    if names is None or isinstance(names, PackedStrings):
         return names and names.part(index)
     return tuple([names[int(i)] for i in index])
 
@@ -384,7 +384,7 @@ class SeriesData(pl.LightningDataModule, ABC):
         super().__init__()
         self.batch_size, self.seed = batch_size, seed
         self.order = seed  # seeds the order of training and what its task draws; a run sets its own
-        self.task: Task = Density()
+        self.task: Task = DensityTask()
         self._splits: dict[str, Ragged] | None = None
 
     @property

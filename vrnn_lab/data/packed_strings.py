@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class Names(Sequence[str]):
+class PackedStrings(Sequence[str]):
     """Texts that stand end to end: text i is bytes offsets[i] to before offsets[i + 1], in UTF-8."""
 
     def __init__(self, text: NDArray[np.uint8], offsets: NDArray[np.int64], which: NDArray[np.int64]):
@@ -20,5 +20,5 @@ class Names(Sequence[str]):
         i = self.which[place]
         return self.text[self.offsets[i] : self.offsets[i + 1]].tobytes().decode()
 
-    def part(self, index: NDArray[np.int64]) -> "Names":
-        return Names(self.text, self.offsets, self.which[index])
+    def part(self, index: NDArray[np.int64]) -> "PackedStrings":
+        return PackedStrings(self.text, self.offsets, self.which[index])

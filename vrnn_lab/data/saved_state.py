@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 
 from vrnn_lab.core.series import Scale, Trend, Variation
 from vrnn_lab.data.base import Points, Ragged, SeriesData
-from vrnn_lab.data.packed_strings import Names
+from vrnn_lab.data.packed_strings import PackedStrings
 from vrnn_lab.data.splits import Contents, Runs
-from vrnn_lab.data.table.columns import Beside
+from vrnn_lab.data.table.columns import ColumnRoles
 from vrnn_lab.data.table.summary import RowCounts
 
 # Of whose objects a state may consist; a file can name no other class, and none of these does anything when made.
 CLASSES = {
     kind.__name__: kind
-    for kind in (Points, Ragged, Names, Beside, RowCounts, Contents, Runs, Scale, Trend, Variation)
+    for kind in (Points, Ragged, PackedStrings, ColumnRoles, RowCounts, Contents, Runs, Scale, Trend, Variation)
 }
 PATHS = (PosixPath, WindowsPath)
 OWN = ("task", "trainer", "batch_size", "order")  # set by whoever uses a data set

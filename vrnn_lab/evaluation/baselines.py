@@ -12,14 +12,14 @@ from torch import Tensor
 
 from vrnn_lab.core.densities import Bernoulli, Gaussian
 from vrnn_lab.core.series import Scale, TimeSeries
-from vrnn_lab.core.tasks import Density, Task
+from vrnn_lab.core.tasks import DensityTask, Task
 from vrnn_lab.data.base import PLAIN, SeriesData, generator
 from vrnn_lab.evaluation.analog import CHANGES, COMPARED, VALUES, Analog, records_of
-from vrnn_lab.evaluation.calibration import Account, plain_pit
-from vrnn_lab.evaluation.evaluate import Yardstick, rows_at_once
+from vrnn_lab.evaluation.calibration import CalibrationAccumulator, plain_pit
+from vrnn_lab.evaluation.evaluate import EvaluationProtocol, rows_at_once
 from vrnn_lab.evaluation.gaussian_process import SharedProcess, available
 from vrnn_lab.evaluation.linear_process import LinearProcess, fit_batch
-from vrnn_lab.evaluation.scores import Scores, SeriesSums, Tally, energy_of, plain_scores
+from vrnn_lab.evaluation.scores import ScoreAccumulator, Scores, SeriesSums, energy_of, plain_scores
 from vrnn_lab.evaluation.trends import seasonal, with_drift
 
 log = logging.getLogger("vrnn_lab")
@@ -133,7 +133,7 @@ def analog(data: SeriesData, scale: Scale) -> Analog | None:
 
 def references(
     data: SeriesData,
-    yardstick: Yardstick,
+    protocol: EvaluationProtocol,
     scale: Scale | None = None,
     split: str = "test",
     crps: dict[str, SeriesSums] | None = None,
@@ -149,7 +149,7 @@ def references(
         return _exact_nll(data, split, "nll_events")
     level = level_of(data, scale)
     found: dict[str, float] = {}
-    questions = yardstick.questions | data.questions
+    questions = protocol.questions | data.questions
     guesses = baselines(data, scale)
     processes = fitted_processes(data, scale, level, list(_asked(data, questions, split)))
     for name, task in questions.items():
@@ -157,13 +157,13 @@ def references(
             row: fitted(data.batches("val", task, 256), guess, scale, level) for row, guess in guesses.items()
         } | processes
         for row, answer in answers.items():
-            account = Account(data, name, task, scale.std)
+            account = CalibrationAccumulator(data, name, task, scale.std)
             for batch in data.batches(split, task, min(256, rows_at_once(data, split, task, DRAWS))):
                 said = answer(batch)
                 account.add(_scores(said, batch), batch)
                 account.add_energy(plain_energy(said, batch, scale.std, data.seed))
             found |= account.result(f"reference/{row}/{name}")
-            if crps and name in yardstick.questions and name in crps and _quick_on_validation(data, row, name, task):
+            if crps and name in protocol.questions and name in crps and _quick_on_validation(data, row, name, task):
                 found |= on_validation(data, name, task, answer, scale, crps[name], f"reference/{row}/{name}")
         found |= _exact(data, task, split, name, scale)
     return found | _exact_nll(data, split)
@@ -187,7 +187,7 @@ def on_validation(
     """
     if scale.support != "real":
         return {}
-    tally, sums = Tally(scale.channels, scale.std), SeriesSums()
+    tally, sums = ScoreAccumulator(scale.channels, scale.std), SeriesSums()
     for batch in data.batches("val", task, 256):
         each = plain_scores(answer(batch), batch.values)["crps"]
         tally.add({"crps": each}, batch.scored)
@@ -238,7 +238,7 @@ def level_of(data: SeriesData, scale: Scale) -> Float[Tensor, " dim"]:
 
 
 @dataclass(frozen=True)
-class Asked:
+class BaselineQuestion:
     """A question as a baseline meets it: how many series it is asked of, of how many values, and their batches."""
 
     name: str
@@ -247,15 +247,15 @@ class Asked:
     batches: Iterable[TimeSeries]
 
 
-def _asked(data: SeriesData, questions: dict[str, Task], split: str) -> Iterator[Asked]:
+def _asked(data: SeriesData, questions: dict[str, Task], split: str) -> Iterator[BaselineQuestion]:
     for name, task in questions.items():
         series = data.series_for(split, task)
         values = int(series.lengths.sum()) * len(data.channels)
-        yield Asked(name, len(series), values, data.batches(split, task, 16))
+        yield BaselineQuestion(name, len(series), values, data.batches(split, task, 16))
 
 
 def fitted_processes(
-    data: SeriesData, scale: Scale, level: Float[Tensor, " dim"], asked: Sequence[Asked]
+    data: SeriesData, scale: Scale, level: Float[Tensor, " dim"], asked: Sequence[BaselineQuestion]
 ) -> dict[str, Answer]:
     """The baselines that are fitted to training data by their likelihood; those that would take long are missing."""
     found = {
@@ -266,7 +266,7 @@ def fitted_processes(
 
 
 def linear_process(
-    data: SeriesData, scale: Scale, level: Float[Tensor, " dim"], asked: Iterable[Asked]
+    data: SeriesData, scale: Scale, level: Float[Tensor, " dim"], asked: Iterable[BaselineQuestion]
 ) -> Answer | None:
     """Fit a linear process to the training series, to be conditioned on what is seen of each series.
 
@@ -294,7 +294,7 @@ def linear_process(
 
 
 def gaussian_process(
-    data: SeriesData, scale: Scale, level: Float[Tensor, " dim"], asked: Iterable[Asked]
+    data: SeriesData, scale: Scale, level: Float[Tensor, " dim"], asked: Iterable[BaselineQuestion]
 ) -> Answer | None:
     """Fit a Gaussian process to the training series, to be conditioned on what is seen of each series.
 
@@ -321,7 +321,7 @@ def gaussian_process(
     return answer
 
 
-def _too_slow(data: SeriesData, asked: Iterable[Asked]) -> str:
+def _too_slow(data: SeriesData, asked: Iterable[BaselineQuestion]) -> str:
     """Return why a Gaussian process would take long to answer; empty where it would not."""
     if len(data.channels) > MOST_CHANNELS:
         return f"{len(data.channels)} channels, at most {MOST_CHANNELS}"
@@ -373,7 +373,7 @@ def _spread(
 ) -> Callable[[TimeSeries], Gaussian]:
     """A Gaussian about the guess; of the two kinds of the analog each channel has the one of the smaller error."""
     kinds = [CHANGES, VALUES] if isinstance(guess, Analog) else [0]
-    tallies = [Tally(scale.channels, scale.std) for _ in kinds]
+    tallies = [ScoreAccumulator(scale.channels, scale.std) for _ in kinds]
 
     def guesses(batch: TimeSeries, kinds: list[int]) -> Float[Tensor, "kind batch time dim"]:
         known = _given(batch)
@@ -395,7 +395,7 @@ def _spread(
 
 
 def _exact(data: SeriesData, task: Task, split: str, name: str, scale: Scale) -> dict[str, float]:
-    account = Account(data, name, task, scale.std)
+    account = CalibrationAccumulator(data, name, task, scale.std)
     for batch in data.batches(split, task, 256):
         truth = data.exact(batch)
         if truth is None or truth[1] is None:
@@ -406,7 +406,7 @@ def _exact(data: SeriesData, task: Task, split: str, name: str, scale: Scale) ->
 
 def _exact_nll(data: SeriesData, split: str, name: str = "nll") -> dict[str, float]:
     total = count = 0.0
-    for batch in data.batches(split, Density(), 256):
+    for batch in data.batches(split, DensityTask(), 256):
         truth = data.exact(batch)
         if truth is None:
             return {}

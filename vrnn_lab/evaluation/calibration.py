@@ -11,7 +11,7 @@ from vrnn_lab.core.densities import Gaussian
 from vrnn_lab.core.series import TimeSeries
 from vrnn_lab.core.tasks import Task
 from vrnn_lab.data.base import SeriesData
-from vrnn_lab.evaluation.scores import Scores, Tally
+from vrnn_lab.evaluation.scores import ScoreAccumulator, Scores
 
 PIT_BINS, DISTANCE_BINS = 10, 5
 ROUNDING = 1e-8  # of a distance: what still counts as equal
@@ -81,7 +81,7 @@ def edges(data: SeriesData, question: str, task: Task) -> Float64[Tensor, " edge
     return parts[apart & (parts < distance.max() * (1 - ROUNDING))]
 
 
-class Account:
+class CalibrationAccumulator:
     """Scores of one question, added up: of all values, by distance, and of whole series.
 
     Under `<gap or horizon>/<bin>` stand from (where the bin begins; it ends where the next one does), share (of all
@@ -91,8 +91,8 @@ class Account:
     def __init__(self, data: SeriesData, question: str, task: Task, std: Float[Tensor, " dim"]):
         self.name, self.distance = DISTANCE.get(question, BESIDE)
         self.edges = edges(data, question, task).to(std.device)
-        self.all = Tally(data.channels, std)
-        self.bins = [Tally(data.channels, std) for _ in range(len(self.edges) + 2)]
+        self.all = ScoreAccumulator(data.channels, std)
+        self.bins = [ScoreAccumulator(data.channels, std) for _ in range(len(self.edges) + 2)]
         self.energy, self.series = 0.0, 0
 
     def add(self, scores: Scores, batch: TimeSeries) -> None:

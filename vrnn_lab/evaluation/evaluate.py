@@ -1,4 +1,4 @@
-"""The fixed yardstick: the same questions and the same scores for every model, and what plain rows reach."""
+"""The fixed protocol: the same questions and the same scores for every model, and what plain rows reach."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 
 from vrnn_lab.core.densities import log_mean_exp
 from vrnn_lab.core.series import TimeSeries
-from vrnn_lab.core.tasks import Density, Task
+from vrnn_lab.core.tasks import DensityTask, Task
 from vrnn_lab.core.types import Count
 from vrnn_lab.data.base import SeriesData
-from vrnn_lab.evaluation.calibration import Account, pit
+from vrnn_lab.evaluation.calibration import CalibrationAccumulator, pit
 from vrnn_lab.evaluation.scores import SeriesSums, energy, sample_scores
 from vrnn_lab.models.base import Prediction, SequenceModel
 from vrnn_lab.models.heads import on_floor
@@ -26,7 +26,7 @@ EVENT_DRAWS, EVENT_SERIES = 500, 300  # draws of the latent in the test of a rat
 
 
 @dataclass(frozen=True)
-class Yardstick:
+class EvaluationProtocol:
     """What every model is asked: which points are held out, K of the bound, how many draws a prediction has.
 
     With 99 draws the order statistics cut the line into 100 parts that are equally likely under a calibrated
@@ -50,7 +50,7 @@ def evaluate(
     model: SequenceModel,
     data: SeriesData,
     split: str,
-    yardstick: Yardstick,
+    protocol: EvaluationProtocol,
     seed: int,
     recalibrated: Change | None = None,
     crps: dict[str, SeriesSums] | None = None,
@@ -61,20 +61,20 @@ def evaluate(
     crps: is filled with the CRPS of each series in training stds, by the name of the question.
     """
     with model.fixed_noise(seed):
-        found = _nll(model, data, split, yardstick)
+        found = _nll(model, data, split, protocol)
         if model.classifier is not None:
             found |= _labels(model, data, split)
         if model.point_process:
             found |= event_fit(model, data, split)
-    asked = yardstick.questions | data.questions
-    return found | answers(model, data, split, yardstick, seed, questions=asked, recalibrated=recalibrated, crps=crps)
+    asked = protocol.questions | data.questions
+    return found | answers(model, data, split, protocol, seed, questions=asked, recalibrated=recalibrated, crps=crps)
 
 
 def answers(
     model: SequenceModel,
     data: SeriesData,
     split: str,
-    yardstick: Yardstick,
+    protocol: EvaluationProtocol,
     seed: int,
     change: Change | None = None,
     most: int | None = None,
@@ -84,7 +84,7 @@ def answers(
 ) -> dict[str, float]:
     """The scores of held-out values, `<split>/<question>/...`.
 
-    change: done to each prediction first; most: of so many series alone; questions: other than the yardstick's;
+    change: done to each prediction first; most: of so many series alone; questions: other than the protocol's;
     recalibrated: a change whose scores are added as `recalibrated/<split>/<question>/...`, from the same predictions;
     crps: is filled with the CRPS of each series in training stds, by the name of the question; before `recalibrated`.
     """
@@ -92,10 +92,10 @@ def answers(
     if model.scale.support == "events":  # an event has no value to ask for
         return found
     with model.fixed_noise(seed):
-        for name, task in (questions or yardstick.questions).items():
+        for name, task in (questions or protocol.questions).items():
             ways = {split: change} | ({f"recalibrated/{split}": recalibrated} if recalibrated else {})
             sums = None if crps is None else crps.setdefault(name, SeriesSums())
-            found |= _answers(model, data, split, yardstick, name, task, ways, most, sums)
+            found |= _answers(model, data, split, protocol, name, task, ways, most, sums)
     return found
 
 
@@ -110,13 +110,13 @@ def batches(model: SequenceModel, data: SeriesData, split: str, task: Task, samp
         yield batch.to(model.device)
 
 
-def _nll(model: SequenceModel, data: SeriesData, split: str, yardstick: Yardstick) -> dict[str, float]:
+def _nll(model: SequenceModel, data: SeriesData, split: str, protocol: EvaluationProtocol) -> dict[str, float]:
     """The loss, and -log p(x) by the importance-weighted bound; beside the exact value where there is one."""
     found = _loss(model, data, split) if model.has_loss else {}
-    found[f"{split}/nll_samples"] = float(yardstick.samples)
+    found[f"{split}/nll_samples"] = float(protocol.samples)
     for name, parts in _parts(model).items():
         with model.only(*parts):
-            found |= _bound(model, data, split, yardstick.samples, name)
+            found |= _bound(model, data, split, protocol.samples, name)
     return found
 
 
@@ -147,7 +147,7 @@ def _bound(model: SequenceModel, data: SeriesData, split: str, samples: int, nam
     """-log p by the importance-weighted bound, in nats a value, and how far it lies above the exact one."""
     bounds, exact, counts, points, alike = [], [], [], 0, True
     comparable = name == "nll" or model.scale.support == "events"
-    for batch in batches(model, data, split, Density(), samples):
+    for batch in batches(model, data, split, DensityTask(), samples):
         weights = model.log_weights(batch, samples)
         alike = alike and samples > 1 and torch.equal(weights, weights[:1].expand_as(weights))
         bounds.append(log_mean_exp(weights).double())
@@ -174,7 +174,7 @@ def event_fit(model: Any, data: SeriesData, split: str) -> dict[str, float]:
     2002). p as if no parameter had been fitted.
     """
     waits = []
-    for batch in batches(model, data, split, Density(), EVENT_DRAWS, alike=False):
+    for batch in batches(model, data, split, DensityTask(), EVENT_DRAWS, alike=False):
         part, rest = model.rescaled(batch, EVENT_DRAWS)
         events = torch.arange(part.shape[1], device=part.device) < batch.counts.sum(1, keepdim=True)
         waits += [(row[there], end) for row, there, end in zip(part, events, rest, strict=True)]
@@ -196,7 +196,7 @@ def event_fit(model: Any, data: SeriesData, split: str) -> dict[str, float]:
 def _labels(model: SequenceModel, data: SeriesData, split: str) -> dict[str, float]:
     """Accuracy, AUC (one class against the others, averaged) and nats a label, with everything observed seen."""
     told, labels = [], []
-    for batch in batches(model, data, split, Density(), 10):
+    for batch in batches(model, data, split, DensityTask(), 10):
         if (truth := batch.labels_that_count) is not None:
             there = truth >= 0
             told.append(model.classify(batch)[there].double())
@@ -218,7 +218,7 @@ def _answers(
     model,
     data,
     split,
-    yardstick,
+    protocol,
     name: str,
     task: Task,
     ways: dict[str, Change | None],
@@ -226,13 +226,13 @@ def _answers(
     crps: SeriesSums | None = None,
 ) -> dict[str, float]:
     """ways: by the prefix of its scores, what is done to each prediction first; crps: is told that of the first."""
-    accounts = {prefix: Account(data, name, task, model.data_std) for prefix in ways}
+    accounts = {prefix: CalibrationAccumulator(data, name, task, model.data_std) for prefix in ways}
     floored, real, series = dict.fromkeys(ways, 0.0), model.scale.support == "real", 0
-    for batch in _first(batches(model, data, split, task, yardstick.draws), most):
+    for batch in _first(batches(model, data, split, task, protocol.draws), most):
         if not batch.scored.any():
             continue
         series += int(batch.scored.any(2).any(1).sum())
-        plain = model.predict(batch, yardstick.draws)
+        plain = model.predict(batch, protocol.draws)
         for prefix, change in ways.items():
             prediction = change(plain, batch) if change else plain
             scores = sample_scores(prediction, batch.values)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vrnn_lab.core.densities import Gaussian
 from vrnn_lab.core.kalman import Pairs, StateSpace, log_likelihood, smooth
 from vrnn_lab.core.series import Scale, TimeSeries
-from vrnn_lab.core.tasks import Density, Own
+from vrnn_lab.core.tasks import DensityTask, Own
 from vrnn_lab.data.base import Ragged, generator
 from vrnn_lab.models.linear_state import SPEED, Independent, Parts
 
@@ -145,7 +145,7 @@ def fit_batch(series: Ragged) -> TimeSeries:
     some = series.part(np.linspace(0, len(series) - 1, min(len(series), most)).round())
     some = replace(some, first=np.maximum(some.first, some.end - FIT_POINTS))
     index = np.arange(len(some))
-    return some.batch(index, Density(), Own(generator, index))  # a task that draws nothing
+    return some.batch(index, DensityTask(), Own(generator, index))  # a task that draws nothing
 
 
 def _by_channel(x: Shaped[Tensor, "batch time dim"]) -> Shaped[Tensor, "rows time"]:

@@ -19,7 +19,7 @@ from vrnn_lab.core.series import TimeSeries
 from vrnn_lab.core.tasks import Task
 from vrnn_lab.data.base import Batches, SeriesData
 from vrnn_lab.data.blocks import ValidationBlocks
-from vrnn_lab.evaluation.evaluate import Yardstick, rows_at_once
+from vrnn_lab.evaluation.evaluate import EvaluationProtocol, rows_at_once
 from vrnn_lab.evaluation.scores import central
 from vrnn_lab.models.base import Prediction, SequenceModel
 
@@ -176,17 +176,21 @@ def _beyond(named: dict[str, Any], channels: tuple[str, ...]) -> Beyond:
     return Beyond(float(named["end"]), float(named["longest"]), tuple(starts), factors, tuple(values))
 
 
-def possible(model: SequenceModel, yardstick: Yardstick) -> bool:
+def possible(model: SequenceModel, protocol: EvaluationProtocol) -> bool:
     """Return whether predictions have a spread that can be fitted."""
-    return model.scale.support == "real" and yardstick.draws > 1
+    return model.scale.support == "real" and protocol.draws > 1
 
 
 def fit(
-    model: SequenceModel, data: SeriesData, yardstick: Yardstick, seed: int, further: Iterable[TimeSeries] = ()
+    model: SequenceModel,
+    data: SeriesData,
+    protocol: EvaluationProtocol,
+    seed: int,
+    further: Iterable[TimeSeries] = (),
 ) -> Recalibration:
     """Fit the factors on held-out validation values, so that nine tenths of them lie in the central 90 % interval.
 
-    The values are those of the yardstick's questions to at most SERIES validation series, evenly chosen, and those
+    The values are those of the protocol's questions to at most SERIES validation series, evenly chosen, and those
     of the batches in `further`. Each value needs some least factor to lie in its interval; the factor of a place and
     channel is the ceil(.9 (n + 1))-th smallest of these, as in split conformal prediction (Papadopoulos et al. 2002).
     A channel with fewer than LEAST values takes the factor of all channels together. With fewer than LEAST in all,
@@ -213,17 +217,17 @@ def fit(
             f"recalibrate=true: values of this run are {model.scale.support}, which have no spread to set right; "
             "expected a run on real values."
         )
-    if yardstick.draws < 2:
+    if protocol.draws < 2:
         raise ConfigError("recalibrate=true: of a single draw there is no spread; set evaluate.draws=99.")
     least: list[Needed] = []
     blocks = ValidationBlocks(data)
     with model.fixed_noise(seed):
-        asked = (batches_of(data, task, yardstick.draws) for task in yardstick.questions.values())
+        asked = (batches_of(data, task, protocol.draws) for task in protocol.questions.values())
         for batch in chain(chain.from_iterable(asked), further):
             if batch.scored.any():
                 places = blocks.of(batch)
                 batch = batch.to(model.device)
-                least.append(needed(model.predict(batch, yardstick.draws), batch, places))
+                least.append(needed(model.predict(batch, protocol.draws), batch, places))
     found, *counts = factors_of(least, model.scale.dim)
     by_place: list[dict[str, tuple[int, ...]]] = [
         {place: tuple(row) for place, row in zip(PLACES, each.tolist(), strict=True)} for each in counts

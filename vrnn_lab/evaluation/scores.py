@@ -141,7 +141,7 @@ class SeriesSums:
         return found[:, found[1] > 0]
 
 
-class Tally:
+class ScoreAccumulator:
     """Sums of scores over values, channel by channel; divided once, at the end."""
 
     def __init__(self, channels: tuple[str, ...], std: Float[Tensor, " dim"]):

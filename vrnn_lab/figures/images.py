@@ -16,7 +16,7 @@ from torch import Tensor
 from vrnn_lab.core.series import TimeSeries, pick
 from vrnn_lab.core.tasks import Forecast, Task
 from vrnn_lab.figures import style
-from vrnn_lab.models.prior_samples import Draws
+from vrnn_lab.models.prior_samples import PriorSamples
 
 SIDE = 25  # points of the plane's grid, each way
 
@@ -24,7 +24,7 @@ SIDE = 25  # points of the plane's grid, each way
 # ---- images -----------------------------------------------------------------------------------------------
 
 
-def images(model, shape: tuple[int, int], draws: Draws) -> Figure:
+def images(model, shape: tuple[int, int], draws: PriorSamples) -> Figure:
     """The means of draws from the prior, each as an image of this shape (rows, columns)."""
     columns = -(-len(draws.times) // max(1, round(len(draws.times) ** 0.5)))
     limits = (0.0, 1.0) if model.scale.support == "binary" else _limits(draws.curve[:, 0])

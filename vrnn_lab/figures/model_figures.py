@@ -14,10 +14,10 @@ from torch import Tensor
 
 from vrnn_lab.core.files import replacing
 from vrnn_lab.core.series import TimeSeries, pick
-from vrnn_lab.core.tasks import Density, Forecast, Interpolate, Task
+from vrnn_lab.core.tasks import DensityTask, Forecast, Interpolate, Task
 from vrnn_lab.figures import images, style
 from vrnn_lab.models import prior_samples
-from vrnn_lab.models.prior_samples import Draws
+from vrnn_lab.models.prior_samples import PriorSamples
 
 TASKS = {"forecast": Forecast(0.5), "interpolation": Interpolate(0.5)}
 CANDIDATES = 40  # series the shown ones are chosen from
@@ -28,7 +28,7 @@ QUANTILES = (0.05, 0.25, 0.75, 0.95)
 
 
 @dataclass(frozen=True)
-class Fan:
+class PredictiveBands:
     """What a model says of some rows, place by place."""
 
     times: Float64[Tensor, "batch place"]
@@ -63,7 +63,7 @@ def figures(model, data, seed: int, split: str = "test", tasks: dict[str, Task] 
     A function of the model, the data and the seed alone: no other random state is read or moved.
     """
     if image := getattr(data, "image", None):
-        batch = _shown(data, split, Density(), 10)
+        batch = _shown(data, split, DensityTask(), 10)
         return {
             "samples": images.images(model, image, prior_samples.draw(model, 25, seed)),
             "reconstructions": images.reconstructions(model, image, batch, seed, split, SAMPLES),
@@ -74,7 +74,7 @@ def figures(model, data, seed: int, split: str = "test", tasks: dict[str, Task] 
     if data.phase_plane:
         drawn["phase_plane"] = _phase_plane(model, data, seed, split)
         if hasattr(data, "field") and hasattr(model, "vector_field"):
-            drawn["vector_field"] = images.vector_field(model, data, _shown(data, split, Density(), 6))
+            drawn["vector_field"] = images.vector_field(model, data, _shown(data, split, DensityTask(), 6))
     for name, task in (tasks or TASKS).items():
         drawn[name] = _answers(model, data, seed, split, name, task)
     return drawn
@@ -159,7 +159,7 @@ def _ask(batch: TimeSeries, grid: Float64[Tensor, "batch grid"], own: bool) -> t
     return asked, torch.argsort(order, dim=1)[:, batch.times.shape[1] :]
 
 
-def _fan(model, batch: TimeSeries, grid: Float64[Tensor, "batch grid"], seed: int) -> Fan:
+def _fan(model, batch: TimeSeries, grid: Float64[Tensor, "batch grid"], seed: int) -> PredictiveBands:
     """Of the channels that are shown."""
     asked, place = _ask(batch, grid, own=model.causal)
     if model.causal:
@@ -171,7 +171,9 @@ def _fan(model, batch: TimeSeries, grid: Float64[Tensor, "batch grid"], seed: in
         if model.head.support == "real":  # quantiles of zeros and ones would say nothing
             values = torch.cat([shown(density.draw(noise)) for noise in _noises(model, density.mean, seed)])
     there = pick(asked.counts, place)
-    return Fan(pick(asked.times, place), there, model.causal, means[:LINES], means.mean(0), _quantiles(values))
+    return PredictiveBands(
+        pick(asked.times, place), there, model.causal, means[:LINES], means.mean(0), _quantiles(values)
+    )
 
 
 def _quantiles(values: Float[Tensor, "draws batch place dim"]) -> Float[Tensor, "quantiles batch place dim"]:
@@ -243,7 +245,7 @@ def _covariates_change(batch: TimeSeries) -> bool:
     return bool(((batch.covariates != first) & batch.counts[..., None]).any())
 
 
-def _panel(ax: Axes, fan: Fan, batch: TimeSeries, row: int, channel: int) -> None:
+def _panel(ax: Axes, fan: PredictiveBands, batch: TimeSeries, row: int, channel: int) -> None:
     times, lines, mean, bands = fan.row(row)
     low, lower, upper, high = bands[..., channel]
     ax.fill_between(times, low, high, color=style.FORWARD, alpha=0.16, linewidth=0)
@@ -330,7 +332,12 @@ def _beyond(data, split: str, batch: TimeSeries) -> list[Curve] | None:
 
 
 def _plane(
-    ax: Axes, batch: TimeSeries, before: Fan | None, after: Fan, row: int, beyond: Curve | None = None
+    ax: Axes,
+    batch: TimeSeries,
+    before: PredictiveBands | None,
+    after: PredictiveBands,
+    row: int,
+    beyond: Curve | None = None,
 ) -> None:
     for fan, color in ((before, style.BACKWARD), (after, style.FORWARD)):
         if fan:
@@ -347,7 +354,9 @@ def _plane(
     ax.set_aspect("equal")
 
 
-def _curves(fan: Fan, batch: TimeSeries, row: int, beyond: Curve | None = None) -> Float[Tensor, "samples place dim"]:
+def _curves(
+    fan: PredictiveBands, batch: TimeSeries, row: int, beyond: Curve | None = None
+) -> Float[Tensor, "samples place dim"]:
     """A row's lines, as far as its true curve goes where that is known; those of a step model from the first seen
     point on: before it, they start anywhere."""
     times, lines, _, _ = fan.row(row)
@@ -372,7 +381,7 @@ def _square(batch: TimeSeries, row: int, beyond: Curve | None = None) -> tuple[l
 # ---- from the prior ----------------------------------------------------------------------------------------
 
 
-def samples(model, data, draws: Draws) -> Figure:
+def samples(model, data, draws: PriorSamples) -> Figure:
     """Series from the prior: images, rolls, marks at events, or lines; in the plane too where data has one."""
     if image := getattr(data, "image", None):
         return images.images(model, image, draws)
@@ -386,7 +395,7 @@ def samples(model, data, draws: Draws) -> Figure:
     return figure
 
 
-def _drawn_rolls(model, data, draws: Draws) -> Figure:
+def _drawn_rolls(model, data, draws: PriorSamples) -> Figure:
     figure, axes = style.canvas(min(4, len(draws.times)), 1, (8.2, 2.4))
     for row, ax in enumerate(axes):
         there = draws.there[row]
@@ -395,7 +404,7 @@ def _drawn_rolls(model, data, draws: Draws) -> Figure:
     return figure
 
 
-def _drawn_events(data, draws: Draws) -> Figure:
+def _drawn_events(data, draws: PriorSamples) -> Figure:
     figure, (ax,) = style.canvas(1, 1, (8.2, 4.0))
     rows = [times[there].numpy() for times, there in zip(draws.times, draws.there, strict=True)]
     ax.eventplot(rows[:MOST_LINES], colors=style.FORWARD, linelengths=0.7)
@@ -404,7 +413,7 @@ def _drawn_events(data, draws: Draws) -> Figure:
     return figure
 
 
-def _drawn_lines(model, data, draws: Draws) -> Figure:
+def _drawn_lines(model, data, draws: PriorSamples) -> Figure:
     channels = model.scale.channels[: style.CHANNELS]
     labels = [style.label(name, style.unit(data, place)) for place, name in enumerate(channels)]
     panels = len(channels) + data.phase_plane
@@ -419,7 +428,7 @@ def _drawn_lines(model, data, draws: Draws) -> Figure:
     return figure
 
 
-def _drawn(ax: Axes, model, draws: Draws, channels: tuple[int, ...]) -> None:
+def _drawn(ax: Axes, model, draws: PriorSamples, channels: tuple[int, ...]) -> None:
     """One channel over time, or two in their plane: of a path model its curves, and the noisy values as dots."""
     rows = min(len(draws.times), MOST_LINES)
     for row, color in enumerate(colormaps["viridis"](np.linspace(0, 0.9, rows))):

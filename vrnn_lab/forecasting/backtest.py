@@ -13,14 +13,22 @@ from torch import Tensor
 
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.core.series import Scale, TimeSeries
-from vrnn_lab.core.tasks import Density, Own
+from vrnn_lab.core.tasks import DensityTask, Own
 from vrnn_lab.data.base import Ragged, SeriesData, generator
 from vrnn_lab.data.splits import names_of
 from vrnn_lab.data.table.time_format import Clock
-from vrnn_lab.evaluation.baselines import DRAWS, Asked, baselines, fitted, fitted_processes, level_of, plain_energy
+from vrnn_lab.evaluation.baselines import (
+    DRAWS,
+    BaselineQuestion,
+    baselines,
+    fitted,
+    fitted_processes,
+    level_of,
+    plain_energy,
+)
 from vrnn_lab.evaluation.evaluate import POINTS_AT_ONCE, Change
-from vrnn_lab.evaluation.scores import Scores, Tally, energy, plain_scores, quantiles, sample_scores
-from vrnn_lab.forecasting.context_window import around
+from vrnn_lab.evaluation.scores import ScoreAccumulator, Scores, energy, plain_scores, quantiles, sample_scores
+from vrnn_lab.forecasting.context_window import choose_window
 from vrnn_lab.runs.build import Parts, check_channels, load_parts
 
 STRETCHES = 5  # of the horizon, scored apart
@@ -28,7 +36,7 @@ ROUNDING = 1e-9  # of the horizon: what still counts as a point at the origin, o
 
 
 @dataclass(frozen=True)
-class Plan:
+class BacktestPlan:
     """From the last `folds` origins of each series, `every` apart, a forecast of all up to `horizon` after each.
 
     In the data's time unit. The last origin lies a horizon before a series' last point; every: by default a horizon.
@@ -73,14 +81,14 @@ class Folds:
             yield self._batch(index), index
 
     def _batch(self, index: NDArray[np.int64]) -> TimeSeries:
-        batch = self.series.batch(index, Density(), Own(generator, index))  # of which it makes no use
+        batch = self.series.batch(index, DensityTask(), Own(generator, index))  # of which it makes no use
         past = batch.times <= torch.from_numpy(self.origin[index])[:, None] + self.room
         seen = batch.known & past[..., None]
         plain = {"most_seen": None, "longest_gap": None, "opens_seen": False}
         return replace(batch, seen=seen, scored=batch.known & ~seen, **plain)
 
 
-def folds(data: SeriesData, split: str, plan: Plan, longest: float, keep_start: bool = False) -> Folds:
+def folds(data: SeriesData, split: str, plan: BacktestPlan, longest: float, keep_start: bool = False) -> Folds:
     """All questions of a plan; ConfigError where there is none. longest: the longest window of training; keep_start:
     windows begin where their series do (`context.around`)."""
     series, starts = data.reaching_back(split)
@@ -89,7 +97,7 @@ def folds(data: SeriesData, split: str, plan: Plan, longest: float, keep_start: 
         times = series.points.times[series.first[i] : series.end[i]]
         for fold, origin in enumerate(plan.of(times, start) if len(times) else [], 1):
             if not np.isnan(origin):
-                begin, end = around(origin, origin + plan.horizon, times[0], origin, longest, keep_start)
+                begin, end = choose_window(origin, origin + plan.horizon, times[0], origin, longest, keep_start)
                 low, after = np.searchsorted(times, begin), np.searchsorted(times, origin + room, "right")
                 high = np.searchsorted(times, origin + plan.horizon + room, "right")
                 if high > after:
@@ -107,17 +115,17 @@ def folds(data: SeriesData, split: str, plan: Plan, longest: float, keep_start: 
 
 
 @dataclass
-class Sheet:
+class RowScores:
     """Scores of one row of the table, of all values and of some of them apart."""
 
     scale: Scale
-    tallies: dict[str, Tally] = field(default_factory=dict)
+    tallies: dict[str, ScoreAccumulator] = field(default_factory=dict)
     energies: dict[str, list[Tensor]] = field(default_factory=dict)
 
     def add(self, scores: Scores, joint: Tensor, batch: TimeSeries, parts: dict[str, Tensor]) -> None:
         """parts: (batch, time) each; joint: the energy score of each row with a value."""
         for name, part in parts.items():
-            tally = self.tallies.setdefault(name, Tally(self.scale.channels, self.scale.std))
+            tally = self.tallies.setdefault(name, ScoreAccumulator(self.scale.channels, self.scale.std))
             tally.add(scores, batch.scored & part[..., None])
             if len(joint) and not name.startswith("to "):
                 self.energies.setdefault(name, []).append(joint[part.any(1)[batch.scored.any(2).any(1)]])
@@ -133,7 +141,7 @@ class Sheet:
         return found
 
 
-def _parts(asked: Folds, batch: TimeSeries, index: NDArray[np.int64], plan: Plan) -> dict[str, Tensor]:
+def _parts(asked: Folds, batch: TimeSeries, index: NDArray[np.int64], plan: BacktestPlan) -> dict[str, Tensor]:
     """What is scored apart: all, each stretch of the horizon, each origin."""
     since = batch.times - torch.from_numpy(asked.origin[index])[:, None]
     whole = torch.ones_like(since, dtype=torch.bool)
@@ -155,15 +163,15 @@ def _name(asked: Folds, fold: int) -> str:
 
 
 def run(
-    parts: Parts, plan: Plan, split: str = "test", change: Change | None = None
+    parts: Parts, plan: BacktestPlan, split: str = "test", change: Change | None = None
 ) -> tuple[dict[str, float], pd.DataFrame]:
     """Scores `<row>/<part>/<score>` of the model and of the plain rows, and every scored value of the model."""
-    model, data, draws = parts.model, parts.data, parts.yardstick.draws
+    model, data, draws = parts.model, parts.data, parts.protocol.draws
     check_channels(model.scale.channels, parts)
     if model.scale.support == "events":
         raise ConfigError("backtest=true: of events there is no value to forecast; expected data with values.")
     asked = folds(data, split, plan, model.scale.longest.item(), model.keep_start)
-    sheet, told = Sheet(model.scale), []
+    sheet, told = RowScores(model.scale), []
     with model.fixed_noise(parts.config.seed):
         for batch, index in asked.batches(draws):
             batch = batch.to(model.device)
@@ -182,7 +190,7 @@ def run(
     return found, values
 
 
-def _plain(data: SeriesData, scale: Scale, plan: Plan, asked: Folds, keep_start: bool) -> dict[str, float]:
+def _plain(data: SeriesData, scale: Scale, plan: BacktestPlan, asked: Folds, keep_start: bool) -> dict[str, float]:
     """Score the baselines, with the spread of the same questions to validation, or that of their own likelihood."""
     found: dict[str, float] = {}
     try:
@@ -195,10 +203,10 @@ def _plain(data: SeriesData, scale: Scale, plan: Plan, asked: Folds, keep_start:
         before = [] if known is None else (batch for batch, _ in known.batches(1))
         answers[name] = fitted(before, guess, scale, level)
     values = int(asked.series.lengths.sum()) * scale.dim
-    question = Asked("the backtest", len(asked.origin), values, (batch for batch, _ in asked.batches(1)))
+    question = BaselineQuestion("the backtest", len(asked.origin), values, (batch for batch, _ in asked.batches(1)))
     answers |= fitted_processes(data, scale, level, [question])
     for name, answer in answers.items():
-        sheet = Sheet(scale)
+        sheet = RowScores(scale)
         for batch, index in asked.batches(DRAWS):
             said = answer(batch)
             joint = plain_energy(said, batch, scale.std, data.seed)
@@ -207,8 +215,8 @@ def _plain(data: SeriesData, scale: Scale, plan: Plan, asked: Folds, keep_start:
     return found | _exact(data, scale, plan, asked)
 
 
-def _exact(data: SeriesData, scale: Scale, plan: Plan, asked: Folds) -> dict[str, float]:
-    sheet = Sheet(scale)
+def _exact(data: SeriesData, scale: Scale, plan: BacktestPlan, asked: Folds) -> dict[str, float]:
+    sheet = RowScores(scale)
     for batch, index in asked.batches(DRAWS):
         truth = data.exact(batch)
         if truth is None or truth[1] is None:
@@ -253,4 +261,4 @@ def backtest(
     to each prediction first.
     """
     parts = source if isinstance(source, Parts) else load_parts(source)
-    return run(parts, Plan(float(horizon), None if every is None else float(every), folds), split, change)[1]
+    return run(parts, BacktestPlan(float(horizon), None if every is None else float(every), folds), split, change)[1]

@@ -1,7 +1,7 @@
 """Over which window a question is asked of a series: models know windows as long as those of their training."""
 
 
-def around(
+def choose_window(
     first: float, last: float, begin: float, end: float, longest: float, keep_start: bool = False
 ) -> tuple[float, float]:
     """The window for questions from `first` to `last` of a series watched from `begin` to `end`.

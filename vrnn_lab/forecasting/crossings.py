@@ -8,7 +8,7 @@ from re import DOTALL, fullmatch
 import numpy as np
 from numpy.typing import NDArray
 
-from vrnn_lab.config.errors import ConfigError, near
+from vrnn_lab.config.errors import ConfigError, did_you_mean
 from vrnn_lab.evaluation.scores import LEVELS
 from vrnn_lab.forecasting.summary import Answer, path_names
 
@@ -53,7 +53,7 @@ class Level:
             )
         raise ConfigError(
             f"the model has no channel '{self.channel}' that could cross {self.value:g}; it has "
-            f"{', '.join(channels)}.{near(self.channel, channels)}"
+            f"{', '.join(channels)}.{did_you_mean(self.channel, channels)}"
         )
 
     def past(self, values: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -14,11 +14,11 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from vrnn_lab.config.errors import ConfigError
-from vrnn_lab.config.plain import contents
+from vrnn_lab.config.plain import to_dict
 from vrnn_lab.core.densities import Bernoulli, Density, Stacked, log_mean_exp
 from vrnn_lab.core.series import TimeSeries
 from vrnn_lab.evaluation.recalibration import Recalibration
-from vrnn_lab.forecasting.context_window import around
+from vrnn_lab.forecasting.context_window import choose_window
 from vrnn_lab.models.base import Prediction, SequenceModel
 from vrnn_lab.models.recipe import Recipe
 from vrnn_lab.runs.build import Parts, beside_of, load_parts
@@ -53,7 +53,7 @@ def _joined(densities: list[Density]) -> Density:
     return Stacked(tuple(densities))
 
 
-class Pooled(SequenceModel):
+class Ensemble(SequenceModel):
     """The mixture of several fitted models with equal shares: p(x) = 1/M sum_m p_m(x) of a whole series, and
     p(x | seen) = 1/M sum_m p_m(x | seen) of what is asked (a linear opinion pool, Stone 1961).
 
@@ -141,7 +141,7 @@ class Pooled(SequenceModel):
             known, questions = batch.times[row, seen[row]], batch.times[row, asked[row]]
             before, after = known[known <= questions[0]], known[known > questions[-1]]
             low, high = torch.cat([questions[:1], before])[-1].item(), torch.cat([after, questions[-1:]])[0].item()
-            start, stop = around(low, high, known[0].item(), known[-1].item(), longest)
+            start, stop = choose_window(low, high, known[0].item(), known[-1].item(), longest)
             window[row] = window.new_tensor([min(start, low), max(stop, high)])
         inside = (batch.times >= window[:, :1]) & (batch.times <= window[:, 1:])
         left = {"seen": batch.seen & inside[..., None], "scored": batch.scored & inside[..., None]}
@@ -203,7 +203,9 @@ def load_runs(folders: Sequence[str | Path], changes: DictConfig | None = None, 
     every = [parts, *(load_parts(folder, trust=trust) for folder in others)]
     for folder, other in zip(others, every[1:], strict=True):
         _check_alike(str(first), parts, str(folder), other)
-    return replace(parts, model=Pooled([each.model for each in every], [str(folder) for folder in (first, *others)]))
+    return replace(
+        parts, model=Ensemble([each.model for each in every], [str(folder) for folder in (first, *others)])
+    )
 
 
 CURES = {
@@ -256,7 +258,7 @@ def _said(fact: Any) -> str:
 def check_splits(folders: Sequence[str | Path]) -> None:
     """ConfigError unless all runs divide the same data alike: else a series that is test data of one may have been
     training data of another, and no score would say how the pool does on series it never saw."""
-    first, *others = (contents(config_of(Path(folder)).data) for folder in folders)
+    first, *others = (to_dict(config_of(Path(folder)).data) for folder in folders)
     for folder, other in zip(folders[1:], others, strict=True):
         for key in sorted(first.keys() | other.keys()):
             ours, theirs = first.get(key), other.get(key)

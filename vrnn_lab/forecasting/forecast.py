@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from vrnn_lab.core.series import Scale, TimeSeries
-from vrnn_lab.data.table.reader import Form, Rows, Source
+from vrnn_lab.data.table.reader import SeriesReader, SeriesRows, TableSchema
 from vrnn_lab.data.table.time_format import Clock, Span, to_the_second
 from vrnn_lab.evaluation.recalibration import FILE, Recalibration, load
 from vrnn_lab.evaluation.scores import LEVELS
 from vrnn_lab.forecasting.crossings import Level, crossings
-from vrnn_lab.forecasting.ensemble import Pooled, Recalibrations
+from vrnn_lab.forecasting.ensemble import Ensemble, Recalibrations
 from vrnn_lab.forecasting.notices import Notices, close
-from vrnn_lab.forecasting.queries import Times, Wanted, over_windows
+from vrnn_lab.forecasting.queries import SeriesQuery, Times, over_windows
 from vrnn_lab.forecasting.summary import Answer, answer, batches
 from vrnn_lab.models.base import Prediction, SequenceModel
 from vrnn_lab.runs.build import TABLE, Parts, beside_of
@@ -33,7 +33,7 @@ THREE = "at=<file of id, time>, or horizon=<H> (and every=<E>), or fill=true"
 
 
 @dataclass(frozen=True)
-class Asked:
+class Query:
     """A question to a fitted model. One of `at`, `horizon` with `every`, and `fill`."""
 
     at: Path | pd.DataFrame | None = None
@@ -67,7 +67,7 @@ class Asked:
                 f"paths={self.paths}, draws={self.draws}: expected as many draws as paths, and at least 1."
             )
 
-    def with_step(self, scale: Scale) -> "Asked":
+    def with_step(self, scale: Scale) -> "Query":
         """The question with its step ahead: where none is given, the median gap between points in training."""
         if self.horizon is None or self.every is not None:
             return self
@@ -81,14 +81,14 @@ class Forecasts:
     """The answers to a question about every series of a file or frame."""
 
     parts: Parts
-    given: Source
-    at: Source | None
-    asked: Asked
+    given: SeriesReader
+    at: SeriesReader | None
+    asked: Query
     recalibration: Recalibration | Recalibrations | None = None
 
     @classmethod
     def of(
-        cls, parts: Parts, found: Path | pd.DataFrame, asked: Asked, form: Form, folder: Path | None = None
+        cls, parts: Parts, found: Path | pd.DataFrame, asked: Query, form: TableSchema, folder: Path | None = None
     ) -> "Forecasts":
         """folder: of the run, for what was recalibrated there; a pool knows its folders itself."""
         scale = parts.model.scale
@@ -112,9 +112,9 @@ class Forecasts:
                 "at=, a file of id, time and those columns, or with fill=true and rows whose channels are empty."
             )
         known = scale.channels, beside, scale.dates, scale.zoned
-        given = Source(found, "input", form, *known)
-        ask = Form(form.id, form.time)
-        at = None if asked.at is None else Source(asked.at, "at", ask, *known)
+        given = SeriesReader(found, "input", form, *known)
+        ask = TableSchema(form.id, form.time)
+        at = None if asked.at is None else SeriesReader(asked.at, "at", ask, *known)
         return cls(parts, given, at, asked, recalibration_of(parts.model, asked.recalibrate, folder))
 
     @property
@@ -128,7 +128,7 @@ class Forecasts:
         paths = asked.draws if asked.when else asked.paths
         exact = to_the_second if model.scale.dates else float
         ahead = lambda found: None if found is None else exact(found)
-        wanted = Wanted(self.at, ahead(asked.horizon), ahead(asked.every), asked.fill)
+        wanted = SeriesQuery(self.at, ahead(asked.horizon), ahead(asked.every), asked.fill)
         found = self._met(wanted.of(self.given, whole))
         notices = Notices.of(model)
         each = (
@@ -152,7 +152,7 @@ class Forecasts:
         channels = self.parts.model.scale.channels
         return crossings(found, level, level.index(channels), self.asked.draws) if level else found
 
-    def _met(self, found: Iterator[tuple[Rows, Times]]) -> Iterator[tuple[Rows, Times]]:
+    def _met(self, found: Iterator[tuple[SeriesRows, Times]]) -> Iterator[tuple[SeriesRows, Times]]:
         """The same; ValueError if there is none."""
         first = next(found, None)
         if first is None:
@@ -161,7 +161,7 @@ class Forecasts:
             )
         yield from chain([first], found)
 
-    def _checked(self, rows: Rows, notices: list[Notices]) -> Rows:
+    def _checked(self, rows: SeriesRows, notices: list[Notices]) -> SeriesRows:
         """ValueError for what no value of the model's is."""
         for each in notices:
             each.read(rows.values)
@@ -218,7 +218,7 @@ def recalibration_of(
 
     wanted: False: none; None: where there are factors, with a warning for a folder without; True: ConfigError there.
     """
-    if isinstance(model, Pooled):
+    if isinstance(model, Ensemble):
         each = [recalibration_of(one, wanted, Path(name)) for one, name in zip(model, model.names, strict=True)]
         found = tuple(one if isinstance(one, Recalibration) else None for one in each)
         return Recalibrations(model.names, found) if any(found) else None
@@ -236,8 +236,8 @@ def recalibration_of(
     return load(folder, model.scale.channels)
 
 
-def form_of(config: DictConfig, changes: dict[str, Any]) -> Form:
+def form_of(config: DictConfig, changes: dict[str, Any]) -> TableSchema:
     """The columns of the run's own table, or the usual names, as far as no other are named."""
     own = config.data if config.data.get("_target_") == TABLE else {}
     named: dict[str, Any] = {key: own[key] for key in ("id", "time", "channel", "value") if key in own}
-    return Form(**(named | changes))
+    return TableSchema(**(named | changes))

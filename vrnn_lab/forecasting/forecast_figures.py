@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vrnn_lab.data.table.time_format import Clock
 from vrnn_lab.figures import model_figures, style
-from vrnn_lab.forecasting.queries import Question
+from vrnn_lab.forecasting.queries import SeriesWindow
 from vrnn_lab.forecasting.summary import Answer
 from vrnn_lab.runs.build import Parts
 
@@ -30,7 +30,7 @@ LINES = 10  # paths that are drawn, where some were asked for
 class Part:
     """A question over one window, and its answer: times (rows,), channels (rows,), numbers by column (rows,)."""
 
-    question: Question
+    question: SeriesWindow
     times: NDArray[np.float64]
     channel: NDArray[np.int64]
     numbers: dict[str, NDArray[np.float64]]
@@ -41,20 +41,20 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Labels:
+class PanelLabels:
     channels: tuple[str, ...]
     units: tuple[str, ...]
     time_unit: str
 
     @classmethod
-    def of(cls, parts: Parts) -> "Labels":
+    def of(cls, parts: Parts) -> "PanelLabels":
         return cls(parts.model.scale.channels, tuple(parts.data.units), parts.data.time_unit)
 
 
 class Album:
     """The figures of the first so many series, each drawn when the next one comes."""
 
-    def __init__(self, folder: Path, most: float, labels: Labels):
+    def __init__(self, folder: Path, most: float, labels: PanelLabels):
         self.folder, self.most, self.labels = folder, most, labels
         self.parts: list[Part] = []
         self.written: list[Path] = []
@@ -84,7 +84,7 @@ def _file(name: str) -> str:
     return plain if same else f"{plain.lstrip('.')}_{blake2b(name.encode(), digest_size=4).hexdigest()}"
 
 
-def figure(name: str, parts: list[Part], labels: Labels, clock: Clock) -> Figure:
+def figure(name: str, parts: list[Part], labels: PanelLabels, clock: Clock) -> Figure:
     """A panel a channel: seen values, the median, and the bands that hold half and nine tenths."""
     asked = sorted({int(c) for part in parts for c in part.channel})[: style.CHANNELS]
     columns = 1 if len(asked) < 4 else 2

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from vrnn_lab.core.series import Scale, TimeSeries
 from vrnn_lab.evaluation.recalibration import Recalibration
-from vrnn_lab.forecasting.ensemble import Pooled, Recalibrations
-from vrnn_lab.forecasting.queries import Question
+from vrnn_lab.forecasting.ensemble import Ensemble, Recalibrations
+from vrnn_lab.forecasting.queries import SeriesWindow
 from vrnn_lab.models.base import SequenceModel
 
 log = logging.getLogger("vrnn_lab")
@@ -38,7 +38,7 @@ class Notices:
     @classmethod
     def of(cls, model: SequenceModel) -> list["Notices"]:
         """Those of a model; of a pool those of each of its members, whose training data may differ."""
-        members = list(model) if isinstance(model, Pooled) else [model]
+        members = list(model) if isinstance(model, Ensemble) else [model]
         return [cls(each.scale, getattr(each, "origin", "row") in ("common", "middle")) for each in members]
 
     def read(self, values: NDArray[np.float64]) -> None:
@@ -53,7 +53,7 @@ class Notices:
             self.low[channel] += int((z[:, i] < -FAR).sum())
             self.high[channel] += int((z[:, i] > FAR).sum())
 
-    def ask(self, question: Question) -> None:
+    def ask(self, question: SeriesWindow) -> None:
         """Count times asked that lie further from the nearest seen point, or later, than anything in training."""
         times = question.times[question.asked.any(1)]
         seen = question.times[(~np.isnan(question.values) & ~question.asked).any(1)]

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vrnn_lab.data.splits import hashed
-from vrnn_lab.data.table.columns import Beside
-from vrnn_lab.data.table.reader import Rows, Source, paired
+from vrnn_lab.data.table.columns import ColumnRoles
+from vrnn_lab.data.table.reader import SeriesReader, SeriesRows, paired
 from vrnn_lab.data.table.time_format import Clock
-from vrnn_lab.forecasting.context_window import around
+from vrnn_lab.forecasting.context_window import choose_window
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Times:
 
 
 @dataclass(frozen=True)
-class Question:
+class SeriesWindow:
     """Points of one series over one window: some seen, some asked."""
 
     name: str
@@ -39,24 +39,24 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class SeriesQuery:
     """The one question put to every series: times of a file, times ahead, or the empty cells."""
 
-    at: Source | None = None
+    at: SeriesReader | None = None
     horizon: float | None = None
     every: float | None = None
     fill: bool = False
 
-    def of(self, given: Source, whole: bool) -> Iterator[tuple[Rows, Times]]:
+    def of(self, given: SeriesReader, whole: bool) -> Iterator[tuple[SeriesRows, Times]]:
         """Each series and what is asked of it."""
         if self.at is None:
-            ask: Callable[[Rows], Times] = _empty if self.fill else self._ahead
+            ask: Callable[[SeriesRows], Times] = _empty if self.fill else self._ahead
             yield from ((rows, ask(rows)) for rows in given.series(whole))
             return
         for rows, points in paired(given, self.at, whole):
             yield rows, Times(points.times, np.ones(points.values.shape, bool), points.told, points.error)
 
-    def _ahead(self, rows: Rows) -> Times:
+    def _ahead(self, rows: SeriesRows) -> Times:
         """From the last observed time, or, where nothing was observed, from the last."""
         assert self.horizon is not None and self.every is not None
         observed = rows.times[~np.isnan(rows.values).all(1)]
@@ -67,12 +67,14 @@ class Wanted:
         return Times(start + self.every * steps, asked, none(rows.told), none(rows.error))
 
 
-def _empty(rows: Rows) -> Times:
+def _empty(rows: SeriesRows) -> Times:
     there = rows.empty.any(1)
     return Times(rows.times[there], rows.empty[there], rows.told[there], rows.error[there])
 
 
-def over_windows(rows: Rows, times: Times, scale, beside: Beside, keep_start: bool = False) -> Iterator[Question]:
+def over_windows(
+    rows: SeriesRows, times: Times, scale, beside: ColumnRoles, keep_start: bool = False
+) -> Iterator[SeriesWindow]:
     """A series and what is asked of it, over one window, or, of a series longer than those of training, over several.
 
     The questions between two neighbouring seen points stay together, and so do those of as many such gaps as reach
@@ -89,17 +91,17 @@ def over_windows(rows: Rows, times: Times, scale, beside: Beside, keep_start: bo
     begin, end = (seen[0], seen[-1]) if len(seen) else _usual(questions, scale)
     longest = float(scale.longest)
     for number, (first, last, low, high) in enumerate(_runs(seen, questions, begin, end, longest)):
-        start, stop = around(low, high, begin, end, longest, keep_start)
+        start, stop = choose_window(low, high, begin, end, longest, keep_start)
         window = min(start, low), max(stop, high)  # sums may be rounded to just inside
         mine = asked & ((points >= first) & (points <= last))[:, None]
         kept = (points >= window[0]) & (points <= window[1]) & (~np.isnan(values) | mine).any(1)
         text = f"{rows.name}\0{number}" if number else rows.name
         id = int(hashed([text])[0])
         cut: list[Any] = [each[kept] for each in (points, values, mine, told, error)]
-        yield Question(rows.name, id, *cut, window=window)
+        yield SeriesWindow(rows.name, id, *cut, window=window)
 
 
-def _together(rows: Rows, times: Times, beside: Beside, clock: Clock):
+def _together(rows: SeriesRows, times: Times, beside: ColumnRoles, clock: Clock):
     """The points of a series and those asked for as one, in order of time: times, values, asked, told, error;
     ValueError where the two say different things of one time."""
     points = np.union1d(rows.times, times.times)
@@ -128,7 +130,9 @@ def _together(rows: Rows, times: Times, beside: Beside, clock: Clock):
     return points, values, asked, told, np.nan_to_num(error)
 
 
-def _complete(told: NDArray[np.float64], name: str, times, counts: NDArray[np.bool_], beside: Beside, clock: Clock):
+def _complete(
+    told: NDArray[np.float64], name: str, times, counts: NDArray[np.bool_], beside: ColumnRoles, clock: Clock
+):
     """What is static holds at every point; ValueError where what must be known is not."""
     for place, column in enumerate(beside.covariates):
         if place >= len(beside.known):

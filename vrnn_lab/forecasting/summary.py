@@ -12,7 +12,7 @@ from vrnn_lab.core.densities import Bernoulli
 from vrnn_lab.core.series import TimeSeries
 from vrnn_lab.evaluation.evaluate import POINTS_AT_ONCE
 from vrnn_lab.evaluation.scores import LEVELS, quantiles
-from vrnn_lab.forecasting.queries import Question
+from vrnn_lab.forecasting.queries import SeriesWindow
 from vrnn_lab.models.base import Prediction
 
 COLUMNS = ("mean", "std", *LEVELS)
@@ -23,7 +23,7 @@ ROWS_AT_ONCE = 1000
 class Answer:
     """To some questions: a row a question, time and channel."""
 
-    questions: list[Question]
+    questions: list[SeriesWindow]
     owner: NDArray[np.int64]  # (rows,): the question of each row
     times: NDArray[np.float64]  # (rows,)
     channel: NDArray[np.int64]  # (rows,): index
@@ -37,7 +37,7 @@ class Answer:
 
 
 def answer(
-    predict: Callable[[TimeSeries], Prediction], questions: list[Question], paths: int, errors: bool = False
+    predict: Callable[[TimeSeries], Prediction], questions: list[SeriesWindow], paths: int, errors: bool = False
 ) -> Answer:
     batch, asked = padded(questions, errors)
     numbers = summary(predict(batch), batch, paths)
@@ -50,9 +50,9 @@ def path_names(count: int) -> list[str]:
     return [f"path_{number + 1}" for number in range(count)]
 
 
-def batches(questions: Iterable[Question], draws: int) -> Iterator[list[Question]]:
+def batches(questions: Iterable[SeriesWindow], draws: int) -> Iterator[list[SeriesWindow]]:
     """As many in a row as one prediction may take."""
-    held: list[Question] = []
+    held: list[SeriesWindow] = []
     longest = 0
     for question in questions:
         longer = max(longest, len(question.times))
@@ -65,7 +65,7 @@ def batches(questions: Iterable[Question], draws: int) -> Iterator[list[Question
         yield held
 
 
-def padded(questions: list[Question], errors: bool) -> tuple[TimeSeries, Tensor]:
+def padded(questions: list[SeriesWindow], errors: bool) -> tuple[TimeSeries, Tensor]:
     """The questions as one batch, and what is asked (batch, time, dim); of a value that is seen, nothing.
 
     errors: the model knows of error bars.

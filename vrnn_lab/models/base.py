@@ -60,7 +60,7 @@ class SequenceModel(pl.LightningModule, ABC):
     has_loss: it has an objective to be fitted on, as all have but a mixture of fitted models
         (`vrnn_lab.forecasting.ensemble`).
     takes_covariates: it reads `series.covariates`; data that have some are refused where it does not.
-    takes_error: wherever a value is scored or predicted its density is `blurred(series.error)`.
+    takes_error: wherever a value is scored or predicted its density is `with_measurement_error(series.error)`.
     states: the size of the states it gives in its loss terms, from which labels can be told; 0 = it gives none.
     usual_steps: training steps of a fit whose length nobody set; None: those of all models (length.STEPS).
     point_process: times are modelled too: nats are those of p(x, t), its points are all events of the window.
@@ -175,7 +175,7 @@ class SequenceModel(pl.LightningModule, ABC):
 
     def _answer(self, density: Density, series: TimeSeries, samples: int) -> Prediction:
         """Draws from a density of points that hang together through a latent path alone, with their error bars."""
-        density = density.blurred(series.error)
+        density = density.with_measurement_error(series.error)
         density = density.given(series.values.expand(density.mean.shape), series.seen.expand(density.mean.shape))
         noise = self.noise.at_points("value", series, samples, self.head.draws, density.mean)
         return Prediction(density.draw(noise), density)

@@ -10,8 +10,8 @@ from torch.nn.functional import softplus
 from vrnn_lab.core.compile_loops import loop
 from vrnn_lab.core.series import Scale
 from vrnn_lab.core.types import Count, Natural, Positive
-from vrnn_lab.models.layers import Activation, Memory
-from vrnn_lab.models.networks import GAP_FEATURES, FlowingMemory, beside, gap_features
+from vrnn_lab.models.layers import Activation, GRUCell
+from vrnn_lab.models.networks import GAP_FEATURES, ODERNNCell, beside, gap_features
 from vrnn_lab.models.ode import ticks_in_training
 
 
@@ -64,7 +64,7 @@ class GRU(Cell):
     def __init__(self, scale: Scale, width: int):
         super().__init__()
         self.size = self.output = width
-        self.memory = Memory(2 * scale.dim + GAP_FEATURES + len(scale.covariates), width)
+        self.memory = GRUCell(2 * scale.dim + GAP_FEATURES + len(scale.covariates), width)
 
     def _inputs(self, values: Tensor, known: Tensor, gap: Tensor, told: Tensor | None) -> Tensor:
         return beside(torch.cat([values, known, gap_features(gap[..., 0])], -1), told)
@@ -83,7 +83,7 @@ def rates(*shape: int) -> Float[Tensor, "..."]:
 
 @loop
 def decayed(
-    memory: Memory, inputs: Float[Tensor, "batch time input"], kept: Float[Tensor, "batch time state"]
+    memory: GRUCell, inputs: Float[Tensor, "batch time input"], kept: Float[Tensor, "batch time state"]
 ) -> Float[Tensor, "batch time state"]:
     """s_i = kept_i GRU(input_i, s_{i-1}) from the zero state."""
     state, states = inputs.new_zeros(len(inputs), memory.size), []
@@ -103,7 +103,7 @@ class Decay(Cell):
     def __init__(self, scale: Scale, width: int):
         super().__init__()
         self.size = self.output = width
-        self.memory = Memory(2 * scale.dim + len(scale.covariates), width)
+        self.memory = GRUCell(2 * scale.dim + len(scale.covariates), width)
         self.rate = nn.Parameter(torch.log(torch.expm1(rates(width))))  # before softplus
 
     def _kept(self, gap: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ class GRUD(Cell):
     def __init__(self, scale: Scale, width: int):
         super().__init__()
         self.dim, self.output, self.size = scale.dim, width, width + 2 * scale.dim
-        self.memory = Memory(2 * scale.dim + len(scale.covariates), width)
+        self.memory = GRUCell(2 * scale.dim + len(scale.covariates), width)
         # Where W d + b < 0 nothing is learned of W and b: they start above.
         self.input_rate = nn.Parameter(rates(scale.dim))
         self.input_shift = nn.Parameter(torch.full((scale.dim,), 0.01))
@@ -188,7 +188,7 @@ class ODE(Cell):
         super().__init__()
         self.size = self.output = width
         inputs = 2 * scale.dim + len(scale.covariates)
-        self.memory = FlowingMemory(inputs, width, field_width, field_depth, activation, rate, nodes)
+        self.memory = ODERNNCell(inputs, width, field_width, field_depth, activation, rate, nodes)
         self.usual_gap, self.reach = (scale.gap / scale.clock).item(), (scale.longest / scale.clock).item()
 
     def forward(self, values, known, gap, told, state, longest=None):

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from vrnn_lab.core.series import Scale, TimeSeries, compact, pick
 from vrnn_lab.core.types import Count, Natural, Positive
-from vrnn_lab.models.layers import Activation, Memory, mlp
+from vrnn_lab.models.layers import Activation, GRUCell, mlp
 from vrnn_lab.models.losses import Normal
-from vrnn_lab.models.networks import CLOCK_FEATURES, FlowingMemory, beside, clock_features
+from vrnn_lab.models.networks import CLOCK_FEATURES, ODERNNCell, beside, clock_features
 from vrnn_lab.models.ode import ticks_in_training
 
 
@@ -79,7 +79,7 @@ class GRUEncoder(Encoder):
 
     def __init__(self, scale: Scale, width: int):
         super().__init__(scale, width)
-        self.memory = Memory(self.inputs, width)
+        self.memory = GRUCell(self.inputs, width)
 
     def _read(self, inputs, elapsed, count, reach):
         states = self.memory.over(inputs)
@@ -104,7 +104,7 @@ class ODERNNEncoder(Encoder):
     ):
         super().__init__(scale, width)
         self.width = width
-        self.memory = FlowingMemory(self.inputs, width, field_width, field_depth, activation, rate, nodes)
+        self.memory = ODERNNCell(self.inputs, width, field_width, field_depth, activation, rate, nodes)
 
     def _read(self, inputs, elapsed, count, reach):
         most = None if reach is None else ticks_in_training(elapsed.shape[1], reach, self.memory.step)

@@ -68,7 +68,7 @@ class Sites(nn.Module):
         if self.binary:
             value = 4 * values.double() - 2
             return Site(value, torch.full_like(value, 4.0))
-        return Site(values.double(), decode(values).blurred(series.error).std.double().square())
+        return Site(values.double(), decode(values).with_measurement_error(series.error).std.double().square())
 
     def forward(
         self,

@@ -19,7 +19,7 @@ class Head(nn.Module, ABC):
     """Turns raw network outputs (..., width) into a density over a point's channels (..., dim)."""
 
     support: ClassVar[str]  # real, binary or events: what values it can speak of
-    takes_error: ClassVar[bool] = False  # its densities can be blurred by error bars
+    takes_error: ClassVar[bool] = False  # its densities can be with_measurement_error by error bars
     width: int  # raw numbers a point
     draws: int  # standard normals one draw of a point needs
 

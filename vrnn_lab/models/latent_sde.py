@@ -23,7 +23,7 @@ from vrnn_lab.models.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Steps:
+class SDEPath:
     """Draws of the chain, from its start to its last node, and how each step was steered.
 
     Given z_k, q(z_(k+1)) = N(m + s pull, (s spread)^2), where the prior's step is N(m, s^2). A step that is not
@@ -50,7 +50,7 @@ class Steps:
         return (0.5 * (self.pull.square() + torch.expm1(2 * self.log_spread)) - self.log_spread).sum(0)
 
 
-class Steering(nn.Module):
+class PosteriorDrift(nn.Module):
     """The pull of a step and the log of its spread, from the state it starts from, the encoder's state at the next
     seen point and the time to it.
 
@@ -124,7 +124,7 @@ class LatentSDE(SequenceModel):
         self.log_sigma = nn.Parameter(torch.full((latent,), log(sigma)))
         self.encoder = encoder(scale, encoder_width)
         self.start = mlp(self.encoder.summary, encoder_width, 2 * latent, 1, activation)
-        self.steering = Steering(latent, encoder_width, width, activation, posterior == "narrowed")
+        self.steering = PosteriorDrift(latent, encoder_width, width, activation, posterior == "narrowed")
         self.decoder = self.head.begin(
             mlp(latent + len(scale.covariates), decoder_width, self.head.width, decoder_depth, activation)
         )
@@ -136,7 +136,7 @@ class LatentSDE(SequenceModel):
     def _line(self, series: TimeSeries, samples: int) -> Line | None:
         return None if self.lines is None else self.lines(series, samples, self.noise)
 
-    def _chain(self, series: TimeSeries, samples: int, line: Line | None = None) -> tuple[Normal, Tensor, Steps]:
+    def _chain(self, series: TimeSeries, samples: int, line: Line | None = None) -> tuple[Normal, Tensor, SDEPath]:
         """q(z_0 | seen), z_0 and the chain that starts there."""
         series = series if line is None else line.remove(series)
         reading = self.encoder(series, series.times, self.reach if series.in_training else None)
@@ -146,7 +146,7 @@ class LatentSDE(SequenceModel):
         return posterior, start, self._walk(series, reading, start)
 
     @loop
-    def _walk(self, series: TimeSeries, reading: Reading, start: Float[Tensor, "samples batch latent"]) -> Steps:
+    def _walk(self, series: TimeSeries, reading: Reading, start: Float[Tensor, "samples batch latent"]) -> SDEPath:
         count = self.nodes
         if not series.in_training:
             count, _ = steps_to_cover(series.times.clamp(min=0), self.step, self.nodes)
@@ -161,7 +161,7 @@ class LatentSDE(SequenceModel):
             state = torch.addcmul(state + jumps[k], sigma, pull) + self.step * self.field(time, state)
             states.append(state)
             pulls.append(pull)
-        return Steps(torch.stack(states), torch.stack(pulls), log_spread, noise)
+        return SDEPath(torch.stack(states), torch.stack(pulls), log_spread, noise)
 
     def _noise(self, series: TimeSeries, times: Tensor, start: Tensor) -> Float[Tensor, "steps samples batch latent"]:
         """A draw for every step: a function of series and node, however many follow."""
@@ -182,7 +182,7 @@ class LatentSDE(SequenceModel):
         plan = self.steering.plan(pick(reading.states, next_point), gap / self.usual_gap, gap / self.step)
         return [there.to(gap), *plan[:3], torch.where(there, plan[3], 0)]
 
-    def _points(self, series: TimeSeries, steps: Steps) -> Float[Tensor, "samples batch time latent"]:
+    def _points(self, series: TimeSeries, steps: SDEPath) -> Float[Tensor, "samples batch time latent"]:
         """The path at every point, linear between nodes, z_0 before the first."""
         return linear_read(steps.states, self.step, 0, series.times)
 
@@ -192,11 +192,11 @@ class LatentSDE(SequenceModel):
         return density if line is None else line.add(density)
 
     def _log_likelihood(
-        self, series: TimeSeries, steps: Steps, line: Line | None = None
+        self, series: TimeSeries, steps: SDEPath, line: Line | None = None
     ) -> tuple[Float[Tensor, "samples batch"], Tensor]:
         """log p(scored | z, line), and the states."""
         states = self._points(series, steps)
-        density = self._decode(series, states, line).blurred(series.error)
+        density = self._decode(series, states, line).with_measurement_error(series.error)
         return density.log_prob(series.values, series.scored).sum(2), states
 
     def _loss_terms(self, series, samples):

@@ -70,7 +70,7 @@ class VectorField(nn.Module):
         return weights if weights is None else weights.times(self.rate)
 
 
-class Memory(nn.Module):
+class GRUCell(nn.Module):
     """A gated recurrent unit (Cho et al. 2014) whose two halves stand apart.
 
     Input gates can be made for all times at once, so that only what depends on the state stays in a loop;

@@ -142,7 +142,7 @@ class LinearSDE(LinearSignal):
 
     def _log_likelihood(self, series: TimeSeries, signal: Tensor) -> Float[Tensor, "samples batch"]:
         """log p(scored | signal)."""
-        density = self._decode(series, signal).blurred(series.error)
+        density = self._decode(series, signal).with_measurement_error(series.error)
         return density.log_prob(series.values, series.scored).sum(2)
 
     def _log_weights(self, series, samples):

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from vrnn_lab.core.series import pick
-from vrnn_lab.models.layers import Activation, Memory, VectorField, mlp
+from vrnn_lab.models.layers import Activation, GRUCell, VectorField, mlp
 from vrnn_lab.models.ode import through
 
 GAP_FEATURES = 2
@@ -56,7 +56,7 @@ def rnn_inputs(values: Tensor, known: Tensor, gap: Tensor) -> Tensor:
     return torch.cat([values, known.to(values), gap_features(gap)], -1)
 
 
-class FlowingMemory(nn.Module):
+class ODERNNCell(nn.Module):
     """A GRU whose state follows an ODE between its inputs (ODE-RNN; Rubanova et al. 2019, Algorithm 1).
 
     j_i = GRU(input_i, s_{i-1}),    s_i = j_i carried along dh/dt = f(h) over gap_i, in typical windows.
@@ -66,7 +66,7 @@ class FlowingMemory(nn.Module):
         self, inputs: int, state: int, width: int, depth: int, activation: Activation, rate: float, nodes: int
     ):
         super().__init__()
-        self.memory = Memory(inputs, state)
+        self.memory = GRUCell(inputs, state)
         self.field = VectorField(state, width, depth, activation, rate)
         self.step = 1 / nodes
 

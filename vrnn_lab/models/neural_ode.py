@@ -125,7 +125,7 @@ class NeuralODE(SequenceModel):
         series, index = compact(series, series.counts)
         anchor, taken = self._anchor(series)
         carried = self._carry(series, series.values, anchor, taken)
-        density = self._density(carried, anchor).blurred(series.error)
+        density = self._density(carried, anchor).with_measurement_error(series.error)
         log_prob = density.log_prob(series.values, series.scored).sum(1)
         return log_prob, put_back(carried, index)
 
@@ -140,13 +140,17 @@ class NeuralODE(SequenceModel):
         series, index = compact(series, series.counts)
         anchor, taken = self._anchor(series)
         noise = self.noise.at_points("value", series, samples, self.head.draws, series.values)
-        first = self._density(self.first.expand_as(series.values), anchor).blurred(series.error).draw(noise)
+        first = (
+            self._density(self.first.expand_as(series.values), anchor)
+            .with_measurement_error(series.error)
+            .draw(noise)
+        )
         values = torch.where(series.seen, series.values, first)
         if series.seen.any(-1).any(1).all():
             values = values[:1]  # no row is to be drawn from its first point on: one solve serves all samples
         rows = lambda x: x.repeat(len(values), *[1] * (x.ndim - 1))
         many = replace(series.map(rows), values=values.flatten(0, 1))
         carried = self._carry(many, many.values, rows(anchor), rows(taken)).unflatten(0, values.shape[:2])
-        density = self._density(carried.expand(samples, -1, -1, -1), anchor).blurred(series.error)
+        density = self._density(carried.expand(samples, -1, -1, -1), anchor).with_measurement_error(series.error)
         unmove = lambda x: put_back(x, index, 2)
         return Prediction(unmove(density.draw(noise)), density.map(unmove))

@@ -25,7 +25,7 @@ from vrnn_lab.core.compile_loops import loop
 from vrnn_lab.core.series import pick
 from vrnn_lab.models.fused.runge_kutta import RungeKutta, Walk
 from vrnn_lab.models.fused.tape import Weights, by_hand
-from vrnn_lab.models.layers import Memory, VectorField
+from vrnn_lab.models.layers import GRUCell, VectorField
 
 Field = Callable[[Float[Tensor, ""], Float[Tensor, "*rows state"]], Float[Tensor, "*rows state"]]
 Method = Literal["rk4", "euler", "midpoint", "dopri5", "dopri8", "bosh3"]
@@ -297,7 +297,7 @@ def through(
     The flow is dz/dt = field(z) over each row's own gap (negative: back in time), in Runge-Kutta steps of `step`.
     """
     ticks = Ticks.of(gap, step, most)
-    if isinstance(jump, Memory) and type(jump) is Memory and (weights := _weights(field)):
+    if isinstance(jump, GRUCell) and type(jump) is GRUCell and (weights := _weights(field)):
         return _by_hand(weights, jump, ticks, told, start)
     time, state, jumped, arrived = start.new_zeros(()), start, [], []
     each = zip(
@@ -314,7 +314,7 @@ def through(
     return pick(torch.stack(jumped, 1), ticks.begin), pick(torch.stack(arrived, 1), ticks.end)
 
 
-def _by_hand(weights: Weights, jump: Memory, ticks: Ticks, told: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+def _by_hand(weights: Weights, jump: GRUCell, ticks: Ticks, told: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     """As `through`, of a gated recurrent unit and a network."""
     by_tick = lambda x: x.transpose(0, 1)
     jumped, arrived = Walk.apply(

@@ -71,7 +71,11 @@ class PathModel(SequenceModel):
 
     def _log_prob(self, series: TimeSeries, states: Tensor, line: Line | None) -> Float[Tensor, "samples batch time"]:
         """log p of each point's scored values, with their error bars."""
-        return self._signal(series, states, line).blurred(series.error).log_prob(series.values, series.scored)
+        return (
+            self._signal(series, states, line)
+            .with_measurement_error(series.error)
+            .log_prob(series.values, series.scored)
+        )
 
     def _draw(self, posterior: Normal, series: TimeSeries, samples: int) -> Tensor:
         noise = self.noise.of_series if posterior.mean.ndim == 2 else self.noise.at_points

@@ -13,7 +13,7 @@ MOST_POINTS = 1000  # of a series, unless more are asked for
 
 
 @dataclass(frozen=True)
-class Draws:
+class PriorSamples:
     """Series from a model's prior, in the data's units."""
 
     times: Float64[Tensor, "series place"]
@@ -22,7 +22,7 @@ class Draws:
     curve: Float[Tensor, "series place dim"]  # the mean of each point given its path: no observation noise
 
 
-def draw(model, count: int, seed: int, points: int | None = None) -> Draws:
+def draw(model, count: int, seed: int, points: int | None = None) -> PriorSamples:
     """`count` series over a typical training window; a function of the model and the numbers given alone.
 
     A step model feeds its own draws back. A point process draws the times too, of the same latent as the values.
@@ -35,7 +35,7 @@ def draw(model, count: int, seed: int, points: int | None = None) -> Draws:
             asked = _at(asked, pad_sequence([*found, found[0].new_empty(1)], True, torch.nan)[:-1])
         found = model.predict(asked, 1)
     tensors = (asked.times, asked.counts, found.paths[0], found.density.mean[0])
-    return Draws(*(tensor.cpu() for tensor in tensors))
+    return PriorSamples(*(tensor.cpu() for tensor in tensors))
 
 
 def question(scale: Scale, count: int, points: int | None = None) -> TimeSeries:

@@ -51,7 +51,7 @@ class RNN(StepModel):
         series, index = compact(series, series.counts)
         values, known, gap, told = self._before(series)
         states = beside(self.cell.over(values, known, gap, told, self._longest(series)), told)
-        density = self._moved(self._density(states[:, :-1]), series).blurred(series.error)
+        density = self._moved(self._density(states[:, :-1]), series).with_measurement_error(series.error)
         log_prob = density.log_prob(series.values, series.scored).sum(1)
         return log_prob, put_back(states[:, 1:, : self.cell.output], index)
 

@@ -8,7 +8,7 @@ from vrnn_lab.core.compile_loops import loop
 from vrnn_lab.core.series import Scale, TimeSeries
 from vrnn_lab.core.types import Count, Natural
 from vrnn_lab.models.encoders import GRUEncoder, Recognition
-from vrnn_lab.models.layers import Activation, Memory, mlp
+from vrnn_lab.models.layers import Activation, GRUCell, mlp
 from vrnn_lab.models.lines import PathLevel
 from vrnn_lab.models.ode import linear_read, steps_in_training, steps_to_cover
 from vrnn_lab.models.paths import PathModel
@@ -47,7 +47,7 @@ class RNNVAE(PathModel):
         self.nodes = steps_in_training(nodes, self.reach)
         self.recognition = Recognition(encoder(scale, encoder_width), latent, encoder_width, activation)
         self.start = nn.Linear(latent, width)
-        self.memory = Memory(latent, width)
+        self.memory = GRUCell(latent, width)
         self.decoder = self.head.begin(
             mlp(width + len(scale.covariates), decoder_width, self.head.width, decoder_depth, activation)
         )

@@ -212,7 +212,7 @@ class StepModel(SequenceModel):
             value, shown = values[i].expand(spread), seen[i].expand(spread)
             density, latent = self._emit(state, *self._reading(value, shown, last, ever), latents[i])
             density = density if self.last is None else self.last.move(density, last, ever)
-            density = density.blurred(None if series.error is None else series.error[:, i])
+            density = density.with_measurement_error(None if series.error is None else series.error[:, i])
             density = density.given(value, shown)
             there = known[i].expand(spread)
             x = torch.where(there, torch.where(shown, value, density.draw(draws[i])), 0)

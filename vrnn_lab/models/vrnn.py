@@ -12,7 +12,7 @@ from vrnn_lab.core.series import Scale, TimeSeries, compact, put_back
 from vrnn_lab.core.types import Count, Natural
 from vrnn_lab.models.fused.tape import Weights, by_hand
 from vrnn_lab.models.fused.vrnn import VariationalSequence
-from vrnn_lab.models.layers import ACTIVATIONS, Activation, Memory, mlp, weights_of
+from vrnn_lab.models.layers import ACTIVATIONS, Activation, GRUCell, mlp, weights_of
 from vrnn_lab.models.losses import Latents, LossTerms, Normal
 from vrnn_lab.models.networks import GAP_FEATURES, beside, gap_features
 from vrnn_lab.models.recipe import Recipe
@@ -54,7 +54,7 @@ class VRNN(StepModel):
         self.activation = ACTIVATIONS[activation]()
         self.phi_x = mlp(2 * self._read_scale().dim, feature_width, feature_width, feature_depth, activation)
         self.phi_z = mlp(latent, feature_width, feature_width, feature_depth, activation)
-        self.memory = Memory(feature_width + GAP_FEATURES + len(scale.covariates), width)
+        self.memory = GRUCell(feature_width + GAP_FEATURES + len(scale.covariates), width)
         self.gates_of_z = nn.Linear(feature_width, 3 * width, bias=False)
         self.posterior_of_x = nn.Linear(feature_width, width)
         self.posterior_of_state = nn.Linear(width, width, bias=False)
@@ -106,7 +106,7 @@ class VRNN(StepModel):
         state, raw, z, feature = self._sequence(*told)
         both = torch.cat([feature, state], -1)
         by_time = lambda x: x.permute(1, 2, 0, 3)
-        density = self._moved(self.head(by_time(self.output(both))), series).blurred(series.error)
+        density = self._moved(self.head(by_time(self.output(both))), series).with_measurement_error(series.error)
         prior = self._prior(state).map(by_time)
         return density, Normal.of(by_time(raw)), prior, by_time(z), by_time(both)
 
@@ -198,7 +198,7 @@ class VRNN(StepModel):
             feature = self._features_of_z(z)
             density = self._density(feature, state)
             density = density if self.last is None else self.last.move(density, last[:, i], ever[:, i])
-            density = density.blurred(None if series.error is None else series.error[:, i])
+            density = density.with_measurement_error(None if series.error is None else series.error[:, i])
             log_prob = density.log_prob(series.values[:, i], series.scored[:, i])
             weight = weight + torch.where(
                 series.counts[:, i], log_prob + prior.log_prob(z) - posterior.log_prob(z), 0

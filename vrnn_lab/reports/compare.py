@@ -7,7 +7,7 @@ from math import exp, inf, isfinite, isnan, log, sqrt
 from statistics import fmean, stdev
 from typing import Any
 
-from vrnn_lab.reports.naming import Names, identity, names, shared, written
+from vrnn_lab.reports.naming import RowNames, identity, names, shared, written
 from vrnn_lab.reports.runs import Run
 
 HIGHER = ("accuracy", "auc", "ks_p", "steps_per_second")  # of all other metrics less is better
@@ -70,7 +70,7 @@ class Group:
         return estimate(list(self.values(metric).values()))
 
 
-def group(runs: Sequence[Run], over: Sequence[str]) -> tuple[list[Group], Names, int]:
+def group(runs: Sequence[Run], over: Sequence[str]) -> tuple[list[Group], RowNames, int]:
     """The groups, what names them, and how many runs were left out as copies of another of the same seed."""
     sets: dict[str, dict[Seed, Run]] = defaultdict(dict)
     for run in runs:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import yaml
 
-from vrnn_lab.runs.folder import at_work
+from vrnn_lab.runs.folder import is_running
 
 try:
     import fcntl
@@ -128,7 +128,7 @@ def walk(top: Path) -> Iterator[tuple[Path, list[str]]]:
 def at_work_on(folder: Path) -> bool:
     """Whether a process holds the lock of a run folder; nothing is written for it, not even the lock."""
     if fcntl is None:
-        return at_work(folder)
+        return is_running(folder)
     try:
         with opened(folder / ".lock", folder, METRICS_BYTES) as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from vrnn_lab.config.errors import ConfigError, near
+from vrnn_lab.config.errors import ConfigError, did_you_mean
 from vrnn_lab.reports.compare import Group
 from vrnn_lab.reports.runs import Run
 
@@ -64,7 +64,7 @@ def _filter(text: str, keys: set[str], option: str) -> Filter:
     if key.startswith("test/"):
         raise ConfigError(f"{option}={text}: test numbers choose nothing; filter by config keys or val/ metrics.")
     if key not in keys:
-        raise ConfigError(f"{option}={text}: no run has the key {key}.{near(key, keys)}")
+        raise ConfigError(f"{option}={text}: no run has the key {key}.{did_you_mean(key, keys)}")
     read = _set(value) if key == "trick" else scalar(value)
     if sign in ORDER and not isinstance(read, (int, float)):
         raise ConfigError(f"{option}={text}: {sign} compares numbers, and {value!r} is none.")

@@ -8,7 +8,7 @@ from rich.table import Table
 from vrnn_lab.cli import shown_text
 from vrnn_lab.cli.shown_text import latex_comment, markdown_paragraph, terminal_cell
 from vrnn_lab.cli.terminal import Terminal
-from vrnn_lab.reports.tables import Sheet
+from vrnn_lab.reports.tables import TextTable
 
 WIDTH = 24
 WIDEST = 40  # characters of a cell that is not folded: longer ones, a stranger's, are no numbers
@@ -26,7 +26,7 @@ WORDS = (
 )  # the columns that may be folded
 
 
-def print_sheets(made: Sequence[Sheet], console: Terminal) -> None:
+def print_sheets(made: Sequence[TextTable], console: Terminal) -> None:
     """Each as a table; a number that does not fit is left out with its column, and said to be, never cut."""
     for sheet in made:
         shown = list(range(len(sheet.header)))
@@ -46,12 +46,12 @@ def _least(table: Table, console: Terminal) -> int:
     return console.measure(table, options=console.options.update(width=10_000)).minimum
 
 
-def _spare(sheet: Sheet, shown: list[int]) -> int | None:
+def _spare(sheet: TextTable, shown: list[int]) -> int | None:
     """The last column of numbers beyond those that a row cannot do without."""
     return next((place for place in reversed(shown[3:]) if sheet.header[place] not in WORDS), None)
 
 
-def _table(sheet: Sheet, shown: list[int], least: int = WIDTH) -> Table:
+def _table(sheet: TextTable, shown: list[int], least: int = WIDTH) -> Table:
     """Some columns of a sheet; those of words are folded, but to no less than a width."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for place in shown:
@@ -72,13 +72,13 @@ def _table(sheet: Sheet, shown: list[int], least: int = WIDTH) -> Table:
     return table
 
 
-def _cell(sheet: Sheet, row: Sequence[str], place: int) -> str:
+def _cell(sheet: TextTable, row: Sequence[str], place: int) -> str:
     """Return a cell; where its column is not folded, and is not our own count of runs, it is cut to WIDEST."""
     whole = sheet.header[place] in (*WORDS, "runs")
     return terminal_cell(row[place]) if whole else terminal_cell(row[place], WIDEST)
 
 
-def markdown(made: Sequence[Sheet], notes: Sequence[str]) -> str:
+def markdown(made: Sequence[TextTable], notes: Sequence[str]) -> str:
     parts = []
     for sheet in made:
         lines = [sheet.header, ["---"] + ["---:"] * (len(sheet.header) - 1)]
@@ -91,7 +91,7 @@ def markdown(made: Sequence[Sheet], notes: Sequence[str]) -> str:
     return "\n\n".join([*parts, *map(markdown_paragraph, notes)]) + "\n"
 
 
-def latex(made: Sequence[Sheet], notes: Sequence[str]) -> str:
+def latex(made: Sequence[TextTable], notes: Sequence[str]) -> str:
     """Tables of booktabs; the notes as comments."""
     parts = ["% \\usepackage{booktabs}", *map(latex_comment, notes)]
     for sheet in made:

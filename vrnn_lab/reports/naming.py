@@ -27,7 +27,7 @@ def written(value: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Names:
+class RowNames:
     """The keys that name the rows, and those that follow from one of them."""
 
     keys: list[str]
@@ -49,7 +49,7 @@ def shared(runs: Sequence[Run], over: Sequence[str]) -> dict[str, Any]:
     return {k: v for k, v in first.items() if k not in VOLATILE and k not in over and same(k)}
 
 
-def names(rows: Sequence[dict[str, Any]], choices: Iterable[str], typed: Iterable[str]) -> Names:
+def names(rows: Sequence[dict[str, Any]], choices: Iterable[str], typed: Iterable[str]) -> RowNames:
     """A varying key is named if the user typed it, or if no named choice that may set it accounts for it."""
     groups, typed = set(choices), {t.replace(".", "/") for t in typed}
     order = dict.fromkeys(k for row in rows for k in row)
@@ -68,7 +68,7 @@ def names(rows: Sequence[dict[str, Any]], choices: Iterable[str], typed: Iterabl
         else:
             follow[key] = causes
     named.sort(key=lambda k: k == "trick")  # stable: it is written last
-    return Names(named, follow, {k: v for k, v in (rows[0] if rows else {}).items() if not varies(k)})
+    return RowNames(named, follow, {k: v for k, v in (rows[0] if rows else {}).items() if not varies(k)})
 
 
 def _rank(choice: str) -> tuple[bool, int]:

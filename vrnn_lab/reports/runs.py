@@ -12,7 +12,7 @@ import yaml
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.moved import current
 from vrnn_lab.config.options import CONF, groups, options
-from vrnn_lab.config.plain import flat
+from vrnn_lab.config.plain import flatten
 from vrnn_lab.core.files import checked, checked_text
 from vrnn_lab.reports.files import (
     CONFIG_BYTES,
@@ -85,7 +85,7 @@ def read(folder: Path) -> Run:
     on = config.get("tricks")
     tricks = ",".join(str(name) for name in on if on[name]) if isinstance(on, dict) else ""
     choices["trick"] = f"[{tricks}]" if tricks else "none"
-    keys = {k: v for k, v in flat(config).items() if not k.startswith("tricks")}
+    keys = {k: v for k, v in flatten(config).items() if not k.startswith("tricks")}
     typed = frozenset(str(o).lstrip("+~").partition("=")[0] for o in _yaml(folder, "overrides.yaml", []))
     origin = _yaml(folder, "origin.json", {})
     return Run(folder, keys, choices, typed, metrics, status, origin, strangers(folder))

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from math import isnan
 from typing import Any
 
-from vrnn_lab.config.errors import ConfigError, near
+from vrnn_lab.config.errors import ConfigError, did_you_mean
 from vrnn_lab.reports.claims import Claim, judge
 from vrnn_lab.reports.compare import Group, Paired, best, group, holm, lower_is_better, paired
 from vrnn_lab.reports.data_sets import DataSet, data_sets
 from vrnn_lab.reports.filters import only, parse, select, values_of
-from vrnn_lab.reports.naming import Names
+from vrnn_lab.reports.naming import RowNames
 from vrnn_lab.reports.runs import Run
 from vrnn_lab.runs.folder import SCORE
 
@@ -31,7 +31,7 @@ STATUSES = ("completed", "failed", "pruned", "running", "interrupted")
 
 
 @dataclass(frozen=True)
-class Question:
+class ReportQuery:
     """What a report is asked."""
 
     over: Sequence[str] = ("seed",)
@@ -48,10 +48,10 @@ class Question:
 class Summary:
     """The whole of a report."""
 
-    question: Question
+    question: ReportQuery
     runs: list[Run]
     groups: list[Group]
-    naming: Names
+    naming: RowNames
     columns: list[str]
     data_sets: list[DataSet] = field(default_factory=list)
     baseline: Group | None = None
@@ -70,7 +70,7 @@ class Summary:
         return any(group is each.best for each in self.data_sets)
 
 
-def summarise(runs: list[Run], question: Question) -> Summary:
+def summarise(runs: list[Run], question: ReportQuery) -> Summary:
     """The rows of some runs and what is asked of them; ConfigError where that cannot be answered."""
     metrics = _metrics(runs)
     _check_score(question.score, metrics)
@@ -82,7 +82,7 @@ def summarise(runs: list[Run], question: Question) -> Summary:
     keys = {k for r in runs for k in r.config}
     for key in question.over if runs else ():
         if key not in keys:
-            raise ConfigError(f"over={key}: no run has such a key.{near(key, keys)}")
+            raise ConfigError(f"over={key}: no run has such a key.{did_you_mean(key, keys)}")
     chosen = select(runs, parse(question.where, runs, "where") if runs else [])
     groups, naming, copies = group(chosen, question.over)
     columns = [c for c in question.columns if c != question.score] or [m for m in (*SHOWN, *COST) if m in metrics]
@@ -117,7 +117,7 @@ def _check_score(score: str, metrics: set[str]) -> None:
             f"it: columns={score}."
         )
     if not score.startswith("val/"):
-        raise ConfigError(f"score={score}: expected a val/ metric.{near(score, metrics)}")
+        raise ConfigError(f"score={score}: expected a val/ metric.{did_you_mean(score, metrics)}")
     _check_direction("score", score)
     _check_metric(score, metrics)
 
@@ -129,7 +129,7 @@ def _check_direction(option: str, metric: str) -> None:
 
 def _check_metric(key: str, metrics: set[str]) -> None:
     if metrics and key not in metrics:
-        raise ConfigError(f"{key}: no completed run has such a metric.{near(key, metrics)}")
+        raise ConfigError(f"{key}: no completed run has such a metric.{did_you_mean(key, metrics)}")
 
 
 def _nothing(runs: Sequence[Run], where: Sequence[str]) -> str:
@@ -138,7 +138,7 @@ def _nothing(runs: Sequence[Run], where: Sequence[str]) -> str:
     return f"none of {len(runs)} runs matches where={','.join(where)}; there {there}"
 
 
-def _questions_differ(groups: Sequence[Group], naming: Names, score: str) -> list[str]:
+def _questions_differ(groups: Sequence[Group], naming: RowNames, score: str) -> list[str]:
     """The choices between which the score of some rows of one data set is not the same question."""
     asked = "task" if score == SCORE else "evaluate"
     keys = [k for k in (*naming.keys, *naming.follow) if k.split(".")[0] == asked]
@@ -165,7 +165,7 @@ def _order_by(key: str, found: Summary, metrics: set[str]) -> Callable[[Group], 
     if key in metrics or not metrics:
         return lambda g: None if (e := g.estimate(key)) is None or isnan(e.mean) else e.mean
     if key not in allowed and found.groups:
-        raise ConfigError(f"sort={key}: there is no such column or key.{near(key, allowed)}")
+        raise ConfigError(f"sort={key}: there is no such column or key.{did_you_mean(key, allowed)}")
     numbers = all(isinstance(g.facts.get(key), (int, float)) for g in found.groups if key in g.facts)
     return lambda g: None if key not in g.facts else g.facts[key] if numbers else str(g.facts[key])
 

@@ -13,7 +13,7 @@ SHOWN_OF_BASELINES = {"crps": "CRPS", "mse": "MSE", "coverage_90": "90 % coverag
 
 
 @dataclass(frozen=True)
-class Sheet:
+class TextTable:
     """A table of text: the first column names its rows, `marked` is the place of the best."""
 
     title: str
@@ -41,9 +41,9 @@ def heading(metric: str) -> str:
     return f"{front}{slash}{name.removeprefix('coverage_')} % coverage" if name.startswith("coverage_") else metric
 
 
-def sheets(found: Summary, runs: bool) -> list[Sheet]:
+def sheets(found: Summary, runs: bool) -> list[TextTable]:
     """The tables of a report: for each data set its rows and its baselines, then what is compared."""
-    made: list[Sheet] = []
+    made: list[TextTable] = []
     if len(found.data_sets) > 1:
         for data_set in found.data_sets:
             made += [_rows_of_one_data_set(data_set, found, first=not made), *baseline_sheets(data_set, found)]
@@ -54,12 +54,12 @@ def sheets(found: Summary, runs: bool) -> list[Sheet]:
     return made + ([_runs(found)] if runs else [])
 
 
-def _rows(found: Summary) -> Sheet:
+def _rows(found: Summary) -> TextTable:
     body = [[_marked(g.name, g, found), *_cells(g, found)] for g in found.groups]
-    return Sheet(common(found), ["", *_header(found)], body, _place_of_best(found.groups, found))
+    return TextTable(common(found), ["", *_header(found)], body, _place_of_best(found.groups, found))
 
 
-def _rows_of_one_data_set(data_set: DataSet, found: Summary, first: bool) -> Sheet:
+def _rows_of_one_data_set(data_set: DataSet, found: Summary, first: bool) -> TextTable:
     """Rows named by folder, beside them what sets them apart; the first table tells what all rows have in common."""
     folders = folder_names(found.groups)
     body = [
@@ -67,7 +67,7 @@ def _rows_of_one_data_set(data_set: DataSet, found: Summary, first: bool) -> She
     ]
     shared = common(found) if first else ""
     title = f"{shared}\ndata set {data_set.name}" if shared else f"data set {data_set.name}"
-    return Sheet(title, ["folder", "settings", *_header(found)], body, _place_of_best(data_set.groups, found))
+    return TextTable(title, ["folder", "settings", *_header(found)], body, _place_of_best(data_set.groups, found))
 
 
 def _header(found: Summary) -> list[str]:
@@ -82,7 +82,7 @@ def _place_of_best(groups: Sequence[Group], found: Summary) -> int | None:
     return next((i for i, g in enumerate(groups) if found.is_best(g)), None)
 
 
-def baseline_sheets(data_set: DataSet, found: Summary) -> list[Sheet]:
+def baseline_sheets(data_set: DataSet, found: Summary) -> list[TextTable]:
     """One table of a data set's baselines, or none where its runs have none."""
     body = []
     for each in baselines(data_set.runs):
@@ -90,7 +90,7 @@ def baseline_sheets(data_set: DataSet, found: Summary) -> list[Sheet]:
         body.append([each.name, each.question, *(number(mean.mean) if mean else "" for mean in means)])
     of = f"data set {data_set.name}: " if len(found.data_sets) > 1 else ""
     title = f"{of}baselines on test, best CRPS first"
-    return [Sheet(title, ["baseline", "question", *SHOWN_OF_BASELINES.values()], body)] if body else []
+    return [TextTable(title, ["baseline", "question", *SHOWN_OF_BASELINES.values()], body)] if body else []
 
 
 def _marked(name: str, group: Group, found: Summary) -> str:
@@ -120,14 +120,14 @@ def _cell(group: Group, metric: str) -> str:
     return plus_minus(found) + fewer
 
 
-def _against(found: Summary) -> Sheet:
+def _against(found: Summary) -> TextTable:
     assert found.baseline is not None
     body = [
         [name, str(each.pairs), *_paired(each), _p(found.holm[name]), each.verdict]
         for name, each in found.against.items()
     ]
     title = f"{found.metric}: each row less {found.baseline.name}, paired by {' and '.join(found.question.over)}"
-    return Sheet(title, ["", "pairs", "difference", "ratio", "p", "p (Holm)", "verdict"], body)
+    return TextTable(title, ["", "pairs", "difference", "ratio", "p", "p (Holm)", "verdict"], body)
 
 
 def _paired(each: Paired) -> list[str]:
@@ -138,21 +138,21 @@ def _p(value: float | None) -> str:
     return "" if value is None else f"{value:.2g}"
 
 
-def _claims(found: Summary) -> Sheet:
+def _claims(found: Summary) -> TextTable:
     body = []
     for claim in found.claims:
         pairs, difference = (claim.result.pairs, plus_minus(claim.result.difference)) if claim.result else (0, "")
         rows = claim.why or f"{claim.better} less {claim.than}"
         body.append([claim.text, claim.verdict, difference, str(pairs), claim.metric, rows])
     title = f"claims, paired by {' and '.join(found.question.over)}"
-    return Sheet(title, ["claim", "verdict", "difference", "pairs", "metric", "rows"], body)
+    return TextTable(title, ["claim", "verdict", "difference", "pairs", "metric", "rows"], body)
 
 
-def _runs(found: Summary) -> Sheet:
+def _runs(found: Summary) -> TextTable:
     score, over = found.question.score, found.question.over
     body = [
         [g.name, *seed, run.status, *(number(run.number(m)) for m in (score, *found.columns)), str(run.folder)]
         for g in found.groups
         for seed, run in g.runs.items()
     ]
-    return Sheet("each run", ["", *over, "status", *_header(found)[1:], "folder"], body)
+    return TextTable("each run", ["", *over, "status", *_header(found)[1:], "folder"], body)

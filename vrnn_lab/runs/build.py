@@ -11,14 +11,14 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from vrnn_lab.config.errors import ConfigError
-from vrnn_lab.config.validate import check, make
+from vrnn_lab.config.validate import check, instantiate
 from vrnn_lab.core.files import DamagedError
 from vrnn_lab.core.series import Scale, Trend, Variation
 from vrnn_lab.core.tasks import Task, Within
 from vrnn_lab.data.base import SeriesData
-from vrnn_lab.data.table.columns import Beside
+from vrnn_lab.data.table.columns import ColumnRoles
 from vrnn_lab.evaluation.baselines import references
-from vrnn_lab.evaluation.evaluate import Change, Yardstick, evaluate
+from vrnn_lab.evaluation.evaluate import Change, EvaluationProtocol, evaluate
 from vrnn_lab.evaluation.scores import SeriesSums
 from vrnn_lab.models.base import NUMBERS, SequenceModel
 from vrnn_lab.models.recipe import Recipe
@@ -38,25 +38,25 @@ class Parts:
     config: DictConfig
     model: SequenceModel
     data: SeriesData
-    yardstick: Yardstick
+    protocol: EvaluationProtocol
 
 
 def assemble(config: DictConfig, scale: Scale | None = None) -> Parts:
     """The parts of a config; with the scale of a fitted model its data set is not read."""
     check(config)
-    data = make(config.data, "data") if scale else data_of(config)
-    data.task, data.order = make(config.task, "task"), config.seed
+    data = instantiate(config.data, "data") if scale else data_of(config)
+    data.task, data.order = instantiate(config.task, "task"), config.seed
     scale = scale or data.scale
     recipe = _recipe(config)
     pl.seed_everything(config.seed, verbose=False)
-    model = make(config.model, "model", scale=scale, recipe=recipe)
+    model = instantiate(config.model, "model", scale=scale, recipe=recipe)
     model.seed = config.seed
     if model.point_process and not _all_scored(data.task):
         raise ConfigError(
             "task: to a point process a point that is not scored is an event that did not happen, and this task "
             "leaves some unscored; set task.scored=known, or task=density."
         )
-    return Parts(config, model, data, make(config.evaluate, "evaluate"))
+    return Parts(config, model, data, instantiate(config.evaluate, "evaluate"))
 
 
 def _all_scored(task: Task) -> bool:
@@ -67,7 +67,7 @@ def _all_scored(task: Task) -> bool:
 
 def _recipe(config: DictConfig) -> Recipe:
     """Optimizer and schedule refuse what cannot work when they are made; better now than in training."""
-    parts = [make(config[part], part) for part in ("optim", "schedule", "beta", "objective", "labels")]
+    parts = [instantiate(config[part], part) for part in ("optim", "schedule", "beta", "objective", "labels")]
     try:
         recipe = Recipe(*parts)
     except ValueError as error:
@@ -104,11 +104,11 @@ def score(parts: Parts, recalibrated: Change | None = None) -> dict[str, float]:
     for split in ("val", "test"):
         change = recalibrated if split == "test" else None
         kept = crps if split == "val" else None
-        found |= evaluate(parts.model, parts.data, split, parts.yardstick, parts.config.seed, change, kept)
+        found |= evaluate(parts.model, parts.data, split, parts.protocol, parts.config.seed, change, kept)
     if parts.data.noise_std is not None:
         found["noise_floor"] = parts.data.noise_std**2
     found |= apart_from_training(parts, "test")
-    return found | references(parts.data, parts.yardstick, parts.model.scale, crps=crps)
+    return found | references(parts.data, parts.protocol, parts.model.scale, crps=crps)
 
 
 def apart_from_training(parts: Parts, split: str) -> dict[str, float]:
@@ -163,12 +163,12 @@ def load_parts(folder: str | Path, changes: DictConfig | None = None, trust: Tru
     return parts
 
 
-def beside_of(config: DictConfig, scale: Scale) -> Beside:
+def beside_of(config: DictConfig, scale: Scale) -> ColumnRoles:
     """The covariates and error bars of the run's own table; those of other data sets are all known."""
     if config.data.get("_target_") != TABLE:
-        return Beside(known=scale.given_covariates)
+        return ColumnRoles(known=scale.given_covariates)
     named = {key: tuple(config.data.get(key) or ()) for key in ("known", "static", "error")}
-    return Beside(**named)
+    return ColumnRoles(**named)
 
 
 def _scale(checkpoint: dict[str, Any]) -> Scale:

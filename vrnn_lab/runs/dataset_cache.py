@@ -11,8 +11,8 @@ from time import monotonic
 from filelock import FileLock
 from omegaconf import DictConfig
 
-from vrnn_lab.config.plain import contents
-from vrnn_lab.config.validate import make
+from vrnn_lab.config.plain import to_dict
+from vrnn_lab.config.validate import instantiate
 from vrnn_lab.core.files import replacing
 from vrnn_lab.data import saved_state
 from vrnn_lab.data.base import SeriesData
@@ -42,7 +42,7 @@ def data_of(config: DictConfig) -> SeriesData:
 
 
 def _key(config: DictConfig) -> str:
-    plain = {k: v for k, v in contents(config.data).items() if k != "batch_size"}
+    plain = {k: v for k, v in to_dict(config.data).items() if k != "batch_size"}
     text = json.dumps([plain, provenance.of(config)], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -63,7 +63,7 @@ def _shared(key: str, config: DictConfig) -> SeriesData:
 
 def _build(config: DictConfig, file: Path | None = None) -> SeriesData:
     started = monotonic()
-    data = make(config.data, "data")
+    data = instantiate(config.data, "data")
     _ = data.scale  # reads it all
     if file and data.keep and monotonic() - started > LONG:
         _write(file, data)
@@ -86,7 +86,7 @@ def _read(config: DictConfig, file: Path) -> SeriesData | None:
     if not file.exists():
         return None
     os.utime(file)
-    data = make(config.data, "data")
+    data = instantiate(config.data, "data")
     return data if saved_state.read(data, file) else None
 
 

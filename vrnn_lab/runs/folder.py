@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.moved import current
-from vrnn_lab.config.plain import contents
+from vrnn_lab.config.plain import to_dict
 from vrnn_lab.core.files import clean, read_json, read_yaml, write_json, write_yaml
 from vrnn_lab.runs.trust import Trust, refuse_links, refuse_targets
 
@@ -35,14 +35,14 @@ def finished(folder: Path) -> dict[str, Any] | None:
 def status(folder: Path) -> str:
     """new, running, interrupted, or how the run ended: completed, failed, pruned."""
     ended = metrics_of(folder).get("status")
-    if not ended and at_work(folder):
+    if not ended and is_running(folder):
         return "running"
     if ended := ended or metrics_of(folder).get("status"):  # it may have ended between the two looks
         return ended
     return "interrupted" if (folder / ".hydra" / "config.yaml").exists() else "new"
 
 
-def at_work(folder: Path) -> bool:
+def is_running(folder: Path) -> bool:
     """Whether a process holds the lock. Looking takes it for some microseconds; whoever wants it then waits."""
     if not (folder / ".lock").exists() or (folder / ".lock").is_symlink():
         return False
@@ -55,7 +55,7 @@ def at_work(folder: Path) -> bool:
         return False
 
 
-def begin(folder: Path, config: DictConfig, overrides: list[str], choices: dict[str, Any]) -> None:
+def record_start(folder: Path, config: DictConfig, overrides: list[str], choices: dict[str, Any]) -> None:
     """What the run is, on disk before it starts; choices: the option of each config group."""
     own = {group: option for group, option in choices.items() if not group.startswith("hydra/")}
     write_yaml(folder / ".hydra" / "choices.yaml", OmegaConf.to_yaml(own))
@@ -63,15 +63,17 @@ def begin(folder: Path, config: DictConfig, overrides: list[str], choices: dict[
     write_yaml(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
 
 
-def fail(folder: Path, error: BaseException, config: DictConfig | None = None, status: str = "failed") -> None:
+def record_failure(
+    folder: Path, error: BaseException, config: DictConfig | None = None, status: str = "failed"
+) -> None:
     """Record why a run has no result; with its config, where the run itself did not come so far."""
     if config is not None and not (folder / ".hydra" / "config.yaml").exists():
-        begin(folder, anywhere(config), [], {})
+        record_start(folder, with_absolute_paths(config), [], {})
     failure = {"status": status, "error": f"{type(error).__name__}: {error}"}
     write_json(folder / "metrics.json", failure)
 
 
-def anywhere(config: DictConfig) -> DictConfig:
+def with_absolute_paths(config: DictConfig) -> DictConfig:
     """A config with the whole path of its data, so that its folder can be read from anywhere."""
     if not config.data.get("path"):
         return config
@@ -111,14 +113,14 @@ def config_to_build(folder: Path, trust: Trust = ()) -> DictConfig:
     if trust is not True:
         refuse_links(folder)
     config = config_of(folder)
-    refuse_targets(contents(config), folder, trust)
+    refuse_targets(to_dict(config), folder, trust)
     return config
 
 
 def choices_of(folder: Path) -> dict[str, Any]:
     """The option chosen of each config group; none are known of a run that no command started."""
     file = Path(folder) / ".hydra" / "choices.yaml"
-    return contents(read_yaml(file, COPY)) if file.is_file() else {}
+    return to_dict(read_yaml(file, COPY)) if file.is_file() else {}
 
 
 def command_of(folder: Path) -> str:
@@ -128,7 +130,7 @@ def command_of(folder: Path) -> str:
 
 
 @contextmanager
-def only_one(folder: Path, wait: bool):
+def run_lock(folder: Path, wait: bool):
     """One process a run folder, which is made; the second waits (equal jobs of a sweep) or is told."""
     lock = FileLock(folder / ".lock", timeout=-1 if wait else 1)  # a look at its status holds it for an instant
     try:

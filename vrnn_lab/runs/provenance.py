@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from vrnn_lab.config.options import PACKAGE
-from vrnn_lab.config.plain import contents, nodes
+from vrnn_lab.config.plain import nodes, to_dict
 from vrnn_lab.core.files import read_json, write_json
 
 CURE = "Remove the file: then nobody knows what has changed since the run began, and all else works."
@@ -34,11 +34,11 @@ def changes(folder: Path, config: DictConfig) -> list[str]:
 def data_changed(folder: Path, config: DictConfig) -> bool:
     """Return whether the data file that a run was trained on has other contents now."""
     file = folder / ".hydra" / "origin.json"
-    return file.is_file() and read_json(file, CURE).get("data") != _data(contents(config))
+    return file.is_file() and read_json(file, CURE).get("data") != _data(to_dict(config))
 
 
 def of(config: DictConfig) -> dict[str, Any]:
-    plain = contents(config)
+    plain = to_dict(config)
     return {"code": _code(_foreign(plain)), "data": _data(plain), "torch": version("torch")}
 
 

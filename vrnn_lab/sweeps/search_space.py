@@ -10,9 +10,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from vrnn_lab.config.compose import compose
-from vrnn_lab.config.errors import ConfigError, near
+from vrnn_lab.config.errors import ConfigError, did_you_mean
 from vrnn_lab.config.options import CONF
-from vrnn_lab.config.plain import contents, flat
+from vrnn_lab.config.plain import flatten, to_dict
 from vrnn_lab.config.validate import check
 
 FIELDS = ("low", "high", "log", "step", "choices")
@@ -28,7 +28,7 @@ def file_of(model: str, dirs: tuple[str, ...] = ()) -> Path:
 
 def read(file: Path) -> Space:
     try:
-        found = contents(OmegaConf.load(file))
+        found = to_dict(OmegaConf.load(file))
     except (OSError, AssertionError, YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(
             f"space={file} cannot be read as YAML of key: {{low, high}} or {{choices}}: {error}"
@@ -92,7 +92,9 @@ def _check_axis(key: str, axis: Any) -> None:
         raise ConfigError(f"{where}: {FORM}.")
     for field in axis:
         if field not in FIELDS:
-            raise ConfigError(f"{where}: there is no field '{field}'.{near(field, FIELDS)} {FORM.capitalize()}.")
+            raise ConfigError(
+                f"{where}: there is no field '{field}'.{did_you_mean(field, FIELDS)} {FORM.capitalize()}."
+            )
     if "choices" in axis:
         if len(axis) > 1 or not isinstance(axis["choices"], list) or not axis["choices"]:
             raise ConfigError(f"{where}: choices are a list of one or more values, with no other field beside it.")
@@ -165,7 +167,7 @@ def vet(space: Space, fixed: list[str], dirs: tuple[str, ...] = ()) -> DictConfi
 
 
 def _vet_key(key: str, axis: dict[str, Any], config: DictConfig, fixed: list[str], dirs: tuple[str, ...]) -> None:
-    if key not in flat(contents(config)):
+    if key not in flatten(to_dict(config)):
         _said(key, lambda: compose([*fixed, f"{key}=1"], dirs))  # Hydra's own words, with the nearest name
         raise ConfigError(f"search space, {key}: it names a part, not a value; name a key of it.")
     for value in axis.get("choices") or [axis["low"], axis["high"]]:

@@ -36,7 +36,7 @@ SAMPLERS, PRUNERS = ("tpe", "random"), ("median", "none")
 
 
 @dataclass(frozen=True)
-class Plan:
+class SearchPlan:
     """What a worker needs to know, in plain values, so that any launcher can send it."""
 
     study: str
@@ -93,14 +93,14 @@ def shown(url: str) -> str:
     return re.sub(r"://([^:/@]+):[^@]+@", r"://\1:***@", url)
 
 
-def open_study(plan: Plan) -> optuna.Study:
+def open_study(plan: SearchPlan) -> optuna.Study:
     pruner = optuna.pruners.MedianPruner(plan.startup, plan.warmup) if plan.pruner == "median" else None
     return optuna.load_study(
         study_name=plan.study, storage=open_storage(plan.storage), pruner=pruner or optuna.pruners.NopPruner()
     )
 
 
-def prepare(plan: Plan, facts: dict[str, Any], first: dict[str, Any]) -> optuna.Study:
+def prepare(plan: SearchPlan, facts: dict[str, Any], first: dict[str, Any]) -> optuna.Study:
     """The study, made if it is not there, with as many trials as asked for; another search's study is refused."""
     with suppress(optuna.exceptions.DuplicatedStudyError):
         optuna.create_study(study_name=plan.study, storage=open_storage(plan.storage))
@@ -133,7 +133,7 @@ def _same(study: optuna.Study, key: str, now: Any) -> None:
 
 
 @dataclass(frozen=True)
-class Seat:
+class TrialSlot:
     """A trial of the total, with every attempt at it: a process that dies leaves one behind."""
 
     number: int
@@ -159,19 +159,19 @@ def reason(trial: FrozenTrial) -> str:
     return trial.user_attrs.get("reason", f"its process died, {ATTEMPTS} times")
 
 
-def seats(trials: list[FrozenTrial]) -> list[Seat]:
+def seats(trials: list[FrozenTrial]) -> list[TrialSlot]:
     """Trials in the order they were asked for; another attempt belongs to the trial it goes on with."""
     found: dict[int, list[FrozenTrial]] = {}
     for trial in trials:
         found.setdefault(trial.user_attrs.get("goes_on_with", trial.number), []).append(trial)
-    return [Seat(number, tuple(attempts)) for number, attempts in sorted(found.items())]
+    return [TrialSlot(number, tuple(attempts)) for number, attempts in sorted(found.items())]
 
 
-def asked(study: optuna.Study, plan: Plan) -> list[Seat]:
+def asked(study: optuna.Study, plan: SearchPlan) -> list[TrialSlot]:
     return seats(study.get_trials(deepcopy=False))[: plan.trials]
 
 
-def failures_in_a_row(study: optuna.Study, plan: Plan) -> list[FrozenTrial]:
+def failures_in_a_row(study: optuna.Study, plan: SearchPlan) -> list[FrozenTrial]:
     """The failed trials since the last that did not fail, of those that ended since this command began."""
     ends = [seat.end for seat in asked(study, plan)]
     since = [e for e in ends if e and e.datetime_complete and e.datetime_complete >= plan.since]
@@ -182,7 +182,7 @@ def failures_in_a_row(study: optuna.Study, plan: Plan) -> list[FrozenTrial]:
 
 
 @contextmanager
-def taken(study: optuna.Study, plan: Plan) -> Iterator[tuple[int, optuna.Trial] | None]:
+def claimed(study: optuna.Study, plan: SearchPlan) -> Iterator[tuple[int, optuna.Trial] | None]:
     """A trial to work on and its number, held by a lock in the search's folder; None if all are taken."""
     with _unwarned():
         optuna.storages.fail_stale_trials(study)
@@ -208,7 +208,7 @@ def _elsewhere(trial: FrozenTrial) -> bool:
     return trial.state == TrialState.RUNNING and trial.user_attrs.get("host") != socket.gethostname()
 
 
-def _take(study: optuna.Study, plan: Plan, number: int) -> optuna.Trial | None:
+def _take(study: optuna.Study, plan: SearchPlan, number: int) -> optuna.Trial | None:
     """Its lock is ours, so whoever is said to run it on this machine is dead."""
     find = lambda: next(s for s in asked(study, plan) if s.number == number)
     seat = find()
@@ -223,7 +223,7 @@ def _take(study: optuna.Study, plan: Plan, number: int) -> optuna.Trial | None:
         return None
     if number == 0:  # set here and not in the queue, into which several workers may have put a first trial
         study._storage.set_trial_system_attr(waiting._trial_id, "fixed_params", study.user_attrs.get("first", {}))
-    _beat(study, waiting._trial_id)  # if we die before the next, it stops all the same
+    _heartbeat(study, waiting._trial_id)  # if we die before the next, it stops all the same
     if not study._storage.set_trial_state_values(waiting._trial_id, TrialState.RUNNING):
         return None  # a worker on another machine was first
     study.sampler = sampler_of(plan, number)
@@ -232,7 +232,7 @@ def _take(study: optuna.Study, plan: Plan, number: int) -> optuna.Trial | None:
     return trial
 
 
-def _queue_again(study: optuna.Study, seat: Seat) -> None:
+def _queue_again(study: optuna.Study, seat: TrialSlot) -> None:
     dead = seat.attempts[-1]
     again = optuna.create_trial(
         state=TrialState.WAITING,
@@ -246,7 +246,7 @@ def _queue_again(study: optuna.Study, seat: Seat) -> None:
     log.info("trial %d was cut short; it goes on", seat.number)
 
 
-def sampler_of(plan: Plan, number: int) -> optuna.samplers.BaseSampler:
+def sampler_of(plan: SearchPlan, number: int) -> optuna.samplers.BaseSampler:
     """Seeded by the trial's number: workers, and a search that goes on, do not draw the same first points again."""
     seed = int(hashlib.sha256(f"{plan.seed} {number}".encode()).hexdigest()[:8], 16)
     if plan.sampler == "random":
@@ -255,7 +255,7 @@ def sampler_of(plan: Plan, number: int) -> optuna.samplers.BaseSampler:
         return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
 
 
-def _beat(study: optuna.Study, trial_id: int) -> None:
+def _heartbeat(study: optuna.Study, trial_id: int) -> None:
     storage: Any = study._storage  # of Optuna's storages those of databases know heartbeats
     storage.record_heartbeat(trial_id)
 
@@ -268,7 +268,7 @@ def _beating(study: optuna.Study, trial: optuna.Trial) -> Iterator[None]:
     def beat() -> None:
         while not over.wait(HEARTBEAT):
             try:
-                _beat(study, trial._trial_id)
+                _heartbeat(study, trial._trial_id)
             except Exception as error:  # a database that is busy now may answer the next time
                 log.debug("no heartbeat: %s", error)
 

@@ -24,7 +24,7 @@ from vrnn_lab.cli.terminal import Terminal
 from vrnn_lab.config.compose import composer, job_id, jobs_of
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.validate import check
-from vrnn_lab.runs.folder import SCORE, fail, metrics_of, status
+from vrnn_lab.runs.folder import SCORE, metrics_of, record_failure, status
 from vrnn_lab.runs.provenance import changes
 
 log = logging.getLogger("vrnn_lab")
@@ -162,11 +162,11 @@ class Sweeper(sweeper.Sweeper):
         for job, done in zip(jobs, self.run_all(calls, initial_job_idx=0), strict=True):
             # Recorded by the job itself, unless it did not come so far.
             if done.status == JobStatus.FAILED and self._status(job) in ("new", "interrupted"):
-                fail(self.folders[job], done._return_value, job.config)
+                record_failure(self.folders[job], done._return_value, job.config)
 
     def _bury(self, job: Job, error: Exception) -> None:
         why = RuntimeError(f"its process was killed, twice; out of memory? ({type(error).__name__})")
-        fail(self.folders[job], why, job.config)
+        record_failure(self.folders[job], why, job.config)
 
     # ---- what came of it
 

@@ -11,11 +11,11 @@ import optuna
 from lightning.pytorch.callbacks import Callback
 from optuna.trial import TrialState
 
-from vrnn_lab.cli.arguments import quiet
+from vrnn_lab.cli.arguments import configure_logging
 from vrnn_lab.config.compose import choices, compose
 from vrnn_lab.runs.folder import SCORE
 from vrnn_lab.sweeps.search_space import overrides, suggest
-from vrnn_lab.sweeps.study import Plan, asked, failures_in_a_row, open_study, taken
+from vrnn_lab.sweeps.study import SearchPlan, asked, claimed, failures_in_a_row, open_study
 from vrnn_lab.training import fit, length
 
 log = logging.getLogger("vrnn_lab")
@@ -51,7 +51,7 @@ class Watch(Callback):
             raise fit.Pruned(f"val/loss {mean:.4g} at {place} is behind the median of the other trials")
 
 
-def run(trial: Any, plan: Plan, folder: Path) -> float:
+def run(trial: Any, plan: SearchPlan, folder: Path) -> float:
     """The mean of val/loss over the seeds; finished seeds are not trained again."""
     values = suggest(trial, plan.space)
     trial.set_user_attr("values", values)
@@ -75,22 +75,22 @@ def run(trial: Any, plan: Plan, folder: Path) -> float:
     return sum(scores) / len(scores)
 
 
-def work(plan: Plan) -> None:
+def work(plan: SearchPlan) -> None:
     """Trials one after the other until all that were asked for have ended, or too many failed in a row."""
-    quiet()
+    configure_logging()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = open_study(plan)
     while not all(seat.end for seat in asked(study, plan)):
         if len(failures_in_a_row(study, plan)) >= plan.failures:
             return
-        with taken(study, plan) as found:
+        with claimed(study, plan) as found:
             if found:
                 _end(study, plan, *found)
         if not found:
             time.sleep(1)  # others are at work; should one die, its trial is ours
 
 
-def _end(study: optuna.Study, plan: Plan, number: int, trial: optuna.Trial) -> None:
+def _end(study: optuna.Study, plan: SearchPlan, number: int, trial: optuna.Trial) -> None:
     """Run a trial and record what came of it; an interruption leaves it to whoever comes next."""
     tell = lambda *a, **k: study.tell(trial, *a, **k, skip_if_finished=True)
     started = time.monotonic()

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from vrnn_lab.core.types import NonNegative, Share
-from vrnn_lab.evaluation.evaluate import Yardstick, answers
+from vrnn_lab.evaluation.evaluate import EvaluationProtocol, answers
 from vrnn_lab.figures import calibration_figures, model_figures
 from vrnn_lab.models.base import LOG_EVERY
 from vrnn_lab.runs.folder import SCORE
@@ -43,16 +43,18 @@ def interruptible() -> Iterator[None]:
 class Figures(Callback):
     """Figures of the validation split in TensorBoard, at the first validation after every few epochs.
 
-    every: epochs between them; None is a fifth of the fit's steps. With a yardstick also how true the intervals of
+    every: epochs between them; None is a fifth of the fit's steps. With a protocol also how true the intervals of
     some series are: a figure, and for each question val/<question>/crps and /coverage_90.
     share: the largest share of the fit's time that figures may take; None sets no limit. What does not fit into it is
     left out; nothing else of a fit depends on it.
     """
 
-    def __init__(self, every: int | None = None, yardstick: Yardstick | None = None, share: float | None = None):
+    def __init__(
+        self, every: int | None = None, protocol: EvaluationProtocol | None = None, share: float | None = None
+    ):
         if every is not None and every < 1:
             raise ValueError(f"every={every} epochs between figures; expected 1 or more.")
-        self.every, self.yardstick, self.drawn = every, yardstick, 0
+        self.every, self.protocol, self.drawn = every, protocol, 0
         self.share, self.spent = share, 0.0
         self.cost: float | None = None  # seconds of the last figures
 
@@ -77,12 +79,12 @@ class Figures(Callback):
         self.spent += self.cost
 
     def _intervals(self, model: Any, trainer: Any, logger: TensorBoardLogger) -> dict[str, Figure]:
-        if self.yardstick is None:
+        if self.protocol is None:
             return {}
         data = trainer.datamodule
-        found = answers(model, data, "val", self.yardstick, model.seed, most=WATCHED)
+        found = answers(model, data, "val", self.protocol, model.seed, most=WATCHED)
         shown = [
-            f"val/{question}/{score}" for question in self.yardstick.questions for score in ("crps", "coverage_90")
+            f"val/{question}/{score}" for question in self.protocol.questions for score in ("crps", "coverage_90")
         ]
         logger.log_metrics({key: found[key] for key in shown if key in found}, trainer.global_step)
         return calibration_figures.figures(found, "val", data)
@@ -320,11 +322,16 @@ def course(losses: list[float]) -> dict[str, float]:
     return {"fit/last_loss": losses[-1], "fit/mean_best": sum(best) / len(best)} if best else {}
 
 
-class Course(Callback):
+class LossHistory(Callback):
     """Keeps val/loss of every validation, over all segments of a fit."""
 
     def __init__(self):
         self.losses: list[float] = []
+
+    @property
+    def state_key(self) -> str:
+        """Return the name of its state in a checkpoint, which is that of version 0.1.0."""
+        return "Course"
 
     def on_validation_end(self, trainer, pl_module) -> None:
         if not trainer.sanity_checking and SCORE in trainer.callback_metrics:
@@ -338,7 +345,7 @@ class Course(Callback):
 
 
 def losses_of(trainer: Any) -> list[float]:
-    return next(c for c in trainer.callbacks if isinstance(c, Course)).losses
+    return next(c for c in trainer.callbacks if isinstance(c, LossHistory)).losses
 
 
 class Progress(ProgressBar):

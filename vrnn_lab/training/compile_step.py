@@ -27,7 +27,7 @@ Compile = Literal["off", "on", "reduce-overhead"] | bool  # a command line's `on
 VERSIONS = 64  # of a part of the step, for as many kinds of batches, before torch leaves it uncompiled
 
 
-class Asked(Noise):
+class RecordingNoise(Noise):
     """Notes the draws that a model asks for, of one row."""
 
     def __init__(self):
@@ -96,7 +96,7 @@ class Compiled:
         """The noise that the model would draw itself, in its order."""
         own, time = self.model.noise, batch.times.shape[1]
         if time not in self.asked:
-            self.model.noise = asked = Asked()
+            self.model.noise = asked = RecordingNoise()
             try:
                 with torch.no_grad():
                     self.model.loss_terms(batch.rows(slice(0, 1)))

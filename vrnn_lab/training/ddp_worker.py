@@ -28,9 +28,9 @@ def main() -> None:
     Thread(target=_end_with_parent, daemon=True).start()
     from omegaconf import DictConfig
 
-    from vrnn_lab.cli.arguments import quiet
+    from vrnn_lab.cli.arguments import configure_logging
 
-    quiet()
+    configure_logging()
     from vrnn_lab.cli.signals import install
     from vrnn_lab.training.fit import take_part
 

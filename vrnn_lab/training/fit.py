@@ -16,8 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from vrnn_lab.config.compose import VOLATILE
 from vrnn_lab.config.errors import ConfigError
-from vrnn_lab.config.plain import contents, flat
-from vrnn_lab.config.validate import make
+from vrnn_lab.config.plain import flatten, to_dict
+from vrnn_lab.config.validate import instantiate
 from vrnn_lab.core.files import read_json, write_json, write_yaml
 from vrnn_lab.evaluation.calibration import parted
 from vrnn_lab.evaluation.recalibration import Recalibration, possible
@@ -25,7 +25,16 @@ from vrnn_lab.figures import calibration_figures, model_figures
 from vrnn_lab.models.base import LOG_EVERY, SequenceModel
 from vrnn_lab.runs import checkpoints, provenance
 from vrnn_lab.runs.build import Parts, assemble, check_channels, score
-from vrnn_lab.runs.folder import SCORE, anywhere, begin, config_of, fail, finished, metrics_of, only_one
+from vrnn_lab.runs.folder import (
+    SCORE,
+    config_of,
+    finished,
+    metrics_of,
+    record_failure,
+    record_start,
+    run_lock,
+    with_absolute_paths,
+)
 from vrnn_lab.runs.trust import refuse_links
 from vrnn_lab.training import callbacks, ddp, length, out_of_time, stopping, tensorboard, threads
 from vrnn_lab.training.ddp import launched
@@ -61,13 +70,13 @@ def run(
     a single run that come before anything is trained leave no folder. Of several processes of one run (trainer=ddp)
     that torchrun or srun started the first returns the metrics, the others nothing.
     """
-    config = anywhere(config)
+    config = with_absolute_paths(config)
     if launched()[0]:
         check_accelerator(config)
         return take_part(config, folder)
     if not links:
         refuse_links(folder)
-    with only_one(folder, wait=in_sweep):
+    with run_lock(folder, wait=in_sweep):
         _same_run(config, folder, resuming)
         if metrics := finished(folder):
             log.info("%s is finished already; its recorded result stands.", folder)
@@ -107,7 +116,7 @@ def _recorded(folder: Path):
             log.debug("failed", exc_info=True)  # to the file: whoever called us says it on the terminal
             checkpoints.check_there(folder)
             if not (folder / "metrics.json").exists():
-                fail(folder, error, status="pruned" if isinstance(error, Pruned) else "failed")
+                record_failure(folder, error, status="pruned" if isinstance(error, Pruned) else "failed")
                 tensorboard.end(folder, metrics_of(folder))
             raise
 
@@ -115,7 +124,7 @@ def _recorded(folder: Path):
 def _run_by(parts: Parts, folder: Path) -> dict[str, Any] | None:
     """The run by processes of their own, one a device."""
     try:
-        ddp.run(contents(parts.config), folder, processes_of(parts.config))
+        ddp.run(to_dict(parts.config), folder, processes_of(parts.config))
     except ddp.KilledError:
         (folder / "metrics.json").unlink(missing_ok=True)  # the others failed for want of the one that was killed
         tensorboard.forget_end(folder)
@@ -129,7 +138,7 @@ def _same_run(config: DictConfig, folder: Path, resuming: bool) -> None:
     """A folder holds one run: another config is refused; its trainer may change until the fit is done."""
     if not (folder / ".hydra" / "config.yaml").exists():
         return
-    before, now = (flat(contents(c)) for c in (config_of(folder), config))
+    before, now = (flatten(to_dict(c)) for c in (config_of(folder), config))
     differ = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k) and not k.startswith(VOLATILE)]
     done = (folder / "checkpoints" / "fit.json").exists()
     for key in differ:
@@ -158,7 +167,7 @@ def _begin(config: DictConfig, folder: Path, overrides: list[str], choices: dict
         parts = assemble(config)
     except Exception as error:
         if in_sweep:
-            fail(folder, error)
+            record_failure(folder, error)
         elif not known:
             (folder / ".lock").unlink(missing_ok=True)
             with suppress(OSError):  # a folder that holds anything stays
@@ -176,7 +185,7 @@ def _begin(config: DictConfig, folder: Path, overrides: list[str], choices: dict
 
 def _record(folder: Path, config: DictConfig, overrides: list[str], choices: dict[str, Any]) -> None:
     provenance.write(folder, config)
-    begin(folder, config, overrides, choices)
+    record_start(folder, config, overrides, choices)
 
 
 @contextmanager
@@ -209,16 +218,16 @@ def trainer_of(parts: Parts, folder: Path, watching: Sequence[Callback] = ()) ->
     config, devices = parts.config, parts.config.trainer.devices
     usual = parts.model.usual_steps or length.STEPS
     planned = length.settings(config.trainer, len(parts.data.val_dataloader()), usual)
-    stop = make(config.stop, "stop")
+    stop = instantiate(config.stop, "stop")
     if isinstance(stop, callbacks.StopWhenWorse):
         stop.active = length.is_default(config.trainer)
     parts_of_run = [
         stop,
         callbacks.StopOnNaN(),
-        callbacks.Figures(yardstick=parts.yardstick, share=FIGURES if planned.get("val_check_interval") else None),
+        callbacks.Figures(protocol=parts.protocol, share=FIGURES if planned.get("val_check_interval") else None),
         callbacks.Plateau(),
         callbacks.Timer(),
-        callbacks.Course(),
+        callbacks.LossHistory(),
         callbacks.Log(),
         callbacks.Progress(),
         stopping.SaveOnSignal(),
@@ -228,7 +237,7 @@ def trainer_of(parts: Parts, folder: Path, watching: Sequence[Callback] = ()) ->
     ]
     if planned.get("val_check_interval"):
         parts_of_run.append(callbacks.LastStep())
-    return make(
+    return instantiate(
         config.trainer,
         "trainer",
         accelerator=accelerator_of(config),
@@ -273,7 +282,7 @@ def _fit_and_score(parts: Parts, folder: Path, watching: Sequence[Callback], qui
     scores, details = parted(score(parts, factors and factors.apply))
     scores |= (factors.metrics() if factors else {}) | (ends.scores if ends else {})
     metrics = {"status": "completed", **scores, **fit, "score/seconds": monotonic() - started}
-    drawn = model_figures.figures(parts.model, parts.data, parts.config.seed, tasks=parts.yardstick.questions)
+    drawn = model_figures.figures(parts.model, parts.data, parts.config.seed, tasks=parts.protocol.questions)
     checkpoints.check_there(folder)
     model_figures.write(drawn | calibration_figures.figures(scores | details, "test", parts.data), folder / "figures")
     write_json(folder / "calibration.json", details)
@@ -349,7 +358,7 @@ def _recalibrate(
     parts: Parts, folder: Path, among_others: bool
 ) -> tuple[Recalibration | None, out_of_time.OutOfTime | None]:
     """Fit the spread on validation and keep the factors for predict; nothing where values have no spread."""
-    if not possible(parts.model, parts.yardstick):
+    if not possible(parts.model, parts.protocol):
         return None, None
     ends = out_of_time.measured(parts, folder, among_others)
     found = recalibrate(parts, ends)

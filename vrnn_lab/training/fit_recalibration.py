@@ -10,24 +10,24 @@ from vrnn_lab.core.series import TimeSeries
 from vrnn_lab.core.tasks import Forecast
 from vrnn_lab.data.base import SeriesData
 from vrnn_lab.evaluation.recalibration import Recalibration, batches_of, evenly, fit
-from vrnn_lab.forecasting.backtest import Folds, Plan, folds
+from vrnn_lab.forecasting.backtest import BacktestPlan, Folds, folds
 from vrnn_lab.runs.build import Parts
 from vrnn_lab.training.out_of_time import OutOfTime
 
-ORIGINS = (1 / 3, 2 / 3)  # shares of a validation window up to which all is seen, beside the yardstick's own question
+ORIGINS = (1 / 3, 2 / 3)  # shares of a validation window up to which all is seen, beside the protocol's own question
 FOLDS = 5  # origins in the validation part of a series that is split in time
 
 
 def recalibrate(parts: Parts, ends: OutOfTime | None = None) -> Recalibration:
-    """Fit the factors on the yardstick's questions to validation and on rolling origins within it.
+    """Fit the factors on the protocol's questions to validation and on rolling origins within it.
 
     Whole series that were split by name cover one span of time, and a forecast after that is harder than any that
     validation asks. ends: what a second model said of that; without it a forecast of such series is widened where
     validation says so, but never narrowed.
     """
     scale = parts.model.scale
-    further = rolling(parts.data, scale.longest.item(), parts.yardstick.draws, parts.model.keep_start)
-    found = fit(parts.model, parts.data, parts.yardstick, parts.config.seed, further)
+    further = rolling(parts.data, scale.longest.item(), parts.protocol.draws, parts.model.keep_start)
+    found = fit(parts.model, parts.data, parts.protocol, parts.config.seed, further)
     if scale.whole_series and not parts.data.split_in_time:
         found = found.widening_ahead()
     return replace(found, beyond=ends.beyond(scale, found.forecast)) if ends else found
@@ -52,7 +52,7 @@ def rolling(data: SeriesData, longest: float, draws: int, keep_start: bool = Fal
         yield from batches_of(data, Forecast(until, scored="held_out"), draws)
 
 
-def plans(data: SeriesData, longest: float) -> list[Plan]:
+def plans(data: SeriesData, longest: float) -> list[BacktestPlan]:
     """Origins in the validation part of series that are split in time: one far ahead, several half as far."""
     if not data.split_in_time:
         return []
@@ -62,7 +62,7 @@ def plans(data: SeriesData, longest: float) -> list[Plan]:
         return []
     far = min(whole, longest) if longest > 0 else whole
     near = far / 2
-    return [Plan(far, folds=1), Plan(near, every=(whole - near) / (FOLDS - 1), folds=FOLDS)]
+    return [BacktestPlan(far, folds=1), BacktestPlan(near, every=(whole - near) / (FOLDS - 1), folds=FOLDS)]
 
 
 def _few(asked: Folds) -> Folds:

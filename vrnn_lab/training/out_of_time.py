@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vrnn_lab.config.errors import ConfigError
-from vrnn_lab.config.validate import make
+from vrnn_lab.config.validate import instantiate
 from vrnn_lab.core.files import DamagedError, read_json, write_json
 from vrnn_lab.core.series import Scale, TimeSeries
 from vrnn_lab.data.base import Ragged, SeriesData
@@ -33,9 +33,9 @@ from vrnn_lab.evaluation.recalibration import (
     needed,
     possible,
 )
-from vrnn_lab.evaluation.scores import Tally
+from vrnn_lab.evaluation.scores import ScoreAccumulator
 from vrnn_lab.forecasting.backtest import Folds
-from vrnn_lab.forecasting.context_window import around
+from vrnn_lab.forecasting.context_window import choose_window
 from vrnn_lab.runs import checkpoints
 from vrnn_lab.runs.build import Parts, assemble
 from vrnn_lab.training.callbacks import interruptible
@@ -105,7 +105,7 @@ def _wanted(parts: Parts, among_others: bool) -> bool:
 def _impossible(parts: Parts) -> str:
     """Say why no second fit is made, empty where one can be."""
     scale = parts.model.scale
-    if not possible(parts.model, parts.yardstick):
+    if not possible(parts.model, parts.protocol):
         return "the run's values have no spread that could be set right (they are no real numbers, or of one draw)"
     if processes_of(parts.config) > 1 or launched()[1] > 1:
         return "the run is fitted by several processes"
@@ -172,7 +172,7 @@ def ends(data: SeriesData, scale: Scale, keep_start: bool) -> Folds | None:
             kept = int(_kept(np.array([len(times)]))[0])
             if kept < len(times):
                 origin, last = times[kept - 1], times[-1]
-                begin, end = around(origin, last, times[0], origin, float(scale.longest), keep_start)
+                begin, end = choose_window(origin, last, times[0], origin, float(scale.longest), keep_start)
                 low = np.searchsorted(times, begin)
                 made.append((origin, series.first[i] + low, series.end[i], begin, max(end, last)))
                 chosen.append((series, i))
@@ -187,7 +187,7 @@ def ends(data: SeriesData, scale: Scale, keep_start: bool) -> Folds | None:
 def _fit(second: Parts, steps: int) -> None:
     """Train as a run does, without validation, checkpoints and figures."""
     config = second.config
-    trainer = make(
+    trainer = instantiate(
         config.trainer,
         "trainer",
         accelerator=accelerator_of(config),
@@ -209,9 +209,9 @@ def _fit(second: Parts, steps: int) -> None:
 
 def _scored(second: Parts, asked: Folds) -> OutOfTime | None:
     """Score the second model and the baselines on what lies beyond the times of training; None for too few values."""
-    model, data, draws = second.model, second.data, second.yardstick.draws
+    model, data, draws = second.model, second.data, second.protocol.draws
     guesses, level = baselines(data, model.scale), level_of(data, model.scale)
-    tallies = {name: Tally(data.channels, model.scale.std) for name in (MODEL, *guesses)}
+    tallies = {name: ScoreAccumulator(data.channels, model.scale.std) for name in (MODEL, *guesses)}
     least, distances = [], []
     with model.fixed_noise(second.config.seed):
         for batch, distance in _beyond(asked, model.scale, draws):

@@ -20,7 +20,7 @@ from tensorboard.plugins.hparams import api_pb2, metadata
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
 from torch.utils.tensorboard import SummaryWriter
 
-from vrnn_lab.config.plain import contents
+from vrnn_lab.config.plain import to_dict
 from vrnn_lab.runs.folder import SCORE, choices_of, command_of, config_of
 
 ENDING = ".ending"  # how a run ended, in an events file of its own: a retry takes it away
@@ -46,7 +46,7 @@ class Board(TensorBoardLogger):
         folder = Path(self.log_dir)
         config = config_of(folder)
         row = SessionStartInfo()
-        for key, value in choices(contents(config), choices_of(folder)).items():
+        for key, value in choices(to_dict(config), choices_of(folder)).items():
             kind = {bool: "bool_value", str: "string_value"}.get(type(value), "number_value")
             setattr(row.hparams[key], kind, value)
         file = self.experiment._get_file_writer()

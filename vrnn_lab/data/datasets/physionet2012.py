@@ -217,7 +217,7 @@ def check_ends(path: Path, name: str, text: str) -> None:
 
 
 @dataclass(frozen=True)
-class Rows:
+class Measurements:
     """The lines of all records, as numbers."""
 
     owner: NDArray[np.int64]  # which record
@@ -225,11 +225,11 @@ class Rows:
     kind: NDArray[np.int64]  # index into PARAMETERS
     value: NDArray[np.float64]
 
-    def some(self, mask: NDArray[np.bool_]) -> "Rows":
-        return Rows(self.owner[mask], self.minute[mask], self.kind[mask], self.value[mask])
+    def some(self, mask: NDArray[np.bool_]) -> "Measurements":
+        return Measurements(self.owner[mask], self.minute[mask], self.kind[mask], self.value[mask])
 
 
-def rows_of(stays: dict[str, str]) -> Rows:
+def rows_of(stays: dict[str, str]) -> Measurements:
     """All lines but those of RecordID, and those without the name of a parameter, of which there are 2403."""
     try:
         return _rows(stays)
@@ -239,7 +239,7 @@ def rows_of(stays: dict[str, str]) -> Rows:
         raise ValueError(f"the records cannot be read ({error}). {SOURCE}") from error
 
 
-def _rows(stays: dict[str, str]) -> Rows:
+def _rows(stays: dict[str, str]) -> Measurements:
     bodies = [text.replace("\r\n", "\n").split("\n", 1)[1] for text in stays.values()]
     frame = pd.read_csv(
         io.StringIO("".join(bodies)),
@@ -256,7 +256,7 @@ def _rows(stays: dict[str, str]) -> Rows:
     minute = np.array([minute_of(x) for x in frame["time"].cat.categories])[frame["time"].cat.codes]
     if (kind == -2).any():
         raise ValueError("a parameter is unknown")
-    rows = Rows(np.repeat(np.arange(len(stays)), lengths), minute, kind, frame["value"].to_numpy())
+    rows = Measurements(np.repeat(np.arange(len(stays)), lengths), minute, kind, frame["value"].to_numpy())
     return rows.some(kind >= 0)
 
 
@@ -281,7 +281,7 @@ def _check_lines(name: str, text: str) -> None:
             raise ValueError(f"{name}.txt, line {number}: {line!r} is no '{HEAD}' ({error}). {SOURCE}") from error
 
 
-def plausible(rows: Rows) -> Rows:
+def plausible(rows: Measurements) -> Measurements:
     """Values that a living patient may have."""
     least = np.array([0.0 if name in ZERO_IS_A_VALUE else np.nextafter(0, 1) for name in PARAMETERS])
     low = np.maximum(least, [POSSIBLE.get(name, (0, 0))[0] for name in PARAMETERS])
@@ -289,7 +289,7 @@ def plausible(rows: Rows) -> Rows:
     return rows.some((low[rows.kind] <= rows.value) & (rows.value <= high[rows.kind]))
 
 
-def covariates_of(rows: Rows, count: int) -> NDArray[np.float64]:
+def covariates_of(rows: Measurements, count: int) -> NDArray[np.float64]:
     """(records, covariate): what is told of each patient at admission."""
     told = np.full((count, len(STATICS)), np.nan)
     first = rows.kind < len(STATICS)
@@ -300,7 +300,9 @@ def covariates_of(rows: Rows, count: int) -> NDArray[np.float64]:
     return np.stack([*columns, *(unit == i + 1 for i in range(len(UNITS_OF_CARE)))], 1).astype(np.float64)
 
 
-def averaged(rows: Rows, names: tuple[str, ...], channels: tuple[str, ...], ticks: float) -> tuple[Ragged, Ragged]:
+def averaged(
+    rows: Measurements, names: tuple[str, ...], channels: tuple[str, ...], ticks: float
+) -> tuple[Ragged, Ragged]:
     """The records as series, and the same without values that are the mean of several."""
     left_out = len(PARAMETERS) - len(channels)
     rows = rows.some(rows.kind >= left_out)

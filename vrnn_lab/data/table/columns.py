@@ -81,7 +81,7 @@ def column_names(path: Path, key: str = "data.path") -> list[str]:
     return [str(name) for name in read_csv(path, nrows=0).columns]
 
 
-def refuse_stream(path: Path, channel: str | None, beside: "Beside") -> None:
+def refuse_stream(path: Path, channel: str | None, beside: "ColumnRoles") -> None:
     """ValueError for a file or a form that cannot be read bit by bit."""
     if beside.wanted:
         raise ValueError(
@@ -187,7 +187,7 @@ def _kinds(wanted: list[str], words: set[str]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Beside:
+class ColumnRoles:
     """Columns that stand beside the values: what is known everywhere, and error bars."""
 
     known: tuple[str, ...] = ()  # one number a row
@@ -205,7 +205,7 @@ class Beside:
         return named + [("error", name) for name in self.error if name is not None]
 
 
-def covariates(cells: Cells, id: str | None, beside: Beside) -> NDArray[np.float64] | None:
+def covariates(cells: Cells, id: str | None, beside: ColumnRoles) -> NDArray[np.float64] | None:
     """(rows, covariates): the known ones as each row has them, the static ones as their series has them."""
     if not beside.covariates:
         return None

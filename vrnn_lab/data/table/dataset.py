@@ -16,7 +16,7 @@ from vrnn_lab.data import splits
 from vrnn_lab.data.base import Ragged, SeriesData
 from vrnn_lab.data.splits import Contents, Runs
 from vrnn_lab.data.table import columns, parquet_file, store, summary
-from vrnn_lab.data.table.columns import Beside, Cells
+from vrnn_lab.data.table.columns import Cells, ColumnRoles
 from vrnn_lab.data.table.time_zones import has_zone
 from vrnn_lab.data.trend import fit_trend, trend_at
 
@@ -28,7 +28,7 @@ SHORTEST, LONGEST = 10, 100  # points of a window that is chosen here: a tenth o
 
 
 @dataclass(frozen=True)
-class Points:
+class TableRows:
     """The rows of a table as numbers, in the file's order."""
 
     cells: Cells
@@ -100,7 +100,7 @@ class Table(SeriesData):
         self.path, self.id, self.time, self.split = Path(path).expanduser(), id, time, split
         self.values = None if values is None else tuple(values)
         self.channel, self.value = channel, value
-        self.beside = Beside(tuple(known), tuple(static), tuple(error or ()))
+        self.beside = ColumnRoles(tuple(known), tuple(static), tuple(error or ()))
         self.shares, self.window, self.stride, self.dequantise = tuple(shares), window, stride, dequantise
         self.periods = (float(period),) if isinstance(period, (int, float)) else tuple(map(float, period or ()))
         self.trend, self.own_levels = trend, True
@@ -335,7 +335,7 @@ class Table(SeriesData):
             points, order[first], channels, spread(numbers), told, None if error is None else spread(error)
         )
 
-    def _points(self, cells: Cells, observed: NDArray[np.bool_]) -> Points:
+    def _points(self, cells: Cells, observed: NDArray[np.bool_]) -> TableRows:
         """The rows where something was observed; a notice names series that have none."""
         if not observed.any():
             raise ValueError(f"{self.path} has rows, but no observed value in any; expected numbers in some.")
@@ -356,9 +356,9 @@ class Table(SeriesData):
             names = tuple(np.delete(np.array(names, dtype=object), empty))
         times, dates = columns.times(cells, self.time)
         self.zoned = dates and has_zone(cells.column(self.time))
-        return Points(cells, owner, names, times, dates)
+        return TableRows(cells, owner, names, times, dates)
 
-    def _assemble(self, points: Points, order, channels, values, told, error) -> Contents:
+    def _assemble(self, points: TableRows, order, channels, values, told, error) -> Contents:
         """order (points,): the row each point takes its time and split from; values, error (points, dim)."""
         owner, times = points.owner[order], points.times[order]
         offsets = np.searchsorted(owner, np.arange(len(points.names) + 1))
@@ -406,7 +406,7 @@ class Table(SeriesData):
                 f"holds {list(occurring)[:20]}."
             )
 
-    def _refuse_other(self, points: Points, order, told, first) -> None:
+    def _refuse_other(self, points: TableRows, order, told, first) -> None:
         """told (rows, covariates) in the given order: each row's are those of its point's first row."""
         if (found := np.argwhere(told != told[first])).size:
             row, column = found[0]
@@ -418,7 +418,7 @@ class Table(SeriesData):
                 f"{cells.where(two)}; expected one a time."
             )
 
-    def _refuse_twice(self, points: Points, order, *keys) -> None:
+    def _refuse_twice(self, points: TableRows, order, *keys) -> None:
         """keys, each (rows,) in the given order of the file's rows: neighbours that agree in all are twice."""
         same = np.logical_and.reduce([np.diff(key) == 0 for key in keys])
         if not same.any():
@@ -434,7 +434,7 @@ class Table(SeriesData):
         )
 
 
-def time_order(points: Points) -> NDArray[np.int64]:
+def time_order(points: TableRows) -> NDArray[np.int64]:
     """(rows,): the rows sorted by series, then time; rows that tie keep the file's order. A notice says so."""
     owner, times = points.owner, points.times
     order = np.arange(len(owner))

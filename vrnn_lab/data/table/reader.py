@@ -16,7 +16,7 @@ from pandas.api import types
 
 from vrnn_lab.data.splits import hashed
 from vrnn_lab.data.table import columns, parquet_file
-from vrnn_lab.data.table.columns import Beside, Cells
+from vrnn_lab.data.table.columns import Cells, ColumnRoles
 from vrnn_lab.data.table.time_format import Clock
 from vrnn_lab.data.table.time_zones import has_zone, mixed, other_than_trained
 
@@ -26,7 +26,7 @@ ONLY = "series"  # the name of the one series of a file without names
 
 
 @dataclass(frozen=True)
-class Form:
+class TableSchema:
     """What the columns are called. Wide: one a channel. Long: `channel` names it, `value` holds the number."""
 
     id: str | None = "id"  # none: all rows are one series
@@ -44,7 +44,7 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Rows:
+class SeriesRows:
     """One series: what is written at each of its times."""
 
     name: str
@@ -56,7 +56,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Piece:
+class Chunk:
     """Rows of one series as they come."""
 
     name: str
@@ -69,7 +69,7 @@ class Piece:
 
 
 @dataclass
-class Source:
+class SeriesReader:
     """A file or frame as series.
 
     key: the option that named it; of `at` no values are read, and columns beside them are, where they are there.
@@ -78,9 +78,9 @@ class Source:
 
     found: Path | pd.DataFrame
     key: str
-    form: Form
+    form: TableSchema
     channels: tuple[str, ...]
-    beside: Beside
+    beside: ColumnRoles
     dates: bool | None
     zoned: bool | None = None
     clock: Clock | None = field(default=None, init=False)  # of what was read so far
@@ -169,9 +169,9 @@ class Source:
             found.update(hashed(columns.words(cells, self.form.id)[1]).tolist())
         return found
 
-    def series(self, whole: bool) -> Iterator[Rows]:
+    def series(self, whole: bool) -> Iterator[SeriesRows]:
         """whole: sorted by name, whatever the order of the rows; else as they come, each with its rows together."""
-        pieces: list[Piece] = []
+        pieces: list[Chunk] = []
         met: dict[int, int] = {}
         for piece in self._pieces(whole):
             if pieces and pieces[0].name != piece.name:
@@ -184,12 +184,14 @@ class Source:
             yield self._joined(pieces)
         self._tell_occurring()
 
-    def nothing(self, name: str) -> Rows:
+    def nothing(self, name: str) -> SeriesRows:
         """A series of which nothing is known."""
         none = np.zeros((0, len(self.channels)))
-        return Rows(name, np.zeros(0), none, none.astype(bool), np.zeros((0, len(self.beside.covariates))), none)
+        return SeriesRows(
+            name, np.zeros(0), none, none.astype(bool), np.zeros((0, len(self.beside.covariates))), none
+        )
 
-    def _meet(self, piece: Piece, met: dict[int, int]) -> None:
+    def _meet(self, piece: Chunk, met: dict[int, int]) -> None:
         number = int(hashed([piece.name])[0])
         if number in met:
             raise ValueError(
@@ -220,7 +222,7 @@ class Source:
         beside = [name for _, name in self.beside.wanted if name in self.names]
         return list(dict.fromkeys([*(name for _, name in self.roles), *beside, *self.present]))
 
-    def _pieces(self, whole: bool) -> Iterator[Piece]:
+    def _pieces(self, whole: bool) -> Iterator[Chunk]:
         for cells in self._cells(self._wanted):
             cells, numbers = self._numbers(columns.without_copies(cells))
             if not len(cells.frame):
@@ -237,7 +239,7 @@ class Source:
             arrays: list[NDArray[Any]] = [each[order] for each in (row, times, *numbers)]
             edges = [0, *np.flatnonzero(np.diff(owner)) + 1, len(owner)]
             for begin, end in pairwise(edges):
-                yield Piece(names[owner[begin]], *(each[begin:end] for each in arrays))
+                yield Chunk(names[owner[begin]], *(each[begin:end] for each in arrays))
 
     def _times(self, cells: Cells) -> NDArray[np.float64]:
         times, dates = columns.times(cells, self.form.time)
@@ -324,7 +326,7 @@ class Source:
         empty[place == -2] = True
         return values, empty, place != -1
 
-    def _joined(self, pieces: list[Piece]) -> Rows:
+    def _joined(self, pieces: list[Chunk]) -> SeriesRows:
         """The rows of a series by time, those of one time as one."""
         join = lambda name: np.concatenate([getattr(piece, name) for piece in pieces])
         times = join("times")
@@ -338,7 +340,7 @@ class Source:
             self._refuse_twice(pieces[0].name, observed, point, times, row)
             values, told, error = (_merged(each, point) for each in (values, told, error))
             empty = np.logical_or.reduceat(empty, np.flatnonzero(new)) & np.isnan(values)
-        return Rows(pieces[0].name, times[new], values, empty, told, error)
+        return SeriesRows(pieces[0].name, times[new], values, empty, told, error)
 
     def _refuse_twice(self, name: str, observed: NDArray, point: NDArray, times: NDArray, row: NDArray) -> None:
         """observed (rows, dim), point (rows,): in the long form a channel, else a row, has one value a time."""
@@ -372,7 +374,7 @@ def _whole(content: pd.Series) -> bool:
     return types.is_integer_dtype(kind.dtype) and not (len(kind) and kind.max() > np.iinfo(np.int64).max)
 
 
-def paired(given: Source, asked: Source, whole: bool) -> Iterator[tuple[Rows, Rows]]:
+def paired(given: SeriesReader, asked: SeriesReader, whole: bool) -> Iterator[tuple[SeriesRows, SeriesRows]]:
     """Each series that is asked for, and what is asked of it, in the order of the questions.
 
     A series of which nothing is given has no rows. ValueError where both have series in another order.
@@ -401,7 +403,7 @@ def paired(given: Source, asked: Source, whole: bool) -> Iterator[tuple[Rows, Ro
     passed.tell()
 
 
-def _check_zones(given: Source, asked: Source) -> None:
+def _check_zones(given: SeriesReader, asked: SeriesReader) -> None:
     """ValueError where dates of what was read so far have a zone in one of the two and none in the other."""
     if given.clock is None or asked.clock is None or not (given.clock.dates and asked.clock.dates):
         return

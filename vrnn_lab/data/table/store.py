@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from vrnn_lab.core.files import DamagedError, read_json, write_json
 from vrnn_lab.data.base import Points, Ragged
 from vrnn_lab.data.cache import cache_folder, own_folder
-from vrnn_lab.data.packed_strings import Names
+from vrnn_lab.data.packed_strings import PackedStrings
 from vrnn_lab.data.splits import Contents, Fill, Runs, hashed
 from vrnn_lab.data.table import columns, parquet_file
 from vrnn_lab.data.table.columns import Cells
@@ -87,7 +87,7 @@ class Stored:
         facts = self.facts
         times, ids, offsets = self.array("times"), self.array("ids"), self.array("offsets")
         order = np.arange(len(ids))
-        names = Names(self.array("text"), np.append(0, self.array("text_end")), order)
+        names = PackedStrings(self.array("text"), np.append(0, self.array("text_end")), order)
         series = Ragged(
             points=Points(times, self.array("values").reshape(len(times), -1)),
             first=offsets[:-1],
@@ -357,7 +357,7 @@ class Pass:
             out.flush()
         place = int(again.min())
         series = Stored(Path(self.out["ids"].name).parent)
-        names = Names(series.array("text"), np.append(0, series.array("text_end")), np.arange(len(ids)))
+        names = PackedStrings(series.array("text"), np.append(0, series.array("text_end")), np.arange(len(ids)))
         row, now = series.array("row"), place
         earlier = int(np.flatnonzero(ids == ids[now])[0])
         raise ValueError(

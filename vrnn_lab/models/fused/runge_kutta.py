@@ -42,7 +42,7 @@ class Lengths:
         return Lengths.of(self.whole.flatten(0, 1)) if self.whole.ndim else self
 
 
-class Steps(Tape):
+class RungeKuttaSteps(Tape):
     """Runge-Kutta steps along a network: stage j of step n is at place j steps + n."""
 
     def __init__(self, weights: Weights, told: Sequence[Tensor]):
@@ -119,11 +119,11 @@ class RungeKutta(torch.autograd.Function):
         states, slopes = start.new_empty(2, count + 1, *start.shape).unbind(0)
         states[0] = start
         kept: list[Tensor] = []
-        step_by_step = Steps(weights, Tape.empty(weights, 4, rows, start))
+        step_by_step = RungeKuttaSteps(weights, Tape.empty(weights, 4, rows, start))
         for block in _blocks(count, rows):
             steps = step_by_step
             if keep:
-                steps = Steps(weights, Tape.empty(weights, 4 * (block.stop - block.start), rows, start))
+                steps = RungeKuttaSteps(weights, Tape.empty(weights, 4 * (block.stop - block.start), rows, start))
                 kept += steps.told
             for n in range(block.start, block.stop):
                 steps.step(n - block.start if keep else 0, states[n], lengths, slopes[n], states[n + 1])
@@ -151,9 +151,9 @@ class RungeKutta(torch.autograd.Function):
         last.add_gradients(sums)
         for block in reversed(_blocks(count, rows)):
             if kept:
-                steps = Steps(weights, [kept.pop() for _ in weights.matrices][::-1])
+                steps = RungeKuttaSteps(weights, [kept.pop() for _ in weights.matrices][::-1])
             else:
-                steps = Steps(weights, Tape.empty(weights, 4 * (block.stop - block.start), rows, states))
+                steps = RungeKuttaSteps(weights, Tape.empty(weights, 4 * (block.stop - block.start), rows, states))
                 whole = length.expand(block.stop - block.start, *length.shape) if length.ndim else length
                 steps.fill(states[block], Lengths.of(whole))
             steps.turn(last)
@@ -230,10 +230,10 @@ class Walk(torch.autograd.Function):
 
 def _tick_tape(
     weights: Weights, matrix: Tensor, shift: Tensor, ticks: int, start: Tensor, kept: Sequence[Tensor] = ()
-) -> tuple[Gates, Steps]:
+) -> tuple[Gates, RungeKuttaSteps]:
     """Of some ticks: kept, or empty."""
     if not kept:
         kept = Gates.empty(ticks, len(start), start.shape[-1], start) + Tape.empty(
             weights, 4 * ticks, len(start), start
         )
-    return Gates(matrix, shift, kept[:3]), Steps(weights, kept[3:])
+    return Gates(matrix, shift, kept[:3]), RungeKuttaSteps(weights, kept[3:])
