@@ -1,5 +1,6 @@
 """A compiled training step: the numbers of one that is not, for every model; and what is said where there is none."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from test_run import FAST, command, metrics
 
 from vrnn_lab.config.compose import compose, job_id
 from vrnn_lab.config.errors import ConfigError
+from vrnn_lab.config.options import PACKAGE
 from vrnn_lab.config.validate import check
 from vrnn_lab.training.compile_step import Compiling, trainer
 from vrnn_lab.training.devices import check_accelerator
@@ -28,6 +30,17 @@ def differing(*arguments: str) -> str:
 # Traced and run as they are: machine code would take minutes.
 def test_the_step_of_every_model_is_traced_to_the_same_numbers():
     assert differing("on", "eager") == ""
+
+
+def test_every_einsum_has_two_operands():
+    """torch.einsum asks opt_einsum for an order of three, where that is installed; it cannot be traced."""
+    found = []
+    for file in PACKAGE.rglob("*.py"):
+        calls = (node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call))
+        einsums = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "einsum"]
+        found += einsums
+        assert not [f"{file}:{call.lineno}" for call in einsums if len(call.args) > 3]
+    assert len(found) > 10
 
 
 def test_so_is_that_of_every_objective():

@@ -61,7 +61,7 @@ def posterior(
     """The mean of every state given the masked values of each column, and the variance of H x, which all share."""
     sweeps = _sweeps(space, values, mask)
     states, reach, curvature, observe = _smoothed(space, sweeps, sweeps.forward(), mask)
-    less = torch.einsum("tdib,tijb,tdjb->tdb", reach, curvature, reach)
+    less = torch.einsum("tdjb,tdjb->tdb", torch.einsum("tdib,tijb->tdjb", reach, curvature), reach)
     variance = ((reach * observe).sum(2) - less).clamp(min=0)
     return states.movedim(-1, 0), variance.movedim(-1, 0)
 
@@ -78,7 +78,7 @@ def joint_posterior(
     sweeps = _sweeps(space, values, mask)
     moments = sweeps.forward()
     states, reach, curvature, observe = _smoothed(space, sweeps, moments, mask)
-    less = torch.einsum("tdib,tijb,tejb->tdeb", reach, curvature, reach)
+    less = torch.einsum("tdjb,tejb->tdeb", torch.einsum("tdib,tijb->tdjb", reach, curvature), reach)
     covariance = torch.einsum("tdib,teib->tdeb", reach, observe) - less
     return states.movedim(-1, 0), covariance.movedim(-1, 0), _log_prob(sweeps, moments)
 

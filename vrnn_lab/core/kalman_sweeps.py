@@ -112,7 +112,7 @@ class Moves:
         (mean, covariance), (slope, bend) = before, after
         moving, parts = covariance - self.stationary[..., None], [part[at] for part in self.parts]
         if self.other is None:
-            moved = torch.einsum("tijb,tjkb,tklb->tilb", bend, parts[0], moving)
+            moved = torch.einsum("tikb,tklb->tilb", torch.einsum("tijb,tjkb->tikb", bend, parts[0]), moving)
             found = [torch.einsum("tikb,tjkb->tijb", slope, mean) + 2 * moved]
         else:
             own, cross = parts

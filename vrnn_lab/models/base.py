@@ -264,7 +264,8 @@ class SequenceModel(pl.LightningModule, ABC):
         powers, weight = self._powers(given.times), given.seen / self.trend_noise
         rest = torch.where(given.seen, given.values.double() - self._centre(given.times, None), 0)
         prior = torch.linalg.inv(self.trend_covariance)
-        root = torch.linalg.cholesky(prior + torch.einsum("bti,btd,btj->bdij", powers, weight, powers))
+        weighted = torch.einsum("bti,btd->bdti", powers, weight)
+        root = torch.linalg.cholesky(prior + torch.einsum("bdti,btj->bdij", weighted, powers))
         moment = torch.einsum("bti,btd->bdi", powers, weight * rest)[..., None]
         mean = torch.cholesky_solve(moment, root)
         rng = torch.Generator().manual_seed(self.seed if self.noise.fixed is None else self.noise.fixed)
