@@ -5,7 +5,7 @@ STAMP := .venv/installed
 BENCH := .venv/bench
 RUN := $(BIN)/python -m vrnn_lab.run
 
-.PHONY: help demo train sweep search report board test stress browser check check-lowest audit bench wheel clean
+.PHONY: help demo train sweep search report board test test-all stress browser check check-lowest audit bench wheel clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 16
@@ -38,8 +38,11 @@ report: $(STAMP) ## runs compared: make report ARGS="outputs/tricks output=repor
 board: $(STAMP) ## TensorBoard over outputs/
 	$(BIN)/tensorboard --logdir outputs
 
-test: $(STAMP) ## all tests
+test: $(STAMP) ## the fast tests
 	$(BIN)/python -m pytest
+
+test-all: $(STAMP) ## all tests: long fits, many processes, compilation and the browser too
+	$(BIN)/python -m pytest -m 'not stress'
 
 stress: $(STAMP) ## the long tests of docs/reliability.md; ARGS="-k fuzz" for some
 	$(BIN)/python -m pytest -n 0 -m stress $(ARGS)
@@ -47,12 +50,11 @@ stress: $(STAMP) ## the long tests of docs/reliability.md; ARGS="-k fuzz" for so
 browser: ## Chromium, in which the tests look at the report's page (Debian, as root)
 	command -v chromium || (apt-get update -qq && apt-get install -y -qq chromium > /dev/null)
 
-check: $(STAMP) ## format, lint, layers, types, tests
+check: $(STAMP) ## format, lint, layers of imports, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/pyright
-	$(BIN)/python -m pytest
 
 LOWEST := .venv-lowest/bin/python -m
 FEW := config ode likelihoods cells series reading report run
