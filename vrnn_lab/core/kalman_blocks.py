@@ -164,7 +164,6 @@ def _starts(evidence: BlockEvidence, start: State, blocks: Blocks) -> State:
 @loop
 def _ends(evidence: BlockEvidence, last: State, blocks: Blocks) -> State:
     """Return the slope and curvature, in the last state of each block, of the log probability of later values."""
-
     linear, bend = torch.zeros_like(evidence.b[0]), torch.zeros_like(evidence.c[0])
     columns, size = linear.shape[-1], linear.shape[-2]
     unit, found = torch.eye(size, dtype=bend.dtype, device=bend.device), []

@@ -220,7 +220,6 @@ def sweep_back(
     moments: Moments,
 ) -> Messages:
     """Compute the messages of later values, backward from the slope and curvature after the last point."""
-
     variance = moments.variance
     parts = (seen.h, moments.reach / variance[:, None], moments.error / variance[:, None], 1 / variance)
     steps = list(zip(*(part.unbind(0) for part in parts), strict=True))

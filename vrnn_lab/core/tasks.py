@@ -263,7 +263,6 @@ def settle(wanted: Amount, draws: Draws) -> float | NDArray[np.float64]:
 
 def before(times, known: Mask, windows, until: Amount, draws: Draws) -> Mask:
     """Mark the points (batch, time) up to a cutoff: a fraction of the window, or the first n observed points."""
-
     if isinstance(until, int):
         return np.cumsum(known.any(2), 1) <= until
     start, end = windows.T[..., None]

@@ -44,7 +44,6 @@ def conforms(value: Any, hint: Any) -> bool:
 
 def words(hint: Any) -> str:
     """Describe in words the values that an annotation allows, for an error message."""
-
     for known, text in WORDS:
         if hint is known or hint == known:
             return text

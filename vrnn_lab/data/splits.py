@@ -297,7 +297,6 @@ def _sample(parts: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
 def _multiples(values: NDArray[np.float64], reference: float, power: int, precision: float) -> bool:
     """Return whether differences of values from a reference are multiples of 10^power, up to float precision.
 
-
     Numbers so large that their own precision is coarser than the step are ignored; most must be smaller.
     """
     if not len(values):
@@ -334,7 +333,6 @@ def names_of(series: Ragged) -> Sequence[str]:
 
 def in_order(all_series: Ragged, sizes: tuple[int, ...]) -> dict[str, Ragged]:
     """Return train, val and test of the given sizes in the order of the series, which must be independent draws."""
-
     ends = np.cumsum((0, *sizes))
     names = ("train", "val", "test")
     return {n: all_series.part(np.arange(*ends[i : i + 2])) for i, n in enumerate(names)}

@@ -41,7 +41,6 @@ def correlation_factor(rest: NDArray[np.float64]) -> float:
     The factor, at least 1, is 1 + 2 (r_1 + r_2 + ...), r_k the correlation of residuals k points apart, summed in
     pairs up to the first pair that is not positive (the initial positive sequence of Geyer 1992, Statistical
     Science 7).
-
     """
     spectrum = np.abs(np.fft.rfft(rest, 2 * len(rest))) ** 2
     covariance = np.fft.irfft(spectrum)[: len(rest) // 2 * 2]

@@ -75,7 +75,6 @@ def _between(place: NDArray, times: NDArray, values: NDArray, sizes: NDArray) ->
 
     The variance that noise adds to the estimates is subtracted (moments of a mixed model; Laird & Ware 1982).
     """
-
     add = lambda x: np.bincount(place, x, len(sizes))
     level = add(values) / sizes
     apart, since = values - level[place], times - (add(times) / sizes)[place]
