@@ -247,7 +247,10 @@ class Ragged:
         return reduce(add, (of(column[places(*part)]) for _, *part in parts))
 
     def _gap(self, default: float) -> float:
-        """The median positive time between neighbours; of more than GAPS points that of evenly chosen series."""
+        """Return the median positive time between neighbouring points, `default` without any.
+
+        Above GAPS points, only evenly spaced series are read.
+        """
         count = int(self.lengths.sum())
         some = self.part(np.arange(0, len(self), 1 if count <= GAPS else 1 + 4 * count // GAPS))
         steps, borders = np.diff(some.times), some.offsets[1:-1]

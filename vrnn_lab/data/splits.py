@@ -272,9 +272,9 @@ def rounding_step(pieces_of_values: Callable[[], Iterable[NDArray[np.float64]]])
     if not 0 < high - low < np.inf:
         return 0.0
     reference = float(np.partition(sample, len(sample) // 2)[len(sample) // 2])
-    highest = int(np.floor(np.log10(high - low))) + 1  # a step beyond the range divides no difference
+    highest = int(np.floor(np.log10(high - low))) + 1  # no larger step can divide a difference within the range
     lowest = int(np.floor(np.log10(0.01 * spread))) + 1
-    with np.errstate(over="ignore"):  # a value beyond single precision is not equal to itself there
+    with np.errstate(over="ignore"):  # values beyond the range of single precision become infinite
         precisions = [DOUBLE, SINGLE] if (sample == sample.astype(np.float32)).all() else [DOUBLE]
     for power in range(highest, lowest - 1, -1):
         for precision in precisions:

@@ -75,7 +75,7 @@ def read(path: Path) -> dict[str, Ragged]:
         raise ValueError(f"data.path={path} does not exist (looked in {Path.cwd()}); {SOURCE}.")
     try:
         found = loadmat(path, variable_names=list(PARTS.values()))
-    except Exception as error:  # whatever a reader may stumble over in a file of another kind
+    except Exception as error:  # loadmat raises errors of many types for other files
         raise ValueError(f"data.path={path} is no MATLAB file that can be read ({error}); {SOURCE}.") from error
     if missing := sorted(set(PARTS.values()) - set(found)):
         raise ValueError(f"data.path={path} lacks {', '.join(missing)}; {SOURCE}.")

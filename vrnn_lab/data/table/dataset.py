@@ -400,7 +400,7 @@ class Table(SeriesData):
         others = [c for c in others if not c.startswith("Unnamed: ")]  # row numbers that pandas wrote
         found = [c for c in others if columns.looks_like_numbers(cells, c)]
         spare = [c for c in found if columns.counts_rows(cells, c) or columns.is_calendar(cells, c)]
-        if len(spare) == len(found):  # something must be a channel
+        if len(spare) == len(found):  # at least one column must be a channel
             spare = []
         channels = tuple(c for c in found if c not in spare)
         if spare:

@@ -22,7 +22,7 @@ from vrnn_lab.data.table.time_zones import has_zone, mixed, other_than_trained
 
 log = logging.getLogger("vrnn_lab")
 SMALL = 200_000  # files of up to this many rows are read whole and may have their rows in any order
-ONLY = "series"  # the name of the one series of a file without names
+ONLY = "series"  # name of the single series of a file without names
 
 
 @dataclass(frozen=True)

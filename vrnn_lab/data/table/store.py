@@ -36,13 +36,13 @@ VERIFIED = 2**30  # bytes of arrays up to which checksums are verified (1 s a GB
 ARRAYS = {
     "times": "<f8",
     "values": "<f8",
-    "offsets": "<i8",  # of series among the points
+    "offsets": "<i8",  # of the first point of each series, and the end
     "windows": "<f8",
     "ids": "<i8",
-    "row": "<i8",  # of the file, where a series begins
+    "row": "<i8",  # row of the file in which each series begins
     "text": "u1",  # names
     "text_end": "<i8",
-    "run_owner": "<i8",  # runs of points of one series and split
+    "run_owner": "<i8",  # run_*: runs of points of one series and split
     "run_first": "<i8",
     "run_label": "<i8",
 }
@@ -243,7 +243,7 @@ class Pass:
         self.points = self.series = self.empty = self.checked = self.bytes = 0
         self.by_name, self.dates, self.zoned = True, None, None
         self.date = ""  # the first date, with its row
-        self.name: str | None = None  # of the last row
+        self.name: str | None = None  # series of the last row
         self.open = True  # whether the series of that row has a point already
         self.written: str | None = None  # name of the last series that was written
         self.time, self.row, self.label = -np.inf, 0, -1

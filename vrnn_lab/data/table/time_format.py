@@ -53,7 +53,7 @@ class Clock:
         moments = _moments(times)
         if text or self.text:
             return self.texts(moments)
-        found = pd.DatetimeIndex(moments)  # nanoseconds would end in 2262
+        found = pd.DatetimeIndex(moments)  # in microseconds, as pandas' nanoseconds end in 2262
         return found if self.zone is None else found.tz_localize("UTC").tz_convert(self.zone)
 
     def texts(self, moments: NDArray[Any]) -> NDArray[Any]:
