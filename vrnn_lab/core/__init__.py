@@ -1,1 +1,1 @@
-"""What every package builds on: the value that flows, densities, noise, exact inference and files."""
+"""Provide what every other package builds on: time series, densities, noise, exact inference and files."""

@@ -1,4 +1,4 @@
-"""Loops over points or solver steps, where a training step is compiled (trainer.compile)."""
+"""Decide how torch.compile treats loops over points or solver steps (option trainer.compile)."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,13 +9,13 @@ import torch
 
 P = ParamSpec("P")
 R = TypeVar("R")
-unroll = False  # whether loops become part of what is compiled
+unroll = False  # True: loops are compiled too, unrolled step by step
 
 
 def loop(function: Callable[P, R]) -> Callable[P, R]:
-    """Marks a function that loops: it stays as it is between what is compiled before and after it.
+    """Mark a function that loops, so that torch.compile leaves it out and compiles what comes before and after it.
 
-    Unrolled, it is compiled step by step, for minutes, and for each number of steps anew.
+    Unrolling such a loop takes minutes, and every new number of steps compiles it again.
     """
     as_it_is: Any = torch.compiler.disable(function)
 
@@ -30,7 +30,7 @@ def loop(function: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def unrolled(whole: bool) -> Iterator[None]:
-    """Within, what is compiled takes loops in, or does not."""
+    """Set, within the context, whether loops marked by `loop` are unrolled and compiled."""
     global unroll
     before, unroll = unroll, whole
     try:

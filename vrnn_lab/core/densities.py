@@ -1,4 +1,4 @@
-"""What a model says about points, each density once."""
+"""Define the densities that models predict for the values of points."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -15,14 +15,16 @@ LOG_2PI = log(2 * torch.pi)
 
 
 def log_mean_exp(log_weights: Float[Tensor, "samples ..."]) -> Float[Tensor, "..."]:
-    """Return the importance-weighted bound of each series from its log weights (Burda et al. 2016, eq. 8)."""
+    """Return the importance-weighted bound (...) of each series from its log weights (Burda et al. 2016, eq. 8)."""
     return torch.logsumexp(log_weights, 0) - log(log_weights.shape[0])
 
 
 @dataclass(frozen=True)
 class Density(ABC):
-    """What a model says of points: a joint density over a point's channels. Its fields are tensors whose leading
-    axes are those of the points."""
+    """Represent a joint density over the channels of each point.
+
+    The fields are tensors whose leading axes are those of the points; `dim` is the number of channels.
+    """
 
     @property
     @abstractmethod
@@ -34,23 +36,26 @@ class Density(ABC):
 
     @property
     def narrowest(self) -> Float[Tensor, "*shape dim"]:
-        """The smallest scale in it, to be held against the floor."""
+        """Return the smallest std of any component, which heads compare with their floor."""
         return self.std
 
     @abstractmethod
     def log_prob_each(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Each channel's marginal log density."""
+        """Return the marginal log density (..., dim) of each channel at a value (..., dim)."""
 
     def log_prob(self, value: Float[Tensor, "..."], mask: Bool[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """A point's joint log density over its masked channels; here of independent ones."""
+        """Return each point's joint log density (...) over its masked channels, here taken as independent."""
         return torch.where(mask, self.log_prob_each(value), 0).sum(-1)
 
     def given(self, value: Float[Tensor, "..."], mask: Bool[Tensor, "..."]) -> "Density":
-        """Of the unmasked channels, given the masked ones of the same point; here independent of them."""
+        """Return the density conditioned on the masked channels of each point; unchanged for independent channels."""
         return self
 
     def with_measurement_error(self, error: Float[Tensor, "..."] | None) -> "Density":
-        """Of the value plus independent noise N(0, error^2), error (..., dim): of what an error bar stands beside."""
+        """Return the density of the value plus independent noise N(0, error^2), error (..., dim) or None for none.
+
+        Raise ValueError for a density without a closed form of that sum.
+        """
         return self if error is None else self._blurred(error)
 
     def _blurred(self, error: Tensor) -> "Density":
@@ -58,27 +63,27 @@ class Density(ABC):
 
     @abstractmethod
     def draw(self, noise: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """A draw (..., dim) from standard normals (..., draws)."""
+        """Transform standard normal noise (..., draws) into one draw (..., dim) of each point."""
 
     @abstractmethod
     def affine(self, factor: Tensor, shift: Tensor) -> "Density":
-        """The density of factor * x + shift; each one number, one a channel, or one a channel of every point."""
+        """Return the density of factor * x + shift; factor and shift are scalars, (dim,) or (..., dim)."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Density":
-        """With `change` applied to each of its tensors."""
+        """Return a copy with `change` applied to each tensor of the density."""
         return replace(self, **{f.name: change(getattr(self, f.name)) for f in fields(self)})
 
     @classmethod
     def stack(cls, steps: list["Density"], join: Callable[[list[Tensor]], Tensor]) -> "Density":
-        """One density from those of single points; `join` joins a list of like tensors."""
+        """Combine the densities of single points into one; `join` combines a list of tensors of one shape."""
         return cls(**{f.name: join([getattr(d, f.name) for d in steps]) for f in fields(cls)})
 
 
 @dataclass(frozen=True)
 class OneScale(Density):
-    """Independent channels of one shape, each moved to `loc` and stretched by `scale`."""
+    """Represent independent channels of a location-scale family: each is `loc` + `scale` * standard variable."""
 
-    wide: ClassVar[float]  # the std of that shape at scale 1
+    wide: ClassVar[float]  # std of the standard variable, which has scale 1
 
     loc: Float[Tensor, "*shape dim"]
     scale: Float[Tensor, "*#shape dim"]
@@ -96,7 +101,7 @@ class OneScale(Density):
 
 
 class Gaussian(OneScale):
-    """Independent Gaussians over a point's channels: means and stds."""
+    """Represent independent Gaussians over a point's channels, with mean `loc` and std `scale`."""
 
     wide = 1.0
 
@@ -112,7 +117,7 @@ class Gaussian(OneScale):
 
 
 class Laplace(OneScale):
-    """Independent Laplace densities exp(-|x - loc| / scale) / (2 scale): their NLL is an L1 loss."""
+    """Represent independent Laplace densities exp(-|x - loc| / scale) / (2 scale), whose NLL is an L1 loss."""
 
     wide = sqrt(2)
 
@@ -120,16 +125,17 @@ class Laplace(OneScale):
         return -(value - self.loc).abs() / self.scale - self.scale.log() - log(2)
 
     def draw(self, noise):
-        # The tails by the logarithm of the normal's: nothing rounds to infinity.
+        # The quantile is computed from the log of the normal tail, so that no draw rounds to infinity.
         far = -(torch.special.log_ndtr(-noise.abs()) + log(2))
         return self.loc + self.scale * torch.sign(noise) * far
 
 
 @dataclass(frozen=True)
 class Mixture(Density):
-    """sum_k w_k N(x; mean_k, diag(std_k^2)): one component for all of a point's channels, so they hang together.
+    """Represent a mixture of Gaussians, sum_k w_k N(x; mean_k, diag(std_k^2)), over a point's channels jointly.
 
-    With `correlation` (two channels) each component has a full covariance.
+    All channels of a point come from the same component, so they are dependent. For two channels, a nonzero
+    `correlation` gives each component a full covariance.
     """
 
     log_weight: Float[Tensor, "*shape k"]  # log w_k, normalised
@@ -160,7 +166,7 @@ class Mixture(Density):
         return torch.logsumexp(self.log_weight[..., None] + each, -2)
 
     def _log_components(self, value: Tensor, mask: Tensor) -> Tensor:
-        """(..., k): the joint log density of the masked channels under each component."""
+        """Return the joint log density (..., k) of the masked channels under each component."""
         z = self._standard(value)
         mask = mask[..., None, :]
         joint = torch.where(mask, -0.5 * z * z - self.stds.log() - 0.5 * LOG_2PI, 0).sum(-1)
@@ -189,7 +195,7 @@ class Mixture(Density):
         return Mixture(log_weight, means, stds, correlation)
 
     def _blurred(self, error):
-        """Every component's covariance plus diag(error^2)."""
+        """Add diag(error^2) to the covariance of every component."""
         stds = torch.hypot(self.stds, error[..., None, :])
         if error.shape[-1] != 2:
             return replace(self, stds=stds)
@@ -207,13 +213,13 @@ class Mixture(Density):
         return pick(self.means) + pick(self.stds) * noise
 
     def affine(self, factor, shift):
-        factor, shift = (x[..., None, :] if x.ndim > 1 else x for x in (factor, shift))  # of each component alike
+        factor, shift = (x[..., None, :] if x.ndim > 1 else x for x in (factor, shift))  # for every component
         return replace(self, means=self.means * factor + shift, stds=self.stds * factor)
 
 
 @dataclass(frozen=True)
 class Bernoulli(Density):
-    """Independent zeros and ones."""
+    """Represent independent binary channels with P(1) = sigmoid(logit)."""
 
     logit: Float[Tensor, "*shape dim"]
 
@@ -237,7 +243,7 @@ class Bernoulli(Density):
 
 @dataclass(frozen=True)
 class Event(Density):
-    """Points whose value is always 1: all they tell is their time."""
+    """Represent events, whose value is always 1: only their times carry information, so the log density is 0."""
 
     ones: Float[Tensor, "*shape dim"]
 
@@ -261,7 +267,7 @@ class Event(Density):
 
 @dataclass(frozen=True)
 class Stacked(Density):
-    """Densities of any kinds, one after the other along the first axis of their points."""
+    """Concatenate densities of any kinds along the first axis of their points."""
 
     parts: tuple[Density, ...]
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and that say when they are damaged."""
+"""Write files atomically, and read them back with a check of their checksums."""
 
 import errno
 import hashlib
@@ -12,27 +12,27 @@ from typing import Any
 
 import yaml
 
-PART = ".part"  # the ending of a file that is being written
-KEY = "sha256"  # of the checksum in a JSON file
-MARK = f"# {KEY} "  # begins the first line of a YAML file: of one that is cut short it is still there
-LARGEST = 2**26  # bytes of a text file of a run folder: larger ones are none of ours
+PART = ".part"  # suffix of a file that is being written
+KEY = "sha256"  # key of the checksum in a JSON file
+MARK = f"# {KEY} "  # prefix of a YAML file's checksum, in the first line so that a truncated file still has it
+LARGEST = 2**26  # bytes; no text file of a run folder is larger
 
 
 class UnwritableError(OSError):
-    """A file could not be written; its text names the file, the reason and the cure."""
+    """Report a file that could not be written; the message names the file, the reason and the remedy."""
 
 
 class DamagedError(ValueError):
-    """A file is not as it was written; its text names the file, what was found and the cure."""
+    """Report a file whose contents changed since it was written; the message names file, fault and remedy."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield the path of a file to write beside `path`; then rename it to `path`.
+    """Yield the path of a temporary file in the folder of `path`; on exit, rename that file to `path`.
 
-    Its contents are on the disk before it is renamed, and the new name before this returns (fsync of file and
-    folder), so that after a power failure `path` is the old file or the new one. Of a failed try nothing is left.
-    Raises UnwritableError where the disk or its permissions refuse.
+    Both the contents and the new name are synced to disk (fsync of file and folder), so that after a power failure
+    `path` is either the old file or the new one. A failed attempt leaves no temporary file.
+    Raise UnwritableError where the disk is full or permissions are missing.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}{PART}")
     try:
@@ -53,18 +53,18 @@ def replacing(path: Path) -> Iterator[Path]:
             beside.unlink(missing_ok=True)
 
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)  # whose errors name no file
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)  # disk errors, which name no file
 
 
 def _is_of(error: OSError, path: Path, beside: Path) -> bool:
-    """Return whether an error is one of writing `path`, and not one of what else is done meanwhile."""
+    """Return whether an error comes from writing `path`, and not from other code within the context."""
     if error.filename is None:
         return error.errno in FULL
     return Path(os.fsdecode(error.filename)) in (path, beside, *path.parents)
 
 
 def _flush(path: Path) -> None:
-    """Have a file, or the names in a folder, written to the disk; file systems that know no fsync are left alone."""
+    """Sync a file or a folder's entries to disk; ignore file systems that do not support fsync of folders."""
     opened = os.open(path, os.O_RDONLY)
     try:
         with suppress(OSError) if path.is_dir() else nullcontext():
@@ -74,25 +74,28 @@ def _flush(path: Path) -> None:
 
 
 def clean(folder: Path) -> None:
-    """Remove what killed processes left half written; nobody else may be writing there."""
+    """Remove the temporary files that killed processes left in a folder; no process may be writing there."""
     for left in folder.rglob(f".*{PART}"):
         with suppress(OSError):
             left.unlink()
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write a file whole; UnwritableError where that fails."""
+    """Write a file atomically; raise UnwritableError where that fails."""
     with replacing(path) as beside:
         beside.write_bytes(content)
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file whole, in UTF-8; UnwritableError where that fails."""
+    """Write a text file atomically, in UTF-8; raise UnwritableError where that fails."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path, content: dict[str, Any], indent: int | None = 1) -> None:
-    """Write a JSON file whole, with a checksum of its contents under the key sha256."""
+    """Write a JSON file atomically, with a checksum of its contents under the key sha256.
+
+    Raise UnwritableError where that fails.
+    """
     write_whole(path, json.dumps({**content, KEY: _digest(content)}, indent=indent) + "\n")
 
 
@@ -101,9 +104,9 @@ def _digest(content: dict[str, Any]) -> str:
 
 
 def read_json(path: Path, cure: str) -> dict[str, Any]:
-    """Return the contents of a JSON file, less its checksum; DamagedError where they are not what was written.
+    """Return the contents of a JSON file without its checksum; raise DamagedError where they do not match it.
 
-    A file without a checksum, as earlier versions wrote them, is taken as it is. cure: ends the message.
+    A file without a checksum, from an earlier version, is accepted. cure: last sentence of the error message.
     """
     try:
         found = json.loads(_text(path, cure))
@@ -115,7 +118,7 @@ def read_json(path: Path, cure: str) -> dict[str, Any]:
 
 
 def checked(found: dict[str, Any], path: Path, cure: str) -> dict[str, Any]:
-    """Return the contents of a JSON file less its checksum; DamagedError where that does not match."""
+    """Return the parsed contents of a JSON file without the checksum; raise DamagedError where it does not match."""
     last = next(reversed(found), "")
     digest = found.pop(KEY, None)
     if digest not in (None, _digest(found)) or (digest is None and _is_digest(found.get(last))):
@@ -124,20 +127,23 @@ def checked(found: dict[str, Any], path: Path, cure: str) -> dict[str, Any]:
 
 
 def _is_digest(value: Any) -> bool:
-    """Return whether the last value of a file is a checksum, of which the key then is damaged."""
+    """Return whether a value looks like a checksum; as a file's last value, its key must then be damaged."""
     return isinstance(value, str) and len(value) == 64
 
 
 def write_yaml(path: Path, text: str) -> None:
-    """Write YAML whole, with a checksum of it as a comment in the first line."""
+    """Write a YAML file atomically, with a checksum of its text as a comment in the first line.
+
+    Raise UnwritableError where that fails.
+    """
     write_whole(path, f"{MARK}{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
 
 
 def read_yaml(path: Path, cure: str) -> Any:
-    """Return the contents of a YAML file as plain Python; DamagedError where they are not what was written.
+    """Return the contents of a YAML file as plain Python; raise DamagedError where they do not match the checksum.
 
-    Numbers are read as OmegaConf reads them. Aliases, with which a small file stands for gigabytes, and tags, with
-    which it could construct objects, are refused; ${...} stays text. A file without a checksum is taken as it is.
+    Numbers are read as OmegaConf reads them. Aliases, which let a small file expand to gigabytes, and tags, which
+    could construct objects, are refused; ${...} stays text. A file without a checksum is accepted.
     """
     text = checked_text(_text(path, cure), path, cure)
     try:
@@ -147,7 +153,7 @@ def read_yaml(path: Path, cure: str) -> Any:
 
 
 def checked_text(text: str, path: Path, cure: str) -> str:
-    """Return the text of a YAML file less its checksum; DamagedError where that does not match."""
+    """Return the text of a YAML file without its checksum line; raise DamagedError where it does not match."""
     if text.startswith(MARK):
         head, _, text = text.partition("\n")
         if head.removeprefix(MARK) != hashlib.sha256(text.encode()).hexdigest():
@@ -160,7 +166,7 @@ def checked_text(text: str, path: Path, cure: str) -> str:
 
 @cache
 def _loader() -> type:
-    """Return OmegaConf's reader of YAML, less aliases."""
+    """Return OmegaConf's YAML loader class with aliases disabled."""
     from omegaconf._utils import get_yaml_loader
 
     class Plain(get_yaml_loader()):

@@ -1,6 +1,6 @@
-"""Exact inference in linear-Gaussian state space models, every row on its own times.
+"""Compute exact likelihoods and posteriors of linear-Gaussian state space models with irregular times in every row.
 
-Long rows are cut into blocks that are swept side by side (`vrnn_lab.core.kalman_blocks`).
+Long rows are cut into blocks that are swept in parallel (`vrnn_lab.core.kalman_blocks`).
 """
 
 from math import log, pi
@@ -13,7 +13,7 @@ from vrnn_lab.core.densities import Gaussian
 from vrnn_lab.core.kalman_blocks import Blocks, Sweeps
 from vrnn_lab.core.kalman_sweeps import Messages, Moments, Moves, Pairs, StateSpace, Values, rows_last, summed
 
-CACHED = 2**15  # numbers of a matrix a point that are worked on at a time
+CACHED = 2**15  # matrix entries processed at a time, so that they stay in the processor's cache
 
 __all__ = ["Pairs", "StateSpace", "joint_posterior", "log_likelihood", "posterior", "smooth"]
 
@@ -21,9 +21,10 @@ __all__ = ["Pairs", "StateSpace", "joint_posterior", "log_likelihood", "posterio
 def log_likelihood(
     space: StateSpace, values: Float64[Tensor, "batch time dim"], mask: Bool[Tensor, "batch time dim"]
 ) -> Float64[Tensor, " batch"]:
-    """log p of each row's masked values, in nats.
+    """Return log p (batch,) of each row's masked values, in nats.
 
-    Its gradient is in closed form: no tape is kept of the loop, and one sweep back serves all parameters.
+    The gradient is computed in closed form: autograd records no graph of the loop, and one backward sweep gives the
+    gradients of all parameters.
     """
     sweeps = _sweeps(space, values[..., None], mask)
     seen, moves, total = sweeps.seen, sweeps.moves, sweeps.blocks.total
@@ -46,9 +47,9 @@ def log_likelihood(
 def smooth(
     space: StateSpace, values: Float64[Tensor, "batch time dim"], mask: Bool[Tensor, "batch time dim"]
 ) -> Gaussian:
-    """Each point's noisy observation given the masked values of the row: tensors (batch, time, dim).
+    """Return the density of each point's noisy observation given the row's masked values, tensors (batch, time, dim).
 
-    At a point that is itself masked this is a second, independent measurement of the same state.
+    At a point that is itself masked, the density is that of a second, independent measurement of the same state.
     """
     states, variance = posterior(space, values[..., None], mask)
     mean = space.observe.expand(*mask.shape, -1) @ states
@@ -58,7 +59,10 @@ def smooth(
 def posterior(
     space: StateSpace, values: Float64[Tensor, "batch time dim column"], mask: Bool[Tensor, "batch time dim"]
 ) -> tuple[Float64[Tensor, "batch time state column"], Float64[Tensor, "batch time dim"]]:
-    """The mean of every state given the masked values of each column, and the variance of H x, which all share."""
+    """Return the posterior mean of every state for each column of values, and the variance of H x.
+
+    The variance does not depend on the values, so all columns share it.
+    """
     sweeps = _sweeps(space, values, mask)
     states, reach, curvature, observe = _smoothed(space, sweeps, sweeps.forward(), mask)
     less = torch.einsum("tdjb,tdjb->tdb", torch.einsum("tdib,tijb->tdjb", reach, curvature), reach)
@@ -71,9 +75,10 @@ def joint_posterior(
 ) -> tuple[
     Float64[Tensor, "batch time state column"], Float64[Tensor, "batch time dim dim"], Float64[Tensor, " batch"]
 ]:
-    """As `posterior`, with the covariance of H x between the channels of a point, and log p of the first column.
+    """Return the posterior means of the states, the covariance of H x, and log p of the first column.
 
-    Gradients are those of a tape of both sweeps.
+    The means are (batch, time, state, column), the covariance between the channels of a point is
+    (batch, time, dim, dim), log p is (batch,). Autograd records both sweeps.
     """
     sweeps = _sweeps(space, values, mask)
     moments = sweeps.forward()
@@ -84,7 +89,10 @@ def joint_posterior(
 
 
 def _smoothed(space: StateSpace, sweeps: Sweeps, moments: Moments, mask: Tensor) -> tuple[Tensor, ...]:
-    """The smoothed means, H P and the curvature L of what comes later, P being the filter's covariance, and H."""
+    """Return the smoothed means, H P, the curvature L of the log probability of later values, and H.
+
+    P is the filter's covariance.
+    """
     channels = mask.shape[2]
     slope, curvature = (each[channels - 1 :: channels] for each in sweeps.back(moments).after)
     mean, covariance = (each[1:] for each in moments.after)
@@ -96,7 +104,7 @@ def _smoothed(space: StateSpace, sweeps: Sweeps, moments: Moments, mask: Tensor)
 
 
 def _log_prob(sweeps: Sweeps, moments: Moments) -> Float64[Tensor, " batch"]:
-    """log p of the masked values of the first column."""
+    """Return log p (batch,) of the masked values of the first column."""
     error, variance = moments.error[:, 0], moments.variance
     each = -0.5 * (error.square() / variance + variance.log() + log(2 * pi))
     return sweeps.blocks.total(torch.where(sweeps.seen.mask, each, 0).sum(0))
@@ -110,13 +118,15 @@ def _sweeps(space: StateSpace, values: Float64[Tensor, "batch time dim column"],
 
 
 def _bend(slope: Tensor, curvature: Tensor) -> Tensor:
-    """The gradient of log p in P, W = (l l' - L) / 2."""
+    """Return the gradient of log p with respect to the covariance P, W = (l l' - L) / 2."""
     return 0.5 * (slope * slope.transpose(-3, -2) - curvature)
 
 
 def _slopes(sweeps: Sweeps, moments: Moments, messages: Messages) -> list[Tensor]:
-    """The gradient of log p in y, h, r and the parts of the moves, a few points at a time: their matrices then stay
-    in the processor's cache."""
+    """Return the gradients of log p with respect to y, h, r and the parts of the moves.
+
+    A few points are processed at a time, so that their matrices stay in the processor's cache.
+    """
     matrices, channels = messages.before[1], len(sweeps.seen.y) // len(sweeps.moves)
     size, found = max(1, CACHED // (matrices[0].numel() * channels)), []
     for first in range(0, len(matrices), size):
@@ -130,8 +140,11 @@ def _slopes(sweeps: Sweeps, moments: Moments, messages: Messages) -> list[Tensor
 
 
 def _of_values(at: slice, seen: Values, moments: Moments, messages: Messages) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient in y, h and r of what each value adds, -(e^2 / s + log s) / 2 + l'w e / s - w'W w / s, where
-    e = y - h'm, w = P h, s = h'w + r; l and W = (l l' - L) / 2 are of later values."""
+    """Return the gradients with respect to y, h and r of the term that each value adds to log p.
+
+    The term is -(e^2 / s + log s) / 2 + l'w e / s - w'W w / s, where e = y - h'm, w = P h, s = h'w + r; the slope l
+    and W = (l l' - L) / 2 belong to the later values.
+    """
     mean, covariance = (each[at] for each in moments.before)
     slope, curvature = (each[at] for each in messages.after)
     error, variance, reach = moments.error[at, 0], moments.variance[at], moments.reach[at]

@@ -1,9 +1,10 @@
-"""Sweeps of long rows in parallel over time: blocks of a row are swept side by side, as if they were rows.
+"""Sweep long rows in parallel over time: the blocks of a row are swept together, as if they were rows of a batch.
 
-What a block says of the state before it, and of the state at its end given that one, is Gaussian (Sarkka &
-Garcia-Fernandez 2021, section III): the filter finds it from a known start, with a column for each state that the
-start may be moved in. A short loop over blocks passes these on, forward and back, and a second filter starts each
-block where the one before it ended. That is about three times the work, in a hundredth of the steps.
+The likelihood of the state before a block, and the law of the state at its end given the one before it, are Gaussian
+(Sarkka & Garcia-Fernandez 2021, section III). A filter from a known start computes both, with one extra column for
+each dimension of the starting state. A short loop over blocks passes them on, forward and backward, and a second
+filter starts each block where the previous one ended. This takes about three times the work in a hundredth of the
+steps.
 """
 
 from dataclasses import dataclass
@@ -25,14 +26,14 @@ from vrnn_lab.core.kalman_sweeps import (
     take_in,
 )
 
-SHORTEST = 32  # points of a block
-FEWEST = 8  # blocks of a row; with fewer, one long sweep is as fast
-SIDE_BY_SIDE = 512  # blocks of all rows together at most
+SHORTEST = 32  # points in a block, at least
+FEWEST = 8  # blocks in a row, at least; with fewer, one long sweep is as fast
+SIDE_BY_SIDE = 512  # blocks of all rows together, at most
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """How rows of `points` points are cut: into `count` blocks of `length` points each, the last one padded."""
+    """Cut rows of `points` points into `count` blocks of `length` points each, the last one padded."""
 
     points: int
     count: int
@@ -47,7 +48,7 @@ class Blocks:
         return cls(points, -(-points // length), length)
 
     def cut(self, x: Tensor, fill: Tensor | float = 0.0) -> Tensor:
-        """(time or value, ..., batch) -> (the same of a block, ..., blocks * batch)."""
+        """Cut a tensor (time or value, ..., batch) into (time or value in a block, ..., blocks * batch)."""
         if self.count == 1:
             return x
         missing = self.count * self.length * (len(x) // self.points) - len(x)
@@ -57,20 +58,20 @@ class Blocks:
         return x.unflatten(0, (self.count, -1)).movedim(0, -2).flatten(-2).contiguous()
 
     def joined(self, x: Tensor) -> Tensor:
-        """The inverse of `cut`."""
+        """Invert `cut`: return (time or value, ..., batch) without the padding."""
         values = self.points * (len(x) // self.length)
         return self._apart(x).movedim(-2, 0).flatten(0, 1)[:values]
 
     def total(self, x: Float64[Tensor, " both"]) -> Float64[Tensor, " batch"]:
-        """The sum over the blocks of each row."""
+        """Return the sum (batch,) over the blocks of each row."""
         return self._apart(x).sum(0)
 
     def first(self, x: Float64[Tensor, "time *shape both"]) -> Float64[Tensor, "*shape batch"]:
-        """That of the first point of each row."""
+        """Return the entries (*shape, batch) of the first point of each row."""
         return self._apart(x[0])[..., 0, :]
 
     def moves(self, moves: Moves) -> Moves:
-        """Padding stays where it is."""
+        """Cut the moves into blocks; the moves of padding leave the state as it is."""
         fills = stay(len(moves.stationary), moves.other is not None, moves.parts[0])
         parts = [self.cut(part, fill) for part, fill in zip(moves.parts, fills, strict=True)]
         process = None if moves.process is None else self.cut(moves.process)
@@ -91,8 +92,8 @@ class Blocks:
 
 @dataclass(frozen=True)
 class BlockEvidence:
-    """Holds what the values of each block say: given the state x before it, the last state is N(A x + b, C), and the
-    log probability of the values is a constant + x'eta - x'J x / 2. Each (blocks, batch, state, state or column)."""
+    """Hold the likelihood of each block: given the state x before it, the last state is N(A x + b, C), and the log
+    probability of its values is constant + x'eta - x'J x / 2. Fields are (blocks, batch, state, state or column)."""
 
     a: Tensor
     b: Tensor
@@ -101,15 +102,16 @@ class BlockEvidence:
     j: Tensor
 
     def each(self) -> list[tuple[Tensor, ...]]:
-        """Return a, b, c, eta and j of every block in turn."""
+        """Return a list with the tuple (a, b, c, eta, j) of every block."""
         return list(zip(self.a, self.b, self.c, self.eta, self.j, strict=True))
 
 
 class Sweeps:
-    """The two sweeps of rows that were cut into blocks."""
+    """Run the forward and the backward sweep of rows that were cut into blocks."""
 
     def __init__(self, start: State, moves: Moves, seen: Values, blocks: Blocks):
-        """start: mean (state, column, batch) and covariance of each row; moves, seen: of its blocks."""
+        """Take the start of each row, mean (state, column, batch) and covariance (state, state, batch), and the
+        transitions `moves` and values `seen` of its blocks."""
         self.start, self.moves, self.seen, self.blocks = start, moves, seen, blocks
         self.evidence = None if blocks.count == 1 else _evidence(moves, seen, blocks)
 
@@ -138,14 +140,14 @@ def _evidence(moves: Moves, seen: Values, blocks: Blocks) -> BlockEvidence:
         state, (error, variance, _) = take_in(state, torch.cat([y, still]), h, r)
         found = torch.addcmul(found, error, (error[columns:] / variance)[:, None])
     mean, covariance = state
-    # Errors of the moved starts are -h' of what the move became: J is right as it is, eta has the other sign.
+    # The errors of the unit-vector columns are -h'A e_k, so J has the right sign and eta the opposite one.
     parts = mean[:, columns:], mean[:, :columns], covariance, -found[:, :columns], found[:, columns:]
     return BlockEvidence(*map(blocks.matrices, parts))
 
 
 @loop
 def _starts(evidence: BlockEvidence, start: State, blocks: Blocks) -> State:
-    """The state before each block given all values before it."""
+    """Return the mean and covariance of the state before each block, given all values before it."""
     mean, covariance = (each.movedim(-1, 0) for each in start)
     columns, size = mean.shape[-1], mean.shape[-2]
     unit, found = torch.eye(size, dtype=mean.dtype, device=mean.device), []
@@ -161,7 +163,7 @@ def _starts(evidence: BlockEvidence, start: State, blocks: Blocks) -> State:
 
 @loop
 def _ends(evidence: BlockEvidence, last: State, blocks: Blocks) -> State:
-    """Slope and curvature, in the last state of each block, of the log probability of all values after it."""
+    """Return the slope and curvature, in the last state of each block, of the log probability of later values."""
     linear, bend = torch.zeros_like(evidence.b[0]), torch.zeros_like(evidence.c[0])
     columns, size = linear.shape[-1], linear.shape[-2]
     unit, found = torch.eye(size, dtype=bend.dtype, device=bend.device), []

@@ -1,7 +1,7 @@
-"""The two sweeps over time of exact inference in linear-Gaussian state space models: the filter, and back.
+"""Run the two sweeps over time of exact inference in linear-Gaussian state space models: filter and backward sweep.
 
-Values are taken in one by one, which needs no matrix to be inverted: with reach w = P h and variance s = h'w + r,
-m += w (y - h'm) / s and P -= w w' / s. Inside, rows are the last axis, so that small matrices of many rows are
+Values are conditioned on one by one, which avoids inverting matrices: with reach w = P h and variance s = h'w + r,
+m += w (y - h'm) / s and P -= w w' / s. Internally rows are the last axis, so that the small matrices of many rows are
 multiplied as long vectors.
 """
 
@@ -14,13 +14,13 @@ from torch import Tensor
 
 from vrnn_lab.core.compile_loops import loop
 
-# Mean and covariance of a state; or slope and curvature of a log probability in one.
+# The mean and covariance of a state, or the slope and curvature of a log probability with respect to a state.
 State = tuple[Float64[Tensor, "_state _column _batch"], Float64[Tensor, "_state _state _batch"]]
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Matrices A of which row i has entries in column i (own) and in column other_i (cross) alone."""
+    """Hold sparse matrices A whose row i has entries only in column i (own) and in column other_i (cross)."""
 
     own: Float64[Tensor, "*shape state"]
     cross: Float64[Tensor, "*shape state"]
@@ -32,10 +32,10 @@ class Pairs:
 
 @dataclass(frozen=True)
 class StateSpace:
-    """x_1 ~ N(mean, covariance), x_i = A_i x_(i-1) + N(0, Q_i), y_i = H_i x_i + N(0, diag(R_i)), R > 0.
+    """Define x_1 ~ N(mean, covariance), x_i = A_i x_(i-1) + N(0, Q_i), y_i = H_i x_i + N(0, diag(R_i)), R > 0.
 
-    A_i and Q_i lead from point i - 1 to point i; those of the first point are not read. A process about another level
-    than zero is served by taking that level off y. H and R may be those of all rows and points.
+    A_i and Q_i lead from point i - 1 to point i; those of the first point are not read. For a process with a nonzero
+    mean level, subtract that level from y. H and R may be shared by all rows and points.
     """
 
     mean: Float64[Tensor, " state"]
@@ -47,13 +47,14 @@ class StateSpace:
 
 
 class Moves:
-    """The transitions of a batch, time first and rows last."""
+    """Hold the transitions of a batch, with time as the first axis and rows as the last."""
 
     def __init__(
         self, parts: list[Tensor], process: Tensor | None, stationary: Tensor, other: Int64[Tensor, " state"] | None
     ):
-        """parts: the entries `own` and `cross` of Pairs, each (time, state, batch), or (time, state, state, batch)
-        alone. stationary: V where Q = V - A V A', of which the rest follows as P - V alone moves; else zeros."""
+        """Take the transitions as `parts`: [own, cross] of Pairs, each (time, state, batch), or one tensor
+        (time, state, state, batch). stationary: V where Q = V - A V A', so that A P A' + Q = A (P - V) A' + V;
+        zeros where the process noise is given."""
         self.parts, self.process, self.stationary, self.other = parts, process, stationary, other
 
     @cached_property
@@ -62,7 +63,7 @@ class Moves:
 
     @classmethod
     def of(cls, space: StateSpace) -> "Moves":
-        """The first move of a row, to which nothing leads, leaves the state as it is."""
+        """Build the moves of a state space model; a row's first move, which has no predecessor, changes nothing."""
         found = space.transition
         parts = (found.own, found.cross) if isinstance(found, Pairs) else (found,)
         other = found.other if isinstance(found, Pairs) else None
@@ -80,32 +81,32 @@ class Moves:
         return len(self.parts[0])
 
     def forward(self, i: int, x: Float64[Tensor, "state column batch"]) -> Float64[Tensor, "state column batch"]:
-        """A_i x."""
+        """Return A_i x."""
         if self.other is None:
             return (self.steps[i][0][:, :, None] * x).sum(1)
         own, cross = self.steps[i]
         return torch.addcmul(own[:, None] * x, cross[:, None], x.index_select(0, self.other))
 
     def back(self, i: int, x: Float64[Tensor, "state column batch"]) -> Float64[Tensor, "state column batch"]:
-        """A_i' x."""
+        """Return A_i' x."""
         if self.other is None:
             return (self.steps[i][0][:, :, None] * x[:, None]).sum(0)
         own, cross = self.steps[i]
         return torch.addcmul((cross[:, None] * x).index_select(0, self.other), own[:, None], x)
 
     def covariance(self, i: int, covariance: Float64[Tensor, "state state batch"]) -> Tensor:
-        """A_i P A_i' + Q_i."""
+        """Return A_i P A_i' + Q_i, (state, state, batch)."""
         limit = self.stationary[..., None]
         both = self.forward(i, self.forward(i, covariance - limit).transpose(0, 1))
         return both + (limit if self.process is None else self.process[i])
 
     def onward(self, i: int, state: State) -> State:
-        """The law of A_i x + N(0, Q_i)."""
+        """Return the mean and covariance of A_i x + N(0, Q_i)."""
         return self.forward(i, state[0]), self.covariance(i, state[1])
 
     def slopes(self, at: slice, before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]) -> list[Tensor]:
-        """The gradient, in the parts of the moves `at`, of the sum of l'A m + tr W (A P A' + Q) over them, and in Q
-        where it is given.
+        """Return the gradients of the sum of l'A m + tr W (A P A' + Q) over the moves `at`, with respect to their
+        parts, and to Q where it is given.
 
         before: m and P before each move, (time, ...); after: l and W after it.
         """
@@ -124,9 +125,9 @@ class Moves:
 
 @dataclass(frozen=True)
 class Values:
-    """All values of a row in a sequence, the channels of a point one after the other.
+    """Hold all values of a row as one sequence, the channels of a point one after the other.
 
-    Of a value that is not observed h is zero, so that it changes nothing.
+    A value that is not observed has h = 0, so that it changes nothing.
     """
 
     y: Float64[Tensor, "value column batch"]
@@ -136,7 +137,7 @@ class Values:
 
     @classmethod
     def of(cls, space: StateSpace, values: Tensor, mask: Tensor) -> "Values":
-        """From values (batch, time, dim, column)."""
+        """Build the sequence from values (batch, time, dim, column) and their mask (batch, time, dim)."""
         y = torch.where(mask[..., None], values, 0)
         h, r = space.observe * mask[..., None], space.noise.expand(mask.shape)
         return cls(*(rows_last(each.flatten(1, 2)) for each in (y, h, r, mask)))
@@ -144,8 +145,9 @@ class Values:
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean and covariance of the state given what came earlier: before each value; before the first move, and after
-    all values of each point. Of each value also y - h'm, its variance s, and P h."""
+    """Hold the filter's mean and covariance of the state: `before` each value, given all earlier ones; `after` all
+    values of each point, with the start before the first move at index 0. Each value also has its error y - h'm, its
+    variance s and its reach P h."""
 
     before: tuple[Float64[Tensor, "value state column batch"], Float64[Tensor, "value state state batch"]]
     after: tuple[Float64[Tensor, "times state column batch"], Float64[Tensor, "times state state batch"]]
@@ -156,11 +158,11 @@ class Moments:
 
 @dataclass(frozen=True)
 class Messages:
-    """Slope l and curvature L, in the state, of the log probability of what comes later, before all values of a point
-    and after each value.
+    """Hold the slope l and curvature L, in the state, of the log probability of later values: `before` all values of
+    a point and `after` each value.
 
-    The recursion of Bryson and Frazier: the state given all is m + P l, with covariance P - P L P. The slope of log p
-    in m is l, the one in P is (l l' - L) / 2.
+    They follow the recursion of Bryson and Frazier: the smoothed state has mean m + P l and covariance P - P L P. The
+    gradient of log p with respect to m is l, the one with respect to P is (l l' - L) / 2.
     """
 
     before: tuple[Float64[Tensor, "time state column batch"], Float64[Tensor, "time state state batch"]]
@@ -176,14 +178,17 @@ def summed(x: Float64[Tensor, "... batch"]) -> Float64[Tensor, " batch"]:
 
 
 def stay(states: int, pairs: bool, like: Tensor) -> list[Tensor]:
-    """The parts of a move that changes nothing."""
+    """Return the parts of a move that leaves the state unchanged, in the dtype and on the device of `like`."""
     if pairs:
         return [like.new_ones(()), like.new_zeros(())]
     return [torch.eye(states, dtype=like.dtype, device=like.device)[..., None]]
 
 
 def take_in(state: State, y: Tensor, h: Tensor, r: Tensor) -> tuple[State, tuple[Tensor, Tensor, Tensor]]:
-    """The state given a value y (column, batch) = h'x + N(0, r); y - h'm, its variance and P h."""
+    """Condition the state on a value y (column, batch) = h'x + N(0, r).
+
+    Return the new state and the tuple (error y - h'm, its variance, P h).
+    """
     mean, covariance = state
     reach = (covariance * h).sum(1)
     error, variance = y - (h[:, None] * mean).sum(0), (h * reach).sum(0).clamp(min=0) + r
@@ -194,7 +199,7 @@ def take_in(state: State, y: Tensor, h: Tensor, r: Tensor) -> tuple[State, tuple
 
 @loop
 def sweep_forward(start: State, moves: Moves, seen: Values) -> Moments:
-    """Filter from the state before the first move."""
+    """Run the Kalman filter over all values, from the state before the first move."""
     channels, state, before, after, innovations = len(seen.y) // len(moves), start, [], [start], []
     for i, (y, h, r) in enumerate(zip(seen.y.unbind(0), seen.h.unbind(0), seen.r.unbind(0), strict=True)):
         if i % channels == 0:
@@ -214,7 +219,7 @@ def sweep_back(
     seen: Values,
     moments: Moments,
 ) -> Messages:
-    """Gather what later values say, from the slope and the curvature at the end of the last point."""
+    """Compute the messages of later values, backward from the slope and curvature after the last point."""
     variance = moments.variance
     parts = (seen.h, moments.reach / variance[:, None], moments.error / variance[:, None], 1 / variance)
     steps = list(zip(*(part.unbind(0) for part in parts), strict=True))

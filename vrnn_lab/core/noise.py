@@ -1,4 +1,4 @@
-"""All randomness of a model."""
+"""Draw the standard normal noise of models, reproducibly in training and evaluation."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,30 +11,30 @@ from torch import Tensor
 from vrnn_lab.core.series import TimeSeries
 from vrnn_lab.core.shard import ALL, Share
 
-GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # as signed numbers, which is what torch has
+GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # constants of SplitMix64, as the signed integers that torch has
 AT_ONCE = 2**17  # numbers that evaluation draws at a time
 FIRST, SECOND = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
 
 
 class Noise:
-    """Standard normal draws for a batch of series.
+    """Draw standard normal noise for a batch of series.
 
-    While `fixed` is None (training), from a generator of its own, which `seed` sets; a process that has but a
-    share of the batch draws for all of it, so that each row's noise is that of one process. Else (evaluation) a
-    function of (fixed, stream, series id, time, sample, dim) alone: the same on every device, whatever else
-    is in the batch, wherever padding stands and whatever else is asked. So evaluation never advances the
-    training generator.
+    While `fixed` is None (training), draws come from the object's own generator, which `seed` seeds; a process that
+    holds a shard of the batch draws for the whole batch, so that each row's noise equals that of a single process.
+    Otherwise (evaluation) a draw is a function of (fixed, stream, series id, time, sample, dim) alone: it is the same
+    on every device and does not depend on the rest of the batch, on padding or on other queries. So evaluation never
+    advances the training generator.
     """
 
     def __init__(self):
         self.fixed: int | None = None
         self.generator: torch.Generator | None = None
         self.share = ALL
-        self.number = 0  # of the part of the samples that is drawn
+        self.number = 0  # index of the part of the samples that is being drawn
 
     @contextmanager
     def part(self, number: int) -> Iterator[None]:
-        """Within, evaluation's draws are those of part `number` of the samples: no two parts share any."""
+        """Draw, within the context, part `number` of the evaluation samples; no two parts share a draw."""
         self.number = number
         try:
             yield
@@ -43,7 +43,10 @@ class Noise:
 
     @contextmanager
     def repeatable(self, device: torch.device) -> Iterator[None]:
-        """Within, draws are functions of their names, as in evaluation; in training, of a seed drawn first."""
+        """Make draws within the context repeatable functions of their names, as in evaluation.
+
+        In training their seed is first drawn from the training generator.
+        """
         before = self.fixed
         if before is None:
             like = torch.empty(0, dtype=torch.float64, device=device)
@@ -62,7 +65,7 @@ class Noise:
     def at_points(
         self, stream: str, series: TimeSeries, samples: int, dim: int, like: Tensor
     ) -> Float[Tensor, "samples batch time dim"]:
-        """A draw for every point."""
+        """Return a draw for every point, in the dtype and on the device of `like`; `stream` names its purpose."""
         if self.fixed is None:
             return self._generated((samples, *series.times.shape, dim), like)
         times = (series.times + 0.0).view(torch.int64)  # adding 0 makes -0 the same time as 0
@@ -71,7 +74,7 @@ class Noise:
     def of_series(
         self, stream: str, series: TimeSeries, samples: int, dim: int, like: Tensor
     ) -> Float[Tensor, "samples batch dim"]:
-        """A draw for every series."""
+        """Return a draw for every series, in the dtype and on the device of `like`; `stream` names its purpose."""
         if self.fixed is None:
             return self._generated((samples, len(series.ids), dim), like)
         return self._hashed(stream, series, [torch.zeros_like(series.ids[:, None])], samples, dim, like)[:, :, 0]
@@ -97,18 +100,18 @@ class Noise:
 
 
 def _normal(state: Int64[Tensor, "1 batch time 1"], count: Int64[Tensor, "samples 1 1 dim"]) -> Tensor:
-    """A standard normal number for each state and count."""
+    """Return a standard normal number (samples, batch, time, dim) for each hash state and draw count."""
     uniform = (_shift(_mix(_mix(state ^ count)), 12).double() + 0.5) * 2.0**-52
     return torch.special.ndtri(uniform)
 
 
 def _shift(bits: Int64[Tensor, "..."], places: int) -> Int64[Tensor, "..."]:
-    """To the right, zeros from the left."""
+    """Shift bits to the right, filling with zeros from the left (a logical shift, which torch lacks)."""
     return (bits >> places) & ((1 << (64 - places)) - 1)
 
 
 def _mix(bits: Int64[Tensor, "..."]) -> Int64[Tensor, "..."]:
-    """SplitMix64 (Steele, Lea & Flood 2014): every bit of the result depends on every bit put in."""
+    """Mix bits by SplitMix64 (Steele, Lea & Flood 2014): every output bit depends on every input bit."""
     bits = bits + GOLDEN
     bits = (bits ^ _shift(bits, 30)) * FIRST
     bits = (bits ^ _shift(bits, 27)) * SECOND
@@ -116,7 +119,7 @@ def _mix(bits: Int64[Tensor, "..."]) -> Int64[Tensor, "..."]:
 
 
 def _rank(series: TimeSeries) -> Int64[Tensor, "batch time"]:
-    """Of points at one time, which it is among those that count: they must not share a draw."""
+    """Return each point's rank among the unpadded points at the same time, so that they do not share a draw."""
     counts = series.counts.long()
     before = counts.cumsum(1) - counts
     fresh = torch.ones_like(before, dtype=torch.bool)

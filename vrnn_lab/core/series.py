@@ -1,4 +1,4 @@
-"""The one value that flows: a batch of series, each on its own clock."""
+"""Define a batch of irregularly sampled time series, and what a model must know of its training data."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
@@ -10,28 +10,28 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TimeSeries:
-    """A batch of series. *Known* = seen or scored; a *query* is a scored point nothing of which is seen.
+    """Hold a batch of series. A value is *known* if it is seen (an input) or scored (a target).
 
-    A point with nothing known and nothing asked is padding, wherever it stands: it changes no loss and no
-    other prediction.
+    A *query* is a scored point with no seen value. A point with no seen and no scored value is padding, at any place
+    in its row: it changes no loss and no other prediction.
     """
 
     times: Float64[Tensor, "batch time"]  # non-decreasing per row, in the data's own unit
     values: Float[Tensor, "batch time dim"]  # in the data's own units; zero where nothing is known
-    seen: Bool[Tensor, "batch time dim"]  # what may be conditioned on
-    scored: Bool[Tensor, "batch time dim"]  # what the model is held to, or asked for
-    window: Float64[Tensor, "batch 2"]  # the span the row was watched, fixed by the data before any task
-    ids: Int64[Tensor, " batch"]  # names the series: evaluation noise is a function of (seed, id)
+    seen: Bool[Tensor, "batch time dim"]  # observed values that the model may condition on
+    scored: Bool[Tensor, "batch time dim"]  # values that the model must predict
+    window: Float64[Tensor, "batch 2"]  # the row's observation period, fixed by the data before any task
+    ids: Int64[Tensor, " batch"]  # identify the series: evaluation noise is a function of (seed, id)
     clean: Float[Tensor, "batch time dim"] | None = None  # the noise-free curve, where it is known
     labels: Int64[Tensor, "batch ..."] | None = None  # a class per series or point, -1 = none
-    covariates: Float[Tensor, "batch time covariate"] | None = None  # known at every point, also of a query
+    covariates: Float[Tensor, "batch time covariate"] | None = None  # known at every point, queries included
     error: Float[Tensor, "batch time dim"] | None = None  # known std of the observation noise; 0 = none
-    # Facts the training loader knows without asking the device; None and False are always right. They may be wrong
-    # where seen or scored are changed: then in_training=False, and no use is made of the others.
-    most_seen: int | None = None  # no row has more points with something seen
-    longest_gap: float | None = None  # no two neighbours of the points that count lie further apart
-    opens_seen: bool = False  # of every row the first point that counts is seen
-    in_training: bool = False  # all points lie in windows the model's scale was measured on
+    # The training loader knows the following without a synchronisation with the device; None and False are always
+    # valid. They may be wrong once seen or scored are changed: then set in_training=False, which disables the others.
+    most_seen: int | None = None  # upper bound on the points with a seen value in any row
+    longest_gap: float | None = None  # upper bound on the time between neighbouring unpadded points
+    opens_seen: bool = False  # in every row, the first unpadded point has a seen value
+    in_training: bool = False  # all points lie in windows from which the model's scale was computed
 
     @property
     def known(self) -> Bool[Tensor, "batch time dim"]:
@@ -39,12 +39,12 @@ class TimeSeries:
 
     @property
     def counts(self) -> Bool[Tensor, "batch time"]:
-        """The points that are not padding."""
+        """Mark the points that are not padding."""
         return self.known.any(-1)
 
     @property
     def labels_that_count(self) -> Int64[Tensor, "batch ..."] | None:
-        """The labels, without those of padding."""
+        """Return the labels, with those of padding points set to -1; None without labels."""
         if self.labels is None or self.labels.ndim == 1:
             return self.labels
         return torch.where(self.counts, self.labels, -1)
@@ -55,22 +55,25 @@ class TimeSeries:
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "TimeSeries":
-        """The batch with `change` applied to every tensor of it."""
+        """Return the batch with `change` applied to every tensor in it."""
         named = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{k: change(v) for k, v in named.items() if isinstance(v, Tensor)})
 
     def rows(self, index) -> "TimeSeries":
-        """Some rows of the batch: a slice, a list or a tensor of indices."""
+        """Return some rows of the batch; index: a slice, a list or a tensor of indices."""
         return self.map(lambda tensor: tensor[index])
 
     def given(self) -> "TimeSeries":
-        """What prediction may read: no value that is unseen, and of a query its time, covariates and error bars."""
+        """Return the inputs of prediction: seen values, and the times, covariates and error bars of all points.
+
+        Unseen values are zeroed, clean curves and labels removed, and scored points marked in all channels.
+        """
         asked = self.scored.any(-1, keepdim=True).expand_as(self.scored)
         values = torch.where(self.seen, self.values, 0)
         return replace(self, values=values, scored=asked, clean=None, labels=None)
 
     def check(self) -> "TimeSeries":
-        """Itself, if it keeps the promises above; else ValueError naming the first that is broken."""
+        """Return the batch itself; raise ValueError for misfitting shapes, decreasing times or values not finite."""
         if self.values.shape[:2] != self.times.shape or self.seen.shape != self.values.shape:
             raise ValueError(
                 f"times {tuple(self.times.shape)}, values {tuple(self.values.shape)} and seen "
@@ -104,12 +107,12 @@ class TimeSeries:
 def series_of(
     times, values, seen=None, scored=None, window=None, ids=None, covariates=None, error=None
 ) -> TimeSeries:
-    """A checked TimeSeries from anything torch.as_tensor takes.
+    """Return a checked TimeSeries from anything that torch.as_tensor accepts; raise ValueError for invalid data.
 
-    times (batch, time); values (batch, time, dim), NaN = not observed. By default all that was observed is
-    seen, nothing is scored, and the window runs from a row's first time to its last. covariates (batch, time,
-    covariate), known everywhere; error (batch, time, dim), stds of the observation noise, 0 = none, which may
-    be NaN where values are.
+    times (batch, time); values (batch, time, dim), NaN = not observed. By default all observed values are seen,
+    nothing is scored, and the window runs from a row's first time to its last. covariates (batch, time, covariate),
+    known at every point; error (batch, time, dim), stds of the observation noise, 0 = none, which may be NaN where
+    values are NaN.
     """
     times = torch.as_tensor(times, dtype=torch.float64)
     values = torch.as_tensor(values, dtype=torch.float64)
@@ -131,12 +134,12 @@ def series_of(
 
 
 def front_first(mask: Bool[Tensor, "batch time"]) -> Int64[Tensor, "batch time"]:
-    """For each row, the positions of its marked points in order, then the others."""
+    """Return, for each row, the positions of its marked points in order, followed by those of the others."""
     return torch.sort((~mask).to(torch.uint8), dim=1, stable=True).indices
 
 
 def pick(tensor: Tensor, index: Int64[Tensor, "batch place"], dim: int = 1) -> Tensor:
-    """tensor[..., b, index[b, i], ...]: each row's own choice along its time axis `dim` (batch is dim - 1)."""
+    """Return tensor[..., b, index[b, i], ...]: gather each row's own places along axis `dim` (batch is dim - 1)."""
     shape = [1] * tensor.ndim
     shape[dim - 1 : dim + 1] = index.shape
     out = list(tensor.shape)
@@ -145,12 +148,15 @@ def pick(tensor: Tensor, index: Int64[Tensor, "batch place"], dim: int = 1) -> T
 
 
 def put_back(tensor: Tensor, index: Int64[Tensor, "batch place"], dim: int = 1) -> Tensor:
-    """The inverse of `pick` by the same (complete) index."""
+    """Invert `pick` for an index that is a permutation of each row's places."""
     return pick(tensor, torch.argsort(index, dim=1), dim)
 
 
 def compact(series: TimeSeries, mask: Bool[Tensor, "batch time"]) -> tuple[TimeSeries, Tensor]:
-    """The series with the marked points moved to the front, and the index that undoes it (`put_back`)."""
+    """Return the series with the marked points moved to the front, and the index with which `put_back` undoes it.
+
+    Clean curves and labels are removed.
+    """
     index = front_first(mask)
     moved = {
         name: pick(getattr(series, name), index)
@@ -161,21 +167,22 @@ def compact(series: TimeSeries, mask: Bool[Tensor, "batch time"]) -> tuple[TimeS
 
 
 def gaps(times: Float64[Tensor, "batch time"], mask: Bool[Tensor, "batch time"]) -> Float64[Tensor, "batch time"]:
-    """Time since the point before, for compacted rows; zero at the first point and outside `mask`."""
+    """Return the time since the previous point of compacted rows; zero at the first point and outside `mask`."""
     gap = torch.diff(times, dim=1, prepend=times[:, :1])
     return torch.where(mask, gap, 0.0)
 
 
 @dataclass(frozen=True)
 class Variation:
-    """How far the values of each channel move in training, in training standard deviations from the training mean.
+    """Measure how far the values of each channel move in training, in standardised units.
 
-    A typical training window is the unit of time of slopes.
+    Values are in training standard deviations from the training mean; the unit of time of slopes is a typical
+    training window (`Scale.clock`).
     """
 
-    residual: Float64[Tensor, " dim"]  # root mean square of what a cheap forecast leaves of the next value
+    residual: Float64[Tensor, " dim"]  # root mean square error of a simple forecast of the next value
     change: Float64[Tensor, " dim"]  # root mean square of the change from one known value to the next
-    wander: Float64[Tensor, " dim"]  # the same of what the mean slope leaves of those changes
+    wander: Float64[Tensor, " dim"]  # root mean square of those changes minus the mean slope times the gap
     level: Float64[Tensor, " dim"]  # standard deviation, between series, of their levels
     mean_slope: Float64[Tensor, " dim"]  # mean over series of their slopes
     slope: Float64[Tensor, " dim"]  # standard deviation, between series, of their slopes
@@ -185,46 +192,48 @@ class Variation:
 
 @dataclass(frozen=True)
 class Trend:
-    """A polynomial in time a channel, fitted to the training part of a record: x = sum_k coefficient_k u^k + rest,
-    u = (t - start) / reach, in the data's units."""
+    """Hold one polynomial in time per channel, fitted to the training part of a record, in the data's units.
+
+    x = sum_k coefficient_k u^k + residual, u = (t - start) / reach.
+    """
 
     coefficients: Float64[Tensor, "terms dim"]
     covariance: Float64[Tensor, "dim terms terms"]  # of the coefficients' estimates
-    # Variance of what the trend leaves, times the factor of its correlation; None: of a run of before this was kept.
+    # Variance of the residuals times the factor of their correlation; None: from an older run that lacks it.
     noise: Float64[Tensor, " dim"] | None = None
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What a model must know of its training data: names, spread and clock. Never read from other splits."""
+    """Hold what a model must know of its data: names, mean, std and time unit, from the training split alone."""
 
     channels: tuple[str, ...]
     support: str  # real, binary or events
     mean: Float64[Tensor, " dim"]
     std: Float64[Tensor, " dim"]
-    clock: Float64[Tensor, ""]  # the median length of a training window: the unit of a model's time
+    clock: Float64[Tensor, ""]  # the median length of a training window: a model's unit of time
     gap: Float64[Tensor, ""]  # the median positive time between neighbouring points
     longest: Float64[Tensor, ""]  # the longest training window
     start: Float64[Tensor, ""]  # the earliest window start: the data's time zero
-    reach: Float64[Tensor, ""]  # from there to the last window's end
+    reach: Float64[Tensor, ""]  # from `start` to the last window's end
     classes: tuple[str, ...] = ()  # names of the labels' classes; none: no labels
     labels_of_points: bool = False  # each point has a class, not each series
-    dates: bool | None = None  # whether times are days since 1970; None: a run of before this was kept
-    zoned: bool | None = None  # whether the dates have a zone, and so are UTC; None: a run of before this was kept
-    covariates: tuple[str, ...] = ()  # what is known everywhere and never scored
+    dates: bool | None = None  # whether times are days since 1970; None: an older run that lacks it
+    zoned: bool | None = None  # whether the dates have a zone, and so are UTC; None: an older run that lacks it
+    covariates: tuple[str, ...] = ()  # names of the inputs that are known everywhere and never scored
     covariate_mean: Float64[Tensor, " covariate"] = field(default_factory=lambda: torch.zeros(0).double())
     covariate_std: Float64[Tensor, " covariate"] = field(default_factory=lambda: torch.ones(0).double())
     errors: bool = False  # values have error bars
-    common_time: bool = False  # series are stretches of curves over one time axis: z_0 may sit at its zero
+    common_time: bool = False  # series are parts of curves over one time axis: z_0 may lie at its zero
     periods: tuple[float, ...] = ()  # known periods, in the data's unit of time; their waves are the last covariates
     whole_series: bool = False  # training windows begin where their series do
     own_levels: bool = False  # series may lie at levels of their own, outside the training range
     variation: Variation | None = None  # of the training values; None: unknown
-    trend: Trend | None = None  # taken out of the values before a model sees them
+    trend: Trend | None = None  # subtracted from the values before the model reads them
 
     @property
     def given_covariates(self) -> tuple[str, ...]:
-        """The covariates that data hold, without the waves of known periods, which follow from the times."""
+        """Return the covariates in the data, without the waves of known periods, which are computed from times."""
         return self.covariates[: len(self.covariates) - 2 * len(self.periods)]
 
     @property

@@ -1,4 +1,4 @@
-"""Which rows of a batch are this process's, where several fit one model."""
+"""Select the rows of a batch that this process handles when several processes train one model."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,10 @@ from vrnn_lab.core.series import TimeSeries
 
 @dataclass(frozen=True)
 class Share:
-    """Rows rank, rank + processes, ... of a batch of `total`.
+    """Hold the rows rank, rank + processes, ... of a batch of `total` rows.
 
-    Sums over them count `weight` times: the mean over the processes is then the sum over the batch. A process
-    for which there is no row takes part all the same, with the first row at weight 0.
+    Sums over these rows are multiplied by `weight`, so that their mean over the processes is the sum over the batch.
+    A process without a row takes part with the first row at weight 0.
     """
 
     rows: Tensor | None = None  # None: all of them

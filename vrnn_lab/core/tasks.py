@@ -1,4 +1,4 @@
-"""Tasks: which of the observed values may be seen, and which the model is held to."""
+"""Define tasks, which choose the observed values that a model may see and those that are scored."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -10,36 +10,36 @@ from numpy.typing import NDArray
 
 from vrnn_lab.core.types import Natural, Range, Share
 
-Amount = Share | Natural | Range  # a share (0.5, 1.0), a number (30), or a share drawn between two ([0.1, 0.9])
+Amount = Share | Natural | Range  # a fraction (0.5, 1.0), a number (30), or a range of fractions ([0.1, 0.9])
 Mask = NDArray[np.bool_]
 
 
 class Draws(ABC):
-    """The random numbers of the rows of a batch."""
+    """Draw random numbers for the rows of a batch."""
 
     @abstractmethod
     def uniform(self, low: float, high: float) -> NDArray[np.float64]:
-        """(batch,): between low and high."""
+        """Return uniform draws (batch,) from [low, high)."""
 
     @abstractmethod
     def below(self, count: int) -> NDArray[np.int64]:
-        """(batch,): from 0 to before `count`."""
+        """Return uniform integers (batch,) from 0 to count - 1."""
 
     @abstractmethod
     def subset(self, candidates: Mask, counts: NDArray[np.int64]) -> Mask:
-        """(batch, places): of each row so many of its candidates, or all if there are fewer."""
+        """Choose at random counts (batch,) of each row's candidates (batch, places), or all if there are fewer."""
 
     @abstractmethod
     def rows(self, index: NDArray[np.int64]) -> "Draws":
-        """Those of some of the rows."""
+        """Return the draws restricted to the rows in `index`."""
 
     @abstractmethod
     def generators(self) -> Iterator[np.random.Generator]:
-        """One a row."""
+        """Yield one generator per row."""
 
 
 class Shared(Draws):
-    """All rows draw from one generator: quick, and what a row gets depends on the others."""
+    """Draw for all rows from one generator: fast, but a row's draws depend on the other rows."""
 
     def __init__(self, rng: np.random.Generator, count: int):
         self.rng, self.count = rng, count
@@ -66,7 +66,7 @@ class Shared(Draws):
 
 
 class Own(Draws):
-    """Each row draws from a generator of its own, made when it first draws: what it gets is its alone."""
+    """Draw for each row from its own generator, created on first use, so that rows do not affect each other."""
 
     def __init__(
         self,
@@ -104,13 +104,13 @@ class Own(Draws):
 
 
 class Task(ABC):
-    """Makes `seen` and `scored` of one series out of what was observed."""
+    """Choose the seen and the scored values of a series among its observed values."""
 
     @abstractmethod
     def __call__(
         self, times: NDArray[np.float64], known: Mask, window: NDArray[np.float64], rng: np.random.Generator
     ) -> tuple[Mask, Mask]:
-        """(seen, scored), each (time, dim), from times (time,), known (time, dim) and window (2,)."""
+        """Return masks (seen, scored), each (time, dim), from times (time,), known (time, dim) and window (2,)."""
 
     def together(
         self,
@@ -120,7 +120,10 @@ class Task(ABC):
         lengths: NDArray[np.int64],
         draws: Draws,
     ) -> tuple[Mask, Mask]:
-        """(seen, scored), each (batch, time, dim), of series padded behind their lengths (batch,): row by row."""
+        """Return masks (seen, scored), each (batch, time, dim), of series that are padded after `lengths` (batch,).
+
+        This default calls the task for each row.
+        """
         seen, scored = np.zeros_like(known), np.zeros_like(known)
         for row, (length, rng) in enumerate(zip(lengths, draws.generators(), strict=True)):
             own = row, slice(length)
@@ -129,7 +132,7 @@ class Task(ABC):
 
 
 class Vectorised(Task):
-    """A task that is written for all rows of a batch at once."""
+    """Define a task by its method `together`, for all rows of a batch at once."""
 
     @abstractmethod
     def together(self, times, known, windows, lengths, draws) -> tuple[Mask, Mask]: ...
@@ -143,7 +146,7 @@ class Vectorised(Task):
         super().__init_subclass__(**options)
         if "together" in vars(cls):
             cls.written = cls.together
-        elif "__call__" in vars(cls):  # a built-in one that a user changed for one series
+        elif "__call__" in vars(cls):  # a user's subclass of a built-in task that redefines it for one series
             cls.together = Task.together
 
     written = together
@@ -154,14 +157,17 @@ def _score(known: Mask, seen: Mask, scored: str) -> Mask:
 
 
 class DensityTask(Vectorised):
-    """All seen, all scored: the task of log-likelihoods."""
+    """Mark all known values as both seen and scored, to compute log-likelihoods."""
 
     def together(self, times, known, windows, lengths, draws):
         return known, known
 
 
 class Interpolate(Vectorised):
-    """A random part of the points (or of the single values) is seen, in no order."""
+    """Show a random subset of the points (unit="point") or of the single values (unit="value").
+
+    seen: its fraction or number. scored: all known values, or only those held out (not seen).
+    """
 
     def __init__(
         self,
@@ -180,9 +186,10 @@ class Interpolate(Vectorised):
 
 
 class Forecast(Vectorised):
-    """Seen up to a moment: a share of the window's length, or a number of points.
+    """Show the values up to a cutoff, which is a fraction of the window's length or a number of observed points.
 
-    `seen` thins the past to a random share or number of its points.
+    `seen` thins the past to a random fraction or number of its points. scored: all known values, or only those after
+    the cutoff ("held_out").
     """
 
     def __init__(self, until: Amount = 0.5, seen: Amount = 1.0, scored: Literal["known", "held_out"] = "known"):
@@ -193,12 +200,12 @@ class Forecast(Vectorised):
         seen = known & choose(past & known.any(2), self.seen, draws)[..., None]
         scored = _score(known, seen, self.scored)
         if self.scored == "held_out":
-            scored = scored & ~past[..., None]  # a thinned point of the past is no forecast
+            scored = scored & ~past[..., None]  # predicting a past point that was thinned out is not a forecast
         return seen, scored
 
 
 class Within(Vectorised):
-    """Another task on the first part of each series alone: what lies later is neither seen nor scored."""
+    """Apply another task to the part of each series before a cutoff; later values are neither seen nor scored."""
 
     def __init__(self, task: Task, until: Amount = 0.5):
         self.task, self.until = task, until
@@ -212,7 +219,7 @@ class Within(Vectorised):
 
 
 class Beyond(Vectorised):
-    """The whole window is seen; the points before it, or those after it, are asked."""
+    """Show all values inside the window and score those before it, or those after it."""
 
     def __init__(self, side: Literal["before", "after"]):
         self.side = side
@@ -225,7 +232,7 @@ class Beyond(Vectorised):
 
 
 class Mixed(Vectorised):
-    """Each row draws one of several tasks: one model for all questions."""
+    """Apply to each row one of several tasks, drawn at random, to train one model for all of them."""
 
     def __init__(self, tasks: list[Task]):
         if not tasks:
@@ -242,7 +249,7 @@ class Mixed(Vectorised):
 
 
 def choose(candidates: Mask, wanted: Amount, draws: Draws) -> Mask:
-    """(batch, places): of each row a random subset of the marked places, of the wanted share or number."""
+    """Return a random subset (batch, places) of each row's candidates, of the wanted fraction or number."""
     number = candidates.sum(1)
     if isinstance(wanted, int):
         return draws.subset(candidates, np.full_like(number, wanted))
@@ -250,12 +257,12 @@ def choose(candidates: Mask, wanted: Amount, draws: Draws) -> Mask:
 
 
 def settle(wanted: Amount, draws: Draws) -> float | NDArray[np.float64]:
-    """The share, for each row: a range becomes a draw from it."""
+    """Return the wanted fraction: a scalar as it is, a range as one uniform draw (batch,) per row."""
     return wanted if isinstance(wanted, (int, float)) else draws.uniform(wanted[0], wanted[1])
 
 
 def before(times, known: Mask, windows, until: Amount, draws: Draws) -> Mask:
-    """(batch, time): the points up to a moment: a share of the window, or the first n observed points (int)."""
+    """Mark the points (batch, time) up to a cutoff: a fraction of the window, or the first n observed points."""
     if isinstance(until, int):
         return np.cumsum(known.any(2), 1) <= until
     start, end = windows.T[..., None]

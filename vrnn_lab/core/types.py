@@ -1,4 +1,4 @@
-"""What a parameter may be: annotations that are checked where a config meets a constructor, and their words."""
+"""Define the annotations of parameters, which are checked when a config is passed to a constructor, and name them."""
 
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -31,9 +31,9 @@ WORDS = [
 
 
 def conforms(value: Any, hint: Any) -> bool:
-    """Whether a value read from YAML or a command line may go where `hint` is annotated."""
+    """Return whether a value read from YAML or a command line is valid for a parameter annotated `hint`."""
     parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    if isinstance(value, bool):  # to Python a bool is an int; to a person it is not
+    if isinstance(value, bool):  # Python takes a bool for an int; a user does not
         return any(part in (bool, Any) or (get_origin(part) is Literal and value in get_args(part)) for part in parts)
     if is_bearable(value, hint):
         return True
@@ -43,7 +43,7 @@ def conforms(value: Any, hint: Any) -> bool:
 
 
 def words(hint: Any) -> str:
-    """What is allowed, for a person."""
+    """Describe in words the values that an annotation allows, for an error message."""
     for known, text in WORDS:
         if hint is known or hint == known:
             return text

@@ -1,4 +1,4 @@
-"""Files out of a folder or an archive, read without unpacking anything to disk."""
+"""Read files from a folder or an archive without unpacking anything to disk."""
 
 import tarfile
 import zipfile
@@ -8,15 +8,16 @@ from lzma import LZMAError
 from pathlib import Path
 from re import Pattern
 
-MEMBER = 256 * 1024**2  # bytes of a file in an archive; a table of that size has some ten million values
-WHOLE = 4 * 1024**3  # bytes of all files that are read of an archive
+MEMBER = 256 * 1024**2  # limit in bytes of one file in an archive; a table of that size has some ten million values
+WHOLE = 4 * 1024**3  # limit in bytes of all files read from one archive
 ENDINGS = (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar", ".zip")
 
 
 def contents(path: Path, wanted: Pattern[str], packed: Pattern[str]) -> Iterator[tuple[str, bytes]]:
-    """(name, what it holds) of every file whose name is wanted: in an archive, in a folder, or in those archives of
-    the folder whose names are `packed`. Nothing else is read; ValueError for an archive that breaks off, and for one
-    that unpacks to more than `MEMBER` bytes a file or `WHOLE` bytes in all.
+    """Yield (name, contents) of every file whose name matches `wanted`, from an archive or a folder.
+
+    In a folder, archives whose names match `packed` are searched too. No other file is read. Raise ValueError for a
+    truncated archive, and for one that unpacks to more than `MEMBER` bytes a file or `WHOLE` bytes in all.
     """
     if not path.is_dir():
         yield from _archived(path, wanted)
@@ -45,7 +46,7 @@ def _archived(path: Path, wanted: Pattern[str]) -> Iterator[tuple[str, bytes]]:
 
 
 class TooLarge(ValueError):
-    """An archive that unpacks to more than is read."""
+    """Report an archive that unpacks to more bytes than the limits allow."""
 
 
 def _tarred(path: Path, wanted: Pattern[str]) -> Iterator[tuple[str, bytes]]:
@@ -63,7 +64,7 @@ def _zipped(path: Path, wanted: Pattern[str]) -> Iterator[tuple[str, bytes]]:
 
 
 def member(archive: tarfile.TarFile | zipfile.ZipFile, info: tarfile.TarInfo | zipfile.ZipInfo) -> bytes:
-    """What a file of an archive holds; `TooLarge` for more than `MEMBER` bytes, none of which is unpacked."""
+    """Return the contents of a file in an archive; raise TooLarge before unpacking more than `MEMBER` bytes."""
     name, size = (info.name, info.size) if isinstance(info, tarfile.TarInfo) else (info.filename, info.file_size)
     if size > MEMBER:
         raise TooLarge(f"{name} of {archive_name(archive)} unpacks to {size:,} bytes, more than {MEMBER:,}.")
@@ -75,5 +76,5 @@ def member(archive: tarfile.TarFile | zipfile.ZipFile, info: tarfile.TarInfo | z
 
 
 def archive_name(archive: tarfile.TarFile | zipfile.ZipFile) -> str:
-    """The path of an archive, for a message."""
+    """Return the path of an archive, for a message."""
     return str(archive.name if isinstance(archive, tarfile.TarFile) else archive.filename)

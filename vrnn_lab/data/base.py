@@ -1,4 +1,4 @@
-"""The contract of every data set: ragged splits in memory, batches on demand, the training scale."""
+"""Define the interface of all data sets: ragged splits, padded batches, and the scale of the training data."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -20,17 +20,17 @@ from vrnn_lab.data.packed_strings import PackedStrings
 from vrnn_lab.data.variation import variation_of
 
 SPLITS = ("train", "val", "test")
-SHUFFLE, TASKS, PATTERN, PLAIN = 101, 102, 103, 104  # what a generator is for: no two purposes share a stream
+SHUFFLE, TASKS, PATTERN, PLAIN = 101, 102, 103, 104  # purposes of generators, so that no two share a stream
 CELLS = 2**22  # values that a pass over the data holds at once
 VARIED = 400_000  # points from which the variation of values is estimated
 GAPS = 10_000_000  # points whose gaps are sorted for their median
-MOSTLY_FULL = 0.9  # where the mean length is this share of the longest, batches need no series of like length
-POOL, JITTER = 40, 0.25  # batches whose series are sorted by length, each stretched by a share up to this
+MOSTLY_FULL = 0.9  # if the mean length exceeds this fraction of the longest, series are not grouped by length
+POOL, JITTER = 40, 0.25  # batches in a pool that is sorted by length; largest random stretch of a length
 
 
 @dataclass(frozen=True)
 class Points:
-    """What was observed, point by point, in memory or on disk. NaN = not observed."""
+    """Hold the observed values of all points, in memory or on disk; NaN = not observed."""
 
     times: NDArray[np.float64]  # (points,)
     values: NDArray[np.float64]  # (points, dim)
@@ -41,15 +41,15 @@ class Points:
 
 @dataclass(frozen=True)
 class Ragged:
-    """Series of any lengths, each a stretch of neighbouring points. A part shares them: no copy."""
+    """Hold series of any lengths, each a range of consecutive points; subsets share the points without a copy."""
 
     points: Points
-    first: NDArray[np.int64]  # (series,): series i is points first[i] to before end[i]
+    first: NDArray[np.int64]  # (series,): series i is points first[i] to end[i] - 1
     end: NDArray[np.int64]  # (series,)
     windows: NDArray[np.float64]  # (series, 2)
     ids: NDArray[np.int64]  # (series,)
-    names: Sequence[str] | None = None  # what the user calls the series
-    labels: NDArray[np.int64] | None = None  # (series,): a class each, -1 = none; or (points,), a class a point
+    names: Sequence[str] | None = None  # the user's names of the series
+    labels: NDArray[np.int64] | None = None  # a class per series (series,) or per point (points,); -1 = none
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -68,7 +68,7 @@ class Ragged:
         covariates=None,
         error=None,
     ) -> "Ragged":
-        """Series that stand end to end: series i is points offsets[i] to before offsets[i + 1]."""
+        """Build series that are stored one after the other: series i is points offsets[i] to offsets[i + 1] - 1."""
         points = Points(times, values, clean, covariates, error)
         return cls(points, offsets[:-1], offsets[1:], windows, ids, names, labels)
 
@@ -76,7 +76,10 @@ class Ragged:
     def of(
         cls, times, values, window=None, first_id: int = 0, clean=None, labels=None, covariates=None, error=None
     ) -> "Ragged":
-        """From equal-length series: times (series, time), values (series, time, dim)."""
+        """Build series of equal length from times (series, time) and values (series, time, dim).
+
+        window: (start, end) of all series, by default each one's first and last time.
+        """
         count, length = times.shape
         flat = lambda x: x if x is None else np.ascontiguousarray(x).reshape(count * length, -1)
         windows = times[:, [0, -1]] if window is None else np.tile(np.asarray(window, float), (count, 1))
@@ -98,12 +101,12 @@ class Ragged:
 
     @property
     def offsets(self) -> NDArray[np.int64]:
-        """(series + 1,): where each series begins in `times`, `values` and `clean`."""
+        """Return the index (series + 1,) at which each series begins in `times`, `values` and `clean`."""
         return np.concatenate([[0], np.cumsum(self.lengths)])
 
     @property
     def times(self) -> NDArray[np.float64]:
-        """(sum of lengths,): those of its own points, series after series; a copy where they lie apart."""
+        """Return the times (sum of lengths,) of all series in order; a copy if they are not contiguous."""
         return self.points.times[places(self.first, self.end)]
 
     @property
@@ -116,11 +119,11 @@ class Ragged:
 
     @property
     def labels_of_points(self) -> bool:
-        """Whether each point has a class of its own, not each series."""
+        """Return whether labels are given per point, not per series."""
         return self.labels is not None and len(self.labels) == len(self.points.times) != len(self.ids)
 
     def part(self, index) -> "Ragged":
-        """Some of the series, in the order of the indices."""
+        """Return some of the series, in the order of the indices."""
         index = np.asarray(index, dtype=np.int64)
         return replace(
             self,
@@ -133,9 +136,9 @@ class Ragged:
         )
 
     def batch(self, index: NDArray[np.int64], task: Task, draws: Draws, in_training: bool = False) -> TimeSeries:
-        """The series of these indices under a task, padded to the longest."""
+        """Return the batch of the series of these indices under a task, padded to the longest series."""
         points = self.points
-        if not len(points.times):  # a point to stand in for none at all
+        if not len(points.times):  # indexing below needs at least one point; it becomes padding
             none = lambda x: x if x is None else np.zeros((1, x.shape[1]))
             nothing = np.full((1, points.values.shape[1]), np.nan)
             points = Points(np.zeros(1), nothing, None, none(points.covariates), none(points.error))
@@ -148,7 +151,7 @@ class Ragged:
         times, values, windows = points.times[place], points.values[place], self.windows[index]
         times = np.where(lengths[:, None] > 0, times, windows[:, :1])
         seen, scored = task.together(times, real[..., None] & ~np.isnan(values), windows, lengths, draws)
-        scored = scored.copy() if np.shares_memory(seen, scored) else scored  # whoever changes one keeps the other
+        scored = scored.copy() if np.shares_memory(seen, scored) else scored  # so that changing one leaves the other
         known = seen | scored
         shown, counts = np.asarray(seen.any(-1)), np.asarray(known.any(-1))
         labels = self.labels
@@ -178,7 +181,10 @@ class Ragged:
         classes: tuple[str, ...] = (),
         covariates: tuple[str, ...] = (),
     ) -> Scale:
-        """The spread and the clock of these series, which must be the training ones."""
+        """Compute the scale of these series, which must be the training split.
+
+        Raise ValueError for a channel without an observed value.
+        """
         observed = self._total(lambda values: (~np.isnan(values)).sum(0))
         for name, count in zip(channels, observed, strict=True):
             if not count:
@@ -211,7 +217,7 @@ class Ragged:
         )
 
     def _variation(self, mean: NDArray[np.float64], std: NDArray[np.float64], clock: float) -> Variation:
-        """How far values move, of at most about VARIED points of evenly chosen series."""
+        """Measure how far values move, on about VARIED points at most, from evenly spaced series."""
         count = int(self.lengths.sum())
         some = self.part(np.arange(0, len(self), 1 + count // VARIED))
         owner = np.repeat(np.arange(len(some)), some.lengths)
@@ -225,20 +231,26 @@ class Ragged:
         return {"covariates": names, "covariate_mean": mean, "covariate_std": std}
 
     def _spread(self, name: str, count: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean and std of each column; one that never changes has none to divide by: 1. Rounding is none either."""
+        """Return mean and std (columns,) of an array of `Points`; count: numbers per column.
+
+        The std of a column that is constant up to rounding is set to 1, so that one can divide by it.
+        """
         mean = self._total(lambda x: np.nansum(x, 0), name=name) / count
         std = np.sqrt(self._total(lambda x: np.nansum((x - mean) ** 2, 0), name=name) / count)
         highest = self._total(lambda x: np.nanmax(np.abs(x), 0, initial=0), np.maximum, name)
         return mean, np.where(std > 1e-12 * highest, std, 1.0)
 
     def _total(self, of, add=np.add, name: str = "values"):
-        """A number a column, from all values (points, dim), which are never in memory together."""
+        """Reduce an array of `Points` to one number per column, reading at most about CELLS values at a time."""
         column = getattr(self.points, name)
         parts = pieces(self.first, self.end, max(1, CELLS // column.shape[1]))
         return reduce(add, (of(column[places(*part)]) for _, *part in parts))
 
     def _gap(self, default: float) -> float:
-        """The median positive time between neighbours; of more than GAPS points that of evenly chosen series."""
+        """Return the median positive time between neighbouring points, `default` without any.
+
+        Above GAPS points, only evenly spaced series are read.
+        """
         count = int(self.lengths.sum())
         some = self.part(np.arange(0, len(self), 1 if count <= GAPS else 1 + 4 * count // GAPS))
         steps, borders = np.diff(some.times), some.offsets[1:-1]
@@ -248,7 +260,7 @@ class Ragged:
 
 
 def _longest_gap(times: NDArray[np.float64], counts: NDArray[np.bool_]) -> float:
-    """The longest time between neighbours, in a row, of the points that count; times do not decrease."""
+    """Return the longest time between neighbouring unpadded points of a row; times must not decrease."""
     latest = np.maximum.accumulate(np.where(counts, times, -np.inf), 1)
     gaps = (times[:, 1:] - latest[:, :-1])[counts[:, 1:]]
     return float(gaps[np.isfinite(gaps)].max(initial=0.0))
@@ -258,7 +270,7 @@ Place = slice | NDArray[np.int64]
 
 
 def places(first: NDArray[np.int64], end: NDArray[np.int64]) -> Place:
-    """(sum of lengths,): where every point of every stretch stands; a slice where they stand end to end."""
+    """Return the indices (sum of lengths,) of all points of all ranges; a slice if the ranges are contiguous."""
     if not len(first):
         return slice(0, 0)
     if (first[1:] == end[:-1]).all():
@@ -271,7 +283,10 @@ Stretches = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 
 def pieces(first: NDArray[np.int64], end: NDArray[np.int64], size: int) -> Iterator[Stretches]:
-    """(owner, first, end) of the same stretches, cut so that a piece has at most `size` points."""
+    """Split ranges of points into pieces of at most `size` points in total; yield (owner, first, end) of each piece.
+
+    Each is (ranges,); owner is the index of the original range.
+    """
     offsets = np.concatenate([[0], np.cumsum(end - first)])
     for begin in range(0, max(1, offsets[-1]), size):
         stop = min(begin + size, offsets[-1])
@@ -288,20 +303,21 @@ def chosen(names: Sequence[str] | None, index: NDArray[np.int64]) -> Sequence[st
 
 
 def wave_names(periods: tuple[float, ...]) -> tuple[str, ...]:
-    """The names of the covariates that known periods add."""
+    """Return the names of the covariates that known periods add."""
     return tuple(f"{wave} {period:g}" for period in periods for wave in ("sin", "cos"))
 
 
 def generator(*numbers: int) -> np.random.Generator:
-    """A generator that is a function of some numbers alone."""
+    """Return a random generator that is a function of the given numbers alone."""
     return np.random.default_rng([len(numbers), *(n % 2**64 for n in numbers)])
 
 
 class Batches:
-    """The batches of a split, epoch after epoch, each a function of (seed, epoch).
+    """Iterate over the batches of a split, each a function of (seed, epoch).
 
-    Training shuffles and draws the task anew each epoch; evaluation keeps the order, or, where series are to be
-    `alike` in length, another that is always the same. What is seen of a series there is a function of (seed, id).
+    Training shuffles and draws the task anew each epoch. Evaluation keeps the order of the series, or, with `alike`,
+    groups series of similar length in an order that is always the same; there the values that are seen of a series
+    are a function of (seed, id).
     """
 
     def __init__(
@@ -310,7 +326,7 @@ class Batches:
         self.data, self.task, self.batch_size = data, task, batch_size
         self.seed, self.training, self.alike = seed, training, training or alike
         self.epoch = 0
-        self.now: Callable[[], tuple[int, int]] | None = None  # a trainer's (epoch, batch): it may have resumed
+        self.now: Callable[[], tuple[int, int]] | None = None  # the trainer's (epoch, batch), after a resume too
 
     def __len__(self) -> int:
         return -(-len(self.data) // self.batch_size)
@@ -324,7 +340,7 @@ class Batches:
         self.epoch += 1
 
     def _order(self) -> list[NDArray[np.int64]]:
-        """The series of every batch."""
+        """Return the indices of the series in every batch."""
         order = np.arange(len(self.data))
         rng = generator(SHUFFLE, self.seed, self.epoch if self.training else 0)
         if self.training:
@@ -334,7 +350,7 @@ class Batches:
             return alike(order, lengths, self.batch_size, rng)
         return cut(order, self.batch_size)
 
-    # Its place is the trainer's; by these two Lightning knows that it can go on in the middle of an epoch.
+    # The trainer keeps the position; these two methods tell Lightning that the loader can resume within an epoch.
     def state_dict(self) -> dict[str, int]:
         return {}
 
@@ -352,10 +368,10 @@ def cut(order: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
 
 
 def alike(order, lengths: NDArray[np.int64], size: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
-    """Batches of series of like length, in a random order.
+    """Group series into batches of similar length, in a random order.
 
-    Of POOL batches of the order at a time those next in length make a batch, after each length was stretched at
-    random by up to JITTER, so that others meet when a pool is the same again.
+    Within each pool of POOL batches, series are sorted by length and cut into batches. Each length is first stretched
+    at random by up to JITTER, so that batches vary even when a pool holds the same series again.
     """
     stretched = (lengths + 1) * rng.uniform(1, 1 + JITTER, len(lengths))
     pools = cut(order, POOL * size)
@@ -364,26 +380,26 @@ def alike(order, lengths: NDArray[np.int64], size: int, rng: np.random.Generator
 
 
 class SeriesData(pl.LightningDataModule, ABC):
-    """A data set: a leaf names its channels and makes its three splits."""
+    """Define the interface of a data set; a subclass names its channels and makes its three splits."""
 
-    support: str = "real"  # real, binary or events: what values are
+    support: str = "real"  # kind of values: real, binary or events
     time_unit: str = ""
     periods: tuple[float, ...] = ()  # known periods, in the unit of time
     own_levels: bool = False  # series may lie at levels of their own, outside the training range
     dates: bool = False  # times are days since 1970
-    zoned: bool = False  # and of UTC, since the dates have a zone
+    zoned: bool = False  # the dates have a time zone, so the days are of UTC
     units: tuple[str, ...] = ()  # of each channel, where they are known
-    classes: tuple[str, ...] = ()  # names of the classes that labels count from 0
-    phase_plane: ClassVar[bool] = False  # two channels that are coordinates of one plane
-    image: tuple[int, int] | None = None  # (rows, columns), where a point's channels are the pixels of one
+    classes: tuple[str, ...] = ()  # class names; labels are indices into them
+    phase_plane: ClassVar[bool] = False  # the two channels are coordinates in a plane
+    image: tuple[int, int] | None = None  # (rows, columns), where a point's channels are the pixels of an image
     noise_std: float | None = None  # of the observations, where it is known
-    common_time: bool = False  # series are stretches of curves over one time axis, on its time stamps
-    keep: bool = True  # on disk, for the next process, where it took long to make
+    common_time: bool = False  # series are parts of curves over one time axis, with its time stamps
+    keep: bool = True  # cache the splits on disk for later processes if they took long to make
 
     def __init__(self, batch_size: Count = 50, seed: Natural = 0):
         super().__init__()
         self.batch_size, self.seed = batch_size, seed
-        self.order = seed  # seeds the order of training and what its task draws; a run sets its own
+        self.order = seed  # seed of the training order and of the task's draws in training; a run sets its own
         self.task: Task = DensityTask()
         self._splits: dict[str, Ragged] | None = None
 
@@ -393,24 +409,26 @@ class SeriesData(pl.LightningDataModule, ABC):
 
     @abstractmethod
     def make(self) -> dict[str, Ragged]:
-        """The splits train, val and test: a function of the configuration alone."""
+        """Return the splits train, val and test, which must be a function of the configuration alone."""
 
     @property
     def covariates(self) -> tuple[str, ...]:
-        """What is known at every point, of a query too, and never scored; the columns of `Points.covariates`."""
+        """Name the columns of `Points.covariates`: inputs known at every point, queries too, and never scored."""
         return ()
 
     def exact(self, batch: TimeSeries) -> tuple[Tensor, Gaussian | None] | None:
-        """Where the process is known: (log p(known), Gaussian of every value given what is seen), in data units.
+        """Return the exact log p of the known values, and the density of every value given the seen ones.
 
-        log p: (batch,) of all known values; the Gaussian's tensors: (batch, time, dim), or None where the answer
-        is no Gaussian. None elsewhere.
+        log p is (batch,), in nats; the tensors of the Gaussian are (batch, time, dim), in data units. The second is
+        None where the density is not Gaussian. By default return None: the generating process is not known.
         """
         return None
 
     def beyond(self, split: str) -> Ragged | None:
-        """The series of a split with points outside their windows added, observed as those inside, where the truth
-        is known there. Ids, windows and the values inside stay as they are. None: the data set knows of none."""
+        """Return the series of a split with observed points outside their windows added, where those are known.
+
+        Ids, windows and the points inside stay the same. By default return None: no such points are known.
+        """
         return None
 
     @property
@@ -424,28 +442,28 @@ class SeriesData(pl.LightningDataModule, ABC):
 
     @property
     def questions(self) -> dict[str, Task]:
-        """What is asked of every model of this data set, besides what is asked of all data, by name."""
+        """Return extra evaluation tasks of this data set by name, besides those that apply to all data sets."""
         if type(self).beyond is SeriesData.beyond:
             return {}
         return {"before": Beyond("before"), "after": Beyond("after")}
 
     def series_for(self, split: str, task: Task) -> Ragged:
-        """The series of a split that a task is about."""
+        """Return the series of a split for a task: for `Beyond`, those with points outside the windows."""
         found = self.beyond(split) if isinstance(task, Beyond) else self.splits[split]
         assert found is not None
         return found
 
     def reaching_back(self, split: str) -> tuple[Ragged, NDArray[np.float64]]:
-        """The series of a split with all that was observed of them before, and when the split's own part begins.
+        """Return the series of a split with their earlier observations, and the start (series,) of the split's part.
 
-        (series, (series,)): here a series is a split's own from its first point on.
+        By default there are no earlier observations: the whole series belongs to the split.
         """
         series = self.splits[split]
         return series, series.windows[:, 0]
 
     @property
     def split_in_time(self) -> bool:
-        """Return whether some validation series goes on from points of another split."""
+        """Return whether some validation series continues a series of another split."""
         series, starts = self.reaching_back("val")
         return bool((series.points.times[series.first] < starts).any()) if len(series) else False
 
@@ -463,7 +481,7 @@ class SeriesData(pl.LightningDataModule, ABC):
 
     @cached_property
     def scale(self) -> Scale:
-        """Spread and clock of the training split."""
+        """Return the scale of the training split."""
         found = self.splits["train"].scale(self.channels, self.support, self.classes, self.covariates)
         if self.periods:
             found = replace(found, covariates=found.covariates + wave_names(self.periods), periods=self.periods)
@@ -477,14 +495,17 @@ class SeriesData(pl.LightningDataModule, ABC):
         )
 
     def batches(self, split: str, task: Task, batch_size: int | None = None, alike: bool = False) -> Batches:
-        """A split under a task, with evaluation's fixed patterns; `alike`: not in order, but of like lengths."""
+        """Return the batches of a split under a task, with the fixed masks of evaluation.
+
+        alike: group series of similar length instead of keeping their order.
+        """
         return Batches(self.series_for(split, task), task, batch_size or self.batch_size, self.seed, alike=alike)
 
     def train_dataloader(self) -> Batches:
         loader = Batches(self.splits["train"], self.task, self.batch_size, self.order, training=True)
         if self.trainer is not None:
             trainer = self.trainer
-            # Lightning's own way, a loader with a state, loses the state when a schedule asks for the total steps.
+            # Lightning's own mechanism, a stateful loader, loses the state when a schedule reads the total steps.
             loader.now = lambda: (
                 trainer.current_epoch,
                 trainer.fit_loop.epoch_loop.batch_progress.current.ready,

@@ -1,4 +1,4 @@
-"""Blocks of validation data: what counts as independent of each other when a spread is judged by its errors."""
+"""Group validation points into blocks that count as independent when predictive stds are calibrated."""
 
 from math import inf
 
@@ -13,10 +13,10 @@ from vrnn_lab.data.splits import names_of
 
 
 class ValidationBlocks:
-    """Gives the block of every point of validation batches.
+    """Assign every point of validation batches to a block.
 
-    A block is a validation series with all windows that were cut from it. Of series that are split in time, whose
-    later part is what will be asked, it is a span of the length of the longest training window.
+    A block is a validation series with all windows that were cut from it. For series that are split in time, whose
+    later part is to be predicted, a block is a span of the length of the longest training window.
     """
 
     def __init__(self, data: SeriesData):
@@ -29,14 +29,14 @@ class ValidationBlocks:
         self.numbers: dict[str, int] = {}
 
     def of(self, batch: TimeSeries) -> Float64[Tensor, "batch time 2"]:
-        """Return the number of the series and of the span within it, of every point of a batch."""
+        """Return, for every point of a batch, the number of its series and of its span within that series."""
         names = [self._name(int(each)) for each in batch.ids]
         numbers = torch.tensor([self.numbers.setdefault(name, len(self.numbers)) for name in names])
         spans = torch.floor(batch.times / self.span).cpu()
         return torch.stack([numbers[:, None].expand_as(spans).double(), spans], -1)
 
     def _name(self, number: int) -> str:
-        """Return the name of the series that an id of a window or of a series belongs to."""
+        """Return the name of the series to which the id of a window or of a series belongs."""
         for ids, order, names in self.sources:
             place = int(np.searchsorted(ids, number))
             if place < len(ids) and ids[place] == number:

@@ -1,4 +1,4 @@
-"""Where fetched data lies."""
+"""Locate the cache of downloaded data, and make private folders in it."""
 
 import os
 import stat
@@ -6,14 +6,14 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """$VRNN_LAB_CACHE, else ~/.cache/vrnn_lab."""
+    """Return the path in $VRNN_LAB_CACHE, or ~/.cache/vrnn_lab without it."""
     return Path(os.environ.get("VRNN_LAB_CACHE") or "~/.cache/vrnn_lab").expanduser()
 
 
 def own_folder(folder: Path) -> None:
-    """Make a folder that its owner alone may enter (mode 0700); OSError where it is somebody else's.
+    """Make a folder that only its owner may enter (mode 0700); raise OSError where it belongs to another user.
 
-    What lies there is read back by later processes, and others, who may share the cache, must not put it there.
+    Later processes read files back from it, so other users of a shared cache must not be able to write there.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     state = folder.stat()

@@ -1,4 +1,4 @@
-"""Names of very many series, as bytes: a text is made of one when it is asked for."""
+"""Store the names of very many series as packed bytes, and decode each one on access."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 
 class PackedStrings(Sequence[str]):
-    """Texts that stand end to end: text i is bytes offsets[i] to before offsets[i + 1], in UTF-8."""
+    """Hold texts in one UTF-8 buffer: text i is bytes offsets[i] to offsets[i + 1] - 1; `which` selects texts."""
 
     def __init__(self, text: NDArray[np.uint8], offsets: NDArray[np.int64], which: NDArray[np.int64]):
         self.text, self.offsets, self.which = text, offsets, which

@@ -1,4 +1,4 @@
-"""The state of a data set in one file of arrays and JSON: read back without running anything out of it."""
+"""Save the state of a data set to one file of arrays and JSON, which can be read without running code from it."""
 
 import json
 from collections.abc import Callable
@@ -17,22 +17,22 @@ from vrnn_lab.data.splits import Contents, Runs
 from vrnn_lab.data.table.columns import ColumnRoles
 from vrnn_lab.data.table.summary import RowCounts
 
-# Of whose objects a state may consist; a file can name no other class, and none of these does anything when made.
+# A state may hold objects of these classes only, so that a file can name no other; creating them runs no other code.
 CLASSES = {
     kind.__name__: kind
     for kind in (Points, Ragged, PackedStrings, ColumnRoles, RowCounts, Contents, Runs, Scale, Trend, Variation)
 }
 PATHS = (PosixPath, WindowsPath)
-OWN = ("task", "trainer", "batch_size", "order")  # set by whoever uses a data set
-TEXT = "state"  # the array that holds the JSON
+OWN = ("task", "trainer", "batch_size", "order")  # attributes that the user of a data set sets; they are not saved
+TEXT = "state"  # name of the array that holds the JSON
 
 
 class Unknown(TypeError):
-    """A value of a kind that no file can hold."""
+    """Report a value of a type that cannot be saved."""
 
 
 def write(data: SeriesData, file: Path) -> None:
-    """Write what a data set has become, its splits included; Unknown where that holds objects of other classes."""
+    """Write the state of a data set with its splits; raise Unknown where it holds objects of unsupported classes."""
     writer = _Writer()
     state = {key: writer.plain(value) for key, value in vars(data).items() if key not in OWN}
     text = json.dumps({"state": state, "objects": writer.objects}).encode()
@@ -42,9 +42,9 @@ def write(data: SeriesData, file: Path) -> None:
 
 
 def read(data: SeriesData, file: Path) -> bool:
-    """Give a data set as its constructor made it the state in a file; false where the file cannot be used.
+    """Load the state in a file into a newly constructed data set; return False where the file cannot be used.
 
-    That is where it is damaged (the ZIP archive's CRC-32 of every array is verified) or of another version.
+    The file may be damaged (the ZIP archive's CRC-32 of every array is verified) or of another version.
     """
     try:
         with np.load(file, allow_pickle=False) as archive:
@@ -60,12 +60,12 @@ def read(data: SeriesData, file: Path) -> bool:
 
 
 class _Writer:
-    """Turns values into JSON, arrays into a list; an object that stands in several places is written once."""
+    """Convert values to JSON and collect their arrays in a list; an object referenced twice is written once."""
 
     def __init__(self):
         self.arrays: list[NDArray] = []
         self.objects: list[Any] = []
-        self._known: dict[int, tuple[Any, Any]] = {}  # by id: the value, which so lives as long, and its JSON
+        self._known: dict[int, tuple[Any, Any]] = {}  # by id: the value, kept alive so that ids stay unique, its JSON
 
     def plain(self, value: Any) -> Any:
         if value is None or type(value) in (bool, int, float, str):
@@ -100,13 +100,13 @@ class _Writer:
 
 
 class _Reader:
-    """Turns what `_Writer` wrote into values again."""
+    """Convert the JSON and arrays of `_Writer` back to values."""
 
     def __init__(self, array: Callable[[str], NDArray], objects: list[Any]):
         self._array = array
         self._arrays: dict[int, NDArray] = {}
         self._objects: list[Any] = []
-        for each in objects:  # what an object holds stands before it
+        for each in objects:  # objects that another one holds come before it
             self._objects.append(self._object(each))
 
     def value(self, plain: Any) -> Any:
@@ -135,6 +135,6 @@ class _Reader:
         found = object.__new__(kind)
         state = {key: self.value(each) for key, each in plain["state"].items()}
         if set(getattr(kind, "__dataclass_fields__", ())) - state.keys():
-            raise KeyError(kind.__name__)  # of a version that knew fewer
+            raise KeyError(kind.__name__)  # written by a version with fewer fields
         vars(found).update(state)
         return found

@@ -1,4 +1,4 @@
-"""From long or many series to splits: runs of neighbouring points, cut into windows that share none."""
+"""Split long or many series into train, val and test: runs of consecutive points, cut into windows."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,9 +18,9 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Runs:
-    """Stretches of neighbouring points, each (runs,): of series `owner`, point `first` up to before `end`.
+    """Hold runs of consecutive points: run i is points first[i] to end[i] - 1 of series owner[i].
 
-    Points are counted along a Ragged's points.
+    Each field is (runs,); `first` and `end` are indices into the points of a Ragged.
     """
 
     owner: Integers
@@ -40,21 +40,21 @@ class Runs:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file holds: every series, sorted by name and time."""
+    """Hold the contents of a file: its channels and every series, sorted by name and time."""
 
     channels: tuple[str, ...]
     series: Ragged
-    marked: tuple[Runs, NDArray[np.int64]] | None  # runs, and which split the file puts each in
+    marked: tuple[Runs, NDArray[np.int64]] | None  # runs, and the index in SPLITS that the file assigns to each
     dates: bool  # times are days since 1970
 
 
 def whole_series(series: Ragged) -> Runs:
-    """Every series as one run."""
+    """Return every series as one run."""
     return Runs(np.arange(len(series)), series.first, series.end)
 
 
 def check_cut(shares, window: int | None, stride: int | None) -> None:
-    """ValueError for shares, a window length or a stride that cannot work, by name."""
+    """Check shares, window length and stride; raise ValueError that names an invalid one."""
     if len(shares) != len(SPLITS) or abs(sum(shares) - 1) > 1e-6:
         raise ValueError(
             f"data.shares={list(shares)} has {len(shares)} parts that add up to {sum(shares):g}; expected three, "
@@ -67,7 +67,10 @@ def check_cut(shares, window: int | None, stride: int | None) -> None:
 
 
 def sizes(count: int, shares, what: str) -> list[int]:
-    """How many of `count` go to train, val and test: the shares, but at least one each; else ValueError."""
+    """Return the numbers of items in train, val and test: the shares of `count`, but at least one each.
+
+    Raise ValueError for fewer than three items, which `what` names in the plural.
+    """
     if count < len(SPLITS):
         raise ValueError(
             f"{count} {what} cannot make three splits; expected at least {len(SPLITS)}. Give the data set more."
@@ -79,21 +82,21 @@ def sizes(count: int, shares, what: str) -> list[int]:
 
 
 def by_name(series: Ragged, shares, seed: int) -> dict[str, Runs]:
-    """Whole series to splits by the rank of a hash of (seed, name): the order of the series plays no part."""
+    """Assign whole series to splits by the rank of a hash of (seed, name), independently of their order."""
     rank = np.argsort(np.argsort(hashed(f"{seed}\n{name}" for name in names_of(series)), kind="stable"))
     split = np.searchsorted(np.cumsum(sizes(len(series), shares, "series")), rank, side="right")
     return {name: whole_series(series).rows(np.flatnonzero(split == i)) for i, name in enumerate(SPLITS)}
 
 
 def by_time(series: Ragged, shares) -> dict[str, Runs]:
-    """Each series to splits: its earliest points train, its last ones test."""
+    """Split each series in time: its earliest points go to train, its last ones to test."""
     parts = np.array([np.cumsum([0, *sizes(int(length), shares, "points")]) for length in series.lengths])
     ends, owner = series.first[:, None] + parts, np.arange(len(series))
     return {name: Runs(owner, ends[:, i], ends[:, i + 1]) for i, name in enumerate(SPLITS)}
 
 
 def by_blocks(series: Ragged, shares, window: int, seed: int) -> dict[str, Runs]:
-    """One series to splits: blocks of `window` points are dealt at random; neighbours of one split are joined."""
+    """Assign blocks of `window` points of one series to splits at random; join adjacent blocks of one split."""
     length = int(series.lengths[0])
     count = length // window
     labels = np.repeat(np.arange(len(SPLITS)), sizes(count, shares, f"blocks of {window} points"))
@@ -105,16 +108,16 @@ def by_blocks(series: Ragged, shares, window: int, seed: int) -> dict[str, Runs]
 
 
 def stretches(owner: Integers, label: Integers) -> tuple[Runs, Integers]:
-    """Where series and label, each (points,), stay the same; and the label of each run."""
+    """Return the runs of points over which owner and label, each (points,), are constant, and each run's label."""
     new = (np.diff(owner, prepend=-1) != 0) | (np.diff(label, prepend=-1) != 0)
     first = np.flatnonzero(new)
     return Runs(owner[first], first, np.append(first[1:], len(owner))), label[first]
 
 
 def by_label(series: Ragged, runs: Runs, label: Integers) -> dict[str, Runs]:
-    """Splits as the user marked each run: label (runs,), an index into SPLITS.
+    """Assign runs to splits by the user's label (runs,), an index into SPLITS.
 
-    A series may pass from one split to the next in time; ValueError if it comes back to an earlier one.
+    A series may change its split over time; raise ValueError if it returns to an earlier one.
     """
     key = runs.owner * len(SPLITS) + label
     _found, position, again = np.unique(key, return_index=True, return_counts=True)
@@ -129,10 +132,10 @@ def by_label(series: Ragged, runs: Runs, label: Integers) -> dict[str, Runs]:
 
 
 def cut(runs: Runs, window: int, stride: int) -> Runs:
-    """Windows of `window` points, `stride` apart, inside each run.
+    """Cut each run into windows of `window` points that start `stride` points apart.
 
-    A run shorter than that is one shorter window, or none if it has fewer than two points. Points at the end
-    of a run that fill no window are left out.
+    A shorter run becomes one shorter window, or none if it has fewer than two points. Points at the end of a run
+    that do not fill a window are left out.
     """
     full = (runs.lengths - window) // stride + 1
     count = np.where(runs.lengths >= window, full, (runs.lengths >= 2).astype(int))
@@ -142,7 +145,7 @@ def cut(runs: Runs, window: int, stride: int) -> Runs:
 
 
 def gather(series: Ragged, runs: Runs, ids: Integers) -> Ragged:
-    """The runs as series of their own, each watched from its first point to its last."""
+    """Return the runs as separate series whose windows reach from their first point to their last."""
     times = series.points.times
     return Ragged(
         points=replace(series.points, clean=None),
@@ -155,10 +158,10 @@ def gather(series: Ragged, runs: Runs, ids: Integers) -> Ragged:
 
 
 def make_splits(series: Ragged, runs: dict[str, Runs], window: int | None, stride: int | None):
-    """{split: Ragged} out of runs that share no point: cut into windows, where a window length is given.
+    """Return {split: Ragged} from disjoint runs, cut into windows where a window length is given.
 
-    Training windows start `stride` points apart (`window` by default). Those of val and test never overlap,
-    so that no point counts twice in a result. ValueError for a split that is empty.
+    Training windows start `stride` points apart (`window` by default). Windows of val and test never overlap, so
+    that no point counts twice in a result. Raise ValueError for an empty split.
     """
     made = {}
     for split in SPLITS:
@@ -178,14 +181,14 @@ def make_splits(series: Ragged, runs: dict[str, Runs], window: int | None, strid
 
 
 def reaching_back(series: Ragged, runs: Runs) -> tuple[Ragged, NDArray[np.float64]]:
-    """Each run with all of its series before it, and when the run itself begins."""
+    """Return each run extended back to the start of its series, and the time (runs,) at which the run begins."""
     start = series.points.times[runs.first]
     back = replace(runs, first=series.first[runs.owner])
     return gather(series, back, series.ids[runs.owner]), start
 
 
 def window_ids(series: Ragged, runs: Runs, split: str) -> Integers:
-    """An id a window: a function of its series' name, the split and its number among that series' windows."""
+    """Return the id (runs,) of each window, a hash of its series' name, the split and its number in that series."""
     names = names_of(series)
     start = np.flatnonzero(np.diff(runs.owner, prepend=-1))
     number = np.arange(len(runs)) - np.repeat(start, np.diff(np.append(start, len(runs))))
@@ -193,7 +196,7 @@ def window_ids(series: Ragged, runs: Runs, split: str) -> Integers:
 
 
 def hashed(texts) -> Integers:
-    """A stable int64 for each text."""
+    """Return a stable int64 hash (texts,) of each text."""
     number = lambda text: int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
     return np.fromiter(map(number, texts), np.int64)
 
@@ -202,7 +205,7 @@ Fill = Callable[[NDArray[np.float64]], None]
 
 
 def in_memory(values: NDArray[np.float64], name: str, fill: Fill) -> NDArray[np.float64]:
-    """New values, like others in shape."""
+    """Return a new array of the shape of `values`, filled by `fill`; the name is not used in memory."""
     new = np.empty_like(values)
     fill(new)
     return new
@@ -211,12 +214,12 @@ def in_memory(values: NDArray[np.float64], name: str, fill: Fill) -> NDArray[np.
 def dequantised(
     series: Ragged, train: Runs, channels: tuple[str, ...], seed: int, made=in_memory, shown: Ragged | None = None
 ) -> Ragged:
-    """The series with uniform noise of one rounding step added to channels that are visibly rounded.
+    """Return the series with uniform noise of one rounding step added to channels whose values are rounded.
 
-    The density of rounded values has no bound: a model could put a spike on each. The step is found on the
-    training values alone. The noise is a function of (seed, series, channel, time): the same however the
-    series are split, cut or ordered. `made` makes the new values, which may lie on disk under a name.
-    `shown`: the same series with only those values that show the rounding.
+    The likelihood of rounded values is unbounded: a model could put a spike on each. The step is estimated from the
+    training values alone. The noise is a function of (seed, series, channel, time), so it does not depend on how the
+    series are split, cut or ordered. made: allocates the new values, which may be stored on disk under a name.
+    shown: the same series with only the values that show the rounding.
     """
     size = max(1, CELLS // len(channels))
     steps = [rounding_step(partial(_channel, shown or series, train, place, size)) for place in range(len(channels))]
@@ -244,33 +247,34 @@ def _add_noise(series: Ragged, steps: list[float], seed: int, size: int, out: ND
 
 
 def _channel(series: Ragged, runs: Runs, channel: int, size: int) -> Iterator[NDArray[np.float64]]:
-    """What was observed of a channel in the runs, piece by piece."""
+    """Yield the observed values of a channel in the runs, at most `size` points at a time."""
     for _, *part in pieces(runs.first, runs.end, size):
         values = series.points.values[places(*part), channel]
         yield values[~np.isnan(values)]
 
 
-SAMPLED = 200_000  # values that the spread of a channel is told from
+SAMPLED = 200_000  # values from which the spread of a channel is estimated
 DOUBLE, SINGLE = float(np.finfo(np.float64).eps), float(np.finfo(np.float32).eps)
 
 
 def rounding_step(pieces_of_values: Callable[[], Iterable[NDArray[np.float64]]]) -> float:
-    """Finds the largest power of ten that differences of values are multiples of, if over 1 % of their spread; or 0.
+    """Return the largest power of ten that divides all differences of values, if over 1 % of their spread; else 0.
 
-    The spread is that of values within a range of quantiles, and multiples are asked of differences, so neither a
-    value far out nor an offset that is large beside the spread plays a part: 1e7 +- 0.1 is not rounded to 1e7.
+    The spread is the std of values clipped to a range of quantiles, and differences are tested instead of values, so
+    that neither outliers nor an offset that is large compared with the spread matter: 1e7 +- 0.1 is not rounded to
+    1e7.
     """
     sample = _sample(pieces_of_values())
     if len(sample) < 2:
         return 0.0
     low, high = np.quantile(sample, [0.01, 0.99])
-    spread = np.clip(sample, 2 * low - high, 2 * high - low).std()  # of values far out, at most this much
+    spread = np.clip(sample, 2 * low - high, 2 * high - low).std()  # clipped, to limit the effect of outliers
     if not 0 < high - low < np.inf:
         return 0.0
     reference = float(np.partition(sample, len(sample) // 2)[len(sample) // 2])
-    highest = int(np.floor(np.log10(high - low))) + 1  # a step beyond the range divides no difference
+    highest = int(np.floor(np.log10(high - low))) + 1  # no larger step can divide a difference within the range
     lowest = int(np.floor(np.log10(0.01 * spread))) + 1
-    with np.errstate(over="ignore"):  # a value beyond single precision is not equal to itself there
+    with np.errstate(over="ignore"):  # values beyond the range of single precision become infinite
         precisions = [DOUBLE, SINGLE] if (sample == sample.astype(np.float32)).all() else [DOUBLE]
     for power in range(highest, lowest - 1, -1):
         for precision in precisions:
@@ -280,7 +284,7 @@ def rounding_step(pieces_of_values: Callable[[], Iterable[NDArray[np.float64]]])
 
 
 def _sample(parts: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Some values of every piece, as long as there is room."""
+    """Return some values (values,) of every piece, at most SAMPLED in all."""
     found, room = [], SAMPLED
     for values in parts:
         found.append(values[:: max(1, len(values) // 1000)][:room])
@@ -291,9 +295,9 @@ def _sample(parts: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
 
 
 def _multiples(values: NDArray[np.float64], reference: float, power: int, precision: float) -> bool:
-    """Whether differences of values from a reference are multiples of 10^power, as far as their precision can tell.
+    """Return whether differences of values from a reference are multiples of 10^power, up to float precision.
 
-    A number so large that its own precision is coarser than the step says nothing; most must be smaller.
+    Numbers so large that their own precision is coarser than the step are ignored; most must be smaller.
     """
     if not len(values):
         return True
@@ -310,13 +314,13 @@ def _start(ids: Integers, channel: int, seed: int) -> NDArray[np.uint64]:
 
 
 def _uniform(start: NDArray[np.uint64], times: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(points,) in [0, 1): a hash of (seed, id, channel, time) and nothing else."""
+    """Return uniform numbers (points,) in [0, 1), as a hash of the start state (seed, id, channel) and the time."""
     moment = (times + 0.0).view(np.uint64)  # -0.0 and 0.0 are one time
     return (_mixed(start + moment) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _mixed(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The output function of SplitMix64 (Steele et al. 2014)."""
+    """Apply the output function of SplitMix64 (Steele et al. 2014)."""
     state = state + np.uint64(0x9E3779B97F4A7C15)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -328,7 +332,7 @@ def names_of(series: Ragged) -> Sequence[str]:
 
 
 def in_order(all_series: Ragged, sizes: tuple[int, ...]) -> dict[str, Ragged]:
-    """Return train, val and test of the given sizes, one after the other: for series that are drawn independently."""
+    """Return train, val and test of the given sizes in the order of the series, which must be independent draws."""
     ends = np.cumsum((0, *sizes))
     names = ("train", "val", "test")
     return {n: all_series.part(np.arange(*ends[i : i + 2])) for i, n in enumerate(names)}

@@ -1,4 +1,4 @@
-"""Series on a clock of steps."""
+"""Build series whose times are step numbers."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from vrnn_lab.data.splits import hashed
 
 
 def in_steps(values: Sequence[NDArray], names: Sequence[str], labels: NDArray[np.int64] | None = None) -> Ragged:
-    """Series from values, each (time, dim): its points stand at 0, 1, 2, ... and its window ends at its last."""
+    """Build series from values, each (time, dim), at times 0, 1, 2, ..., with windows up to their last points."""
     lengths = np.array([len(x) for x in values])
     return Ragged.joined(
         times=np.concatenate([np.arange(n, dtype=np.float64) for n in lengths]),

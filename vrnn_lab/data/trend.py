@@ -1,4 +1,4 @@
-"""A polynomial trend of one record."""
+"""Fit and evaluate a polynomial trend of one record."""
 
 import numpy as np
 import torch
@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from vrnn_lab.core.series import Trend
 
-HARMONICS = 2  # of each known period, fitted beside the trend so that a season does not tilt it
+HARMONICS = 2  # of each known period, fitted together with the trend so that a season does not tilt it
 
 
 def fit_trend(
@@ -17,11 +17,11 @@ def fit_trend(
     reach: float,
     periods: tuple[float, ...] = (),
 ) -> Trend:
-    """Fits a polynomial of time to each channel by least squares, with the waves of known periods beside it.
+    """Fit a polynomial in time to each channel by least squares, together with the waves of known periods.
 
     times (points,), in order; values (points, dim), NaN = not observed; u = (t - start) / reach.
-    The covariance is that of least squares for independent residuals times `correlation_factor`, as the residuals of
-    a record move slowly. ValueError where a channel has too few values.
+    The covariance is that of least squares for independent residuals times `correlation_factor`, because the
+    residuals of a record are autocorrelated. Raise ValueError where a channel has too few values.
     """
     design = _design(times, degree, start, reach, periods)
     found = [_of_channel(design, column, degree + 1) for column in values.T]
@@ -30,16 +30,17 @@ def fit_trend(
 
 
 def trend_at(trend: Trend, times: NDArray[np.float64], start: float, reach: float) -> NDArray[np.float64]:
-    """The trend (points, dim) at some times (points,)."""
+    """Evaluate the trend (points, dim) at times (points,)."""
     coefficients = trend.coefficients.numpy()
     return _powers(times, len(coefficients) - 1, start, reach) @ coefficients
 
 
 def correlation_factor(rest: NDArray[np.float64]) -> float:
-    """Returns by how much the correlation of residuals (points,) multiplies the variance of their mean, at least 1.
+    """Return the factor by which autocorrelation of residuals (points,) multiplies the variance of their mean.
 
-    It is 1 + 2 (r_1 + r_2 + ...), r_k the correlation of residuals k points apart, summed in pairs up to the first
-    pair that is not positive (the initial positive sequence of Geyer 1992, Statistical Science 7).
+    The factor, at least 1, is 1 + 2 (r_1 + r_2 + ...), r_k the correlation of residuals k points apart, summed in
+    pairs up to the first pair that is not positive (the initial positive sequence of Geyer 1992, Statistical
+    Science 7).
     """
     spectrum = np.abs(np.fft.rfft(rest, 2 * len(rest))) ** 2
     covariance = np.fft.irfft(spectrum)[: len(rest) // 2 * 2]
@@ -57,7 +58,7 @@ def _powers(times: NDArray[np.float64], degree: int, start: float, reach: float)
 def _design(times, degree: int, start: float, reach: float, periods: tuple[float, ...]) -> NDArray[np.float64]:
     columns = [_powers(times, degree, start, reach)]
     for period in periods:
-        if reach >= 2 * period:  # of a shorter record a wave cannot be told from a trend
+        if reach >= 2 * period:  # in a shorter record a wave and a trend cannot be distinguished
             turns = 2 * np.pi * np.arange(1, HARMONICS + 1) * (times[:, None] / period)
             columns += [np.sin(turns), np.cos(turns)]
     return np.concatenate(columns, 1)

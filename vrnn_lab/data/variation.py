@@ -1,4 +1,4 @@
-"""Measures of how far the values of the training series move, from which models start."""
+"""Measure how far the values of the training series move, to initialise models."""
 
 import numpy as np
 import torch
@@ -15,10 +15,11 @@ def variation_of(
     std: NDArray[np.float64],
     clock: float,
 ) -> Variation:
-    """Computes each channel's variation, in training standard deviations.
+    """Compute each channel's variation, in training standard deviations.
 
     owner (points,): the series of each point, points of a series together and in order of time; times (points,);
-    values (points, dim), NaN = not observed; mean, std (dim,): of the training values; clock: the unit of slopes.
+    values (points, dim), NaN = not observed; mean, std (dim,): of the training values; clock: the unit of time of
+    slopes.
     """
     channels = zip(values.T, mean, std, strict=True)
     found = np.array([_channel(owner, times / clock, (x - middle) / wide) for x, middle, wide in channels])
@@ -57,8 +58,11 @@ def _rms(x: NDArray) -> float:
 
 
 def _left_by_half_last_half_mean(values: NDArray, first: NDArray, sizes: NDArray) -> NDArray:
-    """The errors of a cheap forecast of every value but a series' first: half the value before, half the mean of all
-    before, which is shrunk to the training mean (zero) by one pseudo-observation."""
+    """Return the errors of a simple forecast of every value except the first of a series.
+
+    The forecast is half the previous value plus half the mean of all previous ones, which is shrunk to the training
+    mean (zero) by one pseudo-observation.
+    """
     total = np.cumsum(values) - values
     before = total - np.repeat(total[first], sizes)
     number = np.arange(len(values)) - np.repeat(first, sizes)
@@ -67,8 +71,10 @@ def _left_by_half_last_half_mean(values: NDArray, first: NDArray, sizes: NDArray
 
 
 def _between(place: NDArray, times: NDArray, values: NDArray, sizes: NDArray) -> tuple[float, ...]:
-    """The standard deviation of the series' own levels, the mean of their slopes and its standard deviation, without
-    what chance adds to their estimates (moments of a mixed model; Laird & Ware 1982)."""
+    """Return the std of the series' levels, the mean of their slopes and the std of their slopes.
+
+    The variance that noise adds to the estimates is subtracted (moments of a mixed model; Laird & Ware 1982).
+    """
     add = lambda x: np.bincount(place, x, len(sizes))
     level = add(values) / sizes
     apart, since = values - level[place], times - (add(times) / sizes)[place]

@@ -1,1 +1,1 @@
-"""The built-in data sets, simulated and real."""
+"""Provide the built-in data sets, simulated and real."""

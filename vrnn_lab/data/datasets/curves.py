@@ -1,4 +1,4 @@
-"""Noisy points on a closed curve in many dimensions: one unknown number, on which all channels depend."""
+"""Simulate noisy points on a closed curve in many dimensions, with one latent number behind all channels."""
 
 from functools import cached_property
 from math import ceil, log, log2, pi
@@ -14,24 +14,25 @@ from vrnn_lab.core.types import Count, Decay, Natural, Positive
 from vrnn_lab.data.base import Ragged, SeriesData, generator
 from vrnn_lab.data.splits import in_order
 
-AT_ONCE = 2**21  # rows x places on the grid: bounds the memory of the exact likelihood
-CURVE = 11  # the curve is the same whatever the seed of the data
+AT_ONCE = 2**21  # rows x grid points: bounds the memory of the exact likelihood
+CURVE = 11  # seed of the curve, which does not depend on the seed of the data
 
 
 class Curves(SeriesData):
-    """x_t = curve(u_t) + N(0, noise^2 I) in `dim` channels, u_t a place on a circle of length 1, t = 0, 1, ...
+    """Simulate x_t = curve(u_t) + N(0, noise^2 I) in `dim` channels, u_t on a circle of length 1, t = 0, 1, ...
 
-    u_0 ~ U[0, 1); with probability `jump` u_t is a fresh U[0, 1), else u_(t-1) + drift + N(0, step^2), wrapped.
-    The curve is a sum of `harmonics` sines and cosines a channel, with coefficients drawn once and for all, scaled
+    u_0 ~ U[0, 1); with probability `jump` u_t is a new draw from U[0, 1), else u_(t-1) + drift + N(0, step^2),
+    wrapped. The curve is a sum of `harmonics` sines and cosines per channel, with fixed random coefficients, scaled
     so that each channel has std 1 over the circle.
 
-    Given the past, x_t lies along an arc (or anywhere on the curve), thin in all directions but one. A Gaussian
-    must cover the space the arc bends through, a mixture of K Gaussians needs one every few noise widths, one latent
-    number says it all. So at their best: RNN with a Gaussian < RNN with a mixture < VRNN (Chung et al. 2015, arXiv
-    1506.02216, table 1, found this order on speech).
+    Given the past, x_t lies along an arc (or anywhere on the curve), thin in all directions but one. A Gaussian must
+    cover the volume through which the arc bends, a mixture needs a Gaussian every few noise widths, but one latent
+    number describes it fully. So the best achievable likelihoods are ordered: RNN with a Gaussian < RNN with a
+    mixture < VRNN (Chung et al. 2015, arXiv 1506.02216, table 1, found this order on speech).
 
-    The exact likelihood is the forward algorithm on a grid of u. Functions on the circle are summed over equal
-    steps, which is exact up to rounding once the grid resolves them; the move of u is a product in Fourier space.
+    The exact likelihood is computed by the forward algorithm on a grid of u. Integrals over the circle are sums over
+    equal steps, exact up to rounding once the grid resolves the integrands; the transition of u is a product in
+    Fourier space.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Curves(SeriesData):
         return tuple(f"x{i}" for i in range(self.dim))
 
     def curve(self, place: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(..., dim): the curve at some places (...) on the circle."""
+        """Evaluate the curve (..., dim) at places (...) on the circle."""
         angle = place[..., None] * self.turns
         return np.concatenate([np.cos(angle), np.sin(angle)], -1) @ self.weights
 
@@ -81,7 +82,10 @@ class Curves(SeriesData):
 
     @cached_property
     def grid(self) -> int:
-        """Places on the circle, two to a width of p(x | u) and of the move: sums then err by e^(-8 pi^2) = 5e-35."""
+        """Return the number of grid points on the circle: at least two per width of p(x | u) and of the transition.
+
+        The error of the sums is then e^(-8 pi^2) = 5e-35.
+        """
         places = np.arange(4096) / 4096
         speed = np.linalg.norm(np.diff(self.curve(places), axis=0), axis=1).max() * 4096
         return 2 ** ceil(log2(2 * max(speed / self.noise, 1 / self.step)))
@@ -97,7 +101,10 @@ class Curves(SeriesData):
         values: Float64[Tensor, "batch time dim"],
         known: Bool[Tensor, "batch time dim"],
     ) -> Float64[Tensor, " batch"]:
-        """log p of the known values: alternately p(u_t | x_<t) -> p(x_t | x_<t), p(u_t | x_<=t)."""
+        """Return log p (batch,) of the known values by the forward algorithm.
+
+        Each step takes p(u_t | x_<t) to p(x_t | x_<t) and p(u_t | x_<=t).
+        """
         curve = torch.from_numpy(self.curve(np.arange(self.grid) / self.grid)).to(values)
         density, total = values.new_ones(len(values), self.grid), values.new_zeros(len(values))
         for i, gap in enumerate(times.diff(dim=1, prepend=times[:, :1]).unbind(1)):
@@ -110,16 +117,16 @@ class Curves(SeriesData):
         return total
 
     def _log_emission(self, curve: Tensor, value: Tensor, known: Tensor) -> Float64[Tensor, "batch grid"]:
-        """log p(known channels of a point | u) at every place of the grid."""
+        """Return log p(known channels of a point | u) at every grid point."""
         value, mask = torch.where(known, value, 0), known.to(value)
         square = (value**2).sum(1, keepdim=True) - 2 * value @ curve.mT + mask @ (curve**2).mT
         return -0.5 * square / self.noise**2 - mask.sum(1, keepdim=True) * (log(self.noise) + 0.5 * LOG_2PI)
 
     def _moved(self, density: Tensor, gap: Float64[Tensor, "batch 1"]) -> Float64[Tensor, "batch grid"]:
-        """The density of u, `gap` steps later: E exp(-2 pi i k (u_t - u_0)) for each wave k; k = 0 stays 1."""
+        """Return the density of u `gap` steps later: multiply wave k by E exp(-2 pi i k (u_t - u_0)), 1 for k = 0."""
         wave = 2 * pi * torch.arange(self.grid // 2 + 1).to(density)
         stay = (1 - self.jump) ** gap
         factor = stay * torch.exp(torch.complex(-0.5 * gap * (wave * self.step) ** 2, -gap * wave * self.drift))
         factor[:, 0] = 1
         moved = torch.fft.irfft(torch.fft.rfft(density) * factor, n=self.grid)
-        return torch.maximum(moved, 1 - stay)  # less is rounding
+        return torch.maximum(moved, 1 - stay)  # jumps give this much everywhere; less is a rounding error

@@ -1,4 +1,4 @@
-"""Handwritten digits of 8 x 8 pixels: one point each, for models without time."""
+"""Load handwritten digits of 8 x 8 pixels as series of one point each, for models without time."""
 
 import numpy as np
 
@@ -11,12 +11,12 @@ GREYS = 17  # pixels count from 0 to 16
 
 
 class Digits(SeriesData):
-    """The 1797 digits of scikit-learn (test part of UCI's Optical Recognition of Handwritten Digits).
+    """Load the 1797 digits of scikit-learn (test part of UCI's Optical Recognition of Handwritten Digits).
 
     An image is one point at time 0 whose 64 channels are its pixels, row by row; its label is the digit.
-    * binary: 1 where a pixel is at least 8 of 16, else 0. Some 50 images then equal another one.
-    * grey (binary=false): (pixel + U[0, 1)) / 17. With that noise log p has a bound: the density of whole numbers
-      has none. log p of the pixels 0 .. 16 themselves is at least that of the values minus 64 log 17 (Theis et al.
+    * binary: 1 where a pixel is at least 8 of 16, else 0. Some 50 images are then duplicates of another one.
+    * grey (binary=false): (pixel + U[0, 1)) / 17. The noise bounds log p, which is unbounded for densities of whole
+      numbers. log p of the pixels 0 .. 16 themselves is at least that of the values minus 64 log 17 (Theis et al.
       2016, arXiv 1511.01844, section 3.1).
     """
 
@@ -49,7 +49,10 @@ class Digits(SeriesData):
 
 
 def read():
-    """Pixels (images, 64), whole numbers from 0 to 16 as float64, and labels (images,)."""
+    """Return pixels (images, 64), whole numbers from 0 to 16 as float64, and labels (images,).
+
+    Raise ValueError where scikit-learn is not installed.
+    """
     try:
         from sklearn.datasets import load_digits
     except ImportError:

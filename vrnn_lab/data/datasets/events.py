@@ -1,4 +1,4 @@
-"""An inhomogeneous Poisson process: events at random moments, with their exact likelihood."""
+"""Simulate an inhomogeneous Poisson process, events at random times, with its exact likelihood."""
 
 from math import pi
 from typing import Literal
@@ -14,17 +14,17 @@ from vrnn_lab.core.types import Count, Natural, Positive, Share
 from vrnn_lab.data.base import Ragged, SeriesData, generator
 from vrnn_lab.data.splits import in_order
 
-PHASES = 512  # of the grid: exact for fewer events a series, since p(events | phase) is smooth and periodic
+PHASES = 512  # grid points; exact for fewer events a series, since p(events | phase) is smooth and periodic
 
 
 class Events(SeriesData):
-    """Events at rate(t) = base (1 + depth sin(2 pi t / period + phase)) on [0, length]; each is a point, value 1.
+    """Simulate events at rate(t) = base (1 + depth sin(2 pi t / period + phase)) on [0, length]; values are all 1.
 
-    Of events t_1 .. t_n in the window: log p = sum_i log rate(t_i) - integral of the rate over the window (Daley &
-    Vere-Jones 2003, prop. 7.2.III), a density of their number and of their ordered moments. A series may have none.
+    Events t_1 .. t_n in the window have log p = sum_i log rate(t_i) - integral of the rate over the window (Daley &
+    Vere-Jones 2003, prop. 7.2.III), a density of their number and of their ordered times. A series may have no event.
 
     phase=fixed: 0 for all, so every series has the same rate; random: each series draws its own from U[0, 2 pi),
-    which its early events tell of, and p averages over it.
+    which can be inferred from its early events; p is averaged over the phase.
     """
 
     support = "events"
@@ -51,7 +51,8 @@ class Events(SeriesData):
         return ("event",)
 
     def make(self):
-        """By thinning (Lewis & Shedler 1979): events at the highest rate, kept with probability rate / highest."""
+        """Simulate the splits by thinning: draw events at the highest rate, keep each with probability rate / highest
+        (Lewis & Shedler 1979)."""
         rng = generator(self.seed, 8)
         count, highest = sum(self.sizes), self.base * (1 + self.depth)
         phase = rng.uniform(0, 2 * pi, (count, 1)) if self.phase == "random" else np.zeros((count, 1))
@@ -71,17 +72,17 @@ class Events(SeriesData):
         return in_order(series, self.sizes)
 
     def rate(self, times: Float64[Tensor, "*shape"], phase: Tensor) -> Float64[Tensor, "*shape"]:
-        """Expected events a unit of time."""
+        """Return the rate at times (*shape), in expected events per unit of time."""
         return self.base * (1 + self.depth * torch.sin(self.turn * times + phase))
 
     def expected(self, window: Float64[Tensor, "batch 2"], phase: Tensor) -> Float64[Tensor, " batch"]:
-        """The integral of the rate over each window."""
+        """Return the expected number of events, the integral of the rate over each window."""
         start, end = window.unbind(1)
         wave = torch.cos(self.turn * start + phase) - torch.cos(self.turn * end + phase)
         return self.base * (end - start + self.depth / self.turn * wave)
 
     def exact(self, batch):
-        """Of the known events, as if they were all there were in the window."""
+        """Return log p (batch,) of the known events, as if they were all events in the window, and None."""
         phases = 2 * pi * torch.arange(PHASES if self.phase == "random" else 1).to(batch.times) / PHASES
         return log_mean_exp(torch.stack([self._log_prob(batch, phase) for phase in phases])), None
 

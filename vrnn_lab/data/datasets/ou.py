@@ -1,4 +1,4 @@
-"""A noisy Ornstein-Uhlenbeck process seen at random times, with its exact likelihood."""
+"""Simulate a noisy Ornstein-Uhlenbeck process observed at random times, with its exact likelihood."""
 
 import numpy as np
 import torch
@@ -13,10 +13,11 @@ from vrnn_lab.data.splits import in_order
 
 
 class OU(SeriesData):
-    """dx = theta (mean - x) dt + sigma dW, x(0) ~ N(mean, sigma^2 / 2 theta), seen through N(0, noise^2).
+    """Simulate dx = theta (mean - x) dt + sigma dW, x(0) ~ N(mean, sigma^2 / 2 theta), with noise N(0, noise^2).
 
-    Each series has its own times, uniform in [0, length]; `points` = [least, most] of them, uniformly.
+    Each series has its own times, uniform in [0, length]; their number is uniform in `points` = [least, most].
     Over a gap g: x(t + g) - mean ~ N(e^(-theta g) (x(t) - mean), (1 - e^(-2 theta g)) sigma^2 / 2 theta).
+    Raise ValueError where `points` is no range.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class OU(SeriesData):
         rng = generator(self.seed, 3)
         lengths = rng.integers(self.points[0], self.points[1] + 1, sum(self.sizes))
         real = np.arange(self.points[1]) < lengths[:, None]
-        # What a shorter series lacks stands at the end of its window, behind all of its own times.
+        # Shorter series are padded with the end of the window, so that sorting keeps the padding behind their times.
         times = np.sort(np.where(real, rng.uniform(0, self.length, real.shape), self.length), 1)
         path = self._path(times, rng)
         values = path + self.noise * rng.standard_normal(path.shape)
@@ -64,7 +65,7 @@ class OU(SeriesData):
         return in_order(series, self.sizes)
 
     def _path(self, times: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """(series, time): noise-free draws at each row's own times."""
+        """Draw noise-free values (series, time) at each row's own times (series, time)."""
         gaps = np.diff(times, axis=1)
         decay = np.exp(-self.theta * gaps)
         spread = np.sqrt(-self.variance * np.expm1(-2 * self.theta * gaps))
@@ -77,7 +78,7 @@ class OU(SeriesData):
         return self.mean + np.stack(states, 1)
 
     def state_space(self, times: Float64[Tensor, "batch time"]) -> StateSpace:
-        """The process about its mean, at these times."""
+        """Return the state space model of x - mean at times (batch, time)."""
         gap = torch.diff(times, dim=1, prepend=times[:, :1])[..., None, None]
         return StateSpace(
             mean=times.new_zeros(1),

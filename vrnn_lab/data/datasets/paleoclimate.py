@@ -1,4 +1,4 @@
-"""Ice-core and sediment records: real, long and strongly irregular."""
+"""Read ice-core and sediment records, which are real, long and strongly irregular."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,7 +14,7 @@ from vrnn_lab.data.cache import cache_folder
 
 @dataclass(frozen=True)
 class Record:
-    """Where a record stands in its file, and in which units."""
+    """Hold the file of a record, the columns of ages and values in it, and their units."""
 
     file: str
     age: str  # the column of ages before present
@@ -33,7 +33,7 @@ RECORDS = {
 
 
 class Paleoclimate(SeriesData):
-    """One record of the past climate, cut into windows of `window` points. Time is minus the age, in kyr.
+    """Read one record of the past climate, cut into windows of `window` points. Time is minus the age, in kyr.
 
     * co2: CO2 in air from EPICA Dome C, ppm, 1901 points in 806 kyr (Lüthi et al. 2008, Nature 453)
     * deuterium: deuterium of EPICA Dome C ice, 5785 points in 802 kyr (Jouzel et al. 2007, Science 317)
@@ -41,14 +41,14 @@ class Paleoclimate(SeriesData):
       Paleoceanography 20, PA1003)
     * gisp2: d18O of Greenland ice, 1390 points in 111 kyr (GISP2; Grootes & Stuiver 1997, JGR 102)
 
-    split=blocks (default) deals blocks of `window` points to the splits at random; neighbouring blocks of
-    training are joined, and windows start `stride` points apart in them. Windows of different splits share no
-    point. It asks about gaps in a climate seen on both sides. split=time trains on the oldest part and tests on
-    the youngest. That is the question of a forecaster, but no fair test here: the records get denser and other
-    in kind towards the present (CO2's last 15 % of the points are 5 kyr of one warm period), so that neither the
-    level nor the gaps are those trained on.
+    split=blocks (default) assigns blocks of `window` points to the splits at random; adjacent training blocks are
+    joined, and windows start `stride` points apart in them. Windows of different splits share no point. This tests
+    the filling of gaps in a climate that is observed on both sides. split=time trains on the oldest part and tests on
+    the youngest. That is forecasting, but not a fair test here: the records get denser and change in character
+    towards the present (CO2's last 15 % of the points are 5 kyr of one warm period), so that neither the level nor
+    the gaps are those of training.
 
-    Ages that occur twice are averaged. `python -m vrnn_lab.fetch paleoclimate` brings the files.
+    Values at equal ages are averaged. `python -m vrnn_lab.fetch paleoclimate` downloads the files.
     """
 
     time_unit = "kyr"
@@ -75,7 +75,7 @@ class Paleoclimate(SeriesData):
         return (RECORDS[self.record].channel,)
 
     def whole(self) -> Ragged:
-        """The record as one series, uncut and as written."""
+        """Return the record as one series, before it is cut into windows and without added noise."""
         times, values = read(RECORDS[self.record])
         return Ragged.joined(
             times=times,
@@ -105,7 +105,10 @@ class Paleoclimate(SeriesData):
 
 
 def read(record: Record):
-    """(times, values), each (points,): minus the age in kyr, increasing; ages that occur twice averaged."""
+    """Return (times, values), each (points,): times are minus the age in kyr and increase; equal ages are averaged.
+
+    Raise ValueError for a missing file or one without the record's columns.
+    """
     path = cache_folder() / record.file
     if not path.is_file():
         raise ValueError(f"{path} does not exist; run: python -m vrnn_lab.fetch paleoclimate")
@@ -122,6 +125,6 @@ def read(record: Record):
 
 
 def _header(lines: list[str], record: Record) -> int | None:
-    """The number of lines before the one that names the columns: some files begin with notes."""
+    """Return the number of lines before the header, as some files begin with notes; None without a header."""
     found = (i for i, line in enumerate(lines) if {record.age, record.value} <= set(line.split(",")))
     return next(found, None)

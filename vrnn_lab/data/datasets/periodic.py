@@ -1,4 +1,4 @@
-"""Sine waves of random frequency and offset."""
+"""Simulate sine waves of random frequency and offset."""
 
 import numpy as np
 
@@ -8,10 +8,10 @@ from vrnn_lab.data.splits import in_order
 
 
 class Periodic(SeriesData):
-    """x(t) = sin(2 pi f t) + c, f ~ U[0.4, 0.8], c ~ N(1, 0.1^2), at 0 and random times in [0, 5].
+    """Simulate x(t) = sin(2 pi f t) + c, f ~ U[0.4, 0.8], c ~ N(1, 0.1^2), at time 0 and at random times in [0, 5].
 
-    Noise is U[0, noise) except on the first point; its mean counts to the clean curve. Each series has its own
-    times, or all share one draw (`shared_times`, as in the public code of Rubanova et al. 2019, arXiv 1907.03907).
+    Noise is U[0, noise) except on the first point; the clean curve includes its mean. Each series has its own times,
+    or all share one draw (`shared_times`, as in the public code of Rubanova et al. 2019, arXiv 1907.03907).
     """
 
     def __init__(

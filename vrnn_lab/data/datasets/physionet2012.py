@@ -1,4 +1,4 @@
-"""Stays in intensive care: the PhysioNet/Computing in Cardiology Challenge 2012."""
+"""Read stays in intensive care from the PhysioNet/Computing in Cardiology Challenge 2012."""
 
 import io
 import logging
@@ -18,8 +18,8 @@ from vrnn_lab.data.base import Ragged, SeriesData
 
 log = logging.getLogger("vrnn_lab")
 
-STAYS = 4000  # of each set
-HOURS = 48  # that each is watched
+STAYS = 4000  # in each set
+HOURS = 48  # length of each stay's record
 STATICS = ("Age", "Gender", "Height", "ICUType")
 SERIES = (
     *("Weight", "Albumin", "ALP", "ALT", "AST", "Bilirubin", "BUN", "Cholesterol", "Creatinine", "DiasABP", "FiO2"),
@@ -30,14 +30,14 @@ SERIES = (
 PARAMETERS = (*STATICS, *SERIES)
 UNITS_OF_CARE = ("CoronaryCare", "CardiacSurgery", "Medical", "Surgical")  # ICUType 1 to 4
 COVARIATES = ("Age", "Gender", "Height", "HeightKnown", *UNITS_OF_CARE)
-USUAL = {"Age": 64.0, "Gender": 0.5, "Height": 170.0}  # of a stay of which it is not told
+USUAL = {"Age": 64.0, "Gender": 0.5, "Height": 170.0}  # imputed where a stay's record lacks them
 POSSIBLE = {
     "Height": (100, 250),
     "Weight": (20, 300),
     "Temp": (25, 45),
     "pH": (6.5, 8),
     "WBC": (0, 500),
-}  # in a living patient
+}  # ranges in a living patient
 ZERO_IS_A_VALUE = ("Gender", "Urine")
 RECORD = re.compile(r"set-([abc])(?:/.*)?/(\d+)\.txt$")
 OUTCOMES = re.compile(r"Outcomes-([abc])\.txt$")
@@ -52,13 +52,13 @@ SOURCE = (
 
 @dataclass(frozen=True)
 class Protocol:
-    """How stays are read and dealt."""
+    """Define how stays are read and assigned to splits."""
 
     sets: str
     shares: tuple[float, float, float]
-    ticks: float  # an hour: times are rounded to whole ones, and what falls together is averaged
+    ticks: float  # per hour: times are rounded to whole ticks, and values at one tick are averaged
     as_written: bool  # -1 and impossible values are kept, descriptors are channels, values are not dequantised
-    labelled: str  # sets of which outcomes are used
+    labelled: str  # sets whose outcomes are used
     says: str = ""
 
 
@@ -91,22 +91,22 @@ PROTOCOLS = {
 
 
 class Physionet2012(SeriesData):
-    """12 000 stays of 48 hours in intensive care: 37 vital signs and laboratory values, each at times of its own.
+    """Read 12 000 stays of 48 hours in intensive care: 37 vital signs and laboratory values at irregular times.
 
-    Silva, Moody, Scott, Celi & Mark 2012 (Computing in Cardiology 39, 245-248); ODC-BY 1.0; from
-    physionet.org/content/challenge-2012, sets a, b and c of 4000 stays. The label: died in hospital. Times are
+    Source: Silva, Moody, Scott, Celi & Mark 2012 (Computing in Cardiology 39, 245-248); ODC-BY 1.0; from
+    physionet.org/content/challenge-2012, sets a, b and c of 4000 stays. The label is death in hospital. Times are
     hours since admission, windows [0, 48]; values of one minute are averaged.
 
-    protocol=ours: -1 is "not known" there, so values not above zero (urine: below zero) are taken for missing, and
-    weights outside 20 to 300 kg, temperatures outside 25 to 45 degrees, pH outside 6.5 to 8, WBC above 500. Rounded
-    values get uniform noise of a rounding step (`dequantise`), found on training values: their density has no bound
-    else. What is told of a patient at admission (`descriptors`) is known at every point and never scored: covariates,
-    with usual values where it is not told. MechVent is 1 wherever it is written: its density is as high as the floor
-    of a spread allows. Stays without a value are left out.
+    protocol=ours: the files write -1 for unknown values, so values not above zero (urine: below zero) count as
+    missing, as do weights outside 20 to 300 kg, temperatures outside 25 to 45 degrees, pH outside 6.5 to 8 and WBC
+    above 500. Rounded values get uniform noise of one rounding step (`dequantise`), estimated from training values;
+    without it their likelihood is unbounded. The facts recorded at admission (`descriptors`) are covariates, known at
+    every point and never scored; missing ones are set to usual values. MechVent is 1 wherever it is recorded, so its
+    density is only bounded by the floor of the predicted std. Stays without a value are left out.
 
-    protocol=rubanova and tpatchgnn read the stays as those papers do; a notice says how.
+    protocol=rubanova and tpatchgnn read the stays as those papers do; a warning lists the settings.
 
-    Whole stays go to the splits by a hash of (seed, id), by rank.
+    Whole stays are assigned to splits by the rank of a hash of (seed, id). Raise ValueError for unknown sets.
     """
 
     time_unit = "hours"
@@ -162,7 +162,10 @@ class Physionet2012(SeriesData):
 
 
 def read(path: Path, sets, labelled) -> tuple[dict[str, str], dict[str, int]]:
-    """The text of every record of some sets, and who died, by id; ValueError for anything short of the whole."""
+    """Return the text of every record of some sets, and the outcomes (1 = died) of the labelled sets, by record id.
+
+    Raise ValueError for a missing, truncated or wrong file.
+    """
     if not path.exists():
         raise ValueError(f"data.path={path} does not exist (looked in {Path.cwd()}). {SOURCE}")
     records: dict[str, dict[str, str]] = {s: {} for s in sets}
@@ -193,7 +196,7 @@ def read(path: Path, sets, labelled) -> tuple[dict[str, str], dict[str, int]]:
 
 
 def outcomes(path: Path, name: str, text: str) -> dict[str, int]:
-    """1 for each record whose patient died in hospital, 0 for the others."""
+    """Return the outcome by record id, 1 for death in hospital, else 0; raise ValueError for a wrong file."""
     try:
         table = pd.read_csv(io.StringIO(text), usecols=["RecordID", "In-hospital_death"], dtype=int)
     except ValueError as error:
@@ -208,7 +211,7 @@ def outcomes(path: Path, name: str, text: str) -> dict[str, int]:
 
 
 def check_ends(path: Path, name: str, text: str) -> None:
-    """ValueError if the text is no record, another's, or cut short."""
+    """Check that a text is the whole record of that name; raise ValueError if not."""
     start = f"{HEAD}\n00:00,RecordID,{name}\n"
     if not text.replace("\r\n", "\n").startswith(start):
         raise ValueError(f"data.path={path}: {name}.txt begins {text[:50]!r}, expected {start!r}. {SOURCE}")
@@ -218,10 +221,10 @@ def check_ends(path: Path, name: str, text: str) -> None:
 
 @dataclass(frozen=True)
 class Measurements:
-    """The lines of all records, as numbers."""
+    """Hold the lines of all records as numbers, each field (lines,)."""
 
-    owner: NDArray[np.int64]  # which record
-    minute: NDArray[np.int64]
+    owner: NDArray[np.int64]  # index of the record
+    minute: NDArray[np.int64]  # since admission
     kind: NDArray[np.int64]  # index into PARAMETERS
     value: NDArray[np.float64]
 
@@ -230,11 +233,14 @@ class Measurements:
 
 
 def rows_of(stays: dict[str, str]) -> Measurements:
-    """All lines but those of RecordID, and those without the name of a parameter, of which there are 2403."""
+    """Parse all lines of the records except RecordID and the 2403 lines without the name of a parameter.
+
+    Raise ValueError that names the first line that cannot be read.
+    """
     try:
         return _rows(stays)
     except (ValueError, TypeError) as error:
-        for name, text in stays.items():  # slow: only to tell which
+        for name, text in stays.items():  # slow, so only run to find the faulty line
             _check_lines(name, text)
         raise ValueError(f"the records cannot be read ({error}). {SOURCE}") from error
 
@@ -261,7 +267,7 @@ def _rows(stays: dict[str, str]) -> Measurements:
 
 
 def minute_of(text: str) -> int:
-    """Since admission, of hh:mm."""
+    """Return the minutes since admission of a time hh:mm; raise ValueError for an invalid or a later time."""
     hour, minute = text.split(":")
     if not (
         len(hour) == len(minute) == 2 and 0 <= int(minute) < 60 and 0 <= int(hour) * 60 + int(minute) <= HOURS * 60
@@ -282,7 +288,7 @@ def _check_lines(name: str, text: str) -> None:
 
 
 def plausible(rows: Measurements) -> Measurements:
-    """Values that a living patient may have."""
+    """Keep the measurements whose values are possible in a living patient."""
     least = np.array([0.0 if name in ZERO_IS_A_VALUE else np.nextafter(0, 1) for name in PARAMETERS])
     low = np.maximum(least, [POSSIBLE.get(name, (0, 0))[0] for name in PARAMETERS])
     high = np.array([POSSIBLE.get(name, (0, np.inf))[1] for name in PARAMETERS])
@@ -290,7 +296,7 @@ def plausible(rows: Measurements) -> Measurements:
 
 
 def covariates_of(rows: Measurements, count: int) -> NDArray[np.float64]:
-    """(records, covariate): what is told of each patient at admission."""
+    """Return the covariates (records, covariate) from the facts recorded at admission, in the order of COVARIATES."""
     told = np.full((count, len(STATICS)), np.nan)
     first = rows.kind < len(STATICS)
     told[rows.owner[first], rows.kind[first]] = np.where(rows.value[first] < 0, np.nan, rows.value[first])
@@ -303,7 +309,10 @@ def covariates_of(rows: Measurements, count: int) -> NDArray[np.float64]:
 def averaged(
     rows: Measurements, names: tuple[str, ...], channels: tuple[str, ...], ticks: float
 ) -> tuple[Ragged, Ragged]:
-    """The records as series, and the same without values that are the mean of several."""
+    """Return the records as series, and a copy without the values that are the mean of several measurements.
+
+    ticks: per hour; measurements of a channel at one tick are averaged. Records without a value are left out.
+    """
     left_out = len(PARAMETERS) - len(channels)
     rows = rows.some(rows.kind >= left_out)
     moment = np.rint(rows.minute * (ticks / 60)).astype(np.int64)

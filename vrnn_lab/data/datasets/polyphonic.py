@@ -1,4 +1,4 @@
-"""Polyphonic music as piano rolls: which of 88 keys sound at each step."""
+"""Read polyphonic music as piano rolls, which mark the sounding ones of 88 keys at each step."""
 
 from pathlib import Path
 
@@ -21,19 +21,20 @@ SOURCE = (
 
 
 class Polyphonic(SeriesData):
-    """A file of piano rolls, zeros and ones: channel n60 is the key of MIDI number 60, the middle C.
+    """Read a file of piano rolls, zeros and ones; channel n60 is the key of MIDI number 60, the middle C.
 
-    The four sets of Boulanger-Lewandowski, Bengio & Vincent 2012 (ICML, arXiv 1206.6392), with their splits:
+    The files are the four sets of Boulanger-Lewandowski, Bengio & Vincent 2012 (ICML, arXiv 1206.6392), with their
+    splits:
 
     | | train, val, test | steps a series |
     |---|---|---|
     | JSB_Chorales | 229, 76, 77 | 25 to 160 |
     | MuseData | 524, 135, 124 | 9 to 4273 |
-    | Nottingham | 694, 173, 170 | 40 to 1793 (two training pieces come again, one in val and one in test) |
+    | Nottingham | 694, 173, 170 | 40 to 1793 (two training pieces occur again, one in val and one in test) |
     | Piano_midi | 87, 12, 25 | 65 to 3857 |
 
     Each is a MATLAB file with cells `traindata`, `validdata` and `testdata` of rolls (time, 88). Training pieces
-    longer than `window` steps are cut into equal parts, each on its piece's clock; val and test stay whole.
+    longer than `window` steps are cut into equal parts, which keep the piece's time stamps; val and test stay whole.
     Published numbers are nats a step: 88 times nats a value.
     """
 
@@ -59,7 +60,7 @@ class Polyphonic(SeriesData):
 
 
 def parts(series: Ragged, window: int) -> Runs:
-    """Every series in as few parts as hold at most `window` points each, of equal length to within a point."""
+    """Cut every series into the fewest parts of at most `window` points, whose lengths differ by at most one."""
     lengths = series.lengths
     count = -(-lengths // window)
     owner = np.repeat(np.arange(len(series)), count)
@@ -69,12 +70,12 @@ def parts(series: Ragged, window: int) -> Runs:
 
 
 def read(path: Path) -> dict[str, Ragged]:
-    """The splits of a file; ValueError if it is none of ours."""
+    """Read the splits of a file; raise ValueError unless it holds piano rolls in the expected format."""
     if not path.is_file():
         raise ValueError(f"data.path={path} does not exist (looked in {Path.cwd()}); {SOURCE}.")
     try:
         found = loadmat(path, variable_names=list(PARTS.values()))
-    except Exception as error:  # whatever a reader may stumble over in a file of another kind
+    except Exception as error:  # loadmat raises errors of many types for other files
         raise ValueError(f"data.path={path} is no MATLAB file that can be read ({error}); {SOURCE}.") from error
     if missing := sorted(set(PARTS.values()) - set(found)):
         raise ValueError(f"data.path={path} lacks {', '.join(missing)}; {SOURCE}.")

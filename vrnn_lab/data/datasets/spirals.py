@@ -1,4 +1,4 @@
-"""Noisy windows of two Archimedean-like spirals, and their one-dimensional version."""
+"""Simulate noisy windows of two Archimedean-like spirals, and a one-dimensional version of them."""
 
 from typing import Literal
 
@@ -13,7 +13,10 @@ TIMES = np.linspace(0, 6 * np.pi, 500)
 
 
 def curve(clockwise: np.ndarray) -> np.ndarray:
-    """(series, 500, 2): the whole curve each series is a window of (Chen et al. 2018; torchdiffeq's example)."""
+    """Return the whole curve (series, 500, 2) of which each series is a window; clockwise (series,) picks the spiral.
+
+    Source: Chen et al. 2018 (arXiv 1806.07366) and torchdiffeq's example.
+    """
     inverse = 6 * np.pi + 1 - TIMES
     one = 50 * 0.3 / inverse
     two = 0.3 * TIMES
@@ -23,11 +26,12 @@ def curve(clockwise: np.ndarray) -> np.ndarray:
 
 
 class Spirals(SeriesData):
-    """A fair coin chooses the spiral, a uniform start the window of `points` points; N(0, noise^2) is added.
+    """Simulate windows of `points` points of two spirals, with random spiral and start, plus noise N(0, noise^2).
 
-    clock=own keeps a window's own time stamps; clock=shared relabels every window with the first ones, as the
-    public code does. The truth beyond a window is known, so every model is asked for it too.
-    Chen et al. 2018 (arXiv 1806.07366), section 5.1.
+    Each spiral has probability 1/2; the start is uniform in the range `start`. clock=own keeps a window's own time
+    stamps; clock=shared gives every window the first time stamps, as the public code does. The truth beyond a window
+    is known, so every model is evaluated there too. Raise ValueError for windows that leave the curve.
+    Source: Chen et al. 2018 (arXiv 1806.07366), section 5.1.
     """
 
     phase_plane = True
@@ -64,12 +68,12 @@ class Spirals(SeriesData):
         return ("x", "y")
 
     def _drawn(self, rng: np.random.Generator) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-        """Which spiral each series is a window of, and the place on the curve where the window starts."""
+        """Draw the spiral (series,) of each series, True for clockwise, and the index (series,) of its start."""
         count = sum(self.sizes)
         return rng.random(count) < 0.5, rng.integers(self.start[0], self.start[1] + 1, count)
 
     def _clean(self, clockwise: NDArray[np.bool_], place: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(series, places, dim): the curves at some places (series, places) of their 500."""
+        """Return the curves (series, places, dim) at some indices (series, places) of their 500 points."""
         return np.take_along_axis(curve(clockwise), place[..., None], 1)[..., : len(self.channels)]
 
     def make(self):
@@ -83,7 +87,7 @@ class Spirals(SeriesData):
         return in_order(Ragged.of(times, values, clean=clean), self.sizes)
 
     def beyond(self, split):
-        """Up to one window's length before it and after it, as far as the curve goes; noise of its own there."""
+        """Return the series with up to one window's length of the curve added before and after, with new noise."""
         series, (clockwise, first) = self.splits[split], self._drawn(generator(self.seed, 1))
         rows, inside, around = (
             series.ids,
@@ -106,10 +110,10 @@ class Spirals(SeriesData):
 
 
 class Spirals1D(Spirals):
-    """The spirals' x alone (torchdiffeq issue 91).
+    """Simulate the x coordinate of the spirals alone (torchdiffeq issue 91).
 
-    With one clock for all (clock=shared) and z_0 at a common time (model.origin=common), windows that start
-    elsewhere contradict each other; with their own time stamps (clock=own) they do not.
+    With shared time stamps (clock=shared) and z_0 at a common time (model.origin=common), windows that start at
+    different places contradict each other; with their own time stamps (clock=own) they do not.
     """
 
     phase_plane = False

@@ -1,4 +1,4 @@
-"""Two labelled sets of the UEA archive: who speaks, what a wearer of a watch does."""
+"""Read two labelled sets of the UEA archive: speakers of a vowel, and activities of a person with a watch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from vrnn_lab.data.steps import in_steps
 
 @dataclass(frozen=True)
 class Problem:
-    """What the files <title>_TRAIN.ts and <title>_TEST.ts hold."""
+    """Name the channels and classes of the files <title>_TRAIN.ts and <title>_TEST.ts."""
 
     title: str
     channels: tuple[str, ...]
@@ -33,17 +33,17 @@ PROBLEMS = {
 
 
 class UEA(SeriesData):
-    """Series of the UEA archive, each with a class; their time is counted in steps.
+    """Read series of the UEA archive, each with a class; time is counted in steps.
 
     * speech: JapaneseVowels, 12 cepstrum coefficients of /ae/, 270 + 370 utterances of 7 to 29 frames; the class
-      is which of 9 men speaks (Kudo, Toyama & Shimbo 1999, Pattern Recognition Letters 20, 1103-1111)
+      is the speaker, one of 9 men (Kudo, Toyama & Shimbo 1999, Pattern Recognition Letters 20, 1103-1111)
     * motion: BasicMotions, a watch's accelerometer and gyroscope every 0.1 s, 40 + 40 series of 100 points; the
-      class is what its wearer does (Bagnall et al. 2018, arXiv 1811.00075). One reading in nine repeats the one
-      before it exactly: its density has no bound, so compare nll between heads of one kind only.
+      class is its wearer's activity (Bagnall et al. 2018, arXiv 1811.00075). One reading in nine repeats the previous
+      one exactly, so the likelihood is unbounded: compare nll between heads of one kind only.
 
-    The archive's own test files are the test split. Of its training files the share `val` of each class, drawn
-    by the seed, validates. `python -m vrnn_lab.fetch speech` (or motion) brings the files into the cache; `path`
-    is another folder that holds them.
+    The archive's own test files are the test split. A fraction `val` of each class in the training files, drawn by
+    the seed, is used for validation. `python -m vrnn_lab.fetch speech` (or motion) downloads the files to the cache;
+    `path` is another folder that holds them.
     """
 
     time_unit = "step"
@@ -76,7 +76,7 @@ class UEA(SeriesData):
         }
 
     def _held_out(self, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """(series,): the share of each class that validates."""
+        """Mark the series (series,) of each class that are held out for validation."""
         rng = generator(self.seed, 7)
         held = np.zeros(len(labels), bool)
         for label in np.unique(labels):
@@ -92,7 +92,10 @@ class UEA(SeriesData):
 
 
 def read(path: Path, problem: Problem, cure: str) -> Ragged:
-    """The series of a .ts file: behind the line @data one a line, channels parted by ':', the class at the end."""
+    """Read the series of a .ts file: after the line @data, one per line, channels separated by ':', the class last.
+
+    cure: last sentence of the ValueError for a missing or invalid file.
+    """
     if not path.is_file():
         raise ValueError(f"{path} does not exist. {cure}")
     lines = [line.strip() for line in path.read_text("utf-8", errors="replace").splitlines()]
@@ -112,7 +115,7 @@ def read(path: Path, problem: Problem, cure: str) -> Ragged:
 
 
 def _series(line: str, problem: Problem) -> tuple[NDArray[np.float64], int]:
-    """A line's values (time, dim) and the number of its class."""
+    """Return the values (time, dim) of a line and the index of its class."""
     *parts, label = line.split(":")
     if len(parts) != len(problem.channels):
         raise ValueError(f"{len(parts)} channels, expected {len(problem.channels)} and the class, parted by ':'")

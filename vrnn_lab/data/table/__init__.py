@@ -1,1 +1,1 @@
-"""The data set of one's own table: readers of CSV and Parquet files, time stamps and errors."""
+"""Provide the data set of the user's own table: readers of CSV and Parquet files, time stamps and error messages."""

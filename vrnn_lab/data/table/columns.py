@@ -1,4 +1,4 @@
-"""From the cells of a CSV or Parquet file to numbers, times and names; errors name the column, line and cell."""
+"""Convert the cells of a CSV or Parquet file to numbers, times and names; errors name the column, line and cell."""
 
 import difflib
 import logging
@@ -31,9 +31,9 @@ from vrnn_lab.data.table.wide_times import melt_cure
 log = logging.getLogger("vrnn_lab")
 ENDINGS = (".csv", ".csv.gz", ".parquet")
 MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "none", "-nan", "-NaN", "<NA>"]
-LARGEST = 1e150  # in magnitude, of values and times: their squares are finite, and so are sums of those
+LARGEST = 1e150  # largest magnitude of values and times, so that sums of their squares are finite
 CODE = "Write a text as numbers: 0 and 1, or for several kinds a column of 0 and 1 each."
-OTHER_NAMES = {  # what Nixtla, GluonTS and others call these columns
+OTHER_NAMES = {  # names of these columns in Nixtla, GluonTS and others
     "id": ("unique_id", "item_id", "series_id", "ID", "Id"),
     "time": ("ds", "timestamp", "datetime", "date", "Time", "Date"),
     "channel": ("kind", "variable", "parameter", "Channel"),
@@ -43,13 +43,13 @@ OTHER_NAMES = {  # what Nixtla, GluonTS and others call these columns
 
 @dataclass(frozen=True)
 class Cells:
-    """Rows of a file as they were read; the frame's index counts the file's data rows from 0."""
+    """Hold rows of a file as they were read; the frame's index counts the file's data rows from 0."""
 
     path: Path
     frame: pd.DataFrame
 
     def where(self, place: int) -> str:
-        """Where the row at this place of the frame stands in the file."""
+        """Return the file's line or row, such as "line 7", of the row at a position of the frame."""
         return where(self.path, int(self.frame.index[place]))
 
     def column(self, name: str) -> pd.Series:
@@ -63,14 +63,17 @@ class Cells:
 
 
 def where(path: Path, row: int) -> str:
-    """Where a data row, counted from 0, stands in a file."""
+    """Return the position of a data row, counted from 0, in its file: "line 7" for CSV, else "row 6"."""
     if not is_csv(path):
         return f"row {row + 1}"
     return f"line {row + 2 + dialect_of(path).skipped}"
 
 
 def column_names(path: Path, key: str = "data.path") -> list[str]:
-    """The columns a file has; ValueError if it is missing or of no known kind. key: the option that names it."""
+    """Return the names of a file's columns; raise ValueError if it is missing or of an unknown type.
+
+    key: the option that names the file, for messages.
+    """
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
         raise ValueError(f"{key}={path} {found} (looked in {Path.cwd()}); expected a CSV or Parquet file.")
@@ -82,7 +85,7 @@ def column_names(path: Path, key: str = "data.path") -> list[str]:
 
 
 def refuse_stream(path: Path, channel: str | None, beside: "ColumnRoles") -> None:
-    """ValueError for a file or a form that cannot be read bit by bit."""
+    """Raise ValueError for a file or a table form that cannot be streamed."""
     if beside.wanted:
         raise ValueError(
             f"data.stream=true reads values alone, and data.{beside.wanted[0][0]} names other columns; leave those "
@@ -103,7 +106,10 @@ def refuse_stream(path: Path, channel: str | None, beside: "ColumnRoles") -> Non
 
 
 def demand(path: Path, found: list[str], wanted: Iterable[tuple[str, str]], keys: str = "data.") -> None:
-    """ValueError unless every wanted column, (config key, name), is among those found. keys: where those belong."""
+    """Check that every wanted column, (config key, name), is among those found; raise ValueError with a remedy.
+
+    keys: prefix of the config keys in messages.
+    """
     wanted = list(wanted)
     missing = [(key, name) for key, name in wanted if name not in found]
     if not missing:
@@ -125,7 +131,7 @@ def demand(path: Path, found: list[str], wanted: Iterable[tuple[str, str]], keys
 
 
 def read(path: Path, wanted: list[str], words: Iterable[str]) -> Cells:
-    """The wanted columns of a file; those named in `words` are kept as text. ValueError if there is no row."""
+    """Read the wanted columns of a file, those named in `words` as text; raise ValueError if there is no row."""
     words = set(words)
     if path.suffix.lower() == ".parquet":
         frame = parquet_file.read(path, wanted, words)
@@ -137,11 +143,11 @@ def read(path: Path, wanted: list[str], words: Iterable[str]) -> Cells:
 
 
 class RepeatedError(ValueError):
-    """A series has two values at one time."""
+    """Report a series with two values at one time."""
 
 
 def without_copies(cells: Cells) -> Cells:
-    """The rows without those that repeat an earlier row in every cell; a notice counts them."""
+    """Drop the rows that repeat an earlier row in every cell, and log their number."""
     copies = cells.frame.duplicated().to_numpy()
     if not copies.any():
         return cells
@@ -156,7 +162,10 @@ def without_copies(cells: Cells) -> Cells:
 
 
 def chunks(path: Path, wanted: list[str], words: Iterable[str], rows: int) -> Iterator[Cells]:
-    """The same, so many rows at a time; nothing where there is none."""
+    """Read the wanted columns of a file in chunks of `rows` rows, those named in `words` as text.
+
+    A file without rows yields nothing.
+    """
     parquet = path.suffix.lower() == ".parquet"
     words = set(words)
     kinds = _kinds(wanted, words)
@@ -171,7 +180,7 @@ def chunks(path: Path, wanted: list[str], words: Iterable[str], rows: int) -> It
 
 
 def _batches(path: Path, wanted: list[str], rows: int) -> Generator[pd.DataFrame, None, None]:
-    """Rows of a Parquet file, counted through."""
+    """Yield the rows of a Parquet file in batches whose index counts the rows of the file."""
     first = 0
     for batch in parquet_file.batches(path, wanted, rows):
         with parquet_file.readable(path):
@@ -181,18 +190,21 @@ def _batches(path: Path, wanted: list[str], rows: int) -> Generator[pd.DataFrame
 
 
 def _kinds(wanted: list[str], words: set[str]) -> dict[str, Any]:
-    """How pandas is to read the columns of a CSV file. Not words as categories: those of 007 would be numbers."""
+    """Return the options with which pandas reads the columns of a CSV file.
+
+    Words are not read as categories, because pandas would turn those such as 007 into numbers.
+    """
     missing = {name: MISSING for name in wanted if name not in words}
     return {"dtype": dict.fromkeys(words, "str"), "na_values": missing}
 
 
 @dataclass(frozen=True)
 class ColumnRoles:
-    """Columns that stand beside the values: what is known everywhere, and error bars."""
+    """Name the columns other than values, times and names: covariates and error bars."""
 
-    known: tuple[str, ...] = ()  # one number a row
-    static: tuple[str, ...] = ()  # one number a series
-    error: tuple[str | None, ...] = ()  # one a channel (None: it has none); long form: one beside the value
+    known: tuple[str, ...] = ()  # one number per row
+    static: tuple[str, ...] = ()  # one number per series
+    error: tuple[str | None, ...] = ()  # one per channel (None: it has none); long form: one for the value column
 
     @property
     def covariates(self) -> tuple[str, ...]:
@@ -200,13 +212,16 @@ class ColumnRoles:
 
     @property
     def wanted(self) -> list[tuple[str, str]]:
-        """(config key, column)."""
+        """Return (config key, column name) of every named column."""
         named = [("known", name) for name in self.known] + [("static", name) for name in self.static]
         return named + [("error", name) for name in self.error if name is not None]
 
 
 def covariates(cells: Cells, id: str | None, beside: ColumnRoles) -> NDArray[np.float64] | None:
-    """(rows, covariates): the known ones as each row has them, the static ones as their series has them."""
+    """Return the covariates (rows, covariates), known ones by row and static ones by series; None without any.
+
+    Raise ValueError for a missing known number, and for a series without one static number.
+    """
     if not beside.covariates:
         return None
     known = [_known(cells, name) for name in beside.known]
@@ -228,11 +243,11 @@ def _known(cells: Cells, column: str) -> NDArray[np.float64]:
 
 
 def _static(cells: Cells, column: str, owner: NDArray[np.int64], names: tuple[str, ...]) -> NDArray[np.float64]:
-    """(rows,): the one number each row's series has."""
+    """Return the static number (rows,) of each row's series; raise ValueError for a series with none or several."""
     found = numbers(cells, column, f"data.static takes numbers. {CODE}")
     there = np.flatnonzero(~np.isnan(found) & (owner >= 0))
     series, place = np.unique(owner[there], return_index=True)
-    value = np.full(len(names) + 1, np.nan)  # the last is that of rows without a name
+    value = np.full(len(names) + 1, np.nan)  # the last entry is for rows without a name, whose owner is -1
     value[series] = found[there][place]
     other = first(found[there] != value[owner[there]])
     if other is not None:
@@ -253,7 +268,10 @@ def _static(cells: Cells, column: str, owner: NDArray[np.int64], names: tuple[st
 
 
 def errors(cells: Cells, column: str | None, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(rows,): the error bar of each value that was observed, NaN elsewhere; zeros of no column."""
+    """Return the error bars (rows,) of observed values, NaN elsewhere; zeros where there is no such column.
+
+    Raise ValueError for an observed value with a missing or negative error bar.
+    """
     if column is None:
         return np.where(np.isnan(values), np.nan, 0.0)
     found = numbers(cells, column, "data.error takes numbers.")
@@ -268,15 +286,15 @@ def errors(cells: Cells, column: str | None, values: NDArray[np.float64]) -> NDA
 
 
 def first(mask) -> int | None:
-    """The place of the first True of a mask (rows,)."""
+    """Return the index of the first True of a mask (rows,), or None."""
     found = np.flatnonzero(mask)
     return int(found[0]) if len(found) else None
 
 
 def looks_like_numbers(cells: Cells, column: str) -> bool:
-    """Return whether more than half of the cells of a column are numbers; a text among them is then an error.
+    """Return whether more than half of the cells of a column are numbers, so that a text among them is an error.
 
-    ValueError for a column of numbers with decimal commas, which were read as text.
+    Raise ValueError for a column of numbers with decimal commas, which were read as text.
     """
     content = cells.column(column).dropna()
     if types.is_bool_dtype(content) or not len(content):
@@ -308,11 +326,11 @@ CALENDAR = {
     "doy": (1, 366),
     "hour": (0, 24),
     "minute": (0, 60),
-}  # columns that repeat what the time says: their smallest and largest values
+}  # columns that repeat parts of the time stamps: their smallest and largest values
 
 
 def counts_rows(cells: Cells, column: str) -> bool:
-    """Whether a column is called like a row number and counts the rows of the file."""
+    """Return whether a column has a name typical of row numbers and counts the rows of the file."""
     if column.strip().lower() not in ROW_NAMES:
         return False
     found = _parsed(cells.column(column))
@@ -320,7 +338,7 @@ def counts_rows(cells: Cells, column: str) -> bool:
 
 
 def is_calendar(cells: Cells, column: str) -> bool:
-    """Whether a column is called like a part of a date and holds such whole numbers in every row."""
+    """Return whether a column is named after a part of a date and holds valid whole numbers in every row."""
     limits = CALENDAR.get(column.strip().lower().replace("_", ""))
     if limits is None:
         return False
@@ -335,7 +353,7 @@ def is_calendar(cells: Cells, column: str) -> bool:
 def tell_left_out(
     path: Path, id: str | None, time: str, others: list[str], channels: Sequence[str], cure: str
 ) -> None:
-    """A notice of the columns that are no channels; ValueError where none is one."""
+    """Log the columns that are not used as channels; raise ValueError where there is no channel."""
     if not channels:
         raise ValueError(f"{path} has no column of numbers beside '{id}' and '{time}'; it has {others}. {cure}")
     if left := [c for c in others if c not in channels]:
@@ -343,7 +361,11 @@ def tell_left_out(
 
 
 def numbers(cells: Cells, column: str, cure: str = "") -> NDArray[np.float64]:
-    """(rows,), NaN for an empty cell. ValueError for text, for infinite values and for those beyond LARGEST."""
+    """Return the numbers (rows,) of a column, NaN for an empty cell.
+
+    Raise ValueError for text, for infinite values and for those beyond LARGEST. cure: last sentence of the message
+    for text.
+    """
     cure = cure or "Correct the cell, or name the columns to use: data.values=[...]."
     content = cells.column(column)
     found = _parsed(content)
@@ -366,12 +388,12 @@ def numbers(cells: Cells, column: str, cure: str = "") -> NDArray[np.float64]:
 
 
 def _short(text: str) -> str:
-    """A cell for a message."""
+    """Shorten the text of a cell for a message."""
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _no_number(cells: Cells, column: str, place: int, cure: str) -> ValueError:
-    """The error of a text among numbers; cure: of one that is no number with a decimal comma."""
+    """Return the error for a text among numbers; cure: the remedy unless the text has a decimal comma."""
     text = cells.text(column, place)
     cure = comma_cure(cells.path, cells.frame, text) if has_decimal_comma(text) else cure
     return ValueError(
@@ -381,7 +403,7 @@ def _no_number(cells: Cells, column: str, place: int, cure: str) -> ValueError:
 
 
 def _parsed(content: pd.Series) -> NDArray[np.float64]:
-    """(rows,): the numbers a column holds, NaN for all else."""
+    """Return the numbers (rows,) of a column, NaN for all other cells."""
     if isinstance(content.dtype, pd.CategoricalDtype) and types.is_numeric_dtype(content.cat.categories):
         content = content.astype(np.float64)
     if not types.is_numeric_dtype(content):
@@ -392,7 +414,11 @@ def _parsed(content: pd.Series) -> NDArray[np.float64]:
 
 
 def times(cells: Cells, column: str) -> tuple[NDArray[np.float64], bool]:
-    """(rows,) and whether they were dates: numbers as they are, ISO dates as days since 1970, of UTC if zoned."""
+    """Return the times (rows,) of a column, and whether they are dates.
+
+    Numbers stay as they are; dates become days since 1970, in UTC if they have a zone. Raise ValueError for empty
+    cells, for a mixture of both, and for cells that are neither finite numbers nor ISO dates.
+    """
     content = cells.column(column)
     empty = first(content.isna())
     if empty is not None:
@@ -439,7 +465,7 @@ def _dates(cells: Cells, column: str) -> NDArray[np.float64]:
 
 
 def shown(cells: Cells, column: str, place: int) -> str:
-    """A cell and where it stands: "'2024-05-31' in line 7"."""
+    """Format a cell and its position for a message: "'2024-05-31' in line 7"."""
     return f"'{cells.text(column, place)}' in {cells.where(place)}"
 
 
@@ -450,9 +476,9 @@ def _days(moments: pd.Series) -> NDArray[np.float64]:
 
 
 def words(cells: Cells, column: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """(rows,) indices into the sorted distinct texts of a column, and those; -1 for an empty cell."""
+    """Return indices (rows,) into the sorted distinct texts of a column, -1 for an empty cell, and those texts."""
     content = cells.column(column)
-    if content.dtype == np.float16:  # of which pandas makes no categories
+    if content.dtype == np.float16:  # pandas cannot make categories of half precision
         content = content.astype(np.float32)
     content = content.astype("category")
     labels = np.array([str(x) for x in content.cat.categories], dtype=object)
@@ -463,7 +489,7 @@ def words(cells: Cells, column: str) -> tuple[NDArray[np.int64], tuple[str, ...]
 
 
 def all_filled(cells: Cells, column: str, codes: NDArray[np.int64]) -> None:
-    """ValueError for the first row whose text in this column is empty."""
+    """Check that codes (rows,) of a text column have no -1; raise ValueError that names the first empty row."""
     empty = first(codes < 0)
     if empty is not None:
         raise ValueError(
@@ -472,7 +498,7 @@ def all_filled(cells: Cells, column: str, codes: NDArray[np.int64]) -> None:
 
 
 def marks(cells: Cells, column: str) -> NDArray[np.int64]:
-    """(rows,): the split that a column says, an index into SPLITS. ValueError for another word, or none."""
+    """Return the split (rows,) that a column names, as an index into SPLITS; raise ValueError for other words."""
     codes, found = words(cells, column)
     all_filled(cells, column, codes)
     unknown = [i for i, word in enumerate(found) if word not in SPLITS and (codes == i).any()]

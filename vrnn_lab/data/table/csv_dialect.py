@@ -1,4 +1,4 @@
-"""Reads CSV files by pandas, whichever of comma, semicolon and tab separates their cells and marks their decimals."""
+"""Read CSV files by pandas, with detection of their separator (comma, semicolon, tab) and decimal mark."""
 
 import gzip
 import io
@@ -22,8 +22,8 @@ from vrnn_lab.data.table.csv_errors import refuse_binary, wrong_bytes, wrong_cel
 
 log = logging.getLogger("vrnn_lab")
 ENDINGS = (".csv", ".csv.gz")
-LINES = 10_000  # at least so many are searched for decimals
-LONGEST = 2**20  # characters of a header
+LINES = 10_000  # lines searched for decimals, at least
+LONGEST = 2**20  # characters read of a header, at most
 WHOLE_NUMBER = re.compile(r"\s*[+-]?\d+\s*")
 DECIMAL_COMMA = r"[+-]?\d*,\d+(?:[eE][+-]?\d+)?"
 GROUPED = r"[+-]?\d{1,3}(?:\.\d{3})+"  # a whole number with points between thousands
@@ -35,7 +35,7 @@ SEPARATOR_LINE = r'"?sep=(.)"?'  # as Excel writes it before the header
 
 @dataclass(frozen=True)
 class Dialect:
-    """The separator of the cells of a CSV file, and the mark that stands before the decimals of its numbers."""
+    """Hold the separator of the cells of a CSV file and the decimal mark of its numbers."""
 
     separator: str = ","
     decimal: str = "."
@@ -44,13 +44,13 @@ class Dialect:
 
     @property
     def options(self) -> str:
-        """The arguments of pandas.read_csv that differ from its defaults, as Python: ", sep=';', decimal=','"."""
+        """Return the non-default arguments of pandas.read_csv as Python code: ", sep=';', decimal=','"."""
         separator = self.as_text + ("" if self.decimal == "." else f", decimal={self.decimal!r}")
         return separator + (", thousands='.'" if self.grouped else "")
 
     @property
     def as_text(self) -> str:
-        """Return the arguments of pandas.read_csv that read every cell of such a file as text."""
+        """Return the arguments of pandas.read_csv that are needed to read every cell of such a file as text."""
         separator = "" if self.separator == "," else f", sep={self.separator!r}"
         return separator + (f", skiprows={self.skipped}" if self.skipped else "")
 
@@ -60,11 +60,14 @@ def is_csv(path: Path) -> bool:
 
 
 def read_csv(path: Path, **options) -> Any:
-    """A frame, or with `chunksize` an iterator over frames. ValueError for a file that pandas cannot read."""
+    """Read a CSV file as a frame, or with `chunksize` as an iterator over frames; options: of pandas.read_csv.
+
+    Raise ValueError for a file that pandas cannot read.
+    """
     words = options.get("dtype", {})
     with readable_csv(path):
         dialect = dialect_of(path)
-        if dialect.grouped:  # pandas would take the points out of dates such as 1.2.2024 too
+        if dialect.grouped:  # with thousands=".", pandas would remove the points of dates such as 1.2.2024 too
             options["dtype"] = "str"
         found = pd.read_csv(
             path,
@@ -72,7 +75,7 @@ def read_csv(path: Path, **options) -> Any:
             decimal=dialect.decimal,
             skiprows=dialect.skipped,
             keep_default_na=False,
-            skip_blank_lines=False,  # so that the line numbers of messages are the file's
+            skip_blank_lines=False,  # so that line numbers in messages match the file
             skipinitialspace=True,
             index_col=False,
             low_memory=False,
@@ -82,8 +85,10 @@ def read_csv(path: Path, **options) -> Any:
 
 
 def with_points(path: Path, frame: pd.DataFrame, words: Container[str]) -> pd.DataFrame:
-    """The frame with a point in numbers with decimal commas that were left as texts, because another cell of their
-    column is no number. Columns in `words` stay as they are."""
+    """Return the frame with decimal points instead of decimal commas in columns that pandas left as text.
+
+    Pandas does so if some cell of the column is not a number. Columns in `words` stay unchanged.
+    """
     if is_csv(path) and (dialect := dialect_of(path)).decimal == ",":
         for name in frame:
             content = cast(pd.Series, frame[name])
@@ -97,7 +102,10 @@ def _pointed(content: pd.Series) -> pd.Series:
 
 
 def _ungrouped(content: pd.Series) -> pd.Series:
-    """A column of texts without points between thousands and with points before decimals; numbers if all are."""
+    """Remove thousands separators from a column of texts and write decimals with points.
+
+    Return numbers if all cells are numbers, else texts.
+    """
     grouped = rf"^\s*(?:{GROUPED_COMMA}|{GROUPED})\s*$"
     plain = _pointed(content.str.replace(grouped, lambda match: match[0].replace(".", ""), regex=True))
     try:
@@ -108,7 +116,7 @@ def _ungrouped(content: pd.Series) -> pd.Series:
 
 @contextmanager
 def readable_csv(path: Path) -> Iterator[None]:
-    """Turns what pandas raises for a CSV file that it cannot read into a ValueError that names the file."""
+    """Convert errors that pandas raises for an unreadable CSV file to a ValueError that names the file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
@@ -124,11 +132,11 @@ def readable_csv(path: Path) -> Iterator[None]:
 
 
 def dialect_of(path: Path) -> Dialect:
-    """The dialect of a file, found once while the file stays the same; a notice tells of one that is not the usual.
+    """Detect the dialect of a file, cached while the file does not change; log a dialect other than the default.
 
-    The cells are separated by semicolons or tabs if the header has such and, outside of quotation marks, no comma.
-    Their numbers then have decimal commas if some cell is a number with a decimal comma and none is one with a point;
-    and points between thousands if some cell has both, as 1.234,5 has, and all others with a point could have them.
+    Cells are separated by semicolons or tabs if the header contains these and, outside quotation marks, no comma.
+    Numbers then have decimal commas if some cell is a number with a decimal comma and none has a decimal point; and
+    points between thousands if some cell has both, as 1.234,5 has, and every other point may separate thousands.
     A first line sep=; names the separator.
     """
     state = path.stat()
@@ -163,14 +171,14 @@ def _dialect(path: Path, _absolute: str, _size: int, _changed: int) -> Dialect:
 
 def _open(path: Path) -> io.TextIOWrapper:
     opened = gzip.open if path.name.lower().endswith(".gz") else open
-    return opened(path, "rt", encoding="utf-8-sig", errors="replace")  # wrong bytes are told by pandas
+    return opened(path, "rt", encoding="utf-8-sig", errors="replace")  # pandas reports invalid bytes
 
 
 def _decimals(lines: Iterator[str], separator: str) -> dict[str, str]:
-    """The first cell of each kind of NUMBERS that occurs: with a decimal comma, with a point, with both.
+    """Return the first cell of each kind of NUMBERS that occurs: with a decimal comma, with a point, with both.
 
-    1.234 could be a number with a decimal point or with one between thousands: it counts as a point where no cell has
-    both. Searches LINES lines, and further until one is met.
+    1.234 may have a decimal point or a thousands separator: it counts as a decimal point if no cell has both marks.
+    Search LINES lines at a time until one has such a cell.
     """
     found: dict[str, str] = {}
     cell = r'(?:^|{0})\s*"?({1})"?\s*(?={0}|$)'
@@ -191,7 +199,10 @@ def has_decimal_comma(text: str) -> bool:
 
 
 def first_decimal_comma(content: pd.Series) -> int | None:
-    """The place of the first number with a decimal comma in a column of texts that holds mostly such or numbers."""
+    """Return the index of the first number with a decimal comma in a column of texts, or None.
+
+    More than half of the filled cells must be numbers, with or without decimal commas.
+    """
     if not (types.is_object_dtype(content) or types.is_string_dtype(content)):
         return None
     filled = content.notna().to_numpy()
@@ -204,7 +215,7 @@ def first_decimal_comma(content: pd.Series) -> int | None:
 
 
 def numbers_in(content: pd.Series) -> NDArray[np.float64]:
-    """(rows,): the numbers among texts and other objects, NaN for all else, infinite for those beyond floats."""
+    """Return the numbers (rows,) among texts and other objects, NaN for others, infinity for those beyond floats."""
     try:
         return _to_numbers(content)
     except OverflowError:  # pandas keeps whole numbers whole, and cannot convert those of more than 308 digits
@@ -218,7 +229,7 @@ def _to_numbers(content: pd.Series) -> NDArray[np.float64]:
 def _infinite_beyond_floats(cell: Any) -> Any:
     """Return a cell as it is, or as infinity where it is a whole number that no float can hold."""
     if isinstance(cell, str):
-        return float(cell) if WHOLE_NUMBER.fullmatch(cell) else cell  # of texts, Python itself makes infinity
+        return float(cell) if WHOLE_NUMBER.fullmatch(cell) else cell  # float() of a large text is infinity
     if not isinstance(cell, int):
         return cell
     try:
@@ -228,7 +239,7 @@ def _infinite_beyond_floats(cell: Any) -> Any:
 
 
 def comma_cure(path: Path, frame: pd.DataFrame, cell: str) -> str:
-    """Return the cure for cells with a decimal comma that were read as text: a command for all such columns."""
+    """Return the remedy for cells with a decimal comma that were read as text: a command for all such columns."""
     names = [str(name) for name in frame if first_decimal_comma(cast(pd.Series, frame[name])) is not None]
     text = f"'{cell}' looks like a number with a decimal comma; write it with a point: {cell.replace(',', '.')}."
     if not names:

@@ -1,11 +1,11 @@
-"""Messages about CSV files that cannot be read. Each says what was found, in which line, and how to mend it."""
+"""Compose messages about unreadable CSV files, which name the fault, its line and the remedy."""
 
 import csv
 import gzip
 from io import BufferedIOBase
 from pathlib import Path
 
-KINDS = {  # what other files begin with
+KINDS = {  # first bytes of other file types
     b"PK\x03\x04": "an Excel workbook or another ZIP file; save the sheet as CSV in UTF-8",
     b"\xd0\xcf\x11\xe0": "an old Excel workbook; save the sheet as CSV in UTF-8",
     b"PAR1": "a Parquet file; rename it to .parquet",
@@ -13,7 +13,7 @@ KINDS = {  # what other files begin with
     b"\xff\xfe": "text in UTF-16; save it as CSV in UTF-8",
     b"\xfe\xff": "text in UTF-16; save it as CSV in UTF-8",
 }
-BEGINNING = 4096  # bytes that tell a binary file
+BEGINNING = 4096  # bytes read to recognise a binary file
 SHOWN = 40  # characters of a line or cell in a message
 MARKS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 
@@ -23,7 +23,7 @@ def open_binary(path: Path) -> BufferedIOBase:
 
 
 def refuse_binary(path: Path) -> None:
-    """ValueError for a file that begins like no text."""
+    """Raise ValueError for a file whose first bytes are not text."""
     with open_binary(path) as file:
         start = file.read(BEGINNING)
     for mark, kind in KINDS.items():
@@ -38,7 +38,10 @@ def refuse_binary(path: Path) -> None:
 
 
 def wrong_bytes(path: Path, options: str) -> str | None:
-    """Return what to say of the first line that is not UTF-8. options: further arguments of pandas.read_csv."""
+    """Return a message about the first line that is not UTF-8, or None.
+
+    options: further arguments of pandas.read_csv for the suggested command.
+    """
     with open_binary(path) as file:
         for number, line in enumerate(file, 1):
             try:
@@ -56,12 +59,12 @@ def wrong_bytes(path: Path, options: str) -> str | None:
 
 
 def wrong_cells(path: Path, separator: str, skipped: int) -> str | None:
-    """Return what to say of the first row with more cells than the header, or of a quotation mark without an end.
+    """Return a message about the first row with too many cells or with a misplaced quotation mark, or None.
 
     skipped: lines before the header.
     """
     last, names = skipped, 0
-    limit = csv.field_size_limit(2**31 - 1)  # of a cell whose quotation mark has no end
+    limit = csv.field_size_limit(2**31 - 1)  # a cell whose quotation mark is never closed may be very long
     try:
         with open_binary(path) as file:
             lines = (line.decode("utf-8-sig", "replace") for line in file)

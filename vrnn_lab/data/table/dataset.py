@@ -1,4 +1,4 @@
-"""The user's own series, from a CSV or Parquet file."""
+"""Provide the data set of the user's own series, from a CSV or Parquet file."""
 
 import logging
 from collections.abc import Callable
@@ -21,15 +21,15 @@ from vrnn_lab.data.table.time_zones import has_zone
 from vrnn_lab.data.trend import fit_trend, trend_at
 
 log = logging.getLogger("vrnn_lab")
-FEW_SERIES = 10  # so many long series are each split in time; more are split as whole series
-LONG = 100  # points from which a series is long where no window is given
-WINDOWS = 5  # windows in a series that is long where one is given
-SHORTEST, LONGEST = 10, 100  # points of a window that is chosen here: a tenth of the shortest series, within these
+FEW_SERIES = 10  # up to this many long series are each split in time; more are split as whole series
+LONG = 100  # points from which a series counts as long where no window is given
+WINDOWS = 5  # windows from which a series counts as long where a window is given
+SHORTEST, LONGEST = 10, 100  # limits of a default window, which is a tenth of the shortest series
 
 
 @dataclass(frozen=True)
 class TableRows:
-    """The rows of a table as numbers, in the file's order."""
+    """Hold the rows of a table with their series and times as numbers, in the file's order."""
 
     cells: Cells
     owner: NDArray[np.int64]  # (rows,): index into names
@@ -39,34 +39,35 @@ class TableRows:
 
 
 class Table(SeriesData):
-    """A file with one row a time: columns `id`, `time` and one a channel; or long, with `channel` and `value`.
+    """Read a file with one row per time: columns `id`, `time`, one per channel; or long, with `channel` and `value`.
 
-    Empty or NaN = not observed, so channels may be seen at different times. Rows come in any order. Times are
-    numbers in any unit, kept as they are, or ISO dates, which become days since 1970. `id=null`: the file is
-    one series. `values`: the channels, by default all other columns of numbers (in the long form, all that
-    occur, by name).
+    Empty cells and NaN mean not observed, so channels may be observed at different times. Rows come in any order.
+    Times are numbers in any unit, kept as they are, or ISO dates, which become days since 1970. `id=null`: the file
+    is one series. `values`: the channels, by default all other columns of numbers (in the long form, all channels
+    that occur, sorted by name).
 
-    Splits: as the column `split` says (train, val, test), where there is one; else whole series by a hash of
-    (seed, id), by rank, so that the shares hold exactly. A single series, and each of 2 to 10 long ones, is cut in
-    time, the earliest part for training. With `window`, every series is then cut into windows of that many points; no
-    point lies in windows of two splits, nor in two windows of val or test. Series that are cut in time have windows
-    of a tenth of the shortest series, where none are given. Rounded values get uniform noise of a rounding step
-    (`dequantise`), found on training values.
+    Splits follow the column `split` (train, val, test), where there is one; otherwise whole series are assigned by
+    the rank of a hash of (seed, id), so that the shares hold exactly. A single series, and each of 2 to 10 long ones,
+    is split in time, the earliest part for training. With `window`, every series is then cut into windows of that
+    many points; no point lies in windows of two splits, nor in two windows of val or test. Series that are split in
+    time have windows of a tenth of the shortest series by default. Rounded values get uniform noise of one rounding
+    step (`dequantise`), estimated from training values.
 
-    `known` and `static` are covariates: seen everywhere, in questions too, and never scored; no channels. `known`
-    changes from row to row and is filled in every row; `static` is one number a series, in one of its rows or all.
-    `error`: columns of the known standard deviation of the observation noise, one for each of `values` (null: it has
-    none), in the long form one, beside `value`. Every value then has one. To let a model read them too, name them in
-    `known` as well.
+    `known` and `static` are covariates: known at every point, queries included, and never scored. `known` changes
+    from row to row and is filled in every row; `static` is one number per series, in one of its rows or in all.
+    `error`: columns of the known standard deviation of the observation noise, one for each of `values` (null: none),
+    in the long form one for `value`. Every observed value then needs one. To use them as inputs of a model too, name
+    them in `known` as well.
 
-    `period`: a known period of the series in the unit of time, or several: its sine and cosine become covariates, in
-    training and in every question. `trend`: a straight line or a parabola in time is fitted to the training part of a
-    single record and taken out of its values; every answer has it back, with the uncertainty of its coefficients.
+    `period`: one or several known periods of the series in the unit of time; their sines and cosines become
+    covariates, in training and in prediction. `trend`: a straight line or a parabola in time is fitted to the
+    training part of a single record and subtracted from its values; predictions add it again, with the uncertainty
+    of its coefficients.
 
-    `stream`: for a Parquet file of any size, whose rows of a series stand together, in time order. Its numbers are
-    once written to the cache as plain arrays, in one pass, and read from there as batches need them.
+    `stream`: for a Parquet file of any size in which the rows of a series are contiguous and in time order. Its
+    numbers are written once to the cache as plain arrays, in one pass, and read from there as batches need them.
 
-    A file that cannot be used is a ValueError that names the file, the line and the cure.
+    Raise ValueError that names the file, the line and the remedy for a file that cannot be used.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class Table(SeriesData):
         self.periods = (float(period),) if isinstance(period, (int, float)) else tuple(map(float, period or ()))
         self.trend, self.own_levels = trend, True
         self.stream, self.keep = stream, not stream
-        self._rows: summary.RowCounts | None = None  # of the file; unknown of a stream
+        self._rows: summary.RowCounts | None = None  # of the file; not counted for a stream
         self._check_roles()
         if stream:
             columns.refuse_stream(self.path, self.channel, self.beside)
@@ -124,7 +125,10 @@ class Table(SeriesData):
 
     @cached_property
     def scale(self) -> Scale:
-        """Spread and clock of the training split; with a trend, of what the trend leaves."""
+        """Return the scale of the training split; with a trend, mean and std are those of the residuals.
+
+        Raise ValueError for a trend of more than one series.
+        """
         found = super().scale
         if self.trend == "none":
             return found
@@ -143,12 +147,12 @@ class Table(SeriesData):
         return replace(found, mean=names.mean, std=names.std, variation=names.variation, trend=fitted)
 
     def whole(self) -> Ragged:
-        """Every series of the file, uncut and as written."""
+        """Return every series of the file, before it is cut into windows and without added noise."""
         return self._contents.series
 
     @property
     def split_rule(self) -> str:
-        """Say in words how the series were assigned to train, val and test."""
+        """Describe in words how the series were assigned to train, val and test."""
         if self._contents.marked is not None:
             return f"split as column '{self.split}' says"
         if self._in_time:
@@ -193,7 +197,10 @@ class Table(SeriesData):
 
     @cached_property
     def _window(self) -> int | None:
-        """The points of a window, None where series are not cut."""
+        """Return the number of points in a window, given or chosen here; None where series are not cut.
+
+        Raise ValueError for series that are too short to be cut.
+        """
         if self.window is not None or not self._in_time:
             return self.window
         series = self.whole()
@@ -241,7 +248,10 @@ class Table(SeriesData):
         return contents
 
     def _wanted(self, needed: list[tuple[str, str]]) -> tuple[list[str], list[str]]:
-        """The columns to read, all of them where the channels are not named; and which of them are texts."""
+        """Return the columns to read, all columns where no channels are named, and those that hold texts.
+
+        needed: (config key, column) of the columns of values. Raise ValueError for a missing column.
+        """
         found = columns.column_names(self.path)
         roles = [(key, name) for key, name in (("id", self.id), ("time", self.time)) if name is not None]
         if self.split not in (None, "split"):
@@ -264,7 +274,7 @@ class Table(SeriesData):
         return self._once(self._from_wide, columns.read(self.path, *wanted))
 
     def _once(self, assemble: Callable[[Cells], Contents], cells: Cells) -> Contents:
-        """What is made of the rows; of rows that repeat others exactly where times occur twice, without those."""
+        """Assemble the series from the rows; where a time occurs twice, retry without exact copies of rows."""
         self._rows = summary.RowCounts(len(cells.frame))
         try:
             return assemble(cells)
@@ -336,7 +346,10 @@ class Table(SeriesData):
         )
 
     def _points(self, cells: Cells, observed: NDArray[np.bool_]) -> TableRows:
-        """The rows where something was observed; a notice names series that have none."""
+        """Return the rows with an observed value, and log the names of series without any.
+
+        Raise ValueError where no row has one, and where such a row has no name.
+        """
         if not observed.any():
             raise ValueError(f"{self.path} has rows, but no observed value in any; expected numbers in some.")
         if self.id is None:
@@ -344,7 +357,7 @@ class Table(SeriesData):
         else:
             owner, names = columns.words(cells, self.id)
         met = np.zeros(len(names) + 1, bool)
-        met[owner[observed]] = True  # the last is that of rows without a name
+        met[owner[observed]] = True  # the last entry is for rows without a name, whose owner is -1
         empty = np.flatnonzero(~met[:-1])
         cells, owner = cells.rows(observed), owner[observed]
         if self.id is not None:
@@ -359,7 +372,11 @@ class Table(SeriesData):
         return TableRows(cells, owner, names, times, dates)
 
     def _assemble(self, points: TableRows, order, channels, values, told, error) -> Contents:
-        """order (points,): the row each point takes its time and split from; values, error (points, dim)."""
+        """Build the contents from sorted arrays.
+
+        order (points,): the row from which each point takes its time and split; values, error (points, dim); told
+        (points, covariates) or None.
+        """
         owner, times = points.owner[order], points.times[order]
         offsets = np.searchsorted(owner, np.arange(len(points.names) + 1))
         series = Ragged.joined(
@@ -383,7 +400,7 @@ class Table(SeriesData):
         others = [c for c in others if not c.startswith("Unnamed: ")]  # row numbers that pandas wrote
         found = [c for c in others if columns.looks_like_numbers(cells, c)]
         spare = [c for c in found if columns.counts_rows(cells, c) or columns.is_calendar(cells, c)]
-        if len(spare) == len(found):  # something must be a channel
+        if len(spare) == len(found):  # at least one column must be a channel
             spare = []
         channels = tuple(c for c in found if c not in spare)
         if spare:
@@ -407,7 +424,11 @@ class Table(SeriesData):
             )
 
     def _refuse_other(self, points: TableRows, order, told, first) -> None:
-        """told (rows, covariates) in the given order: each row's are those of its point's first row."""
+        """Raise ValueError where rows of one point of the long form have different covariates.
+
+        told (rows, covariates), in the given order of the file's rows; first (rows,): the first row of each one's
+        point in that order.
+        """
         if (found := np.argwhere(told != told[first])).size:
             row, column = found[0]
             cells, one, two = points.cells, int(order[first[row]]), int(order[row])
@@ -419,7 +440,7 @@ class Table(SeriesData):
             )
 
     def _refuse_twice(self, points: TableRows, order, *keys) -> None:
-        """keys, each (rows,) in the given order of the file's rows: neighbours that agree in all are twice."""
+        """Raise RepeatedError where two neighbouring rows, in the given order, agree in all keys, each (rows,)."""
         same = np.logical_and.reduce([np.diff(key) == 0 for key in keys])
         if not same.any():
             return
@@ -435,7 +456,10 @@ class Table(SeriesData):
 
 
 def time_order(points: TableRows) -> NDArray[np.int64]:
-    """(rows,): the rows sorted by series, then time; rows that tie keep the file's order. A notice says so."""
+    """Return the order (rows,) that sorts rows by series, then time, with ties in the file's order.
+
+    Log a warning where times decrease in the file.
+    """
     owner, times = points.owner, points.times
     order = np.arange(len(owner))
     if (np.diff(owner) < 0).any():

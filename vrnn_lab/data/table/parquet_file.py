@@ -1,4 +1,4 @@
-"""Reads Parquet files by pyarrow: columns of any type as numbers, moments and texts that pandas can hold."""
+"""Read Parquet files by pyarrow, with columns of any type as numbers, times and texts that pandas can hold."""
 
 import sys
 from collections.abc import Generator, Iterable, Iterator
@@ -10,7 +10,10 @@ import pandas as pd
 
 
 def schema(path: Path, key: str = "data.path") -> Any:
-    """The Arrow schema of a file; ValueError where it, or pyarrow, cannot be had. key: the option that named it."""
+    """Return the Arrow schema of a file; key: the option that names the file, for messages.
+
+    Raise ValueError where the file cannot be read, pyarrow is missing, or two columns have one name.
+    """
     try:
         import pyarrow.parquet as pq
     except ImportError:
@@ -29,9 +32,9 @@ def schema(path: Path, key: str = "data.path") -> Any:
 
 
 def read(path: Path, wanted: list[str], words: Iterable[str]) -> pd.DataFrame:
-    """The wanted columns of a whole file; those named in `words` as categories.
+    """Read the wanted columns of a whole file, those named in `words` as categories.
 
-    An object for each of many equal texts would take most of the time and of the memory.
+    Without categories, one object for each of many equal texts would take most of the time and memory.
     """
     import pyarrow.parquet as pq
 
@@ -42,7 +45,7 @@ def read(path: Path, wanted: list[str], words: Iterable[str]) -> pd.DataFrame:
 
 
 def batches(path: Path, wanted: list[str], rows: int) -> Generator[Any, None, None]:
-    """Record batches of at most so many rows; not of a row group at a time, which may be the whole file."""
+    """Yield record batches of at most `rows` rows, not whole row groups, which may be as large as the file."""
     import pyarrow.parquet as pq
 
     with readable(path):
@@ -51,12 +54,12 @@ def batches(path: Path, wanted: list[str], rows: int) -> Generator[Any, None, No
 
 
 def opened(path: Path, pq: Any) -> Any:
-    """The file, read bit by bit."""
+    """Open a Parquet file for reading in small pieces; pq: the module pyarrow.parquet."""
     return pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20)
 
 
 def row_count(path: Path) -> int:
-    """The number of rows of a file, from its footer."""
+    """Return the number of rows of a file, from its footer."""
     import pyarrow.parquet as pq
 
     with readable(path):
@@ -64,10 +67,10 @@ def row_count(path: Path) -> int:
 
 
 def plain(table: Any) -> Any:
-    """The table or batch with texts for cells that are neither numbers, moments nor texts: [1, 2], b'a', 12:30:00.
+    """Convert cells of a table or batch that are neither numbers, dates nor texts ([1, 2], b'a', 12:30:00) to texts.
 
-    They can then be told apart, sorted and shown in a message; pandas would make arrays, dicts and bytes of them.
-    Numbers of half precision become those of single precision: pandas cannot sort or group by the former.
+    Texts can be compared, sorted and shown in a message; pandas would make arrays, dicts and bytes of such cells.
+    Half precision numbers become single precision, because pandas cannot sort or group by half precision.
     """
     import pyarrow as pa
 
@@ -93,14 +96,14 @@ def _is_odd(kind: Any) -> bool:
 def _texts(column: Any) -> Any:
     import pyarrow as pa
 
-    if pa.types.is_time(column.type):  # Python's own have no nanoseconds
+    if pa.types.is_time(column.type):  # Python's time objects have no nanoseconds
         return column.cast(pa.string())
     return pa.array([None if cell is None else str(cell) for cell in column.to_pylist()], pa.string())
 
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turns what Arrow raises for a Parquet file that it cannot read into a ValueError that names the file."""
+    """Convert errors that Arrow raises for an unreadable Parquet file to a ValueError that names the file."""
     import pyarrow as pa
 
     try:
@@ -112,7 +115,7 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def release() -> None:
-    """Gives back the memory that pyarrow keeps for more."""
+    """Return the unused memory of pyarrow's pool to the operating system."""
     if "pyarrow" in sys.modules:
         import pyarrow as pa
 

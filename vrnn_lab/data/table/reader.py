@@ -1,4 +1,4 @@
-"""The series of a file of any size, or of a data frame, one after the other."""
+"""Read the series of a file of any size, or of a data frame, one after the other."""
 
 import gzip
 import logging
@@ -21,15 +21,18 @@ from vrnn_lab.data.table.time_format import Clock
 from vrnn_lab.data.table.time_zones import has_zone, mixed, other_than_trained
 
 log = logging.getLogger("vrnn_lab")
-SMALL = 200_000  # rows: so many are read whole and may stand in any order
-ONLY = "series"  # the name of the one series of a file without names
+SMALL = 200_000  # files of up to this many rows are read whole and may have their rows in any order
+ONLY = "series"  # name of the single series of a file without names
 
 
 @dataclass(frozen=True)
 class TableSchema:
-    """What the columns are called. Wide: one a channel. Long: `channel` names it, `value` holds the number."""
+    """Name the columns of a table, wide (one per channel) or long (`channel` names the channel, `value` its number).
 
-    id: str | None = "id"  # none: all rows are one series
+    Raise ValueError for time=None, and where only one of `channel` and `value` is given.
+    """
+
+    id: str | None = "id"  # None: all rows are one series
     time: str = "time"
     channel: str | None = None
     value: str | None = None
@@ -45,22 +48,22 @@ class TableSchema:
 
 @dataclass(frozen=True)
 class SeriesRows:
-    """One series: what is written at each of its times."""
+    """Hold the cells of one series at each of its times."""
 
     name: str
     times: NDArray[np.float64]  # (points,), increasing
     values: NDArray[np.float64]  # (points, dim), NaN = not observed
-    empty: NDArray[np.bool_]  # (points, dim): there is a cell, and nothing in it
-    told: NDArray[np.float64]  # (points, covariates), NaN = not told
-    error: NDArray[np.float64]  # (points, dim): error bars, NaN = none told
+    empty: NDArray[np.bool_]  # (points, dim): the file has the cell, and it is empty
+    told: NDArray[np.float64]  # (points, covariates), NaN = not given
+    error: NDArray[np.float64]  # (points, dim): error bars, NaN = not given
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows of one series as they come."""
+    """Hold consecutive rows of one series in the order of the file, each field (rows, ...) as in SeriesRows."""
 
     name: str
-    row: NDArray[np.int64]  # of the file
+    row: NDArray[np.int64]  # index in the file
     times: NDArray[np.float64]
     values: NDArray[np.float64]
     empty: NDArray[np.bool_]
@@ -70,10 +73,10 @@ class Chunk:
 
 @dataclass
 class SeriesReader:
-    """A file or frame as series.
+    """Read a file or frame as series; raise ValueError, with the remedy, where it does not fit the model.
 
-    key: the option that named it; of `at` no values are read, and columns beside them are, where they are there.
-    dates: whether times must be such, where that is known. zoned: whether dates must have a zone, where it is known.
+    key: the option that names it; for `at` (queries) no values are read, and covariates and error bars are optional.
+    dates: whether times must be dates; zoned: whether dates must have a zone; None where that is not known.
     """
 
     found: Path | pd.DataFrame
@@ -83,10 +86,10 @@ class SeriesReader:
     beside: ColumnRoles
     dates: bool | None
     zoned: bool | None = None
-    clock: Clock | None = field(default=None, init=False)  # of what was read so far
-    first_date: str = field(default="", init=False)  # and where it stands
+    clock: Clock | None = field(default=None, init=False)  # format of the times read so far
+    first_date: str = field(default="", init=False)  # the first date, with its line
     whole_ids: bool = field(default=False, init=False)  # the names are whole numbers, not texts
-    occurring: set[str] = field(default_factory=set, init=False)  # of the long form: channels
+    occurring: set[str] = field(default_factory=set, init=False)  # channels read so far in the long form
 
     def __post_init__(self):
         form = self.form
@@ -152,7 +155,7 @@ class SeriesReader:
 
     @property
     def small(self) -> bool:
-        """Whether it may be read whole."""
+        """Return whether the file has at most SMALL rows or is a frame, so that it may be read whole."""
         if not isinstance(self.found, Path):
             return True
         if self.path.suffix.lower() == ".parquet":
@@ -161,7 +164,7 @@ class SeriesReader:
             return sum(1 for _ in islice(lines, SMALL + 2)) <= SMALL + 1
 
     def ids(self) -> set[int]:
-        """The hash of every name."""
+        """Return the hashes of all names of series."""
         if self.form.id is None:
             return set(hashed([ONLY]).tolist())
         found: set[int] = set()
@@ -170,7 +173,11 @@ class SeriesReader:
         return found
 
     def series(self, whole: bool) -> Iterator[SeriesRows]:
-        """whole: sorted by name, whatever the order of the rows; else as they come, each with its rows together."""
+        """Yield the series one after the other.
+
+        whole: sorted by name, for a `small` file with rows in any order; otherwise in the file's order, where rows of
+        a series must be contiguous. Raise ValueError for a series that comes back and for repeated times.
+        """
         pieces: list[Chunk] = []
         met: dict[int, int] = {}
         for piece in self._pieces(whole):
@@ -185,7 +192,7 @@ class SeriesReader:
         self._tell_occurring()
 
     def nothing(self, name: str) -> SeriesRows:
-        """A series of which nothing is known."""
+        """Return a series of that name without any points."""
         none = np.zeros((0, len(self.channels)))
         return SeriesRows(
             name, np.zeros(0), none, none.astype(bool), np.zeros((0, len(self.beside.covariates))), none
@@ -261,7 +268,10 @@ class SeriesReader:
         return times
 
     def _check_zone(self, cells: Cells) -> None:
-        """ValueError where the dates, which are all of one kind, have a zone and others do not, or the reverse."""
+        """Check that the dates of a chunk agree, in having a zone or not, with earlier chunks and with training.
+
+        Raise ValueError if they do not. Within the chunk the dates are all of one kind.
+        """
         zoned = has_zone(cells.column(self.form.time))
         example = columns.shown(cells, self.form.time, 0)
         if self.zoned not in (None, zoned):
@@ -273,7 +283,7 @@ class SeriesReader:
             raise mixed(self.path, self.form.time, *pair)
 
     def _numbers(self, cells: Cells) -> tuple[Cells, list[NDArray[Any]]]:
-        """Without rows in which nothing is written at all; their values, empty cells, covariates and error bars."""
+        """Return the cells without blank rows, and [values, empty cells, covariates, error bars] of the kept rows."""
         told, error = self._columns(cells, self.beside.covariates), self._errors(cells)
         if self.form.channel and not self.asks:
             values, empty, kept = self._long(cells)
@@ -290,19 +300,22 @@ class SeriesReader:
         return cells.rows(kept), [each[kept] for each in (values, empty, told, error)]
 
     def _columns(self, cells: Cells, names: Sequence[str | None]) -> NDArray[np.float64]:
-        """(rows, names), NaN where the file has no such column."""
+        """Return the numbers (rows, names) of the named columns, NaN for a column that the file does not have."""
         none = np.full(len(cells.frame), np.nan)
         here = [name if name in self.names else None for name in names]
         found = [none if name is None else columns.numbers(cells, name, "Correct the cell.") for name in here]
         return np.stack(found, 1) if found else none[:, None][:, :0]
 
     def _errors(self, cells: Cells) -> NDArray[np.float64]:
-        """(rows, dim), NaN where none is told; one column is that of all channels."""
+        """Return the error bars (rows, dim), NaN where none is given; a single column applies to all channels."""
         found = self._columns(cells, self.beside.error or (None,))
         return np.broadcast_to(found, (len(found), len(self.channels)))
 
     def _check_errors(self, cells: Cells, values: NDArray[np.float64]) -> None:
-        """A value has an error bar, where the model knows of such; and none is negative, of a question either."""
+        """Check that values have error bars where the model uses them, and that none is negative, queries included.
+
+        Raise ValueError if not.
+        """
         for channel, name in enumerate(self.beside.error):
             if name not in self.names:
                 continue
@@ -311,7 +324,11 @@ class SeriesReader:
             columns.errors(cells, name, np.where(counts, 0.0, np.nan))
 
     def _long(self, cells: Cells) -> tuple[NDArray, NDArray, NDArray]:
-        """A row has a cell of one channel; one that names no channel has, if it has no number, empty ones of all."""
+        """Read the long form: return values and empty cells, each (rows, dim), and the rows (rows,) to keep.
+
+        A row holds a cell of one channel. A row without channel and number holds an empty cell of every channel. Rows
+        of channels that the model does not know are dropped.
+        """
         assert self.form.channel is not None and self.form.value is not None
         number = columns.numbers(cells, self.form.value, cure="Correct the cell.")
         kind, occurring = columns.words(cells, self.form.channel)
@@ -327,7 +344,7 @@ class SeriesReader:
         return values, empty, place != -1
 
     def _joined(self, pieces: list[Chunk]) -> SeriesRows:
-        """The rows of a series by time, those of one time as one."""
+        """Join chunks of a series, sort them by time and merge the rows of one time into one point."""
         join = lambda name: np.concatenate([getattr(piece, name) for piece in pieces])
         times = join("times")
         order = np.argsort(times, kind="stable")
@@ -343,7 +360,10 @@ class SeriesReader:
         return SeriesRows(pieces[0].name, times[new], values, empty, told, error)
 
     def _refuse_twice(self, name: str, observed: NDArray, point: NDArray, times: NDArray, row: NDArray) -> None:
-        """observed (rows, dim), point (rows,): in the long form a channel, else a row, has one value a time."""
+        """Raise ValueError for a second value at one time, of a channel in the long form, of a row in the wide form.
+
+        observed (rows, dim); point, times, row (rows,): each row's point, time and index in the file.
+        """
         seen = observed if self.form.channel else np.asarray(observed.any(1))[:, None]
         for channel, there in enumerate(seen.T):
             which = np.flatnonzero(there)
@@ -362,7 +382,7 @@ class SeriesReader:
 
 
 def _merged(values: NDArray[np.float64], point: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(points, columns) from (rows, columns), of which a point has at most one number; the last, if more."""
+    """Merge the rows (rows, columns) of each point into (points, columns), with the last number of several."""
     found = np.full((point[-1] + 1, values.shape[1]), np.nan)
     row, column = np.nonzero(~np.isnan(values))
     found[point[row], column] = values[row, column]
@@ -375,9 +395,9 @@ def _whole(content: pd.Series) -> bool:
 
 
 def paired(given: SeriesReader, asked: SeriesReader, whole: bool) -> Iterator[tuple[SeriesRows, SeriesRows]]:
-    """Each series that is asked for, and what is asked of it, in the order of the questions.
+    """Yield each queried series as (given rows, queried rows), in the order of the queries.
 
-    A series of which nothing is given has no rows. ValueError where both have series in another order.
+    A series that is not given has no given rows. Raise ValueError where the two files order their series differently.
     """
     wanted, passed = asked.ids(), Passed(given.path)
     questions = asked.series(whole)
@@ -404,7 +424,7 @@ def paired(given: SeriesReader, asked: SeriesReader, whole: bool) -> Iterator[tu
 
 
 def _check_zones(given: SeriesReader, asked: SeriesReader) -> None:
-    """ValueError where dates of what was read so far have a zone in one of the two and none in the other."""
+    """Raise ValueError where the dates read so far have a zone in one of the two files and none in the other."""
     if given.clock is None or asked.clock is None or not (given.clock.dates and asked.clock.dates):
         return
     if (given.clock.zone is None) != (asked.clock.zone is None):
@@ -417,7 +437,7 @@ def _check_zones(given: SeriesReader, asked: SeriesReader) -> None:
 
 
 class Passed:
-    """Series that are asked for and were not given."""
+    """Collect queried series without any given row, to log their number and the first names."""
 
     def __init__(self, path: Path):
         self.path, self.met, self.shown = path, set[int](), list[str]()

@@ -1,4 +1,4 @@
-"""A Parquet file of any size as plain arrays in the cache, written once in one pass and read from disk thereafter."""
+"""Convert a Parquet file of any size, in one pass, to plain arrays in the cache, which are then read from disk."""
 
 import hashlib
 import json
@@ -28,21 +28,21 @@ from vrnn_lab.data.table.time_zones import has_zone, mixed
 
 log = logging.getLogger("vrnn_lab")
 ROWS = 2**18  # read at once
-KEPT = 5  # files in the cache, those used last
-COPIES = 3  # of a file's values, with noise of different seeds
-SAID = 10.0  # seconds from one line of progress to the next
-FORM = 3  # of what is written: another number is another folder
-VERIFIED = 2**30  # bytes of arrays up to which their checksums are verified; of more, their sizes: it takes 1 s a GB
+KEPT = 5  # most recently used files that stay in the cache
+COPIES = 3  # copies of a file's values, with noise of different seeds, that are kept
+SAID = 10.0  # seconds between lines of progress in the log
+FORM = 3  # version of the format; a new one is written to another folder
+VERIFIED = 2**30  # bytes of arrays up to which checksums are verified (1 s a GB); above, only sizes are checked
 ARRAYS = {
     "times": "<f8",
     "values": "<f8",
-    "offsets": "<i8",  # of series among the points
+    "offsets": "<i8",  # of the first point of each series, and the end
     "windows": "<f8",
     "ids": "<i8",
-    "row": "<i8",  # of the file, where a series begins
+    "row": "<i8",  # row of the file in which each series begins
     "text": "u1",  # names
     "text_end": "<i8",
-    "run_owner": "<i8",  # runs of points of one series and split
+    "run_owner": "<i8",  # run_*: runs of points of one series and split
     "run_first": "<i8",
     "run_label": "<i8",
 }
@@ -50,7 +50,7 @@ ARRAYS = {
 
 @dataclass(frozen=True)
 class Stored:
-    """The arrays of a file, in a folder of the cache."""
+    """Read the arrays of a converted file from its folder in the cache."""
 
     folder: Path
 
@@ -69,7 +69,7 @@ class Stored:
         return "It is written anew."
 
     def verify(self) -> None:
-        """DamagedError where an array is not as it was written."""
+        """Check the sizes of all arrays, and up to VERIFIED bytes their checksums; raise DamagedError for a fault."""
         known = self.facts["arrays"]
         whole = sum(size for size, _ in known.values()) <= VERIFIED
         for name, (size, digest) in known.items():
@@ -83,7 +83,7 @@ class Stored:
         return self.facts["zoned"]
 
     def contents(self) -> Contents:
-        """Its series, sorted by name."""
+        """Return the channels and series of the file, sorted by name, with the arrays mapped from disk."""
         facts = self.facts
         times, ids, offsets = self.array("times"), self.array("ids"), self.array("offsets")
         order = np.arange(len(ids))
@@ -96,7 +96,7 @@ class Stored:
             ids=ids,
             names=names,
         )
-        if not facts["by_name"]:  # as text
+        if not facts["by_name"]:  # names were not in ascending order of their text
             order = np.argsort(np.array([name.encode() for name in names]), kind="stable")
             series = series.part(order)
         marked = self._marked(np.argsort(order), len(times)) if facts["marked"] else None
@@ -109,7 +109,10 @@ class Stored:
         return runs, self.array("run_label")[order]
 
     def made(self, values: NDArray[np.float64], name: str, fill: Fill) -> NDArray[np.float64]:
-        """New values, like others in shape, on disk under a name."""
+        """Return new values of the shape of `values`, stored on disk under a name; `fill` writes them the first time.
+
+        Raise ValueError where they cannot be written.
+        """
         file = self.folder / f"values_{name}"
         beside = file.with_name(f".{file.name}")
         with _writing(self.folder):
@@ -129,7 +132,10 @@ class Stored:
 
 
 def stored(path: Path, wanted: list[str], id: str | None, time: str, values, split: str | None) -> Stored:
-    """The arrays of the wanted columns of a file, written if nobody has yet."""
+    """Return the arrays of the wanted columns of a file, and convert the file first if they are not in the cache.
+
+    Raise ValueError for a file that cannot be used, and where the cache cannot be written.
+    """
     state = path.stat()
     key = [str(path.absolute()), state.st_size, state.st_mtime_ns, wanted, id, time, values, split, FORM]
     folder = cache_folder() / "streams" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
@@ -143,7 +149,7 @@ def stored(path: Path, wanted: list[str], id: str | None, time: str, values, spl
 
 
 def _whole(found: Stored) -> bool:
-    """Return whether arrays are as they were written; where they are not, remove them, to have them written anew."""
+    """Return whether the arrays pass their check; remove them if not, so that they are written again."""
     try:
         found.verify()
         return True
@@ -155,7 +161,7 @@ def _whole(found: Stored) -> bool:
 
 @dataclass
 class Reader:
-    """The columns of a Parquet file, and what their rows mean."""
+    """Read the columns of a Parquet file in chunks; raise ValueError for a file without rows or channels."""
 
     path: Path
     wanted: list[str]
@@ -186,7 +192,7 @@ class Reader:
         return channels
 
     def batches(self) -> Iterator[tuple[int, "Chunk"]]:
-        """The number of the first row, and the rows."""
+        """Yield (index of the first row, chunk) over the whole file, and log the progress."""
         row, said = 0, monotonic()
         found = self.file.iter_batches(ROWS, columns=self.wanted)
         while True:
@@ -216,30 +222,30 @@ class Reader:
         text = pc.fill_null(column.cast(pa.string()), "")
         new = np.asarray(pc.call_function("not_equal", [text[1:], text[:-1]]))
         start = np.append(0, np.flatnonzero(new) + 1)
-        names = pd.Index(column.take(pa.array(start)).to_pandas())  # as in memory: a float's name is Python's
+        names = pd.Index(column.take(pa.array(start)).to_pandas())  # names floats as the in-memory reader does
         return Chunk(cells, start, ["" if pd.isna(name) else str(name) for name in names])
 
 
 @dataclass
 class Chunk:
-    """Some rows of a file, and the stretches of rows that have one name."""
+    """Hold some rows of a file, with the first row and the name of each run of rows of one name."""
 
     cells: Cells
-    start: NDArray[np.int64]  # (stretches,)
+    start: NDArray[np.int64]  # (runs,)
     names: list[str]
 
 
 class Pass:
-    """One pass over a file: what was last written, and whether it goes on in order."""
+    """Write the arrays of a file in one pass over its chunks, and check that its rows are in order."""
 
     def __init__(self, reader: Reader, out: dict):
         self.reader, self.out = reader, out
         self.points = self.series = self.empty = self.checked = self.bytes = 0
         self.by_name, self.dates, self.zoned = True, None, None
-        self.date = ""  # the first, and where it stands
-        self.name: str | None = None  # of the last row
-        self.open = True  # whether that series has a point already
-        self.written: str | None = None  # the last series
+        self.date = ""  # the first date, with its row
+        self.name: str | None = None  # series of the last row
+        self.open = True  # whether the series of that row has a point already
+        self.written: str | None = None  # name of the last series that was written
         self.time, self.row, self.label = -np.inf, 0, -1
         self.observed = np.zeros(len(reader.channels), np.int64)
         self.ids: list[NDArray[np.int64]] = []
@@ -265,7 +271,11 @@ class Pass:
         self.name, self.open = chunk.names[-1], bool(has[-1])
 
     def _points(self, cells: Cells, row, owner, count, chunk: Chunk, goes_on: bool) -> None:
-        """The rows where something was observed: row (points,) in the file, owner (points,) among the stretches."""
+        """Check and write the rows with an observed value.
+
+        row (points,): their index in the file; owner (points,): their run in the chunk; count (runs,): points of each
+        run; goes_on: whether the first run continues the last series.
+        """
         if self.reader.id is not None and (unnamed := [i for i, name in enumerate(chunk.names) if not name]):
             codes = np.where(np.isin(owner, unnamed), -1, 0)
             columns.all_filled(cells, self.reader.id, codes)
@@ -315,7 +325,7 @@ class Pass:
             self.refuse_back()
 
     def _label(self, label, owner, continued: bool) -> None:
-        """Where series or split change, a run begins."""
+        """Write a new run wherever the series or the split, label (points,), changes."""
         before = owner[0] if continued else -1
         new = (np.diff(owner, prepend=before) != 0) | (np.diff(label, prepend=self.label) != 0)
         for key, array in (
@@ -346,7 +356,7 @@ class Pass:
         )
 
     def refuse_back(self) -> None:
-        """ValueError for a series that comes back after another."""
+        """Raise ValueError for a series that returns after another one, found by repeated ids."""
         ids = np.concatenate([*self.ids, np.zeros(0, np.int64)])
         self.ids, self.checked = [ids], self.series
         order = np.argsort(ids, kind="stable")
@@ -404,12 +414,12 @@ def sort_first(path: Path, reader: Reader) -> str:
 
 
 def _convert(reader: Reader, folder: Path) -> None:
-    """All arrays into a folder beside, which then takes its name."""
+    """Write all arrays to a temporary folder and rename it to `folder` when it is complete."""
     size = 8 * reader.count * (1 + len(reader.channels))
     _demand_room(folder.parent, size)
     log.info("%s: its numbers are written once to %s, %.2g GB", reader.path, folder.parent, size / 1e9)
     beside = folder.with_name(f".{folder.name}")
-    shutil.rmtree(beside, ignore_errors=True)  # of somebody who was killed
+    shutil.rmtree(beside, ignore_errors=True)  # left by a process that was killed
     beside.mkdir()
     try:
         with ExitStack() as opened:
@@ -438,7 +448,7 @@ def _demand_room(folder: Path, size: int) -> None:
 
 
 def _reserve(file: Path, size: int) -> None:
-    """A file of that size; to find the disk full while writing to a mapped one would kill the process."""
+    """Create a file of `size` bytes; a disk that fills up while writing to a mapped file would kill the process."""
     with file.open("wb") as out:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(out.fileno(), 0, size)
@@ -447,7 +457,7 @@ def _reserve(file: Path, size: int) -> None:
 
 @contextmanager
 def _writing(folder: Path):
-    """One process at a time; ValueError where it cannot write."""
+    """Hold the lock of a folder of the cache within the context; raise ValueError where writing fails."""
     try:
         own_folder(folder.parent)
         with FileLock(folder.with_name(f"{folder.name}.lock")):
@@ -460,11 +470,11 @@ def _writing(folder: Path):
 
 
 def _forget(root: Path) -> None:
-    """What was not used for longest."""
+    """Remove the least recently used folders of the cache, all but KEPT, unless they are locked."""
     found = [p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")]
     for old in sorted(found, key=lambda p: p.stat().st_mtime)[:-KEPT]:
         try:
             with FileLock(f"{old}.lock", timeout=0):
-                shutil.rmtree(old, ignore_errors=True)  # who has it open reads on
+                shutil.rmtree(old, ignore_errors=True)  # processes that mapped the files can still read them
         except Timeout:
             continue

@@ -1,4 +1,4 @@
-"""Summary of a data set before training: its splits, its channels, and what in its values looks odd."""
+"""Summarise a data set before training: its splits, its channels and suspicious values."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from vrnn_lab.data.splits import names_of
 from vrnn_lab.data.table.time_format import Clock
 
 SHOWN = 20  # channels in a summary
-MOST = 2_000_000  # points that a summary reads; of more, evenly chosen ones
+MOST = 2_000_000  # points that a summary reads at most; of more, evenly spaced series
 SENTINELS = (-9999, -999, -99, 999, 9999, 99999, -99999, -32768, 32767, -1e9, 1e9, 1e20, -1e20, 1e30, -1e30)
-FAR = 10_000.0  # times the spread of the middle half of the values: further than any distribution of measurements
+FAR = 10_000.0  # interquartile ranges from the median: further than any plausible distribution of measurements
 SLIP = 300  # times its neighbours, and SLIP / 3 times the median: a value that may have a slipped decimal point
 
 
 @dataclass(frozen=True)
 class RowCounts:
-    """Counts of the rows that were read from a file, and of those that were left out, by reason."""
+    """Count the rows that were read from a file, and those that were left out, by reason."""
 
     read: int
     copies: int = 0  # repeat an earlier row exactly
@@ -35,9 +35,9 @@ class RowCounts:
 
 
 def summary(data: SeriesData, series: Ragged, rule: str, file_rows: RowCounts | None = None) -> str:
-    """Text of what a data set holds.
+    """Return a text that summarises a data set: rows, splits, channels and covariates.
 
-    series: all of it, uncut; rule: how it was split, in words; file_rows: of its file, where they were counted.
+    series: all its series, uncut; rule: how they were split, in words; file_rows: rows of its file, where counted.
     """
     values = _some(series)[1]
     head = ["", "series", "windows", "points", "values"]
@@ -55,7 +55,7 @@ def summary(data: SeriesData, series: Ragged, rule: str, file_rows: RowCounts | 
 
 
 def odd_values(data: SeriesData, series: Ragged) -> Iterator[str]:
-    """Sentences about channels that are constant and about values that are hardly measurements."""
+    """Yield one sentence for each constant channel and each kind of value that is hardly a measurement."""
     if data.support != "real":
         return
     clock, (owner, values, times) = Clock(data.dates), _some(series)
@@ -101,14 +101,14 @@ def odd_values(data: SeriesData, series: Ragged) -> Iterator[str]:
 
 
 def _some(series: Ragged) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """Series, values and times of the points; of more than MOST points, those of evenly chosen series."""
+    """Return series (points,), values (points, dim) and times (points,), of some series if points exceed MOST."""
     chosen = np.arange(0, len(series), 1 + int(series.lengths.sum()) // MOST)
     some = series.part(chosen)
     return np.repeat(chosen, some.lengths), np.asarray(some.values), np.asarray(some.times)
 
 
 def _sizes(split: Ragged) -> tuple[int, int, int, int]:
-    """Series, windows, points and values of a split."""
+    """Return the numbers of series, windows, points and observed values of a split."""
     parts = (split.points.values[places(a, b)] for _, a, b in pieces(split.first, split.end, MOST))
     known = sum(int((~np.isnan(part)).sum()) for part in parts)
     return len(set(names_of(split))), len(split), int(split.lengths.sum()), known
@@ -125,7 +125,7 @@ def _count(number: int) -> str:
 
 
 def _columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table, its first column to the left and the others to the right."""
+    """Return the lines of a table, with the first column aligned to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     line = lambda cells: (
         "  "
@@ -138,7 +138,7 @@ def _columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _sentinels(x: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Find the values that are numbers which often stand for a missing one and lie far from all others."""
+    """Mark the values that often stand for a missing one, such as -9999, and lie far from all others."""
     named = np.isin(x, SENTINELS) | (np.abs(x) >= 1e20)
     if named.all() or not named.any():
         return np.zeros(len(x), bool)
@@ -148,7 +148,7 @@ def _sentinels(x: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def _far(x: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Find the values that lie FAR from the median; none where half of the values are one number."""
+    """Mark the values that lie FAR from the median; none where half of the values are one number."""
     if not len(x):
         return np.zeros(0, bool)
     low, middle, high = np.quantile(x, [0.25, 0.5, 0.75])
@@ -156,7 +156,7 @@ def _far(x: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def _slips(x: NDArray[np.float64], owner: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The places of values that are SLIP times as large as both neighbours in their series, and far from most."""
+    """Return the indices of values SLIP times as large as both neighbours in their series, far above the median."""
     size = np.abs(x)
     before, after = np.zeros(len(x)), np.zeros(len(x))
     same = np.diff(owner) == 0

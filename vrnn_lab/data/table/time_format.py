@@ -1,4 +1,4 @@
-"""How a file or frame writes its times, and how days since 1970 are written so again."""
+"""Detect the format of the times of a file or frame, and write days since 1970 in that format again."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ from pandas.api import types
 from vrnn_lab.data.table.columns import Cells
 from vrnn_lab.data.table.time_zones import local_texts, zone_of
 
-MICROSECONDS = 86_400e6  # a day
-DAYS = {"y": 365.2425, "Y": 365.2425, "M": 30.436875, "w": 7.0, "W": 7.0}  # of units that pandas does not measure
+MICROSECONDS = 86_400e6  # per day
+DAYS = {"y": 365.2425, "Y": 365.2425, "M": 30.436875, "w": 7.0, "W": 7.0}  # for units that pandas does not measure
 
 
 @dataclass(frozen=True)
 class Clock:
-    """Numbers; or dates, as texts or as pandas' own. zone: the one they are written in; None: they have none."""
+    """Describe the format of times: numbers, or dates as ISO texts or as pandas datetimes, with or without a zone."""
 
     dates: bool
     text: bool = False
     short: bool = False  # texts without a time of day
-    zone: Any = None
+    zone: Any = None  # in which dates are written; None: they have none
 
     @classmethod
     def of(cls, cells: Cells, column: str, dates: bool) -> "Clock":
@@ -40,21 +40,24 @@ class Clock:
 
     @classmethod
     def of_training(cls, found: Any) -> "Clock":
-        """The format of training data: found has `dates` and `zoned`, as a data set and its Scale; zones are UTC."""
+        """Return the format of training data, with zone UTC if its dates have a zone.
+
+        found: a data set or a Scale, with attributes `dates` and `zoned`.
+        """
         return cls(bool(found.dates), zone=UTC if found.dates and found.zoned else None)
 
     def write(self, times: NDArray[np.float64], text: bool = False) -> Any:
-        """(rows,): the times as they were; text: dates as ISO texts in any case."""
+        """Return times (rows,) in this format; text: write dates as ISO texts in any case."""
         if not self.dates:
             return times
         moments = _moments(times)
         if text or self.text:
             return self.texts(moments)
-        found = pd.DatetimeIndex(moments)  # nanoseconds would end in 2262
+        found = pd.DatetimeIndex(moments)  # in microseconds, as pandas' nanoseconds end in 2262
         return found if self.zone is None else found.tz_localize("UTC").tz_convert(self.zone)
 
     def texts(self, moments: NDArray[Any]) -> NDArray[Any]:
-        """ISO texts of moments (rows,) of UTC, datetime64[us], in the zone of the dates and with its offset."""
+        """Return ISO texts of UTC times (rows,), datetime64[us], in the zone of this format and with its offset."""
         return self._plain(moments) if self.zone is None else local_texts(moments, self.zone, self._plain)
 
     def _plain(self, moments: NDArray[Any]) -> NDArray[Any]:
@@ -66,13 +69,14 @@ class Clock:
 
 
 class Span(float):
-    """A length of time as it was written, in days."""
+    """Hold a length of time that was written with a unit, in days."""
 
     @classmethod
     def of(cls, key: str, found: Any) -> float:
-        """A number, or a quotient such as 1/24, as it is; 2y, 3M, 1w, 7d, 1h, 30min and pandas' Timedelta in days.
+        """Return a number, or a quotient such as 1/24, as a float; 2y, 3M, 1w, 7d, 1h, 30min, a Timedelta in days.
 
-        A year and a month have their mean length in the Gregorian calendar.
+        A year and a month have their mean length in the Gregorian calendar. Raise ValueError, naming the option
+        `key`, for anything else.
         """
         try:
             return float(Fraction(found)) if isinstance(found, str) else float(found)
@@ -90,19 +94,22 @@ class Span(float):
 
 
 def spans(horizon: Any, every: Any) -> tuple[float | None, float | None]:
-    """Both as numbers; none stays none."""
+    """Convert `horizon` and `every` to numbers by `Span.of`; None stays None."""
     of = lambda key, found: None if found is None else Span.of(key, found)
     return of("horizon", horizon), of("every", every)
 
 
 def to_the_second(days: float) -> float:
-    """What is a second, or some, but for rounding, exactly so: 0.0416666667 is an hour."""
+    """Round days to whole seconds if they are within 1 ms of them, so that 0.0416666667 becomes an hour."""
     seconds = round(days * 86_400)
     return seconds / 86_400 if seconds and abs(days * 86_400 - seconds) < 1e-3 else days
 
 
 def _moments(days: NDArray[np.float64]) -> NDArray[Any]:
-    """To the microsecond, of which a float's last digit is a third; so what was read is written again."""
+    """Round days since 1970 to microseconds, datetime64[us], so that times that were read are written unchanged.
+
+    The floating-point resolution of a present-day date is about a third of a microsecond.
+    """
     whole = np.floor(days)
     microseconds = np.rint((days - whole) * MICROSECONDS).astype("timedelta64[us]")
     return whole.astype(np.int64).astype("datetime64[D]") + microseconds

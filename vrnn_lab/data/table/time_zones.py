@@ -1,4 +1,4 @@
-"""Zones of time: which ISO texts have one, what is said of those that should, and how moments are written in one."""
+"""Handle time zones: recognise them in ISO texts, compose errors about them, and write times in a zone."""
 
 import logging
 from datetime import UTC, timedelta, timezone, tzinfo
@@ -16,21 +16,21 @@ SHOWN = 5
 
 
 def offsets(texts: pd.Series) -> pd.Series:
-    """(rows,): the offset from UTC at the end of each ISO text, such as Z, +01 or -03:30; missing where none is."""
+    """Return the offset (rows,) from UTC at the end of each ISO text, such as Z, +01 or -03:30; missing for none."""
     return cast(pd.Series, texts.astype(str).str.extract(OFFSET, expand=False))
 
 
 def has_zone(content: pd.Series) -> bool:
-    """Return whether the dates of a column, all of one kind, have a zone: those of a dtype, or ISO texts."""
+    """Return whether the dates of a column have a zone, by its dtype or by its first ISO text."""
     if types.is_datetime64_any_dtype(content):
         return getattr(content.dtype, "tz", None) is not None
     return bool(offsets(content.iloc[:1]).notna().all())
 
 
 def zone_of(content: pd.Series, name: str) -> tzinfo | None:
-    """The zone in which to write the moments of such a column; UTC, with a notice, if texts have several offsets.
+    """Return the zone of the dates of a column; None if they have none, UTC if texts have several offsets.
 
-    name: of the file and the column, for the notice.
+    name: names file and column in the log message about several offsets.
     """
     if types.is_datetime64_any_dtype(content):
         return getattr(content.dtype, "tz", None)
@@ -54,7 +54,10 @@ def _fixed(offset: str) -> timezone:
 
 
 def mixed(path: Path, column: str, without: str, zoned: str) -> ValueError:
-    """The error of a column in which some times have a zone. without, zoned: the first of each kind, and its line."""
+    """Return the error for a column in which only some times have a zone.
+
+    without, zoned: the first time of each kind, with its line.
+    """
     return ValueError(
         f"{path}: column '{column}' holds {without}, which has no zone, and {zoned}, which has one; expected a zone "
         "in every row or in none. Write Z behind times that are UTC, and behind others their offset from it, such as "
@@ -63,7 +66,7 @@ def mixed(path: Path, column: str, without: str, zoned: str) -> ValueError:
 
 
 def other_than_trained(path: Path, column: str, example: str, zoned: bool) -> ValueError:
-    """The error of a question whose times have a zone (`zoned`), or have none, other than those of training."""
+    """Return the error for a query whose times have a zone (`zoned`) and those of training none, or the reverse."""
     if zoned:
         return ValueError(
             f"{path}: column '{column}' has times with a zone ({example}), and those the model was trained on have "
@@ -80,10 +83,10 @@ def other_than_trained(path: Path, column: str, example: str, zoned: bool) -> Va
 
 
 def local_texts(moments: NDArray[Any], zone: Any, write: Any) -> NDArray[Any]:
-    """ISO texts, with their offsets, of moments (rows,) of UTC, datetime64[us], in a zone.
+    """Return ISO texts, with their offsets, of UTC times (rows,), datetime64[us], in a zone.
 
-    write: from datetime64[us] (rows,) to texts without an offset. An offset that is no whole number of minutes, as
-    those of local mean times were, cannot be written: such moments are written in UTC.
+    write: converts datetime64[us] (rows,) to texts without an offset. Times whose offset is not a whole number of
+    minutes, as in historical local mean times, are written in UTC.
     """
     utc = pd.DatetimeIndex(moments)
     local = utc.tz_localize("UTC").tz_convert(zone).tz_localize(None).to_numpy().astype("datetime64[us]")

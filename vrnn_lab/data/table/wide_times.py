@@ -1,4 +1,4 @@
-"""Recognises a table with one column a time, and gives the command that turns it into one with a column of times."""
+"""Recognise a table with one column per time, and suggest the command that melts it to one with a time column."""
 
 from math import isfinite
 from pathlib import Path
@@ -7,7 +7,7 @@ import pandas as pd
 
 from vrnn_lab.data.table.csv_dialect import dialect_of, is_csv
 
-FEWEST = 3  # columns that are times
+FEWEST = 3  # columns whose names are times, at least
 
 
 def is_time(name: str) -> bool:
@@ -19,10 +19,10 @@ def is_time(name: str) -> bool:
 
 
 def melt_cure(path: Path, names: list[str], id: str | None, time: str, keys: str) -> str | None:
-    """Says how to melt a table whose columns are mostly times; None for another.
+    """Return the command that melts a table whose columns are mostly times; None for another table.
 
-    names: the columns it has. id: the column that is to name the series, None where there is one series. keys: before
-    the options `id` and `path` in the answer, "data." or "".
+    names: its columns. id: the column that is to name the series, None for a single series. keys: prefix of the
+    option `id` in the text, "data." or "".
     """
     beside = [name for name in names if not is_time(name)]
     times = len(names) - len(beside)
@@ -31,7 +31,7 @@ def melt_cure(path: Path, names: list[str], id: str | None, time: str, keys: str
     frame = not (is_csv(path) or path.suffix.lower() == ".parquet")
     source = "frame" if frame else _reading(path)
     kept, numbered = beside, ""
-    if id is not None and not beside:  # no column names the rows: their numbers do
+    if id is not None and not beside:  # no column names the rows, so their numbers become the names
         kept, numbered = [id], f".rename_axis({id!r}).reset_index()"
     value = "observed" if "value" in (time, *beside) else "value"
     melt = f"{source}{numbered}.melt(id_vars={kept}, var_name={time!r}, value_name={value!r})"
