@@ -128,8 +128,10 @@ class VRNN(StepModel):
         return [torch.stack(x) for x in zip(*found, strict=True)]
 
     def _weights(self) -> tuple[Weights, Weights] | None:
-        """Return fused weights of the posterior (from the state) and of z's gates (from z), or None for changed
-        layers."""
+        """Return fused weights of the posterior (from the state) and of z's gates (from z), or None.
+
+        None where a subclass or changed layers have no fused form.
+        """
         read = (self.posterior_of_state.weight, self.posterior_out.weight)
         shift = self.posterior_out.bias
         posterior = Weights(self.named, read, (shift.new_zeros(len(read[0])), shift))
