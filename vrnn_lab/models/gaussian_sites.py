@@ -1,5 +1,4 @@
-"""Approximate posteriors of a linear-Gaussian state by Gaussian sites, for outputs that are not linear and
-Gaussian."""
+"""Approximate the posterior of a linear-Gaussian state by Gaussian sites, for any output density."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -16,8 +16,8 @@ class VAE(PathModel):
 
     z_i ~ N(0, I),  x_i ~ head(decoder(z_i)),  q(z_i | seen channels of x_i) = N(encoder(x_i, which are seen)).
 
-    All points are independent; the prediction of a point with nothing observed is the prior's. The networks are those
-    of the paper's appendix C, with `depth` hidden layers.
+    All points are independent; the prediction of a point with nothing observed is the prior's. Encoder and decoder
+    are MLPs (appendix C).
     """
 
     def __init__(
