@@ -240,7 +240,7 @@ def level_of(data: SeriesData, scale: Scale) -> Float[Tensor, " dim"]:
 
 @dataclass(frozen=True)
 class BaselineQuestion:
-    """Hold the size of an evaluation task, which decides whether a slow baseline is computed, and its batches."""
+    """Hold an evaluation task's batches, and its size, which decides whether slow baselines are computed."""
 
     name: str
     series: int

@@ -86,8 +86,8 @@ def answers(
 
     change: applied to each prediction first; most: the number of series to use; questions: tasks other than the
     protocol's; recalibrated: a change whose scores are added as `recalibrated/<split>/<task>/...`, from the same
-    predictions; crps: is filled with the CRPS of each series in training stds, by the name of the task, without
-    `recalibrated`.
+    predictions; crps: is filled with the CRPS of each series in training stds, before recalibration, by the name of
+    the task.
     """
     found: dict[str, float] = {}
     if model.scale.support == "events":  # events have no values

@@ -60,7 +60,7 @@ class Beyond:
     """Hold factors for forecasts beyond the times of training, by their distance
     (`vrnn_lab.training.out_of_time`)."""
 
-    end: float  # of the last training window, in the data's unit
+    end: float  # end of the last training window, in the data's time unit
     longest: float  # length of the longest training window
     starts: tuple[float, ...]  # (stretches,): the distance from which each stretch's factors hold, in longest windows
     factors: Float[Tensor, "stretches dim"]

@@ -10,7 +10,7 @@ from vrnn_lab.core.series import TimeSeries
 
 SEASONS = 100  # most periods searched for an observed value of the same season
 NEAR = 0.25  # fraction of a period within which observed values must lie on both sides
-ROUNDING = 1e-6  # fraction of a period within which times are equal
+ROUNDING = 1e-6  # tolerance of times, as a fraction of a period
 
 
 def with_drift(series: TimeSeries, flat: Float[Tensor, "batch time dim"]) -> Float[Tensor, "batch time dim"]:

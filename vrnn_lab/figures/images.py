@@ -124,7 +124,7 @@ def edges(times: Float64[Tensor, " place"]) -> Float64[Tensor, " edge"]:
     return torch.cat([times[:1] - first, middle, times[-1:] + last])
 
 
-# ---- a field ----------------------------------------------------------------------------------------------
+# ---- vector fields ----------------------------------------------------------------------------------------
 
 
 def vector_field(model, data, batch: TimeSeries) -> Figure:

@@ -164,7 +164,7 @@ class GRUD(Cell):
         place = torch.arange(values.shape[1], device=values.device)[:, None].expand_as(values)
         last_place = torch.where(known > 0, place, -1).cummax(1).values
         ever, last_place = last_place >= 0, last_place.clamp(min=0)
-        until = gap.double().cumsum(1)
+        until = gap.double().cumsum(1)  # in float32 a long series' sum would lose its short gaps
         at = (until - gap).expand_as(values).gather(1, last_place)
         since = until - torch.where(ever, at, 0)
         return torch.where(ever, values.gather(1, last_place), 0), since.to(values)

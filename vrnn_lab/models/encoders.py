@@ -67,11 +67,13 @@ class Encoder(nn.Module, ABC):
         seen_points = series.seen.any(-1)
         count = seen_points.sum(1, keepdim=True)
         most = series.most_seen if series.in_training else None
+        # Unobserved points are dropped, so that the loop is as long as the row with the most observed points.
         series, index = compact(series, seen_points)
         most = series.times.shape[1] if most is None else most
         place = (count - 1 - torch.arange(max(most, 1), device=count.device)).clamp(min=0)  # last point first
         elapsed = pick(pick(elapsed, index), place)
         values, seen = pick(series.values, place), pick(series.seen, place).to(series.values)
+        # Gaps are differences in float64, since elapsed times may be much larger than gaps.
         gap = elapsed.diff(dim=1, prepend=elapsed[:, :1]).neg().to(values)
         told = [torch.log1p(gap / self.usual_gap)[..., None], clock_features(elapsed.to(values))]
         covariates = None if series.covariates is None else pick(series.covariates, place)
@@ -127,8 +129,8 @@ class Recognition(nn.Module):
     """Compute q(z | seen), one z per series, from an encoder's summary; it is N(0, I) where nothing is observed.
 
     The last levels * dim latents are levels of the channels (`networks.Levels`). With them the network also reads
-    `channel_summary`, and the mean of the first level starts as half the last value plus half the shrunk mean, which
-    a network would otherwise have to learn for every channel separately.
+    `channel_summary`, and the mean of the first level is initialised at half the last value plus half the shrunk
+    mean, which a network would otherwise have to learn for every channel separately.
     """
 
     def __init__(
@@ -167,8 +169,9 @@ RECENT = 1 / 12  # time constant of the recent mean, in typical windows
 def channel_summary(series: TimeSeries, elapsed: Float64[Tensor, "batch time"]) -> Float[Tensor, "batch feature dim"]:
     """Return six features of each channel's observed values.
 
-    They are the last value, the mean and the recent mean (both shrunk to the training mean, zero), log(1 + number of
-    values), exp(-time constants from the last value to the row's last observed point), and whether there is a value.
+    They are the last value, the mean and the recent mean (both shrunk to the training mean, zero), log(1 + the number
+    of values), exp(-s / RECENT) with s the time from the last value to the row's last observed point, and whether
+    there is a value.
     """
     seen, values = series.seen, torch.where(series.seen, series.values, 0)
     time = torch.where(seen, elapsed[..., None], -torch.inf)

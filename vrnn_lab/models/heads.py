@@ -111,7 +111,7 @@ class OneScaleHead(Head):
             begin = first_std(scale, 0.05) if start is None else torch.full((scale.dim,), start)
             begin = begin.log() if noise == "channel" else begin.log().mean(0, keepdim=True)
             self.log_std = nn.Parameter(begin / speed)
-        self.first_std = first_std(scale, 1.0)  # of a fresh network alone
+        self.first_std = first_std(scale, 1.0)  # read by `begin` only
 
     def begin(self, network):
         if self.noise == "point":
@@ -164,7 +164,7 @@ class MixtureHead(Head):
         # Identical components would receive identical gradients, so their centres start apart.
         self.start: Tensor
         self.register_buffer("start", spread_of(components).expand(-1, scale.dim).clone())
-        self.first_std = first_std(scale, 1.0)  # of a fresh network alone
+        self.first_std = first_std(scale, 1.0)  # read by `begin` only
 
     def begin(self, network):
         each = last_bias(network).view(self.components, -1)

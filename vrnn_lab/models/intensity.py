@@ -43,7 +43,7 @@ class Rate:
 
     intensity: Intensity
     path: Path
-    edges: Float64[Tensor, "batch edges"]  # of the panels: window start, nodes within, window end (repeated)
+    edges: Float64[Tensor, "batch edges"]  # panel boundaries: window start, nodes within, window end (repeated)
 
     @classmethod
     def over(cls, intensity: Intensity, path: Path, window: Float64[Tensor, "batch 2"], panels: int) -> "Rate":

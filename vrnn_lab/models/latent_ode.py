@@ -25,8 +25,8 @@ class LatentODE(PathModel):
 
     q(z_0 | seen) = N(encoder),  p(z_0) = N(0, I),  dz/dt = f(z),  x_i ~ head(decoder(z(t_i))).
 
-    The encoder (a GRU, or an ODE-RNN) reads the observed points from the last to the first, and continues to the time
-    of z_0. That time is the start of the row's window (origin=row), the earliest training window's start
+    The encoder reads the observed points from the last to the first; it is a GRU, or an ODE-RNN that continues to the
+    time of z_0. That time is the start of the row's window (origin=row), the earliest training window's start
     (origin=common), or the middle between that and the latest training window's end (origin=middle), from where the
     distance to any window, over which an error of z_0 grows, is at most half as long. origin=auto is middle where the
     dataset declares that its series are pieces of curves over one time axis (`Scale.common_time`), and row elsewhere

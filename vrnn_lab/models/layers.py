@@ -87,7 +87,7 @@ class GRUCell(nn.Module):
         self, gates: Float[Tensor, "*#rows three"], state: Float[Tensor, "*#rows state"]
     ) -> Float[Tensor, "*#rows state"]:
         """Return the next state from the input's gates, self.gates(input), and the current state."""
-        gates, both = gates.to(state), self.recur(state).to(state)  # the linear maps return bf16 under bf16-mixed
+        gates, both = gates.to(state), self.recur(state).to(state)  # under bf16-mixed the linear maps return bf16
         split = 2 * self.size
         reset, keep = torch.sigmoid(gates[..., :split] + both[..., :split]).chunk(2, -1)
         new = torch.tanh(torch.addcmul(gates[..., split:], reset, both[..., split:]))

@@ -83,7 +83,7 @@ class Normal:
 
 
 ACTIVE = 0.01
-FEW = 5  # latents from which a variance over the data is reported
+FEW = 5  # least number of latents for a variance over the data
 
 
 class Activity:

@@ -57,6 +57,8 @@ class Path:
         last = torch.where(place < 0, self.before, nodes - 1 - self.before)
         middle = far.floor().clamp(min=1).minimum(last - 1)
         u = (far - middle).to(self.states.dtype)
+        # The quintic Hermite basis on the nodes -1, 0, 1 about the middle one. A time before the start is read
+        # mirrored, so that both sides use the same rule and no query depends on how far the path reaches.
         ahead, behind, inner = u * u * (1 + u) ** 2, u * u * (1 - u) ** 2, (1 - u * u) ** 2
         values = [behind * (1 + 0.75 * u), inner, ahead * (1 - 0.75 * u)]
         slopes = [behind * (1 + u) / 4, u * inner, ahead * (u - 1) / 4]

@@ -129,9 +129,11 @@ class PathModel(SequenceModel):
         z = self._draw(posterior, series, samples)
         weights = self._weights(series, posterior.detach(), z, line)
         share = weights.softmax(0).detach()
+        # The surrogate weighs each sample's gradient by its share, the hook by its share again, as in eq. 8.
         if z.requires_grad:
             z.register_hook(lambda slope: slope * share.view(*share.shape, *[1] * (z.ndim - 2)).to(slope))
         surrogate = (share * weights).sum(0)
+        # The value is the bound's, the gradient the surrogate's.
         return log_mean_exp(weights).detach() + surrogate - surrogate.detach()
 
     def _predict(self, series, samples):

@@ -131,7 +131,7 @@ class StepModel(SequenceModel):
         self.noise.seed(self.seed, self.global_step, 1, device=self.device)
         place = batch.counts.cumsum(1)
         drawn = self.noise.of_series("start", batch, 1, 1, batch.times)[0]
-        share = (2 * torch.special.ndtr(drawn) - 1).clamp(min=0)  # zero for half of the series on average on average
+        share = (2 * torch.special.ndtr(drawn) - 1).clamp(min=0)  # zero for half of the series on average
         left_out = (share * (place[:, -1:] - 1).clamp(min=0)).floor()
         kept = (place > left_out)[..., None]
         return replace(batch, seen=batch.seen & kept, scored=batch.scored & kept, opens_seen=False)

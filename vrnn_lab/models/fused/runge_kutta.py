@@ -154,7 +154,7 @@ class RungeKutta(torch.autograd.Function):
         for block in reversed(_blocks(count, rows)):
             if kept:
                 steps = RungeKuttaSteps(weights, [kept.pop() for _ in weights.matrices][::-1])
-            else:
+            else:  # a tape too long to keep: recompute this block's activations from its states
                 steps = RungeKuttaSteps(weights, Tape.empty(weights, 4 * (block.stop - block.start), rows, states))
                 whole = length.expand(block.stop - block.start, *length.shape) if length.ndim else length
                 steps.fill(states[block], Lengths.of(whole))
@@ -214,7 +214,7 @@ class Walk(torch.autograd.Function):
             del kept[-3 - len(weights.matrices) :]
             turned = steps
             jumps, steps = _tick_tape(weights, matrix, shift, block.stop - block.start, start, tape)
-            if not tape:
+            if not tape:  # too long to keep: recompute this block's activations from its states
                 jumps.fill(gates[block], before[block])
                 steps.fill(jumped[block], lengths.part(block))
             jumps.turn(of_gates[block])

@@ -154,6 +154,7 @@ class Tape:
         told, slopes, matrices = self.at[place], self.back[place], self.weights.matrices
         for i in range(len(matrices) - 1, 0, -1):
             slope = torch.mm(slopes[i], matrices[i], out=slopes[i - 1])
+            # An activation's derivative is a function of its output, which is the next layer's input.
             self.deactivate(slope if beside is None else slope.add_(beside), told[i])
             beside = None
         return torch.mm(slopes[0], matrices[0], out=out)

@@ -44,6 +44,7 @@ class VariationalSequence(torch.autograd.Function):
         read, tell = Tape(posterior, hidden), Tape(telling, hidden_of_z)
         inner, inner_of_z = (places_of(x) or [()] * places for x in (hidden, hidden_of_z))
         each = places_of((states[:-1], states[1:], gates, from_x, noise, raw, *raw.chunk(2, -1), z, features))
+        # `total` holds w_(i-1), then gates_i + w_(i-1), which the views early and late read without a copy.
         total, states[0] = first.clone(), start
         early, late = early_and_late(total)
         for i, (before, state, gate, x, draw, both, mean, log_std, latent, feature) in enumerate(each):
