@@ -98,6 +98,7 @@ class CalibrationAccumulator:
         self.energy, self.series = 0.0, 0
 
     def add(self, scores: Scores, batch: TimeSeries) -> None:
+        """Add a batch's scores to those of all values and of each value's distance bin."""
         self.all.add(scores, batch.scored)
         distance = self.distance(batch)
         place = torch.bucketize(distance * (1 - ROUNDING), self.edges)
@@ -107,10 +108,12 @@ class CalibrationAccumulator:
             tally.add(some, batch.scored & (place == i))
 
     def add_energy(self, each: Float[Tensor, " series"]) -> None:
+        """Add the energy scores of some series."""
         self.energy += each.sum().item()
         self.series += len(each)
 
     def result(self, prefix: str) -> dict[str, float]:
+        """Return the mean scores under `<prefix>/...`; an empty dict where no value was scored."""
         found = self.all.result(prefix)
         if self.series:
             found[f"{prefix}/energy"] = self.energy / self.series

@@ -101,12 +101,14 @@ def answers(
 
 
 def rows_at_once(data: SeriesData, split: str, task: Task, samples: int) -> int:
+    """Return how many series of a split an evaluation batch may hold within POINTS_AT_ONCE."""
     series = data.series_for(split, task)
     longest = int(series.lengths.max(initial=1))
     return max(1, min(len(series), POINTS_AT_ONCE // (samples * max(1, longest))))
 
 
 def batches(model: SequenceModel, data: SeriesData, split: str, task: Task, samples: int, alike: bool = True):
+    """Yield batches of a split under a task, sized for `samples` draws, on the model's device."""
     for batch in data.batches(split, task, rows_at_once(data, split, task, samples), alike):
         yield batch.to(model.device)
 

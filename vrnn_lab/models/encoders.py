@@ -148,6 +148,7 @@ class Recognition(nn.Module):
     def forward(
         self, series: TimeSeries, elapsed: Float64[Tensor, "batch time"], reach: float | None = None
     ) -> Normal:
+        """Return q(z | seen), (batch, latent + levels * dim); the arguments are those of `Encoder.forward`."""
         reading = self.encoder(series, elapsed, reach)
         summary = reading.summary()
         if not self.levels:

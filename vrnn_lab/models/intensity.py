@@ -53,6 +53,7 @@ class Rate:
         return cls(intensity, path, torch.maximum(edges, window[:, :1]).minimum(window[:, 1:]))
 
     def log_at(self, times: Float64[Tensor, "batch time"]) -> Float[Tensor, "samples batch time"]:
+        """Return log lambda at each row's own times."""
         return self.intensity(self.path.at(times))
 
     def between(

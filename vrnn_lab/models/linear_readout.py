@@ -78,6 +78,7 @@ class Readout(nn.Module):
         )
 
     def mean(self, series: TimeSeries) -> Float64[Tensor, "batch time dim"]:
+        """Return the mean function at every point: an offset, any damped trend, and the effect of any covariates."""
         mean = SPEED * self.middle.double().expand(*series.values.shape)
         if self.rise is not None:
             mean = mean + SPEED * self.rise.double() * self._along(series.times)
@@ -92,6 +93,7 @@ class Readout(nn.Module):
         return times.sign()[..., None] * -torch.expm1(-rate * times.abs()[..., None]) / rate
 
     def observe(self, times: Float64[Tensor, "batch time"]) -> Float64[Tensor, "batch time dim state"]:
+        """Return the observation matrix H at every point."""
         loadings = torch.stack([part() for part in self.parts], -1)
         moving = (loadings[..., None] * self.read).sum(-2)  # (dim, dim of the parts, state)
         moving = moving.flatten(1) if self.joint else moving.diagonal(dim1=0, dim2=1).T

@@ -102,9 +102,11 @@ class Independent(Dynamics):
         self.register_buffer("other", parts.other(), persistent=False)
 
     def decay(self) -> Float64[Tensor, "dim count"]:
+        """Return the decay rate of each part, in 1 / typical windows."""
         return SLOWEST + (SPEED * self.log_decay.double()).clamp(max=FASTEST).exp()
 
     def turning(self) -> Float64[Tensor, "dim turns"]:
+        """Return the frequency of each oscillation, in radians per typical window."""
         known = self.frequency.expand(self.groups, -1)
         if self.log_frequency is None:
             return known

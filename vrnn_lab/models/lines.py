@@ -76,6 +76,7 @@ class Lines(nn.Module):
         return None if kind == "none" else cls(scale, kind)
 
     def forward(self, series: TimeSeries, samples: int, noise: Noise) -> Line:
+        """Draw `samples` lines per series from q(a, b | seen)."""
         times = series.times.to(series.values)[..., None]
         across = self.log_level.exp()
         along = times * (torch.zeros_like(across) if self.log_slope is None else self.log_slope.exp())

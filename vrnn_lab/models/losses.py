@@ -53,6 +53,7 @@ class Normal:
         return self.map(Tensor.detach)
 
     def draw(self, noise: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Return a draw from standard normal noise."""
         return self.mean + self.log_std.exp() * noise
 
     def log_prob(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
