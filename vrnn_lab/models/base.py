@@ -482,11 +482,8 @@ class SequenceModel(pl.LightningModule, ABC):
         # A fused optimizer unscales float16 gradients within its step, after clipping, which Lightning refuses.
         optimizer._step_supports_amp_scaling = False
         schedule = self.recipe.schedule(optimizer, self._total_steps)
-        each = {
-            "scheduler": schedule,
-            "interval": "step",
-            "name": "train/lr",
-        }  # otherwise named after the optimizer's class
+        # Without a name the rate would be logged under the optimizer's class.
+        each = {"scheduler": schedule, "interval": "step", "name": "train/lr"}
         if isinstance(schedule, ReduceLROnPlateau):
             # Where validations are counted in steps, Lightning cannot step it: callbacks.Plateau lowers the rate.
             every = self.trainer.check_val_every_n_epoch

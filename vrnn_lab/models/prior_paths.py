@@ -140,9 +140,8 @@ class Bridge:
         """Build the bridge from A and Q of the gap to the middle (move, noise) and from it (onward, later)."""
         reach = noise @ onward.mT
         whole = onward @ reach + later
-        size = whole.diagonal(
-            dim1=-2, dim2=-1
-        ).sqrt()  # entries of Q may be of different orders in the gap, so solve for correlations
+        # Entries of Q may be of different orders in the gap, so the system is solved for correlations.
+        size = whole.diagonal(dim1=-2, dim2=-1).sqrt()
         scale = size[..., :, None] * size[..., None, :]
         gain = torch.linalg.solve(whole / scale, (reach / size[..., None, :]).mT).mT / size[..., None, :]
         return cls(move - gain @ onward @ move, gain, _root(noise - gain @ reach.mT))
