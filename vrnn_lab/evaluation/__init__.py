@@ -1,1 +1,1 @@
-"""Scores, calibration, recalibration and the baselines of every result."""
+"""Compute scores, calibration, recalibration and baselines of every result."""

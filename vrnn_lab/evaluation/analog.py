@@ -1,4 +1,4 @@
-"""Analogs: what the most similar stretches of the training series did (Lorenz 1969), on any times."""
+"""Predict by analogs, the continuations of the most similar stretches of the training series (Lorenz 1969)."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -14,44 +14,44 @@ from vrnn_lab.data.base import Ragged
 
 Array = NDArray[np.float64]
 Line = Callable[[TimeSeries, Tensor], Tensor]
-COMPARED = 16  # seen points of a series that are compared, the nearest to what is asked
-NEAREST = 16  # stretches whose weighted mean is the answer
-CHANGES, VALUES = 0, 1  # kinds of answers
-ENOUGH = 0.5  # share of the compared values that a stretch must cover
-SAME = 1e-12  # squared distance, in squared training stds, from which a stretch counts as equal
-MOST_JOINED = 100_000  # windows up to which those of one series are joined
-AT_ONCE = 1_000_000  # values of stretches that are in memory together
-LONGEST = 100_000  # points of a record that are read, its last ones
-ROUNDING = 1e-9  # of the longest record: by what a time may seem to lie outside a record
+COMPARED = 16  # observed points of a series that are compared, the nearest to the query times
+NEAREST = 16  # stretches in the weighted mean
+CHANGES, VALUES = 0, 1  # kinds of predictions
+ENOUGH = 0.5  # fraction of the compared values that a stretch must cover
+SAME = 1e-12  # squared distance, in squared training stds, below which stretches are equal
+MOST_JOINED = 100_000  # most windows for which those of one series are joined
+AT_ONCE = 1_000_000  # values of stretches held in memory at once
+LONGEST = 100_000  # last points per record that are read
+ROUNDING = 1e-9  # tolerance at a record's ends, relative to the longest record
 
 
 class Analog:
-    """The mean of the training stretches that are most like what is seen of a series, at the times asked.
+    """Predict a series by the mean of the training stretches most similar to its observed values.
 
-    Of a series the COMPARED seen points nearest in time to what is asked are compared: the latest for a forecast,
-    those on both sides for a gap. A stretch of a training record is read at the same offsets in time, linearly
+    Of a series the COMPARED observed points nearest in time to the query times are compared: the latest for a
+    forecast, those on both sides for a gap. A stretch of a training record is read at the same time offsets, linearly
     between its points, all channels together; its distance is the mean square of the differences in training stds.
-    The NEAREST stretches that reach the middle of the times asked count with weight exp(-(d^2 / d_1^2 - 1) / 2), d_1
-    the smallest distance; where none reaches it, the NEAREST of all.
+    The NEAREST stretches that reach the middle of the query times have weight exp(-(d^2 / d_1^2 - 1) / 2), d_1 the
+    smallest distance; where none reaches it, the NEAREST of all.
 
-    There are two kinds of answers. VALUES: the stretches' values as they are. CHANGES: a line through the seen values
-    (flat beyond the last one) plus what the stretches leave of the same line through their own values, so that a
-    forecast is the last known value and the stretches' changes from there; distances then leave out the mean
-    difference of each channel. Where nothing is seen, or no stretch covers enough, the line is the answer.
+    There are two kinds of predictions. VALUES: the stretches' values themselves. CHANGES: a line through the observed
+    values (flat beyond the last one) plus the stretches' residuals from the same line through their own values, so
+    that a forecast is the last known value plus the stretches' changes from there; distances then ignore the mean
+    difference of each channel. Where nothing is observed, or no stretch covers enough, the line is the prediction.
     """
 
     def __init__(self, records: Sequence[tuple[Array, Array]], std: Array, line: Line, most: int):
         """Take the training records, of which at most `most` stretches are compared, spread evenly.
 
-        records: at most `most`, of each its times (points,), which do not decrease, and its values (points, dim) in
-        the data's units, NaN = not observed. std: (dim,), by which differences are divided. line: gives, of a batch
-        and the mean (dim,), the guess that changes are added to.
+        records: at most `most`, with the times (points,) of each, which do not decrease, and its values (points, dim)
+        in the data's units, NaN = not observed. std: (dim,), by which differences are divided. line: returns, for a
+        batch and the mean (dim,), the guess to which changes are added.
         """
         self.std, self.line = np.where(std > 0, std, 1.0), line
         chosen = [record for record in records if len(record[0])]
         self.length = np.array([times[-1] - times[0] for times, _ in chosen])
         self.slack = ROUNDING * self.length.max(initial=0.0)
-        # One axis for all records, end to end, so that a single search finds a time of any of them.
+        # All records on one time axis, end to end, so that a single search finds a time of any of them.
         room = self.length + max(self.length.max(initial=0.0), 1.0)
         self.start = np.concatenate([[0.0], np.cumsum(room)[:-1]]) if len(chosen) else np.zeros(0)
         each = [_observed(chosen, self.start, channel) for channel in range(len(std))]
@@ -59,13 +59,13 @@ class Analog:
         self.record, self.place = _places(self.length, most)
 
     def __call__(self, series: TimeSeries, mean: Tensor) -> Float[Tensor, "batch time dim"]:
-        """The answer by changes; mean: (dim,), where nothing is seen."""
+        """Return the prediction by changes; mean: (dim,), used where nothing is observed."""
         return self.candidates(series, mean, [CHANGES])[0]
 
     def candidates(
         self, series: TimeSeries, mean: Tensor, kinds: Sequence[int] = (CHANGES, VALUES)
     ) -> Float[Tensor, "kind batch time dim"]:
-        """Some kinds of answers, by default both, in the data's units; the line at what is not scored."""
+        """Return some kinds of predictions in the data's units; values that are not scored have the line."""
         line = self.line(series, mean)
         found = line.expand(len(kinds), *line.shape).clone()
         compared = _compared(series.times, series.seen, series.scored)
@@ -85,10 +85,10 @@ class Analog:
         return found
 
     def _starts(self, series: TimeSeries, compared: Bool[Tensor, "batch time dim"]) -> tuple[Array, Array]:
-        """When each stretch begins on the common axis, (batch, stretches), and the times since a row's own begin.
+        """Return each stretch's start on the common axis, (batch, stretches), and the times since a row's own start.
 
-        A stretch goes from the first to the last point that is compared or asked. In a training record it begins
-        anywhere where the record covers it all; in a record that is too short wherever it covers the record.
+        A stretch goes from the first to the last point that is compared or queried. In a training record it starts
+        anywhere such that the record covers it; in a shorter record, anywhere such that it covers the record.
         """
         times, counts = series.times.double().numpy(), (compared | series.scored).any(2).numpy()
         first = np.where(counts, times, np.inf).min(1, keepdims=True)
@@ -100,7 +100,7 @@ class Analog:
         return self.start[self.record] + shift, times - first
 
     def _reaching(self, series: TimeSeries, start: Array, offset: Array) -> NDArray[np.bool_]:
-        """(batch, stretches): whether the record of a stretch reaches the middle of the times asked."""
+        """Return whether each stretch's record reaches the middle of the query times, (batch, stretches)."""
         asked = series.scored.any(2).numpy()
         low = np.where(asked, offset, np.inf).min(1, keepdims=True)
         high = np.where(asked, offset, -np.inf).max(1, keepdims=True)
@@ -108,7 +108,7 @@ class Analog:
         return (since >= -self.slack) & (since <= self.length[self.record] + self.slack)
 
     def _read(self, at: Array, record: NDArray[np.int64], channel: int) -> Array:
-        """Values of a channel at times of the common axis, NaN where the record does not reach."""
+        """Return values of a channel at times of the common axis, NaN outside the record."""
         first, last = self.first[channel][record], self.last[channel][record]
         inside = (at >= first - self.slack) & (at <= last + self.slack)
         if not inside.any():
@@ -116,7 +116,7 @@ class Analog:
         return np.where(inside, np.interp(at, self.times[channel], self.values[channel]), np.nan)
 
     def _distances(self, series: TimeSeries, compared: Tensor, start: Array, offset: Array) -> Array:
-        """(2, batch, stretches): squared distances of changes and of values, infinite where too little is covered."""
+        """Return squared distances of changes and of values, (2, batch, stretches), infinite for too little cover."""
         rows, stretches = start.shape
         values = series.values.double().numpy()
         count, second, about = np.zeros((3, rows, stretches))
@@ -150,9 +150,9 @@ class Analog:
         chosen: Iterable[tuple[Array, NDArray[np.int64], Array]],
         changes: bool,
     ) -> Tensor:
-        """The weighted mean of the chosen stretches at what is scored; the line elsewhere.
+        """Return the weighted mean of the chosen stretches at scored values, and the line elsewhere.
 
-        chosen: of the nearest, then the next, ..., where it begins, its record and its weight, each (batch,).
+        chosen: for the nearest stretch, then the next, ..., its start, its record and its weight, each (batch,).
         """
         line = self.line(series, mean)
         read_at = series.known if changes else series.scored
@@ -176,9 +176,10 @@ class Analog:
 
 
 def records_of(series: Ragged, most: int) -> list[tuple[Array, Array]]:
-    """Times (points,) and values (points, dim) of at most `most` records, evenly chosen; of each its last LONGEST.
+    """Return times (points,) and values (points, dim) of at most `most` records, evenly chosen.
 
-    A record is a series; windows of one series, which have its name, that touch or overlap are joined.
+    A record is a series, cut to its last LONGEST points; windows of one series (by name) that touch or overlap are
+    joined.
     """
     first, end, names = series.first, series.end, series.names
     if names is not None and len(first) <= MOST_JOINED:
@@ -192,10 +193,10 @@ def records_of(series: Ragged, most: int) -> list[tuple[Array, Array]]:
 
 
 def _places(length: Array, most: int) -> tuple[NDArray[np.int64], Array]:
-    """The record of each stretch, and the share of the free room of its record at which it begins.
+    """Return the record of each stretch, and its start as a fraction of the free room in that record.
 
-    Of every record one stretch begins as long after the record's begin as a series' own after its window's (NaN); the
-    others are spread evenly, the more the longer a record is.
+    One stretch per record starts as long after the record's start as a series does after its window's start (NaN);
+    the others are spread evenly, in proportion to the records' lengths.
     """
     more = (most - len(length)) * length / max(length.sum(), np.finfo(float).tiny)
     more = np.maximum(more, 0).astype(int)
@@ -204,7 +205,7 @@ def _places(length: Array, most: int) -> tuple[NDArray[np.int64], Array]:
 
 
 def _observed(records: list[tuple[Array, Array]], start: Array, channel: int) -> tuple[Array, Array, Array, Array]:
-    """A channel's times on the common axis and its values, (values,), and where each record of it begins and ends."""
+    """Return a channel's times on the common axis and values, (values,) each, and each record's start and end."""
     times, values, ends = [], [], []
     for begin, (when, what) in zip(start, records, strict=True):
         there = np.isfinite(what[:, channel])
@@ -218,7 +219,7 @@ def _observed(records: list[tuple[Array, Array]], start: Array, channel: int) ->
 def _compared(
     times: Float64[Tensor, "batch time"], seen: Bool[Tensor, "batch time dim"], scored: Bool[Tensor, "batch time dim"]
 ) -> Bool[Tensor, "batch time dim"]:
-    """What is seen at the COMPARED points nearest in time to what is asked."""
+    """Return the mask of observed values at the COMPARED points nearest in time to the query times."""
     asked = scored.any(2)
     before = torch.where(asked, times, -torch.inf).cummax(1).values
     after = torch.where(asked, times, torch.inf).flip(1).cummin(1).values.flip(1)
@@ -228,7 +229,7 @@ def _compared(
 
 
 def _weights(squares: Array) -> Array:
-    """exp(-(d^2 / d_1^2 - 1) / 2) of squared distances (batch, stretches) in increasing order; 0 of infinite ones."""
+    """Return exp(-(d^2 / d_1^2 - 1) / 2) of increasing squared distances (batch, stretches); 0 for infinite ones."""
     nearest = np.maximum(squares[:, :1], SAME)
     known = np.isfinite(squares)
     ratio = np.where(known, squares, 0.0) / np.where(np.isfinite(nearest), nearest, 1.0)

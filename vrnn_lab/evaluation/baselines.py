@@ -1,4 +1,4 @@
-"""What needs no model: plain rows beside every result, and exact ones where the process is known."""
+"""Compute simple baselines for every result, and exact scores where the process is known."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,19 +24,19 @@ from vrnn_lab.evaluation.trends import seasonal, with_drift
 
 log = logging.getLogger("vrnn_lab")
 GAUSSIAN_PROCESS, LINEAR_PROCESS, ANALOG = "gaussian process", "linear process", "analog"
-MOST_SEEN = 200  # seen values of a series and channel up to which a Gaussian process is conditioned on them
-MOST_SERIES = 200  # series of a question up to which it is
-MOST_CHANNELS = 5  # channels up to which it is
-MOST_VALUES = 250_000  # points times channels of a question up to which analog and linear process answer it
-STRETCHES = 32, 512  # training stretches that a series is compared with, at least and at most
-READ = 10_000_000  # values of training stretches that a pass over a question reads to compare: about half a second
-DRAWS = 20  # of a plain row for its energy score, which is unbiased for any number
+MOST_SEEN = 200  # most observed values per series and channel for a Gaussian process
+MOST_SERIES = 200  # most series of a task for a Gaussian process
+MOST_CHANNELS = 5  # most channels for a Gaussian process
+MOST_VALUES = 250_000  # most points times channels of a task for analog and linear process
+STRETCHES = 32, 512  # least and largest number of training stretches compared with a series
+READ = 10_000_000  # values of training stretches read in one pass over a task, about half a second
+DRAWS = 20  # draws for a baseline's energy score, which is unbiased for any number
 Guess = Callable[[TimeSeries, Tensor], Tensor]
 Answer = Callable[[TimeSeries], Gaussian | Bernoulli]
 
 
 def constant(series: TimeSeries, mean: Tensor) -> Float[Tensor, "batch time dim"]:
-    """The mean of a row's seen values, the training mean where nothing is seen."""
+    """Predict the mean of a row's observed values, or the training mean where nothing is observed."""
     return _row_mean(series, mean, 0.0).expand_as(series.values)
 
 
@@ -48,7 +48,7 @@ def _row_mean(series: TimeSeries, mean: Tensor, shrink: float) -> Float[Tensor, 
 
 
 def _neighbour(series: TimeSeries, later: bool) -> tuple[Tensor, Tensor]:
-    """Per value, where the last seen one up to it (or the next one from it) stands, and whether there is one."""
+    """Return, per value, the index of the last observed one up to it (later: the next one), and if it exists."""
     places = torch.arange(series.times.shape[1], device=series.times.device)[None, :, None]
     if later:
         at = torch.where(series.seen, places, places.numel())
@@ -59,13 +59,13 @@ def _neighbour(series: TimeSeries, later: bool) -> tuple[Tensor, Tensor]:
 
 
 def last(series: TimeSeries, mean: Tensor) -> Float[Tensor, "batch time dim"]:
-    """The last seen value before a point; before the first the row's mean."""
+    """Predict the last observed value, or the row's mean before the first one."""
     at, exists = _neighbour(series, later=False)
     return torch.where(exists, series.values.gather(1, at), constant(series, mean))
 
 
 def linear(series: TimeSeries, mean: Tensor) -> Float[Tensor, "batch time dim"]:
-    """Between the seen neighbours in time; flat beyond the ends."""
+    """Interpolate linearly between observed neighbours in time; constant beyond the ends."""
     (left, has_left), (right, has_right) = _neighbour(series, False), _neighbour(series, True)
     times = series.times[..., None].expand_as(series.values)
     low, high = series.values.gather(1, left), series.values.gather(1, right)
@@ -77,12 +77,12 @@ def linear(series: TimeSeries, mean: Tensor) -> Float[Tensor, "batch time dim"]:
 
 
 def blend(series: TimeSeries, mean: Tensor) -> Float[Tensor, "batch time dim"]:
-    """Half the last value, half the row's mean shrunk to the training mean by one pseudo-observation."""
+    """Predict half the last value plus half the row's mean, shrunk to the training mean by one pseudo-observation."""
     return 0.5 * last(series, mean) + 0.5 * _row_mean(series, mean, 1.0)
 
 
 def drift(series: TimeSeries, mean: Tensor) -> Float[Tensor, "batch time dim"]:
-    """Straight lines between seen values; after the last one the slope from the first seen value to it goes on."""
+    """Interpolate linearly; after the last observed value, continue with the slope from the first one to it."""
     return with_drift(series, linear(series, mean))
 
 
@@ -95,9 +95,9 @@ REFERENCES: dict[str, Callable[[TimeSeries, Tensor], Tensor]] = {
 
 
 def baselines(data: SeriesData, scale: Scale) -> dict[str, Callable[[TimeSeries, Tensor], Tensor]]:
-    """Return the baselines that fit a data set: drift and analog for real values, seasonal ones given a period.
+    """Return the baselines that suit a dataset: drift and analog for real values, seasonal ones given a period.
 
-    Of several known periods the longest counts.
+    Among several known periods the longest is used.
     """
     found = dict(REFERENCES)
     if scale.support == "real":
@@ -113,10 +113,10 @@ def baselines(data: SeriesData, scale: Scale) -> dict[str, Callable[[TimeSeries,
 
 
 def analog(data: SeriesData, scale: Scale) -> Analog | None:
-    """The analog of a data set's training series, which reads nothing of another split but its sizes.
+    """Build the analog of a dataset's training series; other splits are used only for their sizes.
 
-    It compares with fewer stretches the more values validation and test ask for, so that a pass over a question reads
-    about READ values. None, and a line in the log, where it would take more than some seconds all the same.
+    The more values validation and test have, the fewer stretches are compared, so that a pass over a task reads about
+    READ values. Returns None, with a debug message in the log, where it would still take more than some seconds.
     """
     sizes = [data.splits[split].lengths for split in ("val", "test")]
     channels, values = len(data.channels), max(int(each.sum()) for each in sizes) * len(data.channels)
@@ -138,11 +138,12 @@ def references(
     split: str = "test",
     crps: dict[str, SeriesSums] | None = None,
 ) -> dict[str, float]:
-    """`reference/<row>/<question>/...`: each row a density fitted per channel on validation.
+    """Return `reference/<baseline>/<task>/...`, each baseline as a density fitted per channel on validation.
 
-    A Gaussian about the row's guess; of zeros and ones a Bernoulli: the guess with a share of the training mean.
-    Of real values the linear process and, where there is one, the Gaussian process have spreads of their own.
-    crps: a model's, of each validation series, by the question; then the rows are compared with it on validation.
+    The density is a Gaussian about the baseline's guess; for binary values a Bernoulli of the guess mixed with the
+    training mean. For real values the linear process and, where it is available, the Gaussian process have spreads of
+    their own. crps: a model's CRPS of each validation series, by task; given these, the baselines are compared with
+    it on validation.
     """
     scale = scale or data.scale
     if scale.support == "events":
@@ -176,14 +177,14 @@ def _quick_on_validation(data: SeriesData, row: str, name: str, task: Task) -> b
 def on_validation(
     data: SeriesData, name: str, task: Task, answer: Answer, scale: Scale, model: SeriesSums, prefix: str
 ) -> dict[str, float]:
-    """The CRPS of a row on validation and by how much a model's lies above it: `<prefix>/val_...`.
+    """Return a baseline's CRPS on validation and how much larger a model's is, `<prefix>/val_...`.
 
-    val_crps in the data's units and val_ncrps in training stds; val_ncrps_above, in training stds, with its standard
+    val_crps is in the data's units, val_ncrps in training stds; val_ncrps_above, in training stds, has a standard
     error over series, val_ncrps_above_se, where there are two or more. model: the model's CRPS of each series, in
-    training stds. Nothing where values are not real.
+    training stds. The result is empty where values are not real.
 
-    A row whose spread was fitted to these very values (one number a channel, and the kind of the analog) is a little
-    too good here; so is the model, whose best checkpoint was chosen on validation.
+    A baseline whose spread was fitted to these values (one number per channel, and the kind of the analog) is
+    slightly favoured; so is the model, whose best checkpoint was chosen on validation.
     """
     if scale.support != "real":
         return {}
@@ -213,9 +214,9 @@ def _scores(said: Gaussian | Bernoulli, batch: TimeSeries) -> Scores:
 def plain_energy(
     said: Gaussian | Bernoulli, batch: TimeSeries, std: Float[Tensor, " dim"], seed: int
 ) -> Float[Tensor, " series"]:
-    """The energy score of a plain row, whose values do not hang together; none of zeros and ones.
+    """Return the energy score of a baseline, whose values are independent; empty for binary values.
 
-    A series' draws are a function of (seed, id), the same for all rows.
+    A series' draws are a function of (seed, id), the same for all baselines.
     """
     if isinstance(said, Bernoulli):
         return std.new_zeros(0)
@@ -229,7 +230,7 @@ def plain_energy(
 
 
 def level_of(data: SeriesData, scale: Scale) -> Float[Tensor, " dim"]:
-    """The training mean, of zeros and ones too."""
+    """Return the training mean in the data's units; of binary values clamped to 1e-4 .. 1 - 1e-4."""
     if scale.support != "binary" and scale.trend is None:
         return scale.mean
     if scale.support != "binary":
@@ -239,7 +240,7 @@ def level_of(data: SeriesData, scale: Scale) -> Float[Tensor, " dim"]:
 
 @dataclass(frozen=True)
 class BaselineQuestion:
-    """A question as a baseline meets it: how many series it is asked of, of how many values, and their batches."""
+    """Hold an evaluation task's batches, and its size, which decides whether slow baselines are computed."""
 
     name: str
     series: int
@@ -257,7 +258,7 @@ def _asked(data: SeriesData, questions: dict[str, Task], split: str) -> Iterator
 def fitted_processes(
     data: SeriesData, scale: Scale, level: Float[Tensor, " dim"], asked: Sequence[BaselineQuestion]
 ) -> dict[str, Answer]:
-    """The baselines that are fitted to training data by their likelihood; those that would take long are missing."""
+    """Return the baselines that are fitted to training data by their likelihood, except those that are slow."""
     found = {
         LINEAR_PROCESS: linear_process(data, scale, level, asked),
         GAUSSIAN_PROCESS: gaussian_process(data, scale, level, asked),
@@ -268,10 +269,10 @@ def fitted_processes(
 def linear_process(
     data: SeriesData, scale: Scale, level: Float[Tensor, " dim"], asked: Iterable[BaselineQuestion]
 ) -> Answer | None:
-    """Fit a linear process to the training series, to be conditioned on what is seen of each series.
+    """Fit a linear process to the training series, to be conditioned on the observed values of each series.
 
-    asked: the questions that it is to answer. None, and a line in the log, where that would take more than some
-    seconds; None without a line where values are not real.
+    asked: the tasks to predict. Returns None, with a debug message, where that would take more than some seconds;
+    None without a message where values are not real.
     """
     if scale.support != "real":
         return None
@@ -296,12 +297,12 @@ def linear_process(
 def gaussian_process(
     data: SeriesData, scale: Scale, level: Float[Tensor, " dim"], asked: Iterable[BaselineQuestion]
 ) -> Answer | None:
-    """Fit a Gaussian process to the training series, to be conditioned on what is seen of each series.
+    """Fit a Gaussian process to the training series, to be conditioned on the observed values of each series.
 
-    asked: the questions that it is to answer. None, and a line in the log, where scikit-learn is missing or where it
-    would take long: it is scored on the same values as every other baseline or not at all. None without a line where
-    values are not real, and for data sets whose series have no levels of their own, the measured tables of which have
-    no such row.
+    asked: the tasks to predict. Returns None, with a debug message, where scikit-learn is missing or where it would
+    take long: a baseline is scored on the same values as all others or not at all. Returns None without a message
+    where values are not real, and for datasets whose series have no levels of their own, whose published tables have
+    no such baseline.
     """
     if scale.support != "real" or not scale.own_levels:
         return None
@@ -322,7 +323,7 @@ def gaussian_process(
 
 
 def _too_slow(data: SeriesData, asked: Iterable[BaselineQuestion]) -> str:
-    """Return why a Gaussian process would take long to answer; empty where it would not."""
+    """Return why a Gaussian process would take long on some tasks; an empty string where it would not."""
     if len(data.channels) > MOST_CHANNELS:
         return f"{len(data.channels)} channels, at most {MOST_CHANNELS}"
     for question in asked:
@@ -335,7 +336,7 @@ def _too_slow(data: SeriesData, asked: Iterable[BaselineQuestion]) -> str:
 
 
 def _in_random_order(data: SeriesData) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Times (points,) and values (points, dim) of one training series after another."""
+    """Yield times (points,) and values (points, dim) of the training series in random order."""
     series = data.splits["train"]
     for place in generator(PLAIN, data.seed).permutation(len(series)):
         own = slice(series.first[place], series.end[place])
@@ -343,20 +344,20 @@ def _in_random_order(data: SeriesData) -> Iterator[tuple[NDArray[np.float64], ND
 
 
 def fitted(asked: Iterable[TimeSeries], guess: Guess, scale: Scale, level: Float[Tensor, " dim"]) -> Answer:
-    """A plain row: its guess at every point of a batch, with the spread that its errors have in what was asked."""
+    """Return a baseline's predictive function of a batch: its guess, with the spread of its errors on `asked`."""
     spread = _mixed_in if scale.support == "binary" else _spread
     return spread(asked, guess, scale, level)
 
 
 def _given(batch: TimeSeries) -> TimeSeries:
-    """What a guess may read of a question."""
+    """Return what a guess may read of a batch: the observed values, and which values are scored."""
     return replace(batch.given(), scored=batch.scored)
 
 
 def _mixed_in(
     asked: Iterable[TimeSeries], guess: Guess, scale: Scale, level: Float[Tensor, " dim"]
 ) -> Callable[[TimeSeries], Bernoulli]:
-    """Bernoulli of (1 - a) guess + a level: the share a that is best, channel by channel."""
+    """Return the Bernoulli of (1 - a) guess + a level, with the share a of the smallest nll per channel."""
     mixed = lambda mean, share: Bernoulli(((1 - share) * mean + share * level).logit())
     shares = torch.linspace(0.01, 1, 34, dtype=torch.float64)[:, None, None, None]
     total = torch.zeros(len(shares), len(level), dtype=torch.float64)
@@ -371,7 +372,7 @@ def _mixed_in(
 def _spread(
     asked: Iterable[TimeSeries], guess: Guess, scale: Scale, level: Float[Tensor, " dim"]
 ) -> Callable[[TimeSeries], Gaussian]:
-    """A Gaussian about the guess; of the two kinds of the analog each channel has the one of the smaller error."""
+    """Return a Gaussian about the guess; for the analog, each channel uses the kind with the smaller error."""
     kinds = [CHANGES, VALUES] if isinstance(guess, Analog) else [0]
     tallies = [ScoreAccumulator(scale.channels, scale.std) for _ in kinds]
 

@@ -1,4 +1,4 @@
-"""Are the intervals true: where values fall in what was said of them, and scores by the distance to what was seen."""
+"""Measure calibration: PIT histograms, interval coverage, and scores by the distance to the nearest observation."""
 
 import re
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ from vrnn_lab.data.base import SeriesData
 from vrnn_lab.evaluation.scores import ScoreAccumulator, Scores
 
 PIT_BINS, DISTANCE_BINS = 10, 5
-ROUNDING = 1e-8  # of a distance: what still counts as equal
-DISTANCES = 1_000_000  # distances whose quantiles part the bins
+ROUNDING = 1e-8  # relative tolerance within which distances are equal
+DISTANCES = 1_000_000  # most distances whose quantiles define the bins
 BY_DISTANCE = ("mse", "crps", "coverage_90", "brier")
-# Of every channel and plain row: for figures and a closer look, not among the metrics that runs are compared by.
+# Details of every channel and baseline, for figures; not among the metrics by which runs are compared.
 DETAIL = re.compile(r"/pit/|^(reference|recalibrated)/.*/(gap|horizon)/|/(gap|horizon)/(\d+|none)/channel/")
 
 
@@ -26,26 +26,27 @@ def pit(
     values: Float[Tensor, "batch time dim"],
     uniform: Float[Tensor, "batch time dim"],
 ) -> Scores:
-    """The probability integral transform by draws: the rank of a value among them, ties parted at random.
+    """Return histograms of the probability integral transform, the rank of a value among draws, with random ties.
 
-    Under a true prediction it is uniform exactly, however few the draws.
+    If the prediction is the true distribution, the transform is exactly uniform for any number of draws.
     """
     below, ties = (paths < values).sum(0), (paths == values).sum(0)
     return histogram((below + uniform * (ties + 1)) / (len(paths) + 1))
 
 
 def plain_pit(density: Gaussian, values: Float[Tensor, "batch time dim"]) -> Scores:
+    """Return histograms of the probability integral transform under a Gaussian."""
     return histogram(torch.special.ndtr((values - density.mean) / density.std))
 
 
 def histogram(level: Float[Tensor, "batch time dim"]) -> Scores:
-    """In which of the even bins from 0 to 1 a level lies: pit/1, pit/2, ..., each 0 or 1."""
+    """Return which of PIT_BINS even bins from 0 to 1 a level falls in: pit/1, pit/2, ..., each 0 or 1."""
     place = (level * PIT_BINS).long().clamp(max=PIT_BINS - 1)
     return {f"pit/{i + 1}": (place == i).to(level) for i in range(PIT_BINS)}
 
 
 def gap(batch: TimeSeries) -> Float64[Tensor, "batch time dim"]:
-    """Time to the nearest seen point of the same channel; infinite where none is seen."""
+    """Return the time to the nearest observed value of the same channel; infinite where there is none."""
     times = batch.times[..., None].expand(batch.seen.shape)
     before = torch.where(batch.seen, times, -torch.inf).cummax(1).values
     after = torch.where(batch.seen, times, torch.inf).flip(1).cummin(1).values.flip(1)
@@ -53,17 +54,17 @@ def gap(batch: TimeSeries) -> Float64[Tensor, "batch time dim"]:
 
 
 def horizon(batch: TimeSeries) -> Float64[Tensor, "batch time dim"]:
-    """Time since the last point before it of which something is seen; infinite where nothing is."""
+    """Return the time since the last point with an observed value, infinite where there is none before."""
     last = torch.where(batch.seen.any(-1), batch.times, -torch.inf).cummax(1).values
     return (batch.times - last)[..., None].expand(batch.seen.shape).contiguous()
 
 
 DISTANCE = {"interpolation": ("gap", gap), "forecast": ("horizon", horizon)}
-BESIDE = ("gap", gap)  # of the questions of a data set's own
+BESIDE = ("gap", gap)  # for a dataset's own evaluation tasks
 
 
 def edges(data: SeriesData, question: str, task: Task) -> Float64[Tensor, " edge"]:
-    """What parts the bins of a distance: even quantiles of those of validation, the same for all that is scored."""
+    """Return the boundaries of the distance bins: even quantiles over validation, used for every split."""
     found, count = [torch.zeros(0, dtype=torch.float64)], 0
     for batch in data.batches("val", task, 256):
         each = DISTANCE.get(question, BESIDE)[1](batch)[batch.scored]
@@ -76,16 +77,17 @@ def edges(data: SeriesData, question: str, task: Task) -> Float64[Tensor, " edge
     if not len(distance):
         return distance
     parts = torch.quantile(distance, levels, interpolation="higher").unique()
-    # Equal distances, differences of times as they were rounded, share a bin.
+    # Distances that are equal up to the rounding of times share a bin.
     apart = torch.cat([parts.diff() > ROUNDING * parts[1:], parts.new_ones(1, dtype=torch.bool)])
     return parts[apart & (parts < distance.max() * (1 - ROUNDING))]
 
 
 class CalibrationAccumulator:
-    """Scores of one question, added up: of all values, by distance, and of whole series.
+    """Accumulate the scores of one evaluation task: over all values, by distance, and of whole series.
 
-    Under `<gap or horizon>/<bin>` stand from (where the bin begins; it ends where the next one does), share (of all
-    values), and the scores of its values. `none`: nothing was seen that a distance could be told from.
+    The keys under `<gap or horizon>/<bin>` are from (the start of the bin; it ends at the next one's start), share
+    (of all values), and the scores of the bin's values. The bin `none` holds values without a distance, since nothing
+    was observed.
     """
 
     def __init__(self, data: SeriesData, question: str, task: Task, std: Float[Tensor, " dim"]):
@@ -96,6 +98,7 @@ class CalibrationAccumulator:
         self.energy, self.series = 0.0, 0
 
     def add(self, scores: Scores, batch: TimeSeries) -> None:
+        """Add a batch's scores to those of all values and of each value's distance bin."""
         self.all.add(scores, batch.scored)
         distance = self.distance(batch)
         place = torch.bucketize(distance * (1 - ROUNDING), self.edges)
@@ -105,10 +108,12 @@ class CalibrationAccumulator:
             tally.add(some, batch.scored & (place == i))
 
     def add_energy(self, each: Float[Tensor, " series"]) -> None:
+        """Add the energy scores of some series."""
         self.energy += each.sum().item()
         self.series += len(each)
 
     def result(self, prefix: str) -> dict[str, float]:
+        """Return the mean scores under `<prefix>/...`; an empty dict where no value was scored."""
         found = self.all.result(prefix)
         if self.series:
             found[f"{prefix}/energy"] = self.energy / self.series
@@ -119,7 +124,7 @@ class CalibrationAccumulator:
         starts = [0.0, *self.edges.tolist(), None]
         for i, (start, tally) in enumerate(zip(starts, self.bins, strict=True)):
             place = f"{prefix}/{self.name}/{'none' if start is None else i + 1}"
-            if start is not None:  # of an empty one too: the one before it ends there
+            if start is not None:  # also of an empty bin, since the bin before it ends there
                 found[f"{place}/from"] = start
             if share := (tally.count.sum() / total).item():
                 found |= {f"{place}/share": share} | tally.result(place)
@@ -127,14 +132,14 @@ class CalibrationAccumulator:
 
 
 def bins(found: Mapping[str, float], prefix: str) -> list[str]:
-    """The keys of the bins under <...>/<gap or horizon>, in their order."""
+    """Return the keys of the bins under <...>/<gap or horizon>, in order."""
     return [
         key.removesuffix("/share") for key in found if re.fullmatch(rf"{re.escape(prefix)}/(\d+|none)/share", key)
     ]
 
 
 def stretch(found: Mapping[str, float], place: str) -> str:
-    """From where to where the distances of a bin go, such as `0.5 to 1`."""
+    """Return the range of distances of a bin as text, such as `0.5 to 1`."""
     before, _, number = place.rpartition("/")
     if number == "none":
         return "nothing seen"
@@ -143,6 +148,6 @@ def stretch(found: Mapping[str, float], place: str) -> str:
 
 
 def parted(found: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:
-    """The metrics, and the details that are kept apart from them."""
+    """Split scores into the metrics, and the details that are stored separately."""
     details = {key: value for key, value in found.items() if DETAIL.search(key)}
     return {key: value for key, value in found.items() if key not in details}, details

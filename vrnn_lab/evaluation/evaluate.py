@@ -1,4 +1,4 @@
-"""The fixed protocol: the same questions and the same scores for every model, and what plain rows reach."""
+"""Evaluate every model by one fixed protocol of tasks and scores."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,16 +21,16 @@ from vrnn_lab.models.base import Prediction, SequenceModel
 from vrnn_lab.models.heads import on_floor
 from vrnn_lab.models.losses import Activity
 
-POINTS_AT_ONCE = 400_000  # samples x rows x points of one evaluation batch: bounds the memory it takes
-EVENT_DRAWS, EVENT_SERIES = 500, 300  # draws of the latent in the test of a rate, and series it takes
+POINTS_AT_ONCE = 400_000  # most samples x rows x points of one evaluation batch, to bound its memory
+EVENT_DRAWS, EVENT_SERIES = 500, 300  # latent draws, and series, in the test of an event rate
 
 
 @dataclass(frozen=True)
 class EvaluationProtocol:
-    """What every model is asked: which points are held out, K of the bound, how many draws a prediction has.
+    """Define the evaluation of every model: held-out points, the bound's number of samples, and draws per prediction.
 
-    With 99 draws the order statistics cut the line into 100 parts that are equally likely under a calibrated
-    model, so the 5th and the 95th enclose exactly 90 % of it.
+    With 99 draws the order statistics cut the line into 100 parts that are equally likely under a calibrated model,
+    so the 5th and the 95th enclose exactly 90 % of it.
     """
 
     interpolation: Task
@@ -55,10 +55,10 @@ def evaluate(
     recalibrated: Change | None = None,
     crps: dict[str, SeriesSums] | None = None,
 ) -> dict[str, float]:
-    """Every score of a model on a split, keys `<split>/...`. Noise is a function of (seed, series id).
+    """Return every score of a model on a split, with keys `<split>/...`; noise is a function of (seed, series id).
 
-    recalibrated: a change of predictions; scores of held-out values with it are added as `recalibrated/<split>/...`.
-    crps: is filled with the CRPS of each series in training stds, by the name of the question.
+    recalibrated: a change of predictions, whose scores of held-out values are added as `recalibrated/<split>/...`.
+    crps: is filled with the CRPS of each series in training stds, by the name of the task.
     """
     with model.fixed_noise(seed):
         found = _nll(model, data, split, protocol)
@@ -82,14 +82,15 @@ def answers(
     recalibrated: Change | None = None,
     crps: dict[str, SeriesSums] | None = None,
 ) -> dict[str, float]:
-    """The scores of held-out values, `<split>/<question>/...`.
+    """Return the scores of held-out values, `<split>/<task>/...`; an empty dict for events.
 
-    change: done to each prediction first; most: of so many series alone; questions: other than the protocol's;
-    recalibrated: a change whose scores are added as `recalibrated/<split>/<question>/...`, from the same predictions;
-    crps: is filled with the CRPS of each series in training stds, by the name of the question; before `recalibrated`.
+    change: applied to each prediction first; most: the number of series to use; questions: tasks other than the
+    protocol's; recalibrated: a change whose scores are added as `recalibrated/<split>/<task>/...`, from the same
+    predictions; crps: is filled with the CRPS of each series in training stds, before recalibration, by the name of
+    the task.
     """
     found: dict[str, float] = {}
-    if model.scale.support == "events":  # an event has no value to ask for
+    if model.scale.support == "events":  # events have no values
         return found
     with model.fixed_noise(seed):
         for name, task in (questions or protocol.questions).items():
@@ -100,18 +101,20 @@ def answers(
 
 
 def rows_at_once(data: SeriesData, split: str, task: Task, samples: int) -> int:
+    """Return how many series of a split an evaluation batch may hold within POINTS_AT_ONCE."""
     series = data.series_for(split, task)
     longest = int(series.lengths.max(initial=1))
     return max(1, min(len(series), POINTS_AT_ONCE // (samples * max(1, longest))))
 
 
 def batches(model: SequenceModel, data: SeriesData, split: str, task: Task, samples: int, alike: bool = True):
+    """Yield batches of a split under a task, sized for `samples` draws, on the model's device."""
     for batch in data.batches(split, task, rows_at_once(data, split, task, samples), alike):
         yield batch.to(model.device)
 
 
 def _nll(model: SequenceModel, data: SeriesData, split: str, protocol: EvaluationProtocol) -> dict[str, float]:
-    """The loss, and -log p(x) by the importance-weighted bound; beside the exact value where there is one."""
+    """Return the loss, and -log p(x) by the importance-weighted bound, compared with any known exact value."""
     found = _loss(model, data, split) if model.has_loss else {}
     found[f"{split}/nll_samples"] = float(protocol.samples)
     for name, parts in _parts(model).items():
@@ -121,7 +124,7 @@ def _nll(model: SequenceModel, data: SeriesData, split: str, protocol: Evaluatio
 
 
 def _loss(model: SequenceModel, data: SeriesData, split: str) -> dict[str, float]:
-    """The objective under the data's task, in nats a value, and what the latents do."""
+    """Return the objective under the dataset's task, in nats per value, and statistics of the latents."""
     loss = values = 0.0
     activity = Activity()
     for batch in batches(model, data, split, data.task, getattr(model.recipe.objective, "samples", 1)):
@@ -135,7 +138,7 @@ def _loss(model: SequenceModel, data: SeriesData, split: str) -> dict[str, float
 
 
 def _parts(model: SequenceModel) -> dict[str, tuple[str, ...]]:
-    """The name of each bound, and what it is a bound on: values given their times, times, or both."""
+    """Return the name of each bound, and the terms it bounds: values given their times, event times, or both."""
     if not model.point_process:
         return {"nll": ("values",)}
     if model.scale.support == "events":
@@ -144,7 +147,7 @@ def _parts(model: SequenceModel) -> dict[str, tuple[str, ...]]:
 
 
 def _bound(model: SequenceModel, data: SeriesData, split: str, samples: int, name: str) -> dict[str, float]:
-    """-log p by the importance-weighted bound, in nats a value, and how far it lies above the exact one."""
+    """Return -log p by the importance-weighted bound, in nats per value, and its excess over the exact value."""
     bounds, exact, counts, points, alike = [], [], [], 0, True
     comparable = name == "nll" or model.scale.support == "events"
     for batch in batches(model, data, split, DensityTask(), samples):
@@ -168,10 +171,10 @@ def _bound(model: SequenceModel, data: SeriesData, split: str, samples: int, nam
 
 
 def event_fit(model: Any, data: SeriesData, split: str) -> dict[str, float]:
-    """A test of the rate by rescaled times: the Kolmogorov-Smirnov distance of waiting times from unit exponentials.
+    """Test the event rate by rescaled times: the Kolmogorov-Smirnov distance of waits from unit exponentials.
 
-    Series follow each other, so that the wait which a window's end cuts short goes on in the next (Brown et al.
-    2002). p as if no parameter had been fitted.
+    Series are concatenated, so that a wait cut short by a window's end continues in the next series (Brown et al.
+    2002). The p-value treats all parameters as known.
     """
     waits = []
     for batch in batches(model, data, split, DensityTask(), EVENT_DRAWS, alike=False):
@@ -187,14 +190,14 @@ def event_fit(model: Any, data: SeriesData, split: str) -> dict[str, float]:
     tau = torch.cat([torch.zeros_like(start)[None], *arrivals]).diff()
     if not len(tau):
         return {}
-    from scipy.stats import kstest  # half a second that only point processes wait for
+    from scipy.stats import kstest  # a slow import (0.5 s) that only point processes need
 
     found = kstest(-torch.expm1(-tau).cpu().numpy(), "uniform")
     return {f"{split}/events/ks": float(found.statistic), f"{split}/events/ks_p": float(found.pvalue)}
 
 
 def _labels(model: SequenceModel, data: SeriesData, split: str) -> dict[str, float]:
-    """Accuracy, AUC (one class against the others, averaged) and nats a label, with everything observed seen."""
+    """Return accuracy, AUC (one class against the others, averaged) and nats per label, given all observed values."""
     told, labels = [], []
     for batch in batches(model, data, split, DensityTask(), 10):
         if (truth := batch.labels_that_count) is not None:
@@ -209,7 +212,7 @@ def _labels(model: SequenceModel, data: SeriesData, split: str) -> dict[str, flo
         "accuracy": multiclass_accuracy(chance, truth, count, average="micro"),
         "nll": -chance.gather(1, truth[:, None]).clamp(min=1e-300).log().mean(),
     }
-    if len(truth.unique()) == count:  # a class that does not occur has no AUC
+    if len(truth.unique()) == count:  # the AUC is undefined for a class that does not occur
         found["auc"] = multiclass_auroc(chance, truth, count)
     return {f"{split}/labels/{name}": value.item() for name, value in found.items()}
 
@@ -225,7 +228,11 @@ def _answers(
     most,
     crps: SeriesSums | None = None,
 ) -> dict[str, float]:
-    """ways: by the prefix of its scores, what is done to each prediction first; crps: is told that of the first."""
+    """Return the scores of one evaluation task.
+
+    ways: the change applied to each prediction, by the prefix of its scores; crps: receives the CRPS of the prefix
+    `split`.
+    """
     accounts = {prefix: CalibrationAccumulator(data, name, task, model.data_std) for prefix in ways}
     floored, real, series = dict.fromkeys(ways, 0.0), model.scale.support == "real", 0
     for batch in _first(batches(model, data, split, task, protocol.draws), most):
@@ -259,7 +266,7 @@ def _answers(
 
 
 def _first(found: Iterator[TimeSeries], most: int | None) -> Iterator[TimeSeries]:
-    """Whole batches, until there are so many series; what is over of the last is left out."""
+    """Yield batches up to `most` series; the last batch is cut to that number."""
     left = maxsize if most is None else most
     for batch in found:
         yield batch if len(batch.ids) <= left else batch.rows(slice(left))
@@ -268,5 +275,5 @@ def _first(found: Iterator[TimeSeries], most: int | None) -> Iterator[TimeSeries
 
 
 def _uniform(model: SequenceModel, batch: TimeSeries) -> Tensor:
-    """A number from 0 to 1 for every value, a function of (seed, series id, time)."""
+    """Return a uniform number from 0 to 1 for every value, as a function of (seed, series id, time)."""
     return torch.special.ndtr(model.noise.at_points("pit", batch, 1, batch.values.shape[2], batch.values)[0])

@@ -1,4 +1,4 @@
-"""Gaussian processes: one kernel a channel for all series, fitted by marginal likelihood and conditioned on each."""
+"""Fit Gaussian processes by marginal likelihood, with one kernel per channel, and condition them on each series."""
 
 import warnings
 from collections.abc import Iterable
@@ -14,24 +14,24 @@ from torch import Tensor
 from vrnn_lab.core.series import TimeSeries
 
 Array = NDArray[np.float64]
-FIT_POINTS = 200  # of a channel, to which its kernel is fitted
-FIT_STEPS = 50  # of the optimiser of the marginal likelihood, which starts once
-APART = 1e6  # distance between series in the second coordinate of a kernel: they are independent
-JITTER = 1e-8  # added to the variance of seen values, which are in training stds
+FIT_POINTS = 200  # most points per channel in the fit of its kernel
+FIT_STEPS = 50  # optimiser steps on the marginal likelihood, from a single start
+APART = 1e6  # distance between series in the kernel's second coordinate, which makes them independent
+JITTER = 1e-8  # added to the variance of observed values, in squared training stds
 
 
 def available() -> bool:
-    """Return whether scikit-learn is installed, whose kernels are fitted here."""
+    """Return whether scikit-learn, which fits the kernels, is installed."""
     return find_spec("sklearn") is not None
 
 
 def fit_kernel(times: Array, series: Array, values: Array, period: float | None = None, steps: int | None = None):
-    """Return scikit-learn's kernel of the largest marginal likelihood that one start finds.
+    """Return scikit-learn's kernel with the largest marginal likelihood found from one start.
 
     It is the sum of a smooth trend, a rough part (Matern 3/2), white noise and, where a period is known, a periodic
     part whose shape changes slowly. times, series, values: (points,); times and the period in a unit in which a
-    series has a length of about 1, values standardised, `series` the number of each point's series. steps: at most
-    so many of the optimiser.
+    series has a length of about 1, values standardised, `series` the number of each point's series. steps: the limit
+    of optimiser steps, None for scikit-learn's own.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.gaussian_process import GaussianProcessRegressor
@@ -51,7 +51,7 @@ def fit_kernel(times: Array, series: Array, values: Array, period: float | None 
 
 
 def _limited(steps: int):
-    """An optimiser for scikit-learn: L-BFGS-B of at most so many steps."""
+    """Return an optimiser for scikit-learn: L-BFGS-B with at most `steps` steps."""
 
     def optimise(objective, start: Array, bounds: Array) -> tuple[Array, float]:
         from scipy.optimize import minimize
@@ -63,11 +63,11 @@ def _limited(steps: int):
 
 
 def condition(kernel: Any, times: Array, values: Array, at: Array, error: Array | None = None) -> tuple[Array, Array]:
-    """Mean and std at some times, of what would be observed there, given the seen values of one series.
+    """Return mean and std of observations at some times, given the observed values of one series.
 
-    With K the kernel of the seen times, k that between these and the times asked, v(t) the kernel at one time:
+    With K the kernel of the observed times, k that between these and the query times, v(t) the kernel at one time:
     mean k^T (K + E)^-1 y, variance v - diag k^T (K + E)^-1 k. times, values, error: (seen,); at: (asked,). E is
-    diagonal: the known variance of the seen values' noise beyond the kernel's own, from the std `error`.
+    diagonal: the known variance of the observed values' noise beyond the kernel's own, from the std `error`.
     """
     from scipy.linalg import cho_solve, cholesky, solve_triangular
 
@@ -84,16 +84,17 @@ def condition(kernel: Any, times: Array, values: Array, at: Array, error: Array 
 
 
 class SharedProcess:
-    """A Gaussian process of each channel, the same for all series, which are independent of one another.
+    """Model each channel by a Gaussian process with one kernel for all series, which are independent of one another.
 
-    Channels know nothing of each other, and covariates but a known period are not used.
+    Channels are independent, and covariates other than a known period are not used.
     """
 
     def __init__(self, series: Iterable[tuple[Array, Array]], level: Array, std: Array, period: float | None = None):
-        """Fit one kernel a channel to at most FIT_POINTS values, of the first of the series.
+        """Fit one kernel per channel to at most FIT_POINTS values of the first series.
 
-        series: of each its times (points,) and values (points, dim), NaN = not observed, in the data's units; only
-        as many are read as are needed. level, std: (dim,), the mean and std by which values are standardised.
+        series: times (points,) and values (points, dim) of each, NaN = not observed, in the data's units; it is read
+        only as far as needed. level, std: (dim,), the mean and std by which values are standardised. period: in the
+        data's time unit.
         """
         self.level, self.std = level, np.where(std > 0, std, 1.0)
         chosen = _choose(series, len(level))
@@ -113,10 +114,10 @@ class SharedProcess:
         return fit_kernel(times, series, standardised, period, FIT_STEPS)
 
     def __call__(self, batch: TimeSeries) -> tuple[Float[Tensor, "batch time dim"], Float[Tensor, "batch time dim"]]:
-        """Mean and std of every scored value given the seen ones of its series and channel, in the data's units.
+        """Return mean and std of every scored value given the observed ones of its series and channel.
 
-        The std includes the noise; where error bars are known, also those of the scored values. What is not scored
-        has the training mean and std.
+        Both are in the data's units. The std includes the noise; where error bars are known, also those of the scored
+        values. Values that are not scored have the training mean and std.
         """
         mean = np.broadcast_to(self.level, batch.values.shape).copy()
         std = np.broadcast_to(self.std, batch.values.shape).copy()
@@ -140,7 +141,7 @@ class SharedProcess:
 
 
 def _choose(series: Iterable[tuple[Array, Array]], dim: int) -> list[list[tuple[Array, Array]]]:
-    """Return each channel's times and values, of whole series up to FIT_POINTS; of the last one its last points."""
+    """Return each channel's times and values, FIT_POINTS at most: whole series, then the end of the last one."""
     chosen: list[list[tuple[Array, Array]]] = [[] for _ in range(dim)]
     left = np.full(dim, FIT_POINTS)
     for times, values in series:

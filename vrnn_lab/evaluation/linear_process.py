@@ -1,4 +1,4 @@
-"""A small linear-Gaussian process of each channel, fitted by exact likelihood: a baseline beside every model."""
+"""Fit a small linear-Gaussian process to each channel by its exact likelihood, as a baseline of every model."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,35 +16,38 @@ from vrnn_lab.core.tasks import DensityTask, Own
 from vrnn_lab.data.base import Ragged, generator
 from vrnn_lab.models.linear_state import SPEED, Independent, Parts
 
-HARMONICS = 3  # of each known period
-STEPS = 12  # of L-BFGS, from one start
-FIT_POINTS = 60  # of a series, its last ones, to which the hyperparameters are fitted
-FIT_SERIES, FIT_ROWS = 40, 100  # series, and series times channels, to which they are
-SIZE, NOISE = 0.5, 0.3  # standard deviations at which the parts and the noise start, in training stds
-LEAST = 1e-6  # variance of the noise that is always there, in squared training stds
-CELLS = 2_000_000  # numbers of the state covariances of all points that are in memory together
+HARMONICS = 3  # frequencies per known period
+STEPS = 12  # L-BFGS steps, from a single start
+FIT_POINTS = 60  # last points per series used to fit the hyperparameters
+FIT_SERIES, FIT_ROWS = 40, 100  # most series, and series times channels, used to fit them
+SIZE, NOISE = 0.5, 0.3  # initial standard deviations of the parts and the noise, in training stds
+LEAST = 1e-6  # least noise variance, in squared training stds
+CELLS = 2_000_000  # most entries of state covariances held in memory at once
 
 
 class LinearProcess(nn.Module):
-    """The linear SDE in a small fixed form, each channel by itself, with hyperparameters that all series share.
+    """Model each channel separately by a small linear SDE, with hyperparameters that all series share.
 
     (x(t) - mean) / std = middle + level + sum_j size_j z_j(t) + e,   e ~ N(0, noise^2 + (error / std)^2),
-    level ~ N(0, size_l^2) drawn once a series; z_1 an Ornstein-Uhlenbeck process, z_2 a Matern-3/2 process, and for
-    each known period HARMONICS damped oscillations of its frequency and its multiples. Each z has variance one, so
-    that values of a series a time t apart have the covariance (Sarkka & Solin 2019, chapter 12), noise aside,
+
+    level ~ N(0, size_l^2) is drawn once per series; z_1 is an Ornstein-Uhlenbeck process, z_2 a Matern-3/2 process,
+    and each known period adds HARMONICS damped oscillations, of its frequency and its multiples. Each z has variance
+    one, so that values of a series at time distance t have the covariance (Sarkka & Solin 2019, chapter 12), without
+    the noise,
     size_l^2 + size_1^2 e^(-a|t|) + size_2^2 (1 + b|t|) e^(-b|t|) + sum_k size_k^2 e^(-c_k|t|) cos(w_k t).
 
-    The Kalman filter gives the likelihood and the smoother the answers, in time linear in the points of a series.
-    Channels know nothing of each other, and covariates but known periods are not used.
+    The Kalman filter gives the likelihood and the smoother the predictions, in time linear in the points of a series.
+    Channels are independent, and covariates other than known periods are not used.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, scale: Scale, mean: Float64[Tensor, " dim"], periods: Sequence[float] = ()):
-        """scale: of the training data, whose time unit is a typical window; mean: (dim,), in the data's units.
+        """Initialise the process.
 
-        periods: known periods, in the data's unit of time.
+        scale: of the training data, whose clock is a typical window; mean: (dim,), in the data's units; periods:
+        known periods, in the data's time unit.
         """
         super().__init__()
         self.clock = float(scale.clock)
@@ -59,18 +62,19 @@ class LinearProcess(nn.Module):
 
     @property
     def states(self) -> int:
-        """The states of a channel, its level among them."""
+        """Return the number of states of a channel, its level included."""
         return self.dynamics.states + 1
 
     @property
     def sizes(self) -> Float64[Tensor, "dim size"]:
-        """Standard deviations of the parts, of the level and of the noise, in training stds."""
+        """Return the standard deviations of the parts, the level and the noise, in training stds."""
         return (SPEED * self.log_sizes).exp()
 
     def fit(self, series: TimeSeries, steps: int = STEPS) -> "LinearProcess":
-        """Maximise the likelihood of what is seen of some series, by at most `steps` of L-BFGS; return itself.
+        """Maximise the likelihood of the observed values of some series, by at most `steps` of L-BFGS.
 
-        Should a step leave the finite numbers, the hyperparameters are those of the best step before it.
+        Should a step yield values that are not finite, the hyperparameters are those of the best earlier step.
+        Returns self.
         """
         count = series.seen.sum().clamp(min=1)
         best, kept = torch.inf, self.state_dict()
@@ -91,14 +95,14 @@ class LinearProcess(nn.Module):
         return self
 
     def log_prob(self, series: TimeSeries) -> Float64[Tensor, "batch dim"]:
-        """log p of the seen values of each series and channel, standardised, in nats."""
+        """Return log p of the observed values of each series and channel, standardised, in nats."""
         return log_likelihood(self._space(series), *self._rows(series)).view(-1, len(self.std))
 
     @torch.no_grad()
     def forward(self, series: TimeSeries) -> Gaussian:
-        """Each value as it would be observed, given the seen ones of its series and channel.
+        """Return the distribution of each value as observed, given the observed ones of its series and channel.
 
-        Tensors (batch, time, dim) in the data's units. Where error bars are known, the std includes them.
+        Tensors are (batch, time, dim), in the data's units. Where error bars are known, the std includes them.
         """
         size = max(1, CELLS // (series.times.shape[1] * len(self.std) * self.states**2))
         found = [self._answer(series.rows(slice(i, i + size))) for i in range(0, len(series.ids), size)]
@@ -111,14 +115,14 @@ class LinearProcess(nn.Module):
         return Gaussian(self.mean + self.std * (self.middle + mean), self.std * std)
 
     def _rows(self, series: TimeSeries) -> tuple[Tensor, Tensor]:
-        """Standardised values and what is seen of them, a row for every channel of a series."""
+        """Return standardised values and the mask of the observed ones, one row per channel of a series."""
         values = (series.values.double() - self.mean) / self.std - self.middle
         return _by_channel(values)[..., None], _by_channel(series.seen)[..., None]
 
     def _space(self, series: TimeSeries) -> StateSpace:
         gap = torch.diff(series.times, dim=1, prepend=series.times[:, :1]) / self.clock
         own, cross = (x.transpose(1, 2).flatten(0, 1) for x in self.dynamics.pairs(gap))
-        still = lambda x, value: nn.functional.pad(x, (0, 1), value=value)  # the level stays what it is
+        still = lambda x, value: nn.functional.pad(x, (0, 1), value=value)  # the level is constant
         other = torch.cat([self.dynamics.other, self.dynamics.other.new_tensor([self.dynamics.states])])
         sizes = self.sizes
         observe = torch.cat([sizes[:, :-2] @ self.dynamics.parts.read(), sizes[:, -2:-1]], 1)
@@ -137,9 +141,9 @@ class LinearProcess(nn.Module):
 
 
 def fit_batch(series: Ragged) -> TimeSeries:
-    """What a fit reads of training series: the last FIT_POINTS of at most FIT_SERIES of them, evenly chosen.
+    """Return the training values used by a fit: the last FIT_POINTS of at most FIT_SERIES series, evenly chosen.
 
-    Of many channels fewer series are read, so that there are at most about FIT_ROWS rows of a series and a channel.
+    With many channels fewer series are used, so that there are at most about FIT_ROWS rows of a series and a channel.
     """
     most = max(2, min(FIT_SERIES, FIT_ROWS // series.points.values.shape[1]))
     some = series.part(np.linspace(0, len(series) - 1, min(len(series), most)).round())

@@ -1,5 +1,5 @@
-"""The spread of predictions set right on validation: one factor a channel inside what was seen, one ahead of it, and
-one beyond the times of training."""
+"""Calibrate the spread of predictions on validation data: one factor per channel for interpolation, one for
+forecasts, and one for forecasts beyond the times of training."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -24,29 +24,32 @@ from vrnn_lab.evaluation.scores import central
 from vrnn_lab.models.base import Prediction, SequenceModel
 
 FILE = "recalibration.json"
-PLACES = ("interpolation", "forecast")  # up to the last seen point of a row, and after it
-WIDEST = 1000.0  # the largest factor, and the inverse of the least; a factor at a limit is reported as such
-LEAST = 30  # validation values that a factor needs
-FEWEST = 10  # validation values from which a spread is widened, but never narrowed
-BLOCKS = 9  # blocks of validation data from which a spread is narrowed: LEVEL = BLOCKS / (BLOCKS + 1)
-SERIES = 600  # validation series that it is fitted on at most
-ROUNDING = 1e-9  # of a time: what still counts as within training
-LEVEL = 0.9  # the share of values that the central interval of the same level is to hold
+PLACES = ("interpolation", "forecast")  # up to the last observed point of a row, and after it
+WIDEST = 1000.0  # the largest factor, and the inverse of the smallest; a factor at a limit is reported
+LEAST = 30  # least number of validation values for a channel's own factor
+FEWEST = 10  # validation values from which a spread may be widened, but not narrowed
+BLOCKS = 9  # least number of validation blocks for narrowing: LEVEL = BLOCKS / (BLOCKS + 1)
+SERIES = 600  # most validation series in a fit
+ROUNDING = 1e-9  # relative tolerance of times at the limits of training
+LEVEL = 0.9  # target coverage of the central interval of the same level
 
 
-# (values,) each: the least factor, the index of its place, of its channel; and (values, 2): its block
+# (values,) each: the smallest factor, the indices of its place and channel; and (values, 2): its block
 Needed = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def ahead(batch: TimeSeries) -> Bool[Tensor, "batch time"]:
-    """The points after the last seen one of their row; all of a row of which nothing is seen."""
+    """Return the points after the last observed one of their row; all points of a row without observations."""
     last = torch.where(batch.seen.any(-1), batch.times, -torch.inf).amax(1, keepdim=True)
     return batch.times > last
 
 
 def beyond_training(batch: TimeSeries, end: float, longest: float) -> Float[Tensor, "batch time"]:
-    """How far each point lies after the end of the last training window, or further from the start of its own window
-    than any training window is long: the larger of both, in longest windows; not above zero within training."""
+    """Return how far each point lies beyond the times of training, in longest windows; at most zero within.
+
+    It is the larger of the time since the end of the last training window, and the time since the start of the row's
+    own window less the length of the longest training window.
+    """
     room = ROUNDING * max(abs(end), longest)
     late = torch.maximum(batch.times - end, batch.times - batch.window[:, :1] - longest)
     return torch.where(late > room, late, late.clamp(max=0)) / (longest or 1.0)
@@ -54,17 +57,17 @@ def beyond_training(batch: TimeSeries, end: float, longest: float) -> Float[Tens
 
 @dataclass(frozen=True)
 class Beyond:
-    """The factors of forecasts of times that training never reached, by their distance from those it did reach
+    """Hold factors for forecasts beyond the times of training, by their distance
     (`vrnn_lab.training.out_of_time`)."""
 
-    end: float  # of the last training window, in the data's unit
-    longest: float  # training window
-    starts: tuple[float, ...]  # (stretches,): the distance from which the factors of each hold, in longest windows
+    end: float  # end of the last training window, in the data's time unit
+    longest: float  # length of the longest training window
+    starts: tuple[float, ...]  # (stretches,): the distance from which each stretch's factors hold, in longest windows
     factors: Float[Tensor, "stretches dim"]
-    values: tuple[int, ...] = ()  # (dim,): behind the factors of each channel
+    values: tuple[int, ...] = ()  # (dim,): values used to fit each channel
 
     def at(self, batch: TimeSeries) -> tuple[Bool[Tensor, "batch time 1"], Float[Tensor, "batch time dim"]]:
-        """Which points are ahead of what is seen and beyond the times of training, and the factors there."""
+        """Return which points are forecasts beyond the times of training, and the factors there."""
         distance = beyond_training(batch, self.end, self.longest)
         starts = torch.tensor(self.starts[1:], dtype=distance.dtype, device=distance.device)
         place = torch.searchsorted(starts, distance.contiguous(), right=True)
@@ -73,17 +76,17 @@ class Beyond:
 
 @dataclass(frozen=True)
 class Recalibration:
-    """By what the spread of each prediction about its mean is multiplied, channel by channel."""
+    """Hold the factors that multiply the spread of each prediction about its mean, channel by channel."""
 
     channels: tuple[str, ...]
     interpolation: Float[Tensor, " dim"]
     forecast: Float[Tensor, " dim"]
-    values: dict[str, tuple[int, ...]] = field(default_factory=dict)  # place: validation values of each channel
-    blocks: dict[str, tuple[int, ...]] = field(default_factory=dict)  # place: blocks that these values lie in
-    beyond: Beyond | None = None  # None: beyond the times of training as for every other forecast
+    values: dict[str, tuple[int, ...]] = field(default_factory=dict)  # by place: validation values of each channel
+    blocks: dict[str, tuple[int, ...]] = field(default_factory=dict)  # by place: blocks that contain these values
+    beyond: Beyond | None = None  # None: the factors of `forecast` hold beyond the times of training too
 
     def factors(self, batch: TimeSeries) -> Float[Tensor, "batch time dim"]:
-        """The factor of every value of a batch; 1 where it is seen."""
+        """Return the factor of every value of a batch; 1 where it is observed."""
         inside, after = (getattr(self, place).to(batch.values) for place in PLACES)
         found = torch.where(ahead(batch)[..., None], after, inside)
         if self.beyond:
@@ -91,15 +94,15 @@ class Recalibration:
         return torch.where(batch.seen, 1.0, found)
 
     def changed(self, batch: TimeSeries) -> Bool[Tensor, "batch time dim"]:
-        """Which values of a batch have a factor other than 1."""
+        """Return which values of a batch have a factor other than 1."""
         return self.factors(batch) != 1
 
     def widening_ahead(self) -> "Recalibration":
-        """The same, but for looking ahead no factor of validation below 1."""
+        """Return a copy whose `forecast` factors are at least 1."""
         return replace(self, forecast=self.forecast.clamp(min=1))
 
     def lines(self) -> list[str]:
-        """The factors as text, a line a place, with what each was fitted on."""
+        """Format the factors as text, one line per place, with the data each was fitted on."""
         each = {
             place: (getattr(self, place), self.values.get(place), "validation", self.blocks.get(place))
             for place in PLACES
@@ -119,7 +122,7 @@ class Recalibration:
             yield f"{channel} {factor:.3f}{limit}{basis}"
 
     def metrics(self) -> dict[str, float]:
-        """For metrics.json: of each place the number of validation values, and the geometric mean of the factors."""
+        """Return, for metrics.json, each place's number of validation values and geometric mean of factors."""
         found: dict[str, float] = {}
         for place in PLACES:
             found[f"recalibration/{place}/values"] = float(sum(self.values.get(place, ())))
@@ -127,14 +130,14 @@ class Recalibration:
         return found
 
     def apply(self, prediction: Prediction, batch: TimeSeries) -> Prediction:
-        """The prediction of a batch, wider or narrower about its mean: density and paths; what is seen stays."""
+        """Scale a batch's density and paths about the predictive mean; observed values are unchanged."""
         factor = self.factors(batch).to(prediction.paths)
         shift = (1 - factor) * prediction.mean
         density = prediction.density.affine(factor, shift)
         return Prediction(torch.where(batch.seen, prediction.paths, prediction.paths * factor + shift), density)
 
     def save(self, folder: str | Path) -> Path:
-        """<folder>/recalibration.json, whole or not at all."""
+        """Write <folder>/recalibration.json atomically, and return its path."""
         each = lambda numbers: dict(zip(self.channels, numbers, strict=True))
         named: dict[str, dict] = {place: each(getattr(self, place).tolist()) for place in PLACES}
         if self.values:
@@ -150,7 +153,7 @@ class Recalibration:
 
 
 def load(folder: str | Path, channels: tuple[str, ...]) -> Recalibration:
-    """Read the factors that were fitted for a run; ConfigError where nothing was, or for other channels."""
+    """Read the factors that were fitted for a run; ConfigError where there are none, or for other channels."""
     file = Path(folder) / FILE
     cure = f"Fit it: python -m vrnn_lab.evaluate run={folder} recalibrate=true"
     if not file.is_file():
@@ -188,29 +191,30 @@ def fit(
     seed: int,
     further: Iterable[TimeSeries] = (),
 ) -> Recalibration:
-    """Fit the factors on held-out validation values, so that nine tenths of them lie in the central 90 % interval.
+    """Fit the factors on held-out validation values, so that 90 % of them lie in the central 90 % interval.
 
-    The values are those of the protocol's questions to at most SERIES validation series, evenly chosen, and those
-    of the batches in `further`. Each value needs some least factor to lie in its interval; the factor of a place and
+    The values are those of the protocol's tasks on at most SERIES validation series, evenly chosen, and those of the
+    batches in `further`. Each value needs some smallest factor to lie in its interval; the factor of a place and
     channel is the ceil(.9 (n + 1))-th smallest of these, as in split conformal prediction (Papadopoulos et al. 2002).
     A channel with fewer than LEAST values takes the factor of all channels together. With fewer than LEAST in all,
-    but FEWEST or more, that factor only widens; with fewer still it is 1.
+    but FEWEST or more, that factor only widens; with fewer still it is 1. ConfigError where values are not real, or
+    for a single draw.
 
-    A factor below 1 must also hold for a new block (`vrnn_lab.data.blocks`): values of one series are alike, and a
-    single quiet series says little of the next. It is at least the weighted quantile of hierarchical conformal
-    prediction (Lee, Barber, Willett 2023), which holds nine tenths of the values of a new block whatever the
+    A factor below 1 must also hold for a new block (`vrnn_lab.data.blocks`): values of one series are dependent, and
+    a single quiet series is little evidence about the next. It is at least the weighted quantile of hierarchical
+    conformal prediction (Lee, Barber, Willett 2023), which covers 90 % of the values of a new block whatever the
     blocks' distribution, and which does not exist below BLOCKS blocks: there a factor is never below 1.
 
-    Chosen by simulation (spread too small by 3, n = 30, 100, 1000): with Gaussian errors this, the least CRPS and
-    the least nll all hold 89 to 91 % out of sample. With Student's t (3 degrees of freedom) and with errors of
-    varying size the coverage stays at .90, where the least CRPS ends at .87 and .85 and the least nll at .93 and .92;
-    the CRPS is at most 2.5 % above that of the least CRPS at n = 100 and above (4.5 % at n = 30). One factor a place
-    and not one a gap: a model that was fitted widens with the gap by itself.
+    The rule was chosen by simulation (spread too small by 3, n = 30, 100, 1000): with Gaussian errors this rule, the
+    least CRPS and the least nll all cover 89 to 91 % out of sample. With Student's t (3 degrees of freedom) and with
+    errors of varying size the coverage stays at .90, where the least CRPS ends at .87 and .85 and the least nll at
+    .93 and .92; the CRPS is at most 2.5 % above that of the least CRPS at n = 100 and above (4.5 % at n = 30). There
+    is one factor per place, not per gap, since a trained model widens with the gap by itself.
 
-    The rule for blocks, by simulation (40 values a block, whose spreads vary by a log-normal factor of scale 0.7
-    about a model's that is right): from 1, 3, 12 and 100 blocks plain conformal prediction holds 78, 86, 89 and 90 %
-    of the values of new blocks, this rule 87, 89, 89 and 90 %. Of a model twice too wide it holds 95, 95, 95 and
-    91 %, plain conformal prediction 79, 86, 89 and 90 %.
+    The rule for blocks, by simulation (40 values per block, whose spreads vary by a log-normal factor of scale 0.7
+    about a correct model's): from 1, 3, 12 and 100 blocks split conformal prediction covers 78, 86, 89 and 90 % of
+    the values of new blocks, this rule 87, 89, 89 and 90 %. For a model twice too wide it covers 95, 95, 95 and 91 %,
+    split conformal prediction 79, 86, 89 and 90 %.
     """
     if model.scale.support != "real":
         raise ConfigError(
@@ -237,20 +241,22 @@ def fit(
 
 
 def evenly(count: int, most: int = SERIES) -> np.ndarray:
-    """Indices of at most so many of `count`, spread evenly."""
+    """Return at most `most` indices of `count`, evenly spaced."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
 def batches_of(data: SeriesData, task: Task, draws: int) -> Batches:
-    """Batches of at most SERIES validation series, evenly chosen, under a task."""
+    """Return batches of at most SERIES validation series, evenly chosen, under a task."""
     series = data.splits["val"]
     part = series.part(evenly(len(series)))
     return Batches(part, task, rows_at_once(data, "val", task, draws), data.seed, alike=True)
 
 
 def needed(prediction: Prediction, batch: TimeSeries, block: Float64[Tensor, "batch time 2"] | None = None) -> Needed:
-    """Compute for each scored value the least factor with which its interval holds it, its place, its channel and
-    its block; without blocks, all values lie in one."""
+    """Return for each scored value the smallest factor whose interval contains it, its place, channel and block.
+
+    Without `block`, all values are in one block.
+    """
     scored, mean = batch.scored & ~batch.seen, prediction.mean
     low, high = central((prediction.paths - mean).sort(0).values, round(100 * LEVEL))
     apart = batch.values - mean
@@ -266,7 +272,7 @@ def needed(prediction: Prediction, batch: TimeSeries, block: Float64[Tensor, "ba
 
 
 def factors_of(needed: list[Needed], dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(place, dim): the factors, and the numbers of values and of blocks behind each channel."""
+    """Return the factors, and the numbers of values and of blocks used for each, (place, dim) each."""
     factors = torch.ones(len(PLACES), dim, dtype=torch.float64)
     counts = torch.zeros(len(PLACES), dim, dtype=torch.long)
     blocks = torch.zeros(len(PLACES), dim, dtype=torch.long)
@@ -298,8 +304,10 @@ def _factor(least: Float[Tensor, " values"], block: Int64[Tensor, " values"]) ->
 
 
 def _of_new_block(least: Float[Tensor, " values"], block: Int64[Tensor, " values"]) -> float:
-    """Return the factor with which LEVEL of a new block's values are held on average over blocks: the quantile under
-    equal weights of the K blocks and of one more at infinity (Lee, Barber, Willett 2023)."""
+    """Return the factor that covers LEVEL of a new block's values, on average over blocks.
+
+    It is the quantile under equal weights of the K blocks and of one more at infinity (Lee, Barber, Willett 2023).
+    """
     _, owner, lengths = block.unique(return_inverse=True, return_counts=True)
     if len(lengths) < BLOCKS:
         return inf
@@ -310,7 +318,7 @@ def _of_new_block(least: Float[Tensor, " values"], block: Int64[Tensor, " values
 
 
 def _basis(counts: tuple[int, ...], channel: int, kind: str, blocks: tuple[int, ...] | None) -> str:
-    """Return, in words, what the factor of a channel was fitted on. blocks: where their number may bound it."""
+    """Describe the data that a channel's factor was fitted on; blocks: given where they may bound the factor."""
     if blocks and sum(counts) >= LEAST and blocks[channel] < BLOCKS:
         of = f"in {blocks[channel]} block{'' if blocks[channel] == 1 else 's'}"
         return f"{sum(counts)} {kind} values {of}: narrowed only from {BLOCKS} blocks on"

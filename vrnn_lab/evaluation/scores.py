@@ -1,4 +1,4 @@
-"""Scores of what is said of held-out values: of draws, and of a single density in closed form."""
+"""Score predictions of held-out values, from draws, or in closed form from a single density."""
 
 from collections import defaultdict
 from math import pi, sqrt
@@ -13,13 +13,13 @@ from vrnn_lab.models.base import Prediction
 
 COVERAGES = (50, 90)
 LEVELS = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95}
-DRAWS_AT_ONCE = 1000  # whose distances from all others are in memory together
+DRAWS_AT_ONCE = 1000  # draws whose distances from all others are in memory at once
 
 Scores = dict[str, Float[Tensor, "batch time dim"]]
 
 
 def sample_scores(prediction: Prediction, values: Float[Tensor, "batch time dim"]) -> Scores:
-    """Scores of a predictive mixture, value by value, in the data's units; of zeros and ones nll and Brier alone."""
+    """Return scores of a predictive mixture per value, in the data's units; for binary values nll and Brier only."""
     log_prob = log_mean_exp(prediction.density.log_prob_each(values))
     if isinstance(prediction.density, Bernoulli):
         return {"nll": -log_prob, "brier": (prediction.mean - values) ** 2}
@@ -32,7 +32,7 @@ def sample_scores(prediction: Prediction, values: Float[Tensor, "batch time dim"
 
 
 def fair_crps(paths: Float[Tensor, "samples ..."], values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """The unbiased estimator of the CRPS from sorted draws (Ferro 2014; Zamo & Naveau 2018, eq. PWM)."""
+    """Return the unbiased estimator of the CRPS from sorted draws (Ferro 2014; Zamo & Naveau 2018, eq. PWM)."""
     count = len(paths)
     rank = torch.arange(1, count + 1, device=paths.device, dtype=paths.dtype)
     weight = (2 * rank - count - 1) / max(1, count * (count - 1))
@@ -41,7 +41,7 @@ def fair_crps(paths: Float[Tensor, "samples ..."], values: Float[Tensor, "..."])
 
 
 def central(paths: Float[Tensor, "samples ..."], share: int) -> tuple[Tensor, Tensor]:
-    """The ends of the central interval of sorted draws: at ranks p (samples + 1), between draws linearly."""
+    """Return the ends of the central `share` % interval of sorted draws, interpolated at ranks p (samples + 1)."""
     ends = []
     for probability in (0.5 - share / 200, 0.5 + share / 200):
         place = min(max(probability * (len(paths) + 1) - 1, 0), len(paths) - 1)
@@ -52,7 +52,7 @@ def central(paths: Float[Tensor, "samples ..."], share: int) -> tuple[Tensor, Te
 
 
 def quantiles(paths: Float[Tensor, "samples ..."]) -> dict[str, Float[Tensor, "..."]]:
-    """Those of LEVELS, the ends of central intervals of draws in any order."""
+    """Return the quantiles named in LEVELS, as ends of central intervals of draws in any order."""
     ordered = paths.sort(0).values
     (low, high), (lower, upper), (middle, _) = (central(ordered, share) for share in (90, 50, 0))
     return dict(zip(LEVELS, (low, lower, middle, upper, high), strict=True))
@@ -64,12 +64,12 @@ def energy(
     scored: Bool[Tensor, "batch time dim"],
     std: Float[Tensor, " dim"],
 ) -> Float[Tensor, " series"]:
-    """The energy score of joint draws, a number for each series of which something is scored.
+    """Return the energy score of joint draws, one number per series with a scored value.
 
-    E |X - x| - E |X - X'| / 2 (Gneiting & Raftery 2007, eq. 22), the second mean over pairs of different draws, so
-    that it is unbiased for any number of them; |.| is the length of the vector of all scored values of a series, in
-    training stds, divided by the root of their number. Unlike the CRPS, which it is of a single value, it sees
-    whether draws hang together as the values do.
+    It is E |X - x| - E |X - X'| / 2 (Gneiting & Raftery 2007, eq. 22), the second mean over pairs of different draws,
+    so that it is unbiased for any number of them; |.| is the norm of the vector of all scored values of a series, in
+    training stds, divided by the root of their number. Unlike the CRPS, which is its form for a single value, it
+    measures whether draws have the dependence of the values.
     """
     rows = scored.any(2).any(1).nonzero()[:, 0]
     found = [energy_of(((paths[:, i] - values[i]) / std)[:, scored[i]]) for i in rows.tolist()]
@@ -77,14 +77,17 @@ def energy(
 
 
 def energy_of(apart: Float[Tensor, "samples values"]) -> Float[Tensor, ""]:
-    """Of one series, from the draws less the truth; the pairs by products of matrices, some draws at a time."""
+    """Return the energy score of one series, from the draws less the truth.
+
+    Pairs are computed by matrix products, for some draws at a time.
+    """
     (count, size), about = apart.shape, apart - apart.mean(0)
     pairs = torch.stack([torch.cdist(some, about).sum() for some in about.split(DRAWS_AT_ONCE)]).sum()
     return (apart.norm(dim=1).mean() - pairs / max(1, 2 * count * (count - 1))) / sqrt(size)
 
 
 def plain_scores(density: Gaussian | Bernoulli, values: Float[Tensor, "batch time dim"]) -> Scores:
-    """The same scores of a single density, in closed form (CRPS: Gneiting & Raftery 2007, eq. 21)."""
+    """Return the scores of `sample_scores` in closed form for a single density (Gneiting & Raftery 2007, eq. 21)."""
     if isinstance(density, Bernoulli):
         return {"nll": -density.log_prob_each(values), "brier": (density.mean - values) ** 2}
     z = (values - density.mean) / density.std
@@ -102,21 +105,21 @@ def plain_scores(density: Gaussian | Bernoulli, values: Float[Tensor, "batch tim
 
 
 class SeriesSums:
-    """Sums of one score over the scored values of each series, by the series' id."""
+    """Accumulate one score over the scored values of each series, by the series' id."""
 
     def __init__(self):
-        self.parts: list[Tensor] = []  # (2, batch) each: the sum, and how many values it is of
+        self.parts: list[Tensor] = []  # (2, batch) each: the sum, and the number of its values
         self.ids: list[Tensor] = []
 
     def add(self, each: Float[Tensor, "batch time dim"], batch: TimeSeries) -> None:
-        """each: the score of every value of a batch; what is not scored is left out."""
+        """Add a batch; each: the score of every value, of which those not scored are ignored."""
         total = torch.where(batch.scored, each, 0).double().sum((1, 2))
         count = batch.scored.sum((1, 2))
         self.parts.append(torch.stack([total, count.double()]).cpu())
         self.ids.append(batch.ids.cpu())
 
     def above(self, other: "SeriesSums") -> tuple[float, float | None]:
-        """Return by how much the mean over values lies above that of others of the same series, and its error.
+        """Return the mean over values less that of `other` on the same series, and the difference's standard error.
 
         The standard error is that of a ratio of sums over independent series: with d_i the difference of the sums of
         series i, n_i its values, N their sum and D = sum d_i / N it is sqrt(m / (m - 1) sum (d_i - D n_i)^2) / N over
@@ -142,7 +145,7 @@ class SeriesSums:
 
 
 class ScoreAccumulator:
-    """Sums of scores over values, channel by channel; divided once, at the end."""
+    """Accumulate sums of scores over values, channel by channel, and divide once, at the end."""
 
     def __init__(self, channels: tuple[str, ...], std: Float[Tensor, " dim"]):
         self.channels, self.std = channels, std
@@ -155,7 +158,10 @@ class ScoreAccumulator:
             self.sums[name] += torch.where(scored, each, 0).sum((0, 1)).to(self.count)
 
     def result(self, prefix: str) -> dict[str, float]:
-        """prefix/<score>, and prefix/channel/<name>/<score> where there is more than one channel."""
+        """Return prefix/<score>, and prefix/channel/<name>/<score> where there is more than one channel.
+
+        nmse and ncrps are mse and crps in training stds (squared for nmse); without values the result is empty.
+        """
         if not self.count.sum():
             return {}
         sums = {**self.sums}

@@ -1,4 +1,4 @@
-"""Baselines that go on beyond the seen values: a line through them, and the value one known period before."""
+"""Extrapolate observed values: by a line through them, or by the value one known period earlier."""
 
 import numpy as np
 import torch
@@ -8,17 +8,17 @@ from torch import Tensor
 
 from vrnn_lab.core.series import TimeSeries
 
-SEASONS = 100  # periods that are searched before a point counts as one without a seen value in its season
-NEAR = 0.25  # share of a period within which seen values must lie on both sides
-ROUNDING = 1e-6  # share of a period: times that differ by less are the same
+SEASONS = 100  # most periods searched for an observed value of the same season
+NEAR = 0.25  # fraction of a period within which observed values must lie on both sides
+ROUNDING = 1e-6  # tolerance of times, as a fraction of a period
 
 
 def with_drift(series: TimeSeries, flat: Float[Tensor, "batch time dim"]) -> Float[Tensor, "batch time dim"]:
-    """Add the mean slope between the first and the last seen value to a guess that is flat after the last one.
+    """Add the mean slope between the first and the last observed value to a guess that is flat after the last one.
 
-    The random walk with drift of Hyndman & Athanasopoulos: last + (t - t_last) (last - first) / (t_last - t_first).
-    t - t_last counts up to t_last - t_first at most, so that two values close together do not send a far forecast
-    astray. Points up to the last seen value, and channels with fewer than two seen values, keep the guess.
+    This is the random walk with drift of Hyndman & Athanasopoulos: last + (t - t_last) (last - first) / (t_last -
+    t_first). t - t_last is limited to t_last - t_first, so that two values close together do not ruin a long
+    forecast. Points up to the last observed value, and channels with fewer than two observed values, keep the guess.
     """
     times = series.times[..., None].expand(series.seen.shape)
     start = torch.where(series.seen, times, torch.inf).amin(1, keepdim=True)
@@ -34,12 +34,12 @@ def with_drift(series: TimeSeries, flat: Float[Tensor, "batch time dim"]) -> Flo
 def seasonal(
     series: TimeSeries, otherwise: Float[Tensor, "batch time dim"], period: float, drift: bool = False
 ) -> Float[Tensor, "batch time dim"]:
-    """Repeat the seen value a whole number of periods away, the fewest for which there is one.
+    """Repeat the observed value a whole number of periods away, the fewest for which there is one.
 
-    A season has a value where seen values lie within a quarter of a period on both sides: the straight line between
-    them. Where there is one as far before a point as after it, their mean counts. drift: the mean change from a
-    season to the next is added for every period between (seasonal naive with drift). `otherwise` stands where no
-    season has a value.
+    A season has a value where observed values lie within a quarter of a period on both sides: the straight line
+    between them. Where values exist equally far before and after a point, their mean is used. drift: the mean change
+    from season to season is added for every period between (seasonal naive with drift). `otherwise` is used where no
+    season has a value. period: in the data's time unit.
     """
     found = otherwise.clone()
     for i in range(len(found)):
@@ -57,7 +57,7 @@ def seasonal(
 def _seasonal(
     times: NDArray[np.float64], values: NDArray[np.float64], at: NDArray[np.float64], period: float, drift: bool
 ) -> NDArray[np.float64]:
-    """The seasonal guess of one channel, NaN where no season has a value."""
+    """Return the seasonal guess of one channel, NaN where no season has a value."""
     change = 0.0
     if drift:
         changes = values - _between(times, values, times - period, period)
@@ -78,7 +78,7 @@ def _seasonal(
 def _between(
     times: NDArray[np.float64], values: NDArray[np.float64], at: NDArray[np.float64], period: float
 ) -> NDArray[np.float64]:
-    """Straight lines between seen neighbours, NaN where one of them is not near."""
+    """Interpolate linearly between observed neighbours; NaN where one of them is not near."""
     left = np.searchsorted(times, at + ROUNDING * period, "right") - 1
     right = np.searchsorted(times, at - ROUNDING * period, "left")
     exists = (left >= 0) & (right < len(times))

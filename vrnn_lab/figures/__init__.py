@@ -1,1 +1,1 @@
-"""Figures of models, images and calibration."""
+"""Draw figures of models, images and calibration."""

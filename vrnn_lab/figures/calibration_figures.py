@@ -1,4 +1,4 @@
-"""Figures of how true the intervals of a run are, from its scores."""
+"""Draw figures of a run's interval calibration, from its scores."""
 
 from collections.abc import Mapping
 from math import sqrt
@@ -17,13 +17,13 @@ OURS = {"color": look.FORWARD, "linewidth": 1.8, "marker": "o", "markersize": 4,
 CHANNEL = {"color": look.FORWARD, "linewidth": 0.8, "alpha": 0.45, "zorder": 3}
 EXACT = {**look.TRUE, "marker": "s", "markersize": 3}
 LINEAR = {"color": look.BACKWARD, "linewidth": 1.1, "marker": "^", "markersize": 3.5, "zorder": 2}
-ROWS = {"exact": EXACT, "linear": LINEAR}  # of the plain rows these two
+ROWS = {"exact": EXACT, "linear": LINEAR}  # the baselines that are drawn
 
 
 def figures(found: Scores, split: str, data) -> dict[str, Figure]:
-    """`calibration`: the PIT of all values, coverage and error by the distance to what was seen, a column a question.
+    """Draw `calibration`: PIT, coverage and error by distance to the observed points, one column per evaluation task.
 
-    found: the scores of a split, details included; nothing is drawn where no value has an interval.
+    found: the scores of a split, details included. Returns an empty dict where no value has an interval.
     """
     asked = [question for question in DISTANCE if f"{split}/{question}/pit/1" in found]
     if not asked:
@@ -60,12 +60,12 @@ def _keys(found: Scores, channels: bool) -> list[Line2D | Patch]:
 
 
 def _noise(share: float, count: float) -> float:
-    """Half the 95 % interval of a share of so many independent values."""
+    """Return half the width of the 95 % interval of a proportion of `count` independent values."""
     return 1.96 * sqrt(share * (1 - share) / max(count, 1))
 
 
 def _pit(ax: Axes, found: Scores, at: str, channels) -> None:
-    """The histogram as a density: 1 is uniform."""
+    """Draw the PIT histogram as a density, in which 1 is uniform."""
     half = PIT_BINS * _noise(1 / PIT_BINS, found[f"{at}/values"])
     ax.axhspan(1 - half, 1 + half, color="0.8", linewidth=0, zorder=0.5)
     ax.axhline(1, **TARGET)

@@ -1,4 +1,4 @@
-"""Figures that are no curves over time: images, rolls of many channels, a field over the plane."""
+"""Draw figures that are not curves over time: images, rolls of many channels, a vector field over the plane."""
 
 from dataclasses import replace
 
@@ -18,14 +18,14 @@ from vrnn_lab.core.tasks import Forecast, Task
 from vrnn_lab.figures import style
 from vrnn_lab.models.prior_samples import PriorSamples
 
-SIDE = 25  # points of the plane's grid, each way
+SIDE = 25  # grid points of the plane per axis
 
 
 # ---- images -----------------------------------------------------------------------------------------------
 
 
 def images(model, shape: tuple[int, int], draws: PriorSamples) -> Figure:
-    """The means of draws from the prior, each as an image of this shape (rows, columns)."""
+    """Draw the means of prior samples, each as an image of a shape (rows, columns)."""
     columns = -(-len(draws.times) // max(1, round(len(draws.times) ** 0.5)))
     limits = (0.0, 1.0) if model.scale.support == "binary" else _limits(draws.curve[:, 0])
     figure, (ax,) = style.canvas(1, 1, (5.0, 5.0))
@@ -36,7 +36,7 @@ def images(model, shape: tuple[int, int], draws: PriorSamples) -> Figure:
 
 
 def reconstructions(model, shape: tuple[int, int], batch: TimeSeries, seed: int, split: str, samples: int) -> Figure:
-    """Images of a split above, the model's predictive mean of each below, with all of it seen."""
+    """Draw images of a split above their predictive means, with all pixels observed."""
     with model.fixed_noise(seed):
         mean = model.predict(batch.to(model.device), samples).mean.cpu()
     first = batch.counts.to(torch.uint8).argmax(1, keepdim=True)
@@ -57,7 +57,7 @@ def _limits(values: Tensor) -> tuple[float, float]:
 def tiled(
     flat: Float[Tensor, "images pixels"], shape: tuple[int, int], columns: int
 ) -> Float[Tensor, "height width"]:
-    """Images side by side, row by row, NaN between them and where there is none."""
+    """Tile images row by row, with NaN between them and in empty tiles."""
     height, width = shape
     rows = -(-len(flat) // columns)
     tiles = flat.new_full((rows * columns, height + 1, width + 1), torch.nan)
@@ -68,7 +68,7 @@ def tiled(
 
 def _show(ax: Axes, image: Tensor, limits: tuple[float, float]) -> None:
     ax.imshow(image.numpy(), cmap="Greys", vmin=limits[0], vmax=limits[1], interpolation="nearest")
-    ax.set_facecolor("#dbe9f6")  # seen where the image is NaN
+    ax.set_facecolor("#dbe9f6")  # visible where the image is NaN
     ax.set_xticks([])
     ax.spines[:].set_visible(False)
     ax.grid(False)
@@ -79,7 +79,7 @@ def _show(ax: Axes, image: Tensor, limits: tuple[float, float]) -> None:
 
 
 def rolls(model, data, batch: TimeSeries, seed: int, split: str, title: str, task: Task, samples: int) -> Figure:
-    """One series of many channels of zeros and ones: data above, the predictive mean below."""
+    """Draw one series of many binary channels, with the data above and the predictive mean below."""
     asked = replace(batch, scored=batch.known & ~batch.seen)
     with model.fixed_noise(seed):
         mean = model.predict(asked.to(model.device), samples).mean.cpu()
@@ -103,7 +103,7 @@ def rolls(model, data, batch: TimeSeries, seed: int, split: str, title: str, tas
 def roll(
     ax: Axes, times: Float64[Tensor, " place"], values: Float[Tensor, "place dim"], channels: tuple[str, ...]
 ) -> None:
-    """Channels upwards, time to the right; a point's column reaches half way to its neighbours."""
+    """Draw channels upwards and time to the right; each point's column reaches half way to its neighbours."""
     dim = values.shape[1]
     rows = np.arange(dim + 1) - 0.5
     ax.pcolormesh(edges(times).numpy(), rows, values.T.numpy(), cmap="Greys", vmin=0, vmax=1)
@@ -116,7 +116,7 @@ def roll(
 
 
 def edges(times: Float64[Tensor, " place"]) -> Float64[Tensor, " edge"]:
-    """Where the columns of points begin and end."""
+    """Return the boundaries between the columns of points."""
     if not len(times):
         return times.new_tensor([0.0])
     middle = (times[1:] + times[:-1]) / 2
@@ -124,11 +124,11 @@ def edges(times: Float64[Tensor, " place"]) -> Float64[Tensor, " edge"]:
     return torch.cat([times[:1] - first, middle, times[-1:] + last])
 
 
-# ---- a field ----------------------------------------------------------------------------------------------
+# ---- vector fields ----------------------------------------------------------------------------------------
 
 
 def vector_field(model, data, batch: TimeSeries) -> Figure:
-    """Slopes the model has learned beside the true ones, over the part of the plane where the data lie."""
+    """Draw the learned vector field next to the true one, over the part of the plane that contains the data."""
     shown = batch.values if batch.clean is None else batch.clean
     inside = [shown[row, batch.known[row].all(-1)] for row in range(len(batch.ids))]
     axis, states = plane(torch.cat(inside))
@@ -154,7 +154,7 @@ def vector_field(model, data, batch: TimeSeries) -> Figure:
 
 
 def plane(values: Float[Tensor, "points 2"]) -> tuple[tuple[Tensor, Tensor], Float[Tensor, "states 2"]]:
-    """The two axes of a grid a little wider than some values, and its states, x fastest."""
+    """Return the axes of a grid slightly larger than the range of some values, and its states, x varying fastest."""
     low, high = values.amin(0), values.amax(0)
     room = 0.1 * (high - low).clamp(min=1e-9)
     x, y = (torch.linspace(a, b, SIDE, dtype=torch.float64) for a, b in zip(low - room, high + room, strict=True))

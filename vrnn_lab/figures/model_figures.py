@@ -1,4 +1,4 @@
-"""Figures of a model: what it was shown, what it says of the rest, and the truth where that is known."""
+"""Draw figures of a model: observed values, predictions of the others, and the truth where it is known."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,29 +20,29 @@ from vrnn_lab.models import prior_samples
 from vrnn_lab.models.prior_samples import PriorSamples
 
 TASKS = {"forecast": Forecast(0.5), "interpolation": Interpolate(0.5)}
-CANDIDATES = 40  # series the shown ones are chosen from
-MOST_LINES = 16  # series from the prior that are drawn
-SAMPLES, LINES, REPEATS = 100, 5, 10  # paths, of which so many are drawn as lines; noise draws a path
-MOST_VALUES = 20_000_000  # drawn for the bands of one figure: of long series fewer a path
+CANDIDATES = 40  # series from which the shown ones are chosen
+MOST_LINES = 16  # series from the prior per figure
+SAMPLES, LINES, REPEATS = 100, 5, 10  # paths, paths drawn as lines, noise draws per path
+MOST_VALUES = 20_000_000  # limit of draws for one figure's bands: long series have fewer per path
 QUANTILES = (0.05, 0.25, 0.75, 0.95)
 
 
 @dataclass(frozen=True)
 class PredictiveBands:
-    """What a model says of some rows, place by place."""
+    """Hold a model's predictions for some rows at each place: curves, mean, and quantiles."""
 
     times: Float64[Tensor, "batch place"]
     there: Bool[Tensor, "batch place"]  # the others are padding
-    causal: bool  # each place from those before it
+    causal: bool  # each place is predicted from those before it
     lines: Float[Tensor, "samples batch place dim"]  # curves without observation noise
     mean: Float[Tensor, "batch place dim"]
-    bands: Float[Tensor, "quantiles batch place dim"]  # of observations: the QUANTILES
+    bands: Float[Tensor, "quantiles batch place dim"]  # the QUANTILES of observations
 
     def row(self, row: int):
-        """A row's times, lines, mean and bands, without padding.
+        """Return a row's times, lines, mean and bands, without padding.
 
-        Of a step model also without the first place, where it has nothing to go by and answers with the
-        spread of all data.
+        For a step model it also omits the first place, which has no past, so that its prediction is the spread of all
+        data.
         """
         there = self.there[row].clone()
         if self.causal and there.sum() > 1:
@@ -52,15 +52,15 @@ class PredictiveBands:
 
 
 def figures(model, data, seed: int, split: str = "test", tasks: dict[str, Task] | None = None) -> dict[str, Figure]:
-    """Figures by name of any SequenceModel on a handful of series of a split of any SeriesData.
+    """Draw figures, by name, of any SequenceModel on a few series of a split of any SeriesData.
 
-    * `forecast` and `interpolation` (or the names of `tasks`): bands and draws over time, of the first 8 channels; of
-      more than 8 channels of zeros and ones a roll.
-    * `phase_plane`, for data that has one: curves forward and backward from the window's start.
-    * `vector_field`, for data and models that both know dy/dt over that plane (`field`, `vector_field`).
-    * `samples` and `reconstructions` in place of all these, for data whose points are images (`image`).
+    * `forecast` and `interpolation` (or the names of `tasks`): bands and draws over time of the first 8 channels, but
+      a roll for more than 8 binary channels.
+    * `phase_plane`, for data that have one: curves forward and backward from the window's start.
+    * `vector_field`, for data and models that both provide dy/dt over that plane (`field`, `vector_field`).
+    * `samples` and `reconstructions` instead of all these, for data whose points are images (`image`).
 
-    A function of the model, the data and the seed alone: no other random state is read or moved.
+    The figures are a function of the model, the data and the seed alone; no global random state is read or changed.
     """
     if image := getattr(data, "image", None):
         batch = _shown(data, split, DensityTask(), 10)
@@ -69,7 +69,7 @@ def figures(model, data, seed: int, split: str = "test", tasks: dict[str, Task] 
             "reconstructions": images.reconstructions(model, image, batch, seed, split, SAMPLES),
         }
     drawn: dict[str, Figure] = {}
-    if data.support == "events":  # an event has no value to draw
+    if data.support == "events":  # events have no values
         return drawn
     if data.phase_plane:
         drawn["phase_plane"] = _phase_plane(model, data, seed, split)
@@ -81,7 +81,7 @@ def figures(model, data, seed: int, split: str = "test", tasks: dict[str, Task] 
 
 
 def write(drawn: dict[str, Figure], folder: str | Path) -> list[Path]:
-    """Each figure as <folder>/<name>.png, whole or not at all."""
+    """Write each figure to <folder>/<name>.png atomically, and return the paths."""
     paths = [Path(folder) / f"{name}.png" for name in drawn]
     for path, figure in zip(paths, drawn.values(), strict=True):
         with replacing(path) as beside:
@@ -89,17 +89,17 @@ def write(drawn: dict[str, Figure], folder: str | Path) -> list[Path]:
     return paths
 
 
-# ---- what is shown ----------------------------------------------------------------------------------------
+# ---- series and queries -----------------------------------------------------------------------------------
 
 
 def _shown(data, split: str, task: Task, count: int) -> TimeSeries:
-    """A few series of a split that differ, under the task's fixed pattern."""
+    """Return a few dissimilar series of a split, under the task's fixed pattern."""
     batch = next(iter(data.batches(split, task, CANDIDATES)))
     return batch.rows(_unlike(batch, count))
 
 
 def _unlike(batch: TimeSeries, count: int) -> Int64[Tensor, " count"]:
-    """The first row, then each time the one least like those chosen, by level, spread and place in time."""
+    """Choose the first row, then repeatedly the row least similar to those chosen, by level, spread and window."""
     known = batch.known.to(batch.values)
     number = known.sum(1).clamp(min=1)
     level = (batch.values * known).sum(1) / number
@@ -109,23 +109,23 @@ def _unlike(batch: TimeSeries, count: int) -> Int64[Tensor, " count"]:
     chosen = [0]
     while len(chosen) < min(count, len(traits)):
         apart = torch.cdist(traits, traits[chosen]).amin(1)
-        apart[chosen] = -1  # equal series are shown too, once each
+        apart[chosen] = -1  # a chosen series is not chosen again, even among equal ones
         chosen.append(int(apart.argmax()))
     return torch.tensor(chosen)
 
 
 def _grid(model, batch: TimeSeries, first: float, last: float, count: int) -> Float64[Tensor, "batch grid"]:
-    """Even times a row, from `first` to `last` window lengths after its window's start."""
+    """Return even times per row, from `first` to `last` window lengths after its window's start."""
     start, length = batch.window[:, :1], batch.window.diff(dim=1)
     length = torch.where(length > 0, length, model.data_clock.cpu())
     return start + length * torch.linspace(first, last, count, dtype=torch.float64)
 
 
 def _times(model, batch: TimeSeries, last: float) -> Float64[Tensor, "batch grid"]:
-    """What to ask from the window's start to `last` window lengths after it.
+    """Return query times from the window's start to `last` window lengths after it.
 
-    A step model is asked at the row's own points, as it is scored: what is asked is fed back to it. So of it
-    only what lies beyond the window is asked on a grid, about as dense as the points within.
+    A step model feeds its draws at queries back, so within the window it is queried at the row's own points, as in
+    evaluation. For it the grid covers only the time beyond the window, about as densely as the points within.
     """
     if not model.causal:
         return _grid(model, batch, 0.0, last, 120)
@@ -135,9 +135,9 @@ def _times(model, batch: TimeSeries, last: float) -> Float64[Tensor, "batch grid
 
 
 def _ask(batch: TimeSeries, grid: Float64[Tensor, "batch grid"], own: bool) -> tuple[TimeSeries, Tensor]:
-    """The batch with its seen points and a query at each time of the grid, and where those queries stand.
+    """Return the batch with its observed points and a query at each grid time, and the positions of those queries.
 
-    A query's covariates are those of the point before it. own: a query at each held-out point of the batch too.
+    A query's covariates are those of the point before it. own: also query each held-out point of the batch.
     """
     nothing = torch.zeros_like(batch.seen[:, :1]).expand(-1, grid.shape[1], -1)
     before = (torch.searchsorted(batch.times.contiguous(), grid.contiguous(), right=True) - 1).clamp(min=0)
@@ -160,7 +160,7 @@ def _ask(batch: TimeSeries, grid: Float64[Tensor, "batch grid"], own: bool) -> t
 
 
 def _fan(model, batch: TimeSeries, grid: Float64[Tensor, "batch grid"], seed: int) -> PredictiveBands:
-    """Of the channels that are shown."""
+    """Predict the channels that are shown, at the times of a grid."""
     asked, place = _ask(batch, grid, own=model.causal)
     if model.causal:
         place = torch.arange(asked.times.shape[1]).expand_as(asked.times)
@@ -168,7 +168,7 @@ def _fan(model, batch: TimeSeries, grid: Float64[Tensor, "batch grid"], seed: in
     with model.fixed_noise(seed):
         density = model.predict(asked.to(model.device), SAMPLES).density
         means = values = shown(density.mean)
-        if model.head.support == "real":  # quantiles of zeros and ones would say nothing
+        if model.head.support == "real":  # binary values have no useful quantiles
             values = torch.cat([shown(density.draw(noise)) for noise in _noises(model, density.mean, seed)])
     there = pick(asked.counts, place)
     return PredictiveBands(
@@ -177,14 +177,14 @@ def _fan(model, batch: TimeSeries, grid: Float64[Tensor, "batch grid"], seed: in
 
 
 def _quantiles(values: Float[Tensor, "draws batch place dim"]) -> Float[Tensor, "quantiles batch place dim"]:
-    """The QUANTILES over draws, a part at a time: torch takes no more than 16 million numbers at once."""
+    """Return the QUANTILES over draws, in parts, since torch.quantile takes at most 16 million numbers at once."""
     levels = values.new_tensor(QUANTILES)
     parts = [torch.quantile(part, levels, dim=0) for part in values.flatten(1).split(10_000, 1)]
     return torch.cat(parts, 1).unflatten(1, values.shape[1:])
 
 
 def _noises(model, like: Tensor, seed: int):
-    """Observation noise that is the same at all times: quantiles over it are exact, and smooth in time."""
+    """Yield observation noise that is equal at all times, so that quantiles over it are exact and smooth in time."""
     generator = torch.Generator().manual_seed(seed)
     values = like[..., : style.CHANNELS].numel()
     for _ in range(max(1, min(REPEATS, MOST_VALUES // max(1, values)))):
@@ -196,7 +196,7 @@ def _noises(model, like: Tensor, seed: int):
 
 
 def _answers(model, data, seed: int, split: str, name: str, task: Task) -> Figure:
-    """What a model says under a task."""
+    """Draw a model's predictions under a task."""
     if _is_roll(model):
         batch = _shown(data, split, task, 1)
         return images.rolls(model, data, batch, seed, split, _title(model, batch, name, split), task, SAMPLES)
@@ -217,7 +217,7 @@ def _over_time(model, data, seed: int, split: str, name: str, task: Task) -> Fig
     ahead = isinstance(task, Forecast)
     channels = data.channels[: style.CHANNELS]
     batch = _shown(data, split, task, {1: 4, 2: 3, 3: 2, 4: 2}.get(len(channels), 1))
-    further = ahead and not _covariates_change(batch)  # beyond the last point nobody knows them
+    further = ahead and not _covariates_change(batch)  # beyond the last point covariates are unknown
     fan = _fan(model, batch, _times(model, batch, 1.3 if further else 1.0), seed)
     rows = len(batch.ids)
     columns = rows if rows > 1 and len(channels) > 1 else 2
@@ -264,10 +264,10 @@ def _panel(ax: Axes, fan: PredictiveBands, batch: TimeSeries, row: int, channel:
 
 
 def _limits(batch: TimeSeries, bands: Tensor, row: int, channel: int) -> tuple[float, float]:
-    """Around all values and bands; but bands that run away do not flatten the values.
+    """Return axis limits around all values and bands; bands that diverge do not flatten the values.
 
-    bands (quantiles, place): the lowest quantile first. A band's usual width is shown whatever the values are, so
-    that a channel with a single value has an axis of the band's size.
+    bands (quantiles, place): the lowest quantile first. The typical width of a band always fits, so that a channel
+    with a single value has an axis of the band's size.
     """
     known = batch.known[row, :, channel]
     values = batch.values[row, known, channel] if known.any() else bands.flatten()
@@ -310,18 +310,18 @@ def _phase_plane(model, data, seed: int, split: str) -> Figure:
 
 @dataclass(frozen=True)
 class Curve:
-    """The noise-free curve of one series, inside its window and beyond it."""
+    """Hold the noise-free curve of one series, inside its window and beyond it."""
 
     times: Float64[Tensor, " place"]
     values: Float[Tensor, "place dim"]
 
     def beyond(self, window: Float64[Tensor, " 2"]) -> list[Float[Tensor, "place dim"]]:
-        """The curve up to the window's start, and from its end on."""
+        """Return the curve up to the window's start, and from the window's end on."""
         return [self.values[self.times <= window[0]], self.values[self.times >= window[1]]]
 
 
 def _beyond(data, split: str, batch: TimeSeries) -> list[Curve] | None:
-    """The curve of every row, where the data set knows it beyond the windows."""
+    """Return the curve of every row, where the dataset provides it beyond the windows; None elsewhere."""
     series = data.beyond(split)
     if series is None or series.points.clean is None:
         return None
@@ -357,8 +357,10 @@ def _plane(
 def _curves(
     fan: PredictiveBands, batch: TimeSeries, row: int, beyond: Curve | None = None
 ) -> Float[Tensor, "samples place dim"]:
-    """A row's lines, as far as its true curve goes where that is known; those of a step model from the first seen
-    point on: before it, they start anywhere."""
+    """Return a row's lines over the range of its true curve, where that is known.
+
+    The lines of a step model begin at the first observed point, before which their values are arbitrary.
+    """
     times, lines, _, _ = fan.row(row)
     seen = batch.times[row, batch.seen[row].any(-1)]
     first = seen[0] if fan.causal and len(seen) else times[0] - 1
@@ -367,9 +369,9 @@ def _curves(
 
 
 def _square(batch: TimeSeries, row: int, beyond: Curve | None = None) -> tuple[list[float], float]:
-    """The middle and the half width of what is shown: a row's values and its true curve, however far draws stray.
+    """Return the centre and half width of the view: a row's values and its true curve, however far draws stray.
 
-    Where the curve beyond the window is not known there is room for draws of it.
+    Where the curve beyond the window is unknown the view is larger, to leave room for draws of it.
     """
     known = batch.known[row].all(-1)
     values = batch.values[row, known] if known.any() else batch.values[row]
@@ -382,7 +384,7 @@ def _square(batch: TimeSeries, row: int, beyond: Curve | None = None) -> tuple[l
 
 
 def samples(model, data, draws: PriorSamples) -> Figure:
-    """Series from the prior: images, rolls, marks at events, or lines; in the plane too where data has one."""
+    """Draw series from the prior as images, rolls, event marks or lines, and in any phase plane of the data."""
     if image := getattr(data, "image", None):
         return images.images(model, image, draws)
     if _is_roll(model):
@@ -429,7 +431,7 @@ def _drawn_lines(model, data, draws: PriorSamples) -> Figure:
 
 
 def _drawn(ax: Axes, model, draws: PriorSamples, channels: tuple[int, ...]) -> None:
-    """One channel over time, or two in their plane: of a path model its curves, and the noisy values as dots."""
+    """Draw one channel over time, or two in their plane; a path model's curves as lines, its noisy values as dots."""
     rows = min(len(draws.times), MOST_LINES)
     for row, color in enumerate(colormaps["viridis"](np.linspace(0, 0.9, rows))):
         there = draws.there[row]

@@ -1,4 +1,4 @@
-"""The look of all figures: colours, panels, labels, keys."""
+"""Define the style of all figures: colours, panels, labels, legend entries."""
 
 from typing import Any
 
@@ -14,10 +14,10 @@ from matplotlib.ticker import MaxNLocator
 
 from vrnn_lab.core.series import TimeSeries
 
-# Okabe & Ito's palette: told apart by every kind of colour vision, and in grey.
+# Okabe & Ito's palette, distinguishable with every kind of colour vision and in greyscale.
 INK, FORWARD, BACKWARD, TRUTH = "#1a1a1a", "#0072b2", "#d55e00", "#009e73"
-OFFSETS = ["", "%Y", "%Y", "%Y-%b-%d", "%Y-%b-%d", "%Y-%b-%d %H:%M"]  # beside ticks of years, months, days, ...
-CHANNELS = 8  # of many channels so many are shown over time
+OFFSETS = ["", "%Y", "%Y", "%Y-%b-%d", "%Y-%b-%d", "%Y-%b-%d %H:%M"]  # offsets for ticks of years, months, days, ...
+CHANNELS = 8  # most channels shown over time
 LINE: dict[str, Any] = {"linewidth": 0.8, "alpha": 0.55}
 SEEN: dict[str, Any] = {
     "color": INK,
@@ -61,14 +61,14 @@ def time_keys() -> list[Line2D | Patch]:
 
 
 def mark_start(ax: Axes, batch: TimeSeries, row: int) -> None:
-    """Where a row's forecast starts: at its last seen point."""
+    """Mark the start of a row's forecast, at its last observed point."""
     seen = batch.seen[row].any(-1)
     start = batch.times[row, seen].max() if seen.any() else batch.window[row, 0]
     ax.axvline(start.item(), **START)
 
 
 def canvas(panels: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
-    """A figure that belongs to no global state, and its panels row by row."""
+    """Return a figure independent of pyplot's global state, and its panels in row-major order."""
     rows = -(-panels // columns)
     figure = Figure(
         figsize=(size[0] * columns, size[1] * rows + 0.9), layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.08)
@@ -86,14 +86,14 @@ def canvas(panels: int, columns: int, size: tuple[float, float]) -> tuple[Figure
 
 
 def legend(figure: Figure, keys: list) -> None:
-    """Below all panels, in as few even lines as the figure is wide."""
+    """Place the legend below all panels, in as few even lines as the figure's width allows."""
     lines = -(-len(keys) // int(figure.get_figwidth() / 1.6))
     columns = -(-len(keys) // lines)
     figure.legend(handles=keys, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
 
 def plain(name: str) -> str:
-    """A name of the user's as it stands; what is between two dollars would be read as a formula."""
+    """Escape dollar signs in a user's name, which matplotlib would read as a formula."""
     return name.replace("$", r"\$")
 
 
@@ -102,7 +102,7 @@ def label(name: str, unit: str) -> str:
 
 
 def time_axis(ax: Axes, dates: bool, time_unit: str) -> None:
-    """dates: times are days since 1970, as matplotlib counts them too."""
+    """Label the time axis; dates: times are days since 1970, which is matplotlib's unit too."""
     ax.set_xlabel("time" if dates else label("time", time_unit))
     if dates:
         locator = AutoDateLocator(minticks=3, maxticks=8)
@@ -111,7 +111,7 @@ def time_axis(ax: Axes, dates: bool, time_unit: str) -> None:
 
 
 def unit(data, channel: int) -> str:
-    """A channel's unit, for data sets that say it."""
+    """Return a channel's unit, or an empty string where the dataset does not state it."""
     units = getattr(data, "units", ())
     return units[channel] if channel < len(units) else ""
 

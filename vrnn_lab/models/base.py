@@ -1,4 +1,4 @@
-"""The contract of every model, and all that models share: units, steps, logging, optimizer."""
+"""Define the contract of every model, and what all models share: units, training steps, logging, optimizer."""
 
 import sys
 from abc import ABC, abstractmethod
@@ -24,46 +24,47 @@ from vrnn_lab.models.losses import Activity, LossTerms
 from vrnn_lab.models.networks import Classifier
 from vrnn_lab.models.recipe import FIVO, Recipe
 
-HELD = ("loss", "nll", "kl", "labels")  # of every training step; the last where labels are learned
+HELD = ("loss", "nll", "kl", "labels")  # logged of every training step; the last only where labels are learned
 HEADS = {"real": "model/head=gaussian", "binary": "model/head=bernoulli", "events": "model/head=events"}
-NUMBERS = ("mean", "std", "clock", "gap", "longest", "start", "reach")  # of the scale: buffers
-TREND_DRAWS = 11  # draws of a trend's coefficients behind a prediction
+NUMBERS = ("mean", "std", "clock", "gap", "longest", "start", "reach")  # attributes of the scale that become buffers
+TREND_DRAWS = 11  # draws of a trend's coefficients per prediction
 LOG_EVERY = 50  # steps; each logged scalar costs about 0.25 ms
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Joint draws at every point given what is seen, and each point's output distribution given its path."""
+    """Hold joint draws at every point given the observed values, and each path's output distributions."""
 
     paths: Float[Tensor, "samples batch time dim"]
     density: Density  # its tensors are (samples, batch, time, dim)
 
     @property
     def mean(self) -> Float[Tensor, "batch time dim"]:
-        """The predictive mean: of the densities' means, not of noisy draws."""
+        """Return the predictive mean, averaged over the densities' means rather than over noisy draws."""
         return self.density.mean.mean(0)
 
     @property
     def std(self) -> Float[Tensor, "batch time dim"]:
-        """Of the mixture over paths."""
+        """Return the std of the mixture over paths, (batch, time, dim)."""
         return (self.density.std.square().mean(0) + self.density.mean.var(0, correction=0)).sqrt()
 
 
 class SequenceModel(pl.LightningModule, ABC):
-    """A model of p(known values of a series).
+    """Model p(known values of a series); the base class of all models.
 
-    A leaf is its constructor and `_loss_terms`, `_log_weights`, `_predict`. It lives in standardised units:
-    values with the training data's mean 0 and std 1 a channel, times in typical training windows. The public
-    methods take and give the data's own units and add the log-determinant of that change to the nats.
+    A subclass provides its constructor, `_loss_terms`, `_log_weights` and `_predict`. These work in standardised
+    units: values with the training data's mean 0 and std 1 per channel, times in typical training windows. The public
+    methods use the data's own units and add the log-determinant of that change of variables to the nats. The
+    constructor raises ValueError where the data have a property that the model or its head cannot use.
 
     causal: predictions at a query cannot use points after it (a step model).
-    has_loss: it has an objective to be fitted on, as all have but a mixture of fitted models
+    has_loss: it has an objective to be trained on, as all have except a mixture of trained models
         (`vrnn_lab.forecasting.ensemble`).
-    takes_covariates: it reads `series.covariates`; data that have some are refused where it does not.
-    takes_error: wherever a value is scored or predicted its density is `with_measurement_error(series.error)`.
-    states: the size of the states it gives in its loss terms, from which labels can be told; 0 = it gives none.
-    usual_steps: training steps of a fit whose length nobody set; None: those of all models (length.STEPS).
-    point_process: times are modelled too: nats are those of p(x, t), its points are all events of the window.
+    takes_covariates: it reads `series.covariates`; any other model refuses data with covariates.
+    takes_error: every density of a scored or predicted value includes `with_measurement_error(series.error)`.
+    states: the size of the states in its loss terms, from which labels can be classified; 0 = none.
+    usual_steps: the default number of training steps; None: length.STEPS.
+    point_process: times are modelled too: nats are those of p(x, t), and its points are all events of the window.
     """
 
     causal = False
@@ -71,7 +72,7 @@ class SequenceModel(pl.LightningModule, ABC):
     takes_covariates = False
     takes_error = False
     usual_steps: int | None = None
-    parts: tuple[str, ...] = ("values", "events")  # which terms the nats hold
+    parts: tuple[str, ...] = ("values", "events")  # the terms of the likelihood
     data_mean: Tensor
     data_std: Tensor
     data_covariate_mean: Tensor
@@ -111,29 +112,29 @@ class SequenceModel(pl.LightningModule, ABC):
         self.classifier = self._classifier(states) if recipe.labels.weight else None
         for name in NUMBERS:
             self.register_buffer(f"data_{name}", getattr(scale, name).double())
-        for name in ("covariate_mean", "covariate_std"):  # of runs without covariates not kept
+        for name in ("covariate_mean", "covariate_std"):  # not saved in checkpoints of runs without covariates
             numbers = getattr(scale, name).double()
             self.register_buffer(f"data_{name}", numbers, persistent=bool(scale.given_covariates))
         self._keep_trend(scale)
-        # Python numbers, so that no step has to ask the device: all in the model's clock.
+        # Python numbers, so that no step has to synchronise with the device; all in the model's time unit.
         self.usual_gap, self.clock = (scale.gap / scale.clock).item(), scale.clock.item()
         self._held: list[Tensor] = []
         self._activity = Activity()
-        self.latest: dict[str, float] = {}  # what was logged last of training
-        self.seed = 0  # of all noise; set by the run
-        self.compiled: Callable[[TimeSeries], LossTerms] | None = None  # loss_terms, as a fit may have it
+        self.latest: dict[str, float] = {}  # the training metrics logged last
+        self.seed = 0  # seed of all noise; set by the run
+        self.compiled: Callable[[TimeSeries], LossTerms] | None = None  # a compiled loss_terms
 
     def _keep_trend(self, scale: Scale) -> None:
         trend = scale.trend or Trend(scale.mean.new_zeros(0, scale.dim), scale.mean.new_zeros(scale.dim, 0, 0))
         for name in ("coefficients", "covariance"):
             numbers = getattr(trend, name).double()
             self.register_buffer(f"trend_{name}", numbers, persistent=scale.trend is not None)
-        # Infinite where it is not known: then what is seen does not move the coefficients, as in runs of before.
+        # Infinite where unknown (older runs): observed values then do not update the coefficients.
         noise = torch.full_like(scale.mean, torch.inf) if trend.noise is None else trend.noise
         self.register_buffer("trend_noise", noise.double().clamp(min=1e-12), persistent=trend.noise is not None)
 
     def _refuse(self, scale: Scale, head: Head, point_process: bool) -> None:
-        """ValueError where the data have what this model would not use."""
+        """Raise ValueError where the data have covariates, periods or error bars that this model cannot use."""
         name = f"a point process ({type(self).__name__})" if point_process else type(self).__name__
         if scale.periods and not (self.takes_covariates and not point_process):
             raise ValueError(
@@ -141,9 +142,8 @@ class SequenceModel(pl.LightningModule, ABC):
                 "that can: model=rnn, vrnn, rnn_vae, latent_ode."
             )
         if scale.covariates and not (self.takes_covariates and not point_process):
-            without = (
-                f"data.known=[] data.static=[] data.values=[{','.join(scale.channels)}]"  # else they are channels
-            )
+            # Without data.values, columns that are no longer covariates would be read as channels.
+            without = f"data.known=[] data.static=[] data.values=[{','.join(scale.channels)}]"
             raise ValueError(
                 f"{name} cannot read covariates, and the data set has {', '.join(scale.covariates)}; leave them out "
                 f"({without}), or choose a model that can read them: model=rnn, vrnn, rnn_vae, latent_ode."
@@ -159,33 +159,33 @@ class SequenceModel(pl.LightningModule, ABC):
                 "noise; choose model/head=gaussian or gmm, or leave them out: data.error=null."
             )
 
-    # ---- what a leaf gives, in standardised units ---------------------------------------------------
+    # ---- methods of a subclass, in standardised units -----------------------------------------------
 
     @abstractmethod
     def _loss_terms(self, series: TimeSeries, samples: int) -> LossTerms:
-        """The model's own negative ELBO or NLL of the scored values, each part (batch,), in nats."""
+        """Return the model's negative ELBO or NLL of the scored values, each part (batch,), in nats."""
 
     @abstractmethod
     def _log_weights(self, series: TimeSeries, samples: int) -> Float[Tensor, "samples batch"]:
-        """log p(x, z_s) - log q(z_s | x) of all known values; without latents log p(x), repeated."""
+        """Return log p(x, z_s) - log q(z_s | x) of all known values; without latents log p(x), repeated."""
 
     @abstractmethod
     def _predict(self, series: TimeSeries, samples: int) -> Prediction:
-        """Draws at every point that counts; reads what is seen alone. At padding anything finite."""
+        """Return draws at every point given the observed values alone; padding holds arbitrary finite values."""
 
     def _answer(self, density: Density, series: TimeSeries, samples: int) -> Prediction:
-        """Draws from a density of points that hang together through a latent path alone, with their error bars."""
+        """Draw from a density whose points are dependent only through a latent path, error bars included."""
         density = density.with_measurement_error(series.error)
         density = density.given(series.values.expand(density.mean.shape), series.seen.expand(density.mean.shape))
         noise = self.noise.at_points("value", series, samples, self.head.draws, density.mean)
         return Prediction(density.draw(noise), density)
 
     def _importance_bound(self, series: TimeSeries, samples: int) -> Float[Tensor, " batch"]:
-        """The importance-weighted bound to fit on; its gradient may be another estimate of the same expectation."""
+        """Return the importance-weighted training bound; its gradient may be another unbiased estimator."""
         return log_mean_exp(self._log_weights(series, samples))
 
     def _filter_bound(self, series: TimeSeries, samples: int) -> Float[Tensor, " batch"]:
-        """The particle filter's bound on log p(scored values); of models with a latent at every step."""
+        """Return the particle filter's bound on log p(scored values), for models with a latent at every step."""
         raise NotImplementedError  # never reached: the constructor refuses objective=fivo where there is none
 
     def _classifier(self, states: int) -> Classifier:
@@ -196,17 +196,17 @@ class SequenceModel(pl.LightningModule, ABC):
             raise ValueError(f"labels are asked for, but {what}; set labels=none.")
         return Classifier(states, self.recipe.labels.width, len(self.scale.classes), self.scale.labels_of_points)
 
-    # ---- what users call, in the data's units ---------------------------------------------------------
+    # ---- public methods, in the data's units ----------------------------------------------------------
 
     def loss_terms(self, batch: TimeSeries) -> LossTerms:
-        """The objective (negative ELBO, or NLL) of the scored values: nll and kl, each (batch,), nats a series."""
+        """Return the objective (negative ELBO or NLL) of scored values: nll, kl, (batch,) each, nats per series."""
         terms = self.recipe.objective(self, self.standardise(batch))
         return replace(terms, nll=terms.nll + self._log_det(batch).to(terms.nll))
 
     def log_weights(self, batch: TimeSeries, samples: int) -> Float[Tensor, "samples batch"]:
-        """log p(x, z_s) - log q(z_s | x), in nats; logmeanexp over samples bounds log p(x) from below.
+        """Return log p(x, z_s) - log q(z_s | x), in nats; logmeanexp over samples bounds log p(x) from below.
 
-        Defined where what is seen is what is scored (the density task); ValueError elsewhere.
+        ValueError unless the observed values are the scored ones (the density task).
         """
         if not torch.equal(batch.seen, batch.scored):
             raise ValueError(
@@ -217,10 +217,10 @@ class SequenceModel(pl.LightningModule, ABC):
         return weights - self._log_det(batch).to(weights)
 
     def predict(self, batch: TimeSeries, samples: int) -> Prediction:
-        """Joint draws (samples, batch, time, dim) at every point given only what is seen, and their densities.
+        """Draw jointly at every point (samples, batch, time, dim) given only the observed values.
 
-        What is to be predicted is marked `scored`. Where a value is seen, its path is that value; at padding
-        the paths mean nothing.
+        Points to be predicted are marked `scored`. Where a value is observed, its path equals that value; at padding
+        the paths have no meaning. Paths and densities are in the data's units.
         """
         given = batch.given()
         if not len(self.trend_coefficients):
@@ -234,7 +234,7 @@ class SequenceModel(pl.LightningModule, ABC):
         return Prediction(torch.cat([part.paths for part in parts]), density)
 
     def _predicted(self, given: TimeSeries, samples: int, shift: Tensor | None) -> Prediction:
-        """The prediction, the coefficients of the trend moved by `shift` (batch, terms, dim) from their estimates."""
+        """Predict with the trend's coefficients shifted by `shift` (batch, terms, dim) from their estimates."""
         with torch.no_grad():
             standard = self._predict(self.standardise(given, shift), samples)
         std, centre = self.data_std, self._centre(given.times, shift)
@@ -243,7 +243,7 @@ class SequenceModel(pl.LightningModule, ABC):
         return Prediction(torch.where(given.seen, given.values.to(paths), paths), density)
 
     def _centre(self, times: Tensor, shift: Tensor | None) -> Float64[Tensor, "*points dim"]:
-        """What is taken from values before they are scaled: the training mean, and the trend where there is one."""
+        """Return what is subtracted from values before scaling: the training mean, plus any trend."""
         if not len(self.trend_coefficients):
             return self.data_mean
         coefficients = self.trend_coefficients if shift is None else self.trend_coefficients + shift
@@ -254,11 +254,12 @@ class SequenceModel(pl.LightningModule, ABC):
         return torch.stack([since**k for k in range(len(self.trend_coefficients))], -1)
 
     def _trend_draws(self, given: TimeSeries, count: int) -> Float64[Tensor, "draws batch terms dim"]:
-        """Draws of the errors of the trend's coefficients, from their posterior given the seen values of each series.
+        """Draw errors of the trend's coefficients from their posterior given the observed values of each series.
 
-        The prior is the normal law of their estimates, N(0, V); seen values are trend + independent noise whose
-        variance s^2 makes up for their correlation: precision V^-1 + P'P / s^2, mean that precision^-1 P'x / s^2. The
-        standard normal numbers are a function of the seed of evaluation, the same for every series.
+        The prior is the normal distribution of their estimates, N(0, V). Observed values are trend + independent
+        noise whose variance s^2 is inflated for their correlation: the precision is V^-1 + P'P / s^2, the mean that
+        precision^-1 P'x / s^2. The standard normal numbers depend on the evaluation seed alone and are the same for
+        every series.
         """
         terms, dim = self.trend_coefficients.shape
         powers, weight = self._powers(given.times), given.seen / self.trend_noise
@@ -274,19 +275,23 @@ class SequenceModel(pl.LightningModule, ABC):
         return (mean + moved)[..., 0].mT
 
     def classify(self, batch: TimeSeries, samples: int = 10) -> Float[Tensor, "batch *time classes"]:
-        """Probability of each class, of the series or of its points (as the labels were), from what is seen."""
+        """Return class probabilities of the series, or of its points (as the labels were), given observed values.
+
+        ValueError where the model was trained without labels.
+        """
         if self.classifier is None:
             raise ValueError("the model was fitted without labels; train it with labels=learn.")
-        # Gaps between the points that are left may be longer than any the training loader knew of.
+        # Gaps between the remaining points may exceed the bound that the training loader computed.
         seen = replace(batch, scored=batch.seen, in_training=False)
         with torch.no_grad():
             terms = self._loss_terms(self.standardise(seen), samples)
         return self.classifier(terms.states, seen.counts).softmax(-1).mean(0)
 
     def standardise(self, batch: TimeSeries, shift: Tensor | None = None) -> TimeSeries:
-        """The batch in the model's units and precision; its times count from the window's start (float64).
+        """Return the batch in the model's units and precision; times count from the window's start (float64).
 
-        shift (batch, terms, dim): by what the trend's coefficients are moved from their estimates; None: by nothing.
+        shift (batch, terms, dim): the change of the trend's coefficients from their estimates; None: no change.
+        ValueError where the channels, covariates or error bars are not those the model was built for.
         """
         if batch.values.shape[-1] != self.scale.dim:
             raise ValueError(
@@ -320,7 +325,7 @@ class SequenceModel(pl.LightningModule, ABC):
             )
 
     def _standard_covariates(self, batch: TimeSeries) -> Tensor | None:
-        """In training stds from their training means, then the waves of known periods; zero at padding."""
+        """Return standardised covariates, then the sine and cosine of each known period; zero at padding."""
         if not self.scale.covariates:
             return None
         parts = []
@@ -338,7 +343,7 @@ class SequenceModel(pl.LightningModule, ABC):
         return torch.where(batch.counts[..., None], batch.error / self.data_std, 0).to(self.dtype_of_weights)
 
     def _label_loss(self, terms: LossTerms, batch: TimeSeries, share: Share = ALL) -> Tensor:
-        """Cross-entropy in nats a label; of a share, one whose mean over the processes is the batch's."""
+        """Return the cross-entropy in nats per label; over DDP shards, its mean is that of the whole batch."""
         assert self.classifier is not None
         part = share.part(batch)
         all_labels, labels = batch.labels_that_count, part.labels_that_count
@@ -358,7 +363,7 @@ class SequenceModel(pl.LightningModule, ABC):
 
     @contextmanager
     def fixed_noise(self, seed: int) -> Iterator[None]:
-        """Within, the model evaluates: its noise is a function of (seed, series id), and no gradients flow."""
+        """Evaluate within the context: noise is a function of (seed, series id), and no gradients flow."""
         before, training = self.noise.fixed, self.training
         self.noise.fixed = seed
         self.eval()
@@ -371,30 +376,30 @@ class SequenceModel(pl.LightningModule, ABC):
 
     @contextmanager
     def only(self, *parts: str) -> Iterator[None]:
-        """Within, nats are those of some parts alone: values, events."""
+        """Restrict the nats within the context to some terms of the likelihood: values, events."""
         self.parts = parts
         try:
             yield
         finally:
             del self.parts
 
-    # ---- how it is fitted -------------------------------------------------------------------------------
+    # ---- training ---------------------------------------------------------------------------------------
 
     def _share(self, batch: TimeSeries) -> Share:
         return Share.of(len(batch.ids), self.global_rank, self.trainer.world_size, batch.ids.device)
 
     def _mean(self, each: Tensor) -> Tensor:
-        """Over the processes that fit this model."""
+        """Average over the DDP processes."""
         return each if self.trainer.world_size == 1 else self.trainer.strategy.reduce(each, reduce_op="mean")
 
     def losses(self) -> Tensor:
-        """(step, HELD) of the steps not logged yet, of whole batches; all processes ask at once."""
+        """Return the losses (step, HELD) of the steps not logged yet, of whole batches; a collective call in DDP."""
         return self._mean(torch.stack(self._held))
 
     def training_step(self, batch: TimeSeries, batch_idx: int) -> Tensor:
-        """The loss of the batch. Of several processes each has a share, and the mean over them is that loss.
+        """Return the loss of the batch, or of this process's shard, scaled so that the mean over shards is the loss.
 
-        DDP takes the mean of the gradients: they are those of one process, whatever the number.
+        DDP averages the gradients, which therefore equal those of one process, whatever the number of processes.
         """
         share = self._share(batch)
         batch = self.vary(batch)
@@ -413,12 +418,12 @@ class SequenceModel(pl.LightningModule, ABC):
         return loss
 
     def vary(self, batch: TimeSeries) -> TimeSeries:
-        """Return what a training step learns from a batch, the batch itself unless a leaf says otherwise."""
+        """Return what a training step learns from a batch: the batch itself, unless a subclass augments it."""
         return batch
 
     @property
     def keep_start(self) -> bool:
-        """Whether a question beyond the longest training window is asked from the start of its series on."""
+        """Return whether a query beyond the longest training window keeps its series' history from the start."""
         return self.scale.whole_series and not self.causal
 
     def on_train_batch_end(self, outputs: Any, batch: TimeSeries, batch_idx: int) -> None:
@@ -429,7 +434,7 @@ class SequenceModel(pl.LightningModule, ABC):
         means = self.losses().mean(0).tolist()
         self._held.clear()
         self.latest = {f"train/{name}": mean for name, mean in zip(HELD, means, strict=False)}
-        # Not self.log: Lightning would write the same point again at every step until the epoch ends.
+        # Not self.log: Lightning would write the same value again at every step until the epoch ends.
         if self.logger:
             self.logger.log_metrics(self.latest, self.global_step)
 
@@ -451,13 +456,13 @@ class SequenceModel(pl.LightningModule, ABC):
             terms = self.loss_terms(share.part(batch))
         count = batch.scored.sum().clamp(min=1)
         nll, kl = (self._mean(share.weight * each.sum()) / count for each in (terms.nll, terms.kl))
-        # Weighing each batch's mean by its count makes the epoch's number a mean over all scored values.
+        # Weighting each batch's mean by its count makes the epoch's number a mean over all scored values.
         named = {f"{split}/loss": nll + kl, f"{split}/nll": nll, f"{split}/kl": kl}
-        if split == "val":  # a test's would count among those of the next validation
+        if split == "val":  # a test's latents would be counted in the next validation
             self._activity.add(terms.latents, share.weight)
         several = (
             self.trainer.world_size > 1
-        )  # all know the same numbers by now; Lightning warns where they are not told
+        )  # the numbers are equal in all processes already; without sync_dist Lightning warns
         self.log_dict(named, batch_size=int(count), sync_dist=several)
         if self.classifier is not None and (labels := batch.labels_that_count) is not None:
             with torch.no_grad():
@@ -475,12 +480,13 @@ class SequenceModel(pl.LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.recipe.optim(self.parameters())
-        # A fused one would unscale float16's gradients in its step, after they are clipped; Lightning refuses that.
+        # A fused optimizer unscales float16 gradients within its step, after clipping, which Lightning refuses.
         optimizer._step_supports_amp_scaling = False
         schedule = self.recipe.schedule(optimizer, self._total_steps)
-        each = {"scheduler": schedule, "interval": "step", "name": "train/lr"}  # else named by the optimizer's class
+        # Without a name the rate would be logged under the optimizer's class.
+        each = {"scheduler": schedule, "interval": "step", "name": "train/lr"}
         if isinstance(schedule, ReduceLROnPlateau):
-            # Validations that are counted in steps have no place in epochs: callbacks.Plateau lowers the rate there.
+            # Where validations are counted in steps, Lightning cannot step it: callbacks.Plateau lowers the rate.
             every = self.trainer.check_val_every_n_epoch
             each |= {"monitor": "val/loss"} | (
                 {"interval": "epoch", "frequency": every} if every else {"frequency": sys.maxsize}
@@ -491,7 +497,7 @@ class SequenceModel(pl.LightningModule, ABC):
         self._held = list(checkpoint.get("losses", []))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["losses"] = list(self._held)  # of the steps that are not logged yet
+        checkpoint["losses"] = list(self._held)  # losses of the steps not logged yet
         checkpoint["channels"] = list(self.scale.channels)
         checkpoint["support"] = self.scale.support
         checkpoint["classes"] = list(self.scale.classes)

@@ -1,4 +1,4 @@
-"""How the state of an RNN takes in a point and waits for the next one: what the recurrent models differ in."""
+"""Define recurrent cells: how the state of an RNN takes in a point and evolves until the next one."""
 
 from abc import ABC, abstractmethod
 
@@ -16,14 +16,14 @@ from vrnn_lab.models.ode import ticks_in_training
 
 
 class Cell(nn.Module, ABC):
-    """s_i = cell(x_{i-1}, known_{i-1}, gap_i, u_i, s_{i-1}): s_i is all that is told of the points before point i.
+    """Compute s_i = cell(x_{i-1}, known_{i-1}, gap_i, u_i, s_{i-1}), which summarises all points before point i.
 
-    Gaps are in usual gaps of the training data (`Scale.gap`); what is not known of a point is zero. u_i, told: the
+    Gaps are in usual gaps of the training data (`Scale.gap`); unknown values are zero. u_i (`told`) are the
     covariates of point i, where there are any.
     """
 
-    size: int  # numbers a state holds
-    output: int  # of which the first so many are there to be read
+    size: int  # size of a state
+    output: int  # the first so many numbers of a state are its output
 
     @abstractmethod
     def forward(
@@ -35,10 +35,10 @@ class Cell(nn.Module, ABC):
         state: Float[Tensor, "*rows size"],
         longest: float | None = None,
     ) -> Float[Tensor, "*rows size"]:
-        """The state one point on; `longest`, where it is known without asking the device, bounds the gaps."""
+        """Return the state at the next point; `longest` bounds the gaps where a bound is known in advance."""
 
     def start(self, like: Tensor, *rows: int) -> Float[Tensor, "*rows size"]:
-        """The state before anything is known."""
+        """Return the state before anything is known, zeros of shape (*rows, size)."""
         return like.new_zeros(*rows, self.size)
 
     @loop
@@ -50,7 +50,7 @@ class Cell(nn.Module, ABC):
         told: Float[Tensor, "batch time covariate"] | None = None,
         longest: float | None = None,
     ) -> Float[Tensor, "batch time size"]:
-        """The states s_1, s_2, ... from all points at once."""
+        """Return the states s_1, s_2, ... of a whole batch of sequences."""
         state, states = self.start(values, len(values)), []
         for i, (x, flag, wait) in enumerate(zip(values.unbind(1), known.unbind(1), gap.unbind(1), strict=True)):
             state = self(x, flag, wait, None if told is None else told[:, i], state, longest)
@@ -59,7 +59,7 @@ class Cell(nn.Module, ABC):
 
 
 class GRU(Cell):
-    """A gated recurrent unit (Cho et al. 2014, arXiv 1406.1078) that is told the gap; runs fused over a series."""
+    """Apply a gated recurrent unit (Cho et al. 2014, arXiv 1406.1078) that has the gap as an input; runs fused."""
 
     def __init__(self, scale: Scale, width: int):
         super().__init__()
@@ -77,7 +77,7 @@ class GRU(Cell):
 
 
 def rates(*shape: int) -> Float[Tensor, "..."]:
-    """Fresh rates of decay a usual gap, over two decades: units that forget at once beside units that keep."""
+    """Draw initial decay rates per usual gap over two decades, for both fast-forgetting and persistent units."""
     return 10 ** (-2 * torch.rand(*shape))
 
 
@@ -85,7 +85,7 @@ def rates(*shape: int) -> Float[Tensor, "..."]:
 def decayed(
     memory: GRUCell, inputs: Float[Tensor, "batch time input"], kept: Float[Tensor, "batch time state"]
 ) -> Float[Tensor, "batch time state"]:
-    """s_i = kept_i GRU(input_i, s_{i-1}) from the zero state."""
+    """Return s_i = kept_i GRU(input_i, s_{i-1}), starting from the zero state."""
     state, states = inputs.new_zeros(len(inputs), memory.size), []
     for gate, keep in zip(memory.gates(inputs).unbind(1), kept.unbind(1), strict=True):
         state = keep * memory(gate, state)
@@ -94,10 +94,10 @@ def decayed(
 
 
 class Decay(Cell):
-    """RNN-Decay: the state fades between points, each unit at a rate of its own (Mozer et al. 2017, arXiv 1710.04110;
-    the baseline of Rubanova et al. 2019, arXiv 1907.03907).
+    """Apply RNN-Decay: the state decays between points, each unit at its own rate (Mozer et al. 2017, arXiv
+    1710.04110; the baseline of Rubanova et al. 2019, arXiv 1907.03907).
 
-    s_i = exp(-gap_i softplus(w)) GRU([x_{i-1}, known_{i-1}], s_{i-1}): the gap is told by the decay alone.
+    s_i = exp(-gap_i softplus(w)) GRU([x_{i-1}, known_{i-1}], s_{i-1}); the gap enters only through the decay.
     """
 
     def __init__(self, scale: Scale, width: int):
@@ -117,21 +117,23 @@ class Decay(Cell):
 
 
 class GRUD(Cell):
-    """GRU-D (Che et al. 2018, Scientific Reports 8:6085, eq. 10 to 16).
+    """Apply GRU-D (Che et al. 2018, Scientific Reports 8:6085, eq. 10 to 16).
 
-    d_i is the time from when each channel was last known, before point i, to point i; from the first point where it
-    never was. A value that is missing fades from the last one to the mean, which is zero, and the state fades too:
+    d_i is the time from each channel's last known value before point i to point i, or from the first point where
+    there is no such value. A missing value decays from the last one to the mean, which is zero, and the state decays
+    too:
       xhat_i = m_i x_i + (1 - m_i) g_x(d_i) x_last,    h_i = GRU([xhat_i, m_i], g_h(d_i) h_{i-1}),
       g(d) = exp(-max(0, W d + b)), W diagonal in g_x.
-    What is told of the points before point i is g_h(d_i) h_{i-1}, and the state holds it, x_last and d_i.
-    Covariates are inputs of the GRU as they are; they do not fade.
+
+    The output before point i is g_h(d_i) h_{i-1}; the state holds it, x_last and d_i. Covariates are inputs of the
+    GRU and do not decay.
     """
 
     def __init__(self, scale: Scale, width: int):
         super().__init__()
         self.dim, self.output, self.size = scale.dim, width, width + 2 * scale.dim
         self.memory = GRUCell(2 * scale.dim + len(scale.covariates), width)
-        # Where W d + b < 0 nothing is learned of W and b: they start above.
+        # Where W d + b < 0 the relu passes no gradient to W and b, so they start positive.
         self.input_rate = nn.Parameter(rates(scale.dim))
         self.input_shift = nn.Parameter(torch.full((scale.dim,), 0.01))
         self.state_rate = nn.Parameter(rates(width, scale.dim) / scale.dim)
@@ -158,21 +160,21 @@ class GRUD(Cell):
         return torch.cat([states, last, since], -1)
 
     def _history(self, values: Tensor, known: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
-        """After each point: the channels' last known values, and the time since until the next point."""
+        """Return, after each point, each channel's last known value and the time from it to the next point."""
         place = torch.arange(values.shape[1], device=values.device)[:, None].expand_as(values)
         last_place = torch.where(known > 0, place, -1).cummax(1).values
         ever, last_place = last_place >= 0, last_place.clamp(min=0)
-        until = gap.double().cumsum(1)
+        until = gap.double().cumsum(1)  # in float32 a long series' sum would lose its short gaps
         at = (until - gap).expand_as(values).gather(1, last_place)
         since = until - torch.where(ever, at, 0)
         return torch.where(ever, values.gather(1, last_place), 0), since.to(values)
 
 
 class ODE(Cell):
-    """ODE-RNN (Rubanova et al. 2019, arXiv 1907.03907, Algorithm 1), forwards in time.
+    """Apply an ODE-RNN (Rubanova et al. 2019, arXiv 1907.03907, Algorithm 1), forwards in time.
 
-    s_i = GRU([x_{i-1}, known_{i-1}], s_{i-1}) carried along dh/dt = f(h) over gap_i: each row over its own gap, in
-    Runge-Kutta steps that are no longer than a typical training window's over `nodes`.
+    s_i = GRU([x_{i-1}, known_{i-1}], s_{i-1}) carried along dh/dt = f(h) over gap_i. Each row integrates over its own
+    gap, in Runge-Kutta steps of at most 1 / nodes typical training windows.
     """
 
     def __init__(
@@ -200,7 +202,7 @@ class ODE(Cell):
     def over(self, values, known, gap, told=None, longest=None, start=None):
         start = self.start(values, len(values)) if start is None else start
         most = None
-        if longest is not None:  # in training, where a row's gaps add up to a training window
+        if longest is not None:  # in training a row's gaps add up to at most a training window
             most = ticks_in_training(gap.shape[1], self.reach, self.memory.step, longest * self.usual_gap)
         inputs = beside(torch.cat([values, known], -1), told)
         return self.memory(inputs, gap[..., 0] * self.usual_gap, start, most)[1]

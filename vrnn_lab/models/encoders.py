@@ -1,4 +1,4 @@
-"""Recognition networks: what is seen of a row, read from its last point to its first."""
+"""Define recognition networks, which read the observed points of a row from the last to the first."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -17,15 +17,16 @@ from vrnn_lab.models.ode import ticks_in_training
 
 @dataclass(frozen=True)
 class Reading:
-    """The seen points of each row from the last to the first, and the state after each."""
+    """Hold the encoder's states after each observed point of each row, ordered from the last point to the first."""
 
     states: Float[Tensor, "batch place width"]
-    last: Float[Tensor, "batch width"]  # the state after all of them, where z_0 is
+    last: Float[Tensor, "batch width"]  # the state after all of them, at the time of z_0
     elapsed: Float64[Tensor, "batch place"]  # times since z_0; beyond `count`, that of the first point
-    count: Int64[Tensor, "batch 1"]  # of seen points
+    count: Int64[Tensor, "batch 1"]  # the number of observed points
 
     def summary(self) -> Float[Tensor, "batch summary"]:
-        """The last state, the mean of all (a short way for the gradient to every point), the first point's time."""
+        """Return the last state, the mean of all states (a short gradient path to every point), and the first point's
+        time."""
         real = (torch.arange(self.states.shape[1], device=self.count.device) < self.count)[..., None]
         mean = torch.where(real, self.states, 0).sum(1) / self.count.clamp(min=1)
         return torch.cat([self.last, mean, pick(self.elapsed, last_place(self.count)).to(mean)], -1)
@@ -36,13 +37,14 @@ def last_place(count: Int64[Tensor, "batch 1"]) -> Int64[Tensor, "batch 1"]:
 
 
 class Encoder(nn.Module, ABC):
-    """Reads values, which of them are seen, the gap to the later point, the clock, and covariates."""
+    """Read of each point its values, which of them are observed, the gap to the later point, its time, and its
+    covariates."""
 
     def __init__(self, scale: Scale, width: int):
         super().__init__()
-        self.inputs = 2 * scale.dim + 1 + CLOCK_FEATURES + len(scale.covariates)  # numbers told of a point
+        self.inputs = 2 * scale.dim + 1 + CLOCK_FEATURES + len(scale.covariates)  # inputs per point
         self.usual_gap = (scale.gap / scale.clock).item()
-        self.summary = 2 * width + 1  # numbers a summary holds
+        self.summary = 2 * width + 1  # size of a summary
 
     @abstractmethod
     def _read(
@@ -52,20 +54,26 @@ class Encoder(nn.Module, ABC):
         count: Int64[Tensor, "batch 1"],
         reach: float | None,
     ) -> tuple[Float[Tensor, "batch place width"], Float[Tensor, "batch width"]]:
-        """The state after each point, and where z_0 is; `reach` bounds `elapsed` where that is known."""
+        """Return the state after each point, and the one at z_0; `reach` bounds `elapsed` where a bound is known."""
 
     def forward(
         self, series: TimeSeries, elapsed: Float64[Tensor, "batch time"], reach: float | None = None
     ) -> Reading:
-        """elapsed: times since z_0, in typical windows; `reach`: no point is farther, known without asking."""
+        """Encode the observed points of a batch.
+
+        elapsed: times since z_0, in typical windows; reach: an upper bound on them that is known without
+        synchronising with the device, or None.
+        """
         seen_points = series.seen.any(-1)
         count = seen_points.sum(1, keepdim=True)
         most = series.most_seen if series.in_training else None
+        # Unobserved points are dropped, so that the loop is as long as the row with the most observed points.
         series, index = compact(series, seen_points)
         most = series.times.shape[1] if most is None else most
         place = (count - 1 - torch.arange(max(most, 1), device=count.device)).clamp(min=0)  # last point first
         elapsed = pick(pick(elapsed, index), place)
         values, seen = pick(series.values, place), pick(series.seen, place).to(series.values)
+        # Gaps are differences in float64, since elapsed times may be much larger than gaps.
         gap = elapsed.diff(dim=1, prepend=elapsed[:, :1]).neg().to(values)
         told = [torch.log1p(gap / self.usual_gap)[..., None], clock_features(elapsed.to(values))]
         covariates = None if series.covariates is None else pick(series.covariates, place)
@@ -75,7 +83,7 @@ class Encoder(nn.Module, ABC):
 
 
 class GRUEncoder(Encoder):
-    """The states of a GRU, fused (Chen et al. 2018, arXiv 1806.07366, section 5)."""
+    """Encode by a fused GRU (Chen et al. 2018, arXiv 1806.07366, section 5)."""
 
     def __init__(self, scale: Scale, width: int):
         super().__init__(scale, width)
@@ -87,9 +95,10 @@ class GRUEncoder(Encoder):
 
 
 class ODERNNEncoder(Encoder):
-    """An ODE-RNN backwards in time (Rubanova et al. 2019, arXiv 1907.03907, section 3 and Algorithm 1).
+    """Encode by an ODE-RNN that runs backwards in time (Rubanova et al. 2019, arXiv 1907.03907, section 3 and
+    Algorithm 1).
 
-    Between seen points, and from the earliest of them to where z_0 is, the state follows dh/dt = f(h).
+    Between observed points, and from the earliest of them to the time of z_0, the state follows dh/dt = f(h).
     """
 
     def __init__(
@@ -117,11 +126,11 @@ class ODERNNEncoder(Encoder):
 
 
 class Recognition(nn.Module):
-    """q(z | seen) of one z a series, from an encoder's summary; N(0, I) where nothing is seen.
+    """Compute q(z | seen), one z per series, from an encoder's summary; it is N(0, I) where nothing is observed.
 
-    The last levels * dim latents are levels of the channels (`networks.Levels`). Then the summary tells more of each
-    channel (`channel_summary`), and the first level's mean starts half at the last value, half at the shrunk mean:
-    what a network would have to learn of every channel apart.
+    The last levels * dim latents are levels of the channels (`networks.Levels`). With them the network also reads
+    `channel_summary`, and the mean of the first level is initialised at half the last value plus half the shrunk
+    mean, which a network would otherwise have to learn for every channel separately.
     """
 
     def __init__(
@@ -139,6 +148,7 @@ class Recognition(nn.Module):
     def forward(
         self, series: TimeSeries, elapsed: Float64[Tensor, "batch time"], reach: float | None = None
     ) -> Normal:
+        """Return q(z | seen), (batch, latent + levels * dim); the arguments are those of `Encoder.forward`."""
         reading = self.encoder(series, elapsed, reach)
         summary = reading.summary()
         if not self.levels:
@@ -154,15 +164,19 @@ class Recognition(nn.Module):
 
 
 CHANNEL_FEATURES = 6
-RECENT = 1 / 12  # of a typical window: how far back a recent mean looks
+RECENT = 1 / 12  # time constant of the recent mean, in typical windows
 
 
 def channel_summary(series: TimeSeries, elapsed: Float64[Tensor, "batch time"]) -> Float[Tensor, "batch feature dim"]:
-    """Of each channel's seen values: the last, the mean and the recent mean, both shrunk to the training mean, zero;
-    how many there are, how long before the row's last seen point the last was, and whether there is one."""
+    """Return six features of each channel's observed values.
+
+    They are the last value, the mean and the recent mean (both shrunk to the training mean, zero), log(1 + the number
+    of values), exp(-s / RECENT) with s the time from the last value to the row's last observed point, and whether
+    there is a value.
+    """
     seen, values = series.seen, torch.where(series.seen, series.values, 0)
     time = torch.where(seen, elapsed[..., None], -torch.inf)
-    latest, place = time.flip(1).max(1)  # of equal times the later point's
+    latest, place = time.flip(1).max(1)  # of points at equal times, the later one
     ever = seen.any(1)
     last = values.flip(1).gather(1, place[:, None])[:, 0]
     count = seen.sum(1).to(values)

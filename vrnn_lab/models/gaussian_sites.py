@@ -1,4 +1,4 @@
-"""Gaussian sites: the posterior of a linear-Gaussian state where the output is not linear and Gaussian."""
+"""Approximate the posterior of a linear-Gaussian state by Gaussian sites, for any output density."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from vrnn_lab.models.heads import Head, last_bias
 from vrnn_lab.models.layers import mlp
 from vrnn_lab.models.networks import beside
 
-FEATURES = 5  # of each channel that the recognition network reads of a point
-WIDEST = 3.0  # log of the most that the network may change a site's std by
-SMALL = 0.1  # share of the usual size at which the last layer of a fresh network begins
+FEATURES = 5  # the recognition network's inputs per point and channel
+WIDEST = 3.0  # log of the largest factor by which the network changes a site's std
+SMALL = 0.1  # initial scale of the network's last layer, relative to the default
 
 
 @dataclass(frozen=True)
 class Site:
-    """Of each point and channel the Gaussian N(value; u, variance), as a function of the signal u."""
+    """Hold for each point and channel the Gaussian N(value; u, variance), as a function of the signal u."""
 
     value: Float64[Tensor, "batch time dim"]
     variance: Float64[Tensor, "batch time dim"]
@@ -29,7 +29,7 @@ class Site:
     def log_prob(
         self, signal: Float64[Tensor, "*samples batch time dim"], mask: Bool[Tensor, "batch time dim"]
     ) -> Float64[Tensor, "*samples batch"]:
-        """Return sum log N(value; signal, variance) over the masked values, in nats a series."""
+        """Return sum log N(value; signal, variance) over the masked values, in nats per series."""
         return self._sum((self.value - signal).square(), mask)
 
     def expected(
@@ -38,7 +38,7 @@ class Site:
         variance: Float64[Tensor, "batch time dim"],
         mask: Bool[Tensor, "batch time dim"],
     ) -> Float64[Tensor, " batch"]:
-        """Return the mean of `log_prob` over signals of that mean and variance."""
+        """Return the expectation of `log_prob` over signals of a given mean and variance, in nats per series."""
         return self._sum((self.value - mean).square() + variance, mask)
 
     def _sum(self, squares: Tensor, mask: Tensor) -> Tensor:
@@ -47,12 +47,12 @@ class Site:
 
 
 class Sites(nn.Module):
-    """The recognition network of q(z) = p(z) prod_i N(y_i; u_i, v_i) / Z over the seen points i.
+    """Compute the sites of q(z) = p(z) prod_i N(y_i; u_i, v_i) / Z over the observed points i by a network.
 
-    Sites begin where the head says what a point would be at its own value, y = x and v = Var(x | u = x): with a
-    Gaussian head these are exact. Of zeros and ones y = 4 x - 2 and v = 4, the bound of Jaakkola & Jordan (2000) at
-    u = 0. The smoother's marginals under these sites tell the network what the neighbours say of each point; it then
-    moves y in stds of the site and widens or narrows it.
+    Sites start from the head's density of a point at its own value, y = x and v = Var(x | u = x), which is exact for
+    a Gaussian head; for binary values from y = 4 x - 2 and v = 4, the bound of Jaakkola & Jordan (2000) at u = 0. The
+    smoother's marginals under these sites inform the network about each point's neighbours; it then shifts y, in stds
+    of the site, and scales the site's std.
     """
 
     def __init__(self, scale: Scale, width: int):
@@ -63,7 +63,7 @@ class Sites(nn.Module):
         shrink(self.network)
 
     def start(self, series: TimeSeries, decode: Callable[[Tensor], Density]) -> Site:
-        """decode: the density of values at a signal (batch, time, dim), but for error bars."""
+        """Return the initial sites; decode: the density at a signal (batch, time, dim), without error bars."""
         values = torch.where(series.seen, series.values, 0)
         if self.binary:
             value = 4 * values.double() - 2
@@ -77,7 +77,7 @@ class Sites(nn.Module):
         mean: Float64[Tensor, "batch time dim"],
         variance: Float64[Tensor, "batch time dim"],
     ) -> Site:
-        """mean, variance: of the signal given the sites it starts from."""
+        """Return the sites, given the mean and variance of the signal under the initial sites."""
         seen, std = series.seen.double(), start.variance.sqrt()
         rest = seen * (start.value - mean) / (start.variance + variance).sqrt()
         inputs = [seen * start.value, seen, rest, mean, torch.log1p(variance / start.variance)]
@@ -92,7 +92,7 @@ class Sites(nn.Module):
 def decoder(scale: Scale, head: Head, width: int, depth: int) -> nn.Sequential | None:
     """Return the network whose output is added to the signal's own place among the head's raw numbers.
 
-    None where that place alone is enough: `depth` 0, and a head with one number a channel.
+    None where that place alone is enough: `depth` 0, and a head with one number per channel.
     """
     if depth == 0 and head.width == scale.dim:
         return None
@@ -100,7 +100,7 @@ def decoder(scale: Scale, head: Head, width: int, depth: int) -> nn.Sequential |
 
 
 def shrink(network: nn.Sequential) -> nn.Sequential:
-    """Make the last layer of a fresh network say little, without shift."""
+    """Scale down the last layer of a new network, set its bias to zero, and return the network."""
     with torch.no_grad():
         network[-1].get_parameter("weight").mul_(SMALL)
         last_bias(network).zero_()

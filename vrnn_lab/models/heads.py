@@ -1,4 +1,4 @@
-"""Output heads: how a network's last layer becomes a density."""
+"""Define output heads, which turn a network's last layer into a density."""
 
 from abc import ABC, abstractmethod
 from math import log, sqrt
@@ -12,35 +12,37 @@ from vrnn_lab.core.densities import Bernoulli, Density, Event, Gaussian, Laplace
 from vrnn_lab.core.series import Scale
 from vrnn_lab.core.types import Count, Positive
 
-FLOOR = 1e-3  # of every predicted std, in training standard deviations of its channel; there is no other
+FLOOR = 1e-3  # least predicted std, in training standard deviations of its channel; the only such limit
 
 
 class Head(nn.Module, ABC):
-    """Turns raw network outputs (..., width) into a density over a point's channels (..., dim)."""
+    """Turn raw network outputs (..., width) into a density over a point's channels (..., dim)."""
 
-    support: ClassVar[str]  # real, binary or events: what values it can speak of
-    takes_error: ClassVar[bool] = False  # its densities can be with_measurement_error by error bars
-    width: int  # raw numbers a point
-    draws: int  # standard normals one draw of a point needs
+    support: ClassVar[str]  # real, binary or events: the kind of values it models
+    takes_error: ClassVar[bool] = False  # its densities support with_measurement_error (known error bars)
+    width: int  # raw numbers per point
+    draws: int  # standard normals that one draw of a point needs
 
     @abstractmethod
     def forward(self, raw: Float[Tensor, "*shape width"]) -> Density: ...
 
     def begin(self, network: nn.Sequential) -> nn.Sequential:
-        """Sets the last layer of a fresh output network, so that stds begin at a sensible size, and returns it."""
+        """Set the last layer of a fresh output network so that stds start at a sensible size, and return the
+        network."""
         return network
 
     def located(self, place: Float[Tensor, "*shape dim"]) -> Float[Tensor, "*shape width"]:
-        """Raw numbers that put each channel of the density (of zeros and ones: its logit) at a place, all others
+        """Return raw numbers that put each channel of the density (binary: its logit) at a place; all others are
         zero."""
         return nn.functional.pad(place, (0, self.width - place.shape[-1]))
 
 
 def first_std(scale: Scale, otherwise: float) -> Float[Tensor, " dim"]:
-    """Where a learned std begins, in training standard deviations.
+    """Return the initial value of a learned std, in training standard deviations.
 
-    Of a user's table it is what a cheap forecast leaves on the training data: a spread that begins far too narrow
-    takes thousands of steps to widen. The synthetic data sets keep the start that their results were measured with.
+    For a user's table it is the residual of a cheap forecast on the training data: a std that starts far too small
+    takes thousands of steps to grow. The synthetic datasets keep `otherwise`, the start that their results were
+    measured with.
     """
     if scale.variation is None or not scale.own_levels:
         return torch.full((scale.dim,), otherwise)
@@ -48,27 +50,28 @@ def first_std(scale: Scale, otherwise: float) -> Float[Tensor, " dim"]:
 
 
 def last_bias(network: nn.Sequential) -> Tensor:
-    """The bias of the last layer of an output network, to be changed in place."""
+    """Return the bias of the last layer of an output network, to be changed in place."""
     layer = network[-1]
     assert isinstance(layer, nn.Linear)
     return layer.bias.detach()
 
 
 def floored(log_std: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """sqrt(exp(2 r) + FLOOR^2): the std of an unbounded r, in training standard deviations."""
+    """Return sqrt(exp(2 r) + FLOOR^2), the std of an unbounded r, in training standard deviations."""
     floor = torch.full_like(log_std, 2 * log(FLOOR))
     return torch.exp(0.5 * torch.logaddexp(2 * log_std.clamp(max=40.0), floor))
 
 
 class OneScaleHead(Head):
-    """A head whose raw numbers are a location per channel, and a spread per point, per channel or one for all.
+    """Predict a location per channel, with a spread per point, per channel, or one for all (global).
 
-    A learned spread begins at `first_std`, or, where it is global or a channel's and `start` is given, there (in
-    training standard deviations; global: one of them). Or it is fixed to `fixed`, in the data's own units.
+    A learned spread starts at `first_std`; a channel or global spread starts at `start` where that is given (in
+    training standard deviations). With `fixed` the spread is constant, in the data's own units. ValueError for
+    combinations that have no meaning, and for a `fixed` std below FLOOR training standard deviations.
 
-    A global or channel std is exp(speed * parameter): an optimizer such as Adam, whose steps have one size for all
-    weights, then changes it `speed` times as fast as other weights. At 1 it lags hundreds of steps behind the errors
-    of the mean, and intervals are far too wide or too narrow at the end.
+    A global or channel std is exp(speed * parameter). An optimizer such as Adam takes steps of one size for all
+    weights, so the log-std changes `speed` times as fast as other weights. At speed 1 it lags hundreds of steps
+    behind the errors of the mean, and intervals are far too wide or too narrow at the end of training.
     """
 
     support = "real"
@@ -104,11 +107,11 @@ class OneScaleHead(Head):
                 )
             self.register_buffer("log_std", 0.5 * torch.log(inside**2 - FLOOR**2).float())
         elif noise != "point":
-            # From a wide start a path model may learn to call everything noise, and stay there: hence not 1.
+            # Not 1: from a wide start a path model may explain everything as noise and never recover.
             begin = first_std(scale, 0.05) if start is None else torch.full((scale.dim,), start)
             begin = begin.log() if noise == "channel" else begin.log().mean(0, keepdim=True)
             self.log_std = nn.Parameter(begin / speed)
-        self.first_std = first_std(scale, 1.0)  # of a fresh network alone
+        self.first_std = first_std(scale, 1.0)  # read by `begin` only
 
     def begin(self, network):
         if self.noise == "point":
@@ -116,13 +119,13 @@ class OneScaleHead(Head):
         return network
 
     def _split(self, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """Location and std."""
+        """Split raw numbers into the location and the std, both (..., dim)."""
         mean, log_std = raw.chunk(2, -1) if self.noise == "point" else (raw, self.speed * self.log_std)
         return mean, floored(log_std).expand_as(mean)
 
 
 class GaussianHead(OneScaleHead):
-    """A Gaussian with a mean per point and a std per point, per channel or one for all (global)."""
+    """Predict a Gaussian with a mean per point and a std per point, per channel, or one for all (global)."""
 
     takes_error = True
 
@@ -131,7 +134,8 @@ class GaussianHead(OneScaleHead):
 
 
 class LaplaceHead(OneScaleHead):
-    """A Laplace density: the L1 loss, with a scale per point, per channel or one for all. `fixed` is its std."""
+    """Predict a Laplace density (the L1 loss) with a std per point, per channel, or one for all (`fixed` sets the
+    std)."""
 
     def forward(self, raw):
         mean, std = self._split(raw)
@@ -139,10 +143,10 @@ class LaplaceHead(OneScaleHead):
 
 
 class MixtureHead(Head):
-    """A mixture of Gaussians, joint over a point's channels (Bishop 1994; RNN-GMM of arXiv 1506.02216).
+    """Predict a mixture of Gaussians, joint over a point's channels (Bishop 1994; RNN-GMM of arXiv 1506.02216).
 
-    covariance=full, for two channels: correlation tanh(r) within each component, as pen strokes want it
-    (Graves 2013, arXiv 1308.0850, eq. 24).
+    covariance=full, for two channels, adds a correlation 0.999 tanh(r) within each component, as for pen strokes
+    (Graves 2013, arXiv 1308.0850, eq. 24). ValueError where it is set for another number of channels.
     """
 
     support = "real"
@@ -157,10 +161,10 @@ class MixtureHead(Head):
         self.components, self.dim, self.full = components, scale.dim, covariance == "full"
         self.width = components * (1 + 2 * scale.dim + self.full)
         self.draws = scale.dim + 1
-        # Components that start alike stay alike: their centres start apart.
+        # Identical components would receive identical gradients, so their centres start apart.
         self.start: Tensor
         self.register_buffer("start", spread_of(components).expand(-1, scale.dim).clone())
-        self.first_std = first_std(scale, 1.0)  # of a fresh network alone
+        self.first_std = first_std(scale, 1.0)  # read by `begin` only
 
     def begin(self, network):
         each = last_bias(network).view(self.components, -1)
@@ -169,7 +173,7 @@ class MixtureHead(Head):
         return network
 
     def located(self, place):
-        each = nn.functional.pad(place, (1, self.dim + self.full))  # behind the weight, before stds and correlation
+        each = nn.functional.pad(place, (1, self.dim + self.full))  # after the weight, before stds and correlation
         return each.repeat(*[1] * (place.ndim - 1), self.components)
 
     def forward(self, raw):
@@ -180,12 +184,12 @@ class MixtureHead(Head):
 
 
 def spread_of(components: int) -> Float[Tensor, "components 1"]:
-    """Where the centres of a mixture's components begin, in training standard deviations."""
+    """Return the initial centres of a mixture's components, in training standard deviations."""
     return torch.linspace(-1, 1, components)[:, None] if components > 1 else torch.zeros(1, 1)
 
 
 class BernoulliHead(Head):
-    """Zeros and ones: a logit per channel."""
+    """Predict zeros and ones from one logit per channel."""
 
     support = "binary"
 
@@ -198,7 +202,7 @@ class BernoulliHead(Head):
 
 
 class EventHead(Head):
-    """Events: their times are all, so a point needs no raw numbers."""
+    """Predict events, which consist of times alone, so that a point needs no raw numbers."""
 
     support = "events"
     width = draws = 0
@@ -212,5 +216,5 @@ class EventHead(Head):
 
 
 def on_floor(density: Density, std: Tensor) -> Bool[Tensor, "..."]:
-    """Which predicted stds the floor decides more than the model does."""
+    """Return which predicted stds are determined by the floor more than by the model; std: training stds (dim,)."""
     return density.narrowest < sqrt(2) * FLOOR * std

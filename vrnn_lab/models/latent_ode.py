@@ -1,4 +1,4 @@
-"""The latent ODE."""
+"""Define the latent ODE."""
 
 from math import ceil, log, sqrt
 from typing import Literal
@@ -20,23 +20,25 @@ from vrnn_lab.models.recipe import Recipe
 
 
 class LatentODE(PathModel):
-    """One latent state a series, and an ODE that carries it through time (Chen et al. 2018, arXiv 1806.07366,
+    """Model a series by one latent state that an ODE carries through time (Chen et al. 2018, arXiv 1806.07366,
     section 5; Rubanova et al. 2019, arXiv 1907.03907).
 
     q(z_0 | seen) = N(encoder),  p(z_0) = N(0, I),  dz/dt = f(z),  x_i ~ head(decoder(z(t_i))).
 
-    The encoder reads the seen points from the last to the first: a GRU, or an ODE-RNN that goes on to where z_0 is:
-    the start of the row's window (origin=row), or the data's time zero, the earliest training window's start
-    (origin=common), or the middle between that and the latest training window's end (origin=middle): from there the
-    way to any window is half as long, and an error of z_0 grows over half of it. origin=auto is middle where the data
-    set says that its series are stretches of curves over one time axis (`Scale.common_time`), and row elsewhere and
-    for point processes.
-    The path is solved once, on `nodes` steps a typical training window, and read at each row's own times. With
-    origin=middle it takes half as many: it goes over all windows, to both sides, and would cost twice as much.
+    The encoder reads the observed points from the last to the first; it is a GRU, or an ODE-RNN that continues to the
+    time of z_0. That time is the start of the row's window (origin=row), the earliest training window's start
+    (origin=common), or the middle between that and the latest training window's end (origin=middle), from where the
+    distance to any window, over which an error of z_0 grows, is at most half as long. origin=auto is middle where the
+    dataset declares that its series are pieces of curves over one time axis (`Scale.common_time`), and row elsewhere
+    and for point processes.
+
+    The path is solved once, on `nodes` steps per typical training window, and read at each row's own times. With
+    origin=middle it takes half as many steps per window, since it covers all windows in both directions and would
+    otherwise cost twice as much.
 
     point_process: p(x, t) = p(x | t) p(t) (Rubanova et al., section 3.3, eq. 8). Each known point is an event of a
     Poisson process of rate lambda(z(t)) on the row's window: log p(t | z) = sum_i log lambda(z(t_i)) - the integral
-    of lambda over the window, whose end is no event. So all that happened must be known, or scored in training.
+    of lambda over the window, whose end is not an event. So in training all events must be known or scored.
     """
 
     def __init__(
@@ -82,22 +84,24 @@ class LatentODE(PathModel):
         self.solver = Solver(method, rtol, atol, adjoint)
         nodes = ceil(nodes / 2) if origin == "middle" else nodes
         self.step = 1 / nodes
-        # How far training reaches from z_0: what a batch from the training loader needs, without asking.
+        # Training's largest distance from z_0, so that a training batch needs no synchronisation with the device.
         longest, reach = (scale.longest / scale.clock).item(), (scale.reach / scale.clock).item()
-        self.zero = reach / 2 if origin == "middle" else 0.0  # where z_0 is on the data's common time axis
+        self.zero = reach / 2 if origin == "middle" else 0.0  # the time of z_0 on the data's common time axis
         self.reach = longest if origin == "row" else reach - self.zero
         self.walk = self.reach + (
             longest if origin == "middle" else 0.0
-        )  # of the encoder: from the last point to z_0
+        )  # the encoder's largest distance, from the last point to z_0
         self.nodes, self.panels = steps_in_training(nodes, self.reach), steps_in_training(nodes, longest)
 
     def _elapsed(self, series: TimeSeries) -> Tensor:
-        """Time since z_0, in typical windows."""
+        """Return the time of each point since z_0, in typical windows."""
         return series.times if self.origin == "row" else series.times + (series.window[:, :1] - self.zero)
 
     def _moving(self, series: TimeSeries) -> Tensor:
-        """The time that a state has moved for at each point. With a line it moves no further than in training: where
-        no training path went the field is free, and a line alone continues a series better."""
+        """Return the time since z_0 at each point, clamped to the training range where the model has a line.
+
+        Beyond the training range the field is unconstrained, and a line alone extrapolates a series better.
+        """
         elapsed = self._elapsed(series)
         if self.lines is None:
             return elapsed
@@ -107,7 +111,7 @@ class LatentODE(PathModel):
         return self.recognition(series, self._elapsed(series), self.walk if series.in_training else None)
 
     def _watched(self, series: TimeSeries) -> Tensor:
-        """The window since z_0."""
+        """Return the window relative to z_0, (batch, 2), in typical windows."""
         return series.window - (series.window[:, :1] if self.origin == "row" else self.zero)
 
     def _path(self, series: TimeSeries, z: Tensor) -> Path:
@@ -118,7 +122,7 @@ class LatentODE(PathModel):
             if self.point_process:
                 times = torch.cat([times, self._watched(series)], 1)
             after, before = steps_to_cover(times, self.step, self.nodes)
-        if self.origin == "middle":  # as many steps to both sides are solved at once
+        if self.origin == "middle":  # equal numbers of steps in both directions are solved as one batch
             after = before = max(after, before)
         return self.solver.path(self.field, z[..., : self.moving], self.step, after, before)
 
@@ -130,7 +134,7 @@ class LatentODE(PathModel):
         return Rate.over(self.intensity, path, self._watched(series), panels + 1)
 
     def backward(self, loss, *args, **options) -> None:
-        """Gradients of a loss; ValueError where the adjoint method cannot solve the ODE on its way back."""
+        """Compute the gradients of a loss; ValueError where the adjoint method cannot solve the ODE backwards."""
         with self.solver.ending():
             super().backward(loss, *args, **options)
 
@@ -138,7 +142,7 @@ class LatentODE(PathModel):
         return self._read(series, z, self._path(series, z))
 
     def _read(self, series: TimeSeries, z: Tensor, path: Path) -> Tensor:
-        """The state at each point: what the ODE carries, then each channel's level."""
+        """Return the state at each point: the ODE's state, then each channel's level."""
         states = path.at(self._moving(series))
         if self.levels is None:
             return states
@@ -171,10 +175,10 @@ class LatentODE(PathModel):
             total = total + log(self.clock) * batch.counts.sum(1).to(total)
         return total
 
-    # ---- times --------------------------------------------------------------------------------------------
+    # ---- event times --------------------------------------------------------------------------------------
 
     def _prior_rate(self, series: TimeSeries, samples: int) -> Rate:
-        """The rate along paths from the prior."""
+        """Return the rate along paths drawn from the prior."""
         like = next(self.parameters())
         z = self.noise.of_series("latent", series, samples, self.latent, like)
         return self._rate(series, self._path(series, z))
@@ -182,12 +186,16 @@ class LatentODE(PathModel):
     def rescaled(
         self, batch: TimeSeries, samples: int
     ) -> tuple[Float64[Tensor, "batch time"], Float64[Tensor, " batch"]]:
-        """Each known event's waiting time in the model's own time, and that from the last to the window's end.
+        """Return each known event's waiting time in rescaled time, and the wait from the last to the window's end.
 
-        tau_i = -log P(no event between t_(i-1) and t_i | events before), of the process whose latent is integrated
-        out by draws z_s of the prior with weights w_s = p(events before | z_s):
-        tau_i = log sum_s w_s - log sum_s w_s exp(-(L_s(t_i) - L_s(t_(i-1)))), L_s the integral of the rate. End to
-        end, series after series, they are unit exponentials under the model (Brown et al. 2002). Zero at padding.
+        tau_i = -log P(no event between t_(i-1) and t_i | events before)
+
+        is of the process whose latent is integrated out by draws z_s of the prior with weights w_s = p(events before
+        | z_s):
+        tau_i = log sum_s w_s - log sum_s w_s exp(-(L_s(t_i) - L_s(t_(i-1)))), L_s the integral of the rate.
+
+        Concatenated over series, the waits are unit exponentials under the model (Brown et al. 2002). Zero at
+        padding.
         """
         series, _ = compact(self.standardise(batch), batch.counts)
         rate, there = self._prior_rate(series, samples), series.counts
@@ -202,10 +210,11 @@ class LatentODE(PathModel):
         return torch.where(there, waits[:, :-1], 0), rest[:, 0]
 
     def draw_times(self, window: Float64[Tensor, " 2"], samples: int) -> list[Float64[Tensor, " time"]]:
-        """Event times in a window from the prior, by thinning (Lewis & Shedler 1979), in the data's units.
+        """Draw event times in a window (2,) from the prior, by thinning (Lewis & Shedler 1979), in the data's units.
 
-        Candidates come at a bound on each path's rate: half as much again as the largest at the path's nodes.
-        Where the rate at one is above the bound, the path's bound is doubled and its times are drawn anew.
+        Candidates are drawn at a bound on each path's rate, 1.5 times the largest rate at the path's nodes. Where the
+        rate at a candidate exceeds the bound, the bound is doubled and the path's times are drawn again. ValueError
+        where the model is no point process.
         """
         if not self.point_process:
             raise ValueError("the model has no rate of events; train one with model.point_process=true.")
@@ -227,7 +236,7 @@ class LatentODE(PathModel):
     def _thin(
         self, series: TimeSeries, rate: Rate, bound: Float64[Tensor, " batch"]
     ) -> tuple[Float64[Tensor, "batch candidate"], Bool[Tensor, "batch candidate"], Bool[Tensor, " batch"]]:
-        """Candidates, which of them are kept, and the paths whose bound is none."""
+        """Return candidate times, which of them are kept, and which paths have a rate above their bound."""
         start, end = self._watched(series).split(1, 1)
         mean = (bound * (end - start)[:, 0]).max().item()
         most = int(mean + 10 * sqrt(mean) + 20)

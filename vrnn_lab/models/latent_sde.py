@@ -1,4 +1,4 @@
-"""The latent SDE."""
+"""Define the latent SDE."""
 
 from dataclasses import dataclass
 from math import log, sqrt
@@ -24,10 +24,10 @@ from vrnn_lab.models.recipe import Recipe
 
 @dataclass(frozen=True)
 class SDEPath:
-    """Draws of the chain, from its start to its last node, and how each step was steered.
+    """Hold draws of the chain from its start to its last node, and the posterior drift of each step.
 
-    Given z_k, q(z_(k+1)) = N(m + s pull, (s spread)^2), where the prior's step is N(m, s^2). A step that is not
-    steered has pull 0 and spread 1.
+    Given z_k, q(z_(k+1)) = N(m + s pull, (s spread)^2), where the prior's step is N(m, s^2). Steps that follow the
+    prior have pull 0 and spread 1.
     """
 
     states: Float[Tensor, "nodes samples batch latent"]
@@ -37,8 +37,10 @@ class SDEPath:
 
     @property
     def log_ratio(self) -> Float[Tensor, "samples batch"]:
-        """log p(z_1 .. | z_0) - log q(z_1 .. | z_0) of the draws; with spread 1 that of Girsanov's theorem,
-        -sum_k (u_k eps_k sqrt(step) + u_k^2 step / 2)."""
+        """Return log p(z_1 .. | z_0) - log q(z_1 .. | z_0) of the draws, in nats.
+
+        With spread 1 it is that of Girsanov's theorem, -sum_k (u_k eps_k sqrt(step) + u_k^2 step / 2).
+        """
         spread = self.log_spread.exp()
         moved = self.pull * spread * self.noise + 0.5 * self.pull.square()
         narrowed = self.log_spread + 0.5 * (1 - spread.square()) * self.noise.square()
@@ -46,16 +48,16 @@ class SDEPath:
 
     @property
     def kl(self) -> Float[Tensor, "samples batch latent"]:
-        """KL(q || p) of the steps, each given the state it starts from; with spread 1 the sum of u^2 step / 2."""
+        """Return KL(q || p) of the steps, each given its initial state; with spread 1 the sum of u^2 step / 2."""
         return (0.5 * (self.pull.square() + torch.expm1(2 * self.log_spread)) - self.log_spread).sum(0)
 
 
 class PosteriorDrift(nn.Module):
-    """The pull of a step and the log of its spread, from the state it starts from, the encoder's state at the next
-    seen point and the time to it.
+    """Compute a step's pull and log spread from its initial state, the encoder's state at the next observed point and
+    the time to that point.
 
-    pull = a + b z + C tanh(d + D z), where a, b, d and the log spread are made of context and time for all steps at
-    once. Where process and output are linear and Gaussian the exact pull is a + B z.
+    pull = a + b z + C tanh(d + D z), where a, b, d and the log spread are computed from context and time for all
+    steps at once. Where process and output are linear and Gaussian the exact pull is a + B z.
     """
 
     def __init__(self, latent: int, context: int, width: int, activation: Activation, narrowed: bool):
@@ -63,7 +65,7 @@ class PosteriorDrift(nn.Module):
         self.sizes = [latent, latent, width] + [latent] * narrowed
         self.told = mlp(context + 4, width, sum(self.sizes), 1, activation)
         self.enter, self.leave = nn.Linear(latent, width, bias=False), nn.Linear(width, latent, bias=False)
-        with torch.no_grad():  # a fresh posterior hardly leaves the prior
+        with torch.no_grad():  # an untrained posterior stays close to the prior
             for layer in (self.told[-1], self.leave):
                 for parameter in layer.parameters():
                     parameter *= 0.1
@@ -71,7 +73,7 @@ class PosteriorDrift(nn.Module):
     def plan(
         self, context: Float[Tensor, "batch steps context"], gap: Float[Tensor, "batch steps"], near: Tensor
     ) -> list[Float[Tensor, "steps 1 batch _"]]:
-        """(a, b, d, log spread) of every step; gap, to the next seen point: in usual gaps; near: in steps."""
+        """Return (a, b, d, log spread) per step; the next observed point is `gap` usual gaps or `near` steps away."""
         told = torch.stack([torch.log1p(gap), torch.exp(-gap), torch.log1p(near), torch.exp(-near)], -1)
         parts = self.told(torch.cat([context, told], -1)).transpose(0, 1)[:, None].split(self.sizes, -1)
         spread = -nn.functional.softplus(parts[3] - 2) if len(parts) > 3 else torch.zeros_like(parts[0])
@@ -82,19 +84,21 @@ class PosteriorDrift(nn.Module):
 
 
 class LatentSDE(SequenceModel):
-    """A latent stochastic differential equation (Li et al. 2020, arXiv 2001.01328, section 5).
+    """Model a series by a latent stochastic differential equation (Li et al. 2020, arXiv 2001.01328, section 5).
 
     dz = f(z) dt + sigma dW,  z_0 ~ N(0, I),  x_i ~ head(decoder(z(t_i))),  t in typical training windows,
-    on Euler-Maruyama's chain of `nodes` steps a window from the start of the row's own window, linear between its
-    nodes; before the window the state is held at z_0. The chain is the model, so its bound needs no limit.
 
-    q(z_0 | seen) = N(encoder);  q(z_(k+1) | z_k, seen) adds sigma u step to the prior's step, u from z_k, the
-    encoder's state at the first seen point behind node k, and the time to it; behind the last seen point u = 0.
-    posterior=shared: its steps have the prior's noise, as in the paper; the bound loosens where sigma^2 step is not
-    small beside the observation noise. posterior=narrowed: they may have less, as the chain's own posterior has.
+    discretised as an Euler-Maruyama chain of `nodes` steps per window from the start of the row's own window, linear
+    between nodes; before the window the state stays at z_0. The discrete chain is the model, so its bound holds
+    without a limit of small steps.
 
-    level: x_i = line(t_i) + what the path decodes to (`models.lines`); the encoder reads what the expected line
-    leaves.
+    q(z_0 | seen) = N(encoder);  q(z_(k+1) | z_k, seen) adds sigma u step to the prior's step, where u depends on z_k,
+    the encoder's state at the first observed point after node k, and the time to it; after the last observed point u
+    = 0. posterior=shared: its steps have the prior's noise, as in the paper; the bound loosens where sigma^2 step is
+    not small relative to the observation noise. posterior=narrowed: its noise may be smaller, as in the chain's own
+    posterior.
+
+    level: x_i = line(t_i) + the decoded path (`models.lines`); the encoder reads the residual of the expected line.
     """
 
     takes_covariates = takes_error = True
@@ -137,7 +141,7 @@ class LatentSDE(SequenceModel):
         return None if self.lines is None else self.lines(series, samples, self.noise)
 
     def _chain(self, series: TimeSeries, samples: int, line: Line | None = None) -> tuple[Normal, Tensor, SDEPath]:
-        """q(z_0 | seen), z_0 and the chain that starts there."""
+        """Return q(z_0 | seen), a draw of z_0, and the chain that starts there."""
         series = series if line is None else line.remove(series)
         reading = self.encoder(series, series.times, self.reach if series.in_training else None)
         posterior = Normal.of(self.start(reading.summary()))
@@ -164,16 +168,16 @@ class LatentSDE(SequenceModel):
         return SDEPath(torch.stack(states), torch.stack(pulls), log_spread, noise)
 
     def _noise(self, series: TimeSeries, times: Tensor, start: Tensor) -> Float[Tensor, "steps samples batch latent"]:
-        """A draw for every step: a function of series and node, however many follow."""
+        """Draw noise for every step as a function of series and node, independent of the number of steps."""
         nothing = torch.zeros(*times.shape, 1, dtype=torch.bool, device=times.device)
         nodes = TimeSeries(times, nothing.to(start), nothing, nothing, series.window, series.ids)
         return self.noise.at_points("path", nodes, start.shape[0], self.latent, start).permute(2, 0, 1, 3)
 
     def _plan(self, reading: Reading, times: Float64[Tensor, "batch steps"]) -> list[Tensor]:
-        """Which steps are steered, (steps, 1, batch, 1), and the steering's plan of each.
+        """Return which steps have a posterior drift, (steps, 1, batch, 1), and the plan of each step.
 
-        A step is led by the first seen point behind its start, which may lie before its end. The reading holds the
-        points from the last to the first: that point is the last one in it that is still later.
+        A step is guided by the first observed point after its start, even one before its end. The reading holds the
+        points from the last to the first, so that point is the last one in it that is still later.
         """
         later = torch.searchsorted(-reading.elapsed, -times.contiguous()).minimum(reading.count)
         there = (later > 0).T[:, None, :, None]
@@ -183,18 +187,18 @@ class LatentSDE(SequenceModel):
         return [there.to(gap), *plan[:3], torch.where(there, plan[3], 0)]
 
     def _points(self, series: TimeSeries, steps: SDEPath) -> Float[Tensor, "samples batch time latent"]:
-        """The path at every point, linear between nodes, z_0 before the first."""
+        """Return the path at every point, linear between nodes, and z_0 before the first node."""
         return linear_read(steps.states, self.step, 0, series.times)
 
     def _decode(self, series: TimeSeries, states: Tensor, line: Line | None) -> Density:
-        """But for error bars."""
+        """Return the density of every point, without error bars."""
         density = self.head(self.decoder(beside(states, series.covariates)))
         return density if line is None else line.add(density)
 
     def _log_likelihood(
         self, series: TimeSeries, steps: SDEPath, line: Line | None = None
     ) -> tuple[Float[Tensor, "samples batch"], Tensor]:
-        """log p(scored | z, line), and the states."""
+        """Return log p(scored | z, line) in nats per series, and the states."""
         states = self._points(series, steps)
         density = self._decode(series, states, line).with_measurement_error(series.error)
         return density.log_prob(series.values, series.scored).sum(2), states

@@ -1,4 +1,4 @@
-"""Layers that solvers, loops and models are made of."""
+"""Define the layers that solvers, loops and models share."""
 
 import itertools
 from typing import Literal
@@ -11,12 +11,12 @@ from vrnn_lab.core.compile_loops import loop
 from vrnn_lab.models.fused.gru import GatedSequence
 from vrnn_lab.models.fused.tape import QuickTanh, Weights, by_hand
 
-LARGE = 20_000  # numbers from which a tanh by a sigmoid is quicker
+LARGE = 20_000  # numbers from which tanh via sigmoid is faster
 Activation = Literal["tanh", "relu", "elu", "silu", "softplus"]
 
 
 class Tanh(nn.Module):
-    """tanh; of many float32 numbers on a CPU as 2 sigmoid(2 x) - 1, within 2e-7, in a third of the time."""
+    """Compute tanh; for large float32 tensors on a CPU as 2 sigmoid(2 x) - 1, within 2e-7, in a third of the time."""
 
     def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         if x.numel() < LARGE or x.device.type != "cpu" or x.dtype != torch.float32 or not by_hand():
@@ -34,7 +34,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def mlp(inputs: int, width: int, outputs: int, depth: int, activation: Activation) -> nn.Sequential:
-    """`depth` hidden layers of `width` units; depth 0 is one linear map."""
+    """Build an MLP with `depth` hidden layers of `width` units; depth 0 is one linear map."""
     sizes = [inputs] + [width] * depth
     layers: list[nn.Module] = []
     for size, following in itertools.pairwise(sizes):
@@ -43,7 +43,7 @@ def mlp(inputs: int, width: int, outputs: int, depth: int, activation: Activatio
 
 
 def weights_of(network: nn.Sequential, activation: Activation) -> Weights | None:
-    """Of an `mlp` as it was made: None where layers were changed, or somebody hooks into one."""
+    """Return the weights of an unmodified `mlp`; None where its layers were changed or carry hooks."""
     layers = list(network)
     kinds = [ACTIVATIONS[activation] if i % 2 else nn.Linear for i in range(len(layers))]
     hooked = any(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks for layer in layers)
@@ -54,7 +54,8 @@ def weights_of(network: nn.Sequential, activation: Activation) -> Weights | None
 
 
 class VectorField(nn.Module):
-    """dz/dt = rate f(z), t in windows: fresh weights move a state of size one `rate` times in a window."""
+    """Compute dz/dt = rate f(z), t in typical windows: an untrained field moves a state of size one by about `rate`
+    per window."""
 
     def __init__(self, state: int, width: int, depth: int, activation: Activation, rate: float):
         super().__init__()
@@ -65,16 +66,17 @@ class VectorField(nn.Module):
         return self.rate * self.layers(state)
 
     def weights(self) -> Weights | None:
-        """Of the field as one network, where it is one."""
+        """Return the weights of the field as one network, `rate` included; None where it is not a plain `mlp`."""
         weights = weights_of(self.layers, self.activation)
         return weights if weights is None else weights.times(self.rate)
 
 
 class GRUCell(nn.Module):
-    """A gated recurrent unit (Cho et al. 2014) whose two halves stand apart.
+    """Compute a gated recurrent unit (Cho et al. 2014) in two parts: gates of the input, and the update of the state.
 
-    Input gates can be made for all times at once, so that only what depends on the state stays in a loop;
-    where all inputs are known beforehand, `over` runs the whole sequence fused. torch.nn.GRU's equations.
+    Input gates can be computed for all times at once, so that only what depends on the state stays in a loop. Where
+    all inputs are known beforehand, `over` runs the whole sequence in one fused function. The equations are
+    torch.nn.GRU's.
     """
 
     def __init__(self, inputs: int, state: int):
@@ -84,8 +86,8 @@ class GRUCell(nn.Module):
     def forward(
         self, gates: Float[Tensor, "*#rows three"], state: Float[Tensor, "*#rows state"]
     ) -> Float[Tensor, "*#rows state"]:
-        """The next state from the input's gates, self.gates(input), and the state."""
-        gates, both = gates.to(state), self.recur(state).to(state)  # of less precision under bf16-mixed
+        """Return the next state from the input's gates, self.gates(input), and the current state."""
+        gates, both = gates.to(state), self.recur(state).to(state)  # under bf16-mixed the linear maps return bf16
         split = 2 * self.size
         reset, keep = torch.sigmoid(gates[..., :split] + both[..., :split]).chunk(2, -1)
         new = torch.tanh(torch.addcmul(gates[..., split:], reset, both[..., split:]))
@@ -93,8 +95,8 @@ class GRUCell(nn.Module):
 
     @loop
     def over(self, inputs: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time state"]:
-        """The states after each of a sequence of inputs, from the zero state."""
-        if inputs.device.type == "cpu" and by_hand():  # elsewhere torch's own is one kernel
+        """Return the states after each of a sequence of inputs, starting from the zero state."""
+        if inputs.device.type == "cpu" and by_hand():  # on a GPU torch.gru is a single kernel
             gates = self.gates(inputs.transpose(0, 1))
             start = gates.new_zeros(len(inputs), self.size)
             told = (torch.is_grad_enabled(), gates, start, self.recur.weight, self.recur.bias)

@@ -1,4 +1,4 @@
-"""The observation matrix and the mean function of a linear SDE."""
+"""Define the observation matrix and the mean function of a linear SDE."""
 
 from math import log
 
@@ -12,7 +12,7 @@ from vrnn_lab.models.lines import PathLevel
 
 
 class Loadings(nn.Module):
-    """std_c (z_c + sum_j mix_cj z_j): a process for each channel, and what it reads of the others where it may."""
+    """Compute the loadings std_c (z_c + sum_j mix_cj z_j) of one process per channel; shared: with a learned mix."""
 
     def __init__(self, std: Float64[Tensor, " dim"], shared: bool):
         super().__init__()
@@ -23,12 +23,12 @@ class Loadings(nn.Module):
         return (SPEED * self.log_std.double()).exp()
 
     def shares(self) -> Float64[Tensor, "dim dim"]:
-        """I + mix."""
+        """Return I + mix, (dim, dim)."""
         dim = len(self.log_std)
         one = torch.eye(dim, dtype=torch.float64, device=self.log_std.device)
         if self.mix is None:
             return one
-        # Off the diagonal, row by row: each but the last entry of the flattened matrix follows from a shift.
+        # The flattened matrix less its first entry, viewed as (dim - 1, dim + 1), has the diagonal as last column.
         off = torch.cat([self.mix.double().flatten().view(dim - 1, dim), one.new_zeros(dim - 1, 1)], 1)
         return one + SPEED * torch.cat([one.new_zeros(1), off.flatten()]).view(dim, dim)
 
@@ -36,24 +36,24 @@ class Loadings(nn.Module):
         return self.std()[:, None] * self.shares()
 
 
-FADING = 0.3  # rate, in 1 / typical windows, at which trends begin to fade
-STEADY = 2.0  # so many times their spread, the mean of the slopes of a record's pieces is a trend that all share
+FADING = 0.3  # initial damping rate of trends, in 1 / typical windows
+STEADY = 2.0  # pieces of a record share a trend where their mean slope exceeds this many stds of the slopes
 
 
 class Readout(nn.Module):
-    """H of every point, and the mean.
+    """Compute the observation matrix H of every point, and the mean function.
 
-    A slope fades: it is one in (1 - e^(-k t)) / k with a learned k, a damped trend (Gardner & McKenzie 1985), since a
-    straight line that is continued far beyond the data is poison.
+    A slope is one in (1 - e^(-k t)) / k with a learned k, a damped trend (Gardner & McKenzie 1985), since a straight
+    line extrapolates badly far beyond the data.
 
     joint: one state for all channels of a series: all parts of the first channel, then of the second, ..., then all
-    levels and all slopes. Else each channel has a state of its own: its parts, its level, its slope.
+    levels and all slopes. Otherwise each channel has a state of its own: its parts, its level, its slope.
     """
 
     read: Tensor
 
     def __init__(self, scale: Scale, parts: Parts, level: PathLevel, mean: str, joint: bool, every: bool):
-        """every: channels read all states, not only those that are a part's value."""
+        """Initialise the readout; every: channels read all states, not only those that are a part's value."""
         super().__init__()
         dim, self.joint = scale.dim, joint
         start = _start(scale)
@@ -64,7 +64,7 @@ class Readout(nn.Module):
         self.every = nn.Parameter(torch.zeros(dim, dim * parts.states)) if every else None
         self.level = Loadings(start.level.clamp(0.1, 3.0), joint) if kind in ("constant", "linear") else None
         self.slope = Loadings(start.slope.clamp(0.1, 3.0), joint) if kind == "linear" else None
-        # Not of pieces of a record: levels beyond those of training would bring slopes beyond them.
+        # Not for pieces of a record: levels outside the training range would imply slopes outside it.
         leans = kind == "linear" and scale.whole_series
         self.lean = nn.Parameter(torch.zeros(dim)) if leans else None
         rising = mean == "linear" or (mean == "auto" and _rises(scale))
@@ -78,6 +78,7 @@ class Readout(nn.Module):
         )
 
     def mean(self, series: TimeSeries) -> Float64[Tensor, "batch time dim"]:
+        """Return the mean function at every point: an offset, any damped trend, and the effect of any covariates."""
         mean = SPEED * self.middle.double().expand(*series.values.shape)
         if self.rise is not None:
             mean = mean + SPEED * self.rise.double() * self._along(series.times)
@@ -92,8 +93,9 @@ class Readout(nn.Module):
         return times.sign()[..., None] * -torch.expm1(-rate * times.abs()[..., None]) / rate
 
     def observe(self, times: Float64[Tensor, "batch time"]) -> Float64[Tensor, "batch time dim state"]:
+        """Return the observation matrix H at every point."""
         loadings = torch.stack([part() for part in self.parts], -1)
-        moving = (loadings[..., None] * self.read).sum(-2)  # (dim, of whose parts, state)
+        moving = (loadings[..., None] * self.read).sum(-2)  # (dim, dim of the parts, state)
         moving = moving.flatten(1) if self.joint else moving.diagonal(dim1=0, dim2=1).T
         if self.every is not None:
             moving = moving + self.every
@@ -101,8 +103,10 @@ class Readout(nn.Module):
         return torch.cat([moving.expand(*times.shape, -1, -1), *still], -1)
 
     def _still(self, times: Tensor) -> list[Float64[Tensor, "batch time dim dim"]]:
-        """Return the columns of the observation matrix for levels and for slopes. With `lean`, the slope of a series
-        is correlated with its level."""
+        """Return the columns of the observation matrix for levels and for slopes.
+
+        With `lean`, the slope of a series is correlated with its level.
+        """
         if self.level is None:
             return []
         level = self.level().expand(*times.shape, -1, -1)
@@ -117,8 +121,10 @@ class Readout(nn.Module):
 
 
 def _rises(scale: Scale) -> bool:
-    """Return whether the series of a data set share a trend: whole series do, and pieces of a record do where their
-    slopes have a mean of more than STEADY times their spread."""
+    """Return whether the series of a dataset share a trend.
+
+    Whole series do; pieces of a record do where the mean of their slopes exceeds STEADY times their spread.
+    """
     if scale.whole_series or scale.variation is None or not scale.own_levels:
         return scale.whole_series
     return bool((scale.variation.mean_slope.abs() > STEADY * scale.variation.slope).any())
@@ -131,7 +137,7 @@ def _kind(scale: Scale) -> PathLevel:
 
 
 def _start(scale: Scale) -> Variation:
-    """Where the spreads begin; of data of which nothing was measured, at one."""
+    """Return the initial spreads, which are one where the training data were not measured."""
     if scale.variation is not None:
         return scale.variation
     one = torch.ones(scale.dim, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The linear SDE: exact where its output is linear and Gaussian, a bound by Gaussian sites elsewhere."""
+"""Define the linear SDE, exact where its output is linear and Gaussian, and bounded by Gaussian sites elsewhere."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,34 +25,38 @@ from vrnn_lab.models.networks import beside
 from vrnn_lab.models.prior_paths import PriorPaths, chained
 from vrnn_lab.models.recipe import Recipe
 
-MANY = 2  # channels: a state for more of them together costs more than it gains
+MANY = 2  # channels up to which a joint state is worth its cost
 
 
 class LinearSDE(LinearSignal):
-    """A linear-Gaussian state in continuous time, with its exact likelihood (Sarkka & Solin 2019, chapter 12).
+    """Model a linear-Gaussian state in continuous time, with its exact likelihood (Sarkka & Solin 2019, chapter 12).
 
     u_c(t) = mean_c(t) + covariates' beta_c + sum_j C_cj z_j(t) + level_c + slope_c r_c(t),
     x_c(t) = u_c(t) + e,  e ~ N(0, noise_c^2 + error^2),
     dz = F z dt + G dW,  z(t) ~ N(0, I),  t in typical training windows from the start of the row's window;
-    r_c(t) = (1 - e^(-k_c t)) / k_c, also in the mean: trends fade (Gardner & McKenzie 1985).
+    r_c(t) = (1 - e^(-k_c t)) / k_c, also in the mean: trends are damped (Gardner & McKenzie 1985).
 
-    z of each channel: `ou` Ornstein-Uhlenbeck processes, `matern` Matern-3/2 processes, `oscillators`, damped, and
-    for each known period `harmonics` more whose frequencies stay fixed: a season that changes slowly. Level and
-    slope are drawn once a series, with learned variances: a mixed model (Laird & Ware 1982). With shared=true every
-    channel also reads the parts of the others, by learned loadings. coupling=full: any stable F and G.
+    z of each channel consists of `ou` Ornstein-Uhlenbeck processes, `matern` Matern-3/2 processes, `oscillators`
+    damped oscillations, and for each known period `harmonics` oscillations of fixed frequencies, a slowly changing
+    season. Level and slope are drawn once per series, with learned variances: a mixed model (Laird & Ware 1982). With
+    shared=true every channel also reads the parts of the others, by learned loadings. coupling=full: any stable F and
+    G.
 
-    log p and its gradient come from the Kalman filter, marginals from the smoother, joint paths by Matheron's rule: a
-    path of the prior, moved by the smoother's mean of what is seen less what that path would have shown.
+    log p and its gradient come from the Kalman filter, marginals from the smoother, and joint paths from Matheron's
+    rule: a path of the prior, plus the smoother's mean of the difference between the observed values and those of
+    that path.
 
-    With any other head than a Gaussian of one std a channel, or with decoder_depth > 0, x(t) ~ head(u(t) +
-    network(u(t))), and q(z) = p(z) prod_i N(y_i; u_i, v_i) / Z with a Gaussian site at every seen value
+    With any head other than a Gaussian of one std per channel, or with decoder_depth > 0, x(t) ~ head(u(t) +
+    network(u(t))), and q(z) = p(z) prod_i N(y_i; u_i, v_i) / Z with a Gaussian site at every observed value
     (`models.gaussian_sites`). The filter gives log Z, the smoother q, and
     log w = sum_i log p(x_i | u_i) - sum_i log N(y_i; u_i, v_i) + log Z
-    is what the bounds are made of (Markovian Gaussian process VAE, Zhu et al. 2023, arXiv 2207.05543).
+
+    gives the bounds (Markovian Gaussian process VAE, Zhu et al. 2023, arXiv 2207.05543). ValueError where the state
+    would have no part.
     """
 
     takes_covariates = takes_error = True
-    usual_steps = 400  # of parameters that change SPEED times as fast as other weights
+    usual_steps = 400  # few, since its parameters change SPEED times as fast as other weights
 
     def __init__(
         self,
@@ -88,13 +92,13 @@ class LinearSDE(LinearSignal):
         self.decoder = None if exact else decoder(scale, self.head, decoder_width, decoder_depth)
 
     def _turning(self, periods: Sequence[float], harmonics: int) -> list[float]:
-        """Frequencies of the harmonics of known periods, in radians a typical window."""
+        """Return the frequencies of the harmonics of known periods, in radians per typical window."""
         return [2 * pi * k * self.clock / period for period in periods for k in range(1, harmonics + 1)]
 
-    # ---- what is seen, and what is said of it ---------------------------------------------------------------------
+    # ---- observations and their densities -------------------------------------------------------------------------
 
     def _observed(self, series: TimeSeries) -> Site:
-        """What the filter reads: the data and the variance of their noise, error bars included; or sites."""
+        """Return the filter's observations: the data with their noise variance, error bars included; or sites."""
         if self.sites is not None:
             start = self.sites.start(series, lambda signal: self._decode(series, signal))
             return self.sites(series, start, *self._marginals(series, self._smoothed(series, start)))
@@ -103,15 +107,15 @@ class LinearSDE(LinearSignal):
         return Site(series.values.double(), variance)
 
     def _decode(self, series: TimeSeries, signal: Float[Tensor, "*samples batch time dim"]) -> Density:
-        """p(x | signal), but for error bars."""
+        """Return p(x | signal), without error bars."""
         signal = signal.to(series.values)
         raw = self.head.located(signal)
         return self.head(raw if self.decoder is None else raw + self.decoder(beside(signal, series.covariates)))
 
-    # ---- the contract --------------------------------------------------------------------------------------------
+    # ---- methods of the contract (`models.base`) -----------------------------------------------------------------
 
     def _log_prob(self, series: TimeSeries, *masks: Bool[Tensor, "batch time dim"]) -> Float[Tensor, "masks batch"]:
-        """log p of the values of each mask."""
+        """Return log p of the values under each mask, in nats per series."""
         many = replace(series.map(lambda x: x.repeat(len(masks), *[1] * (x.ndim - 1))), covariates=None)
         rest = (series.values.double() - self.readout.mean(series)).repeat(len(masks), 1, 1)[..., None]
         values, mask = self._split(rest)[..., 0], self._split(torch.cat(masks)[..., None])[..., 0]
@@ -130,8 +134,10 @@ class LinearSDE(LinearSignal):
         return LossTerms(-log_prob, log_prob.new_zeros(len(log_prob)), states=self._label_states(series))
 
     def _elbo(self, series: TimeSeries, samples: int) -> LossTerms:
-        """Each point's signal is drawn by itself, from its own marginal: the bound is a sum over points, and so has
-        less variance than with joint draws. The KL is in closed form."""
+        """Return the ELBO's terms, with each point's signal drawn from its own marginal and the KL in closed form.
+
+        The bound is a sum over points, so marginal draws suffice, and they have less variance than joint draws.
+        """
         site = self._observed(series)
         found = self._smoothed(series, site)
         noise = self.noise.at_points("signal", series, samples, self.scale.dim, site.value)
@@ -141,7 +147,7 @@ class LinearSDE(LinearSignal):
         return LossTerms(-log_prob.mean(0), kl.to(log_prob), states=self._label_states(series))
 
     def _log_likelihood(self, series: TimeSeries, signal: Tensor) -> Float[Tensor, "samples batch"]:
-        """log p(scored | signal)."""
+        """Return log p(scored | signal) in nats per series."""
         density = self._decode(series, signal).with_measurement_error(series.error)
         return density.log_prob(series.values, series.scored).sum(2)
 
@@ -191,7 +197,7 @@ class LinearSDE(LinearSignal):
 
 
 def _some(mask: Bool[Tensor, "..."]) -> bool:
-    """Whether anything is marked; where looking would cost time (on a GPU, in a graph), it may be."""
+    """Return whether any entry may be set; True where reading the mask is expensive (on a GPU, in a graph)."""
     if mask.device.type != "cpu" or torch.compiler.is_compiling():
         return True
     return bool(mask.numpy().any())

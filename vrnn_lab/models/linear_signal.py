@@ -1,4 +1,4 @@
-"""The linear-Gaussian signal of a linear SDE, and its law given Gaussian observations."""
+"""Define the linear-Gaussian signal of a linear SDE, and its distribution given Gaussian observations."""
 
 from dataclasses import dataclass, replace
 
@@ -16,18 +16,19 @@ from vrnn_lab.models.linear_state import Coupled, Independent
 
 @dataclass(frozen=True)
 class Smoothed:
-    """The law of the signal given what is seen, rows and channels as the state space has them."""
+    """Hold the distribution of the signal given the observed values, in the state space's rows and channels."""
 
-    means: Float64[Tensor, "rows time channels column"]  # of the signal less its mean
-    covariance: Float64[Tensor, "rows time channels channels"]  # between the channels of a point
-    log_z: Float64[Tensor, " batch"]  # log p of what is seen, of the first column: of sites, their integral
+    means: Float64[Tensor, "rows time channels column"]  # means of the signal less the mean function
+    covariance: Float64[Tensor, "rows time channels channels"]  # across the channels of a point
+    log_z: Float64[Tensor, " batch"]  # log p of the observed first column; of sites, their integral
 
 
 class LinearSignal(SequenceModel):
-    """A model whose points are told from u(t) = H(t) z(t) + mean(t), z a stationary linear-Gaussian process.
+    """Model points through u(t) = H(t) z(t) + mean(t), where z is a stationary linear-Gaussian process.
 
-    What is seen of u is a Gaussian a point and channel (`Site`): the data, or sites in their place. The state space
-    of a batch has a row a series, or, where channels are separate (`joint` false), a row a channel of a series.
+    The observations of u are Gaussian, one per point and channel (`Site`): the data, or sites in their place. The
+    state space of a batch has one row per series, or, where channels are separate (`joint` false), one row per
+    channel of a series.
     """
 
     dynamics: Independent | Coupled
@@ -43,7 +44,7 @@ class LinearSignal(SequenceModel):
         return StateSpace(one[0] * 0, one, self._transition(gap, len(one)), None, observe, variance)
 
     def _transition(self, gap: Float64[Tensor, "batch time"], size: int) -> Tensor | Pairs:
-        """Levels and slopes, which stand last, stay what they are."""
+        """Return the transition over each gap; levels and slopes, which are the last states, stay constant."""
         pad = nn.functional.pad
         if isinstance(self.dynamics, Coupled):
             still = size - self.dynamics.states
@@ -64,9 +65,10 @@ class LinearSignal(SequenceModel):
         return x if self.joint else x[:, :, 0].unflatten(0, (-1, self.scale.dim)).transpose(1, 2)
 
     def _smoothed(self, series: TimeSeries, site: Site, shown: Tensor | None = None) -> Smoothed:
-        """The law of the signal given the seen sites.
+        """Return the distribution of the signal given the observed sites.
 
-        shown: (samples, batch, time, dim), other values less the mean, each sample to be smoothed as the sites are.
+        shown: (samples, batch, time, dim), further values less the mean function, each sample smoothed like the
+        sites.
         """
         space, seen = self._space(series, site.variance), self._split(series.seen[..., None])[..., 0]
         columns = (site.value - self.readout.mean(series))[..., None]
@@ -76,7 +78,7 @@ class LinearSignal(SequenceModel):
         return Smoothed(means, covariance, log_p.view(len(series.ids), -1).sum(-1))
 
     def _marginals(self, series: TimeSeries, found: Smoothed) -> tuple[Tensor, Tensor]:
-        """Mean and variance of each point's channels, (batch, time, dim) each."""
+        """Return the mean and variance of each point's channels, (batch, time, dim) each."""
         variance = found.covariance.diagonal(dim1=-2, dim2=-1).clamp(min=0)
         mean = self._join(found.means[..., :1])[..., 0] + self.readout.mean(series)
         return mean, self._join(variance[..., None])[..., 0]
@@ -84,7 +86,7 @@ class LinearSignal(SequenceModel):
     def _signal(
         self, series: TimeSeries, space: StateSpace, columns: Float64[Tensor, "batch time dim column"]
     ) -> tuple[Float64[Tensor, "batch time dim column"], Float64[Tensor, "batch time dim"]]:
-        """The mean of the signal given the seen values of each column, and its variance, which all share."""
+        """Return the signal's mean given each column of observed values, and its variance, common to all columns."""
         states, variance = posterior(space, self._split(columns), self._split(series.seen[..., None])[..., 0])
         signal = space.observe.expand(*states.shape[:2], -1, -1) @ states
         return self._join(signal), self._join(variance[..., None])[..., 0]
@@ -96,7 +98,7 @@ class LinearSignal(SequenceModel):
         site: Site,
         moving: Float64[Tensor, "samples batch time groups part"],
     ) -> tuple[Float64[Tensor, "samples batch time dim"], Float64[Tensor, "samples batch time dim"]]:
-        """Draws of the signal less its mean, and of what would have been seen of it, from draws of the parts."""
+        """Return draws of the signal less its mean, and noisy observations of them, from draws of the parts."""
         asked = replace(series, scored=torch.zeros_like(series.seen))
         seen = self.noise.at_points("seen", asked, len(moving), self.scale.dim, moving)
         signal = self._join(space.observe @ self._prior_states(series, moving, space.observe.shape[-1]))

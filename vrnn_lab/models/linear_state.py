@@ -1,4 +1,4 @@
-"""The state of a linear SDE: parts whose stationary law is N(0, I), and what they do over a gap."""
+"""Define the state of a linear SDE: parts whose stationary distribution is N(0, I), and their transitions."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -11,19 +11,19 @@ from torch import Tensor, nn
 
 from vrnn_lab.core.kalman import Pairs
 
-SPEED = 10.0  # how many times as fast as other weights a parameter changes: a fit has few of them, and few steps
-SLOWEST = 1e-3  # decay rate, in 1 / typical windows: anything slower is a level
-FASTEST = 20.0  # log of a rate
-SEASON = 0.1  # decay rate at which the waves of a known period begin
-SHORT = 0.05  # of a decay time: 1 - A A' of so short a gap would be lost in rounding
-TERMS = 14  # of the series that takes its place
-LEAST = 1e-200  # of a variance whose root is taken
-JITTER = 1e-10  # added to variances of 1, so that a correlation matrix that rounding made singular has a root
+SPEED = 10.0  # a parameter changes this many times as fast as other weights, since a fit has few steps
+SLOWEST = 1e-3  # decay rate, in 1 / typical windows; slower parts would be levels
+FASTEST = 20.0  # log of the largest rate
+SEASON = 0.1  # initial decay rate of the oscillations of a known period
+SHORT = 0.05  # in decay times: for shorter gaps 1 - A A' would be lost in rounding
+TERMS = 14  # terms of the series used for short gaps
+LEAST = 1e-200  # least variance of which a root is taken, so that its gradient is finite
+JITTER = 1e-10  # added to correlation matrices, which rounding may have made singular
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What one channel's state is made of; its states stand in this order."""
+    """Count the parts that make up one channel's state; its states are ordered as the fields."""
 
     ou: int  # Ornstein-Uhlenbeck: one state, correlation e^(-a t)
     matern: int  # Matern-3/2: two, (1 + a t) e^(-a t)
@@ -38,18 +38,18 @@ class Parts:
         return self.ou + 2 * self.matern + 2 * self.turns
 
     def read(self) -> Float64[Tensor, "count states"]:
-        """Which state is the value of each part."""
+        """Return the matrix that selects the state holding the value of each part."""
         first = [*range(self.ou), *range(self.ou, self.states, 2)]
         return torch.eye(self.states, dtype=torch.float64)[first]
 
     def other(self) -> Int64[Tensor, " states"]:
-        """The partner of each state, which is itself where a part has but one."""
+        """Return the index of each state's partner, which is the state itself where a part has only one."""
         place = torch.arange(self.states)
         return torch.where(place < self.ou, place, self.ou + ((place - self.ou) ^ 1))
 
 
 def lower_root(covariance: Float64[Tensor, "*shape state state"]) -> Float64[Tensor, "*shape state state"]:
-    """The Cholesky factor of a covariance with entries of any size, zero included; its gradient is finite."""
+    """Return the Cholesky factor of a covariance with entries of any size, zero included; its gradient is finite."""
     size = covariance.diagonal(dim1=-2, dim2=-1).clamp(min=LEAST).sqrt()
     jitter = JITTER * torch.eye(size.shape[-1], dtype=size.dtype, device=size.device)
     correlation = covariance / (size[..., :, None] * size[..., None, :]) + jitter
@@ -57,9 +57,9 @@ def lower_root(covariance: Float64[Tensor, "*shape state state"]) -> Float64[Ten
 
 
 class Dynamics(nn.Module, ABC):
-    """dz = F z dt + G dW with F + F' = -G G', so that z ~ N(0, I) at any time and Q = I - A A' over a gap.
+    """Define dz = F z dt + G dW with F + F' = -G G', so that z ~ N(0, I) at any time and Q = I - A A' over a gap.
 
-    States come in groups that move independently of one another.
+    States come in groups that evolve independently of one another.
     """
 
     groups: int
@@ -69,24 +69,25 @@ class Dynamics(nn.Module, ABC):
     def move(
         self, gap: Float64[Tensor, "*shape"]
     ) -> tuple[Float64[Tensor, "*shape groups state state"], Float64[Tensor, "*shape groups state state"]]:
-        """A = e^(F gap), and Q, to full precision however short the gap is."""
+        """Return A = e^(F gap), and Q, to full precision however short the gap is (in typical windows)."""
 
     @property
     @abstractmethod
     def slowest(self) -> float:
-        """The smallest rate at which anything is forgotten."""
+        """Return the smallest decay rate, in 1 / typical windows."""
 
 
 class Independent(Dynamics):
-    """A group a channel, its parts independent of one another: everything is in closed form."""
+    """Evolve each channel as a group of independent parts, in closed form."""
 
     frequency: Tensor
     other: Tensor
 
     def __init__(self, parts: Parts, dim: int, learned: int, gap: float, known: Sequence[float]):
-        """Time scales begin evenly, on a log scale, between a typical window and the usual gap.
+        """Initialise time scales evenly, on a log scale, between a typical window and the usual gap.
 
-        learned: turns of a learned frequency; known: the frequencies of the others, in radians a typical window.
+        learned: the number of oscillations with a learned frequency; known: the frequencies of the others, in radians
+        per typical window.
         """
         super().__init__()
         self.parts, self.groups, self.states = parts, dim, parts.states
@@ -101,16 +102,18 @@ class Independent(Dynamics):
         self.register_buffer("other", parts.other(), persistent=False)
 
     def decay(self) -> Float64[Tensor, "dim count"]:
+        """Return the decay rate of each part, in 1 / typical windows."""
         return SLOWEST + (SPEED * self.log_decay.double()).clamp(max=FASTEST).exp()
 
     def turning(self) -> Float64[Tensor, "dim turns"]:
+        """Return the frequency of each oscillation, in radians per typical window."""
         known = self.frequency.expand(self.groups, -1)
         if self.log_frequency is None:
             return known
         return torch.cat([(SPEED * self.log_frequency.double()).clamp(max=FASTEST).exp(), known], 1)
 
     def pairs(self, gap: Float64[Tensor, "*shape"]) -> tuple[Tensor, Tensor]:
-        """A by its entries, (*shape, dim, state) each: those of a state itself, and those of its partner."""
+        """Return A by its entries, (*shape, dim, state) each: the diagonal, and the coupling of partners."""
         passed = gap[..., None, None] * self.decay()  # in decay times
         left, (_, matern, _) = self._split((-passed).exp()), self._split(passed)
         angle = gap[..., None, None] * self.turning()
@@ -133,7 +136,7 @@ class Independent(Dynamics):
         return ou, matern, turns
 
     def drift(self) -> Float64[Tensor, "dim state state"]:
-        """F."""
+        """Return F, (dim, state, state)."""
         ou, matern, turns = self._split(self.decay())
         own = _in_turn(-ou, (0 * matern, -2 * matern), (-turns, -turns))
         cross = _in_turn(0 * ou, (matern, -matern), (-self.turning(), self.turning()))
@@ -145,19 +148,22 @@ class Independent(Dynamics):
 
 
 def _in_turn(ou: Tensor, matern: tuple[Tensor, Tensor], turns: tuple[Tensor, Tensor]) -> Float64[Tensor, "... state"]:
-    """The entries of all states in their order."""
+    """Concatenate the entries of all states in the order of `Parts`."""
     return torch.cat([ou, *(torch.stack(two, -1).flatten(-2) for two in (matern, turns))], -1)
 
 
 def _matern_noise(passed: Tensor) -> tuple[Tensor, Tensor]:
-    """The diagonal of Q of value and scaled slope; that of the value is of third order in the gap."""
+    """Return the diagonal of Q of a Matern-3/2 part's value and scaled slope.
+
+    The value's variance is of third order in the gap, and therefore a series where the gap is short.
+    """
     squared, twice = (-2 * passed).exp(), 2 * passed
     value = torch.where(passed < SHORT, _third_order(twice), 1 - squared * (1 + twice + 0.5 * twice.square()))
     return value, -torch.expm1(-twice) + twice * (1 - passed) * squared
 
 
 def _third_order(x: Tensor) -> Tensor:
-    """1 - e^(-x) (1 + x + x^2 / 2) for small x: e^(-x) times the rest of the exponential's series."""
+    """Return 1 - e^(-x) (1 + x + x^2 / 2) for small x, as e^(-x) times the rest of the exponential's series."""
     x = x.clamp(max=2 * SHORT)
     total = term = x**3 / 6
     for k in range(4, TERMS):
@@ -167,8 +173,11 @@ def _third_order(x: Tensor) -> Tensor:
 
 
 class Coupled(Dynamics):
-    """One group: F = S - G G' / 2 with any skew S and any G, so any stable linear SDE in the coordinates in which its
-    stationary law is N(0, I). It begins at independent parts."""
+    """Evolve all channels as one group: F = S - G G' / 2 with any skew S and any G.
+
+    This is any stable linear SDE, in the coordinates in which its stationary distribution is N(0, I). It is
+    initialised at independent parts.
+    """
 
     base: Tensor
     skew_start: Tensor
@@ -186,7 +195,7 @@ class Coupled(Dynamics):
         self.skew, self.root = (nn.Parameter(torch.zeros(self.states, self.states)) for _ in range(2))
 
     def _drift(self) -> tuple[Tensor, Tensor]:
-        """F and G G'."""
+        """Return F and G G'."""
         scale = self.base[:, None] * self.base
         skew = self.skew_start + scale * (self.skew - self.skew.mT)
         root = self.root_start + self.base[:, None] * self.root
@@ -203,7 +212,7 @@ class Coupled(Dynamics):
         return move[..., None, :, :], noise[..., None, :, :]
 
     def matrices(self, gap: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape state state"]:
-        """A alone."""
+        """Return A without Q."""
         return torch.matrix_exp(gap[..., None, None] * self._drift()[0])
 
     @property
@@ -212,8 +221,10 @@ class Coupled(Dynamics):
 
 
 def _series(drift: Tensor, spread: Tensor, gap: Tensor) -> Tensor:
-    """Q = the integral of e^(F s) G G' e^(F' s) over s from 0 to a short gap: sum_k gap^(k + 1) L^k(G G') / (k + 1)!
-    with L(X) = F X + X F'."""
+    """Return Q over a short gap, the integral of e^(F s) G G' e^(F' s) over s from 0 to the gap, as a power series.
+
+    It is sum_k gap^(k + 1) L^k(G G') / (k + 1)! with L(X) = F X + X F'.
+    """
     total, term, power = torch.zeros_like(gap * spread), spread, gap
     for k in range(1, TERMS):
         total = total + power * term

@@ -1,4 +1,4 @@
-"""A level and a slope of each series, as latents beside those of a path."""
+"""Model a level and a slope of each series as latents, in addition to those of a path."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -16,34 +16,35 @@ PathLevel = Literal["auto", "constant", "linear", "none"]
 
 @dataclass(frozen=True)
 class Line:
-    """Draws of the straight lines of a batch, and what they cost."""
+    """Hold draws of the straight lines of a batch, and their KL and log ratio, in nats per series."""
 
-    expected: Float[Tensor, "batch time dim"]  # the posterior mean at every point
+    expected: Float[Tensor, "batch time dim"]  # posterior mean of the line at every point
     drawn: Float[Tensor, "samples batch time dim"]
     kl: Float[Tensor, " batch"]  # KL(q || p) of level and slope
     log_ratio: Float[Tensor, "samples batch"]  # log p - log q of the draws
 
     def remove(self, series: TimeSeries) -> TimeSeries:
-        """The series without its expected line: what an encoder reads."""
+        """Return the series less its expected line, for an encoder."""
         rest = torch.where(series.seen, series.values - self.expected, series.values)
         return replace(series, values=rest)
 
     def add(self, density: Density) -> Density:
-        """The density with the drawn lines added."""
+        """Return the density shifted by the drawn lines."""
         return density.affine(self.drawn.new_ones(()), self.drawn)
 
 
 class Lines(nn.Module):
-    """A straight line for each channel of each series: the random intercept and slope of a mixed model (Laird & Ware
-    1982), as latents with an exact posterior.
+    """Add a straight line to each channel of each series: the random intercept and slope of a mixed model (Laird &
+    Ware 1982), as latents with an exact posterior.
 
-    line_c(t) = level_c a + (mean_c + slope_c b) t,  a, b ~ N(0, 1),  t in typical windows from the start of the row's
-    window; q(a, b | seen) is the exact posterior if the seen values were line + independent N(0, rest_c^2).
-    kind=constant: mean_c = slope_c = 0.
+    line_c(t) = level_c a + (mean_c + slope_c b) t,  a, b ~ N(0, 1),  t in typical windows from the row's window start
 
-    level_c, mean_c, slope_c and rest_c are learned, from where moments of the training series put them. So series may
-    lie outside the training range: what a path and its encoder see is what the line leaves. A bound stays a bound for
-    any rest_c, which only decides how near q comes to the true posterior.
+    q(a, b | seen) is the exact posterior if the observed values are line + independent N(0, rest_c^2). kind=constant:
+    mean_c = slope_c = 0.
+
+    level_c, mean_c, slope_c and rest_c are learned, starting from moments of the training series. Series may lie
+    outside the training range, since a path and its encoder see only the residual of the line. A bound stays a bound
+    for any rest_c, which only determines how close q is to the true posterior.
     """
 
     def __init__(self, scale: Scale, kind: Literal["constant", "linear"]):
@@ -60,7 +61,10 @@ class Lines(nn.Module):
 
     @classmethod
     def of(cls, level: PathLevel, scale: Scale) -> "Lines | None":
-        """The lines of a model's key `level`; none where it takes none. auto: linear for a table of the user's."""
+        """Build the lines for a model's key `level`; None for none. auto: linear for a user's table, none elsewhere.
+
+        ValueError where a line is requested for values that are not real.
+        """
         kind = ("linear" if scale.own_levels else "none") if level == "auto" else level
         if scale.support != "real":
             if level in ("constant", "linear"):
@@ -72,6 +76,7 @@ class Lines(nn.Module):
         return None if kind == "none" else cls(scale, kind)
 
     def forward(self, series: TimeSeries, samples: int, noise: Noise) -> Line:
+        """Draw `samples` lines per series from q(a, b | seen)."""
         times = series.times.to(series.values)[..., None]
         across = self.log_level.exp()
         along = times * (torch.zeros_like(across) if self.log_slope is None else self.log_slope.exp())
@@ -84,7 +89,7 @@ class Lines(nn.Module):
         root = one.sqrt()  # Cholesky factor [[root, 0], [under, corner]]
         under = cross / root
         corner = (two - under**2).sqrt()
-        # The posterior mean by the factor: L u = A'x / rest^2, L' mean = u.
+        # The posterior mean by forward and back substitution: L u = A'x / rest^2, L' mean = u.
         first = sum_of(across * values) / root
         second = (sum_of(along * values) - under * first) / corner
         mean_b = second / corner

@@ -1,4 +1,4 @@
-"""Parts that models share."""
+"""Define network parts that several models share."""
 
 import torch
 from jaxtyping import Bool, Float, Float64
@@ -13,20 +13,25 @@ GAP_FEATURES = 2
 
 
 def gap_features(gap: Float[Tensor, "..."]) -> Float[Tensor, "... 2"]:
-    """Elapsed time, in usual gaps, as an RNN can use it: its logarithm and what an exponential decay leaves."""
+    """Return features of elapsed time in usual gaps: log(1 + gap), and exp(-gap), the remainder of an exponential
+    decay."""
     return torch.stack([torch.log1p(gap), torch.exp(-gap)], -1)
 
 
 def beside(inputs: Float[Tensor, "*rows inputs"], covariates: Tensor | None) -> Float[Tensor, "*rows more"]:
-    """The inputs with the covariates of their points, where there are any."""
+    """Concatenate inputs with the covariates of their points; return the inputs alone where there are no
+    covariates."""
     if covariates is None:
         return inputs
     return torch.cat([inputs, covariates.to(inputs).expand(*inputs.shape[:-1], -1)], -1)
 
 
 class Levels(nn.Module):
-    """What is each channel's own: of `count` latents a channel those that last and those that fade, each at a rate of
-    its own: level_c(t) = sum_j z_cj exp(-r_cj t), t in typical windows."""
+    """Model the level of each channel by `count` latents, each decaying at a learned rate of its own.
+
+    level_c(t) = sum_j z_cj exp(-r_cj t), t in typical windows; initial rates range from almost constant to fast
+    decay.
+    """
 
     def __init__(self, dim: int, count: int):
         super().__init__()
@@ -46,18 +51,19 @@ CLOCK_FEATURES = 9
 
 
 def clock_features(elapsed: Float[Tensor, "..."]) -> Float[Tensor, "... 9"]:
-    """Where in a window a time lies, as a network can tell it: coarse to fine, as in positional encodings."""
+    """Return features of a time within its window, from coarse to fine, as in positional encodings."""
     turns = 2 * torch.pi * elapsed[..., None] * 2.0 ** torch.arange(4, device=elapsed.device, dtype=elapsed.dtype)
     return torch.cat([2 * elapsed[..., None] - 1, turns.sin(), turns.cos()], -1)
 
 
 def rnn_inputs(values: Tensor, known: Tensor, gap: Tensor) -> Tensor:
-    """What an RNN reads of points: values, which of them are known, features of a gap in usual gaps."""
+    """Return the inputs of an RNN at points: values, a mask of the known ones, and features of the gap in usual
+    gaps."""
     return torch.cat([values, known.to(values), gap_features(gap)], -1)
 
 
 class ODERNNCell(nn.Module):
-    """A GRU whose state follows an ODE between its inputs (ODE-RNN; Rubanova et al. 2019, Algorithm 1).
+    """Apply a GRU whose state follows an ODE between its inputs (ODE-RNN; Rubanova et al. 2019, Algorithm 1).
 
     j_i = GRU(input_i, s_{i-1}),    s_i = j_i carried along dh/dt = f(h) over gap_i, in typical windows.
     """
@@ -77,12 +83,14 @@ class ODERNNCell(nn.Module):
         start: Float[Tensor, "batch state"],
         most: int | None = None,
     ) -> tuple[Float[Tensor, "batch place state"], Float[Tensor, "batch place state"]]:
-        """(j, s); `most` bounds the solver's ticks where that is known without asking the device."""
+        """Return (j, s); `most` bounds the solver's steps where a bound is known without synchronising with the
+        device."""
         return through(self.field, self.memory, self.memory.gates(inputs), gap, start, self.step, most)
 
 
 class Classifier(nn.Module):
-    """Logits of each class: of every point from its state, or of the series from the mean and the last of them."""
+    """Compute class logits, for every point from its state, or for the series from the mean and the last of its
+    states."""
 
     def __init__(self, state: int, width: int, classes: int, of_points: bool):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The neural ODE on the data themselves."""
+"""Define the neural ODE on the data themselves."""
 
 from dataclasses import replace
 
@@ -18,23 +18,26 @@ from vrnn_lab.models.recipe import Recipe
 
 
 class NeuralODE(SequenceModel):
-    """dy/dt = f(y^power) of the data y themselves (Chen et al. 2018, arXiv 1806.07366).
+    """Model the data y themselves by dy/dt = f(y^power) (Chen et al. 2018, arXiv 1806.07366).
 
-    y is in training standard deviations, t in typical training windows. f reads y from the training mean; a power
-    above 1 is one of y from the data's own zero, which then matters.
+    y is in training standard deviations, t in typical training windows. f reads y relative to the training mean; with
+    a power above 1 it reads y relative to the data's own zero, which then matters.
 
-    first seen point      x ~ head with location a and a spread of its own, both learned
-    later seen points     x ~ head(y), y carried on from the seen point before
-    points between seen ones, or after them: from the seen point before; points before them: back from the first
-    At a seen point y becomes x, a channel that is missing stays as it was carried (a, at the first).
+    first observed point    x ~ head with location a and a spread of its own, both learned
+    later observed points   x ~ head(y), y carried on from the previous observed point
+    other points            y from the previous observed point; before the first one, backwards from it
 
-    So log p is exact. Where nothing is seen, the first point that counts takes the place of the first seen one:
-    its value in the loss, its draw in prediction. The task forecast until=1 is torchdiffeq's ode_demo: the first
-    point of each window seen, one solve, the others scored. Steps are no longer than a typical training window's
-    over `nodes`; a point that is asked ends a step, so asking more moves other answers by the solver's error.
+    At an observed point y becomes x; a missing channel keeps its carried value (a, at the first point).
+
+    So log p is exact. Where nothing is observed, the first point that counts takes the place of the first observed
+    one: its value in the loss, its draw in prediction. The task forecast until=1 is torchdiffeq's ode_demo: the first
+    point of each window is observed, one solve, the others are scored. Steps are at most 1 / nodes typical training
+    windows; a queried point ends a step, so further queries change other predictions by the solver's error.
+
+    ValueError where the head needs more than one number per channel.
     """
 
-    causal = True  # but for points before the first seen one
+    causal = True  # except for points before the first observed one
     takes_error = True
     zero: Tensor
 
@@ -72,12 +75,12 @@ class NeuralODE(SequenceModel):
         return self.layers((state + self.zero) ** self.power if self.power > 1 else state)
 
     def vector_field(self, states: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
-        """dy/dt at some states, both in the data's units."""
+        """Return dy/dt at some states, both in the data's units."""
         inside = ((states - self.data_mean) / self.data_std).to(self.dtype_of_weights)
         return self._field(self.first, inside) * self.data_std / self.data_clock
 
     def _anchor(self, series: TimeSeries) -> tuple[Tensor, Tensor]:
-        """The place (batch, 1) of compacted rows that all else starts from, and what values are taken in."""
+        """Return the index (batch, 1) of each compacted row's initial point, and which values reset the state."""
         seen = series.seen.any(-1)
         any_seen = seen.any(1, keepdim=True)
         anchor = torch.where(any_seen, seen.to(torch.uint8).argmax(1, keepdim=True), 0)
@@ -86,10 +89,10 @@ class NeuralODE(SequenceModel):
         return anchor, torch.where(any_seen[..., None], series.seen, instead)
 
     def _carry(self, series: TimeSeries, values: Tensor, anchor: Tensor, taken: Tensor) -> Tensor:
-        """y at every point of compacted rows, before it takes in the point's values (batch, time, dim).
+        """Return y at every point of compacted rows, before the point's own values reset it, (batch, time, dim).
 
-        Both ways from the anchor at once, as rows of one batch; until it is reached, gaps are zero. Forward alone
-        where every row is known to start from its first point.
+        It runs in both directions from the anchor at once, as rows of one batch; gaps are zero until the anchor is
+        reached. It runs forward alone where every row is known to start from its first point.
         """
         times = series.times
         place = torch.arange(times.shape[1], device=times.device)
@@ -115,13 +118,13 @@ class NeuralODE(SequenceModel):
         return torch.where((place < anchor)[..., None], backward.flip(1), forward)
 
     def _density(self, carried: Tensor, anchor: Tensor) -> Density:
-        """Of every point; the anchor's, whose location is `first`, has a spread of its own."""
+        """Return the density of every point; the anchor, whose location is `first`, has a spread of its own."""
         density = self.head(carried)
         there = (torch.arange(carried.shape[-2], device=carried.device) == anchor)[..., None]
         return replace(density, scale=torch.where(there, floored(self.log_spread), density.scale))
 
     def _terms(self, series: TimeSeries) -> tuple[Tensor, Tensor]:
-        """log p of each series' scored values, and y at each of its points."""
+        """Return log p of each series' scored values, in nats, and y at each of its points."""
         series, index = compact(series, series.counts)
         anchor, taken = self._anchor(series)
         carried = self._carry(series, series.values, anchor, taken)
@@ -147,7 +150,7 @@ class NeuralODE(SequenceModel):
         )
         values = torch.where(series.seen, series.values, first)
         if series.seen.any(-1).any(1).all():
-            values = values[:1]  # no row is to be drawn from its first point on: one solve serves all samples
+            values = values[:1]  # every row has an observed start, equal in all samples: one solve serves them all
         rows = lambda x: x.repeat(len(values), *[1] * (x.ndim - 1))
         many = replace(series.map(rows), values=values.flatten(0, 1))
         carried = self._carry(many, many.values, rows(anchor), rows(taken)).unflatten(0, values.shape[:2])

@@ -1,13 +1,13 @@
-"""Solve an ODE once for a batch; read the path at each row's own times.
+"""Solve an ODE once for a batch, and read the path at each row's own time stamps.
 
-The path is known at nodes, equally spaced in a row's own time from where its state is given, in both
-directions. Between two nodes it is the Hermite interpolant of values and derivatives at these and at the one before
-them, whose error is O(step^6): the nodes may lie as far apart as the Runge-Kutta steps allow. The cost is that of the
-nodes, whatever number of distinct times the batch asks for. Where the nodes lie, and which of them are read, depends
-on no other query, so asking more (or farther) changes no other answer.
+The path is computed at nodes, equally spaced in a row's own time from the point where its state is given, in both
+directions. Between two nodes it is the Hermite interpolant of values and derivatives at three nodes, these two and
+the one before them, whose error is O(step^6); so the nodes may lie as far apart as the Runge-Kutta steps allow. The
+cost is that of the nodes, however many distinct times the batch queries. The position of the nodes, and which of them
+are read, does not depend on other queries, so adding (or moving) queries changes no other prediction.
 
-Where a state jumps at each row's own points and follows the ODE in between (`through`), every row walks its own
-way: step lengths are a function of its own gaps alone, and a batch takes as many ticks as its longest row.
+Where a state jumps at each row's own points and follows the ODE in between (`through`), every row takes its own
+steps: step lengths are a function of its own gaps alone, and a batch takes as many steps as its longest row.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,14 +31,14 @@ Field = Callable[[Float[Tensor, ""], Float[Tensor, "*rows state"]], Float[Tensor
 Method = Literal["rk4", "euler", "midpoint", "dopri5", "dopri8", "bosh3"]
 ADAPTIVE = {"dopri5", "dopri8", "bosh3"}
 MOST_NODES = 100_000
-LEAST = 2  # steps, between whose nodes a path can be read
-MOST_STEPS = 5000  # in one training step
-MOST_ADAPTIVE = 300  # steps of an adaptive method from one node to the next, of which a smooth field takes one or two
+LEAST = 2  # steps that the interpolant of three nodes needs
+MOST_STEPS = 5000  # solver steps in one training step
+MOST_ADAPTIVE = 300  # steps of an adaptive method between two nodes; a smooth field takes one or two
 
 
 @dataclass(frozen=True)
 class Path:
-    """Node values and derivatives; node i stands at (i - before) * step after the given state's time.
+    """Hold node values and derivatives; node i lies at (i - before) * step after the time of the given state.
 
     At least LEAST steps lie on each side on which it is read.
     """
@@ -49,14 +49,16 @@ class Path:
     before: int
 
     def at(self, elapsed: Float64[Tensor, "batch time"]) -> Float[Tensor, "samples batch time state"]:
-        """The state at each row's own times, counted from where the state was given."""
-        place = elapsed / self.step + 0.0  # -0 is not before the start
+        """Interpolate the state at each row's own times, counted from the time of the given state."""
+        place = elapsed / self.step + 0.0  # turns -0 into +0, which copysign below would read as before the start
         place = place if self.before else place.clamp(min=0)
         side, far = torch.ones_like(place).copysign(place), place.abs()
         nodes = len(self.states)
         last = torch.where(place < 0, self.before, nodes - 1 - self.before)
         middle = far.floor().clamp(min=1).minimum(last - 1)
         u = (far - middle).to(self.states.dtype)
+        # The quintic Hermite basis on the nodes -1, 0, 1 about the middle one. A time before the start is read
+        # mirrored, so that both sides use the same rule and no query depends on how far the path reaches.
         ahead, behind, inner = u * u * (1 + u) ** 2, u * u * (1 - u) ** 2, (1 - u * u) ** 2
         values = [behind * (1 + 0.75 * u), inner, ahead * (1 - 0.75 * u)]
         slopes = [behind * (1 + u) / 4, u * inner, ahead * (u - 1) / 4]
@@ -72,7 +74,7 @@ def linear_read(
     before: int,
     elapsed: Float64[Tensor, "batch time"],
 ) -> Float[Tensor, "samples batch time state"]:
-    """As `Path.at`, linear between nodes, for paths without derivatives; beyond the ends the end's state."""
+    """Read a path without derivatives at each row's own times, linearly between nodes; constant beyond the ends."""
     place = (elapsed / step + before).clamp(0, len(states) - 1)
     left = place.floor().clamp(max=len(states) - 2)
     s, left = (place - left).to(states.dtype), left.long()
@@ -84,9 +86,9 @@ def _mixed(
     places: Int64[Tensor, "batch time few"],
     weights: Float[Tensor, "batch time few"],
 ) -> Float[Tensor, "samples batch time state"]:
-    """The sum of a few nodes, each with its weight, for each row and time."""
+    """Return the weighted sum of a few nodes for each row and time."""
     count, samples, batch, state = nodes.shape
-    # A product with a narrow matrix of weights: on CPU several times cheaper, backward, than a gather.
+    # A product with a narrow weight matrix: its backward pass is several times cheaper on a CPU than a gather's.
     spread = weights.new_zeros(*places.shape[:2], count).scatter(2, places, weights)
     both = nodes.permute(2, 0, 1, 3).reshape(batch, count, -1)
     return torch.bmm(spread, both).view(batch, -1, samples, state).permute(2, 0, 1, 3)
@@ -94,10 +96,10 @@ def _mixed(
 
 @dataclass(frozen=True)
 class Solver:
-    """How to integrate: rk4 in a plain loop, all else through torchdiffeq.
+    """Integrate an ODE: rk4 in a plain loop, all other methods through torchdiffeq.
 
-    Adaptive methods control the error over the whole batch at once: there a stiff row changes the steps,
-    and within the tolerance the answers, of all others.
+    Adaptive methods control the error over the whole batch at once: a stiff row changes the steps of all other rows,
+    and, within the tolerance, their results.
     """
 
     method: Method = "rk4"
@@ -107,9 +109,10 @@ class Solver:
 
     @loop
     def nodes(self, field: Field, start: Tensor, step: float | Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """States and slopes at `count` + 1 nodes from `start` on; a negative step goes back in time.
+        """Return states and slopes at `count` + 1 nodes from `start` on; a negative step goes back in time.
 
-        step: a number, or, of rk4 alone, one for each row as a tensor that broadcasts with `start`.
+        step: a number, or, with rk4 alone, a step per row as a tensor that broadcasts with `start`. ValueError where
+        torchdiffeq finds no solution.
         """
         if self.method == "rk4" and not self.adjoint:
             return rk4(field, start, step, count)
@@ -122,7 +125,7 @@ class Solver:
 
     @property
     def _control(self) -> dict[str, Any]:
-        """Return what torchdiffeq takes beside the method; without a limit a stiff field would keep it busy."""
+        """Return torchdiffeq's tolerances and a step limit, without which a stiff field would not terminate."""
         if self.method not in ADAPTIVE:
             return {}
         limit = {"max_num_steps": MOST_ADAPTIVE}
@@ -131,9 +134,9 @@ class Solver:
 
     @contextmanager
     def ending(self) -> Iterator[None]:
-        """ValueError where torchdiffeq takes too many steps, too short ones, or meets a state that is not finite.
+        """Raise ValueError where torchdiffeq takes too many steps, too short ones, or reaches a non-finite state.
 
-        By the adjoint method it solves again on the way back, in `backward`.
+        The adjoint method solves again in `backward`, which therefore needs this context too.
         """
         try:
             yield
@@ -157,7 +160,7 @@ class Solver:
     def path(
         self, field: Field, start: Float[Tensor, "samples batch state"], step: float, after: int, before: int
     ) -> Path:
-        """The path over `after` steps forward and `before` steps backward from `start`."""
+        """Return the path over `after` steps forward and `before` steps backward from `start`."""
         if before == after and self.method == "rk4" and not self.adjoint:
             return self._both_ways(field, start, step, max(after, LEAST))
         states, slopes = self.nodes(field, start, step, max(after, LEAST))
@@ -169,16 +172,16 @@ class Solver:
         return Path(states, slopes, step, before)
 
     def _both_ways(self, field: Field, start: Float[Tensor, "samples batch state"], step: float, count: int) -> Path:
-        """The path over as many steps forward as backward, solved at once: as rows of one batch."""
+        """Return the path over as many steps forward as backward, solved at once as rows of one batch."""
         both = torch.stack([start, start])
-        forward = both.new_full((1, 1, 1, 1), step)  # filled on its device: a list of numbers would have to be copied
+        forward = both.new_full((1, 1, 1, 1), step)  # filled on its device: a Python list would be copied there
         states, slopes = self.nodes(field, both, torch.cat([forward, -forward]), count)
         joined = lambda nodes: torch.cat([nodes[1:, 1].flip(0), nodes[:, 0]])
         return Path(joined(states), joined(slopes), step, count)
 
 
 def rk4_step(field: Field, state: Tensor, slope: Tensor, step: Float[Tensor, "..."]) -> Tensor:
-    """The state one step on, by the classical Runge-Kutta method; `slope` is the field at `state`."""
+    """Return the state one step later, by the classical Runge-Kutta method; `slope` is the field at `state`."""
     time = state.new_zeros(())
     two = field(time, torch.addcmul(state, slope, step / 2))
     three = field(time, torch.addcmul(state, two, step / 2))
@@ -187,7 +190,7 @@ def rk4_step(field: Field, state: Tensor, slope: Tensor, step: Float[Tensor, "..
 
 
 def rk4(field: Field, start: Tensor, step: float | Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """States and slopes at `count` + 1 nodes; a step's first stage is the slope that Hermite reading needs anyway."""
+    """Return states and slopes at `count` + 1 nodes; the slopes are the steps' first stages, at no extra cost."""
     time, each = start.new_zeros(()), step if isinstance(step, Tensor) else start.new_full((), step)
     if weights := _weights(field):
         rows = start.flatten(0, -2)
@@ -206,7 +209,7 @@ def rk4(field: Field, start: Tensor, step: float | Tensor, count: int) -> tuple[
 
 
 def _weights(field: Field) -> Weights | None:
-    """Of a field whose way back is gone by hand."""
+    """Return the weights of a field that has a fused implementation; None for any other field."""
     if not isinstance(field, VectorField) or type(field) is not VectorField or not by_hand():
         return None
     weights = field.weights()
@@ -214,9 +217,10 @@ def _weights(field: Field) -> Weights | None:
 
 
 def steps_in_training(nodes: int, windows: float) -> int:
-    """How many steps, `nodes` a typical window, reach as far as training does: known without asking the device.
+    """Return how many steps, `nodes` per typical window, cover the training data, without asking the device.
 
-    windows: the longest way from the path's start in training, in typical windows.
+    windows: the longest distance from the path's start in training, in typical windows. ValueError where it takes
+    more than MOST_STEPS.
     """
     if nodes * windows > MOST_STEPS:
         raise ValueError(
@@ -227,7 +231,10 @@ def steps_in_training(nodes: int, windows: float) -> int:
 
 
 def steps_to_cover(elapsed: Float64[Tensor, "batch time"], step: float, least: int) -> tuple[int, int]:
-    """(after, before): how many steps reach the latest and the earliest of some times. Asks the device."""
+    """Return (after, before), the steps that reach the latest and the earliest time; this waits for the device.
+
+    ValueError where more than MOST_NODES steps would be needed.
+    """
     low, high = torch.aminmax(elapsed.detach())
     after = max(least, ceil(high.item() / step - 1e-9))
     before = max(0, ceil(-low.item() / step - 1e-9))
@@ -239,25 +246,28 @@ def steps_to_cover(elapsed: Float64[Tensor, "batch time"], step: float, least: i
     return after, before
 
 
-ROUNDING = 1e-4  # of a step: what a gap may be longer than its steps, and is made up by the last
+ROUNDING = 1e-4  # of a step: a gap may exceed its steps by this much, which the last step covers
 
 
 @dataclass(frozen=True)
 class Ticks:
-    """The steps that carry each row over its own gaps: full ones, and a shorter one to the end of each gap.
+    """Hold the solver steps (ticks) of each row over its own gaps; the last tick of a gap is shorter.
 
-    A gap of length zero has one tick, of length zero; so have rows that have arrived.
+    A gap of length zero has one tick of length zero; rows that are finished are padded with such ticks.
     """
 
-    place: Int64[Tensor, "batch tick"]  # whose gap a tick is in
-    first: Bool[Tensor, "batch tick"]  # it is the gap's first
-    length: Float64[Tensor, "batch tick"]  # with the gap's sign
-    begin: Int64[Tensor, "batch place"]  # each gap's first tick
-    end: Int64[Tensor, "batch place"]  # and its last
+    place: Int64[Tensor, "batch tick"]  # index of the gap that a tick belongs to
+    first: Bool[Tensor, "batch tick"]  # marks the first tick of a gap
+    length: Float64[Tensor, "batch tick"]  # signed like the gap
+    begin: Int64[Tensor, "batch place"]  # index of each gap's first tick
+    end: Int64[Tensor, "batch place"]  # index of each gap's last tick
 
     @classmethod
     def of(cls, gap: Float[Tensor, "batch place"], step: float, most: int | None = None) -> "Ticks":
-        """`most`: a bound on a row's ticks; without it the device is asked."""
+        """Lay out the ticks of a batch of gaps; `most` bounds a row's ticks (None: read it from the device).
+
+        ValueError where a row needs more than MOST_NODES ticks.
+        """
         gap = gap.double()
         count = (gap.abs() / step - ROUNDING).ceil().clamp(min=1).long()
         after = count.cumsum(1)
@@ -271,13 +281,13 @@ class Ticks:
         place = torch.searchsorted(after, tick, right=True).clamp(max=gap.shape[1] - 1)
         done = tick - pick(after - count, place)
         whole, later = pick(gap, place), pick(count, place) - 1 - done
-        rest = whole.abs() - done.double() * step  # a whole number times a float would be float32
+        rest = whole.abs() - done.double() * step  # an integer tensor times a float would be float32
         length = torch.where(later > 0, rest.clamp(max=step), torch.where(later == 0, rest, 0))
         return cls(place, done == 0, length * whole.sign(), after - count, after - 1)
 
 
 def ticks_in_training(places: int, reach: float, step: float, longest: float | None = None) -> int:
-    """A bound on a row's ticks that needs no look at the device: gaps add up to `reach`, none beyond `longest`."""
+    """Bound a row's ticks without asking the device: gaps sum to at most `reach`, and none exceeds `longest`."""
     most = places + ceil(reach / step)
     return most if longest is None else min(most, places * max(1, ceil(longest / step)))
 
@@ -292,9 +302,10 @@ def through(
     step: float,
     most: int | None = None,
 ) -> tuple[Float[Tensor, "batch place state"], Float[Tensor, "batch place state"]]:
-    """s_i = flow(j_i, gap_i), j_i = jump(told_i, s_{i-1}), for every place i: (j, s).
+    """Return (j, s) with j_i = jump(told_i, s_{i-1}) and s_i = flow(j_i, gap_i), for every place i.
 
     The flow is dz/dt = field(z) over each row's own gap (negative: back in time), in Runge-Kutta steps of `step`.
+    told: the inputs of the jump at each place.
     """
     ticks = Ticks.of(gap, step, most)
     if isinstance(jump, GRUCell) and type(jump) is GRUCell and (weights := _weights(field)):
@@ -315,7 +326,7 @@ def through(
 
 
 def _by_hand(weights: Weights, jump: GRUCell, ticks: Ticks, told: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-    """As `through`, of a gated recurrent unit and a network."""
+    """Run `through` by the fused function, for a gated recurrent unit and a plain network."""
     by_tick = lambda x: x.transpose(0, 1)
     jumped, arrived = Walk.apply(
         weights.activation,

@@ -1,4 +1,4 @@
-"""What models with one latent code of the seen values have in common."""
+"""Define what models with one latent code of the observed values have in common."""
 
 from abc import abstractmethod
 
@@ -17,14 +17,14 @@ from vrnn_lab.models.recipe import Recipe
 
 
 class PathModel(SequenceModel):
-    """z ~ N(0, I), x_i ~ p(x_i | z, t_i) independently; the posterior q(z | seen) reads only what is seen.
+    """Model points as independent given a latent: z ~ N(0, I), x_i ~ p(x_i | z, t_i), with a posterior q(z | seen).
 
-    A leaf gives the posterior (`_encode`), of one z a series or one a point, the states that z lays out at every
-    point (`_states`) and what they say of it (`_decode`). With covariates u_i the encoder reads those of seen points,
-    and p(x_i | z, t_i, u_i): the decoder is told them beside the state.
+    A subclass provides the posterior (`_encode`), of one z per series or per point, the states that z gives at every
+    point (`_states`), and the density of a point given its state (`_decode`). With covariates u_i the encoder reads
+    those of observed points, and the decoder reads u_i next to the state: p(x_i | z, t_i, u_i).
 
-    With a level (`models.lines`), x_i = line(t_i) + what the path decodes to, and the encoder reads what the expected
-    line leaves.
+    With a level (`models.lines`), x_i = line(t_i) + the decoded path, and the encoder reads the residual of the
+    expected line.
     """
 
     takes_covariates = takes_error = True
@@ -46,20 +46,22 @@ class PathModel(SequenceModel):
 
     @abstractmethod
     def _encode(self, series: TimeSeries) -> Normal:
-        """q(z | seen): tensors (batch, latent), or (batch, time, latent); the prior where nothing is seen."""
+        """Return q(z | seen), tensors (batch, latent) or (batch, time, latent); the prior where nothing is
+        observed."""
 
     @abstractmethod
     def _states(
         self, series: TimeSeries, z: Float[Tensor, "samples batch *time latent"]
     ) -> Float[Tensor, "samples batch time state"]:
-        """What z says of every point."""
+        """Return the state at every point, a function of z and the point's time."""
 
     @abstractmethod
     def _decode(self, states: Float[Tensor, "samples batch time state"]) -> Density:
-        """p(x_i | z), but for error bars, from a state and the covariates beside it."""
+        """Return p(x_i | z), without error bars, from states with the covariates appended."""
 
     def _line(self, series: TimeSeries, samples: int) -> tuple[TimeSeries, Line | None]:
-        """The series without its expected line, for the encoder, and the draws of the line if the model has one."""
+        """Return the series less its expected line, for the encoder, and the drawn lines (None where the model has
+        none)."""
         if self.lines is None:
             return series, None
         line = self.lines(series, samples, self.noise)
@@ -70,7 +72,7 @@ class PathModel(SequenceModel):
         return density if line is None else line.add(density)
 
     def _log_prob(self, series: TimeSeries, states: Tensor, line: Line | None) -> Float[Tensor, "samples batch time"]:
-        """log p of each point's scored values, with their error bars."""
+        """Return log p of each point's scored values, error bars included, in nats."""
         return (
             self._signal(series, states, line)
             .with_measurement_error(series.error)
@@ -84,7 +86,7 @@ class PathModel(SequenceModel):
     def _log_likelihood(
         self, series: TimeSeries, z: Tensor, line: Line | None
     ) -> tuple[Float[Tensor, "samples batch"], Tensor]:
-        """log p(scored | z, line), and the states."""
+        """Return log p(scored | z, line) in nats per series, and the states."""
         states = self._states(series, z)
         return self._log_prob(series, states, line).sum(2), states
 
@@ -116,16 +118,22 @@ class PathModel(SequenceModel):
         return self._log_likelihood(series, z, line)[0] + ratio
 
     def _importance_bound(self, series, samples):
-        """With doubly reparameterised gradients (Tucker et al. 2019, arXiv 1810.04152, eq. 8): those of the encoder
-        go through z alone, each sample's with the square of its normalised weight. Those of a line are plain."""
+        """Return the importance-weighted bound with doubly reparameterised gradients (Tucker et al. 2019, arXiv
+        1810.04152, eq. 8).
+
+        The encoder's gradients flow through z alone, each sample's multiplied by the square of its normalised weight.
+        The gradients of a line's parameters are the plain ones.
+        """
         rest, line = self._line(series, samples)
         posterior = self._encode(rest)
         z = self._draw(posterior, series, samples)
         weights = self._weights(series, posterior.detach(), z, line)
         share = weights.softmax(0).detach()
+        # The surrogate weighs each sample's gradient by its share, the hook by its share again, as in eq. 8.
         if z.requires_grad:
             z.register_hook(lambda slope: slope * share.view(*share.shape, *[1] * (z.ndim - 2)).to(slope))
         surrogate = (share * weights).sum(0)
+        # The value is the bound's, the gradient the surrogate's.
         return log_mean_exp(weights).detach() + surrogate - surrogate.detach()
 
     def _predict(self, series, samples):

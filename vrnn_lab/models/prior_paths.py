@@ -1,4 +1,4 @@
-"""Joint draws of a stationary linear SDE, of which any point is a function of the noise alone."""
+"""Draw joint paths of a stationary linear SDE in which every point is a function of the noise alone."""
 
 from dataclasses import dataclass, replace
 from math import ceil, log2
@@ -12,13 +12,13 @@ from vrnn_lab.core.noise import Noise
 from vrnn_lab.core.series import TimeSeries
 from vrnn_lab.models.linear_state import Dynamics, lower_root
 
-FORGOTTEN = 40.0  # decay times after which nothing is left of a state
-FINEST = -17  # cells of 2^-17 typical windows: within one, points are drawn as if independent given its two ends
+FORGOTTEN = 40.0  # decay times after which a state is independent of its past
+FINEST = -17  # cells of 2^-17 typical windows: points within one are drawn independently given its ends
 
 
 @dataclass(frozen=True)
 class Cells:
-    """Stretches of time that hold points, those of a row in order, and the states at their ends."""
+    """Hold intervals of time that contain points, those of a row in order, and the states at their ends."""
 
     number: Float64[Tensor, "batch cell"]  # from number * width to (number + 1) * width
     left: Float64[Tensor, "samples batch cell groups state"]
@@ -26,15 +26,15 @@ class Cells:
 
 
 class PriorPaths:
-    """Draws paths by halving stretches of time (Levy's construction of Brownian motion, for any linear SDE).
+    """Draw paths by halving intervals of time (Levy's construction of Brownian motion, for any linear SDE).
 
-    Ends of the widest cells are so far apart that they are independent. The middle of a cell is drawn given its ends,
-    with noise that is named by the series and the time of the middle, down to the finest cells, in which each point
-    is drawn given the ends. So a draw at one time does not depend on where else the path is asked.
+    The ends of the widest cells are so far apart that they are independent. The middle of a cell is drawn given its
+    ends, with noise keyed by the series and the time of the middle, down to the finest cells, in which each point is
+    drawn given the ends. So a draw at one time does not depend on the other query times.
     """
 
     def __init__(self, dynamics: Dynamics, noise: Noise, series: TimeSeries, samples: int):
-        """series: at the times that are asked, which rise in each row."""
+        """Take the dynamics, the noise, and a series whose rows hold the query times in increasing order."""
         self.dynamics, self.noise, self.samples = dynamics, noise, samples
         nothing = torch.zeros_like(series.seen[..., :1])
         self.points = replace(
@@ -78,7 +78,7 @@ class PriorPaths:
         return bridge.draw(at(cells.left), at(cells.right), self._noise("point", times))
 
     def _cells(self, width: float) -> tuple[Float64[Tensor, "batch time"], Int64[Tensor, "batch time"]]:
-        """Of each point, the number of the cell that holds it and which of its row's cells that is."""
+        """Return, for each point, the number of the cell that contains it and that cell's index in its row."""
         number = torch.floor(self.points.times / width)
         fresh = torch.diff(number, dim=1, prepend=number[:, :1]) != 0
         return number, fresh.cumsum(1)
@@ -95,8 +95,11 @@ class PriorPaths:
 def chained(
     dynamics: Dynamics, noise: Noise, series: TimeSeries, samples: int
 ) -> Float64[Tensor, "samples batch time groups state"]:
-    """Draw paths from one point that counts to the next: a draw depends on where else the path is asked, but it has a
-    gradient in the dynamics, and padding changes nothing."""
+    """Draw paths sequentially, from one point that counts to the next.
+
+    A draw depends on the other query times, unlike `PriorPaths`, but it has a gradient in the dynamics, and padding
+    changes nothing.
+    """
     groups, states = dynamics.groups, dynamics.states
     drawn = noise.at_points("chain", series, samples, groups * states, series.times).unflatten(-1, (groups, states))
     start = noise.of_series("chain start", series, samples, groups * states, series.times)
@@ -111,7 +114,7 @@ def chained(
 
 
 def _held_times(series: TimeSeries) -> Float64[Tensor, "batch time"]:
-    """The time of the last point that counts, before the first one that of the first; zero where none does."""
+    """Return the time of the last point that counts, or of the first one before it; zero in rows without points."""
     at = lambda otherwise: torch.where(series.counts, series.times, otherwise)
     first = at(torch.inf).amin(1, keepdim=True)
     held = torch.maximum(at(-torch.inf).cummax(1).values, first)
@@ -119,14 +122,14 @@ def _held_times(series: TimeSeries) -> Float64[Tensor, "batch time"]:
 
 
 def _first(place: Int64[Tensor, "batch time"]) -> Int64[Tensor, "batch cell"]:
-    """The first point in each cell; rows that have fewer cells than others end in repetitions."""
+    """Return the index of the first point in each cell; rows with fewer cells are padded by repetition."""
     cell = torch.arange(int(place.max()) + 1, device=place.device).expand(len(place), -1)
     return torch.searchsorted(place, cell.contiguous()).clamp(max=place.shape[1] - 1)
 
 
 @dataclass(frozen=True)
 class Bridge:
-    """The state between two known ones: N(from_left l + from_right r, root root')."""
+    """Represent the distribution of the state between two known ones: N(from_left l + from_right r, root root')."""
 
     from_left: Float64[Tensor, "*shape state state"]
     from_right: Float64[Tensor, "*shape state state"]
@@ -134,10 +137,11 @@ class Bridge:
 
     @classmethod
     def between(cls, move: Tensor, noise: Tensor, onward: Tensor, later: Tensor) -> "Bridge":
-        """move, noise: A and Q from the left one to the middle; onward, later: from there to the right one."""
+        """Build the bridge from A and Q of the gap to the middle (move, noise) and from it (onward, later)."""
         reach = noise @ onward.mT
         whole = onward @ reach + later
-        size = whole.diagonal(dim1=-2, dim2=-1).sqrt()  # entries of Q may be of different orders in the gap
+        # Entries of Q may be of different orders in the gap, so the system is solved for correlations.
+        size = whole.diagonal(dim1=-2, dim2=-1).sqrt()
         scale = size[..., :, None] * size[..., None, :]
         gain = torch.linalg.solve(whole / scale, (reach / size[..., None, :]).mT).mT / size[..., None, :]
         return cls(move - gain @ onward @ move, gain, _root(noise - gain @ reach.mT))
@@ -148,7 +152,7 @@ class Bridge:
 
 
 def _root(covariance: Float64[Tensor, "*shape state state"]) -> Float64[Tensor, "*shape state state"]:
-    """A matrix whose square is a covariance, which may be singular."""
+    """Return a matrix R with R R' equal to a covariance, which may be singular."""
     size = covariance.diagonal(dim1=-2, dim2=-1).clamp(min=1e-300).sqrt()
     values, vectors = torch.linalg.eigh(covariance / (size[..., :, None] * size[..., None, :]))
     return size[..., :, None] * (vectors * values.clamp(min=0).sqrt()[..., None, :]) @ vectors.mT

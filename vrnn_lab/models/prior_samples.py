@@ -1,4 +1,4 @@
-"""Whole series from a model that has seen nothing."""
+"""Sample whole series from a model's prior, without any observed value."""
 
 from dataclasses import dataclass, replace
 
@@ -9,23 +9,23 @@ from torch.nn.utils.rnn import pad_sequence
 
 from vrnn_lab.core.series import Scale, TimeSeries
 
-MOST_POINTS = 1000  # of a series, unless more are asked for
+MOST_POINTS = 1000  # default limit per series
 
 
 @dataclass(frozen=True)
 class PriorSamples:
-    """Series from a model's prior, in the data's units."""
+    """Hold series from a model's prior, in the data's units."""
 
     times: Float64[Tensor, "series place"]
     there: Bool[Tensor, "series place"]  # the others are padding
     values: Float[Tensor, "series place dim"]
-    curve: Float[Tensor, "series place dim"]  # the mean of each point given its path: no observation noise
+    curve: Float[Tensor, "series place dim"]  # the mean of each point given its path, without observation noise
 
 
 def draw(model, count: int, seed: int, points: int | None = None) -> PriorSamples:
-    """`count` series over a typical training window; a function of the model and the numbers given alone.
+    """Draw `count` series over a typical training window, as a function of the model and the arguments alone.
 
-    A step model feeds its own draws back. A point process draws the times too, of the same latent as the values.
+    A step model feeds its own draws back. A point process draws the times too, from the same latent as the values.
     """
     asked = question(model.scale, count, points)
     with model.fixed_noise(seed):
@@ -39,10 +39,10 @@ def draw(model, count: int, seed: int, points: int | None = None) -> PriorSample
 
 
 def question(scale: Scale, count: int, points: int | None = None) -> TimeSeries:
-    """`count` series, nothing seen and all asked, at even times over a typical training window, with the covariates'
-    training means.
+    """Build a query of `count` series at even times over a typical training window, with no observed value.
 
-    By default they are as dense as a training series; where those are single points, so are these.
+    Covariates take their training means. By default the points are as dense as in a training series; where training
+    series are single points, so are these.
     """
     clock = scale.clock.cpu() if scale.longest > 0 else scale.clock.new_zeros(()).cpu()
     usual = 1 if not clock else min(round((scale.clock / scale.gap).item()) + 1, MOST_POINTS)
@@ -61,7 +61,7 @@ def question(scale: Scale, count: int, points: int | None = None) -> TimeSeries:
 
 
 def _at(asked: TimeSeries, times: Float64[Tensor, "series place"]) -> TimeSeries:
-    """The question at other times; NaN is padding, at the window's end."""
+    """Return the query at other times; NaN marks padding, which is moved to the window's end."""
     there = ~times.isnan()
     scored = there[..., None].expand(-1, -1, asked.values.shape[-1])
     return replace(

@@ -1,4 +1,4 @@
-"""How to fit any model: optimizer, learning-rate schedule, objective, weight of the KL, labels."""
+"""Define how to train a model: optimizer, learning-rate schedule, objective, weight of the KL, labels."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from vrnn_lab.models.losses import LossTerms
 
 
 def constant(optimizer: Optimizer, total_steps: int) -> LRScheduler:
-    """The learning rate stays as it is."""
+    """Keep the learning rate constant."""
     return LambdaLR(optimizer, lambda step: 1.0)
 
 
 def cosine(optimizer: Optimizer, total_steps: int, warmup: Share = 0.02, final: Share = 0.01) -> LRScheduler:
-    """Up linearly over the first share of the steps, then down along a cosine to `final` of the peak."""
+    """Raise the rate linearly over the fraction `warmup` of the steps, then lower it by a cosine to `final` lr."""
     rise = max(1, round(warmup * total_steps))
 
     def factor(step: int) -> float:
@@ -31,27 +31,27 @@ def cosine(optimizer: Optimizer, total_steps: int, warmup: Share = 0.02, final: 
 
 
 def onecycle(optimizer: Optimizer, total_steps: int, rise: Share = 0.3) -> LRScheduler:
-    """One cycle (Smith & Topin 2018): from lr / 25 up to lr over a share of the steps, then down to nothing."""
-    total = total_steps + 1  # one more than are taken: the scheduler raises when it is called beyond its end
+    """Run one cycle (Smith & Topin 2018): from lr / 25 to lr over a fraction of the steps, then to almost zero."""
+    total = total_steps + 1  # one more than are run: the scheduler raises when it is called beyond its end
     peak = [group["lr"] for group in optimizer.param_groups]
     share = rise if rise * total != 1 else 1.5 / total  # a rise of exactly one step divides by zero in torch
     return OneCycleLR(optimizer, max_lr=peak, total_steps=total, pct_start=share, cycle_momentum=False)
 
 
 def exponential(optimizer: Optimizer, total_steps: int, final: Decay = 0.1) -> LRScheduler:
-    """Down by one factor every step, to `final` of the rate at the end."""
+    """Lower the rate by one factor per step, to `final` of its initial value at the end."""
     return LambdaLR(optimizer, lambda step: final ** (step / max(1, total_steps)))
 
 
 def plateau(optimizer: Optimizer, total_steps: int, factor: Decay = 0.5, patience: Natural = 5) -> ReduceLROnPlateau:
-    """Down by a factor whenever val/loss has not improved for some validations."""
-    # Absolute: relative to a negative loss, standing still would count as better.
+    """Lower the rate by `factor` whenever val/loss has not improved for `patience` validations."""
+    # Absolute: with a threshold relative to a negative loss, no change would count as an improvement.
     return ReduceLROnPlateau(optimizer, factor=factor, patience=patience, threshold_mode="abs")
 
 
 @dataclass(frozen=True)
 class ConstantBeta:
-    """The KL counts by `weight`; 1 is the bound itself."""
+    """Weight the KL by the constant `weight`; 1 gives the bound itself."""
 
     weight: NonNegative = 1.0
 
@@ -61,7 +61,7 @@ class ConstantBeta:
 
 @dataclass(frozen=True)
 class WarmupBeta:
-    """The weight of the KL grows linearly from 0 to 1 over the first share of the steps."""
+    """Raise the weight of the KL linearly from 0 to 1 over the first fraction `share` of the steps."""
 
     share: Decay = 0.2
 
@@ -71,7 +71,7 @@ class WarmupBeta:
 
 @dataclass(frozen=True)
 class ELBO:
-    """The evidence lower bound, its latents drawn `samples` times (Kingma & Welling 2014, arXiv 1312.6114)."""
+    """Train on the evidence lower bound with `samples` draws (Kingma & Welling 2014, arXiv 1312.6114)."""
 
     samples: Count = 1
 
@@ -81,10 +81,10 @@ class ELBO:
 
 @dataclass(frozen=True)
 class IWAE:
-    """The importance-weighted bound, log 1/K sum_k w_k of each series (Burda et al. 2016, arXiv 1509.00519).
+    """Train on the importance-weighted bound, log 1/K sum_k w_k of each series (Burda et al. 2016, arXiv 1509.00519).
 
-    It does not fall into a likelihood and a KL: the KL is reported as zero. Models with one code of the seen values
-    have doubly reparameterised gradients (Tucker et al. 2019, arXiv 1810.04152).
+    It does not split into a likelihood and a KL, so the KL is reported as zero. Models with one code of the observed
+    values have doubly reparameterised gradients (Tucker et al. 2019, arXiv 1810.04152).
     """
 
     samples: Count = 10
@@ -96,9 +96,9 @@ class IWAE:
 
 @dataclass(frozen=True)
 class FIVO:
-    """The particle filter's bound: as IWAE, with the samples resampled on their way through a series.
+    """Train on the particle filter's bound, which resamples IWAE's samples along a series.
 
-    For models with a latent at every step (Maddison et al. 2017, arXiv 1705.09279).
+    It needs a model with a latent at every step (Maddison et al. 2017, arXiv 1705.09279).
     """
 
     samples: Count = 10
@@ -110,7 +110,7 @@ class FIVO:
 
 @dataclass(frozen=True)
 class Labels:
-    """A classifier on a model's states, trained beside its likelihood: `weight` nats a label; 0 is none."""
+    """Configure a classifier on a model's states, trained jointly with `weight` times its nats per label."""
 
     weight: NonNegative = 1.0
     width: Count = 64  # hidden units
@@ -118,7 +118,10 @@ class Labels:
 
 @dataclass(frozen=True)
 class Recipe:
-    """optimizer(parameters), schedule(optimizer, total_steps), beta(step, total_steps): a run is fitted with them."""
+    """Hold how to train: optim(parameters), schedule(optimizer, total_steps), beta(step, total_steps).
+
+    ValueError where an objective other than ELBO is combined with a KL weight or with labels.
+    """
 
     optim: Callable
     schedule: Callable

@@ -1,4 +1,4 @@
-"""Recurrent models whose only randomness is their output."""
+"""Define recurrent models whose only randomness is their output."""
 
 import torch
 from torch import Tensor
@@ -14,13 +14,13 @@ from vrnn_lab.models.steps import StepLevel, StepModel
 
 
 class RNN(StepModel):
-    """An RNN with a random output (the RNN-Gauss and RNN-GMM of Chung et al. 2015, arXiv 1506.02216).
+    """Model a series by an RNN with a random output (RNN-Gauss and RNN-GMM of Chung et al. 2015, arXiv 1506.02216).
 
     s_i = cell(x_{i-1}, known_{i-1}, gap_i, u_i, s_{i-1}),    x_i ~ head(output(s_i, u_i)),
 
-    with gap_i the time since the last point that counts and u_i the covariates, where there are any, so
-    log p(x | u) = sum_i log p(x_i | x_<i, u) is exact.
-    The cell (`vrnn_lab.models.cells`) says what happens between points: GRU, decay, GRU-D, ODE-RNN.
+    with gap_i the time since the last point that counts and u_i the covariates, where there are any, so log p(x | u)
+    = sum_i log p(x_i | x_<i, u) is exact. The cell (`vrnn_lab.models.cells`) determines how the state evolves between
+    points: GRU, decay, GRU-D, ODE-RNN.
     """
 
     takes_covariates = takes_error = True
@@ -42,12 +42,12 @@ class RNN(StepModel):
         self.output = self.head.begin(mlp(self.cell.output + self.told, width, self.head.width, depth, activation))
 
     def _density(self, state: Tensor):
-        """state: the cell's, and behind it the covariates, which no cell lets fade."""
+        """Return the density of a point; state: the cell's state, with the covariates appended undecayed."""
         read = state[..., : self.cell.output]
         return self.head(self.output(beside(read, state[..., self.cell.size :] if self.told else None)))
 
     def _log_prob(self, series: TimeSeries) -> tuple[Tensor, Tensor]:
-        """log p of each series' scored values, and the states after each of its points."""
+        """Return log p of each series' scored values, in nats, and the states after each of its points."""
         series, index = compact(series, series.counts)
         values, known, gap, told = self._before(series)
         states = beside(self.cell.over(values, known, gap, told, self._longest(series)), told)

@@ -1,4 +1,4 @@
-"""A latent a series with a recurrent decoder."""
+"""Define a model of one latent per series with a recurrent decoder."""
 
 import torch
 from jaxtyping import Float
@@ -16,14 +16,15 @@ from vrnn_lab.models.recipe import Recipe
 
 
 class RNNVAE(PathModel):
-    """One latent state a series, laid out in time by an RNN: the latent ODE's twin without an ODE (the RNN-VAE of
-    Rubanova et al. 2019, arXiv 1907.03907, section 4).
+    """Model a series by one latent that an RNN decodes over time (RNN-VAE of Rubanova et al. 2019, arXiv 1907.03907,
+    section 4); it is the latent ODE with an RNN in place of the ODE.
 
     q(z | seen) = N(encoder),  z ~ N(0, I),
     s_0 = tanh(W z + b),  s_{k+1} = GRU(z, s_k),  x_i ~ head(decoder(s(t_i))).
 
-    s_k stands k / nodes typical windows after the start of the row's window. s(t) is linear in between, and s_0
-    before the start. A decoder that stepped from query to query would answer otherwise when more is asked.
+    s_k is the state k / nodes typical windows after the start of the row's window; s(t) is linear between them, and
+    s_0 before the start. A decoder that stepped from query to query would change its predictions when queries are
+    added.
     """
 
     def __init__(
@@ -59,14 +60,14 @@ class RNNVAE(PathModel):
     def _chain(
         self, z: Float[Tensor, "samples batch latent"], steps: int
     ) -> Float[Tensor, "nodes samples batch state"]:
-        """s_0, s_1, ..., s_steps."""
+        """Return the states s_0, s_1, ..., s_steps."""
         gates, states = self.memory.gates(z), [torch.tanh(self.start(z))]
         for _ in range(steps):
             states.append(self.memory(gates, states[-1]))
         return torch.stack(states)
 
     def _moving(self, series: TimeSeries) -> Tensor:
-        """The time that a state has moved for at each point; with a line no longer than in training."""
+        """Return the time at which each point reads the path; with a line, at most the training range."""
         return series.times if self.lines is None else series.times.clamp(max=self.reach)
 
     def _steps(self, series: TimeSeries) -> int:

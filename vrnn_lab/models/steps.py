@@ -1,4 +1,4 @@
-"""The base of models that go from point to point."""
+"""Define the base class of models that proceed from point to point."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -19,13 +19,13 @@ StepLevel = Literal["auto", "last", "none"]
 
 
 class LastValue(nn.Module):
-    """Keeps the level of every channel, so that a series may lie outside the training range.
+    """Keep the level of every channel, so that a series may lie outside the training range.
 
     With l_i the last known value of a channel before point i and c the root mean square of its changes in training,
-    the network reads a known value x_i as [x_i within the training range, (x_i - l_i) / c], and its output is the
-    density of (x_i - l_i) / c. So p(x_i | past) is the head's density, moved and stretched by functions of the past
-    alone: it stays normalised. Before a channel's first known value l = 0 and c = 1. Channels that are not `kept` are
-    read and predicted as they are.
+    the network reads a known value x_i as [x_i clipped to the training range, (x_i - l_i) / c], and its output is the
+    density of (x_i - l_i) / c. So p(x_i | past) is the head's density, shifted and scaled by functions of the past
+    alone, and stays normalised. Before a channel's first known value l = 0 and c = 1. Channels that are not `kept`
+    are read and predicted unchanged.
     """
 
     kept: Tensor
@@ -34,7 +34,8 @@ class LastValue(nn.Module):
     change: Tensor
 
     def __init__(self, scale: Scale, kept: Bool[Tensor, " dim"], stretch: bool = True):
-        """stretch=False: the head's spread is one of values, and only moved by l."""
+        """Take the channels to keep; stretch=False: the head's spread is one of values, which is shifted by l but not
+        scaled."""
         super().__init__()
         self.stretch = stretch
         self.register_buffer("kept", kept)
@@ -47,14 +48,15 @@ class LastValue(nn.Module):
     def read(
         self, values: Float[Tensor, "*rows dim"], known: Tensor, last: Tensor, ever: Tensor
     ) -> Float[Tensor, "*rows twice"]:
-        """Reads values, zero where not known, given the last values before them and whether there are any."""
+        """Return the network's inputs from values (zero where unknown), the last values before them, and whether
+        these exist."""
         flag = known.to(values)
         within = torch.where(self.kept, torch.minimum(torch.maximum(values, self.low), self.high), values)
         change = torch.where(ever & self.kept, values - last, 0) / self.change
         return torch.cat([within * flag, change * flag], -1)
 
     def move(self, density: Density, last: Tensor, ever: Tensor) -> Density:
-        """Turns the density of changes into that of values."""
+        """Convert the density of changes into the density of values."""
         factor = torch.where(ever & self.kept & self.stretch, self.change, 1.0)
         return density.affine(factor, torch.where(self.kept, last, 0))
 
@@ -62,7 +64,8 @@ class LastValue(nn.Module):
 def last_values(
     values: Float[Tensor, "batch time dim"], known: Bool[Tensor, "batch time dim"]
 ) -> tuple[Float[Tensor, "batch time dim"], Bool[Tensor, "batch time dim"]]:
-    """Finds, before every point, each channel's last known value (zero where there is none), and if there is one."""
+    """Return, before every point, each channel's last known value (zero where there is none), and whether there is
+    one."""
     place = torch.arange(values.shape[1], device=values.device)[:, None].expand_as(values)
     latest = torch.where(known, place, -1).cummax(1).values
     latest = torch.cat([torch.full_like(latest[:, :1], -1), latest[:, :-1]], 1)
@@ -71,16 +74,16 @@ def last_values(
 
 
 SMALLEST_CHANGE = 0.01  # training standard deviations
-PERSISTENT = 0.4  # a channel that changes by less from one value to the next is predicted from its last value
+PERSISTENT = 0.4  # training stds: channels that change by less from value to value are predicted from the last one
 
 
 def kept_channels(level: StepLevel, scale: Scale) -> Bool[Tensor, " dim"]:
-    """The channels whose level a step model keeps.
+    """Return the channels whose level a step model keeps.
 
-    auto: those of a user's table that change by less than PERSISTENT training standard deviations from one known
-    value to the next, apart from the slope that all series share. Elsewhere the last value is mostly noise, or the
-    channel has moved on: there changes were measured to be harder to predict than values (seasonal series with
-    noise), as they were easier on growth.
+    With `auto` these are the channels of a user's table that change by less than PERSISTENT training standard
+    deviations from one known value to the next, apart from the slope that all series share. Elsewhere the last value
+    is mostly noise or out of date: on seasonal series with noise, changes were measured to be harder to predict than
+    values, while on growth they were easier.
     """
     every = torch.ones(scale.dim, dtype=torch.bool)
     if level == "last" or scale.support != "real":
@@ -91,22 +94,22 @@ def kept_channels(level: StepLevel, scale: Scale) -> Bool[Tensor, " dim"]:
 
 
 class StepModel(SequenceModel):
-    """A model by the chain rule: the term at a point may read every value known before it.
+    """Model a series by the chain rule: the term of a point may depend on every value known before it.
 
-    A leaf says how its state moves on (`_remember`) and what it says of the next point (`_emit`); at queries
-    prediction feeds the model's own draws back. Leaves without latents have latent size 0.
+    A subclass defines the transition of its state (`_remember`) and the density of the next point (`_emit`); at
+    queries, prediction feeds the model's own draws back. Models without latents have latent size 0.
 
-    level=last: values are read and predicted as changes from the last known value (`LastValue`); none: as they are;
-    auto: as `kept_channels` says.
+    level=last: values are read and predicted as changes from the last known value (`LastValue`); none: they are used
+    unchanged; auto: `kept_channels` decides. ValueError where level=last and the values are not real.
     """
 
     causal = True
-    latent: int = 0  # dimensions a step
+    latent: int = 0  # dimensions per step
 
     def __init__(self, scale: Scale, recipe: Recipe, head: Callable[[Scale], Head], states: int, level: StepLevel):
         kept = kept_channels(level, scale)
         keeps = bool(kept.any())
-        # A spread that each point has of its own is one of changes, in their units.
+        # A spread predicted per point is one of changes, so it starts in their units.
         made = head(replace(scale, variation=None) if keeps else scale)
         super().__init__(scale, recipe, made, states)
         if level == "last" and scale.support != "real":
@@ -117,63 +120,67 @@ class StepModel(SequenceModel):
         self.last = LastValue(scale, kept, getattr(made, "noise", "point") == "point") if keeps else None
 
     def vary(self, batch):
-        """Leave out the first points of half of the series, at random, where all series begin at their own start.
+        """Mask the first points of about half of the series, at random, where every series is read from its own
+        start.
 
-        Were every series read from its first point on, the state could count points, and the first question past
-        the longest series would meet a count that no training series reached. Two points stay at least.
+        If every series were read from its first point on, the state could count points, and the first query past the
+        longest series would meet a count that no training series reached. At least two points stay.
         """
         if not self.scale.whole_series:
             return batch
         self.noise.seed(self.seed, self.global_step, 1, device=self.device)
         place = batch.counts.cumsum(1)
         drawn = self.noise.of_series("start", batch, 1, 1, batch.times)[0]
-        share = (2 * torch.special.ndtr(drawn) - 1).clamp(min=0)  # zero for half of the series
+        share = (2 * torch.special.ndtr(drawn) - 1).clamp(min=0)  # zero for half of the series on average
         left_out = (share * (place[:, -1:] - 1).clamp(min=0)).floor()
         kept = (place > left_out)[..., None]
         return replace(batch, seen=batch.seen & kept, scored=batch.scored & kept, opens_seen=False)
 
     def _read_scale(self) -> Scale:
-        """The scale of what the network reads of a point, which holds more numbers where it keeps the level."""
+        """Return the scale of the network's inputs, which has twice the channels where the model keeps the level."""
         return self.scale if self.last is None else replace(self.scale, channels=2 * self.scale.channels)
 
     def _reading(self, values: Tensor, known: Tensor, last: Tensor, ever: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the network reads of points, and which of those numbers are known."""
+        """Return the network's inputs at points, and a mask of the known ones."""
         if self.last is None:
             return values * known, known
         return self.last.read(values, known, last, ever), torch.cat([known, known], -1)
 
     def _readings(self, series: TimeSeries) -> tuple[Tensor, Tensor]:
-        """Return what the network reads of every point of compacted rows."""
+        """Return the network's inputs at every point of compacted rows, and a mask of the known ones."""
         return self._reading(series.values, series.known, *last_values(series.values, series.known))
 
     def _moved(self, density: Density, series: TimeSeries) -> Density:
-        """The density of the values of compacted rows, from what the head says of them."""
+        """Return the density of the values of compacted rows, from the head's density."""
         if self.last is None:
             return density
         return self.last.move(density, *last_values(series.values, series.known))
 
     @abstractmethod
     def _start(self, like: Tensor, *rows: int) -> Float[Tensor, "*rows state"]:
-        """The state before anything is known."""
+        """Return the state before anything is known."""
 
     @abstractmethod
     def _remember(
         self, values: Tensor, known: Tensor, gap: Tensor, told: Tensor | None, latent: Tensor, state: Tensor
     ) -> Float[Tensor, "... state"]:
-        """s_i from the point before (values, which of them are known, z), the gap to point i, the covariates of point
-        i, which are known beforehand (as in Salinas et al. 2020, arXiv 1704.04110, section 3.1), and s_{i-1}."""
+        """Return s_i from the previous point (values, mask of the known ones, z), the gap to point i, its covariates
+        and s_{i-1}.
+
+        The covariates of point i are known beforehand (as in Salinas et al. 2020, arXiv 1704.04110, section 3.1).
+        """
 
     @abstractmethod
     def _emit(
         self, state: Tensor, values: Tensor, seen: Tensor, noise: Tensor
     ) -> tuple[Density, Float[Tensor, "... latent"]]:
-        """p(x_i | s_i, z_i) and z_i, drawn with standard normal noise given what is seen of point i."""
+        """Return p(x_i | s_i, z_i), and z_i drawn with standard normal noise given the observed values of point i."""
 
     def _before(self, series: TimeSeries) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """For each step of compacted rows the point before it (values, known), the gap up to it (batch, time, 1), and
-        its own covariates.
+        """Return the inputs of each step of compacted rows: the previous point (values, mask), the gap (batch, time,
+        1), and the step's own covariates.
 
-        Before the first there is nothing. One more step follows the last point: where all of it is taken in.
+        The first step has no previous point. One more step follows the last point, to take that point in.
         """
         values, known = self._readings(series)
         nothing = torch.zeros_like(values[:, :1])
@@ -183,11 +190,12 @@ class StepModel(SequenceModel):
         return torch.cat([nothing, values], 1), torch.cat([nothing, known.to(values)], 1), gap[..., None], told
 
     def _gap(self, series: TimeSeries) -> Tensor:
-        """Gaps of compacted rows, in usual gaps."""
+        """Return the gaps of compacted rows, in usual gaps."""
         return (gaps(series.times, series.counts) / self.usual_gap).to(series.values.dtype)
 
     def _longest(self, series: TimeSeries) -> float | None:
-        """A bound on them that needs no look at the device."""
+        """Return a bound on the gaps, in usual gaps, that needs no synchronisation with the device; None where none
+        is known."""
         if series.longest_gap is None or not series.in_training:
             return None
         return series.longest_gap / self.usual_gap
@@ -199,7 +207,7 @@ class StepModel(SequenceModel):
         latents = self.noise.at_points("latent", series, samples, self.latent, series.values).unbind(2)
         spread = (samples, batch, dim)
         values, seen = series.values.unbind(1), series.seen.unbind(1)
-        # At a query all channels are drawn and fed back.
+        # At a query all channels are drawn, and the draws become the inputs of the next step.
         gap, known = self._gap(series)[..., None].unbind(1), series.known.unbind(1)
         last, ever = series.values.new_zeros(spread), torch.zeros(spread, dtype=torch.bool, device=series.ids.device)
         before = self._reading(last, ever, last, ever)

@@ -1,4 +1,4 @@
-"""The variational autoencoder."""
+"""Define the variational autoencoder."""
 
 import torch
 
@@ -12,11 +12,12 @@ from vrnn_lab.models.recipe import Recipe
 
 
 class VAE(PathModel):
-    """One latent a point, and no time (Kingma & Welling 2014, arXiv 1312.6114, section 3 and appendix C).
+    """Model each point by a latent of its own, without time (Kingma & Welling 2014, arXiv 1312.6114, section 3).
 
-    z_i ~ N(0, I),  x_i ~ head(decoder(z_i)),  q(z_i | seen channels of x_i) = N(encoder(x_i, which are seen)),
+    z_i ~ N(0, I),  x_i ~ head(decoder(z_i)),  q(z_i | seen channels of x_i) = N(encoder(x_i, which are seen)).
 
-    all points independent: where nothing of a point is seen, its answer is the prior's.
+    All points are independent; the prediction of a point with nothing observed is the prior's. Encoder and decoder
+    are MLPs (appendix C).
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The variational recurrent network."""
+"""Define the variational recurrent network."""
 
 from typing import Literal
 
@@ -20,16 +20,17 @@ from vrnn_lab.models.steps import StepLevel, StepModel, last_values
 
 
 class VRNN(StepModel):
-    """A latent variable at every step of an RNN (Chung et al. 2015, arXiv 1506.02216, eq. 5 to 11).
+    """Model a series by an RNN with a latent at every step (Chung et al. 2015, arXiv 1506.02216, eq. 5 to 11).
 
-    s_i = GRU([phi_x(x_{i-1}, known_{i-1}), gap_i, u_i, phi_z(z_{i-1})], s_{i-1})    (the paper's h_{i-1}, told the
-                                                                   gap and the covariates of the point to come)
+    s_i = GRU([phi_x(x_{i-1}, known_{i-1}), gap_i, u_i, phi_z(z_{i-1})], s_{i-1})
     prior      z_i ~ N(phi_prior(s_i)), or N(0, I) with prior=standard (the paper's VRNN-I)
     posterior  z_i ~ N(phi_enc(phi_x(x_i, known_i), s_i))
     output     x_i ~ head(phi_dec(phi_z(z_i), s_i))
 
-    Bound: sum_i log p(x_i | z_<=i, x_<i) - KL(q(z_i | x_<=i, z_<i) || p(z_i | x_<i, z_<i)). Only what depends
-    on the state runs in the loop over points; features of x, prior and output heads run once over all points.
+    s_i is the paper's h_{i-1}, with the gap and the covariates u_i of the next point as further inputs.
+
+    Bound: sum_i log p(x_i | z_<=i, x_<i) - KL(q(z_i | x_<=i, z_<i) || p(z_i | x_<i, z_<i)). Only what depends on the
+    state runs in the loop over points; features of x, prior and output heads are computed once for all points.
     """
 
     takes_covariates = takes_error = True
@@ -85,7 +86,7 @@ class VRNN(StepModel):
     def _prepare(
         self, series: TimeSeries
     ) -> tuple[Float[Tensor, "time batch gates"], Float[Tensor, "time batch width"]]:
-        """What does not depend on the state: gates of the input, and x as the posterior sees it."""
+        """Compute what does not depend on the state: gates of the input, and the posterior's features of x."""
         values, known = (x.transpose(0, 1) for x in self._readings(series))
         features = self._features(values, known)
         zero = torch.zeros_like(values[:1])
@@ -95,12 +96,12 @@ class VRNN(StepModel):
         return self.memory.gates(beside(torch.cat([before, gap], -1), told)), self.posterior_of_x(features)
 
     def _begin(self, series: TimeSeries, samples: int) -> tuple[Tensor, Tensor]:
-        """The first state, and the gates of the latent before the first."""
+        """Return the initial state, and the gates of a zero latent before the first point."""
         state = self._start(series.values, samples, len(series.ids))
         return state, self.gates_of_z(self._features_of_z(state.new_zeros(self.latent)))
 
     def _terms(self, series: TimeSeries, samples: int):
-        """(p(x | z) of each point, posterior, prior, z, states for labels), of compacted rows."""
+        """Return (p(x | z) of each point, posterior, prior, z, states for labels) of compacted rows."""
         noise = self.noise.at_points("latent", series, samples, self.latent, series.values).permute(2, 0, 1, 3)
         told = *self._prepare(series), noise, *self._begin(series, samples)
         state, raw, z, feature = self._sequence(*told)
@@ -112,7 +113,7 @@ class VRNN(StepModel):
 
     @loop
     def _sequence(self, gates, from_x, noise, state, gates_of_z) -> list[Tensor]:
-        """(states, the posterior's raw numbers, z, features of z): (time, samples, batch, _)."""
+        """Return (states, the posterior's raw numbers, z, features of z), each (time, samples, batch, _)."""
         weights = self._weights() if by_hand() else None
         if weights:
             return self._taped(gates, from_x, noise, state, gates_of_z, *weights)
@@ -127,7 +128,10 @@ class VRNN(StepModel):
         return [torch.stack(x) for x in zip(*found, strict=True)]
 
     def _weights(self) -> tuple[Weights, Weights] | None:
-        """Of the posterior, from the state, and of the gates of z, from z; None where they are not as made here."""
+        """Return fused weights of the posterior (from the state) and of z's gates (from z), or None.
+
+        None where a subclass or changed layers have no fused form.
+        """
         read = (self.posterior_of_state.weight, self.posterior_out.weight)
         shift = self.posterior_out.bias
         posterior = Weights(self.named, read, (shift.new_zeros(len(read[0])), shift))
@@ -139,9 +143,11 @@ class VRNN(StepModel):
         return (read_by_hand, told_by_hand) if read_by_hand and told_by_hand else None
 
     def _taped(self, gates, from_x, noise, state, gates_of_z, posterior: Weights, telling: Weights) -> list[Tensor]:
-        """As `_sequence`, differentiated by hand."""
+        """Run `_sequence` as one fused function with its own backward pass."""
         samples, batch = noise.shape[1:3]
         rows = lambda x: x[:, None].expand(-1, samples, -1, -1).flatten(1, 2)
+        # Fused weights express tanh(x) as 2 sigmoid(2 x) - 1: the first shift, from_x, is doubled, and the
+        # features, which are sigmoids y, stand for 2 y - 1.
         tanh = self.named == "tanh"
         found = VariationalSequence.apply(
             posterior.activation,
@@ -177,9 +183,9 @@ class VRNN(StepModel):
 
     @loop
     def _filter_bound(self, series, samples):
-        """FIVO (Maddison et al. 2017, arXiv 1705.09279): particles are resampled where their effective number halves.
+        """Return the FIVO bound, resampling particles where their effective number is below half of them.
 
-        Gradients do not go through the choice of ancestors, as in the paper.
+        Gradients do not flow through the choice of ancestors, as in Maddison et al. 2017, arXiv 1705.09279.
         """
         series, _ = compact(series, series.counts)
         gates, from_x = self._prepare(series)
@@ -227,8 +233,11 @@ class VRNN(StepModel):
 def choose_ancestors(
     log_weight: Float[Tensor, "samples batch"], chance: Float[Tensor, " batch"]
 ) -> tuple[Tensor, Bool[Tensor, " batch"]]:
-    """Each particle's ancestor (samples, batch), by systematic resampling with one uniform a row, and which rows
-    resample: those whose effective number of particles is below half of them. The others keep their own."""
+    """Return each particle's ancestor (samples, batch), and which rows are resampled (batch,).
+
+    A row is resampled, systematically with one uniform number, where its effective number of particles is below half
+    of them; in the other rows each particle is its own ancestor.
+    """
     count = len(log_weight)
     weight = log_weight.softmax(0)
     resampled = 1 / weight.square().sum(0) < count / 2

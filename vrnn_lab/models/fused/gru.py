@@ -1,4 +1,4 @@
-"""Gated recurrent units."""
+"""Run gated recurrent units over a sequence in one fused function."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from vrnn_lab.models.fused.tape import aten, once, places_of
 
 
 class Gates:
-    """Steps of a gated recurrent unit, `layers.Memory`: what each of them made of its input's gates."""
+    """Store the steps of a gated recurrent unit, `layers.GRUCell`: the activations at each step."""
 
     def __init__(self, matrix: Tensor, shift: Tensor, kept: Sequence[Tensor]):
         self.matrix, self.transposed, self.shift = matrix, matrix.t(), shift
@@ -24,7 +24,7 @@ class Gates:
         return [like.new_empty(places, rows, many * size) for many in (3, 2, 1)]
 
     def step(self, place: int, early: Tensor, late: Tensor, state: Tensor, out: Tensor) -> Tensor:
-        """The next state; early, late: the input's gates of reset and keep, and those of what is new."""
+        """Write the next state to `out`; early: the input's reset and update gates, late: its candidate gates."""
         both, first, second, opened, reset, keep, new = self.at[place]
         torch.addmm(self.shift, state, self.transposed, out=both)
         torch.add(early, first, out=opened).sigmoid_()
@@ -32,21 +32,22 @@ class Gates:
         return torch.lerp(new, state, keep, out=out)
 
     def fill(self, gates: Float[Tensor, "steps rows gates"], states: Float[Tensor, "steps rows state"]) -> None:
-        """All steps at once, from their inputs' gates and the states before them."""
+        """Recompute the activations of all steps at once, from their inputs' gates and the states before them."""
         at_once = Gates(self.matrix, self.shift, [x.flatten(0, 1)[None] for x in self.kept])
         states = states.flatten(0, 1)
         at_once.step(0, *early_and_late(gates.flatten(0, 1)), states, torch.empty_like(states))
 
     def turn(self, of_gates: Tensor) -> None:
-        """The way back begins: `of_gates` will hold the gradients of the gates, (places, rows, 3 states)."""
+        """Prepare the backward pass, which writes the gates' gradients to `of_gates`, (places, rows, 3 states)."""
         self.of_gates, self.of_second = of_gates, torch.empty_like(self.kept[2])
         early, late = early_and_late(of_gates)
         self.back = places_of((early, *early.chunk(2, -1), late, self.of_second))
 
     def step_back(self, place: int, pull: Tensor, state: Tensor, out: Tensor) -> Tensor:
-        """The gradient of a step's state."""
+        """Return the gradient of a step's state and store its gates' gradients; pull: gradient of the next state."""
         _, _, second, opened, reset, keep, new = self.at[place]
         of_early, of_reset, of_keep, of_new, of_second = self.back[place]
+        # The next state is new + keep (state - new): `new` receives pull (1 - keep), `keep` pull (state - new).
         torch.addcmul(pull, pull, keep, value=-1, out=of_new)
         aten.tanh_backward.grad_input(of_new, new, grad_input=of_new)
         torch.mul(of_new, second, out=of_reset)
@@ -58,7 +59,7 @@ class Gates:
         return out.addcmul_(pull, keep)
 
     def add_gradients(self, sums: Sequence[Tensor], states: Tensor) -> None:
-        """To those of the matrix and its shift, from the states before the steps."""
+        """Add the gradients of the recurrent matrix and its shift to `sums`, from the states before the steps."""
         size, states = 2 * states.shape[-1], states.flatten(0, 1)
         early = early_and_late(self.of_gates)[0]
         for part, slope in ((slice(size), early), (slice(size, None), self.of_second)):
@@ -67,13 +68,13 @@ class Gates:
 
 
 def early_and_late(gates: Float[Tensor, "*rows three"]) -> tuple[Tensor, Tensor]:
-    """Those of reset and keep, and those of what is new."""
+    """Split gates into those of reset and update, and those of the candidate state."""
     early, late = gates.split([gates.shape[-1] // 3 * 2, gates.shape[-1] // 3], -1)
     return early, late
 
 
 class GatedSequence(torch.autograd.Function):
-    """The states of a gated recurrent unit after each of its inputs, given as gates (time, rows, 3 states)."""
+    """Return the states of a gated recurrent unit after each of its inputs, given as gates (time, rows, 3 states)."""
 
     @staticmethod
     def forward(ctx, keep: bool, gates: Tensor, start: Tensor, matrix: Tensor, shift: Tensor):

@@ -1,4 +1,4 @@
-"""Runge-Kutta steps along a network, and the walk of a state that jumps between them."""
+"""Integrate a network by fused Runge-Kutta steps, with and without jumps of the state between them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from torch import Tensor
 from vrnn_lab.models.fused.gru import Gates, early_and_late
 from vrnn_lab.models.fused.tape import Tape, Weights, once, places_of
 
-TAPE = 2**28  # bytes
-BLOCK = 2048  # rows whose gradients are taken at once
+TAPE = 2**28  # bytes of activations above which they are recomputed in the backward pass
+BLOCK = 2048  # rows whose weight gradients are computed at once
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Of steps: (), or (steps, rows, 1)."""
+    """Hold step lengths and their fractions, (), or (steps, rows, 1)."""
 
     whole: Tensor
     half: Tensor
@@ -34,16 +34,16 @@ class Lengths:
         return [Lengths(*x) for x in zip(*parts, strict=True)]
 
     def part(self, steps: slice) -> "Lengths":
-        """Of some of the steps."""
+        """Return the lengths of some of the steps."""
         return Lengths.of(self.whole[steps]) if self.whole.ndim else self
 
     def flat(self) -> "Lengths":
-        """As rows of one batch."""
+        """Return the lengths with steps and rows merged into one batch."""
         return Lengths.of(self.whole.flatten(0, 1)) if self.whole.ndim else self
 
 
 class RungeKuttaSteps(Tape):
-    """Runge-Kutta steps along a network: stage j of step n is at place j steps + n."""
+    """Store Runge-Kutta steps along a network; stage j of step n has place j steps + n on the tape."""
 
     def __init__(self, weights: Weights, told: Sequence[Tensor]):
         super().__init__(weights, told)
@@ -52,7 +52,7 @@ class RungeKuttaSteps(Tape):
         self.carried = torch.empty_like(self.stages[0])
 
     def step(self, n: int, state: Tensor, length: Lengths, slope: Tensor, out: Tensor) -> None:
-        """The state a step on, into `out`, the field at `state` into `slope`."""
+        """Write the state one step later to `out`, and the field at `state` to `slope`."""
         one, two, three, four = (self.at[n + j * self.steps] for j in range(4))
         second, third, fourth = self.stages
         self.evaluate((one[0].copy_(state), *one[1:]), slope)
@@ -65,9 +65,11 @@ class RungeKuttaSteps(Tape):
         torch.addcmul(state, second.add_(third).mul_(2).add_(slope).add_(fourth), length.sixth, out=out)
 
     def step_back(self, n: int, pull: Tensor, length: Lengths, of_slope: Tensor | None = None) -> Tensor:
-        """The gradient of step n's state, from those of the next one and of the slope; `pull` becomes it."""
+        """Turn `pull` from the gradient of the next state into that of step n's; of_slope: the slope's gradient."""
         one, two, three, four = (n + j * self.steps for j in range(4))
         carried, back = self.carried, self.back
+        # The next state weighs the four slopes by 1/6, 1/3, 1/3, 1/6; each stage's input is the state plus a
+        # multiple of the stage before it. So stages are pulled back from the last, and each adds to the one before.
         torch.mul(pull, length.sixth, out=back[one][-1])
         if of_slope is not None:
             back[one][-1].add_(of_slope)
@@ -83,7 +85,7 @@ class RungeKuttaSteps(Tape):
         return pull.add_(self.pull(one, carried))
 
     def fill(self, states: Float[Tensor, "steps rows state"], lengths: Lengths) -> None:
-        """All steps at once, from their states."""
+        """Recompute the activations of all steps at once, from the states before them."""
         stage = [[x[j * self.steps : (j + 1) * self.steps].flatten(0, 1) for x in self.told] for j in range(4)]
         states, lengths = states.flatten(0, 1), lengths.flat()
         slope = torch.empty_like(states)
@@ -95,21 +97,21 @@ class RungeKuttaSteps(Tape):
 
 
 def _blocks(steps: int, rows: int) -> list[slice]:
-    """Of steps whose gradients of the weights are taken at once: as many rows as a cache likes."""
+    """Return blocks of steps whose weight gradients are computed at once, with as many rows as fit a CPU cache."""
     many = max(1, BLOCK // max(1, 4 * rows))
     return [slice(first, min(first + many, steps)) for first in range(0, steps, many)]
 
 
 def _fits(weights: Weights, steps: int, rows: int, like: Tensor, beside: int = 0) -> bool:
-    """Whether a tape of the steps may be kept; beside: further numbers a row and step."""
+    """Return whether a tape of the steps may be kept; beside: further numbers per row and step."""
     each = beside + 4 * sum(matrix.shape[1] for matrix in weights.matrices)
     return each * steps * rows * like.element_size() <= TAPE
 
 
 class RungeKutta(torch.autograd.Function):
-    """(states, slopes) at `count` + 1 nodes of dz/dt = network(z): as `ode.rk4`.
+    """Return (states, slopes) at `count` + 1 nodes of dz/dt = network(z), the fused counterpart of `ode.rk4`.
 
-    length: of every step, (), or of the steps of every row, (rows, 1).
+    length: one for every step, (), or one for the steps of each row, (rows, 1).
     """
 
     @staticmethod
@@ -152,7 +154,7 @@ class RungeKutta(torch.autograd.Function):
         for block in reversed(_blocks(count, rows)):
             if kept:
                 steps = RungeKuttaSteps(weights, [kept.pop() for _ in weights.matrices][::-1])
-            else:
+            else:  # a tape too long to keep: recompute this block's activations from its states
                 steps = RungeKuttaSteps(weights, Tape.empty(weights, 4 * (block.stop - block.start), rows, states))
                 whole = length.expand(block.stop - block.start, *length.shape) if length.ndim else length
                 steps.fill(states[block], Lengths.of(whole))
@@ -165,14 +167,14 @@ class RungeKutta(torch.autograd.Function):
 
 
 def _evaluated(weights: Weights, state: Tensor, out: Tensor) -> Tape:
-    """A tape of one evaluation."""
+    """Return a tape of one evaluation, whose output is written to `out`."""
     tape = Tape(weights, Tape.empty(weights, 1, len(state), state))
     tape.evaluate((tape.at[0][0].copy_(state), *tape.at[0][1:]), out)
     return tape
 
 
 class Walk(torch.autograd.Function):
-    """(j, s): as `ode.through`, tick by tick, of a gated recurrent unit and a network; all (tick, rows, _)."""
+    """Return (j, s) of `ode.through` tick by tick, for a gated recurrent unit and a network: (tick, rows, _)."""
 
     @staticmethod
     def forward(ctx, activation: str, keep: bool, gates, first, length, start, matrix, shift, *flat: Tensor):
@@ -212,7 +214,7 @@ class Walk(torch.autograd.Function):
             del kept[-3 - len(weights.matrices) :]
             turned = steps
             jumps, steps = _tick_tape(weights, matrix, shift, block.stop - block.start, start, tape)
-            if not tape:
+            if not tape:  # too long to keep: recompute this block's activations from its states
                 jumps.fill(gates[block], before[block])
                 steps.fill(jumped[block], lengths.part(block))
             jumps.turn(of_gates[block])
@@ -220,6 +222,7 @@ class Walk(torch.autograd.Function):
             for n in reversed(range(block.start, block.stop)):
                 (state, begins, of_jump, of_arrival), by = each[n]
                 steps.step_back(n - block.start, pull.add_(of_arrival), by).add_(of_jump)
+                # A jump replaces the state at a gap's first tick alone; elsewhere the gradient passes it by.
                 taken = pull * begins
                 jumps.step_back(n - block.start, taken, state, carried)
                 pull.sub_(taken).add_(carried)
@@ -231,7 +234,7 @@ class Walk(torch.autograd.Function):
 def _tick_tape(
     weights: Weights, matrix: Tensor, shift: Tensor, ticks: int, start: Tensor, kept: Sequence[Tensor] = ()
 ) -> tuple[Gates, RungeKuttaSteps]:
-    """Of some ticks: kept, or empty."""
+    """Return the tapes of some ticks, on the activations in `kept` or on new memory."""
     if not kept:
         kept = Gates.empty(ticks, len(start), start.shape[-1], start) + Tape.empty(
             weights, 4 * ticks, len(start), start

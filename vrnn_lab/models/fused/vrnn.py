@@ -1,4 +1,4 @@
-"""A gated recurrent unit with a latent at every step, drawn from a posterior that reads the state."""
+"""Run a GRU with a latent at every step, drawn from a posterior that reads the state, in one fused function."""
 
 from collections.abc import Sequence
 
@@ -11,23 +11,24 @@ from vrnn_lab.models.fused.tape import Tape, Weights, once, places_of
 
 
 def bounded(raw: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """A log-std within -7 .. 3, smoothly."""
+    """Bound a log-std smoothly to -7 .. 3."""
     return 5 * torch.tanh((raw + 2) / 5) - 2
 
 
 def slope_of_bounded(log_std: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """The derivative of `bounded`, from its result."""
+    """Return the derivative of `bounded`, given its result."""
     return 1 - ((log_std + 2) / 5).square()
 
 
 class VariationalSequence(torch.autograd.Function):
-    """(states, raw, z, features), all (time, rows, _), of
+    """Return (states, raw, z, features), all (time, rows, _), of a VRNN's loop over points.
+
       s_i = GRU(gates_i + w_(i-1), s_(i-1)),    raw_i = (m_i, r_i) = posterior(s_i; from_x_i),
       z_i = m_i + exp(bounded(r_i)) noise_i,    w_i = telling(z_i).
 
-    posterior is a network with from_x_i in place of its first shift; telling one whose last layer is told the
-    features. flat: matrix and shift of the unit, `layers` weights of the posterior, those of telling; start is s_0,
-    first w_0.
+    posterior is a network with from_x_i in place of its first shift; telling is a network whose last layer reads the
+    features. flat: matrix and shift of the recurrent unit, `layers` weights of the posterior, the weights of telling;
+    start is s_0, first is w_0.
     """
 
     @staticmethod
@@ -43,6 +44,7 @@ class VariationalSequence(torch.autograd.Function):
         read, tell = Tape(posterior, hidden), Tape(telling, hidden_of_z)
         inner, inner_of_z = (places_of(x) or [()] * places for x in (hidden, hidden_of_z))
         each = places_of((states[:-1], states[1:], gates, from_x, noise, raw, *raw.chunk(2, -1), z, features))
+        # `total` holds w_(i-1), then gates_i + w_(i-1), which the views early and late read without a copy.
         total, states[0] = first.clone(), start
         early, late = early_and_late(total)
         for i, (before, state, gate, x, draw, both, mean, log_std, latent, feature) in enumerate(each):
@@ -67,9 +69,9 @@ class VariationalSequence(torch.autograd.Function):
         read = Tape(posterior, [states[1:], *hidden[:inner]])
         tell = Tape(telling, [z, *hidden[inner:], features])
         read.turn()
-        # What w_(i-1) is told of its gradient is that of gates_i: one memory for both.
+        # w_(i-1) enters only through gates_i + w_(i-1), so both have the same gradient: one memory for both.
         of_gates = states.new_empty(len(z) + 1, *kept[0].shape[1:])
-        of_gates[-1].zero_()  # nothing comes after the last
+        of_gates[-1].zero_()  # no step follows the last one
         jumps.turn(of_gates[:-1])
         tell.turn(last=of_gates[1:])
         log_std = bounded(raw.chunk(2, -1)[1])
@@ -93,5 +95,5 @@ class VariationalSequence(torch.autograd.Function):
 
 
 def _networks(activation: str, layers: int, flat: Sequence[Tensor]) -> tuple[Weights, Weights]:
-    """The posterior and what tells of z."""
+    """Return the weights of the posterior, and those of the network that maps z to gates."""
     return Weights.of(activation, flat[2 : 2 + layers]), Weights.of(activation, flat[2 + layers :])
