@@ -52,7 +52,7 @@ def told_by_data_set(sets: Sequence[DataSet]) -> set[str]:
 
 
 def folder_names(groups: Sequence[Group]) -> dict[int, str]:
-    """Return short names of rows, by the id() of their group: the tail of the first run's folder and how many more."""
+    """Return short names of rows, by the id() of their group: the tail of its first run's folder, and a count."""
     runs = {id(g): list(g.runs.values()) for g in groups}
     tails = shortest_tails([run.folder.absolute() for each in runs.values() for run in each])
     more = lambda each: f" and {len(each) - 1} more" if len(each) > 1 else ""

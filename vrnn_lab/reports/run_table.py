@@ -224,7 +224,7 @@ def _too_sure(metrics: dict[str, Any], split: str) -> list[str]:
 
 
 def _diverged(metrics: dict[str, Any], split: str) -> list[str]:
-    """Return a warning that training diverged, where the MSE is more than DIVERGED times that of the training mean."""
+    """Return a warning that training diverged, where the MSE is above DIVERGED times that of the training mean."""
     for question, heading in QUESTIONS.items():
         ours = metrics.get(f"{split}/{question}/nmse", metrics.get(f"{split}/{question}/mse"))
         score = "nmse" if f"{split}/{question}/nmse" in metrics else "mse"
