@@ -1,4 +1,4 @@
-"""Build the model of a config, score it, and load it again; nothing else constructs parts of a config."""
+"""Build the model and data of a config, score the model, and load a fitted one from its run folder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
