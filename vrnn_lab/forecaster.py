@@ -106,6 +106,7 @@ class Forecaster:
 
     @property
     def parts(self) -> Parts:
+        """Return the fitted parts; raise ConfigError before `fit` or `load`."""
         if self._parts is None:
             raise ConfigError("the Forecaster is not fitted; call fit(frame), or Forecaster.load(<run folder>).")
         return self._parts

@@ -107,7 +107,7 @@ def run_command(command: Callable[[], int | None]) -> int:
 
 
 def explain(error: BaseException) -> int:
-    """Say what went wrong and return the exit code: 2 for a config or file that cannot work, else 1."""
+    """Print what went wrong and return the exit code: 2 for a config or file that cannot work, else 1."""
     if os.environ.get("VRNN_LAB_TRACEBACK"):
         raise error
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "

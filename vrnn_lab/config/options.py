@@ -15,4 +15,5 @@ def groups() -> tuple[str, ...]:
 
 
 def options(group: str) -> list[str]:
+    """Return the options of a group, sorted by name."""
     return sorted(p.stem for p in (CONF / group).glob("*.yaml"))

@@ -140,6 +140,7 @@ class RowScores:
                 self.energies.setdefault(name, []).append(joint[part.any(1)[batch.scored.any(2).any(1)]])
 
     def result(self, prefix: str) -> dict[str, float]:
+        """Return the scores as `<prefix>/<part>/<score>`, without parts that hold no value."""
         found: dict[str, float] = {}
         for name, tally in self.tallies.items():
             if not (each := tally.result(f"{prefix}/{name}")):

@@ -81,7 +81,7 @@ class Ensemble(SequenceModel):
     members: nn.ModuleList
 
     def __init__(self, members: Sequence[SequenceModel], names: Sequence[str]):
-        """Build the mixture; `names` are the members' names in messages."""
+        """Build the mixture of `members`; `names` are their run folders, by which messages call them."""
         first = members[0]
         longest = torch.stack([each.scale.longest for each in members]).min()
         recipe = Recipe(first.recipe.optim, first.recipe.schedule)

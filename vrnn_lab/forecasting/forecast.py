@@ -196,6 +196,7 @@ class Forecasts:
 
     @property
     def clock(self) -> Clock:
+        """Return the time format in which times are written: that of at=, else that of the input."""
         return (self.at or self.given).clock or Clock(False)
 
     def frame(self, found: Answer, text: bool = False) -> pd.DataFrame:

@@ -36,12 +36,15 @@ class Part:
     numbers: dict[str, NDArray[np.float64]]
 
     def of(self, channel: int) -> tuple[NDArray, dict[str, NDArray]]:
+        """Return the times and the numbers of one channel's rows."""
         mine = self.channel == channel
         return self.times[mine], {name: column[mine] for name, column in self.numbers.items()}
 
 
 @dataclass(frozen=True)
 class PanelLabels:
+    """Hold the names and units of the channels and the unit of time, for axis labels."""
+
     channels: tuple[str, ...]
     units: tuple[str, ...]
     time_unit: str
@@ -60,6 +63,7 @@ class Album:
         self.written: list[Path] = []
 
     def add(self, answer: Answer, clock: Clock) -> None:
+        """Keep the windows of a summary, and draw each series that another one follows."""
         for number, question in enumerate(answer.questions):
             if self.parts and self.parts[0].question.name != question.name:
                 self.close(clock)
@@ -70,6 +74,7 @@ class Album:
             self.parts.append(Part(question, answer.times[mine], answer.channel[mine], numbers))
 
     def close(self, clock: Clock) -> None:
+        """Draw the last series and write its figure."""
         if self.parts:
             name = self.parts[0].question.name
             drawn = figure(name, self.parts, self.labels, clock)

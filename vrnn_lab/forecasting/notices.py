@@ -67,12 +67,14 @@ class Notices:
             self.later += int((times > end + ROUNDING * abs(end)).sum())
 
     def predicted(self, batch: TimeSeries, recalibration: Recalibration | Recalibrations | None) -> None:
+        """Count the queried values of a batch, and those that the recalibration changes."""
         held = batch.scored & ~batch.seen
         self.values_asked += int(held.sum())
         if recalibration:
             self.recalibrated += int((held & recalibration.changed(batch)).sum())
 
     def warnings(self) -> Iterator[str]:
+        """Yield a sentence for each count that is worth a warning."""
         mean, std = self.scale.mean.tolist(), self.scale.std.tolist()
         outside = [
             f"{channel} {self.low[channel]} below {mean[i] - FAR * std[i]:.4g} and {self.high[channel]} above "

@@ -66,6 +66,7 @@ class Group:
         return sum(run.status == status for run in self.runs.values())
 
     def values(self, metric: str) -> dict[Seed, float]:
+        """Return {seed: value} of a metric over the completed runs that have it."""
         found = {seed: run.number(metric) for seed, run in self.runs.items()}
         return {seed: value for seed, value in found.items() if value is not None}
 

@@ -38,6 +38,7 @@ class RowNames:
         return {k: written(facts[k]) for k in self.keys if k in facts}
 
     def name(self, facts: dict[str, Any]) -> str:
+        """Return the name of a row: key=value for each naming key that it has."""
         return " ".join(f"{k}={v}" for k, v in self.items(facts).items()) or "all runs"
 
 

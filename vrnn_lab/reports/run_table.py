@@ -190,6 +190,7 @@ def label(column: str) -> str:
 
 
 def number(value: float | None) -> str:
+    """Return a number to four digits, empty for None."""
     return "" if value is None else f"{value:.4g}"
 
 

@@ -148,6 +148,7 @@ def text(value: Any) -> str:
 
 
 def overrides(values: dict[str, Any]) -> list[str]:
+    """Return values as overrides key=value."""
     return [f"{key}={text(value)}" for key, value in values.items()]
 
 

@@ -161,6 +161,7 @@ def _died(trial: FrozenTrial) -> bool:
 
 
 def reason(trial: FrozenTrial) -> str:
+    """Return why a trial failed."""
     return trial.user_attrs.get("reason", f"its process died, {ATTEMPTS} times")
 
 
@@ -173,6 +174,7 @@ def seats(trials: list[FrozenTrial]) -> list[TrialSlot]:
 
 
 def asked(study: optuna.Study, plan: SearchPlan) -> list[TrialSlot]:
+    """Return the planned trials of a study; more may have been queued."""
     return seats(study.get_trials(deepcopy=False))[: plan.trials]
 
 

@@ -39,6 +39,8 @@ class SweepFailed(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Job:
+    """Hold one job of a sweep."""
+
     overrides: tuple[str, ...]
     config: DictConfig
     title: str  # the choices in which it differs from the other jobs

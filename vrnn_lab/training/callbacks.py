@@ -280,6 +280,7 @@ class Timer(Callback):
 
     @property
     def metrics(self) -> dict[str, float]:
+        """Return fit/seconds, fit/steps and fit/steps_per_second so far."""
         seconds = self._elapsed()
         rate = self.steps / seconds if seconds else 0.0
         return {"fit/seconds": seconds, "fit/steps": self.steps, "fit/steps_per_second": rate}

@@ -62,6 +62,7 @@ def processes_of(config: DictConfig) -> int:
 
 
 def strategy_of(config: DictConfig) -> DDPStrategy:
+    """Return the DDP strategy of a run whose processes srun, torchrun or `ddp.run` has started."""
     unused = config.trainer.strategy.endswith("find_unused_parameters_true")
     srun = "RANK" not in os.environ
     starter = SLURMEnvironment(auto_requeue=False) if srun else TorchElasticEnvironment()

@@ -53,7 +53,10 @@ def rolling(data: SeriesData, longest: float, draws: int, keep_start: bool = Fal
 
 
 def plans(data: SeriesData, longest: float) -> list[BacktestPlan]:
-    """Return cutoffs in the validation part of series that are split in time: one far ahead, several half as far."""
+    """Return backtest plans within the validation part of series that are split in time, empty for other series.
+
+    One plan has one cutoff with a long horizon, the other FOLDS cutoffs with half of it.
+    """
     if not data.split_in_time:
         return []
     series, starts = data.reaching_back("val")

@@ -163,7 +163,7 @@ def _kept(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def ends(data: SeriesData, scale: Scale, keep_start: bool) -> Folds | None:
-    """Return a forecast of the end of each training and validation series, None where no series has an end left out.
+    """Return a forecast query for the end of each training and validation series, None where no series has one.
 
     scale: of the shortened series. The test split stays unread.
     """
@@ -248,7 +248,7 @@ def by_distance(
     factors = []
     for i in range(len(starts)):
         mine = place == i
-        one = torch.zeros(int(mine.sum()), 2, dtype=torch.float64)  # keeps these factors from falling below 1
+        one = torch.zeros(int(mine.sum()), 2, dtype=torch.float64)  # a single block, with which no factor is below 1
         found, *_ = factors_of([(least[mine], torch.zeros_like(channel[mine]), channel[mine], one)], dim)
         factors.append(found[0].tolist())
     return starts, factors

@@ -67,7 +67,7 @@ def fastest(step: Callable[[], None], several: int) -> tuple[int, float]:
 
 
 def typical(step: Callable[[], None], threads: int) -> float:
-    """Return the seconds of a step with a number of threads."""
+    """Return the median seconds of a step with a number of threads."""
     with restored():
         torch.set_num_threads(threads)
         taken, began = list[float](), perf_counter()
@@ -91,6 +91,7 @@ def recorded(folder: Path) -> int | None:
 
 
 def record(folder: Path, threads: int) -> None:
+    """Write the number of threads of a fit to its run folder."""
     write_json(folder / "checkpoints" / "threads.json", {"threads": threads})
 
 
