@@ -63,7 +63,7 @@ def configure_logging() -> None:
 
 
 class _Outliving(io.FileIO):
-    """Write to a stream whose reader may go away: what is written then is lost, and the writer goes on."""
+    """Write to a stream whose reader may go away; what is written after that is lost without an error."""
 
     def write(self, content: Any) -> int:
         try:
@@ -73,7 +73,7 @@ class _Outliving(io.FileIO):
 
 
 def outlive_readers() -> None:
-    """Let a training go on when whoever reads what it prints, such as `head`, has read enough."""
+    """Let a training continue when the reader of its output, such as `head`, has closed the pipe."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if not isinstance(stream, io.TextIOWrapper) or isinstance(getattr(stream.buffer, "raw", None), _Outliving):
@@ -99,7 +99,7 @@ def run_command(command: Callable[[], int | None]) -> int:
     except KeyboardInterrupt as interrupt:
         complain(": ".join(["interrupted", *map(str, interrupt.args)]))
         return 130
-    except BrokenPipeError:  # whoever read our output has read enough
+    except BrokenPipeError:  # the reader of our output has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:

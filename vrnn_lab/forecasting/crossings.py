@@ -70,10 +70,10 @@ def crossings(found: Answer, level: Level, channel: int, draws: int) -> Answer:
     found: a summary that keeps all `draws` as paths, one query window a series. Its rows of `channel` are kept, with
     the columns crossed, already, never and q05 to q95; all but crossed are the same in all rows of a series:
 
-    crossed: share of draws past the level at this or an earlier queried time.
+    crossed: fraction of draws past the level at this or an earlier queried time.
     already: 1 where the channel's last observed value is past the level; it then counts as crossed from that time on.
-    never: share of draws past the level at no queried time.
-    q05 to q95: the earliest queried time by which that share of draws has crossed, NaN where none is.
+    never: fraction of draws past the level at no queried time.
+    q05 to q95: the earliest queried time by which that fraction of draws has crossed, NaN where none is.
 
     Crossings are of values as they would be observed, noise included; nothing is known between two queried times.
     """

@@ -15,7 +15,7 @@ def device_for(devices: int, folder: Path | None = None) -> Iterator[int]:
     """Reserve the device with the fewest jobs for the block, and yield its index as torch counts devices.
 
     A job holds one of its device's slots, files of `folder` that it locks: when its process dies, however it does,
-    the kernel releases the slot. Jobs with different CUDA_VISIBLE_DEVICES are told apart. Raise ValueError for less
+    the kernel releases the slot. Jobs with different CUDA_VISIBLE_DEVICES are told apart. Raise ValueError for fewer
     than one device.
     """
     if devices < 1:

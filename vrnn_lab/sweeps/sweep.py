@@ -34,7 +34,7 @@ STANDING = {"new": "not begun", "running": "at work elsewhere", "interrupted": "
 
 
 class SweepFailed(Exception):
-    """Signal that some jobs of a sweep have no result; the table has said which and why."""
+    """Signal that some jobs of a sweep have no result; the printed table names them and the reasons."""
 
 
 @dataclass(frozen=True, eq=False)
