@@ -1,4 +1,4 @@
-"""A laboratory for time-series models with latent variables or continuous time."""
+"""Train, compare and apply time-series models with latent variables or continuous time."""
 
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def build(overrides: "list[str] | None" = None) -> "tuple[SequenceModel, SeriesData]":
-    """An untrained model and its data set from Hydra overrides: `build(["model=vrnn", "data=ou"])`."""
+    """Build an untrained model and its dataset from Hydra overrides: `build(["model=vrnn", "data=ou"])`.
+
+    Raise ConfigError where the overrides make no config that works.
+    """
     from vrnn_lab.config.compose import compose
     from vrnn_lab.runs.build import assemble
 
@@ -24,7 +27,11 @@ def build(overrides: "list[str] | None" = None) -> "tuple[SequenceModel, SeriesD
 
 
 def load(run: "str | Path") -> "tuple[SequenceModel, SeriesData]":
-    """The fitted model (best checkpoint, in evaluation mode) and the data set of a run folder."""
+    """Load the fitted model (best checkpoint, in evaluation mode) and the dataset of a run folder.
+
+    Raise ConfigError where the folder has no checkpoint or names classes that are not ours; DamagedError for a
+    damaged file.
+    """
     from vrnn_lab.runs.build import load_parts
 
     parts = load_parts(run)
@@ -41,7 +48,7 @@ def __getattr__(name: str) -> "Any":
 
         try:
             return version("vrnn_lab")
-        except PackageNotFoundError:  # a checkout that is on the path and not installed
+        except PackageNotFoundError:  # a checkout on the path that is not installed
             return "unknown"
     if name != "Forecaster":
         raise AttributeError(f"module 'vrnn_lab' has no attribute '{name}'")

@@ -1,4 +1,4 @@
-"""python -m vrnn_lab.describe: every choice and every key, with its meaning and default."""
+"""Print every choice and every key with its meaning and default: python -m vrnn_lab.describe."""
 
 import ast
 import sys
@@ -20,7 +20,7 @@ Without arguments all choices; for a group its options; for an option its keys w
 
 
 def summary(target: str) -> str:
-    """The docstring of what a `_target_` names, read from its source: nothing heavy is imported."""
+    """Return the docstring of what a `_target_` names, read from its source so that nothing heavy is imported."""
     module, _, name = target.rpartition(".")
     file = Path(__file__).parent.parent.joinpath(*module.split(".")).with_suffix(".py")
     if not module.startswith("vrnn_lab") or not file.exists():
@@ -32,6 +32,7 @@ def summary(target: str) -> str:
 
 
 def option(group: str, name: str) -> str:
+    """Return the description of one option of a group; raise ConfigError where there is no such option."""
     if name not in options(group):
         raise ConfigError(
             f"{group}={name}: no such option.{did_you_mean(name, options(group))} "

@@ -1,4 +1,4 @@
-"""python -m vrnn_lab.evaluate: the table of a run again, from its folder alone."""
+"""Score a run again from its folder alone, or backtest it: python -m vrnn_lab.evaluate."""
 
 import logging
 import sys
@@ -95,7 +95,10 @@ def main() -> int:
 
 
 def plan_of(found: dict[str, str]):
-    """The plan of a backtest, if one is asked for; ValueError for keys that do not go together."""
+    """Return the backtest plan of the arguments, None where no backtest is wanted.
+
+    Raise ValueError for keys that do not go together.
+    """
     given = {key.removeprefix("backtest."): value for key, value in found.items() if key.startswith("backtest.")}
     if not bool_argument(found, "backtest"):
         if beside := [key for key in found if key == "output" or key.startswith("backtest.")]:
@@ -115,6 +118,7 @@ def plan_of(found: dict[str, str]):
 
 
 def print_backtest(parts, plan, split: str, factors, output: str | None) -> None:
+    """Run a backtest, print its table, and write its values to `output`, a CSV, where one is named."""
     from vrnn_lab.core.files import write_whole
     from vrnn_lab.data.table.time_format import Clock
     from vrnn_lab.forecasting.backtest import run
@@ -132,7 +136,7 @@ def print_backtest(parts, plan, split: str, factors, output: str | None) -> None
 
 
 def recalibration(parts, folder: Path):
-    """The factors fitted on validation, which are printed, and kept in the folder."""
+    """Fit the recalibration factors on validation, print them, and save them in the run folder."""
     from vrnn_lab.training.fit_recalibration import recalibrate
     from vrnn_lab.training.out_of_time import measured
 
@@ -143,7 +147,7 @@ def recalibration(parts, folder: Path):
 
 
 def _recalibrated(parts, split: str, factors) -> dict[str, float]:
-    """Scores of recalibrated predictions, recalibrated/<split>/..."""
+    """Return the scores of recalibrated predictions as recalibrated/<split>/..., empty without factors."""
     if factors is None:
         return {}
     from vrnn_lab.evaluation.evaluate import answers

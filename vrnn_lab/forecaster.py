@@ -1,4 +1,4 @@
-"""Data frames in and out: fit a model, ask it, as the commands do."""
+"""Fit a model to a data frame and query it, as the commands do with files."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -18,11 +18,11 @@ from vrnn_lab.forecasting.ensemble import Ensemble, check_splits, load_runs
 from vrnn_lab.forecasting.forecast import Forecasts, Query, form_of, recalibration_of
 from vrnn_lab.runs.build import Parts, load_parts
 
-Ahead = float | int | str | timedelta  # in the data's unit of time; where times are dates also 1h, or a Timedelta
+Ahead = float | int | str | timedelta  # in the data's unit of time; for dates also a text such as 1h, or a Timedelta
 
 
 class Forecaster:
-    """A model by the overrides of the command line, fitted to a frame, in a run folder like any other.
+    """Fit a model, given by overrides as on the command line, to a data frame in a run folder, and query it.
 
     `Forecaster("model=rnn", "optim.lr=0.003").fit(frame).predict(frame, horizon=10, every=1)`
     """
@@ -36,13 +36,15 @@ class Forecaster:
 
     @classmethod
     def load(cls, folder: str | Path | Sequence[str | Path], trust: bool | str | Sequence[str] = ()) -> "Forecaster":
-        """Load a run that is finished, or cut short after its first checkpoint, whatever started it; or several.
+        """Load a run that is finished, or interrupted after its first checkpoint, whatever started it; or several.
 
-        Several folders give one forecaster: the mixture of the runs' predictions with equal shares, each recalibrated
-        by its own factors. ConfigError where they differ in channels, covariates, units or kind of time.
+        Several folders give one forecaster: the mixture of the runs' predictions with equal weights, each
+        recalibrated by its own factors. Raise ConfigError where they differ in channels, covariates, units or kind of
+        time.
 
         trust: names of the modules of your own classes that the runs are built of and that you have not imported;
-        True trusts the folders. Otherwise a folder from somebody else runs no code: ConfigError says what it would.
+        True trusts the folders. Otherwise a folder from somebody else runs no code: ConfigError says what it would
+        run.
         """
         folders = [folder] if isinstance(folder, (str, Path)) else list(folder)
         if len({Path(each).absolute() for each in folders}) < max(1, len(folders)):
@@ -64,7 +66,10 @@ class Forecaster:
         static: Sequence[str] = (),
         error: Sequence[str | None] | None = None,
     ) -> "Forecaster":
-        """Train on the frame, which is kept as data.csv in the run folder. The columns as those of data=table."""
+        """Train on the frame, which is kept as data.csv in the run folder, and return the Forecaster.
+
+        The columns are named as those of data=table. Raise ConfigError where config and frame cannot work.
+        """
         from vrnn_lab.cli.arguments import configure_logging
         from vrnn_lab.training import fit as fitting
 
@@ -83,7 +88,7 @@ class Forecaster:
         try:
             fitting.run(compose(overrides), self.folder, overrides, choices(overrides))
         except ValueError as refused:
-            if not (self.folder / ".hydra").exists():  # refused before anything was trained: no copy is left
+            if not (self.folder / ".hydra").exists():  # refused before anything was trained: leave no copy
                 file.unlink()
                 with suppress(OSError):
                     self.folder.rmdir()
@@ -101,6 +106,7 @@ class Forecaster:
 
     @property
     def parts(self) -> Parts:
+        """Return the fitted parts; raise ConfigError before `fit` or `load`."""
         if self._parts is None:
             raise ConfigError("the Forecaster is not fitted; call fit(frame), or Forecaster.load(<run folder>).")
         return self._parts
@@ -118,10 +124,11 @@ class Forecaster:
         recalibrate: bool | None = None,
         **columns: str | None,
     ) -> pd.DataFrame:
-        """Predict as the command `predict` does.
+        """Return predictions as the command `predict` makes them: a row for each queried value.
 
-        recalibrate: None: where the run has factors. columns: id, time, channel, value, where the names are others
-        than when fitted.
+        One of at (a frame of id and time), horizon with every (in the data's unit of time), and fill (the empty
+        cells). recalibrate: None: where the run has factors. columns: id, time, channel, value, where their names are
+        not those of the fit. Raise ValueError where these do not fit together or to the model.
         """
         if unknown := columns.keys() - {"id", "time", "channel", "value"}:
             raise TypeError(f"predict() knows no '{min(unknown)}'; of columns it takes id, time, channel and value.")
@@ -143,16 +150,16 @@ class Forecaster:
         recalibrate: bool | None = None,
         columns: Mapping[str, str | None] | None = None,
     ) -> pd.DataFrame:
-        """When each series is first at or above, or at or below, a level, as the command `predict` with when= does.
+        """Predict when each series is first at or above, or at or below, a level, as `predict` with when= does.
 
-        One of above and below, in the data's units; channel: which one, where there are several; within: how far
-        ahead, in steps of every, from each series' last observed time on. columns: id, time, channel, value, where
-        the names are others than when fitted. ValueError where these do not fit together or to the model.
+        above, below: one of the two, in the data's units. channel: which one, where there are several. within: how
+        far ahead, in steps of every, from each series' last observed time on. columns: id, time, channel, value,
+        where their names are not those of the fit. Raise ValueError where these do not fit together or to the model.
 
-        A row a series and asked time: id, time, channel, crossed (probability that it has crossed by then) and, the
-        same in all rows of a series, already (its last seen value is past the level), never, q05 to q95 (quantiles of
-        the time of the first crossing, empty beyond the horizon). What crosses are values as observed at the asked
-        times.
+        Return a row for each series and queried time: id, time, channel, crossed (probability that it has crossed by
+        then) and, the same in all rows of a series, already (its last observed value is past the level), never, q05
+        to q95 (quantiles of the time of the first crossing, empty beyond the horizon). Crossings are of values as
+        they would be observed at the queried times.
         """
         named = [(level, side) for level, side in ((above, True), (below, False)) if level is not None]
         if len(named) != 1:
@@ -173,9 +180,10 @@ class Forecaster:
     def backtest(
         self, horizon: Ahead, every: Ahead | None = None, folds: int = 5, split: str = "test"
     ) -> pd.DataFrame:
-        """What it would have forecast from rolling origins of the series it was fitted beside, value by value.
+        """Return forecasts from rolling cutoffs of a split of the data of the fit, value by value.
 
-        Of several runs their mixture, each recalibrated as in `predict`; ConfigError where their test series differ.
+        The columns are those of `forecasting.backtest.backtest`. Several runs are scored as their mixture, each
+        recalibrated as in `predict`; raise ConfigError where their test series differ.
         """
         from vrnn_lab.forecasting.backtest import backtest
 
@@ -189,7 +197,7 @@ class Forecaster:
 
 
 def of_frame(message: str, file: Path) -> str:
-    """A message about the file that a frame was written to, as one about the frame, with commands that change it."""
+    """Reword a message about the file that a frame was written to, and the commands in it, to be about the frame."""
     read = escape(f"pd.read_csv({str(file)!r}")
     message = message.replace("import pandas as pd; ", "")
     message = sub(rf"frame = {read}[^)]*\); ", "", message)
@@ -199,11 +207,11 @@ def of_frame(message: str, file: Path) -> str:
 
 
 def typed(name: Any) -> str:
-    """A name, a list of names, or none, as typed behind key=; whatever letters a name has, Hydra reads it again."""
+    """Return a name, a list of names, or None, as typed after key=, quoted so that Hydra reads it back unchanged."""
     if name is None:
         return "null"
     if isinstance(name, list):
         return f"[{','.join(map(typed, name))}]"
-    # Backslashes count for Hydra before a quotation mark alone.
+    # Hydra reads backslashes as escapes only before a quotation mark.
     escaped: Callable[[Match[str]], str] = lambda found: 2 * found[1] + ('\\"' if found[2] else "")
     return '"' + sub(r'(\\*)("|\Z)', escaped, str(name).replace("${", "\\${")) + '"'

@@ -1,4 +1,4 @@
-"""python -m vrnn_lab.predict: what a fitted model says of the user's own series, with intervals."""
+"""Predict a user's own series, with intervals, by a fitted model: python -m vrnn_lab.predict."""
 
 import logging
 import sys
@@ -63,12 +63,13 @@ log = logging.getLogger("vrnn_lab")
 
 
 def figures_of(found: dict[str, str]) -> float:
-    """For how many series."""
+    """Return the number of series to draw figures of, from figures=: infinite for true."""
     text = found.get("figures", "false")
     return float(text) if text.isdecimal() else inf if bool_argument(found, "figures") else 0.0
 
 
 def files_of(found: dict[str, str]) -> tuple[Path, Path]:
+    """Return the paths of input= and output=; raise ValueError where one is missing or the output is also read."""
     for key in ("input", "output"):
         if not found.get(key):
             raise ValueError(f"{key}=<file> is missing.")
@@ -118,7 +119,7 @@ def main() -> int:
 
 
 def write(forecasts, output: Path, most: float, in_memory: bool) -> None:
-    """The table and the figures."""
+    """Write the table of predictions and the figures, and log the progress."""
     from vrnn_lab.forecasting import forecast_figures
     from vrnn_lab.forecasting.writer import writing
 

@@ -1,4 +1,4 @@
-"""python -m vrnn_lab.report: what a sweep found, from its run folders alone."""
+"""Report what a sweep found, from its run folders alone: python -m vrnn_lab.report."""
 
 import os
 import sys
@@ -59,7 +59,7 @@ ALLOWED = ("where", "over", "score", "columns", "sort", "baseline", "metric", "c
 
 
 def options(argv: Sequence[str]) -> tuple[list[Path], dict[str, list[str]]]:
-    """The folders, and the values of each option in order."""
+    """Return the folders, and the values of each option in order; raise ConfigError for an unknown option."""
     folders, found = [], {}
     for argument in argv:
         key, equals, value = argument.partition("=")
@@ -87,7 +87,7 @@ def _truth(value: str, option: str) -> bool:
 
 
 def _figures(value: str) -> int:
-    """How many figures at most; true means all."""
+    """Return the maximum number of figures; true means all."""
     if value.isdigit():
         return int(value)
     return sys.maxsize if _truth(value, "figures") else 0
@@ -127,7 +127,7 @@ def _split(found: dict[str, list[str]], option: str) -> list[str]:
 
 
 def _files(summary: Summary, outputs: Sequence[Path], runs: bool, figures: int) -> Iterator[tuple[Path, str]]:
-    """What goes into which file, by its ending."""
+    """Yield each file to write with its content, by its ending."""
     for file in outputs:
         if file.suffix == ".html":
             yield file, page(summary, figures)
@@ -143,7 +143,7 @@ def _files(summary: Summary, outputs: Sequence[Path], runs: bool, figures: int) 
 
 
 def _failures(runs: Sequence[Run]) -> list[str]:
-    """The first failures with their reasons."""
+    """Return lines on the first failures with their reasons."""
     lines = [f"failed   {r.folder}: {shorten(r.error, 200)}" for r in runs if r.status == "failed"]
     more = f"         and {len(lines) - 10} more; where=status=failed runs=true"
     return lines[:10] + [more] * (len(lines) > 10)

@@ -1,4 +1,4 @@
-"""python -m vrnn_lab.run: train a model, score it, draw it; -m sweeps, resume=<run folder> goes on."""
+"""Train, score and draw a model: python -m vrnn_lab.run; -m runs a sweep, resume=<run folder> resumes a run."""
 
 import gc
 import itertools
@@ -37,7 +37,7 @@ PASSED_ON = (
     "-sc",
 )
 
-ELSEWHERE = ("hydra/launcher=submitit_slurm", "hydra/launcher=ray")  # on machines that have other devices
+ELSEWHERE = ("hydra/launcher=submitit_slurm", "hydra/launcher=ray")  # jobs run on machines with other devices
 
 
 def job(
@@ -48,7 +48,7 @@ def job(
     resuming: bool = False,
     links: bool = False,
 ) -> float:
-    """One run in its folder; prints its table and returns its score, val/loss."""
+    """Run once in a folder, print the table, and return the score, val/loss; NaN in all but the first process."""
     configure_logging()
     from vrnn_lab.reports.run_table import print_run
     from vrnn_lab.runs.folder import SCORE
@@ -62,7 +62,7 @@ def job(
         raise KeyboardInterrupt(
             f"to go on from the last checkpoint: python -m vrnn_lab.run resume={folder}"
         ) from None
-    if metrics is None:  # the first of the processes of this run prints it
+    if metrics is None:  # only the first process of this run prints the table
         return nan
     text = print_run([folder], metrics)
     with open(folder / "run.log", "a", encoding="utf-8") as log:
@@ -71,16 +71,16 @@ def job(
 
 
 def _import_training() -> None:
-    """Import what a run needs, in a sixth less time: without looking for garbage again and again meanwhile."""
+    """Import what a run needs, without garbage collection meanwhile, which saves a sixth of the time."""
     gc.disable()
     try:
-        import vrnn_lab.training.fit  # noqa: F401 - to have it loaded is all
+        import vrnn_lab.training.fit  # noqa: F401 - imported only to load it
     finally:
         gc.enable()
 
 
 def job_of_sweep(config: DictConfig, folder: Path, overrides: list[str], choices: dict[str, Any]) -> float:
-    """One job, in whatever process; a line says how it ended, and one that failed raises."""
+    """Run one job of a sweep, in any process; print a line on how it ended, and raise RuntimeError if it failed."""
     configure_logging()
     _import_training()
     from vrnn_lab.runs.folder import SCORE
@@ -99,12 +99,12 @@ def job_of_sweep(config: DictConfig, folder: Path, overrides: list[str], choices
     finally:
         fitting.release()
     complain(f"failed   {folder.name}: {reason}")
-    raise RuntimeError(reason)  # a new one: it travels between processes, and holds no tensors by its traceback
+    raise RuntimeError(reason)  # a new error, which can be pickled and whose traceback holds no tensors
 
 
 @contextmanager
 def _placed(config: DictConfig):
-    """On a machine with several GPUs a job takes the one with the fewest jobs."""
+    """Give a job of a sweep the GPU with the fewest jobs, on a machine with several."""
     from torch.cuda import device_count
 
     if config.trainer.accelerator == "cpu" or config.trainer.devices != 1 or device_count() < 2:
@@ -116,7 +116,10 @@ def _placed(config: DictConfig):
 
 
 def resume(folder: Path, changes: list[str]) -> int:
-    """Go on with a run from its own config; beside it only trainer.* may be set, and trust=."""
+    """Resume a run with its own config, of which only trainer.* may change; trust= may be given.
+
+    Raise ConfigError for any other change.
+    """
     from vrnn_lab.runs.folder import config_to_build
     from vrnn_lab.runs.trust import trust_of
 
@@ -138,7 +141,7 @@ def resume(folder: Path, changes: list[str]) -> int:
 
 
 def check_beforehand(argv: list[str]) -> None:
-    """What does not compose, or cannot work, stops here, before any folder is made."""
+    """Raise ConfigError, before any folder is made, for a call that does not compose or cannot work."""
     from vrnn_lab.training.devices import check_accelerator
 
     overrides, dirs = _asked(argv)
@@ -155,7 +158,7 @@ def check_beforehand(argv: list[str]) -> None:
 
 
 def _asked(argv: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The overrides of a call, and the folders of configs beside our own."""
+    """Return the overrides of a call, and its folders of configs besides our own."""
     given = _values(argv, ("--config-dir", "-cd"))
     dirs = tuple(str(Path(folder).absolute()) for folder in given)
     return tuple(a for a in argv if not a.startswith("-") and a not in given), dirs
@@ -166,7 +169,7 @@ def _of_hydra(override: str) -> bool:
 
 
 def check_launch(argv: list[str]) -> None:
-    """What several processes of one run, which torchrun or srun started, cannot do."""
+    """Raise ConfigError for what several processes of one run, started by torchrun or srun, cannot do."""
     if launched()[1] == 1:
         return
     if _sweeps(argv):
@@ -184,21 +187,21 @@ def _sweeps(argv: list[str]) -> bool:
 
 
 def _values(argv: list[str], flags: tuple[str, ...]) -> list[str]:
-    """The values of a flag, as --flag value or --flag=value."""
+    """Return the values of a flag, given as --flag value or --flag=value."""
     found = [b for a, b in itertools.pairwise(argv) if a in flags]
     return found + [a.partition("=")[2] for a in argv if a.partition("=")[0] in flags and "=" in a]
 
 
 def through_hydra(argv: list[str]) -> int:
-    """Compose and launch: one run, or the jobs of a sweep by whichever launcher is chosen."""
+    """Compose and launch by Hydra one run, or the jobs of a sweep by any launcher; return the exit code."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.core.plugins import Plugins
 
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us, who say them in one line
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors reach us, to print them as one line
     failures: list[BaseException] = []
     run_one = job_of_sweep if _sweeps(argv) else job
-    # Hydra makes ours where its configuration says its own.
+    # Register our sweeper under the name of Hydra's basic one, which the configuration names.
     Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_sweeper.BasicSweeper"] = Sweeper
 
     @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
@@ -208,9 +211,9 @@ def through_hydra(argv: list[str]) -> int:
             chosen = to_dict(of_hydra.runtime.choices)
             return run_one(config, Path(of_hydra.runtime.output_dir), list(of_hydra.overrides.task), chosen)
         except Exception as error:
-            if run_one is job_of_sweep:  # the sweeper takes note of it
+            if run_one is job_of_sweep:  # the sweeper records the failure
                 raise
-            failures.append(error)  # Hydra would only add to what is said
+            failures.append(error)  # keep the error from Hydra, which would add to its message
 
     try:
         launch()
@@ -230,7 +233,7 @@ def through_hydra(argv: list[str]) -> int:
 
 
 def usage(dirs: tuple[str, ...] = ()) -> str:
-    """The help of config.yaml with all choices; Hydra's own listing of them takes seconds."""
+    """Return the help of config.yaml with all choices; Hydra's own listing of them takes seconds."""
     texts = yaml.safe_load((CONF / "config.yaml").read_text())["hydra"]["help"]
     found = {group: set(options(group)) for group in groups()}
     for folder in map(Path, dirs):

@@ -1,4 +1,4 @@
-"""python -m vrnn_lab.sample: series drawn from a fitted model that has seen nothing."""
+"""Draw series from the prior of a fitted model: python -m vrnn_lab.sample."""
 
 import sys
 from pathlib import Path
@@ -21,7 +21,7 @@ The file has the columns series, time and one for each channel, in the data's ow
 
 
 def csv(draws, channels: tuple[str, ...]) -> str:
-    """A line a point: series, time, and the value of each channel."""
+    """Return a CSV with a line for each point: series, time, and the value of each channel."""
     import pandas as pd
 
     series, place = draws.there.nonzero(as_tuple=True)

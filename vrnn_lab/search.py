@@ -1,4 +1,4 @@
-"""python -m vrnn_lab.search: find good values of a model's keys; the same command goes on with the same search."""
+"""Search for good values of a model's keys: python -m vrnn_lab.search; the same command resumes the same search."""
 
 import hashlib
 import importlib.util
@@ -62,12 +62,15 @@ SETTINGS = {
     "space": None,
 }
 LEAST = {"trials": 1, "seeds": 1, "workers": 1, "failures": 1, "startup": 0, "warmup": 0}
-ENOUGH = 10  # completed trials, before their importances say anything
+ENOUGH = 10  # completed trials that importances need to be informative
 LAUNCHING = ("hydra/launcher=", "hydra.launcher.", "hydra.job.")
 
 
 class Call:
-    """A command line, sorted: settings, changes of the space, what is fixed, and what is for the launcher."""
+    """Sort a command line into settings, changes of the space, fixed overrides, and those for the launcher.
+
+    Raise ConfigError for what it cannot place.
+    """
 
     def __init__(self, argv: list[str]):
         self.settings: dict[str, Any] = dict(SETTINGS)
@@ -135,7 +138,10 @@ def _fixable(key: str, word: str) -> str:
 
 
 def plan_of(call: Call) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """The plan of a search, what makes it the same search again, and its first trial."""
+    """Return the plan of a search, the facts that identify it, and the values of its first trial.
+
+    Raise ConfigError where the search cannot work.
+    """
     from vrnn_lab.sweeps import search_space
     from vrnn_lab.sweeps.study import PRUNERS, SAMPLERS, SearchPlan
 
@@ -186,7 +192,7 @@ def _storage(url: str | None, folder: Path) -> str:
 
 
 def launch(plan: Any, workers: int, launching: list[str]) -> None:
-    """Workers as the jobs of a Hydra sweep, by whichever launcher is chosen; one without a launcher works here."""
+    """Run the workers as jobs of a Hydra sweep by the chosen launcher; without one, work in this process."""
     from vrnn_lab.sweeps.trial import work
 
     if not launching:
@@ -208,11 +214,14 @@ def launch(plan: Any, workers: int, launching: list[str]) -> None:
     worker()  # pyright: ignore[reportCallIssue] - Hydra gives the config
 
 
-# ---- what came of it ----------------------------------------------------------------------------------------
+# ---- results ------------------------------------------------------------------------------------------------
 
 
 def show(plan: Any) -> int:
-    """The best trials, what mattered, and the winner as a command and as an experiment; the exit code."""
+    """Print the best trials, the keys' importances, and the winner as a command and as an experiment.
+
+    Return the exit code: 1 after too many failed trials in a row.
+    """
     from optuna.trial import TrialState
 
     from vrnn_lab.sweeps.study import asked, failures_in_a_row, open_study, reason
@@ -274,7 +283,7 @@ def _show_best(plan: Any, study: Any, ranked: list[tuple[int, Any]]) -> None:
 
 
 def _importances(study: Any) -> dict[str, float]:
-    """How much of the difference between good and bad trials a key explains (PED-ANOVA, Watanabe et al. 2023)."""
+    """Return each key's share of the difference between good and bad trials (PED-ANOVA, Watanabe et al. 2023)."""
     import warnings
 
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
@@ -283,12 +292,12 @@ def _importances(study: Any) -> dict[str, float]:
         warnings.simplefilter("ignore")
         try:
             return get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
-        except (ValueError, RuntimeError):  # too few trials, or all alike
+        except (ValueError, RuntimeError):  # too few trials, or all of them equal
             return {}
 
 
 def experiment_of(overrides: list[str], dirs: tuple[str, ...], title: str) -> str:
-    """An experiment file that composes to the config of these overrides: their choices, and what differs beside."""
+    """Return an experiment file that composes to the config of these overrides: their choices and other values."""
     chosen = {k: v for k, v in choices(overrides, dirs).items() if k not in ("experiment", "trick")}
     plain = flatten(to_dict(compose([f"{k}={v}" for k, v in chosen.items()], dirs)))
     values: dict[str, Any] = {}

@@ -1,1 +1,1 @@
-"""What the commands share: arguments, messages, signals and text for the terminal."""
+"""Share between the commands: arguments, messages, signals and text for the terminal."""

@@ -1,4 +1,4 @@
-"""What the commands share: messages instead of tracebacks, exit codes, arguments as key=value."""
+"""Share between the commands: messages instead of tracebacks, exit codes, arguments as key=value."""
 
 import io
 import logging
@@ -12,7 +12,7 @@ from typing import Any
 from vrnn_lab.cli.shown_text import complain
 from vrnn_lab.cli.shown_text import terminal as neutral
 
-# Third parties' own deprecations and advice; what concerns the user is said by us.
+# Warnings and advice of other packages that do not concern the user.
 QUIET = (
     ".*AutoDateLocator was unable to pick.*",
     ".*_register_pytree_node.*",
@@ -27,11 +27,11 @@ QUIET = (
     ".*Not enough SMs.*",
 )
 TERMINAL = "terminal"  # the name of the handler that prints log lines
-MOST = 1_000_000  # of what a command counts: draws, paths, series, points, folds
+MOST = 1_000_000  # largest count that a command takes: draws, paths, series, points, folds
 
 
 class Neutral(logging.Formatter):
-    """Log lines for the terminal, without the control characters that names out of files may hold."""
+    """Format log lines for the terminal, without the control characters that names out of files may hold."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, neutralised."""
@@ -39,7 +39,7 @@ class Neutral(logging.Formatter):
 
 
 def configure_logging() -> None:
-    """Before heavy imports: our log lines plainly on the terminal, no chatter of others."""
+    """Print our log lines plainly on the terminal and silence other packages; call it before heavy imports."""
     for pattern in QUIET:
         warnings.filterwarnings("ignore", pattern)
     for name in (
@@ -51,7 +51,7 @@ def configure_logging() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     log = logging.getLogger("vrnn_lab")
     log.setLevel(logging.DEBUG)  # run.log takes it all
-    # One handler, of today's stream: an earlier one may be closed by now, where several commands share a process.
+    # Replace the handler: where several commands share a process, the stream of an earlier one may be closed.
     for old in [handler for handler in log.handlers if handler.get_name() == TERMINAL]:
         log.removeHandler(old)
     if not any(isinstance(h, logging.StreamHandler) and h.stream is sys.stderr for h in log.handlers):
@@ -63,7 +63,7 @@ def configure_logging() -> None:
 
 
 class _Outliving(io.FileIO):
-    """A stream whose reader may go away: what is written then is lost, and the writer goes on."""
+    """Write to a stream whose reader may go away; what is written after that is lost without an error."""
 
     def write(self, content: Any) -> int:
         try:
@@ -73,7 +73,7 @@ class _Outliving(io.FileIO):
 
 
 def outlive_readers() -> None:
-    """Let a training go on when whoever reads what it prints, such as `head`, has read enough."""
+    """Let a training continue when the reader of its output, such as `head`, has closed the pipe."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if not isinstance(stream, io.TextIOWrapper) or isinstance(getattr(stream.buffer, "raw", None), _Outliving):
@@ -81,7 +81,7 @@ def outlive_readers() -> None:
         stream.flush()
         try:
             raw = io.BufferedWriter(_Outliving(stream.fileno(), "w", closefd=False))
-        except io.UnsupportedOperation:  # no file of the system's, as in a notebook
+        except io.UnsupportedOperation:  # a stream without a file descriptor, as in a notebook
             continue
         text = io.TextIOWrapper(
             raw, stream.encoding, stream.errors, line_buffering=True, write_through=name == "stderr"
@@ -90,13 +90,16 @@ def outlive_readers() -> None:
 
 
 def run_command(command: Callable[[], int | None]) -> int:
-    """A command's exit code. What a user can cause becomes one message; VRNN_LAB_TRACEBACK=1 shows where."""
+    """Run a command and return its exit code.
+
+    Errors that a user can cause become one message; VRNN_LAB_TRACEBACK=1 shows the traceback.
+    """
     try:
         return command() or 0
     except KeyboardInterrupt as interrupt:
         complain(": ".join(["interrupted", *map(str, interrupt.args)]))
         return 130
-    except BrokenPipeError:  # whoever read our output has read enough
+    except BrokenPipeError:  # the reader of our output has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
@@ -104,7 +107,7 @@ def run_command(command: Callable[[], int | None]) -> int:
 
 
 def explain(error: BaseException) -> int:
-    """Say what went wrong and return the exit code: 2 for a config or file that cannot work, else 1."""
+    """Print what went wrong and return the exit code: 2 for a config or file that cannot work, else 1."""
     if os.environ.get("VRNN_LAB_TRACEBACK"):
         raise error
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
@@ -115,7 +118,10 @@ def explain(error: BaseException) -> int:
 
 
 def arguments(usage: str, allowed: tuple[str, ...], argv: list[str]) -> dict[str, str]:
-    """key=value arguments of a small command; anything else is refused by name."""
+    """Parse the key=value arguments of a small command; raise ValueError for anything else.
+
+    allowed: keys, or prefixes of keys that end with a dot. Print `usage` and exit for --help, or for no arguments.
+    """
     if not argv or {"-h", "--help"} & set(argv):
         print(usage)
         raise SystemExit(0 if argv else 2)
@@ -131,7 +137,10 @@ def arguments(usage: str, allowed: tuple[str, ...], argv: list[str]) -> dict[str
 
 
 def int_argument(found: dict[str, str], key: str, usual: int, least: int) -> int:
-    """A whole number among the arguments, up to MOST; of a seed, up to the largest that generators take."""
+    """Return a whole number among the arguments, from `least` to MOST; raise ValueError for anything else.
+
+    usual: the default. A seed may be as large as random generators take.
+    """
     text, most = found.get(key, str(usual)), 2**63 - 1 if key == "seed" else MOST
     if not text.isdecimal() or len(text) > 20 or not least <= int(text) <= most:
         raise ValueError(f"{key}={text}: expected a whole number from {least} to {most}.")
@@ -139,13 +148,17 @@ def int_argument(found: dict[str, str], key: str, usual: int, least: int) -> int
 
 
 def folder_of(found: dict[str, str]) -> Path:
+    """Return the folder of run=<folder>; raise ValueError where it is missing."""
     if "run" not in found:
         raise ValueError("run=<run folder> is missing.")
     return Path(found["run"])
 
 
 def folders_of(found: dict[str, str]) -> list[Path]:
-    """The run folders of run=<folder>[,<folder>...]. A folder whose own name holds commas is one."""
+    """Return the folders of run=<folder>[,<folder>...]; a folder whose own name holds commas counts as one.
+
+    Raise ValueError for an empty name, or for a folder named twice.
+    """
     text = str(folder_of(found))
     folders, held = [], ""
     for part in text.split(","):
@@ -155,7 +168,7 @@ def folders_of(found: dict[str, str]) -> list[Path]:
             held = ""
     if Path(text).is_dir():
         folders = [Path(text)]
-    elif held or not folders:  # one does not exist: each by its name, for the message about it
+    elif held or not folders:  # one does not exist: keep each name, for the error message about it
         folders = [Path(part) for part in text.split(",")]
     if "" in text.split(","):
         raise ValueError(f"run={text}: a name between two commas is empty; expected run=<folder>,<folder>.")
@@ -165,7 +178,7 @@ def folders_of(found: dict[str, str]) -> list[Path]:
 
 
 def bool_argument(found: dict[str, str], key: str) -> bool:
-    """key=true or key=false (the default)."""
+    """Return the truth of key=true or key=false (the default); raise ValueError for anything else."""
     if (value := found.get(key, "false")) not in ("true", "false"):
         raise ValueError(f"{key}={value}: expected true or false.")
     return value == "true"

@@ -1,4 +1,4 @@
-"""Text out of files that other people made, neutralised for the place where it is shown.
+"""Neutralise text out of files that other people made, for the place where it is shown.
 
 Names, config values and messages of a run folder may hold anything: escape codes that move the cursor of a terminal,
 cells that a spreadsheet takes for formulas, commands of LaTeX, tags of HTML. Everything that this package prints or
@@ -10,7 +10,7 @@ import re
 import sys
 from typing import Any
 
-LONGEST = 1000  # characters of a cell on the terminal
+LONGEST = 1000  # characters of a cell on the terminal, at most
 # Control characters (C0, DEL, C1), separators of lines and paragraphs, marks of the direction of writing, byte order
 # marks, and surrogates, which no encoding can write: file names that are not UTF-8 are read as such.
 HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
@@ -42,7 +42,7 @@ def _escaped(character: str) -> str:
 
 
 def terminal_cell(text: str, longest: int = LONGEST) -> str:
-    """Return a text as a cell of a table on the terminal: one line, which says so where it is cut."""
+    """Return a text as a cell of a table on the terminal: one line, with a note where it is cut to `longest`."""
     cut = text if len(text) <= longest else f"{text[:longest]}… ({len(text)} characters)"
     return one_line(cut)
 
@@ -68,7 +68,7 @@ def spreadsheet(value: Any) -> Any:
 
 
 def markdown(text: str) -> str:
-    """Return a text as Markdown that is shown letter by letter, on one line."""
+    """Return a text as Markdown that is shown literally, on one line."""
     escaped = re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", _joined(text))
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 

@@ -1,4 +1,4 @@
-"""Stop signals of a command: which there are, and what they do outside a fit."""
+"""Define the stop signals of a command, and what they do outside a fit."""
 
 import signal
 from types import FrameType
@@ -9,7 +9,7 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SI
 
 
 def terminate(number: int, frame: FrameType | None) -> None:
-    """Handle a signal outside a fit: SystemExit with exit code 128 + number, as a shell reports a killed process."""
+    """Handle a signal outside a fit: raise SystemExit with code 128 + number, as a shell reports a killed process."""
     raise SystemExit(128 + number)
 
 
@@ -21,5 +21,5 @@ def install() -> None:
 
 
 def is_usual(handler: Any) -> bool:
-    """Return whether nobody else, such as a launcher of jobs, handles a signal by a way of its own."""
+    """Return whether a signal has its default handler or ours, and not one of, for example, a job launcher."""
     return handler in (signal.SIG_DFL, signal.default_int_handler, terminate)

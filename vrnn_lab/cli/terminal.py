@@ -1,4 +1,4 @@
-"""The terminal, for text that other people's files may hold."""
+"""Print to the terminal text that other people's files may hold."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from vrnn_lab.cli.shown_text import terminal
 
 
 class Terminal(Console):
-    """Rich's console, to which text is text: no markup such as [red], no :emoji:, no escape codes.
+    """Extend Rich's console to show text literally: no markup such as [red], no :emoji:, no escape codes.
 
     What is printed as a string, the cells and titles of tables too, is neutralised (`shown_text.terminal`). A `Text`
     is shown as it is.

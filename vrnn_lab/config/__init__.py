@@ -1,1 +1,1 @@
-"""Configs: composed by Hydra from conf/ and overrides, and checked before anything is built."""
+"""Compose configs by Hydra from conf/ and overrides, and check them before anything is built."""

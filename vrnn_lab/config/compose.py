@@ -1,4 +1,4 @@
-"""Composes the config of a run, or of each job of a sweep, from Hydra overrides."""
+"""Compose the config of a run, or of each job of a sweep, from Hydra overrides."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ OPTIONAL = ("sweep", "retry", "out_of_time", "experiment", "trick", "worker", "h
 
 
 def job_id(config: DictConfig) -> str:
-    """Return a sweep job's name: a hash of its resolved config less what does not change the result."""
+    """Return a sweep job's name: a hash of its resolved config without the keys that do not change the result."""
     plain = first(to_dict(config))
     for key in VOLATILE:
         *groups, leaf = key.split(".")
@@ -40,7 +40,10 @@ def job_id(config: DictConfig) -> str:
 
 
 def compose(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> DictConfig:
-    """The config of a run from Hydra overrides such as `model=vrnn`, `optim.lr=1e-3`; ConfigError if none."""
+    """Return the config of a run from Hydra overrides such as `model=vrnn`, `optim.lr=1e-3`.
+
+    config_dirs: folders of configs besides conf/. Raise ConfigError where the overrides make no config of a run.
+    """
     config = _with_current_names(_composed(overrides, config_dirs))
     for key in REQUIRED:
         if config.get(key) is None:
@@ -56,7 +59,7 @@ def compose(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> DictConf
 
 
 def _with_current_names(config: DictConfig) -> DictConfig:
-    """Return a config whose classes have the names of today; a config of one's own may name those of before."""
+    """Return a config with its classes' names of today, and warn where a user's own config has former ones."""
     plain = OmegaConf.to_container(config, resolve=False)
     named = current(plain)
     if named == plain:
@@ -69,7 +72,7 @@ def _with_current_names(config: DictConfig) -> DictConfig:
 
 
 def composer(config_dirs: tuple[str, ...] = ()) -> Callable[[list[str]], DictConfig]:
-    """`compose` for many calls: of those that choose the same options and differ in values Hydra composes one."""
+    """Return a fast `compose` for many calls: overrides that differ in values alone go through Hydra only once."""
     known: dict[tuple[str, ...], DictConfig] = {}
 
     def one(overrides: list[str]) -> DictConfig:
@@ -82,13 +85,16 @@ def composer(config_dirs: tuple[str, ...] = ()) -> Callable[[list[str]], DictCon
                 OmegaConf.update(config, key, value, merge=True)
             return config
         except (ValueError, OmegaConfBaseException):
-            return compose(overrides, config_dirs)  # which says what is wrong
+            return compose(overrides, config_dirs)  # raises the error with its full message
 
     return one
 
 
 def _apart(overrides: list[str], config_dirs: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """What only sets a value of a key that is there, and all other overrides."""
+    """Split overrides into those that only set the value of an existing key, as a dict, and all others.
+
+    Return (others, values). Raise ConfigError where one cannot be parsed.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import OverrideType
     from hydra.errors import HydraException
@@ -104,7 +110,7 @@ def _apart(overrides: list[str], config_dirs: tuple[str, ...]) -> tuple[tuple[st
 
 
 def choices(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> dict[str, str]:
-    """The option chosen in each group: {model: vrnn, model/head: gaussian, ...}."""
+    """Return the option chosen in each group: {model: vrnn, model/head: gaussian, ...}."""
     chosen = _composed(overrides, config_dirs, with_hydra=True).hydra.runtime.choices
     return {k: v for k, v in to_dict(chosen).items() if not k.startswith("hydra/")}
 
@@ -127,14 +133,14 @@ def _composed(overrides: list[str], config_dirs: tuple[str, ...], with_hydra: bo
                 return hydra.compose("config", overrides=whole, return_hydra_config=with_hydra)
             except (HydraException, OmegaConfBaseException) as error:
                 raise error_of_hydra(error, hydra) from error
-            except (ValueError, TypeError, AttributeError, KeyError, AssertionError) as error:  # of Hydra's own code
+            except (ValueError, TypeError, AttributeError, KeyError, AssertionError) as error:  # raised inside Hydra
                 raise error_together(overrides, error) from error
     finally:
         GlobalHydra.instance().hydra = before
 
 
 def config_of(overrides: list[str]) -> DictConfig:
-    """Return the config of overrides key=value, to be merged into another; ConfigError where one is no YAML."""
+    """Return the config of overrides key=value, to be merged into another; raise ConfigError for invalid YAML."""
     for override in overrides:
         try:
             OmegaConf.from_dotlist([override])
@@ -145,7 +151,7 @@ def config_of(overrides: list[str]) -> DictConfig:
 
 
 def jobs_of(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> list[list[str]]:
-    """Every job's overrides in a sweep; what an experiment sweeps by itself (hydra.sweeper.params) comes first."""
+    """Return every job's overrides in a sweep; those that an experiment sweeps (hydra.sweeper.params) come first."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -165,7 +171,7 @@ def jobs_of(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> list[lis
 
 
 def _check_of_sweep(override: Any) -> None:
-    """What a sweep as a whole cannot be told."""
+    """Raise ConfigError for an override that a sweep as a whole cannot take."""
     key = override.key_or_group
     if key in ("hydra.sweep.subdir", "hydra/sweeper"):
         raise ConfigError(
@@ -177,7 +183,7 @@ def _check_of_sweep(override: Any) -> None:
 
 
 def check_tricks(config: DictConfig, config_dirs: tuple[str, ...] = ()) -> None:
-    """Two tricks that set one key, or one group, would mix silently: an error instead."""
+    """Raise ConfigError where two tricks set one key or group, which would mix silently."""
     owner: dict[str, str] = {}
     tricks = config.get("tricks", {})
     if not isinstance(tricks, DictConfig | dict):
@@ -195,6 +201,6 @@ def check_tricks(config: DictConfig, config_dirs: tuple[str, ...] = ()) -> None:
 
 
 def _set_by(trick: dict[str, Any]) -> list[str]:
-    """The groups and keys that a trick's file sets."""
+    """Return the groups and keys that a trick's file sets."""
     chosen = [group for each in trick.get("defaults", []) if isinstance(each, dict) for group in each]
     return [g.removeprefix("override").strip(" /") for g in chosen] + [k for k in flatten(trick) if k != "defaults"]

@@ -1,4 +1,4 @@
-"""Messages about overrides that Hydra refuses, with the nearest name that exists."""
+"""Explain overrides that Hydra refuses, with the nearest name that exists."""
 
 import re
 from typing import Any
@@ -13,8 +13,8 @@ LAUNCHERS = ("joblib", "submitit", "ray")  # each an extra of this name
 
 
 def error_of_hydra(error: Exception, hydra: Any) -> ConfigError:
-    """What Hydra says of overrides, in our words."""
-    override = getattr(error, "override", None)  # one that its grammar does not know
+    """Return Hydra's error about overrides as a ConfigError in our words."""
+    override = getattr(error, "override", None)  # set where Hydra's grammar cannot parse the override
     if override is None:
         return ConfigError(_explain(str(error), hydra))
     return ConfigError(
@@ -25,7 +25,7 @@ def error_of_hydra(error: Exception, hydra: Any) -> ConfigError:
 
 
 def error_together(overrides: list[str], error: Exception) -> ConfigError:
-    """Return the error of overrides, each of which Hydra can read, that make no config together."""
+    """Return the error of overrides that Hydra can read one by one, but that make no config together."""
     for override in overrides:
         group, _, option = override.lstrip("+").partition("=")
         if option in ("null", "None", "~") and group in groups():
@@ -34,7 +34,7 @@ def error_together(overrides: list[str], error: Exception) -> ConfigError:
 
 
 def _explain(message: str, hydra) -> str:
-    """Hydra's message, with the nearest name that exists."""
+    """Return Hydra's message, with the nearest name that exists."""
     if found := re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", message):
         group, option = found.groups()
         if group in groups():
@@ -53,7 +53,7 @@ def _explain(message: str, hydra) -> str:
 
 
 def _unknown(key: str, default: Any) -> str:
-    """Why a key cannot be set: another option of its group has it, or none has."""
+    """Return why a key cannot be set: another option of its group has it, or none has."""
     group = key.split(".")[0]
     owners: dict[str, list[str]] = {}
     for each in groups():
@@ -73,7 +73,7 @@ def _unknown(key: str, default: Any) -> str:
 
 
 def _with_part(key: str) -> list[str]:
-    """The options of a group, such as model, that have a part of it, such as model/cell."""
+    """Return the options of a group, such as model, that have a part of it, such as model/cell."""
     group, part = key.split("/", 1)
     chosen = lambda option: (yaml.safe_load((CONF / group / f"{option}.yaml").read_text()) or {}).get("defaults", [])
     return [o for o in options(group) if any(isinstance(d, dict) and part in d for d in chosen(o))]

@@ -1,4 +1,4 @@
-"""Names of classes in run folders of earlier versions, and where these classes are today.
+"""Map class names in run folders of earlier versions to the names of today.
 
 A run folder names the class of each of its parts (`_target_`). Whoever moves or renames such a class adds a line
 here; tests/fixtures holds the names of every earlier version, and a run of it.
@@ -6,7 +6,7 @@ here; tests/fixtures holds the names of every earlier version, and a run of it.
 
 from typing import Any
 
-MODULES = {  # of version 0.1.0, which had one package less
+MODULES = {  # modules of version 0.1.0, which had one package less
     "vrnn_lab.callbacks": "vrnn_lab.training.callbacks",
     "vrnn_lab.cells": "vrnn_lab.models.cells",
     "vrnn_lab.compiled": "vrnn_lab.training.compile_step",
@@ -33,7 +33,7 @@ MODULES = {  # of version 0.1.0, which had one package less
     "vrnn_lab.recipe": "vrnn_lab.models.recipe",
     "vrnn_lab.tasks": "vrnn_lab.core.tasks",
 }
-CLASSES = {  # renamed beside that
+CLASSES = {  # classes that were also renamed
     "vrnn_lab.metrics.Yardstick": "vrnn_lab.evaluation.evaluate.EvaluationProtocol",
     "vrnn_lab.tasks.Density": "vrnn_lab.core.tasks.DensityTask",
 }
@@ -45,7 +45,7 @@ def current(node: Any) -> Any:
 
 
 def first(node: Any) -> Any:
-    """Return a config with the names that its classes had at first: what a hash of it stays equal by."""
+    """Return a config with the names that its classes had at first, so that hashes of it stay equal."""
     return _renamed(node, *({now: before for before, now in names.items()} for names in (CLASSES, MODULES)))
 
 

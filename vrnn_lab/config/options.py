@@ -1,4 +1,4 @@
-"""The files of conf/: the groups of configs and the options of each."""
+"""List the files of conf/: the groups of configs and the options of each."""
 
 from functools import cache
 from pathlib import Path
@@ -9,10 +9,11 @@ CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "co
 
 @cache
 def groups() -> tuple[str, ...]:
-    """Return what a run chooses among; the spaces of conf/search are for vrnn_lab.search alone."""
+    """Return the groups that a run chooses among; the spaces of conf/search are for vrnn_lab.search alone."""
     folders = [p for p in CONF.rglob("*") if p.is_dir() and any(p.glob("*.yaml")) and p != CONF / "search"]
     return tuple(sorted(str(p.relative_to(CONF)) for p in folders))
 
 
 def options(group: str) -> list[str]:
+    """Return the options of a group, sorted by name."""
     return sorted(p.stem for p in (CONF / group).glob("*.yaml"))

@@ -1,4 +1,4 @@
-"""Configs as plain dictionaries."""
+"""Convert configs to plain dictionaries."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +10,7 @@ from vrnn_lab.config.errors import ConfigError
 
 
 def to_dict(config: Any, resolve: bool = True) -> dict[str, Any]:
-    """A config as plain Python; ConfigError for a ${reference} to nothing."""
+    """Return a config as plain Python; raise ConfigError for a ${reference} to nothing."""
     try:
         found = OmegaConf.to_container(config, resolve=resolve) if isinstance(config, DictConfig) else config
     except OmegaConfBaseException as error:
@@ -20,7 +20,7 @@ def to_dict(config: Any, resolve: bool = True) -> dict[str, Any]:
 
 
 def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, its keys joined by dots."""
+    """Return nested dicts as one dict, its keys joined by dots."""
     if not isinstance(node, dict) or (not node and prefix):
         return {prefix: node}
     found: dict[str, Any] = {}
@@ -30,7 +30,7 @@ def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def nodes(node: Any, path: str = "") -> Iterator[tuple[str, dict]]:
-    """Every node that constructs something, with its path."""
+    """Yield (path, node) for every node of a config that constructs something."""
     if isinstance(node, dict):
         if "_target_" in node:
             yield path, node

@@ -1,4 +1,4 @@
-"""Checks every value of a config against the constructor it goes to, and constructs what was checked."""
+"""Check every value of a config against the constructor it goes to, and construct what was checked."""
 
 import importlib
 import inspect
@@ -10,7 +10,7 @@ from typing import Any
 from vrnn_lab.config.errors import ConfigError, did_you_mean
 from vrnn_lab.config.plain import nodes, to_dict
 
-# What a config of the user's own may construct besides subclasses of our contracts; of a folder: vrnn_lab.runs.trust.
+# What a user's own config may construct besides subclasses of our contracts; vrnn_lab.runs.trust limits run folders.
 TRUSTED = ("vrnn_lab.", "torch.optim.", "lightning.pytorch.Trainer", "lightning.pytorch.callbacks.")
 TRUSTED += ("lightning.pytorch.Callback",)
 CONTRACTS = (
@@ -25,7 +25,7 @@ STRATEGIES = ("ddp", "ddp_find_unused_parameters_true")
 
 
 def target(name: str, path: str) -> Any:
-    """What a `_target_` names, if a config may construct it."""
+    """Return what a `_target_` names; raise ConfigError where it is missing or a config may not construct it."""
     module, _, attribute = name.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), attribute)
@@ -43,7 +43,7 @@ def target(name: str, path: str) -> Any:
 
 def is_ours(found: Any) -> bool:
     """Return whether something is a class under one of the contracts that users extend."""
-    # By their names: to import the contracts would take torch, which a report or --help does without.
+    # Compare names: importing the contracts would import torch, which a report or --help does without.
     return isinstance(found, type) and any(
         f"{kind.__module__}.{kind.__qualname__}" in CONTRACTS for kind in found.__mro__
     )
@@ -52,8 +52,11 @@ def is_ours(found: Any) -> bool:
 def check(
     config: Any, given: tuple[str, ...] = ("scale", "recipe", "width", "optimizer", "total_steps", "params")
 ) -> None:
-    """Every value of a config against the signature it goes to; ConfigError names the first that cannot work."""
-    from vrnn_lab.core.types import Natural, conforms, words  # a quarter of a second, which --help need not wait
+    """Check every value of a config against the signature it goes to; raise ConfigError for the first that fails.
+
+    given: parameters that the config need not set, since the caller of the constructor does.
+    """
+    from vrnn_lab.core.types import Natural, conforms, words  # imported here: it takes a quarter of a second
 
     plain = to_dict(config)
     if "seed" in plain and not conforms(plain["seed"], Natural):
@@ -85,7 +88,7 @@ def check(
                 raise ConfigError(f"{path}.{key} is missing; {made.__name__} needs it.")
 
 
-@cache  # a search checks each of its values
+@cache  # since a search checks each of its values
 def _parameters(made: Any) -> tuple[inspect.Signature, dict[str, Any]]:
     """Return the signature of what a config constructs, and the types of its parameters."""
     constructor = made.__init__ if isinstance(made, type) else made
@@ -128,21 +131,24 @@ def _check_value(path: str, value: Any, key: str, signature, hints, name: str) -
 
 
 def _is_built(value: Any) -> bool:
-    """Whether a value, or one in its list, is made of a node of its own."""
+    """Return whether a value, or one in its list or dict, is constructed from a node of its own."""
     if isinstance(value, dict):
         return "_target_" in value or any(map(_is_built, value.values()))
     return isinstance(value, list) and any(map(_is_built, value))
 
 
 def instantiate(node: Any, path: str, **given: Any) -> Any:
-    """What a checked node constructs; what its constructor refuses becomes a ConfigError."""
+    """Construct what a checked node names; raise ConfigError for values that its constructor refuses.
+
+    given: further arguments of the constructor.
+    """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
     try:
         if not given:
             return instantiate(node, _convert_="all")
-        # Not through instantiate itself: it would turn our dataclasses into dicts.
+        # Call the partial with `given`: as arguments of instantiate our dataclasses would become dicts.
         return instantiate(node, _convert_="all", _partial_=True)(**given)
     except InstantiationException as error:
         cause = error.__cause__ or error

@@ -1,1 +1,1 @@
-"""Forecasts of one's own series: queries, predictions, ensembles, backtests."""
+"""Forecast a user's own series: queries, predictions, ensembles and backtests."""

@@ -1,4 +1,4 @@
-"""Rolling origins: what would have been said at earlier moments, held against what came after them."""
+"""Run a rolling-origin backtest: forecasts from past cutoffs, scored against the observations that followed."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -31,15 +31,16 @@ from vrnn_lab.evaluation.scores import ScoreAccumulator, Scores, energy, plain_s
 from vrnn_lab.forecasting.context_window import choose_window
 from vrnn_lab.runs.build import Parts, check_channels, load_parts
 
-STRETCHES = 5  # of the horizon, scored apart
-ROUNDING = 1e-9  # of the horizon: what still counts as a point at the origin, or at the end
+STRETCHES = 5  # equal parts of the horizon, scored separately
+ROUNDING = 1e-9  # tolerance as a fraction of the horizon, for points at the cutoff or at the end
 
 
 @dataclass(frozen=True)
 class BacktestPlan:
-    """From the last `folds` origins of each series, `every` apart, a forecast of all up to `horizon` after each.
+    """Place the last `folds` cutoffs of each series, `every` apart, and forecast up to `horizon` after each.
 
-    In the data's time unit. The last origin lies a horizon before a series' last point; every: by default a horizon.
+    `horizon` and `every` are in the data's time unit; `every` is the horizon by default. The last cutoff lies one
+    horizon before a series' last point. Raise ConfigError where a number is not positive and finite.
     """
 
     horizon: float
@@ -52,9 +53,10 @@ class BacktestPlan:
                 raise ConfigError(f"backtest.{key}={value}: expected a number above 0.")
 
     def of(self, times: NDArray[np.float64], start: float) -> NDArray[np.float64]:
-        """(folds,): the origins of a series, NaN for those with nothing of the split before or after them.
+        """Return the cutoffs of a series (folds,), NaN where the split has nothing before or after one.
 
-        The split's own part begins at `start`; what is earlier is only seen.
+        times: of the whole series, sorted. start: where the split's own part begins; earlier points are only
+        observed, never scored.
         """
         earlier = times[times < start]
         first = earlier[-1] if len(earlier) else times[0]
@@ -64,16 +66,16 @@ class BacktestPlan:
 
 @dataclass(frozen=True)
 class Folds:
-    """The questions: a series from the beginning of its window to the end of the horizon, for each origin of each."""
+    """Hold a row for each cutoff of each series: the series from its window's start to the end of the horizon."""
 
     series: Ragged
     origin: NDArray[np.float64]  # (rows,)
     fold: NDArray[np.int64]  # (rows,): 1 is the earliest
-    room: float  # at or before the origin within this is seen
+    room: float  # tolerance: points up to this much after the cutoff still count as observed
     clock: Clock
 
     def batches(self, samples: int) -> Iterator[tuple[TimeSeries, NDArray[np.int64]]]:
-        """Batches, and which rows they hold."""
+        """Yield batches with the indices of the rows that they hold, small enough for `samples` draws at once."""
         longest = int(self.series.lengths.max(initial=1))
         size = max(1, POINTS_AT_ONCE // (samples * max(1, longest)))
         for first in range(0, len(self.origin), size):
@@ -81,7 +83,7 @@ class Folds:
             yield self._batch(index), index
 
     def _batch(self, index: NDArray[np.int64]) -> TimeSeries:
-        batch = self.series.batch(index, DensityTask(), Own(generator, index))  # of which it makes no use
+        batch = self.series.batch(index, DensityTask(), Own(generator, index))  # DensityTask draws nothing from it
         past = batch.times <= torch.from_numpy(self.origin[index])[:, None] + self.room
         seen = batch.known & past[..., None]
         plain = {"most_seen": None, "longest_gap": None, "opens_seen": False}
@@ -89,8 +91,11 @@ class Folds:
 
 
 def folds(data: SeriesData, split: str, plan: BacktestPlan, longest: float, keep_start: bool = False) -> Folds:
-    """All questions of a plan; ConfigError where there is none. longest: the longest window of training; keep_start:
-    windows begin where their series do (`context.around`)."""
+    """Return all rows of a plan on a split; raise ConfigError where there is none.
+
+    longest: the longest training window. keep_start: training windows begin where their series do
+    (`context_window.choose_window`).
+    """
     series, starts = data.reaching_back(split)
     room, made = ROUNDING * plan.horizon, []
     for i, start in enumerate(starts):
@@ -116,14 +121,18 @@ def folds(data: SeriesData, split: str, plan: BacktestPlan, longest: float, keep
 
 @dataclass
 class RowScores:
-    """Scores of one row of the table, of all values and of some of them apart."""
+    """Accumulate the scores of one row of the result table, over all values and over named parts of them."""
 
     scale: Scale
     tallies: dict[str, ScoreAccumulator] = field(default_factory=dict)
     energies: dict[str, list[Tensor]] = field(default_factory=dict)
 
     def add(self, scores: Scores, joint: Tensor, batch: TimeSeries, parts: dict[str, Tensor]) -> None:
-        """parts: (batch, time) each; joint: the energy score of each row with a value."""
+        """Add the scores of a batch.
+
+        joint: the energy score of each series with a scored value. parts: name -> mask (batch, time) of the points
+        that count.
+        """
         for name, part in parts.items():
             tally = self.tallies.setdefault(name, ScoreAccumulator(self.scale.channels, self.scale.std))
             tally.add(scores, batch.scored & part[..., None])
@@ -131,10 +140,11 @@ class RowScores:
                 self.energies.setdefault(name, []).append(joint[part.any(1)[batch.scored.any(2).any(1)]])
 
     def result(self, prefix: str) -> dict[str, float]:
+        """Return the scores as `<prefix>/<part>/<score>`, without parts that hold no value."""
         found: dict[str, float] = {}
         for name, tally in self.tallies.items():
             if not (each := tally.result(f"{prefix}/{name}")):
-                continue  # an origin before all series
+                continue  # the cutoff lies before all series
             found |= each
             if each := self.energies.get(name):
                 found[f"{prefix}/{name}/energy"] = torch.cat(each).mean().item()
@@ -142,7 +152,7 @@ class RowScores:
 
 
 def _parts(asked: Folds, batch: TimeSeries, index: NDArray[np.int64], plan: BacktestPlan) -> dict[str, Tensor]:
-    """What is scored apart: all, each stretch of the horizon, each origin."""
+    """Return the masks (batch, time) of what is scored separately: all points, parts of the horizon, each cutoff."""
     since = batch.times - torch.from_numpy(asked.origin[index])[:, None]
     whole = torch.ones_like(since, dtype=torch.bool)
     parts, step = {"all": whole}, plan.horizon / STRETCHES
@@ -155,7 +165,7 @@ def _parts(asked: Folds, batch: TimeSeries, index: NDArray[np.int64], plan: Back
 
 
 def _name(asked: Folds, fold: int) -> str:
-    """An origin by its time where all series have the same."""
+    """Return the name of a cutoff in the table: its time where all series share it, else its number."""
     times = np.unique(asked.origin[asked.fold == fold])
     if len(times) != 1:
         return f"origin {fold}"
@@ -165,7 +175,11 @@ def _name(asked: Folds, fold: int) -> str:
 def run(
     parts: Parts, plan: BacktestPlan, split: str = "test", change: Change | None = None
 ) -> tuple[dict[str, float], pd.DataFrame]:
-    """Scores `<row>/<part>/<score>` of the model and of the plain rows, and every scored value of the model."""
+    """Return the scores `<row>/<part>/<score>` and a data frame of all values that the model forecasts.
+
+    Rows are the model, the baselines and the exact answer. change: applied to each prediction first, such as a
+    recalibration. Raise ConfigError for a point process, and where the channels of model and data differ.
+    """
     model, data, draws = parts.model, parts.data, parts.protocol.draws
     check_channels(model.scale.channels, parts)
     if model.scale.support == "events":
@@ -191,11 +205,14 @@ def run(
 
 
 def _plain(data: SeriesData, scale: Scale, plan: BacktestPlan, asked: Folds, keep_start: bool) -> dict[str, float]:
-    """Score the baselines, with the spread of the same questions to validation, or that of their own likelihood."""
+    """Return the scores of the baselines and of the exact answer.
+
+    Baselines take their spread from the same cutoffs on validation; Gaussian processes from their own likelihood.
+    """
     found: dict[str, float] = {}
     try:
         known = folds(data, "val", plan, scale.longest.item(), keep_start)
-    except ConfigError:  # too short for the horizon: the spread of all training data
+    except ConfigError:  # validation is too short for the horizon: take the spread of all training data
         known = None
     level = level_of(data, scale)
     answers = {}
@@ -227,7 +244,7 @@ def _exact(data: SeriesData, scale: Scale, plan: BacktestPlan, asked: Folds) -> 
 
 
 def _values(mean, std, paths, scores: Scores, batch: TimeSeries, asked: Folds, index) -> pd.DataFrame:
-    """A line for every scored value; channels as numbers."""
+    """Return a data frame with a row for each scored value; channels are indices."""
     row, point, channel = batch.scored.nonzero(as_tuple=True)
     at = lambda each: each[row, point, channel].numpy()
     held = paths[:, row, point, channel]
@@ -255,10 +272,11 @@ def backtest(
     split: str = "test",
     change: Change | None = None,
 ) -> pd.DataFrame:
-    """Every value that a run, or its parts, would have forecast from rolling origins of the series of a split.
+    """Return every value that a run, or its parts, forecasts from rolling cutoffs of the series of a split.
 
-    id, origin, time, channel, value (what came), mean, std, q05 to q95, nll, crps; times as in the data. change: done
-    to each prediction first.
+    horizon, every: in the data's time unit; every: by default the horizon. change: applied to each prediction first.
+    The columns are id, origin, time, channel, value (as observed), mean, std, q05 to q95, nll and crps; times are as
+    in the data. Raise ConfigError where no series is as long as the horizon.
     """
     parts = source if isinstance(source, Parts) else load_parts(source)
     return run(parts, BacktestPlan(float(horizon), None if every is None else float(every), folds), split, change)[1]

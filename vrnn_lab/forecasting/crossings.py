@@ -1,4 +1,4 @@
-"""When a channel first crosses a level: probabilities and quantiles from joint draws."""
+"""Compute when a channel first crosses a level: probabilities and quantiles from joint draws."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,18 +12,21 @@ from vrnn_lab.config.errors import ConfigError, did_you_mean
 from vrnn_lab.evaluation.scores import LEVELS
 from vrnn_lab.forecasting.summary import Answer, path_names
 
-DRAWS = 999  # joint draws behind a probability, unless others are asked for: its steps are a thousandth
-ROUNDING = 1e-9  # of a number of draws
+DRAWS = 999  # default number of joint draws, which resolves probabilities to about a thousandth
+ROUNDING = 1e-9  # tolerance as a fraction of the number of draws
 FORM = "expected >=<number> or <=<number>, behind the channel's name where there are several: when='temperature>=5'"
 
 
 @dataclass(frozen=True)
 class Level:
-    """A level in the data's units, and from which side it counts as crossed: at or above it, or at or below it."""
+    """Hold a level in the data's units and the side that counts as crossed: at or above it, or at or below it.
+
+    Raise ValueError where the level is not finite.
+    """
 
     value: float
     above: bool
-    channel: str | None = None  # None: the only one
+    channel: str | None = None  # None: the model's only channel
 
     def __post_init__(self):
         if not isfinite(self.value):
@@ -31,17 +34,17 @@ class Level:
 
     @classmethod
     def of(cls, text: str) -> "Level":
-        """Read >=5, <=5 or temperature>=5; ValueError for anything else."""
+        """Parse >=5, <=5 or temperature>=5; raise ValueError for anything else."""
         found = fullmatch(r"(.*)([<>]=)([^<>=]+)", text, DOTALL)
         try:
             if found:
                 return cls(float(found[3]), found[2] == ">=", found[1].strip() or None)
-        except ValueError:  # no number, or not a finite one
+        except ValueError:  # not a finite number
             pass
         raise ValueError(f"when={text}: {FORM}.")
 
     def index(self, channels: Sequence[str]) -> int:
-        """The place of its channel among those of a model; ConfigError where there is none, or more than one."""
+        """Return the index of the level's channel in `channels`; raise ConfigError where none or several match."""
         if self.channel is not None and self.channel in channels:
             return list(channels).index(self.channel)
         if self.channel is None and len(channels) == 1:
@@ -57,21 +60,22 @@ class Level:
         )
 
     def past(self, values: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Which values lie at the level or past it; NaN do not."""
+        """Return which values lie at or past the level, in the shape of `values`; False for NaN."""
         return values >= self.value if self.above else values <= self.value
 
 
 def crossings(found: Answer, level: Level, channel: int, draws: int) -> Answer:
-    """Turn joint draws ahead of what is seen into what is known of the first time at which a channel is past a level.
+    """Turn joint draws of a forecast into the distribution of the first time at which a channel is past a level.
 
-    found: an answer with all its draws as paths, every question one series. The rows are those of the channel; its
-    columns, the last seven the same in all rows of a series: crossed, the share of draws that are past the level at
-    this time or at an asked time before it; already, 1 where the last seen value of the channel is past it, which
-    then counts as crossed from the time of that value on; never, the share of draws that are past it at no asked
-    time; q05 to q95, the earliest asked time by which so large a share of draws has crossed, NaN where none has.
+    found: a summary that keeps all `draws` as paths, one query window a series. Its rows of `channel` are kept, with
+    the columns crossed, already, never and q05 to q95; all but crossed are the same in all rows of a series:
 
-    What crosses are the values that would be observed at the asked times, noise included, as the draws hold them;
-    what lies between two asked times is not seen.
+    crossed: fraction of draws past the level at this or an earlier queried time.
+    already: 1 where the channel's last observed value is past the level; it then counts as crossed from that time on.
+    never: fraction of draws past the level at no queried time.
+    q05 to q95: the earliest queried time by which that fraction of draws has crossed, NaN where none is.
+
+    Crossings are of values as they would be observed, noise included; nothing is known between two queried times.
     """
     mine = np.flatnonzero(found.channel == channel)
     numbers = {name: np.full(len(mine), np.nan) for name in ("crossed", "already", "never", *LEVELS)}
@@ -81,7 +85,7 @@ def crossings(found: Answer, level: Level, channel: int, draws: int) -> Answer:
         times = found.times[mine[rows]]
         past = level.past(np.stack([column[mine[rows]] for column in columns]))
         count = np.logical_or.accumulate(past, 1).sum(0)
-        last = np.flatnonzero(~np.isnan(question.values[:, channel]))[-1:]  # none, or one
+        last = np.flatnonzero(~np.isnan(question.values[:, channel]))[-1:]  # empty where nothing was observed
         already = bool(level.past(question.values[last, channel]).any())
         if already:
             count, times = np.full_like(count, draws), np.full_like(times, question.times[last[0]])

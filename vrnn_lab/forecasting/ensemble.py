@@ -1,4 +1,4 @@
-"""Several fitted models asked as one: the mixture of their predictive distributions, with equal shares."""
+"""Combine several fitted models into one: the equally weighted mixture of their predictive distributions."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -26,52 +26,54 @@ from vrnn_lab.runs.folder import config_of
 from vrnn_lab.runs.trust import Trust
 
 log = logging.getLogger("vrnn_lab")
-APART = 2**32  # between the seeds of two members, whose draws must not share their noise
-NO_SPLIT = ("batch_size", "period", "trend")  # keys of a data set that change neither its values nor its splits
+APART = 2**32  # distance between the seeds of two members, whose draws must not share their noise
+NO_SPLIT = ("batch_size", "period", "trend")  # keys of a dataset that change neither its values nor its splits
 
 
 @dataclass(frozen=True)
 class PooledPrediction(Prediction):
-    """The prediction of a pool, and those it was made of."""
+    """Hold the prediction of an ensemble and the predictions of its members."""
 
     members: tuple[Prediction, ...]
-    batches: tuple[TimeSeries, ...]  # as each member was asked
+    batches: tuple[TimeSeries, ...]  # the batch that each member predicted
 
     @classmethod
     def of(
         cls, members: Sequence[Prediction], batches: Sequence[TimeSeries], batch: TimeSeries, samples: int
     ) -> "PooledPrediction":
-        """Pool predictions of equally many draws each: draw s is one of member s modulo their number."""
+        """Pool predictions of equally many draws: draw s comes from member s modulo their number."""
         paths = torch.stack([each.paths for each in members], 1).flatten(0, 1)[:samples]
         paths = torch.where(batch.seen, batch.values.to(paths), paths)
         return cls(paths, _joined([each.density for each in members]), tuple(members), tuple(batches))
 
 
 def _joined(densities: list[Density]) -> Density:
-    if isinstance(densities[0], Bernoulli):  # whose quantiles are those of a probability: it stays what it is
+    if isinstance(densities[0], Bernoulli):  # its type decides how quantiles are computed (`summary`), so keep it
         return Bernoulli.stack(densities, torch.cat)
     return Stacked(tuple(densities))
 
 
 class Ensemble(SequenceModel):
-    """The mixture of several fitted models with equal shares: p(x) = 1/M sum_m p_m(x) of a whole series, and
-    p(x | seen) = 1/M sum_m p_m(x | seen) of what is asked (a linear opinion pool, Stone 1961).
+    """Mix several fitted models with equal weights (a linear opinion pool, Stone 1961).
 
-    Predictions: every member gives ceil(samples / M) draws, all of which stand in the density, so that shares are
+    p(x) = 1/M sum_m p_m(x) for a whole series, p(x | observed) = 1/M sum_m p_m(x | observed) for queried values.
+
+    Predictions: every member gives ceil(samples / M) draws, all of which enter the density, so that weights are
     equal; of the paths the first `samples` are kept, draw s from member s modulo M, so that the numbers of draws of
-    two members differ by one at most. Members draw with noise of their own: member m with the seed plus m 2^32.
-    Since the numbers are fixed and not drawn, pairs of draws come from different members a little more often than in
-    independent draws: the spread term of CRPS and energy score is too large by 1 / (samples - 1) of the difference
-    between the mean distance of draws of two members and of one, at most.
+    two members differ by one at most. Each member has its own noise: member m is seeded with the seed plus m 2^32.
+    Since the numbers of draws are fixed and not random, pairs of draws come from different members a little more
+    often than for independent draws: the spread term of CRPS and energy score is too large by at most 1 / (samples -
+    1) of the difference between the mean distance of draws of two members and that of draws of one.
 
-    Likelihoods: logmeanexp of `log_weights` bounds log p(x) from below where those of members do, an ELBO (one
-    sample) or IWAE: the mean of unbiased estimates of all p_m(x) is one of p(x), and by Jensen its expected logarithm
-    is at most log p(x). Exact where all members are. There is no loss: a member's loss is a noisy estimate of its
-    bound that mixes KLs in closed form with draws; logmeanexp is convex, and that of such estimates may exceed log p.
+    Likelihoods: logmeanexp of `log_weights` bounds log p(x) from below where those of members do, as an ELBO (one
+    sample) or IWAE: the mean of unbiased estimates of all p_m(x) is unbiased for p(x), and by Jensen its expected
+    logarithm is at most log p(x). It is exact where all members are. There is no loss: a member's loss is a noisy
+    estimate of its bound that mixes closed-form KLs with draws; logmeanexp is convex, and that of such estimates may
+    exceed log p(x).
 
-    Its scale is that of the first member, with the shortest of the members' longest training windows, so that none is
-    asked over a longer window than it was trained on. In a question beyond the longest window, members that do not
-    keep the start of a series (`SequenceModel.keep_start`) are asked over the latest stretch of it, as alone.
+    The scale is that of the first member, with the shortest of the members' longest training windows, so that none
+    predicts over a longer window than it was trained on. For a query beyond the longest window, members that do not
+    keep the start of a series (`SequenceModel.keep_start`) predict over its latest part, as they would alone.
     """
 
     takes_covariates = takes_error = True
@@ -79,7 +81,7 @@ class Ensemble(SequenceModel):
     members: nn.ModuleList
 
     def __init__(self, members: Sequence[SequenceModel], names: Sequence[str]):
-        """names: of the members, for messages."""
+        """Build the mixture of `members`; `names` are their run folders, by which messages call them."""
         first = members[0]
         longest = torch.stack([each.scale.longest for each in members]).min()
         recipe = Recipe(first.recipe.optim, first.recipe.schedule)
@@ -103,25 +105,27 @@ class Ensemble(SequenceModel):
 
     @property
     def keep_start(self) -> bool:
-        """Whether some member is to be asked from the start of a series on; the others are then asked over less."""
+        """Return whether some member predicts from the start of a series; the others then take shorter windows."""
         return any(each.keep_start for each in self)
 
     def _loss_terms(self, series, samples):
-        raise NotImplementedError  # a pool is asked in the data's units, and never fitted
+        raise NotImplementedError  # an ensemble is never fitted, and predicts in the data's units
 
     _log_weights = _predict = _loss_terms
 
     def log_weights(self, batch: TimeSeries, samples: int) -> Float[Tensor, "samples batch"]:
-        """Log of the mean over members of their weights, in nats; logmeanexp over samples bounds log p(x) from below.
+        """Return the log of the members' mean importance weight, in nats.
 
-        `samples` of each member. ValueError outside of the density task, as `SequenceModel.log_weights`.
+        Its logmeanexp over samples bounds log p(x) from below. samples: the number of each member. Raise ValueError
+        outside of the density task, as `SequenceModel.log_weights`.
         """
         return log_mean_exp(torch.stack([member.log_weights(batch, samples).double() for member in self]))
 
     def predict(self, batch: TimeSeries, samples: int) -> PooledPrediction:
-        """Joint draws (samples, batch, time, dim) given only what is seen, in the data's units, and their densities.
+        """Return joint draws given the observed values, in the data's units, and their densities.
 
-        The density has ceil(samples / M) M points on its first axis. ValueError with fewer samples than members.
+        The draws have shape (samples, batch, time, dim). The density has ceil(samples / M) M components on its first
+        axis. Raise ConfigError for fewer samples than members.
         """
         count = len(self.members)
         if samples < count:
@@ -134,7 +138,7 @@ class Ensemble(SequenceModel):
         return PooledPrediction.of(predictions, batches, batch, samples)
 
     def _latest(self, batch: TimeSeries) -> TimeSeries:
-        """The batch over the windows in which members are asked that do not keep the start of a series."""
+        """Return the batch over the windows of members that do not keep the start of a series."""
         seen, asked = batch.seen.any(-1), (batch.scored & ~batch.seen).any(-1)
         window, longest = batch.window.clone(), self.scale.longest.item()
         for row in (seen.any(1) & asked.any(1)).nonzero()[:, 0].tolist():
@@ -148,12 +152,12 @@ class Ensemble(SequenceModel):
         return replace(batch, **left, window=window, most_seen=None, longest_gap=None, opens_seen=False)
 
     def classify(self, batch: TimeSeries, samples: int = 10) -> Float[Tensor, "batch *time classes"]:
-        """The mean over members of the probability of each class, from what is seen."""
+        """Return the members' mean probability of each class, given the observed values."""
         return torch.stack([member.classify(batch, samples) for member in self]).mean(0)
 
     @contextmanager
     def fixed_noise(self, seed: int) -> Iterator[None]:
-        """Within, the members evaluate, each with noise of its own; as `SequenceModel.fixed_noise`."""
+        """Evaluate all members within the block, each with its own noise, as `SequenceModel.fixed_noise` does."""
         with ExitStack() as held:
             for number, member in enumerate(self):
                 held.enter_context(member.fixed_noise(seed + APART * number))
@@ -163,13 +167,13 @@ class Ensemble(SequenceModel):
 
 @dataclass(frozen=True)
 class Recalibrations:
-    """The recalibration of each member of a pool, None for one that has none; the pool is made of the results."""
+    """Hold the recalibration of each member of an ensemble, None for a member without one."""
 
     names: tuple[str, ...]
     each: tuple[Recalibration | None, ...]
 
     def apply(self, prediction: Prediction, batch: TimeSeries) -> PooledPrediction:
-        """The pool of the members' predictions, each wider or narrower about its own mean; what is seen stays."""
+        """Return the pool of the members' predictions, each rescaled about its own mean; observed values stay."""
         assert isinstance(prediction, PooledPrediction)
         members = [
             each.apply(member, own) if each else member
@@ -178,11 +182,11 @@ class Recalibrations:
         return PooledPrediction.of(members, prediction.batches, batch, len(prediction.paths))
 
     def changed(self, batch: TimeSeries) -> Bool[Tensor, "batch time dim"]:
-        """Which values some member's factor changes."""
+        """Return the mask of values that some member's factor changes."""
         return torch.stack([each.changed(batch) for each in self.each if each]).any(0)
 
     def lines(self) -> list[str]:
-        """The factors as text, the lines of each run under its name."""
+        """Return the factors as lines of text, those of each run under its name."""
         return [
             line
             for name, each in zip(self.names, self.each, strict=True)
@@ -191,10 +195,10 @@ class Recalibrations:
 
 
 def load_runs(folders: Sequence[str | Path], changes: DictConfig | None = None, trust: Trust = ()) -> Parts:
-    """Load the fitted parts of a run folder; of several, one model that pools theirs, beside the first one's data.
+    """Load the fitted parts of a run folder; for several folders, their ensemble with the first one's data.
 
-    changes: of the config of the first, whose questions and data count. trust: as in `load_parts`. ConfigError where
-    the runs do not fit together.
+    changes: merged into the config of the first run, whose tasks and data count. trust: as in `load_parts`. Raise
+    ConfigError where the runs cannot be combined.
     """
     first, *others = (Path(folder) for folder in folders)
     parts = load_parts(first, changes, trust)
@@ -217,7 +221,7 @@ CURES = {
 
 
 def _check_alike(first: str, one: Parts, second: str, other: Parts) -> None:
-    """ConfigError that names what two runs do not share, and must, to be asked as one."""
+    """Raise ConfigError that names the first property in which two runs differ and that an ensemble must share."""
     for folder, parts in ((first, one), (second, other)):
         if parts.model.point_process:
             raise ConfigError(
@@ -225,7 +229,7 @@ def _check_alike(first: str, one: Parts, second: str, other: Parts) -> None:
             )
     ours, theirs = _shared(one), _shared(other)
     for what, mine in ours.items():
-        if mine != theirs[what] and None not in (mine, theirs[what]):  # None: a run of before this was kept
+        if mine != theirs[what] and None not in (mine, theirs[what]):  # None: an older run that did not record it
             cure = f", or {CURES[what]}" if what in CURES else ""
             raise ConfigError(
                 f"{second} was trained with {what} {_said(theirs[what])}, {first} with {_said(mine)}: models that "
@@ -234,7 +238,7 @@ def _check_alike(first: str, one: Parts, second: str, other: Parts) -> None:
 
 
 def _shared(parts: Parts) -> dict[str, Any]:
-    """What runs that are asked as one must share, by its name in messages."""
+    """Return what the runs of an ensemble must share, by its name in messages."""
     scale, data = parts.model.scale, parts.data
     beside = beside_of(parts.config, scale)
     clock = {True: "days (dates)", False: data.time_unit or "numbers", None: None}
@@ -256,8 +260,11 @@ def _said(fact: Any) -> str:
 
 
 def check_splits(folders: Sequence[str | Path]) -> None:
-    """ConfigError unless all runs divide the same data alike: else a series that is test data of one may have been
-    training data of another, and no score would say how the pool does on series it never saw."""
+    """Raise ConfigError unless all runs split the same data in the same way.
+
+    Otherwise a test series of one run may have been a training series of another, and scores would not measure how
+    the ensemble does on new series.
+    """
     first, *others = (to_dict(config_of(Path(folder)).data) for folder in folders)
     for folder, other in zip(folders[1:], others, strict=True):
         for key in sorted(first.keys() | other.keys()):
@@ -272,6 +279,6 @@ def check_splits(folders: Sequence[str | Path]) -> None:
 
 
 def _same_file(one: Any, two: Any) -> bool:
-    """Whether two paths are of files with the same content, as those that a Forecaster keeps of one frame."""
+    """Return whether two paths name files of equal content, as the copies that a Forecaster keeps of one frame."""
     files = [Path(str(each)).expanduser() for each in (one, two)]
     return all(file.is_file() for file in files) and cmp(*files, shallow=False)

@@ -1,4 +1,4 @@
-"""A fitted model's answers for the user's own series: what the command and the Forecaster share."""
+"""Answer queries about a user's own series with a fitted model: shared by the predict command and the Forecaster."""
 
 import logging
 from collections.abc import Iterator
@@ -34,7 +34,10 @@ THREE = "at=<file of id, time>, or horizon=<H> (and every=<E>), or fill=true"
 
 @dataclass(frozen=True)
 class Query:
-    """A question to a fitted model. One of `at`, `horizon` with `every`, and `fill`."""
+    """Hold a query to a fitted model: one of `at`, `horizon` with `every`, and `fill`.
+
+    Raise ValueError where not exactly one is given, or where numbers do not fit together.
+    """
 
     at: Path | pd.DataFrame | None = None
     horizon: float | int | None = None
@@ -44,7 +47,7 @@ class Query:
     seed: int = 0
     paths: int = 0
     recalibrate: bool | None = None  # None: where the run has factors; True: an error where it has none
-    when: Level | None = None  # what is asked of the horizon is when a channel first crosses this
+    when: Level | None = None  # predict when a channel first crosses this level within the horizon
 
     def __post_init__(self):
         ahead = self.horizon is not None or self.every is not None
@@ -68,7 +71,7 @@ class Query:
             )
 
     def with_step(self, scale: Scale) -> "Query":
-        """The question with its step ahead: where none is given, the median gap between points in training."""
+        """Return the query with its step ahead: by default the median gap between training points."""
         if self.horizon is None or self.every is not None:
             return self
         every = min(float(scale.gap), float(self.horizon))
@@ -78,7 +81,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Forecasts:
-    """The answers to a question about every series of a file or frame."""
+    """Predict what a query asks of every series of a file or frame."""
 
     parts: Parts
     given: SeriesReader
@@ -90,7 +93,10 @@ class Forecasts:
     def of(
         cls, parts: Parts, found: Path | pd.DataFrame, asked: Query, form: TableSchema, folder: Path | None = None
     ) -> "Forecasts":
-        """folder: of the run, for what was recalibrated there; a pool knows its folders itself."""
+        """Check a query against a model and open its inputs; raise ValueError where the model cannot answer it.
+
+        found: the input file or frame. folder: of the run, for its recalibration; an ensemble knows its folders.
+        """
         scale = parts.model.scale
         if scale.support == "events":
             raise ValueError(
@@ -119,11 +125,15 @@ class Forecasts:
 
     @property
     def small(self) -> bool:
-        """Whether all of it may be in memory."""
+        """Return whether all inputs may be read into memory."""
         return self.given.small and (self.at is None or self.at.small)
 
     def answers(self, whole: bool) -> Iterator[Answer]:
-        """In the order of the series; of each a function of the model, the seed, its rows and what is asked of it."""
+        """Yield summaries of predictions in the order of the series.
+
+        Each depends on the model, the seed, the rows of its series and the query alone. whole: read all inputs into
+        memory.
+        """
         asked, model = self.asked, self.parts.model
         paths = asked.draws if asked.when else asked.paths
         exact = to_the_second if model.scale.dates else float
@@ -147,13 +157,13 @@ class Forecasts:
             yield self._when(Answer.none(paths))
 
     def _when(self, found: Answer) -> Answer:
-        """The answer to when=, where that is asked."""
+        """Return the crossings of the level where the query has one, else the summary as it is."""
         level = self.asked.when
         channels = self.parts.model.scale.channels
         return crossings(found, level, level.index(channels), self.asked.draws) if level else found
 
     def _met(self, found: Iterator[tuple[SeriesRows, Times]]) -> Iterator[tuple[SeriesRows, Times]]:
-        """The same; ValueError if there is none."""
+        """Yield all pairs of `found`; raise ValueError where there is none."""
         first = next(found, None)
         if first is None:
             raise ValueError(
@@ -162,7 +172,7 @@ class Forecasts:
         yield from chain([first], found)
 
     def _checked(self, rows: SeriesRows, notices: list[Notices]) -> SeriesRows:
-        """ValueError for what no value of the model's is."""
+        """Return the rows; raise ValueError for a value other than 0 and 1 where the model takes binary values."""
         for each in notices:
             each.read(rows.values)
         other = np.argwhere(~np.isnan(rows.values) & (rows.values != 0) & (rows.values != 1))
@@ -176,7 +186,7 @@ class Forecasts:
         return rows
 
     def _predict(self, batch: TimeSeries, notices: list[Notices]) -> Prediction:
-        """The one place where a prediction is made."""
+        """Return the recalibrated prediction of a batch; all predictions are made here."""
         model = self.parts.model
         with model.fixed_noise(self.asked.seed):
             batch = batch.to(model.device)
@@ -186,10 +196,11 @@ class Forecasts:
 
     @property
     def clock(self) -> Clock:
+        """Return the time format in which times are written: that of at=, else that of the input."""
         return (self.at or self.given).clock or Clock(False)
 
     def frame(self, found: Answer, text: bool = False) -> pd.DataFrame:
-        """An answer as it is written; text: dates as ISO texts. Times among its numbers are written as times."""
+        """Return a summary as the data frame to write; text: dates, also those of crossings, as ISO strings."""
         numbered = self.given.whole_ids and (self.at is None or self.at.whole_ids)
         names = np.array([question.name for question in found.questions], dtype=object)
         head = {
@@ -204,7 +215,7 @@ class Forecasts:
         return pd.DataFrame(head | numbers)
 
     def _times(self, times: NDArray[np.float64], text: bool) -> Any:
-        """Times as they are written, those that are NaN as empty cells."""
+        """Return times as they are written, NaN as empty cells."""
         there = ~np.isnan(times)
         if there.all() or not self.clock.dates:
             return self.clock.write(times, text)
@@ -214,9 +225,10 @@ class Forecasts:
 def recalibration_of(
     model: SequenceModel, wanted: bool | None, folder: Path | None
 ) -> Recalibration | Recalibrations | None:
-    """The recalibration in a run's folder, or those in the folders of a pool's members; None where there is none.
+    """Return the recalibration in a run's folder, those of an ensemble's members, or None where there is none.
 
-    wanted: False: none; None: where there are factors, with a warning for a folder without; True: ConfigError there.
+    wanted: None takes factors where there are some and warns where there are none; False takes none; True raises
+    ConfigError where there are none.
     """
     if isinstance(model, Ensemble):
         each = [recalibration_of(one, wanted, Path(name)) for one, name in zip(model, model.names, strict=True)]
@@ -237,7 +249,7 @@ def recalibration_of(
 
 
 def form_of(config: DictConfig, changes: dict[str, Any]) -> TableSchema:
-    """The columns of the run's own table, or the usual names, as far as no other are named."""
+    """Return the input's column names: those of `changes`, else of the run's own table, else the default names."""
     own = config.data if config.data.get("_target_") == TABLE else {}
     named: dict[str, Any] = {key: own[key] for key in ("id", "time", "channel", "value") if key in own}
     return TableSchema(**(named | changes))

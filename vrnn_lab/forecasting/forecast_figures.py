@@ -1,4 +1,4 @@
-"""Figures of answers: what was seen of a series, and the bands of what was asked."""
+"""Draw figures of forecasts: the observed values of a series and the predictive bands of the queried ones."""
 
 import itertools
 from collections.abc import Iterator
@@ -23,12 +23,12 @@ from vrnn_lab.runs.build import Parts
 
 WIDE, NARROW = {"alpha": 0.16, "linewidth": 0}, {"alpha": 0.30, "linewidth": 0}
 MIDDLE: dict[str, Any] = {"color": style.FORWARD, "linewidth": 1.8}
-LINES = 10  # paths that are drawn, where some were asked for
+LINES = 10  # paths that are drawn at most
 
 
 @dataclass(frozen=True)
 class Part:
-    """A question over one window, and its answer: times (rows,), channels (rows,), numbers by column (rows,)."""
+    """Hold a query over one window and its summary: times (rows,), channels (rows,), numbers (rows,) by column."""
 
     question: SeriesWindow
     times: NDArray[np.float64]
@@ -36,12 +36,15 @@ class Part:
     numbers: dict[str, NDArray[np.float64]]
 
     def of(self, channel: int) -> tuple[NDArray, dict[str, NDArray]]:
+        """Return the times and the numbers of one channel's rows."""
         mine = self.channel == channel
         return self.times[mine], {name: column[mine] for name, column in self.numbers.items()}
 
 
 @dataclass(frozen=True)
 class PanelLabels:
+    """Hold the names and units of the channels and the unit of time, for axis labels."""
+
     channels: tuple[str, ...]
     units: tuple[str, ...]
     time_unit: str
@@ -52,7 +55,7 @@ class PanelLabels:
 
 
 class Album:
-    """The figures of the first so many series, each drawn when the next one comes."""
+    """Draw the figures of the first `most` series, each as soon as the next series begins."""
 
     def __init__(self, folder: Path, most: float, labels: PanelLabels):
         self.folder, self.most, self.labels = folder, most, labels
@@ -60,6 +63,7 @@ class Album:
         self.written: list[Path] = []
 
     def add(self, answer: Answer, clock: Clock) -> None:
+        """Keep the windows of a summary, and draw each series that another one follows."""
         for number, question in enumerate(answer.questions):
             if self.parts and self.parts[0].question.name != question.name:
                 self.close(clock)
@@ -70,6 +74,7 @@ class Album:
             self.parts.append(Part(question, answer.times[mine], answer.channel[mine], numbers))
 
     def close(self, clock: Clock) -> None:
+        """Draw the last series and write its figure."""
         if self.parts:
             name = self.parts[0].question.name
             drawn = figure(name, self.parts, self.labels, clock)
@@ -78,14 +83,14 @@ class Album:
 
 
 def _file(name: str) -> str:
-    """A name a file can have; where that takes a change, one that no other series gets."""
+    """Return a valid and unique file name for a series; a name that must be changed gets a hash of the original."""
     plain = sub(r"[^\w. -]", "_", name).encode()[:80].decode(errors="ignore")
     same = plain == name and not plain.startswith(".")
     return plain if same else f"{plain.lstrip('.')}_{blake2b(name.encode(), digest_size=4).hexdigest()}"
 
 
 def figure(name: str, parts: list[Part], labels: PanelLabels, clock: Clock) -> Figure:
-    """A panel a channel: seen values, the median, and the bands that hold half and nine tenths."""
+    """Draw a panel for each queried channel: observed values, the median, and the 50 % and 90 % bands."""
     asked = sorted({int(c) for part in parts for c in part.channel})[: style.CHANNELS]
     columns = 1 if len(asked) < 4 else 2
     drawn, axes = style.canvas(len(asked), columns, (8.2 / columns**0.5, 2.9))
@@ -109,7 +114,7 @@ def _panel(ax: Axes, part: Part, channel: int) -> None:
     question = part.question
     seen = ~np.isnan(question.values[:, channel])
     times, numbers = part.of(channel)
-    asked = ~np.isin(times, question.times[seen])  # else the value is its own answer
+    asked = ~np.isin(times, question.times[seen])  # the prediction of an observed value is the value itself
     times, numbers = times[asked], {name: column[asked] for name, column in numbers.items()}
     for stretch in _stretches(times, question.times[seen]):
         _bands(ax, times[stretch], {name: column[stretch] for name, column in numbers.items()})
@@ -117,7 +122,7 @@ def _panel(ax: Axes, part: Part, channel: int) -> None:
 
 
 def _stretches(times: NDArray[np.float64], seen: NDArray[np.float64]) -> Iterator[slice]:
-    """Questions between which nothing was seen."""
+    """Yield slices of the queried times that have no observed time between them."""
     edges = [0, *np.flatnonzero(np.diff(np.searchsorted(seen, times))) + 1, len(times)]
     yield from (slice(a, b) for a, b in itertools.pairwise(edges) if b > a)
 
@@ -125,7 +130,7 @@ def _stretches(times: NDArray[np.float64], seen: NDArray[np.float64]) -> Iterato
 def _bands(ax: Axes, times, numbers: dict[str, NDArray[np.float64]]) -> None:
     levels = [numbers[name] for name in ("q05", "q25", "q50", "q75", "q95")]
     low, lower, middle, upper, high = levels
-    if len(times) == 1:  # no area to fill
+    if len(times) == 1:  # a single time has no area to fill
         for bottom, top, width, alpha in ((low, high, 4, 0.25), (lower, upper, 4, 0.5)):
             ax.vlines(times, bottom, top, color=style.FORWARD, linewidth=width, alpha=alpha)
         ax.plot(times, middle, color=style.FORWARD, marker="_", markersize=7, markeredgewidth=1.8, linestyle="")

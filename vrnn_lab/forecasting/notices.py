@@ -1,4 +1,4 @@
-"""Notices of predict: input outside the training range, questions beyond what was trained, recalibrated values."""
+"""Warn about inputs outside the training range and queries beyond training, and count recalibrated values."""
 
 import logging
 from collections import Counter
@@ -15,16 +15,16 @@ from vrnn_lab.forecasting.queries import SeriesWindow
 from vrnn_lab.models.base import SequenceModel
 
 log = logging.getLogger("vrnn_lab")
-FAR = 3.0  # training stds from the training mean: beyond it a value counts as outside the training range
-ROUNDING = 1e-9  # of the longest window: what still counts as within it
+FAR = 3.0  # a value further than so many training stds from the training mean is outside the training range
+ROUNDING = 1e-9  # tolerance as a fraction of the longest window
 
 
 @dataclass
 class Notices:
-    """Counts over all series of a question, logged once when all are answered."""
+    """Count over all series of a query what is worth a warning; `close` logs it once at the end."""
 
     scale: Scale
-    absolute: bool = False  # the model's answer depends on the time itself, not only on time differences
+    absolute: bool = False  # whether predictions depend on the time itself, not only on time differences
     low: Counter[str] = field(default_factory=Counter)
     high: Counter[str] = field(default_factory=Counter)
     values: Counter[str] = field(default_factory=Counter)
@@ -37,15 +37,15 @@ class Notices:
 
     @classmethod
     def of(cls, model: SequenceModel) -> list["Notices"]:
-        """Those of a model; of a pool those of each of its members, whose training data may differ."""
+        """Return the counters of a model; for an ensemble one for each member, whose training data may differ."""
         members = list(model) if isinstance(model, Ensemble) else [model]
         return [cls(each.scale, getattr(each, "origin", "row") in ("common", "middle")) for each in members]
 
     def read(self, values: NDArray[np.float64]) -> None:
-        """Count input values (points, dim), NaN = none, that lie outside the training range."""
+        """Count input values (points, dim), NaN = not observed, that lie outside the training range."""
         if (
             self.scale.support != "real" or self.scale.trend is not None
-        ):  # a trend leaves the training range by itself
+        ):  # with a trend values are expected to leave the training range
             return
         z = (values - self.scale.mean.cpu().numpy()) / self.scale.std.cpu().numpy()
         for i, channel in enumerate(self.scale.channels):
@@ -54,7 +54,7 @@ class Notices:
             self.high[channel] += int((z[:, i] > FAR).sum())
 
     def ask(self, question: SeriesWindow) -> None:
-        """Count times asked that lie further from the nearest seen point, or later, than anything in training."""
+        """Count queried times that lie further after the last observed point, or later, than anything in training."""
         times = question.times[question.asked.any(1)]
         seen = question.times[(~np.isnan(question.values) & ~question.asked).any(1)]
         self.asked += len(times)
@@ -67,12 +67,14 @@ class Notices:
             self.later += int((times > end + ROUNDING * abs(end)).sum())
 
     def predicted(self, batch: TimeSeries, recalibration: Recalibration | Recalibrations | None) -> None:
+        """Count the queried values of a batch, and those that the recalibration changes."""
         held = batch.scored & ~batch.seen
         self.values_asked += int(held.sum())
         if recalibration:
             self.recalibrated += int((held & recalibration.changed(batch)).sum())
 
     def warnings(self) -> Iterator[str]:
+        """Yield a sentence for each count that is worth a warning."""
         mean, std = self.scale.mean.tolist(), self.scale.std.tolist()
         outside = [
             f"{channel} {self.low[channel]} below {mean[i] - FAR * std[i]:.4g} and {self.high[channel]} above "
@@ -99,7 +101,7 @@ class Notices:
 
 
 def close(counted: Sequence[Notices], recalibration: Recalibration | Recalibrations | None) -> None:
-    """Log what was counted, a line that is the same for several models once."""
+    """Log the warnings of all counters, each distinct line once, and the recalibration."""
     for line in dict.fromkeys(line for each in counted for line in each.warnings()):
         log.warning(line)
     if recalibration:

@@ -1,4 +1,4 @@
-"""What is asked of a series, and over which windows."""
+"""Turn queries about series into windows of observed and queried points."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,20 +16,20 @@ from vrnn_lab.forecasting.context_window import choose_window
 
 @dataclass(frozen=True)
 class Times:
-    """What is asked of a series, and what is told there."""
+    """Hold the queried times of a series, with the covariates and error bars given there."""
 
     times: NDArray[np.float64]  # (asked,)
     asked: NDArray[np.bool_]  # (asked, dim)
-    told: NDArray[np.float64]  # (asked, covariates), NaN = not told
-    error: NDArray[np.float64]  # (asked, dim), NaN = none told
+    told: NDArray[np.float64]  # (asked, covariates), NaN = not given
+    error: NDArray[np.float64]  # (asked, dim), NaN = not given
 
 
 @dataclass(frozen=True)
 class SeriesWindow:
-    """Points of one series over one window: some seen, some asked."""
+    """Hold the points of one series over one window, some observed, some queried."""
 
     name: str
-    id: int  # of its noise
+    id: int  # seeds the noise of its draws
     times: NDArray[np.float64]  # (points,)
     values: NDArray[np.float64]  # (points, dim), NaN = not observed
     asked: NDArray[np.bool_]  # (points, dim)
@@ -40,7 +40,7 @@ class SeriesWindow:
 
 @dataclass(frozen=True)
 class SeriesQuery:
-    """The one question put to every series: times of a file, times ahead, or the empty cells."""
+    """Hold the query put to every series: times of a file, times ahead, or the empty cells."""
 
     at: SeriesReader | None = None
     horizon: float | None = None
@@ -48,7 +48,7 @@ class SeriesQuery:
     fill: bool = False
 
     def of(self, given: SeriesReader, whole: bool) -> Iterator[tuple[SeriesRows, Times]]:
-        """Each series and what is asked of it."""
+        """Yield each series with its queried times; whole: read the input into memory."""
         if self.at is None:
             ask: Callable[[SeriesRows], Times] = _empty if self.fill else self._ahead
             yield from ((rows, ask(rows)) for rows in given.series(whole))
@@ -57,7 +57,7 @@ class SeriesQuery:
             yield rows, Times(points.times, np.ones(points.values.shape, bool), points.told, points.error)
 
     def _ahead(self, rows: SeriesRows) -> Times:
-        """From the last observed time, or, where nothing was observed, from the last."""
+        """Return the times queried after the last observed time or, where nothing is observed, after the last row."""
         assert self.horizon is not None and self.every is not None
         observed = rows.times[~np.isnan(rows.values).all(1)]
         start = (observed if len(observed) else rows.times)[-1]
@@ -75,10 +75,11 @@ def _empty(rows: SeriesRows) -> Times:
 def over_windows(
     rows: SeriesRows, times: Times, scale, beside: ColumnRoles, keep_start: bool = False
 ) -> Iterator[SeriesWindow]:
-    """A series and what is asked of it, over one window, or, of a series longer than those of training, over several.
+    """Yield the windows of a series and its queries: one, or several for a series longer than the training windows.
 
-    The questions between two neighbouring seen points stay together, and so do those of as many such gaps as reach
-    over half of the longest training window; the window lies about them and the seen points beside them.
+    The queries between two neighbouring observed points stay together, as do those of as many such gaps as span half
+    of the longest training window; each window includes its queries and the observed points next to them. scale: a
+    `Scale`. Raise ValueError where values, covariates or error bars contradict each other, or covariates are missing.
     """
     clock = Clock.of_training(scale)
     points, values, asked, told, error = _together(rows, times, beside, clock)
@@ -92,7 +93,7 @@ def over_windows(
     longest = float(scale.longest)
     for number, (first, last, low, high) in enumerate(_runs(seen, questions, begin, end, longest)):
         start, stop = choose_window(low, high, begin, end, longest, keep_start)
-        window = min(start, low), max(stop, high)  # sums may be rounded to just inside
+        window = min(start, low), max(stop, high)  # rounding may put the sums just inside
         mine = asked & ((points >= first) & (points <= last))[:, None]
         kept = (points >= window[0]) & (points <= window[1]) & (~np.isnan(values) | mine).any(1)
         text = f"{rows.name}\0{number}" if number else rows.name
@@ -102,8 +103,10 @@ def over_windows(
 
 
 def _together(rows: SeriesRows, times: Times, beside: ColumnRoles, clock: Clock):
-    """The points of a series and those asked for as one, in order of time: times, values, asked, told, error;
-    ValueError where the two say different things of one time."""
+    """Merge the points of a series and the queried ones, sorted by time; return times, values, asked, told, error.
+
+    Raise ValueError where both give different covariates or error bars at one time.
+    """
     points = np.union1d(rows.times, times.times)
     old, new = np.searchsorted(points, rows.times), np.searchsorted(points, times.times)
     values = np.full((len(points), rows.values.shape[1]), np.nan)
@@ -133,7 +136,7 @@ def _together(rows: SeriesRows, times: Times, beside: ColumnRoles, clock: Clock)
 def _complete(
     told: NDArray[np.float64], name: str, times, counts: NDArray[np.bool_], beside: ColumnRoles, clock: Clock
 ):
-    """What is static holds at every point; ValueError where what must be known is not."""
+    """Fill in static covariates at every point, in place; raise ValueError where a covariate is missing."""
     for place, column in enumerate(beside.covariates):
         if place >= len(beside.known):
             found = np.unique(told[~np.isnan(told[:, place]), place])
@@ -158,8 +161,10 @@ def _complete(
 
 
 def _usual(questions: NDArray[np.float64], scale) -> tuple[float, float]:
-    """Where a series of which nothing is known was watched: as the first of training, if the questions lie there;
-    else from the first question on."""
+    """Return the observation window assumed for a series without observed values.
+
+    It starts as the training windows do if the queries lie within the longest of them, else at the first query.
+    """
     start, clock = float(scale.start), float(scale.clock)
     inside = start <= questions[0] and questions[-1] <= start + float(scale.longest)
     begin = start if inside else float(questions[0])
@@ -167,7 +172,10 @@ def _usual(questions: NDArray[np.float64], scale) -> tuple[float, float]:
 
 
 def _runs(seen, questions, begin: float, end: float, longest: float) -> list[tuple[float, float, float, float]]:
-    """Of each run of questions the first, the last, and the seen points before and after, or else these two again."""
+    """Group the queries; return (first, last, low, high) of each group.
+
+    low, high: the observed points before and after the group, or its first and last query where there is none.
+    """
     first, last = questions[0], questions[-1]
     if max(end, last) - min(begin, first) <= longest or longest <= 0:
         return [(first, last, first, last)]

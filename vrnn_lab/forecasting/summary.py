@@ -1,4 +1,4 @@
-"""What a model says of questions about series: mean, spread, quantiles and paths, in the data's units."""
+"""Summarise predictions in the data's units: mean, standard deviation, quantiles and paths."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -21,17 +21,17 @@ ROWS_AT_ONCE = 1000
 
 @dataclass(frozen=True)
 class Answer:
-    """To some questions: a row a question, time and channel."""
+    """Hold the summary of predictions for some windows: a row for each queried value."""
 
     questions: list[SeriesWindow]
-    owner: NDArray[np.int64]  # (rows,): the question of each row
+    owner: NDArray[np.int64]  # (rows,): index of the window of each row
     times: NDArray[np.float64]  # (rows,)
-    channel: NDArray[np.int64]  # (rows,): index
+    channel: NDArray[np.int64]  # (rows,): index of the channel
     numbers: dict[str, NDArray[np.float64]]  # (rows,) by column
 
     @classmethod
     def none(cls, paths: int) -> "Answer":
-        """To no question: the columns alone."""
+        """Return a summary without rows, with the columns of one that keeps so many paths."""
         index, numbers = np.zeros(0, np.int64), np.zeros(0)
         return cls([], index, numbers, index, dict.fromkeys([*COLUMNS, *path_names(paths)], numbers))
 
@@ -39,6 +39,10 @@ class Answer:
 def answer(
     predict: Callable[[TimeSeries], Prediction], questions: list[SeriesWindow], paths: int, errors: bool = False
 ) -> Answer:
+    """Predict some windows as one batch and summarise the queried values.
+
+    paths: the number of draws to keep. errors: whether the model takes error bars.
+    """
     batch, asked = padded(questions, errors)
     numbers = summary(predict(batch), batch, paths)
     owner, place, channel = (each.numpy() for each in asked.nonzero(as_tuple=True))
@@ -47,11 +51,12 @@ def answer(
 
 
 def path_names(count: int) -> list[str]:
+    """Return the column names path_1, path_2, ... of so many paths."""
     return [f"path_{number + 1}" for number in range(count)]
 
 
 def batches(questions: Iterable[SeriesWindow], draws: int) -> Iterator[list[SeriesWindow]]:
-    """As many in a row as one prediction may take."""
+    """Yield consecutive windows in lists as long as one prediction may take with so many draws."""
     held: list[SeriesWindow] = []
     longest = 0
     for question in questions:
@@ -66,9 +71,9 @@ def batches(questions: Iterable[SeriesWindow], draws: int) -> Iterator[list[Seri
 
 
 def padded(questions: list[SeriesWindow], errors: bool) -> tuple[TimeSeries, Tensor]:
-    """The questions as one batch, and what is asked (batch, time, dim); of a value that is seen, nothing.
+    """Return the windows as one padded batch, and the mask (batch, time, dim) of queried values.
 
-    errors: the model knows of error bars.
+    errors: whether the model takes error bars. A queried value that is observed is not scored.
     """
     told = questions[0].told.shape[1] > 0
     longest, dim = max(len(q.times) for q in questions), questions[0].values.shape[1]
@@ -93,7 +98,7 @@ def padded(questions: list[SeriesWindow], errors: bool) -> tuple[TimeSeries, Ten
 
 
 def _beside(rows: list[NDArray[np.float64]], longest: int) -> Tensor:
-    """(batch, time, columns), zero at padding and at points that count for nothing."""
+    """Return covariates or error bars as (batch, time, columns), zero at padding."""
     found = np.zeros((len(rows), longest, rows[0].shape[1]))
     for row, each in enumerate(rows):
         found[row, : len(each)] = each
@@ -101,9 +106,10 @@ def _beside(rows: list[NDArray[np.float64]], longest: int) -> Tensor:
 
 
 def summary(prediction: Prediction, batch: TimeSeries, paths: int) -> dict[str, Tensor]:
-    """Each column (batch, time, dim): of the mixture over paths mean and std, of the draws quantiles, and draws.
+    """Return the columns of a summary, each (batch, time, dim).
 
-    A value that is seen is its own answer. Quantiles of zeros and ones are those of their probability.
+    Mean and std are those of the mixture over paths, quantiles and the first `paths` paths those of the draws. The
+    summary of an observed value is the value itself. Quantiles of binary values follow from their probability.
     """
     density = prediction.density
     mean = prediction.mean

@@ -1,4 +1,4 @@
-"""A table of any length, written as it comes."""
+"""Write a table of any length to a CSV or Parquet file, frame by frame."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,11 +12,12 @@ ENDINGS = (".csv", ".parquet")
 
 
 def check_ending(path: Path) -> None:
+    """Raise ValueError unless a path ends in .csv or .parquet and, for the latter, pyarrow is installed."""
     if path.suffix.lower() not in ENDINGS:
         raise ValueError(f"output={path}: expected a file that ends in {' or '.join(ENDINGS)}.")
     if path.suffix.lower() == ".parquet":
         try:
-            import pyarrow  # noqa: F401 - to have it is all
+            import pyarrow  # noqa: F401 - imported only to test that it is installed
         except ImportError:
             raise ValueError(
                 f"output={path} is a Parquet file, and pyarrow, which writes it, is not installed; "
@@ -26,7 +27,7 @@ def check_ending(path: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[Callable[[pd.DataFrame], None]]:
-    """What writes frame after frame: beside, and renamed at the end, so that nobody meets half a file."""
+    """Give a function that appends a frame to the file; the file appears under its name, complete, at the end."""
     with replacing(path) as beside, ExitStack() as opened:
         yield (_parquet if path.suffix.lower() == ".parquet" else _csv)(beside, opened)
 

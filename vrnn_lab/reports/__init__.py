@@ -1,1 +1,1 @@
-"""What run folders say together: groups over seeds, intervals, paired comparisons, in tables and on one page."""
+"""Report on many run folders: groups over seeds, intervals, paired comparisons, in tables and on one page."""

@@ -1,4 +1,4 @@
-"""The scores of the baselines that runs keep beside those of their models."""
+"""Collect the scores of the baselines that runs record next to those of their models."""
 
 import re
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Baseline:
-    """The scores of a baseline on one question, as means over the runs on one data set."""
+    """Hold the scores of a baseline on one question, as means over the runs on one dataset."""
 
     name: str  # in plain words
     question: str  # interpolation or forecast
@@ -29,7 +29,7 @@ class Baseline:
 
 
 def baselines(runs: Sequence[Run]) -> list[Baseline]:
-    """The baselines of runs on one data set, question by question, best CRPS first."""
+    """Return the baselines of runs on one dataset, question by question, best CRPS first."""
     found = []
     for question in QUESTIONS:
         keys = {k.rpartition("/")[0] for run in runs for k in run.metrics if _is_crps(k, question)}

@@ -1,4 +1,4 @@
-"""Claims about rows, out of a YAML file, and what the runs say of them."""
+"""Read claims that compare rows from a YAML file, and test them on the runs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,23 +14,24 @@ from vrnn_lab.reports.runs import Run
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence, and what the runs say of it."""
+    """Hold a claim and the result of its test."""
 
     text: str
     metric: str
     better: str
     than: str
     result: Paired | None
-    why: str = ""  # where it cannot be judged
+    why: str = ""  # the reason where it cannot be tested
 
     @property
     def verdict(self) -> str:
+        """Return holds, does not hold or undecided."""
         found = self.result.verdict if self.result else "undecided"
         return {"better": "holds", "worse": "does not hold"}.get(found, found)
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """The claims of a YAML file, each with its text and two filters."""
+    """Read the claims of a YAML file, each with its text and two filters; raise ConfigError for anything else."""
     if not file.is_file():
         raise ConfigError(f"claims={file}: there is no such file.")
     try:
@@ -51,13 +52,13 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 
 def judge(claim: dict[str, Any], runs: list[Run], groups: list[Group], score: str) -> Claim:
-    """One claim on the rows of all runs."""
+    """Test one claim on the groups of all runs; raise ConfigError where a filter names an unknown key."""
     metric = claim.get("metric", score)
     parts = (str(claim["claim"]), metric, _text(claim["better"]), _text(claim["than"]))
     if all(run.number(metric) is None for run in runs):
         return Claim(*parts, None, f"no completed run has a metric {metric}")
     for side in ("better", "than") if runs else ():
-        parse(claim[side], runs, side)  # an unknown key is a mistake; a row that is missing may yet come
+        parse(claim[side], runs, side)  # an unknown key is an error; a missing row may be trained later
     try:
         better, than = (only(groups, runs, claim[side], side) for side in ("better", "than"))
     except ConfigError as error:

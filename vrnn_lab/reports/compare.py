@@ -1,4 +1,4 @@
-"""Groups of runs that differ by seed alone, and what can be said of them: means, intervals, paired differences."""
+"""Group runs that differ by seed alone, and compare the groups: means, intervals, paired differences."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -10,13 +10,16 @@ from typing import Any
 from vrnn_lab.reports.naming import RowNames, identity, names, shared, written
 from vrnn_lab.reports.runs import Run
 
-HIGHER = ("accuracy", "auc", "ks_p", "steps_per_second")  # of all other metrics less is better
+HIGHER = ("accuracy", "auc", "ks_p", "steps_per_second")  # higher is better; lower is for all other metrics
 Seed = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over runs and half of its 95 % interval by Student's t, of n - 1 degrees; none for one run."""
+    """Hold a mean over n runs and half of its 95 % interval by Student's t with n - 1 degrees of freedom.
+
+    half is None for a single run, and where values are not finite.
+    """
 
     mean: float
     half: float | None
@@ -32,7 +35,7 @@ class Estimate:
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
-    """Mean +- t(0.975, n - 1) s / sqrt(n)."""
+    """Return mean +- t(0.975, n - 1) s / sqrt(n) of some values, None for no values."""
     n = len(values)
     if n == 0:
         return None
@@ -40,22 +43,22 @@ def estimate(values: Sequence[float]) -> Estimate | None:
         return Estimate(sum(values) / n, None, n)
     try:
         return Estimate(fmean(values), _t(n - 1) * stdev(values) / sqrt(n) if n > 1 else None, n)
-    except OverflowError:  # values of more than 1e154, whose squares are no floats
+    except OverflowError:  # the squares of values above 1e154 overflow
         return Estimate(sum(value / n for value in values), None, n)
 
 
 def _t(degrees: int) -> float:
-    from scipy.special import stdtrit  # a third of a second
+    from scipy.special import stdtrit  # imported here, since it takes a third of a second
 
     return float(stdtrit(degrees, 0.975))
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one config, one a seed: the row of a table."""
+    """Hold the runs of one config, one a seed: a row of the report's table."""
 
     name: str
-    items: dict[str, str]  # what tells it apart
+    items: dict[str, str]  # key -> value of what distinguishes it from other groups
     facts: dict[str, Any]
     runs: dict[Seed, Run]
 
@@ -63,6 +66,7 @@ class Group:
         return sum(run.status == status for run in self.runs.values())
 
     def values(self, metric: str) -> dict[Seed, float]:
+        """Return {seed: value} of a metric over the completed runs that have it."""
         found = {seed: run.number(metric) for seed, run in self.runs.items()}
         return {seed: value for seed, value in found.items() if value is not None}
 
@@ -71,7 +75,11 @@ class Group:
 
 
 def group(runs: Sequence[Run], over: Sequence[str]) -> tuple[list[Group], RowNames, int]:
-    """The groups, what names them, and how many runs were left out as copies of another of the same seed."""
+    """Return the groups of some runs, what names them, and the number of runs left out as copies of another.
+
+    over: the keys over which a config is repeated. Of several runs of one config and seed the one of most worth is
+    kept: a completed one first, then the newest.
+    """
     sets: dict[str, dict[Seed, Run]] = defaultdict(dict)
     for run in runs:
         same = sets[identity(run, over)]
@@ -87,18 +95,19 @@ def group(runs: Sequence[Run], over: Sequence[str]) -> tuple[list[Group], RowNam
 
 
 def _worth(run: Run) -> tuple[int, float]:
-    """Of two runs of one config and seed the completed one counts, then the newer."""
+    """Return a sort key of runs of one config and seed: a completed run counts most, then the newer."""
     file = run.folder / "metrics.json"
     rank = ("interrupted", "pruned", "failed", "running", "completed").index(run.status)
     return rank, file.stat().st_mtime if file.exists() else 0.0
 
 
 def lower_is_better(metric: str) -> bool:
+    """Return whether lower values of a metric are better: all but accuracy, AUC, p-values and speed."""
     return not metric.endswith(HIGHER)
 
 
 def best(groups: Iterable[Group], score: str) -> Group | None:
-    """The group of the best mean score."""
+    """Return the group with the best mean score, None where no group has one."""
     sign = 1 if lower_is_better(score) else -1
     means = [(g, e.mean) for g in groups if (e := g.estimate(score)) and not isnan(e.mean)]
     return min(means, key=lambda pair: sign * pair[1])[0] if means else None
@@ -106,12 +115,12 @@ def best(groups: Iterable[Group], score: str) -> Group | None:
 
 @dataclass(frozen=True)
 class Paired:
-    """A row against another, seed by seed."""
+    """Hold the comparison of a row with another, paired by seed."""
 
     difference: Estimate | None
-    ratio: float | None  # geometric mean, of positive metrics
-    p: float | None  # of Student's paired t, two-sided
-    lower: bool  # whether less is better
+    ratio: float | None  # geometric mean of the ratios, for positive metrics
+    p: float | None  # two-sided p-value of Student's paired t-test
+    lower: bool  # whether lower is better
 
     @property
     def pairs(self) -> int:
@@ -119,7 +128,7 @@ class Paired:
 
     @property
     def verdict(self) -> str:
-        """Better or worse where the interval excludes 0."""
+        """Return better or worse where the 95 % interval of the difference excludes 0, else undecided."""
         found = self.difference
         if found is None or found.low is None or found.high is None or found.low <= 0 <= found.high:
             return "undecided"
@@ -127,7 +136,7 @@ class Paired:
 
 
 def paired(one: Group, other: Group, metric: str, lower: bool) -> Paired:
-    """One less the other over the seeds that both have."""
+    """Compare two groups: the difference one - other over the seeds that both have."""
     ours, theirs = one.values(metric), other.values(metric)
     both = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
     both = [(a, b) for a, b in both if isfinite(a) and isfinite(b)]
@@ -136,7 +145,7 @@ def paired(one: Group, other: Group, metric: str, lower: bool) -> Paired:
 
 
 def _ratio(both: Sequence[tuple[float, float]]) -> float | None:
-    """The geometric mean of positive pairs, one over the other; infinite where no float holds it."""
+    """Return the geometric mean of one / other over positive pairs: infinity on overflow, None where undefined."""
     if not both or any(min(pair) <= 0 for pair in both):
         return None
     try:
@@ -157,7 +166,7 @@ def _p(found: Estimate | None) -> float | None:
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
-    """Holm's p-values: with all those below 0.05 called decided, the chance of any false one is 5 %."""
+    """Return Holm's adjusted p-values, None kept: the familywise error of calling those below 0.05 decided is 5 %."""
     ranked = sorted((p, place) for place, p in enumerate(values) if p is not None)
     found: list[float | None] = [None] * len(values)
     largest = 0.0

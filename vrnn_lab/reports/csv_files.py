@@ -1,4 +1,4 @@
-"""A report's numbers, unrounded, as CSV."""
+"""Write a report's numbers, unrounded, as CSV."""
 
 import csv
 import io
@@ -14,9 +14,10 @@ from vrnn_lab.reports.summary import STATUSES, Summary
 
 
 def rows(found: Summary) -> str:
-    """A line a row: what tells it apart, its data set, its runs by status, of each metric mean, interval and n.
+    """Return a CSV with a line for each row.
 
-    Rows of one data set stand together; `best` is within them.
+    Its columns are the row's keys, dataset and runs by status, and mean, interval and n of each metric. Rows of one
+    dataset are consecutive; `best` is best within its dataset.
     """
     metrics = list(dict.fromkeys([found.question.score, *found.columns]))
     header = ["name", *found.naming.keys, "data set", "folder", "best", "n", *STATUSES]
@@ -42,9 +43,9 @@ def rows(found: Summary) -> str:
 
 
 def baseline_rows(found: Summary) -> str:
-    """A line for each baseline and question of a data set: of each score mean, interval and n over its runs.
+    """Return a CSV with a line for each baseline and question of a dataset: mean, interval and n of each score.
 
-    `key` is where metrics.json of a run holds the scores. Empty where no run has a baseline.
+    `key` is where metrics.json of a run holds the scores. The text is empty where no run has a baseline.
     """
     header = ["data set", "baseline", "question", "key"]
     header += [f"{score}{part}" for score in SCORES for part in ("", " low", " high", " n")]
@@ -78,7 +79,7 @@ def _compared(group: Group, found: Summary) -> list[Any]:
 
 
 def runs(found: Summary) -> str:
-    """A line a run, with the keys that tell them apart and the metrics shown."""
+    """Return a CSV with a line for each run: the keys that distinguish the rows, and the metrics shown."""
     metrics = list(dict.fromkeys([found.question.score, *found.columns]))
     header = ["name", *found.naming.keys, *found.question.over, "status", *metrics, "error", "folder"]
     line = lambda g, seed, run: [

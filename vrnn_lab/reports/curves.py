@@ -1,8 +1,8 @@
-"""A run's scalars out of its TensorBoard event files, without TensorBoard, whose reader takes seconds to import.
+"""Read a run's scalars from its TensorBoard event files, without TensorBoard, whose reader takes seconds to import.
 
-An event file is a row of records: length (8 bytes, little-endian), checksum (4), data, checksum (4). The data is a
-protocol buffer, tensorflow's Event: step is field 2, summary field 5; of a summary each value is field 1, and of this
-tag is field 1 and simple_value field 2.
+An event file is a sequence of records: length (8 bytes, little-endian), checksum (4), data, checksum (4). The data is
+a protocol buffer, TensorFlow's Event: step is field 2, summary field 5; in a summary each value is field 1, and in a
+value tag is field 1 and simple_value field 2.
 """
 
 import struct
@@ -13,18 +13,21 @@ from typing import BinaryIO
 
 from vrnn_lab.reports.files import opened
 
-POINTS = 200  # of a curve, in a page
-FILE_BYTES = 4 * 1024**3  # of an event file; a larger one is not read
-RECORD_BYTES = 8 * 1024  # of a record that is looked into; scalars have some 50
-RECORDS = 2_000_000  # of an event file
-PARSED_BYTES = 16 * 1024**2  # of the records of a tag in an event file
-FILES = 100  # event files of a run, the newest
+POINTS = 200  # points of a curve in a page, at most
+FILE_BYTES = 4 * 1024**3  # larger event files are not read
+RECORD_BYTES = 8 * 1024  # larger records, such as figures, are skipped; scalars have some 50 bytes
+RECORDS = 2_000_000  # records read of an event file, at most
+PARSED_BYTES = 16 * 1024**2  # bytes parsed of the records of a tag in an event file, at most
+FILES = 100  # the newest so many event files of a run are read
 AT_THE_END = b"fit/seconds"
 STEP, SUMMARY, VALUE, TAG, NUMBER = 2, 5, 1, 1, 2
 
 
 def curve(folder: Path, tag: str) -> list[tuple[int, float]]:
-    """(step, value) of a tag; a step that was run twice, after a resume, has the later value."""
+    """Return (step, value) of a tag, sorted and thinned to about POINTS.
+
+    A step that was run again after a resume has the later value.
+    """
     wanted, found = tag.encode(), {}
     for file in sorted(folder.glob("events*"), key=lambda f: f.lstat().st_mtime)[-FILES:]:
         found |= _points(file, folder, wanted)
@@ -34,23 +37,23 @@ def curve(folder: Path, tag: str) -> list[tuple[int, float]]:
 
 
 def _points(file: Path, folder: Path, tag: bytes) -> dict[int, float]:
-    """{step: value} of a tag in one file; nothing of a file that is no plain one of its folder, or is too large."""
+    """Return {step: value} of a tag in one file, empty for a file that `files.opened` refuses."""
     found: dict[int, float] = {}
     parsed = 0
     try:
         with opened(file, folder, FILE_BYTES) as stream:
             for record in islice(_records(stream), RECORDS):
-                if AT_THE_END in record:  # the final scores of the best checkpoint: no points of the curve
+                if AT_THE_END in record:  # this file holds the final scores of the best checkpoint, no curve
                     return {}
-                if tag in record and (parsed := parsed + len(record)) <= PARSED_BYTES:  # most are other tags
+                if tag in record and (parsed := parsed + len(record)) <= PARSED_BYTES:  # skip records of other tags
                     found |= dict(_values(record, tag))
-    except ValueError:  # `files.strangers` says why
+    except ValueError:  # `files.strangers` reports the reason
         return {}
     return found
 
 
 def _records(stream: BinaryIO) -> Iterator[bytes]:
-    """The whole records of a file; one half written, or of no bytes, ends it. Figures are passed over."""
+    """Yield the complete records of a file up to RECORD_BYTES long; a partial or empty record ends it."""
     end = stream.seek(0, 2)
     place = stream.seek(0)
     while len(head := stream.read(12)) == 12:
@@ -76,7 +79,7 @@ def _values(record: bytes, tag: bytes) -> Iterator[tuple[int, float]]:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(number, value) of a protocol buffer's fields: integers as such, all else as bytes."""
+    """Yield (number, value) of a protocol buffer's fields: integers as int, everything else as bytes."""
     place = 0
     while place < len(data):
         key, place = _varint(data, place)

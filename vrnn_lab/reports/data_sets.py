@@ -1,4 +1,4 @@
-"""The data sets of some runs: scores are ranked within one of them, never across."""
+"""Group the rows of a report by dataset: scores are ranked within a dataset, never across."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -10,13 +10,13 @@ from vrnn_lab.reports.compare import Group
 from vrnn_lab.reports.naming import written
 from vrnn_lab.reports.runs import Run
 
-SAME_VALUES = ("data.seed", "data.batch_size", "data.stream", "data.period")  # runs may differ in them and be ranked
+SAME_VALUES = ("data.seed", "data.batch_size", "data.stream", "data.period")  # runs that differ in them are ranked
 ABSENT = object()
 
 
 @dataclass
 class DataSet:
-    """The rows of a report whose scores are of the same data."""
+    """Hold the rows of a report whose scores are of the same data."""
 
     name: str  # short and distinct: "ou", or "table path=a.csv" beside another table
     groups: list[Group]
@@ -28,9 +28,9 @@ class DataSet:
 
 
 def data_sets(groups: Sequence[Group], over: Sequence[str]) -> list[DataSet]:
-    """The groups by data set, in the order in which the data sets first appear.
+    """Group the rows by dataset, in the order in which the datasets first appear.
 
-    over: the keys over which runs are repeated; they make no other data set.
+    over: the keys over which runs are repeated; runs that differ in them alone share a dataset.
     """
     found: dict[str, list[Group]] = {}
     for group in groups:
@@ -41,18 +41,18 @@ def data_sets(groups: Sequence[Group], over: Sequence[str]) -> list[DataSet]:
 
 
 def settings(group: Group, sets: Sequence[DataSet]) -> str:
-    """The items of a row's name that its data set does not already tell."""
+    """Return the items of a row's name that its dataset does not already imply."""
     return " ".join(f"{k}={v}" for k, v in group.items.items() if k not in told_by_data_set(sets))
 
 
 def told_by_data_set(sets: Sequence[DataSet]) -> set[str]:
-    """The keys of data that vary between data sets and not within any."""
+    """Return the keys of data that vary between datasets but not within any."""
     keys = {k for each in sets for g in each.groups for k in g.items if k == "data" or k.startswith("data.")}
     return {k for k in keys if all(len({g.items.get(k) for g in each.groups}) < 2 for each in sets)}
 
 
 def folder_names(groups: Sequence[Group]) -> dict[int, str]:
-    """Short names of rows, by the id() of their group: the tail of the first run's folder, and how many follow."""
+    """Return short names of rows, by the id() of their group: the tail of its first run's folder, and a count."""
     runs = {id(g): list(g.runs.values()) for g in groups}
     tails = shortest_tails([run.folder.absolute() for each in runs.values() for run in each])
     more = lambda each: f" and {len(each) - 1} more" if len(each) > 1 else ""
@@ -60,7 +60,7 @@ def folder_names(groups: Sequence[Group]) -> dict[int, str]:
 
 
 def shortest_tails(paths: Iterable[Path]) -> dict[Path, str]:
-    """Each path's shortest tail of whole parts that no other of the paths ends in."""
+    """Return for each path its shortest tail of whole parts in which no other path ends."""
     distinct = list(dict.fromkeys(paths))
     count: dict[tuple[str, ...], int] = {}
     for path in distinct:
@@ -83,7 +83,7 @@ def _data_keys(run: Run, over: Sequence[str]) -> dict[str, Any]:
 
 
 def _labels(runs: Sequence[Run], over: Sequence[str]) -> list[str]:
-    """A name for the data set of each run: the choice of data, and what differs between those of one choice."""
+    """Return a name for the dataset of each run: its option of data, and what differs between those of one option."""
     named = [run.choices.get("data") or _class_of(run) for run in runs]
     return [
         " ".join([name, *_differences(run, [r for r, n in zip(runs, named, strict=True) if n == name], over)])
@@ -96,7 +96,7 @@ def _class_of(run: Run) -> str:
 
 
 def _differences(run: Run, others: Sequence[Run], over: Sequence[str]) -> list[str]:
-    """The keys of data, as `path=a.csv`, in which a run differs from some of the others of its choice."""
+    """Return the keys of data, as `path=a.csv`, in which a run differs from some of the others of its option."""
     values = [_data_keys(each, over) for each in others]
     own = _data_keys(run, over)
     varying = [k for k in own if any(each.get(k, ABSENT) != own[k] for each in values)]

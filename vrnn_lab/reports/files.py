@@ -1,7 +1,8 @@
-"""Files of run folders that others may have made.
+"""Read files of run folders that other people may have made.
 
 Only plain files that lie in the run folder itself are opened: a link to elsewhere could bring any file of the machine
-into a report, and a FIFO would block it. None is read beyond a size, and what is read is plain data of bounded depth.
+into a report, and a FIFO would block it. None is read beyond a maximum size, and what is read is plain data of
+bounded depth.
 """
 
 import errno
@@ -22,10 +23,10 @@ try:
 except ImportError:  # not on Windows
     fcntl = None
 
-Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where it was built
+Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is ten times as fast, where available
 CONFIG_BYTES = 256 * 1024  # a config has some 5 kB
 METRICS_BYTES = 16 * 1024**2
-DEPTH = 64  # of nested lists and dicts
+DEPTH = 64  # levels of nested lists and dicts, at most
 KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a FIFO",
@@ -37,7 +38,7 @@ KINDS = {
 
 
 def size(file: Path, folder: Path) -> int:
-    """The bytes of a plain file of a folder; ValueError for a link to outside and for what is no file."""
+    """Return the size in bytes of a plain file of a folder; raise ValueError for other kinds and links to outside."""
     return _checked(file, folder)[1].st_size
 
 
@@ -54,7 +55,7 @@ def _checked(file: Path, folder: Path) -> tuple[Path, os.stat_result]:
 
 @contextmanager
 def opened(file: Path, folder: Path, most: int) -> Iterator[BinaryIO]:
-    """A plain file of a folder, to be read; ValueError for another, or for one of more than `most` bytes."""
+    """Open a plain file of a folder for reading; raise ValueError where `size` does, or beyond `most` bytes."""
     real, found = _checked(file, folder)
     if found.st_size > most:
         raise ValueError(f"{file.relative_to(folder)} has {found.st_size} bytes; at most {most} are read.")
@@ -64,13 +65,13 @@ def opened(file: Path, folder: Path, most: int) -> Iterator[BinaryIO]:
 
 
 def content(file: Path, folder: Path, most: int) -> bytes:
-    """What a plain file of a folder holds; ValueError as `opened`."""
+    """Return the content of a plain file of a folder; raise ValueError as `opened` does."""
     with opened(file, folder, most) as stream:
         return stream.read(most)
 
 
 def pictures(folder: Path) -> list[tuple[Path, int]]:
-    """The figures of a run that are plain files of its folder, each with its bytes."""
+    """Return the figures of a run that are plain files of its folder, each with its size in bytes."""
     return list(_sized(sorted((folder / "figures").glob("*.png")), folder))
 
 
@@ -78,12 +79,12 @@ def _sized(files: Iterable[Path], folder: Path) -> Iterator[tuple[Path, int]]:
     for file in files:
         try:
             yield file, size(file, folder)
-        except (OSError, ValueError):  # `strangers` says so
+        except (OSError, ValueError):  # `strangers` reports it
             continue
 
 
 def strangers(folder: Path) -> tuple[str, ...]:
-    """A sentence for each file of a run folder that is not read: a link to outside, a FIFO, a device."""
+    """Return a sentence for each file of a run folder that is not read: a link to outside, a FIFO, a device."""
     found = []
     for place in (folder, folder / ".hydra", folder / "figures"):
         with os.scandir(place) if _own_folder(place, folder) else nullcontext(()) as entries:
@@ -109,9 +110,9 @@ def _strange(entry: os.DirEntry[str], folder: Path) -> str:
 
 
 def walk(top: Path) -> Iterator[tuple[Path, list[str]]]:
-    """(folder, the names of its subfolders) of a folder and all below it, by name; links are not followed.
+    """Yield (folder, names of its subfolders) for a folder and all below it, by name; links are not followed.
 
-    The receiver takes from the list what it does not want to be walked. However deep folders lie, no stack overflows.
+    The caller removes from the list what is not to be walked. Deep folders do not overflow the stack.
     """
     waiting = [top]
     while waiting:
@@ -119,14 +120,14 @@ def walk(top: Path) -> Iterator[tuple[Path, list[str]]]:
         try:
             with os.scandir(place) as entries:
                 below = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False) or e.name == ".hydra")
-        except OSError:  # not ours to read, or deeper than a path may be long
+        except OSError:  # not readable by this user, or its path is too long
             continue
         yield place, below
         waiting += [place / name for name in reversed(below) if name != ".hydra"]
 
 
 def at_work_on(folder: Path) -> bool:
-    """Whether a process holds the lock of a run folder; nothing is written for it, not even the lock."""
+    """Return whether a process holds the lock of a run folder; nothing is written for it, not even the lock."""
     if fcntl is None:
         return is_running(folder)
     try:
@@ -134,15 +135,15 @@ def at_work_on(folder: Path) -> bool:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except (OSError, ValueError) as error:  # where a disk knows no flock, a file that is there is a lock that is held
+    except (OSError, ValueError) as error:  # without flock on the disk (ENOSYS) an existing lock file is a held lock
         return isinstance(error, OSError) and error.errno == errno.ENOSYS
     return False
 
 
 def parsed_yaml(text: bytes) -> Any:
-    """YAML as plain data; ValueError for aliases, by which a few lines become gigabytes, and for great depth.
+    """Parse YAML into plain data; raise ValueError for aliases, which can expand without bound, and for great depth.
 
-    Tags that make objects are refused (yaml.YAMLError), and interpolations such as ${oc.env:HOME} stay text.
+    Tags that construct objects raise yaml.YAMLError, and interpolations such as ${oc.env:HOME} stay text.
     """
     depth = 0
     for event in yaml.parse(text, Loader):
@@ -154,7 +155,7 @@ def parsed_yaml(text: bytes) -> Any:
 
 
 def parsed_json(text: bytes) -> Any:
-    """JSON as plain data; ValueError for what is none, and for great depth."""
+    """Parse JSON into plain data; raise ValueError for invalid JSON and for great depth."""
     try:
         return plain(json.loads(text.decode("utf-8"), parse_int=_whole))
     except RecursionError:
@@ -162,7 +163,7 @@ def parsed_json(text: bytes) -> Any:
 
 
 def _whole(digits: str) -> int | float:
-    """A whole number of JSON; ValueError where even a float cannot hold it."""
+    """Return a whole number of JSON, as a float beyond 64 bits; raise ValueError where even a float overflows."""
     try:
         value, near = int(digits), float(int(digits))
     except OverflowError:
@@ -176,7 +177,7 @@ def _check_depth(depth: int) -> None:
 
 
 def plain(value: Any, depth: int = 0) -> Any:
-    """A value of dicts with keys of text, lists, text, floats, and whole numbers of 64 bits; others as text."""
+    """Return a value as dicts with string keys, lists, strings, floats and 64-bit integers; all else as strings."""
     _check_depth(depth)
     if isinstance(value, dict):
         return {str(key): plain(each, depth + 1) for key, each in value.items()}

@@ -1,4 +1,4 @@
-"""Filters over runs, as written on a command line: optim=adam, model.width>=32, trick=[big_batch,wide]."""
+"""Parse and apply filters over runs, as on a command line: optim=adam, model.width>=32, trick=[big_batch,wide]."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +18,7 @@ SAME = {"=": True, "!=": False}
 
 @dataclass(frozen=True)
 class Filter:
-    """One condition on a run."""
+    """Hold one condition on a run; calling it tests the condition."""
 
     key: str
     sign: str
@@ -30,22 +30,25 @@ class Filter:
         if self.key == "trick":
             found = _set(found)
         if self.sign in SAME:
-            same = found == self.value or (isinstance(found, str) and found == self.text)  # `off` is false in YAML
+            same = found == self.value or (isinstance(found, str) and found == self.text)  # YAML reads `off` as false
             return same == SAME[self.sign]
         numbers = isinstance(found, (int, float)) and not isinstance(found, bool)
         return numbers and ORDER[self.sign](found, self.value)
 
 
 def facts(run: Run) -> dict[str, Any]:
-    """All that a filter can ask of a run; test metrics are none of it, since they choose nothing."""
+    """Return all that filters may test of a run.
+
+    Test metrics and those of baselines are not among it, since they must not choose anything.
+    """
     known = {k: v for k, v in run.metrics.items() if not k.startswith(("test/", "reference/"))}
     return {**known, **run.config, **run.choices, "status": run.status}
 
 
 def parse(text: str | Sequence[str], runs: Iterable[Run], option: str) -> list[Filter]:
-    """The filters of a text; every key must be one that some run has.
+    """Return the filters of a text; raise ConfigError for a key that no run has.
 
-    They are divided, outside of brackets, by commas or, as in the name of a row, by spaces before a key.
+    Filters are separated, outside of brackets, by commas or, as in the name of a row, by spaces before a key.
     """
     texts = [text] if isinstance(text, str) else list(text)
     parts = [
@@ -72,7 +75,7 @@ def _filter(text: str, keys: set[str], option: str) -> Filter:
 
 
 def scalar(text: str) -> Any:
-    """A value as the config holds it; 1e-3 is a number, which YAML alone would not say."""
+    """Return a value as the config holds it; 1e-3 is a number, which YAML alone would read as text."""
     try:
         return int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
     except ValueError:
@@ -84,24 +87,25 @@ def scalar(text: str) -> Any:
 
 
 def _set(text: Any) -> frozenset[str]:
-    """Tricks are a set: none, wide, or [big_batch,wide]."""
+    """Return tricks as a set, from none, wide, or [big_batch,wide]."""
     names = frozenset(part.strip() for part in str(text).strip("[]").split(","))
     return names - {"none", ""}
 
 
 def select(runs: Iterable[Run], filters: Iterable[Filter]) -> list[Run]:
+    """Return the runs that pass all filters."""
     wanted = list(filters)
     return [run for run in runs if all(accepts(run) for accepts in wanted)]
 
 
 def values_of(runs: Iterable[Run], key: str) -> str:
-    """What a key is in some runs, for a message."""
+    """Return the values that a key has in some runs, as text for a message."""
     found = dict.fromkeys(str(facts(run)[key]) for run in runs if key in facts(run))
     return ", ".join(list(found)[:12])
 
 
 def only(groups: Sequence[Group], runs: Sequence[Run], text: Any, option: str) -> Group:
-    """The only group of which the runs match a filter."""
+    """Return the only group with runs that match a filter; raise ConfigError for none or several."""
     filters = parse(text, runs, option)
     found = [g for g in groups if select(g.runs.values(), filters)]
     if len(found) == 1:

@@ -1,4 +1,4 @@
-"""Tables of text on the terminal, in Markdown and in LaTeX."""
+"""Write text tables to the terminal, in Markdown and in LaTeX."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from vrnn_lab.cli.terminal import Terminal
 from vrnn_lab.reports.tables import TextTable
 
 WIDTH = 24
-WIDEST = 40  # characters of a cell that is not folded: longer ones, a stranger's, are no numbers
+WIDEST = 40  # characters of an unfolded cell; a longer one is no number but text of someone else's run folder
 WORDS = (
     "",
     "settings",
@@ -27,7 +27,7 @@ WORDS = (
 
 
 def print_sheets(made: Sequence[TextTable], console: Terminal) -> None:
-    """Each as a table; a number that does not fit is left out with its column, and said to be, never cut."""
+    """Print each table; a numeric column that does not fit is left out with a notice, never cut."""
     for sheet in made:
         shown = list(range(len(sheet.header)))
         while _least(_table(sheet, shown), console) > console.width and (spare := _spare(sheet, shown)):
@@ -42,17 +42,17 @@ def print_sheets(made: Sequence[TextTable], console: Terminal) -> None:
 
 
 def _least(table: Table, console: Terminal) -> int:
-    """The least width of a table, were the terminal wider."""
+    """Return the minimum width of a table, independent of the terminal's width."""
     return console.measure(table, options=console.options.update(width=10_000)).minimum
 
 
 def _spare(sheet: TextTable, shown: list[int]) -> int | None:
-    """The last column of numbers beyond those that a row cannot do without."""
+    """Return the index of the last numeric column that may be left out, None where there is none."""
     return next((place for place in reversed(shown[3:]) if sheet.header[place] not in WORDS), None)
 
 
 def _table(sheet: TextTable, shown: list[int], least: int = WIDTH) -> Table:
-    """Some columns of a sheet; those of words are folded, but to no less than a width."""
+    """Return a table of the columns `shown`; columns of words fold, but to no less than the width `least`."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for place in shown:
         name = terminal_cell(sheet.header[place])
@@ -73,12 +73,13 @@ def _table(sheet: TextTable, shown: list[int], least: int = WIDTH) -> Table:
 
 
 def _cell(sheet: TextTable, row: Sequence[str], place: int) -> str:
-    """Return a cell; where its column is not folded, and is not our own count of runs, it is cut to WIDEST."""
+    """Return a cell; it is cut to WIDEST unless its column folds or is our own count of runs."""
     whole = sheet.header[place] in (*WORDS, "runs")
     return terminal_cell(row[place]) if whole else terminal_cell(row[place], WIDEST)
 
 
 def markdown(made: Sequence[TextTable], notes: Sequence[str]) -> str:
+    """Return the tables, then the notes, in Markdown."""
     parts = []
     for sheet in made:
         lines = [sheet.header, ["---"] + ["---:"] * (len(sheet.header) - 1)]
@@ -92,7 +93,7 @@ def markdown(made: Sequence[TextTable], notes: Sequence[str]) -> str:
 
 
 def latex(made: Sequence[TextTable], notes: Sequence[str]) -> str:
-    """Tables of booktabs; the notes as comments."""
+    """Return the tables in LaTeX with booktabs, with the notes as comments."""
     parts = ["% \\usepackage{booktabs}", *map(latex_comment, notes)]
     for sheet in made:
         rows = [list(map(shown_text.latex, row)) for row in sheet.rows]

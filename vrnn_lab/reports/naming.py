@@ -1,4 +1,4 @@
-"""What tells rows apart, as short as a person would write it: optim=adam model.width=64."""
+"""Name rows by what distinguishes them, as briefly as a person would: optim=adam model.width=64."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -8,19 +8,19 @@ from typing import Any
 from vrnn_lab.config.compose import VOLATILE
 from vrnn_lab.reports.runs import Run
 
-ANYTHING = ("experiment", "trick")  # these groups set keys anywhere
+ANYTHING = ("experiment", "trick")  # these groups may set any key
 ABSENT = object()
 
 
 def identity(run: Run, over: Sequence[str]) -> str:
-    """Runs of one identity differ by nothing but the keys they are repeated over."""
+    """Return a key that is equal for runs that differ by nothing but the keys they are repeated over."""
     own = {k: v for k, v in run.config.items() if k not in VOLATILE and k not in over}
     own["tricks"] = sorted(run.choices["trick"].strip("[]").split(","))
     return json.dumps(own, sort_keys=True, default=str)
 
 
 def written(value: Any) -> str:
-    """A value as on a command line."""
+    """Return a value as written on a command line."""
     if isinstance(value, (list, tuple)):
         return f"[{','.join(map(written, value))}]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
@@ -28,21 +28,22 @@ def written(value: Any) -> str:
 
 @dataclass(frozen=True)
 class RowNames:
-    """The keys that name the rows, and those that follow from one of them."""
+    """Hold the keys that name the rows, and those that follow from one of them."""
 
     keys: list[str]
-    follow: dict[str, tuple[str, ...]]  # a varying key that is not named -> what it follows from
+    follow: dict[str, tuple[str, ...]]  # a varying key that is not named -> the choices that determine it
     common: dict[str, Any]
 
     def items(self, facts: dict[str, Any]) -> dict[str, str]:
         return {k: written(facts[k]) for k in self.keys if k in facts}
 
     def name(self, facts: dict[str, Any]) -> str:
+        """Return the name of a row: key=value for each naming key that it has."""
         return " ".join(f"{k}={v}" for k, v in self.items(facts).items()) or "all runs"
 
 
 def shared(runs: Sequence[Run], over: Sequence[str]) -> dict[str, Any]:
-    """The choices and keys that all runs of a group have in common."""
+    """Return the choices and keys that all runs of a group have in common."""
     first = {**runs[0].choices, **runs[0].config}
     each = [{**run.choices, **run.config} for run in runs]
     same = lambda k: all(own.get(k, ABSENT) == first[k] for own in each)
@@ -50,7 +51,10 @@ def shared(runs: Sequence[Run], over: Sequence[str]) -> dict[str, Any]:
 
 
 def names(rows: Sequence[dict[str, Any]], choices: Iterable[str], typed: Iterable[str]) -> RowNames:
-    """A varying key is named if the user typed it, or if no named choice that may set it accounts for it."""
+    """Choose the keys that name rows.
+
+    A varying key is named if the user typed it, or if no named choice that may set it determines its value.
+    """
     groups, typed = set(choices), {t.replace(".", "/") for t in typed}
     order = dict.fromkeys(k for row in rows for k in row)
     varies = lambda k: any(row.get(k, ABSENT) != rows[0].get(k, ABSENT) for row in rows)
@@ -58,7 +62,7 @@ def names(rows: Sequence[dict[str, Any]], choices: Iterable[str], typed: Iterabl
     matters = lambda group: group in ANYTHING or any(k.startswith(group.replace("/", ".") + ".") for k in keys)
     ranked = sorted((k for k in order if k in groups and varies(k) and matters(k)), key=_rank)
     named: list[str] = []
-    chosen: list[str] = []  # those of them that are groups
+    chosen: list[str] = []  # the groups among `named`
     follow: dict[str, tuple[str, ...]] = {}
     for key in [*ranked, *keys]:
         causes = _causes(rows, key, [c for c in chosen if _may_set(c, key)])
@@ -67,12 +71,12 @@ def names(rows: Sequence[dict[str, Any]], choices: Iterable[str], typed: Iterabl
             chosen += [key] * (key in groups)
         else:
             follow[key] = causes
-    named.sort(key=lambda k: k == "trick")  # stable: it is written last
+    named.sort(key=lambda k: k == "trick")  # the sort is stable, and moves trick to the end
     return RowNames(named, follow, {k: v for k, v in (rows[0] if rows else {}).items() if not varies(k)})
 
 
 def _rank(choice: str) -> tuple[bool, int]:
-    """What may set anything first, then groups before their parts."""
+    """Return a sort key: choices that may set any key come first, then groups before their parts."""
     return choice not in ANYTHING, choice.count("/")
 
 
@@ -81,7 +85,7 @@ def _may_set(choice: str, key: str) -> bool:
 
 
 def _causes(rows: Sequence[dict[str, Any]], key: str, among: list[str]) -> tuple[str, ...]:
-    """The choice that a key follows from, the nearest first; else all of them together; else none."""
+    """Return the choice that determines a key, the nearest first; else all of them together; else none."""
     for causes in [*((c,) for c in reversed(among)), tuple(among)]:
         if causes and _follows(rows, key, causes):
             return causes
@@ -89,7 +93,7 @@ def _causes(rows: Sequence[dict[str, Any]], key: str, among: list[str]) -> tuple
 
 
 def _follows(rows: Sequence[dict[str, Any]], key: str, causes: tuple[str, ...]) -> bool:
-    """Whether a key has one value for each combination of its causes."""
+    """Return whether a key has one value for each combination of its causes."""
     seen: dict[tuple, Any] = {}
     cause = lambda row: tuple(written(row.get(c, ABSENT)) for c in causes)
     return all(seen.setdefault(cause(row), row.get(key, ABSENT)) == row.get(key, ABSENT) for row in rows)

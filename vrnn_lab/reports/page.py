@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs no network: the template page.html and, inside it, all numbers and figures."""
+"""Write a report as one HTML page that needs no network: the template page.html with all numbers and figures."""
 
 from base64 import b64encode
 from collections.abc import Iterator
@@ -20,11 +20,11 @@ from vrnn_lab.reports.tables import baseline_sheets, common, heading, sheets
 from vrnn_lab.runs.folder import SCORE
 
 TEMPLATE = Path(__file__).with_name("page.html")
-BYTES = 60_000_000  # of all figures in a page
+BYTES = 60_000_000  # total size of the figures in a page, at most
 
 
 def page(found: Summary, figures: int) -> str:
-    """The page, with at most so many figures."""
+    """Return the page, with at most so many figures."""
     return TEMPLATE.read_text(encoding="utf-8").replace("{{DATA}}", script_json(_data(found, figures)))
 
 
@@ -74,13 +74,13 @@ def _data(found: Summary, figures: int) -> dict[str, Any]:
 
 
 def _title(found: Summary) -> str:
-    """The folder that holds all runs."""
+    """Return the page's title, from the folder that holds all runs."""
     folders = [str(r.folder.absolute()) for r in found.runs]
     return f"{Path(commonpath(folders)).name}: what was tried" if folders else "no runs"
 
 
 def _metrics(found: Summary) -> list[str]:
-    """All numbers of the runs, the score and the columns first; those of the baselines have a table of their own."""
+    """Return all metrics of the runs, score and columns first; those of the baselines have a table of their own."""
     first = [found.question.score, *found.columns]
     others = (k for r in found.runs for k in r.metrics if r.number(k) is not None and not k.startswith("reference/"))
     return list(dict.fromkeys([*first, *others]))
@@ -122,7 +122,7 @@ def _run(place: int, seed: tuple[str, ...], run: Run, metrics: list[str], figure
 
 
 def _finite(value: float | None) -> float | None:
-    """What JSON can hold, to six digits: a page is for the eye."""
+    """Return a finite number to six digits, enough for display, else None: JSON holds no NaN."""
     return float(f"{value:.6g}") if value is not None and isfinite(value) else None
 
 
@@ -132,7 +132,7 @@ def _plain(value: Any) -> Any:
 
 
 def _tag(found: Summary) -> str:
-    """The scalar of the curves: the score, or the loss where the score was not logged in training."""
+    """Return the scalar of the curves: the score, or the loss where the score was not logged in training."""
     logged = any(curve(r.folder, found.question.score) for r in found.runs[:3])
     return found.question.score if logged else SCORE
 
@@ -145,7 +145,10 @@ def _curve(run: Run, tag: str) -> list[tuple[int, float]]:
 
 
 def _figures(found: Summary, limit: int) -> tuple[dict[Path, list[tuple[str, str]]], list[str]]:
-    """The figures of as many runs as the limits allow: one run of each row, the best first, then the others."""
+    """Return the figures of as many runs as the limits allow, and a note on those left out.
+
+    One run of each row comes first, the best rows before the others.
+    """
     held: dict[Path, list[tuple[str, str]]] = {}
     count = size = missing = 0
     for run in _in_turn(found.groups):

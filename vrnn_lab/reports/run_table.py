@@ -1,4 +1,4 @@
-"""The table a run ends with: its numbers beside the reference rows."""
+"""Print the table at the end of a run: its scores next to those of the baselines."""
 
 import re
 from collections.abc import Sequence
@@ -20,18 +20,18 @@ QUESTIONS = {
     "before": "before the window",
     "after": "after the window",
 }
-WIDTH = 120  # of a table in a file
-ENOUGH = 1000  # steps of a fit, from which too few are not the likely cause of intervals that are far from true
-FEW = 30  # validation values, from which a recalibration is fitted
+WIDTH = 120  # columns of a table in a file
+ENOUGH = 1000  # with at least so many steps, too short a fit is not the likely cause of poor coverage
+FEW = 30  # validation values that a recalibration needs
 COLUMNS = ("nll", "brier", "mse", "mse_clean", "nmse", "crps", "energy", "coverage_50", "coverage_90")
-MIXED = ("nll", "brier", "nmse", "ncrps", "energy", "coverage_50", "coverage_90")  # over channels of different units
+MIXED = ("nll", "brier", "nmse", "ncrps", "energy", "coverage_50", "coverage_90")  # for channels of different units
 COVERAGE = ("coverage_50", "coverage_90")
-DIVERGED = 100.0  # times the squared error of the training mean: no fit that went well is so far off
-OUTSIDE = 0.05  # share of test values outside the training range, from which it is a likely cause of wrong intervals
+DIVERGED = 100.0  # multiple of the training mean's squared error that no successful fit reaches
+OUTSIDE = 0.05  # above this fraction outside the training range, that is a likely cause of poor coverage
 
 
 def paper() -> Terminal:
-    """The terminal; a file is wide enough that no number is cut off."""
+    """Return a console: the terminal, or a file wide enough that no number is cut off."""
     console = Terminal(record=True)
     if not console.is_terminal:
         console.width = max(console.width, WIDTH)
@@ -41,10 +41,10 @@ def paper() -> Terminal:
 def print_run(
     folders: Sequence[Path], metrics: dict[str, Any], split: str = "test", data: SeriesData | None = None
 ) -> str:
-    """Scores of the model and of the plain rows on held-out points, then where everything lies.
+    """Print the scores of the model and of the baselines on held-out points, then the paths; return the printed text.
 
-    folders: of the run, or of the runs that are asked as one. data: with it follows what its values say of the
-    intervals, by distance to what was seen and by channel. The printed text is returned.
+    folders: of the run, or of the runs of an ensemble. data: adds the calibration of the intervals, by distance to
+    the observed points and by channel.
     """
     console = paper()
     mixed = _has_units(folders[0]) and _several(metrics, split)
@@ -65,7 +65,7 @@ def print_run(
 
 
 def rows(metrics: dict[str, Any], split: str) -> list[tuple[str, str]]:
-    """(name, key prefix) of the model, of it recalibrated, and of each reference row, best rows last."""
+    """Return (name, key prefix) of the model, of the recalibrated model, and of each baseline."""
     names = dict.fromkeys(k.split("/")[1] for k in metrics if k.startswith("reference/"))
     ours = [("this model", split), ("recalibrated", f"recalibrated/{split}")]
     return ours + [(name, f"reference/{name}") for name in names]
@@ -81,7 +81,7 @@ def _several(metrics: dict[str, Any], split: str) -> bool:
 
 
 def by_channel(metrics: dict[str, Any], split: str) -> Table:
-    """Return the scores of each channel in its own unit, and the CRPS of the best baseline beside them."""
+    """Return a table of the scores of each channel in its own unit, with the CRPS of the best baseline."""
     shown = Table(title=f"{split}: by channel, in its own unit", title_justify="left", box=None)
     for i, column in enumerate(("", "mse", "crps", "best baseline's crps", *COVERAGE)):
         shown.add_column(label(column), justify="right" if i else "left", no_wrap=True)
@@ -109,7 +109,10 @@ def by_channel(metrics: dict[str, Any], split: str) -> Table:
 
 
 def table(metrics: dict[str, Any], split: str, mixed: bool = False) -> Table:
-    """Scores of each question over all channels; mixed: in their training stds, since their units may differ."""
+    """Return a table of the scores on each question over all channels.
+
+    mixed: scores are in training stds, since the channels' units may differ.
+    """
     units = "each channel in its training std" if mixed else "in the data's units"
     shown = Table(title=f"{split}: held-out points, {units}", title_justify="left", box=None)
     shown.add_column("", no_wrap=True)
@@ -134,7 +137,7 @@ def _extent(metrics: dict[str, Any], at: str) -> str:
 
 
 def backtest(found: dict[str, float], title: str) -> Table:
-    """Every row of a backtest, of all values, by horizon and by origin."""
+    """Return a table of a backtest: every row over all values, by horizon and by cutoff."""
     shown = Table(title=title, title_justify="left", box=None)
     shown.add_column("", no_wrap=True)
     columns = [c for c in ("values", *COLUMNS) if any(k.count("/") == 2 and k.endswith(f"/{c}") for k in found)]
@@ -151,7 +154,7 @@ def backtest(found: dict[str, float], title: str) -> Table:
 
 
 def intervals(metrics: dict[str, Any], split: str, channels: Sequence[str], unit: str) -> list[Table]:
-    """By distance and by channel, with the PIT; a table a question, of each way the model was asked."""
+    """Return calibration tables, by distance and by channel with the PIT, for each question, raw and recalibrated."""
     made = []
     for prefix in (split, f"recalibrated/{split}"):
         for question, (name, _) in DISTANCE.items():
@@ -180,18 +183,19 @@ def _intervals(metrics: dict[str, Any], at: str, name: str, channels: Sequence[s
 
 
 def label(column: str) -> str:
-    """Return a score's key in words, as the heading of a column: coverage, and below it 90 %, for coverage_90."""
+    """Return a score's key as the heading of a column: coverage, and below it 90 %, for coverage_90."""
     if column.startswith("coverage_"):
         return column.replace("_", "\n") + " %"
     return column.replace("_", " ")
 
 
 def number(value: float | None) -> str:
+    """Return a number to four digits, empty for None."""
     return "" if value is None else f"{value:.4g}"
 
 
 def _too_sure(metrics: dict[str, Any], split: str) -> list[str]:
-    """Names the likely cause of intervals that are far from true, and its cure."""
+    """Return a hint that names the likely cause, and the cure, where coverage is far from nominal; else nothing."""
     shares = [metrics.get(f"{split}/{question}/coverage_90") for question in DISTANCE]
     if all(share is None or abs(share - 0.9) < 0.05 for share in shares):
         return []
@@ -221,7 +225,7 @@ def _too_sure(metrics: dict[str, Any], split: str) -> list[str]:
 
 
 def _diverged(metrics: dict[str, Any], split: str) -> list[str]:
-    """Say that training went astray, where the model's squared error is DIVERGED times that of the training mean."""
+    """Return a warning that training diverged, where the MSE is above DIVERGED times that of the training mean."""
     for question, heading in QUESTIONS.items():
         ours = metrics.get(f"{split}/{question}/nmse", metrics.get(f"{split}/{question}/mse"))
         score = "nmse" if f"{split}/{question}/nmse" in metrics else "mse"
@@ -236,7 +240,7 @@ def _diverged(metrics: dict[str, Any], split: str) -> list[str]:
 
 
 def _out_of_time(metrics: dict[str, Any]) -> list[str]:
-    """Say how forecasts beyond the times of training did, in a fit without the ends of the series."""
+    """Return lines on forecasts beyond the times of training, from a second fit without the ends of the series."""
     key = re.compile(r"out_of_time/(.+)/nmse")
     nmse = {name[1]: value for k, value in metrics.items() if (name := key.fullmatch(k))}
     if not nmse:
@@ -257,7 +261,7 @@ def _out_of_time(metrics: dict[str, Any]) -> list[str]:
 
 
 def best_rows(metrics: dict[str, Any]) -> list[str]:
-    """Return a line for looking ahead and one for gaps: the row of the lowest CRPS on validation, beside the model.
+    """Return a line for forecasts and one for gaps: the row of the lowest CRPS on validation, and the model's.
 
     The rows are compared in training stds, and shown in the data's units where there is one channel. A difference
     within two standard errors over series (`reference/<row>/<question>/val_ncrps_above_se`) is called level.

@@ -1,4 +1,4 @@
-"""Run folders as they lie on disk: what was asked, what came of it, and which are still at work."""
+"""Read run folders from disk: their configs, their results, and which are still running."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -29,29 +29,32 @@ from vrnn_lab.reports.files import (
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder, read."""
+    """Hold what was read from a run folder."""
 
     folder: Path
     config: dict[str, Any]  # keys joined by dots
     choices: dict[str, str]  # group -> option, and trick -> none or [a,b]
-    typed: frozenset[str]  # the keys and groups that the user set
+    typed: frozenset[str]  # the keys and groups that the user set on the command line
     metrics: dict[str, Any]
     status: str  # completed | failed | pruned | running | interrupted
     origin: dict[str, Any]  # hashes of the code and the data file, the version of torch
-    strange: tuple[str, ...] = ()  # sentences about files of the folder that are not read
+    strange: tuple[str, ...] = ()  # a sentence for each file of the folder that is not read
 
     @property
     def error(self) -> str:
         return str(self.metrics.get("error", ""))
 
     def number(self, metric: str) -> float | None:
-        """A metric of a completed run; only numbers count."""
+        """Return a metric of a completed run as a float, None where it is missing or not a number."""
         value = self.metrics.get(metric) if self.status == "completed" else None
         return float(value) if isinstance(value, (int, float)) else None
 
 
 def find(folders: Iterable[Path]) -> list[Path]:
-    """The run folders at and below some folders, in the order of their paths, each once."""
+    """Return the run folders at and below some folders, in the order of their paths, each once.
+
+    Raise ConfigError where a folder does not exist.
+    """
     found: dict[Path, Path] = {}
     for top in folders:
         if not top.is_dir():
@@ -64,18 +67,19 @@ def find(folders: Iterable[Path]) -> list[Path]:
 
 
 def read_all(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
-    """The runs of some folders, and a line for each run folder that cannot be read."""
+    """Return the runs of some folders, and a line for each run folder that cannot be read."""
     runs, broken = [], []
     for folder in find(folders):
         try:
             runs.append(read(folder))
-        except Exception as error:  # whatever a folder holds, the others are shown
+        except Exception as error:  # one broken folder must not hide the others
             kind = "" if isinstance(error, (OSError, ValueError, yaml.YAMLError)) else f"{type(error).__name__}: "
             broken.append(f"{folder} is left out: {kind}{' '.join(str(error).split())}")
     return runs, broken
 
 
 def read(folder: Path) -> Run:
+    """Read a run folder; raise ValueError where its files hold no config or no metrics."""
     config = current(_yaml(folder, "config.yaml", {}))
     if not config:
         raise ValueError(".hydra/config.yaml holds no config.")
@@ -92,7 +96,7 @@ def read(folder: Path) -> Run:
 
 
 def _yaml(folder: Path, name: str, default: Any) -> Any:
-    """A file of .hydra, of the kind of its default, which stands for a file that is not there."""
+    """Read a file of .hydra and check that it has the type of `default`, which is returned for a missing file."""
     try:
         file = folder / ".hydra" / name
         text = checked_text(content(file, folder, CONFIG_BYTES).decode(), file, "")
@@ -106,14 +110,14 @@ def _yaml(folder: Path, name: str, default: Any) -> Any:
 
 
 def _result(folder: Path) -> tuple[dict[str, Any], str]:
-    """metrics.json and its status; without one a run is at work, or was cut short."""
+    """Return metrics.json and its status; without the file a run is running or was interrupted."""
     try:
         metrics = parsed_json(content(folder / "metrics.json", folder, METRICS_BYTES))
         metrics = checked(metrics, folder / "metrics.json", "") if isinstance(metrics, dict) else metrics
     except FileNotFoundError:
         if at_work_on(folder):
             return {}, "running"
-        if (folder / "metrics.json").exists():  # it ended between the two looks
+        if (folder / "metrics.json").exists():  # the run ended between the two checks
             return _result(folder)
         return {}, "interrupted"
     if not isinstance(metrics, dict) or metrics.get("status") not in ("completed", "failed", "pruned"):
@@ -122,7 +126,7 @@ def _result(folder: Path) -> tuple[dict[str, Any], str]:
 
 
 def _guessed(config: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
-    """The choices of a run that did not record them: the option that makes the same class, else its name."""
+    """Yield the choices of a run that did not record them: the option that makes the same class, else its name."""
     for key, node in config.items():
         if isinstance(node, dict):
             group = f"{path}{key}"
@@ -138,7 +142,7 @@ def _option_of(group: str, target: str) -> str:
 
 @cache
 def _targets(group: str) -> dict[str, str]:
-    """Of a group's options those that are the only one to make a class."""
+    """Return class -> option for the options of a group that are the only one to make their class."""
     made = [(yaml.load((CONF / group / f"{o}.yaml").read_text(), Loader) or {}, o) for o in options(group)]
     named = [(str(node.get("_target_")), option) for node, option in made]
     return {target: option for target, option in named if [t for t, _ in named].count(target) == 1}

@@ -1,4 +1,4 @@
-"""What a report says, before it is written: rows, their order, the best, comparisons, claims, notes."""
+"""Compute a report before it is written: rows, their order, the best, comparisons, claims and notes."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ STATUSES = ("completed", "failed", "pruned", "running", "interrupted")
 
 @dataclass(frozen=True)
 class ReportQuery:
-    """What a report is asked."""
+    """Hold the options of a report."""
 
     over: Sequence[str] = ("seed",)
     score: str = SCORE
@@ -46,7 +46,7 @@ class ReportQuery:
 
 @dataclass
 class Summary:
-    """The whole of a report."""
+    """Hold the content of a report."""
 
     question: ReportQuery
     runs: list[Run]
@@ -55,23 +55,23 @@ class Summary:
     columns: list[str]
     data_sets: list[DataSet] = field(default_factory=list)
     baseline: Group | None = None
-    against: dict[str, Paired] = field(default_factory=dict)  # a row's name -> it less the baseline
+    against: dict[str, Paired] = field(default_factory=dict)  # a row's name -> its difference from the baseline
     holm: dict[str, float | None] = field(default_factory=dict)
     claims: list[Claim] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
     def metric(self) -> str:
-        """What the rows are compared by."""
+        """Return the metric by which rows are compared with the baseline."""
         return self.question.metric or self.question.score
 
     def is_best(self, group: Group) -> bool:
-        """Whether a row has the best score of those on its data set."""
+        """Return whether a row has the best score of those on its dataset."""
         return any(group is each.best for each in self.data_sets)
 
 
 def summarise(runs: list[Run], question: ReportQuery) -> Summary:
-    """The rows of some runs and what is asked of them; ConfigError where that cannot be answered."""
+    """Return the report on some runs; raise ConfigError where an option cannot be met."""
     metrics = _metrics(runs)
     _check_score(question.score, metrics)
     claimed = (str(claim.get("metric", "")) for claim in question.claims if "lower" not in claim)
@@ -99,7 +99,7 @@ def summarise(runs: list[Run], question: ReportQuery) -> Summary:
         apart |= dict.fromkeys(differ)
     found.groups = [g for each in found.data_sets for g in each.groups]
     _compare(found)
-    everything = group(runs, question.over)[0] if question.claims else []  # whatever the table is filtered to
+    everything = group(runs, question.over)[0] if question.claims else []  # claims ignore the table's filters
     found.claims = [judge(each, runs, everything, question.score) for each in question.claims]
     found.notes += _notes(found, copies, list(apart))
     return found
@@ -139,14 +139,14 @@ def _nothing(runs: Sequence[Run], where: Sequence[str]) -> str:
 
 
 def _questions_differ(groups: Sequence[Group], naming: RowNames, score: str) -> list[str]:
-    """The choices between which the score of some rows of one data set is not the same question."""
+    """Return the choices in which rows of one dataset differ so that their scores answer different questions."""
     asked = "task" if score == SCORE else "evaluate"
     keys = [k for k in (*naming.keys, *naming.follow) if k.split(".")[0] == asked]
     return [k for k in keys if any(g.facts.get(k, ABSENT) != groups[0].facts.get(k, ABSENT) for g in groups)]
 
 
 def _sorted(groups: Sequence[Group], found: Summary, metrics: set[str]) -> list[Group]:
-    """By a column, the best score first unless told; what has no value comes last."""
+    """Return the rows sorted by a column, by default the best score first; rows without a value come last."""
     word = found.question.sort or found.question.score
     key, down = word.removeprefix("-"), word.startswith("-")
     if not found.question.sort:
@@ -220,7 +220,7 @@ def _notes(found: Summary, copies: int, apart: list[str]) -> list[str]:
 
 
 def _source(run: Run, part: str) -> Any:
-    """What an origin is of: the user's own classes, or the data file."""
+    """Return what a hash of provenance covers: the user's own classes, or the path of the data file."""
     if part == "data":
         return run.config.get("data.path")
     targets = {str(v) for k, v in run.config.items() if k.endswith("_target_")} if part == "code" else set()

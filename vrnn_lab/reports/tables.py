@@ -1,4 +1,4 @@
-"""A report as tables of text."""
+"""Turn a report into text tables."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ SHOWN_OF_BASELINES = {"crps": "CRPS", "mse": "MSE", "coverage_90": "90 % coverag
 
 @dataclass(frozen=True)
 class TextTable:
-    """A table of text: the first column names its rows, `marked` is the place of the best."""
+    """Hold a table of text: the first column names its rows, `marked` is the index of the best row."""
 
     title: str
     header: list[str]
@@ -23,12 +23,14 @@ class TextTable:
 
 
 def number(value: float | None) -> str:
+    """Return a number to four digits, whole from 1000 on; empty for None."""
     if value is None:
         return ""
     return f"{value:.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
 def plus_minus(found: Estimate | None) -> str:
+    """Return a mean ± half of its interval as text, empty for None."""
     if found is None:
         return ""
     half = "" if found.half is None else f"{found.half:.0f}" if 100 <= found.half < 1e15 else f"{found.half:.2g}"
@@ -36,13 +38,16 @@ def plus_minus(found: Estimate | None) -> str:
 
 
 def heading(metric: str) -> str:
-    """A metric's key in plain words: test/forecast/90 % coverage for test/forecast/coverage_90."""
+    """Return a metric's key in words: test/forecast/90 % coverage for test/forecast/coverage_90."""
     front, slash, name = metric.rpartition("/")
     return f"{front}{slash}{name.removeprefix('coverage_')} % coverage" if name.startswith("coverage_") else metric
 
 
 def sheets(found: Summary, runs: bool) -> list[TextTable]:
-    """The tables of a report: for each data set its rows and its baselines, then what is compared."""
+    """Return the tables of a report: for each dataset its rows and its baselines, then the comparisons and claims.
+
+    runs: add a table of all runs.
+    """
     made: list[TextTable] = []
     if len(found.data_sets) > 1:
         for data_set in found.data_sets:
@@ -60,7 +65,7 @@ def _rows(found: Summary) -> TextTable:
 
 
 def _rows_of_one_data_set(data_set: DataSet, found: Summary, first: bool) -> TextTable:
-    """Rows named by folder, beside them what sets them apart; the first table tells what all rows have in common."""
+    """Return a table of rows named by folder, with their settings; the first one's title tells what they share."""
     folders = folder_names(found.groups)
     body = [
         [_marked(folders[id(g)], g, found), settings(g, found.data_sets), *_cells(g, found)] for g in data_set.groups
@@ -83,7 +88,7 @@ def _place_of_best(groups: Sequence[Group], found: Summary) -> int | None:
 
 
 def baseline_sheets(data_set: DataSet, found: Summary) -> list[TextTable]:
-    """One table of a data set's baselines, or none where its runs have none."""
+    """Return a table of a dataset's baselines in a list, empty where its runs have none."""
     body = []
     for each in baselines(data_set.runs):
         means = [each.scores.get(score) for score in SHOWN_OF_BASELINES]
@@ -98,7 +103,7 @@ def _marked(name: str, group: Group, found: Summary) -> str:
 
 
 def common(found: Summary) -> str:
-    """What all rows have in common: their choices, and what the user typed; nothing where that is all there is."""
+    """Return what all rows have in common, as text: their choices, and what the user typed."""
     typed = {t for r in found.runs for t in r.typed}
     told = {k for r in found.runs for k in r.choices if "/" not in k}
     named = {k: v for k, v in found.naming.common.items() if k in typed or k in told}
@@ -106,7 +111,7 @@ def common(found: Summary) -> str:
 
 
 def _count(group: Group) -> str:
-    """How many runs were completed, of how many if not all were, and what became of the others."""
+    """Return how many runs were completed and, if not all were, the total and the status of the others."""
     counts = {status: group.count(status) for status in STATUSES}
     others = [f"{n} {status}" for status, n in counts.items() if n and status != "completed"]
     return ", ".join([f"{counts['completed']} of {len(group.runs)}", *others]) if others else str(len(group.runs))

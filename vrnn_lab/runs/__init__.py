@@ -1,1 +1,1 @@
-"""Run folders: what they hold, how they are built into a model, and what is checked before they are trusted."""
+"""Handle run folders: what they hold, how a model is built from one, and what is checked before one is trusted."""

@@ -1,4 +1,4 @@
-"""Config <-> model: build it, score it, load it again. The only place that instantiates."""
+"""Build the model and data of a config, score the model, and load a fitted one from its run folder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,12 +28,12 @@ from vrnn_lab.runs.folder import config_to_build
 from vrnn_lab.runs.trust import Trust
 
 TABLE = "vrnn_lab.data.table.dataset.Table"
-ROUNDING = 1e-9  # training stds, or share of a window: by what numbers may seem to leave the training range
+ROUNDING = 1e-9  # tolerance of the training range, in training stds or as a fraction of a window
 
 
 @dataclass
 class Parts:
-    """All that a config builds, checked before anything is trained."""
+    """Hold everything that a config builds, checked before anything is trained."""
 
     config: DictConfig
     model: SequenceModel
@@ -42,7 +42,10 @@ class Parts:
 
 
 def assemble(config: DictConfig, scale: Scale | None = None) -> Parts:
-    """The parts of a config; with the scale of a fitted model its data set is not read."""
+    """Build the parts of a config; raise ConfigError where they cannot work.
+
+    scale: of a fitted model; with it the dataset is not read.
+    """
     check(config)
     data = instantiate(config.data, "data") if scale else data_of(config)
     data.task, data.order = instantiate(config.task, "task"), config.seed
@@ -60,13 +63,16 @@ def assemble(config: DictConfig, scale: Scale | None = None) -> Parts:
 
 
 def _all_scored(task: Task) -> bool:
-    """Whether all that is known of a series is scored."""
+    """Return whether a task scores every known value of a series."""
     within = getattr(task, "scored", "known") == "known" and not isinstance(task, Within)
     return within and all(map(_all_scored, getattr(task, "tasks", [])))
 
 
 def _recipe(config: DictConfig) -> Recipe:
-    """Optimizer and schedule refuse what cannot work when they are made; better now than in training."""
+    """Build the recipe of a config, and an optimizer and schedule on trial.
+
+    Both refuse impossible values only when they are made, which would otherwise be in training. Raise ConfigError.
+    """
     parts = [instantiate(config[part], part) for part in ("optim", "schedule", "beta", "objective", "labels")]
     try:
         recipe = Recipe(*parts)
@@ -80,6 +86,7 @@ def _recipe(config: DictConfig) -> Recipe:
 
 
 def check_channels(known: Sequence[str], parts: Parts) -> None:
+    """Raise ConfigError where the dataset's channels or covariates are not those that the model was trained on."""
     if tuple(known) != tuple(parts.data.channels):
         raise ConfigError(
             f"the model was trained on channels {', '.join(known)}; the data set now has "
@@ -94,12 +101,12 @@ def check_channels(known: Sequence[str], parts: Parts) -> None:
 
 
 def score(parts: Parts, recalibrated: Change | None = None) -> dict[str, float]:
-    """Validation and test scores of the model as it is, and those of the reference rows beside it.
+    """Return validation and test scores of the model as it is, and those of the baselines.
 
     recalibrated: a change of predictions, whose test scores are added as `recalibrated/test/...`.
     """
     found: dict[str, float] = {}
-    crps: dict[str, SeriesSums] = {}  # on validation
+    crps: dict[str, SeriesSums] = {}  # of the model on validation, for standard errors of differences to baselines
     check_channels(parts.model.scale.channels, parts)
     for split in ("val", "test"):
         change = recalibrated if split == "test" else None
@@ -112,8 +119,11 @@ def score(parts: Parts, recalibrated: Change | None = None) -> dict[str, float]:
 
 
 def apart_from_training(parts: Parts, split: str) -> dict[str, float]:
-    """Where a user's table asks for more than training showed: `<split>/outside_range`, the share of values outside
-    the training values' range, and `<split>/longer_windows`, the share of windows longer than any of training."""
+    """Return how much of a user's table lies beyond what training showed, empty where that has no meaning.
+
+    `<split>/outside_range` is the fraction of values outside the training values' range, `<split>/longer_windows`
+    that of windows longer than any of training.
+    """
     scale, series = parts.model.scale, parts.data.splits[split]
     if not scale.own_levels or scale.variation is None or scale.trend is not None:
         return {}
@@ -132,10 +142,10 @@ def apart_from_training(parts: Parts, split: str) -> dict[str, float]:
 
 
 def load_parts(folder: str | Path, changes: DictConfig | None = None, trust: Trust = ()) -> Parts:
-    """The fitted parts of a run folder, at the best checkpoint, on the CPU; its data set is read when asked for.
+    """Load the fitted parts of a run folder: the best checkpoint, on the CPU; the dataset is read on first use.
 
-    trust: the modules of the user's own classes, or True (vrnn_lab.runs.trust). ConfigError where the folder would
-    build anything else; DamagedError where a file of it is not as it was written.
+    trust: the modules of the user's own classes, or True (vrnn_lab.runs.trust). Raise ConfigError where the folder
+    would build anything else or has no checkpoint; DamagedError where a file is not as it was written.
     """
     folder = Path(folder)
     config = config_to_build(folder, trust)
@@ -164,7 +174,7 @@ def load_parts(folder: str | Path, changes: DictConfig | None = None, trust: Tru
 
 
 def beside_of(config: DictConfig, scale: Scale) -> ColumnRoles:
-    """The covariates and error bars of the run's own table; those of other data sets are all known."""
+    """Return the covariate and error-bar columns of a run's own table, or the known covariates of other data."""
     if config.data.get("_target_") != TABLE:
         return ColumnRoles(known=scale.given_covariates)
     named = {key: tuple(config.data.get(key) or ()) for key in ("known", "static", "error")}
@@ -172,7 +182,7 @@ def beside_of(config: DictConfig, scale: Scale) -> ColumnRoles:
 
 
 def _scale(checkpoint: dict[str, Any]) -> Scale:
-    """What the model knew of its training data, from its buffers."""
+    """Return the scale of the training data, from a checkpoint's buffers and entries."""
     numbers = {name: checkpoint["state_dict"][f"data_{name}"] for name in NUMBERS}
     return Scale(
         channels=tuple(checkpoint["channels"]),
@@ -193,13 +203,13 @@ def _scale(checkpoint: dict[str, Any]) -> Scale:
 
 
 def _variation(checkpoint: dict[str, Any]) -> Variation | None:
-    """The variation of the training values; `wander` is younger than the rest, and was `change` before."""
+    """Return the variation of the training values; older checkpoints hold `change` in place of `wander`."""
     found = checkpoint.get("variation")
     return Variation(**({"wander": found["change"]} | found)) if found else None
 
 
 def _scale_of_covariates(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Nothing where there are none, as in checkpoints of versions that knew none."""
+    """Return the scale's entries on covariates, empty where there are none, as in checkpoints of early versions."""
     if not checkpoint.get("covariates"):
         return {}
     state, periods = checkpoint["state_dict"], tuple(checkpoint.get("periods", ()))

@@ -1,4 +1,7 @@
-"""Checkpoints of a fit: written whole, checked when read, and never named by what is in them."""
+"""Write checkpoints of a fit atomically and verify them when they are read.
+
+Paths inside a checkpoint are never trusted to name files.
+"""
 
 import io
 import logging
@@ -18,11 +21,11 @@ from vrnn_lab.core.files import DamagedError, replacing, write_bytes
 
 log = logging.getLogger("vrnn_lab")
 LAST, BEFORE, BEST = "last.ckpt", "before_last.ckpt", "best.ckpt"
-PARTS = ("state_dict", "global_step", "callbacks", "channels")  # what every checkpoint of a fit holds
+PARTS = ("state_dict", "global_step", "callbacks", "channels")  # entries of every checkpoint of a fit
 
 
 def read(file: Path) -> dict[str, Any]:
-    """Return the contents of a checkpoint, on the CPU; DamagedError where it is not what a fit wrote.
+    """Return the contents of a checkpoint, on the CPU; raise DamagedError where it is not what a fit wrote.
 
     The checksums of the file's format (a ZIP archive with a CRC-32 of each record, which torch.load does not verify)
     are verified, and nothing but tensors and plain Python is read (weights_only).
@@ -53,11 +56,11 @@ def read(file: Path) -> dict[str, Any]:
 
 
 class RemovedError(RuntimeError):
-    """The folder of a run is gone."""
+    """Signal that the folder of a run is gone."""
 
 
 def check_there(folder: Path) -> None:
-    """RemovedError where the folder of a run was removed or moved while the run was at work."""
+    """Raise RemovedError where the folder of a run was removed or moved while the run was at work."""
     if not folder.is_dir():
         raise RemovedError(
             f"the run folder {folder} was removed, or moved, while the run was at work, and so the run has ended. "
@@ -74,9 +77,9 @@ def _cure(file: Path) -> str:
 
 
 def latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """Return the checkpoint that a run resumes from: the last, or where that is damaged the one before it.
+    """Return the checkpoint that a run resumes from, with its path: the last, or if damaged the one before it.
 
-    None where there is none yet. DamagedError where the last is damaged and none is before it, or where the best is.
+    None where there is none yet. Raise DamagedError where the last is damaged and none is before it, or the best is.
     """
     last, before, best = (folder / "checkpoints" / name for name in (LAST, BEFORE, BEST))
     if not last.exists() and not before.exists():
@@ -97,7 +100,7 @@ def latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def _keep(file: Path, name: Path) -> None:
-    """Have a file under a second name too: a link where the disk knows links, else a copy."""
+    """Give a file a second name: by a hard link where the file system knows links, else by a copy."""
     with replacing(name) as beside:
         try:
             os.link(file, beside)
@@ -106,12 +109,12 @@ def _keep(file: Path, name: Path) -> None:
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Reads and writes checkpoints: whole, and with the last but one kept; removes files alone."""
+    """Read and write checkpoint files atomically, and keep the last but one; only files are ever removed."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path, content = Path(path), io.BytesIO()
         check_there(path.parent.parent)
-        torch.save(checkpoint, content)  # to memory first: a full disk is then an OSError like any other
+        torch.save(checkpoint, content)  # to memory first, so that a full disk raises a plain OSError
         if path.name == LAST and path.exists():
             _keep(path, path.with_name(BEFORE))
         write_bytes(path, content.getbuffer())
@@ -126,25 +129,26 @@ class CheckpointFiles(TorchCheckpointIO):
 
 
 class Checkpoints(ModelCheckpoint):
-    """ModelCheckpoint that keeps its best score when the run resumes, also in a folder that was moved."""
+    """Extend ModelCheckpoint to keep its best score when the run resumes, also in a folder that was moved."""
 
-    @cached_property  # the same all along, and asked for several times a step
+    @cached_property  # constant, and needed several times a step
     def state_key(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         return super().state_key
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         if trainer.max_epochs and trainer.current_epoch + 1 == trainer.max_epochs:
-            trainer.check_val_every_n_epoch = 1  # the last epoch is validated, whatever the interval
+            trainer.check_val_every_n_epoch = 1  # always validate the last epoch
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         super().on_train_end(trainer, pl_module)
         files = [Path(str(self.dirpath)) / name for name in (BEST, LAST)]
-        # Ended by max_steps before any validation. All processes save together, so one of them decides.
+        # Files are missing where max_steps ended the fit before any validation. Saving is collective over processes,
+        # so the first one decides for all.
         for file in trainer.strategy.broadcast([file for file in files if not file.exists()]):
             trainer.save_checkpoint(file)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the scores of a checkpoint; of its paths, at which files are removed, only the names of files."""
+        """Restore the scores of a checkpoint; of its paths, at which files are removed, use only the file names."""
         here = lambda path: str(Path(str(self.dirpath)) / Path(path).name) if path else ""
         paths = {key: here(value) for key, value in state_dict.items() if key.endswith("_path")}
         best = {here(path): score for path, score in state_dict["best_k_models"].items()}

@@ -1,4 +1,4 @@
-"""Data sets are built once, however many jobs use them: kept in the process and, where it took long, on disk."""
+"""Build each dataset once for all jobs that use it: keep it in the process and, where building took long, on disk."""
 
 import hashlib
 import json
@@ -20,22 +20,22 @@ from vrnn_lab.data.cache import cache_folder, own_folder
 from vrnn_lab.runs import provenance
 
 log = logging.getLogger("vrnn_lab")
-LONG = 1.0  # seconds of building from which a data set is kept on disk
-KEPT = 20  # data sets on disk, those used last
-HELD = 4  # data sets in the process
+LONG = 1.0  # a dataset that took more seconds to build is kept on disk
+KEPT = 20  # datasets kept on disk, those used last
+HELD = 4  # datasets kept in the process
 
 _held: dict[str, SeriesData] = {}
 
 
 def data_of(config: DictConfig) -> SeriesData:
-    """The data set of a run's config, built; anew where its config, its file or the code is another."""
+    """Return the dataset of a run's config, built anew where its config, its file or the code has changed."""
     key = _key(config)
     if key not in _held:
         data = _shared(key, config)
         while len(_held) >= HELD:
             _held.pop(next(iter(_held)))
         _held[key] = data
-    data = copy(_held[key])  # its arrays are shared; nothing writes to them
+    data = copy(_held[key])  # a shallow copy: the arrays are shared, and nothing writes to them
     if "batch_size" in config.data:
         data.batch_size = config.data.batch_size
     return data
@@ -48,7 +48,7 @@ def _key(config: DictConfig) -> str:
 
 
 def _shared(key: str, config: DictConfig) -> SeriesData:
-    """From disk, or built while others who want it wait."""
+    """Return the dataset from disk, or build it while other processes that need it wait."""
     file = cache_folder() / "built" / f"{key}.npz"
     try:
         own_folder(file.parent)
@@ -64,7 +64,7 @@ def _shared(key: str, config: DictConfig) -> SeriesData:
 def _build(config: DictConfig, file: Path | None = None) -> SeriesData:
     started = monotonic()
     data = instantiate(config.data, "data")
-    _ = data.scale  # reads it all
+    _ = data.scale  # computing the scale reads the whole dataset
     if file and data.keep and monotonic() - started > LONG:
         _write(file, data)
     return data
@@ -76,13 +76,13 @@ def _write(file: Path, data: SeriesData) -> None:
             saved_state.write(data, beside)
     except OSError as error:
         log.warning("the data set is not kept for the next process: %s", error)
-    except saved_state.Unknown as error:  # a data set of the user's own may hold anything
+    except saved_state.Unknown as error:  # a user's own dataset may hold objects of any type
         log.debug("the data set is not kept for the next process: its state holds %s", error)
     _forget(file.parent)
 
 
 def _read(config: DictConfig, file: Path) -> SeriesData | None:
-    """The data set of a config with the state in a file; None where there is none that can be used."""
+    """Return the dataset of a config with the state in a file, None where there is no usable one."""
     if not file.exists():
         return None
     os.utime(file)
@@ -91,7 +91,7 @@ def _read(config: DictConfig, file: Path) -> SeriesData | None:
 
 
 def _forget(folder: Path) -> None:
-    """What was not used for longest, and all pickles, which earlier versions wrote."""
+    """Delete the files used least recently, and all pickles, which earlier versions wrote."""
     files = sorted(folder.glob("*.npz"), key=lambda p: p.stat().st_mtime)
     for old in [*files[:-KEPT], *folder.glob("*.pickle")]:
         old.unlink(missing_ok=True)

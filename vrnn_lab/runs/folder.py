@@ -1,4 +1,7 @@
-"""A run folder: .hydra/config.yaml says what it is, metrics.json what came of it. No torch: reading one is quick."""
+"""Read and write run folders: .hydra/config.yaml defines the run, metrics.json holds its result.
+
+torch is not imported here, so that reading a folder is quick.
+"""
 
 import re
 import shlex
@@ -15,11 +18,11 @@ from vrnn_lab.config.plain import to_dict
 from vrnn_lab.core.files import clean, read_json, read_yaml, write_json, write_yaml
 from vrnn_lab.runs.trust import Trust, refuse_links, refuse_targets
 
-SCORE = "val/loss"  # what models, tricks and searches are chosen by
+SCORE = "val/loss"  # the metric by which models, tricks and trials are chosen
 
 
 def metrics_of(folder: Path) -> dict[str, Any]:
-    """What came of a run; nothing before it has ended."""
+    """Return the recorded result of a run, empty before it has ended."""
     try:
         return read_json(folder / "metrics.json", "Remove the file, and the run goes on from its last checkpoint.")
     except FileNotFoundError:
@@ -27,23 +30,26 @@ def metrics_of(folder: Path) -> dict[str, Any]:
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
-    """The metrics of a run that was completed, else None."""
+    """Return the metrics of a completed run, None for any other."""
     metrics = metrics_of(folder)
     return metrics if metrics.get("status") == "completed" else None
 
 
 def status(folder: Path) -> str:
-    """new, running, interrupted, or how the run ended: completed, failed, pruned."""
+    """Return the status of a run: new, running or interrupted, or, once it has ended, completed, failed or pruned."""
     ended = metrics_of(folder).get("status")
     if not ended and is_running(folder):
         return "running"
-    if ended := ended or metrics_of(folder).get("status"):  # it may have ended between the two looks
+    if ended := ended or metrics_of(folder).get("status"):  # it may have ended between the two checks
         return ended
     return "interrupted" if (folder / ".hydra" / "config.yaml").exists() else "new"
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a process holds the lock. Looking takes it for some microseconds; whoever wants it then waits."""
+    """Return whether a process holds the run's lock.
+
+    The check itself takes the lock for some microseconds; a process that wants it then waits.
+    """
     if not (folder / ".lock").exists() or (folder / ".lock").is_symlink():
         return False
     try:
@@ -51,12 +57,12 @@ def is_running(folder: Path) -> bool:
             return False
     except Timeout:
         return True
-    except OSError:  # somebody else's folder, which we may only read
+    except OSError:  # the folder is read-only, such as somebody else's
         return False
 
 
 def record_start(folder: Path, config: DictConfig, overrides: list[str], choices: dict[str, Any]) -> None:
-    """What the run is, on disk before it starts; choices: the option of each config group."""
+    """Write what the run is to disk before it starts; choices: the option of each config group."""
     own = {group: option for group, option in choices.items() if not group.startswith("hydra/")}
     write_yaml(folder / ".hydra" / "choices.yaml", OmegaConf.to_yaml(own))
     write_yaml(folder / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(overrides))
@@ -66,7 +72,7 @@ def record_start(folder: Path, config: DictConfig, overrides: list[str], choices
 def record_failure(
     folder: Path, error: BaseException, config: DictConfig | None = None, status: str = "failed"
 ) -> None:
-    """Record why a run has no result; with its config, where the run itself did not come so far."""
+    """Record why a run has no result; also its config, where the run itself did not get to write it."""
     if config is not None and not (folder / ".hydra" / "config.yaml").exists():
         record_start(folder, with_absolute_paths(config), [], {})
     failure = {"status": status, "error": f"{type(error).__name__}: {error}"}
@@ -74,7 +80,7 @@ def record_failure(
 
 
 def with_absolute_paths(config: DictConfig) -> DictConfig:
-    """A config with the whole path of its data, so that its folder can be read from anywhere."""
+    """Return a config with an absolute data path, so that its folder can be read from any directory."""
     if not config.data.get("path"):
         return config
     path = str(Path(config.data.path).expanduser().absolute())
@@ -82,7 +88,10 @@ def with_absolute_paths(config: DictConfig) -> DictConfig:
 
 
 def config_of(folder: Path) -> DictConfig:
-    """Return the config of a run. Where ${...} stands in it, it is text: nothing of it is resolved."""
+    """Return the config of a run; raise ConfigError where there is none.
+
+    Any ${...} in it stays text and is not resolved.
+    """
     file = Path(folder) / ".hydra" / "config.yaml"
     if not file.is_file():
         raise ConfigError(f"{folder} is no run folder: {file} does not exist. Expected outputs/<date>/<time>.")
@@ -107,8 +116,8 @@ def _literal(node: Any) -> Any:
 def config_to_build(folder: Path, trust: Trust = ()) -> DictConfig:
     """Return the config of a run whose parts are about to be constructed.
 
-    ConfigError where the folder, which may be somebody else's, holds links, or its config names classes that neither
-    conf/ nor the user names (vrnn_lab.runs.trust).
+    Raise ConfigError where the folder, which may be somebody else's, holds links, or its config names classes that
+    neither conf/ nor the user names (vrnn_lab.runs.trust).
     """
     if trust is not True:
         refuse_links(folder)
@@ -118,24 +127,27 @@ def config_to_build(folder: Path, trust: Trust = ()) -> DictConfig:
 
 
 def choices_of(folder: Path) -> dict[str, Any]:
-    """The option chosen of each config group; none are known of a run that no command started."""
+    """Return the option chosen of each config group, empty for a run that no command started."""
     file = Path(folder) / ".hydra" / "choices.yaml"
     return to_dict(read_yaml(file, COPY)) if file.is_file() else {}
 
 
 def command_of(folder: Path) -> str:
-    """The command that makes the same run."""
+    """Return the command that makes the same run."""
     overrides = read_yaml(folder / ".hydra" / "overrides.yaml", COPY)
     return shlex.join(["python", "-m", "vrnn_lab.run", *map(str, overrides)])
 
 
 @contextmanager
 def run_lock(folder: Path, wait: bool):
-    """One process a run folder, which is made; the second waits (equal jobs of a sweep) or is told."""
-    lock = FileLock(folder / ".lock", timeout=-1 if wait else 1)  # a look at its status holds it for an instant
+    """Create a run folder and hold its lock, so that one process at a time works on it.
+
+    wait: a second process waits, as equal jobs of a sweep do; otherwise it raises ConfigError.
+    """
+    lock = FileLock(folder / ".lock", timeout=-1 if wait else 1)  # one second, since `is_running` takes it briefly
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()  # it makes the file: where a disk knows no flock, a file that is there is a lock that is held
+        lock.acquire()  # creates the file: on a disk without flock an existing file is a held lock
     except Timeout:
         raise ConfigError(f"another process is at work on {folder}; wait until it has ended.") from None
     except OSError as error:

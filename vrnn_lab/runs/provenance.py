@@ -1,4 +1,4 @@
-"""What a run was made by: the code and the data file, so that a sweep taken up later can say what changed since."""
+"""Record the provenance of a run (code, data file, torch), so that a resumed sweep can report what changed since."""
 
 import ast
 import hashlib
@@ -19,11 +19,12 @@ NAMES = {"code": "the code changed", "data": "the data file changed", "torch": "
 
 
 def write(folder: Path, config: DictConfig) -> None:
+    """Write the present provenance into a run folder."""
     write_json(folder / ".hydra" / "origin.json", of(config))
 
 
 def changes(folder: Path, config: DictConfig) -> list[str]:
-    """What is not as it was when the run in this folder began."""
+    """Return, in words, what changed since the run in this folder began."""
     file = folder / ".hydra" / "origin.json"
     if not file.is_file():
         return []
@@ -38,12 +39,13 @@ def data_changed(folder: Path, config: DictConfig) -> bool:
 
 
 def of(config: DictConfig) -> dict[str, Any]:
+    """Return the present provenance of a config: hashes of code and data, and the version of torch."""
     plain = to_dict(config)
     return {"code": _code(_foreign(plain)), "data": _data(plain), "torch": version("torch")}
 
 
 def _foreign(config: dict[str, Any]) -> frozenset[Path]:
-    """Files of the user's own models and data sets."""
+    """Return the source files of the user's own models and datasets."""
     modules = {node["_target_"].rpartition(".")[0] for _, node in nodes(config)}
     own = {m for m in modules if m.partition(".")[0] not in ("vrnn_lab", "torch", "lightning")}
     found = (importlib.util.find_spec(module) for module in own)
@@ -52,7 +54,7 @@ def _foreign(config: dict[str, Any]) -> frozenset[Path]:
 
 @cache
 def _code(foreign: frozenset[Path]) -> str:
-    """A hash of every source file that a fit goes through; comments and docstrings do not count."""
+    """Return a hash of every source file that a fit uses; comments and docstrings do not count."""
     trees = _reached() | {file: _parsed(file) for file in foreign}
     return _hash(*(ast.unparse(_bare(tree)).encode() for _, tree in sorted(trees.items())))
 
@@ -62,7 +64,7 @@ def _parsed(file: Path) -> ast.Module:
 
 
 def _reached() -> dict[Path, ast.Module]:
-    """What fitting imports, directly or not, and all models and data sets."""
+    """Return the syntax tree of each file that fitting imports, directly or not, and of all models and datasets."""
     todo = [PACKAGE / "training" / "fit.py", *(PACKAGE / "models").rglob("*.py"), *(PACKAGE / "data").rglob("*.py")]
     found: dict[Path, ast.Module] = {}
     while todo:

@@ -1,4 +1,4 @@
-"""What a run folder from somebody else may do: name classes of ours, and files of its own."""
+"""Limit what a run folder from somebody else may do: name classes of ours, and hold files of its own."""
 
 import os
 import re
@@ -12,12 +12,12 @@ from vrnn_lab.config.options import CONF
 from vrnn_lab.config.plain import nodes
 from vrnn_lab.config.validate import is_ours
 
-Trust = bool | tuple[str, ...]  # True: everything; else the modules whose classes a config may name
+Trust = bool | tuple[str, ...]  # True: trust everything; else the modules whose classes a config may name
 TARGET = re.compile(r"_target_: *([\w.]+)")
 
 
 def trust_of(text: str) -> Trust:
-    """Return what trust=<text> of a command says: true, false, or names of modules with commas between."""
+    """Parse trust=<text>: true, false, or module names separated by commas; raise ConfigError for anything else."""
     if text in ("true", "false", ""):
         return text == "true"
     modules = tuple(text.split(","))
@@ -39,7 +39,7 @@ def known_targets() -> frozenset[str]:
 
 
 def refuse_targets(config: dict[str, Any], folder: Path, trust: Trust) -> None:
-    """ConfigError where the config of a run folder would construct what neither conf/ nor the user has named.
+    """Raise ConfigError where a run's config would construct what neither conf/ nor the user has named.
 
     Nothing is imported to find out: a class of a module that is imported already, which then is the user's own or a
     library's, must be a subclass of one of our contracts.
@@ -60,7 +60,7 @@ def refuse_targets(config: dict[str, Any], folder: Path, trust: Trust) -> None:
 
 
 def refuse_links(folder: Path) -> None:
-    """ConfigError where a run folder holds a link, a pipe or a device: what lies outside is not read, nor written."""
+    """Raise ConfigError where a run folder holds a link, a pipe or a device, so that nothing outside is touched."""
     for place, folders, files in os.walk(folder):
         for name in (*folders, *files):
             path = Path(place, name)

@@ -1,1 +1,1 @@
-"""Sweeps and searches over many runs."""
+"""Run sweeps and searches over many runs."""

@@ -1,4 +1,4 @@
-"""Which GPU a job takes, where several jobs run on one machine."""
+"""Choose the GPU of a job where several jobs run on one machine."""
 
 import os
 from collections.abc import Iterator
@@ -12,10 +12,11 @@ from filelock import FileLock, Timeout
 
 @contextmanager
 def device_for(devices: int, folder: Path | None = None) -> Iterator[int]:
-    """Of so many devices the one with the fewest jobs, as torch counts them; it is the caller's while within.
+    """Reserve the device with the fewest jobs for the block, and yield its index as torch counts devices.
 
-    A job holds one of its device's slots, files of `folder` that it locks: when its process dies, however it
-    does, the kernel gives the slot back. Jobs that see other devices (CUDA_VISIBLE_DEVICES) are told apart.
+    A job holds one of its device's slots, files of `folder` that it locks: when its process dies, however it does,
+    the kernel releases the slot. Jobs with different CUDA_VISIBLE_DEVICES are told apart. Raise ValueError for fewer
+    than one device.
     """
     if devices < 1:
         raise ValueError(f"{devices} devices to choose from; expected 1 or more.")
@@ -34,14 +35,14 @@ def device_for(devices: int, folder: Path | None = None) -> Iterator[int]:
 
 
 def _names(devices: int) -> list[str]:
-    """What the visible devices are called on the whole machine."""
+    """Return the machine-wide names of the visible devices."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     names = [name.strip().replace("/", "-") for name in visible.split(",") if name.strip()]
     return names[:devices] if len(names) >= devices else [str(i) for i in range(devices)]
 
 
 def _take(slot: Path) -> FileLock | None:
-    """The lock of a slot (given back with the last reference to it), or None where a job has it."""
+    """Return the lock of a slot, released with the last reference to it, or None where another job holds it."""
     lock = FileLock(slot, timeout=0, thread_local=False)
     try:
         lock.acquire()

@@ -1,4 +1,4 @@
-"""A search space: key -> {low, high, log, step} or {choices}; from YAML and the command line, checked beforehand."""
+"""Read a search space, key -> {low, high, log, step} or {choices}, from YAML and the command line, and check it."""
 
 import json
 import re
@@ -21,12 +21,13 @@ Space = dict[str, dict[str, Any]]
 
 
 def file_of(model: str, dirs: tuple[str, ...] = ()) -> Path:
-    """The space of a model, else that of any model."""
+    """Return the file with the search space of a model, else the default one."""
     names = [Path(d) / "search" / f"{name}.yaml" for name in (model, "default") for d in (*dirs, CONF)]
     return next(filter(Path.is_file, names))
 
 
 def read(file: Path) -> Space:
+    """Read a search space from YAML; raise ConfigError where that fails."""
     try:
         found = to_dict(OmegaConf.load(file))
     except (OSError, AssertionError, YAMLError, OmegaConfBaseException) as error:
@@ -37,7 +38,10 @@ def read(file: Path) -> Space:
 
 
 def changed(space: Space, changes: list[str], fixed: list[str]) -> Space:
-    """The space after `space.optim.lr.low=1e-3`, `space.model.width=[32,64]`; what is fixed leaves it."""
+    """Return the space after `space.optim.lr.low=1e-3`, `space.model.width=[32,64]`, without the keys that are fixed.
+
+    Raise ConfigError for an invalid range, and where nothing is left to search.
+    """
     space = {key: dict(axis) if isinstance(axis, dict) else axis for key, axis in space.items()}
     taken = {o.partition("=")[0].lstrip("+") for o in fixed}
     for change in changes:
@@ -54,7 +58,7 @@ def changed(space: Space, changes: list[str], fixed: list[str]) -> Space:
 
 
 def _parsed(change: str) -> tuple[str, str, Any]:
-    """Key, field (or none) and value of `space.<key>[.<field>]=<value>`."""
+    """Return key, field (or none) and value of `space.<key>[.<field>]=<value>`."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -111,7 +115,7 @@ def _check_axis(key: str, axis: Any) -> None:
 
 
 def suggest(trial: Any, space: Space) -> dict[str, Any]:
-    """A value for each key; real numbers to four digits, so that a command line stays short."""
+    """Draw a value for each key from a trial; real numbers have four digits, so that a command line stays short."""
     return {key: _suggested(trial, key, axis) for key, axis in space.items()}
 
 
@@ -125,16 +129,17 @@ def _suggested(trial: Any, key: str, axis: dict[str, Any]) -> Any:
 
 
 def suggest_number(value: float) -> float:
+    """Return a number rounded to four significant digits."""
     return float(f"{value:.4g}")
 
 
 def stored(choice: Any) -> Any:
-    """A choice as a study keeps it: lists as they are typed, [clip,wide]."""
+    """Return a choice as a study stores it: lists as they are typed, [clip,wide]."""
     return text(choice) if isinstance(choice, (list, dict)) else choice
 
 
 def text(value: Any) -> str:
-    """A value as it is typed behind key=."""
+    """Return a value as it is typed after key=."""
     if isinstance(value, list):
         return f"[{','.join(map(text, value))}]"
     if isinstance(value, str):
@@ -143,11 +148,12 @@ def text(value: Any) -> str:
 
 
 def overrides(values: dict[str, Any]) -> list[str]:
+    """Return values as overrides key=value."""
     return [f"{key}={text(value)}" for key, value in values.items()]
 
 
 def vet(space: Space, fixed: list[str], dirs: tuple[str, ...] = ()) -> DictConfig:
-    """The config that is searched around; ConfigError for a key it does not have, or a value it cannot take."""
+    """Return the base config of a search; raise ConfigError for a key that it lacks or a value that it refuses."""
     base = compose(fixed, dirs)
     groups = {
         key: axis
@@ -168,7 +174,7 @@ def vet(space: Space, fixed: list[str], dirs: tuple[str, ...] = ()) -> DictConfi
 
 def _vet_key(key: str, axis: dict[str, Any], config: DictConfig, fixed: list[str], dirs: tuple[str, ...]) -> None:
     if key not in flatten(to_dict(config)):
-        _said(key, lambda: compose([*fixed, f"{key}=1"], dirs))  # Hydra's own words, with the nearest name
+        _said(key, lambda: compose([*fixed, f"{key}=1"], dirs))  # raises Hydra's own message, with the nearest name
         raise ConfigError(f"search space, {key}: it names a part, not a value; name a key of it.")
     for value in axis.get("choices") or [axis["low"], axis["high"]]:
         each = config.copy()
@@ -184,7 +190,7 @@ def _said(where: str, do: Any) -> Any:
 
 
 def defaults(space: Space, known: dict[str, Any]) -> dict[str, Any]:
-    """What the keys are where nothing is searched, if the space holds that point; else nothing."""
+    """Return the base config's values of the searched keys, empty where they lie outside the space."""
     found = {key: stored(known.get(key)) for key in space}
     return found if all(_holds(axis, found[key]) for key, axis in space.items()) else {}
 

@@ -1,8 +1,8 @@
-"""A search that many processes share: an Optuna study, its trials, and who is at work on them.
+"""Share a search between many processes: an Optuna study, its trials, and who works on them.
 
-The trials asked for are put into the study beforehand, as waiting; a worker takes one at a time, so that their number
-is kept however many workers there are. A trial whose process died is taken up again in its own folder: at once if its
-lock on this machine is free, elsewhere when its heart has stopped.
+All trials are put into the study beforehand, as waiting; a worker takes one at a time, so that their number is kept
+however many workers there are. A trial whose process died is resumed in its own folder: on the same machine as soon
+as its lock is released, on another once its heartbeat times out.
 """
 
 import hashlib
@@ -30,14 +30,14 @@ from vrnn_lab.runs.folder import SCORE
 from vrnn_lab.sweeps.search_space import Space
 
 log = logging.getLogger("vrnn_lab")
-HEARTBEAT, GRACE = 15, 60  # seconds between signs of life, and without one until a trial is given to another
-ATTEMPTS = 6  # processes that may die on one trial
+HEARTBEAT, GRACE = 15, 60  # seconds between heartbeats, and without one until another worker may take a trial
+ATTEMPTS = 6  # a trial has failed once so many processes died on it
 SAMPLERS, PRUNERS = ("tpe", "random"), ("median", "none")
 
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """What a worker needs to know, in plain values, so that any launcher can send it."""
+    """Hold what a worker needs to know, in plain values, so that any launcher can send it."""
 
     study: str
     storage: str
@@ -59,22 +59,22 @@ class SearchPlan:
 
 @contextmanager
 def _unwarned() -> Iterator[None]:
-    """Optuna calls heartbeats and others experimental; a test holds them to what is needed here."""
+    """Silence Optuna's warnings that features such as heartbeats are experimental; a test checks what we need."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         yield
 
 
-@cache  # opening takes a quarter of a second
+@cache  # since opening takes a quarter of a second
 def open_storage(url: str) -> optuna.storages.RDBStorage:
-    """The database of a search, whose tables are made where there are none; ConfigError where it does not open."""
+    """Open the database of a search, creating missing tables; raise ConfigError where it does not open."""
     try:
         try:
             return _opened(url)
-        except optuna.exceptions.StorageInternalError:  # workers that begin together make the same tables
+        except optuna.exceptions.StorageInternalError:  # workers that start together may create the same tables
             time.sleep(2)
             return _opened(url)
-    except Exception as error:  # of SQLAlchemy, or of the database's own driver
+    except Exception as error:  # from SQLAlchemy, or from the database's own driver
         raise ConfigError(
             f"storage={shown(url)} cannot be opened ({str(error).splitlines()[0]}); expected a database that can be "
             "written, such as sqlite:///file.db or postgresql://user:password@machine/name."
@@ -82,18 +82,19 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
 
 
 def _opened(url: str) -> optuna.storages.RDBStorage:
-    """SQLite: workers write in turn. A server may have been started anew: a connection is tried before it is used."""
+    """Open a database: with SQLite workers write in turn, and a server's connection is tested before use."""
     how = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
     with _unwarned():
         return optuna.storages.RDBStorage(url, engine_kwargs=how, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
 
 
 def shown(url: str) -> str:
-    """A storage's address without its password."""
+    """Return a storage's address without its password."""
     return re.sub(r"://([^:/@]+):[^@]+@", r"://\1:***@", url)
 
 
 def open_study(plan: SearchPlan) -> optuna.Study:
+    """Load the study of a plan, with its pruner."""
     pruner = optuna.pruners.MedianPruner(plan.startup, plan.warmup) if plan.pruner == "median" else None
     return optuna.load_study(
         study_name=plan.study, storage=open_storage(plan.storage), pruner=pruner or optuna.pruners.NopPruner()
@@ -101,7 +102,11 @@ def open_study(plan: SearchPlan) -> optuna.Study:
 
 
 def prepare(plan: SearchPlan, facts: dict[str, Any], first: dict[str, Any]) -> optuna.Study:
-    """The study, made if it is not there, with as many trials as asked for; another search's study is refused."""
+    """Return the study with as many trials as planned, created if missing.
+
+    facts: identify the search. Raise ConfigError where the study belongs to another one. first: the values of trial
+    0.
+    """
     with suppress(optuna.exceptions.DuplicatedStudyError):
         optuna.create_study(study_name=plan.study, storage=open_storage(plan.storage))
     study = open_study(plan)
@@ -111,7 +116,7 @@ def prepare(plan: SearchPlan, facts: dict[str, Any], first: dict[str, Any]) -> o
         _same(study, key, json.loads(json.dumps(value)))
     study.set_user_attr("first", first)
     for _ in range(len(seats(study.get_trials(deepcopy=False))), plan.trials):
-        study.enqueue_trial({})  # workers that begin together may queue more than the total; the last are not asked
+        study.enqueue_trial({})  # workers that start together may queue more than the total; `asked` drops the rest
     return study
 
 
@@ -129,19 +134,19 @@ def _same(study: optuna.Study, key: str, now: Any) -> None:
         )
 
 
-# ---- trials and who is at work on them ----------------------------------------------------------------------
+# ---- trials and who works on them ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class TrialSlot:
-    """A trial of the total, with every attempt at it: a process that dies leaves one behind."""
+    """Hold a trial of the total with all attempts at it: a process that dies leaves one behind."""
 
     number: int
     attempts: tuple[FrozenTrial, ...]
 
     @property
     def end(self) -> FrozenTrial | None:
-        """The attempt that was brought to an end, if one was."""
+        """Return the attempt that ended the trial, if any: one that did not die, or the last of ATTEMPTS that did."""
         ended = [a for a in self.attempts if a.state.is_finished() and not _died(a)]
         last = self.attempts[-1:] if len(self.attempts) >= ATTEMPTS and all(map(_died, self.attempts)) else ()
         return next(iter([*ended, *last]), None)
@@ -156,11 +161,12 @@ def _died(trial: FrozenTrial) -> bool:
 
 
 def reason(trial: FrozenTrial) -> str:
+    """Return why a trial failed."""
     return trial.user_attrs.get("reason", f"its process died, {ATTEMPTS} times")
 
 
 def seats(trials: list[FrozenTrial]) -> list[TrialSlot]:
-    """Trials in the order they were asked for; another attempt belongs to the trial it goes on with."""
+    """Group attempts into trials, in the order of their numbers; a later attempt names the trial that it resumes."""
     found: dict[int, list[FrozenTrial]] = {}
     for trial in trials:
         found.setdefault(trial.user_attrs.get("goes_on_with", trial.number), []).append(trial)
@@ -168,11 +174,12 @@ def seats(trials: list[FrozenTrial]) -> list[TrialSlot]:
 
 
 def asked(study: optuna.Study, plan: SearchPlan) -> list[TrialSlot]:
+    """Return the planned trials of a study; more may have been queued."""
     return seats(study.get_trials(deepcopy=False))[: plan.trials]
 
 
 def failures_in_a_row(study: optuna.Study, plan: SearchPlan) -> list[FrozenTrial]:
-    """The failed trials since the last that did not fail, of those that ended since this command began."""
+    """Return the failed trials since the last that did not fail, of those that ended since this command began."""
     ends = [seat.end for seat in asked(study, plan)]
     since = [e for e in ends if e and e.datetime_complete and e.datetime_complete >= plan.since]
     row: list[FrozenTrial] = []
@@ -183,7 +190,7 @@ def failures_in_a_row(study: optuna.Study, plan: SearchPlan) -> list[FrozenTrial
 
 @contextmanager
 def claimed(study: optuna.Study, plan: SearchPlan) -> Iterator[tuple[int, optuna.Trial] | None]:
-    """A trial to work on and its number, held by a lock in the search's folder; None if all are taken."""
+    """Yield a trial to work on with its number, held by a lock in the search's folder; None if all are taken."""
     with _unwarned():
         optuna.storages.fail_stale_trials(study)
     for seat in asked(study, plan):
@@ -209,7 +216,10 @@ def _elsewhere(trial: FrozenTrial) -> bool:
 
 
 def _take(study: optuna.Study, plan: SearchPlan, number: int) -> optuna.Trial | None:
-    """Its lock is ours, so whoever is said to run it on this machine is dead."""
+    """Start a trial whose lock this process holds; None where it has ended or another machine was first.
+
+    Since the lock is held, an attempt recorded as running on this machine has died.
+    """
     find = lambda: next(s for s in asked(study, plan) if s.number == number)
     seat = find()
     if seat.current.state == TrialState.RUNNING and not _elsewhere(seat.current):
@@ -221,9 +231,9 @@ def _take(study: optuna.Study, plan: SearchPlan, number: int) -> optuna.Trial | 
     waiting = seat.current
     if seat.end or waiting.state != TrialState.WAITING:
         return None
-    if number == 0:  # set here and not in the queue, into which several workers may have put a first trial
+    if number == 0:  # set here and not when queued, since several workers may have queued a first trial
         study._storage.set_trial_system_attr(waiting._trial_id, "fixed_params", study.user_attrs.get("first", {}))
-    _heartbeat(study, waiting._trial_id)  # if we die before the next, it stops all the same
+    _heartbeat(study, waiting._trial_id)  # a first heartbeat, so that the time-out works if we die before the next
     if not study._storage.set_trial_state_values(waiting._trial_id, TrialState.RUNNING):
         return None  # a worker on another machine was first
     study.sampler = sampler_of(plan, number)
@@ -247,7 +257,7 @@ def _queue_again(study: optuna.Study, seat: TrialSlot) -> None:
 
 
 def sampler_of(plan: SearchPlan, number: int) -> optuna.samplers.BaseSampler:
-    """Seeded by the trial's number: workers, and a search that goes on, do not draw the same first points again."""
+    """Return a sampler seeded by the trial's number, so that no worker or resumed search repeats the same draws."""
     seed = int(hashlib.sha256(f"{plan.seed} {number}".encode()).hexdigest()[:8], 16)
     if plan.sampler == "random":
         return optuna.samplers.RandomSampler(seed)
@@ -256,20 +266,20 @@ def sampler_of(plan: SearchPlan, number: int) -> optuna.samplers.BaseSampler:
 
 
 def _heartbeat(study: optuna.Study, trial_id: int) -> None:
-    storage: Any = study._storage  # of Optuna's storages those of databases know heartbeats
+    storage: Any = study._storage  # only Optuna's database storages have heartbeats
     storage.record_heartbeat(trial_id)
 
 
 @contextmanager
 def _beating(study: optuna.Study, trial: optuna.Trial) -> Iterator[None]:
-    """Signs of life while a trial is at work (Study.optimize alone would give them)."""
+    """Send heartbeats while a trial is at work, as only Study.optimize would by itself."""
     over = Event()
 
     def beat() -> None:
         while not over.wait(HEARTBEAT):
             try:
                 _heartbeat(study, trial._trial_id)
-            except Exception as error:  # a database that is busy now may answer the next time
+            except Exception as error:  # a database that is busy now may accept the next heartbeat
                 log.debug("no heartbeat: %s", error)
 
     heart = Thread(target=beat, daemon=True)

@@ -1,4 +1,4 @@
-"""A sweep: each combination a job in its own folder, taken up where it was left, and a table of what came of them."""
+"""Run a sweep: each combination is a job in its own folder, resumed where it was left; a table shows the results."""
 
 import logging
 import os
@@ -28,26 +28,28 @@ from vrnn_lab.runs.folder import SCORE, metrics_of, record_failure, status
 from vrnn_lab.runs.provenance import changes
 
 log = logging.getLogger("vrnn_lab")
-LONGEST = 120  # bytes of a folder's readable part
-SHOWN = 10  # of the best jobs
+LONGEST = 120  # bytes of the readable part of a folder's name
+SHOWN = 10  # the best jobs that the table shows
 STANDING = {"new": "not begun", "running": "at work elsewhere", "interrupted": "cut short"}
 
 
 class SweepFailed(Exception):
-    """Some jobs of a sweep have no result; the table has said which and why."""
+    """Signal that some jobs of a sweep have no result; the printed table names them and the reasons."""
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
+    """Hold one job of a sweep."""
+
     overrides: tuple[str, ...]
     config: DictConfig
-    title: str  # the choices in which it differs from the others
-    id: str  # of its config, whatever else is in the sweep
+    title: str  # the choices in which it differs from the other jobs
+    id: str  # a hash of its config alone, independent of the rest of the sweep
 
 
 @cache
 def plan(overrides: tuple[str, ...], config_dirs: tuple[str, ...] = ()) -> list[Job]:
-    """The different jobs of a sweep, each checked: what cannot work stops it here, before anything runs."""
+    """Return the distinct jobs of a sweep, each checked; raise ConfigError for the first that cannot work."""
     found = jobs_of(list(overrides))
     told = lambda values: len(set(values)) > 1 or values[0].startswith("seed=")
     varying = [i for i, values in enumerate(zip(*found, strict=True)) if told(values)]
@@ -68,7 +70,7 @@ def plan(overrides: tuple[str, ...], config_dirs: tuple[str, ...] = ()) -> list[
 
 
 def folders(jobs: Iterable[Job], root: Path) -> dict[Job, Path]:
-    """Where each job lies: under the name it was begun with, however the sweep was called then."""
+    """Return the folder of each job: the one that it was begun in, however the sweep was called then."""
     known = {path.name.rpartition("-")[2]: path for path in root.iterdir()} if root.is_dir() else {}
     return {job: known.get(job.id, root / _name(job)) for job in jobs}
 
@@ -80,9 +82,9 @@ def _name(job: Job) -> str:
 
 
 class Sweeper(sweeper.Sweeper):
-    """Hydra's grid of jobs, for any of its launchers. Only those without a result are launched.
+    """Run a grid of jobs as Hydra's sweeper, by any of its launchers; only jobs without a result are launched.
 
-    asked: the sweep's overrides and folders of configs. Hydra itself is told none of them: it would compose what all
+    asked: the sweep's overrides and folders of configs. Hydra itself gets none of them: it would compose what all
     jobs share with the default model, which need not have those keys.
     """
 
@@ -111,7 +113,7 @@ class Sweeper(sweeper.Sweeper):
         return status(self.folders[job])
 
     def _is_open(self, job: Job) -> bool:
-        """Whether there is something to do; a job that failed is tried again only when asked."""
+        """Return whether a job is still to be run; a failed one only with retry=failed."""
         return self._status(job) not in (("completed",) if self.retry else ("completed", "failed"))
 
     def _announce(self, jobs: list[Job]) -> None:
@@ -132,9 +134,9 @@ class Sweeper(sweeper.Sweeper):
     # ---- running
 
     def _launch(self, todo: list[Job]) -> None:
-        """Give the jobs to the launcher; where it broke because a process died, go on without those it was at.
+        """Launch the jobs; where a died process broke the launcher, go on without the jobs that were interrupted.
 
-        The launcher may have taken the others down with the one that died, so each is then tried alone.
+        The launcher may have taken other jobs down with the one that died, so each of them is then tried alone.
         """
         suspects: list[Job] = []
         while todo or suspects:
@@ -145,7 +147,7 @@ class Sweeper(sweeper.Sweeper):
                     self._launch_all(batch[first : first + (self.at_once or len(batch))])
                 todo = []
             except Exception as error:
-                sleep(1)  # who was killed may still hold a lock when the launcher hears of it
+                sleep(1)  # a killed process may still hold its lock when the launcher notices
                 cut = [job for job in batch if self._status(job) == "interrupted"]
                 if not cut:
                     raise
@@ -160,7 +162,7 @@ class Sweeper(sweeper.Sweeper):
             _share_cores(len(jobs))
         calls = [[*job.overrides, f"hydra.sweep.subdir='{self.folders[job].name}'"] for job in jobs]
         for job, done in zip(jobs, self.run_all(calls, initial_job_idx=0), strict=True):
-            # Recorded by the job itself, unless it did not come so far.
+            # A job records its own failure, unless it died before it could.
             if done.status == JobStatus.FAILED and self._status(job) in ("new", "interrupted"):
                 record_failure(self.folders[job], done._return_value, job.config)
 
@@ -168,7 +170,7 @@ class Sweeper(sweeper.Sweeper):
         why = RuntimeError(f"its process was killed, twice; out of memory? ({type(error).__name__})")
         record_failure(self.folders[job], why, job.config)
 
-    # ---- what came of it
+    # ---- results
 
     def _conclude(self, jobs: list[Job]) -> None:
         console = Terminal()
@@ -208,6 +210,6 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) ->
 
 
 def _share_cores(jobs: int) -> None:
-    """For processes that are all started at once: so many threads each that they do not fight."""
+    """Set the number of threads of each of so many processes that start at once, so that they share the cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // jobs)))

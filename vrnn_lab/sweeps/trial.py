@@ -1,4 +1,4 @@
-"""A worker of a search: trial after trial, each a run for every seed that reports its validations."""
+"""Work on a search: run trial after trial, each a run for every seed that reports its validations."""
 
 import logging
 import math
@@ -20,13 +20,13 @@ from vrnn_lab.training import fit, length
 
 log = logging.getLogger("vrnn_lab")
 
-BESIDE = ("test/nll", "test/interpolation/mse", "test/forecast/mse")  # shown beside the winner, chosen by nothing
+BESIDE = ("test/nll", "test/interpolation/mse", "test/forecast/mse")  # shown for the winner, never used to choose
 
 
 class Watch(Callback):
-    """Reports the mean of val/loss over the seeds so far, and gives up what the pruner calls hopeless.
+    """Report the mean of val/loss over the seeds so far, and raise Pruned where the pruner gives the trial up.
 
-    before: final scores of the seeds trained before; config: of the trainer. Reports are placed at epochs, or at
+    before: final scores of the seeds trained before. config: of the trainer. Reports are placed at epochs, or at
     steps where the length of a fit is counted in steps.
     """
 
@@ -44,7 +44,7 @@ class Watch(Callback):
         now = trainer.global_step if self.in_steps else trainer.current_epoch + 1
         step = len(self.before) * self.total + now
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # a validation that is done again is known already
+            warnings.simplefilter("ignore", UserWarning)  # a resumed fit reports a step a second time
             self.trial.report(mean, step)
         if math.isfinite(mean) and self.trial.should_prune():
             place = f"{'step' if self.in_steps else 'epoch'} {step}"
@@ -52,7 +52,7 @@ class Watch(Callback):
 
 
 def run(trial: Any, plan: SearchPlan, folder: Path) -> float:
-    """The mean of val/loss over the seeds; finished seeds are not trained again."""
+    """Train a trial and return the mean of val/loss over the seeds; finished seeds are not trained again."""
     values = suggest(trial, plan.space)
     trial.set_user_attr("values", values)
     chosen = [*plan.fixed, *overrides(values)]
@@ -76,7 +76,7 @@ def run(trial: Any, plan: SearchPlan, folder: Path) -> float:
 
 
 def work(plan: SearchPlan) -> None:
-    """Trials one after the other until all that were asked for have ended, or too many failed in a row."""
+    """Run one trial after the other until all have ended, or too many failed in a row."""
     configure_logging()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = open_study(plan)
@@ -87,11 +87,11 @@ def work(plan: SearchPlan) -> None:
             if found:
                 _end(study, plan, *found)
         if not found:
-            time.sleep(1)  # others are at work; should one die, its trial is ours
+            time.sleep(1)  # other workers hold all trials; if one dies, its trial becomes free
 
 
 def _end(study: optuna.Study, plan: SearchPlan, number: int, trial: optuna.Trial) -> None:
-    """Run a trial and record what came of it; an interruption leaves it to whoever comes next."""
+    """Run a trial and record its result; an interrupted trial is left for another worker to resume."""
     tell = lambda *a, **k: study.tell(trial, *a, **k, skip_if_finished=True)
     started = time.monotonic()
     try:
@@ -103,10 +103,10 @@ def _end(study: optuna.Study, plan: SearchPlan, number: int, trial: optuna.Trial
     except fit.Pruned as why:
         tell(state=TrialState.PRUNED)
         what = f"pruned: {why}"
-    except optuna.exceptions.StorageInternalError:  # the database is away, which is no failure of the trial:
-        raise  # it stands as at work there, and another worker, or the same command again, takes it up
+    except optuna.exceptions.StorageInternalError:  # the database is unreachable, which is no failure of the trial:
+        raise  # it stays recorded as running, and another worker, or the same command again, resumes it
     except Exception as error:
-        why = f"{type(error).__name__}: {error}".splitlines()[0][:500]  # the run folder has all of it
+        why = f"{type(error).__name__}: {error}".splitlines()[0][:500]  # the run folder has the full message
         trial.set_user_attr("reason", why)
         tell(state=TrialState.FAIL)
         what = f"failed: {why}"

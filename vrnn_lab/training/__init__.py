@@ -1,1 +1,1 @@
-"""The fit of a model in its run folder: callbacks, stops, processes, devices."""
+"""Fit a model in its run folder: callbacks, stops, processes and devices."""

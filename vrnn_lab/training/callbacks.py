@@ -1,4 +1,4 @@
-"""What watches a fit: figures, the stop on NaN, the progress bar, and the clock."""
+"""Watch a fit with callbacks: figures, the stop on NaN, the progress bar and the timer."""
 
 import logging
 import sys
@@ -27,13 +27,13 @@ from vrnn_lab.models.base import LOG_EVERY
 from vrnn_lab.runs.folder import SCORE
 
 log = logging.getLogger("vrnn_lab")
-FIGURES_STEPS = 200  # training steps that the first figures of a fit are expected to take as long as
-WATCHED = 100  # series of validation whose intervals are looked at while a fit goes on
+FIGURES_STEPS = 200  # the first figures of a fit are expected to take as long as so many training steps
+WATCHED = 100  # validation series whose intervals are scored during a fit
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Around a fit: Ctrl-C is a KeyboardInterrupt again, of which Lightning makes an end with exit code 1."""
+    """Raise KeyboardInterrupt again for Ctrl-C in a fit, which Lightning turns into an exit with code 1."""
     try:
         yield
     except SystemExit as stop:
@@ -41,12 +41,13 @@ def interruptible() -> Iterator[None]:
 
 
 class Figures(Callback):
-    """Figures of the validation split in TensorBoard, at the first validation after every few epochs.
+    """Draw figures of the validation split into TensorBoard, at the first validation after every few epochs.
 
-    every: epochs between them; None is a fifth of the fit's steps. With a protocol also how true the intervals of
-    some series are: a figure, and for each question val/<question>/crps and /coverage_90.
-    share: the largest share of the fit's time that figures may take; None sets no limit. What does not fit into it is
-    left out; nothing else of a fit depends on it.
+    every: epochs between figures; None takes a fifth of the fit's steps. protocol: also draws the calibration of the
+    intervals of some series and logs, for each question, val/<question>/crps and /coverage_90.
+
+    share: the largest fraction of the fit's time that figures may take; None sets no limit. Figures that do not fit
+    into it are left out; nothing else of a fit depends on them. Raise ValueError where `every` is below 1.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class Figures(Callback):
         return calibration_figures.figures(found, "val", data)
 
     def _affordable(self, steps: int, seconds: float) -> bool:
-        """Return whether the next figures fit into their share of the time."""
+        """Return whether the next figures fit into their fraction of the time."""
         assert self.share is not None
         next_cost = self.cost if self.cost is not None else FIGURES_STEPS * seconds / max(steps, 1)
         return self.spent + next_cost <= self.share * seconds
@@ -98,7 +99,7 @@ class Figures(Callback):
     def _due(self, trainer: Any) -> int:
         if self.every:
             return (trainer.current_epoch + 1) // self.every
-        return int(5 * trainer.global_step // trainer.estimated_stepping_batches)  # none of a fit without end
+        return int(5 * trainer.global_step // trainer.estimated_stepping_batches)  # 0 for a fit without end
 
     def state_dict(self) -> dict[str, int]:
         return {"drawn": self.drawn}
@@ -108,10 +109,10 @@ class Figures(Callback):
 
 
 class LastStep(Callback):
-    """Has the last step of a fit that is counted in steps validated, whatever the interval."""
+    """Validate at the last step of a fit that is counted in steps, whatever the interval."""
 
     def on_train_start(self, trainer, pl_module) -> None:
-        """Do so as well where the fit was stopped within that validation, and goes on with it."""
+        """Validate also where the fit was stopped within that validation, and resumes with it."""
         if trainer.global_step == trainer.max_steps:
             trainer.val_check_batch = 1
 
@@ -121,9 +122,9 @@ class LastStep(Callback):
 
 
 class Plateau(Callback):
-    """Steps schedule=plateau after each validation of a fit whose validations are counted in steps.
+    """Step schedule=plateau after each validation of a fit whose validations are counted in steps.
 
-    Lightning steps a schedule at multiples of steps within an epoch, and such a validation comes at any of them.
+    Lightning steps a schedule at multiples of steps within an epoch, while such a validation may come at any step.
     """
 
     def on_validation_end(self, trainer, pl_module) -> None:
@@ -135,11 +136,13 @@ class Plateau(Callback):
 
 
 class StopWhenWorse(Callback):
-    """Stops a fit of default length when val/loss has stayed clearly above its best for long.
+    """Stop a fit of default length when val/loss has stayed clearly above its best for long.
 
-    share: the share of all training steps for which it must stay there.
-    worse: the distance above the best that is clear, in nats a value; so the noise of a small validation set, or a
-        loss that stands still, stops nothing: a learning rate that falls may still improve it.
+    share: the fraction of all training steps for which it must stay there.
+
+    worse: the distance above the best that is clear, in nats a value. So neither the noise of a small validation set
+    nor a loss that stands still stops a fit: a falling learning rate may still improve it.
+
     A fit whose length is set (trainer.max_epochs, trainer.max_steps) is left alone: `active` is false.
     """
 
@@ -171,7 +174,7 @@ class StopWhenWorse(Callback):
 
 
 class Unprofiled(PassThroughProfiler):
-    """Profiles nothing, at no cost: Lightning's own enters a generator some 80 times a step all the same."""
+    """Profile nothing, at no cost: Lightning's own pass-through profiler enters a generator some 80 times a step."""
 
     NOTHING = nullcontext()
 
@@ -180,12 +183,12 @@ class Unprofiled(PassThroughProfiler):
 
 
 def _known(trainer: Any) -> dict[str, Any]:
-    """The numbers logged last, of training and of validation."""
+    """Return the numbers logged last, of training and of validation."""
     return {**trainer.callback_metrics, **getattr(trainer.lightning_module, "latest", {})}
 
 
 def _epochs(trainer: Any) -> int:
-    """All epochs of a fit, the last of which may be cut by max_steps; 0 of one without end."""
+    """Return the number of epochs of a fit, the last of which max_steps may cut; 0 for a fit without end."""
     batches = trainer.estimated_stepping_batches * trainer.accumulate_grad_batches
     return ceil(batches / trainer.num_training_batches) if isfinite(batches) else 0
 
@@ -196,7 +199,7 @@ def _in_steps(trainer: Any) -> bool:
 
 
 class Log(Callback):
-    """A line of run.log for every validation."""
+    """Write a line to run.log for every validation."""
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         losses = {k: f"{v:.6g}" for k, v in _known(trainer).items() if k.endswith("/loss")}
@@ -204,20 +207,20 @@ class Log(Callback):
 
 
 class NotFiniteError(RuntimeError):
-    """A loss, or a weight, became NaN or infinite."""
+    """Signal that a loss or a weight became NaN or infinite."""
 
 
 class StopOnNaN(Callback):
-    """Stops the fit when a training loss is not finite, before a validation or a checkpoint can follow on it.
+    """Stop the fit when a training loss is not finite, before a validation or a checkpoint can follow on it.
 
-    It looks only when the losses are logged, so that no step waits for the device, and before every validation
-    and checkpoint; it names the step all the same.
+    Losses are checked only when they are logged, so that no step waits for the device, and before every validation
+    and checkpoint; the error names the step all the same.
     """
 
     def __init__(self):
-        self.last = nan  # the last loss of those looked at before
+        self.last = nan  # the last finite loss checked so far
 
-    # Callbacks come before the model's own hook, which forgets the losses it has logged.
+    # Callbacks run before the model's own hook, which discards the losses that it has logged.
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if trainer.global_step % LOG_EVERY == 0 or trainer.is_last_batch:
             self._look(trainer, pl_module)
@@ -236,7 +239,7 @@ class StopOnNaN(Callback):
                 )
 
     def on_exception(self, trainer, pl_module, exception: BaseException) -> None:
-        """No checkpoint of what has failed: ModelCheckpoint(save_on_exception=True) comes after this."""
+        """Prevent a checkpoint of the failed state: ModelCheckpoint(save_on_exception=True) comes after this."""
         if isinstance(exception, NotFiniteError):
             for checkpoint in trainer.checkpoint_callbacks:
                 if isinstance(checkpoint, ModelCheckpoint):
@@ -270,13 +273,14 @@ def _what(step: int, terms: Tensor, last: float) -> str:
 
 
 class Timer(Callback):
-    """Seconds and steps of a fit over all its segments: what came before a resume is in the checkpoint."""
+    """Measure seconds and steps of a fit over all its segments: the time before a resume is in the checkpoint."""
 
     def __init__(self):
         self.seconds, self.steps, self.started = 0.0, 0, None
 
     @property
     def metrics(self) -> dict[str, float]:
+        """Return fit/seconds, fit/steps and fit/steps_per_second so far."""
         seconds = self._elapsed()
         rate = self.steps / seconds if seconds else 0.0
         return {"fit/seconds": seconds, "fit/steps": self.steps, "fit/steps_per_second": rate}
@@ -303,7 +307,7 @@ class Timer(Callback):
         return {"seconds": self._elapsed()}
 
     def on_load_checkpoint(self, trainer, pl_module, checkpoint: dict[str, Any]) -> None:
-        # Not load_state_dict: `trainer.test(ckpt_path=...)` calls that too, and would turn the clock back.
+        # Not load_state_dict: `trainer.test(ckpt_path=...)` calls that too, and would reset the time.
         if trainer.state.fn == "fit":
             self.seconds = checkpoint["callbacks"].get(self.state_key, {}).get("seconds", 0.0)
 
@@ -313,9 +317,9 @@ def timer_of(trainer: Any) -> Timer:
 
 
 def course(losses: list[float]) -> dict[str, float]:
-    """How steady and how fast a fit was, from val/loss at each of its validations.
+    """Return measures of how steady and how fast a fit was, from val/loss at each of its validations.
 
-    fit/last_loss   the last; best.ckpt is of the least
+    fit/last_loss   the last val/loss; best.ckpt has the least
     fit/mean_best   the least so far, averaged over the validations: low where it falls early
     """
     best = list(accumulate(losses, min))
@@ -323,7 +327,7 @@ def course(losses: list[float]) -> dict[str, float]:
 
 
 class LossHistory(Callback):
-    """Keeps val/loss of every validation, over all segments of a fit."""
+    """Keep val/loss of every validation, over all segments of a fit."""
 
     def __init__(self):
         self.losses: list[float] = []
@@ -349,13 +353,13 @@ def losses_of(trainer: Any) -> list[float]:
 
 
 class Progress(ProgressBar):
-    """One bar for the whole fit: epoch, losses, steps a second. Into a file: a line every tenth of the fit."""
+    """Show one bar for the whole fit: epoch, losses, steps per second; in a file, a line every tenth of the fit."""
 
     def __init__(self, console: Console | None = None):
         super().__init__()
         self.console, self.enabled = console or Console(), True
         self.bar: Bar | None = None
-        self.shown = self.measured = (0.0, 0)  # when, and at which step
+        self.shown = self.measured = (0.0, 0)  # (time, step) of the last display and of the last measurement
 
     def disable(self) -> None:
         self.enabled = False
@@ -376,9 +380,9 @@ class Progress(ProgressBar):
             self.bar.start()
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if self.bar and monotonic() - self.shown[0] > 0.25:  # asking for the losses at every step would cost
+        if self.bar and monotonic() - self.shown[0] > 0.25:  # reading the losses at every step would be slow
             self._show(trainer)
-        fresh = trainer.global_step != self.measured[1]  # of accumulated batches one ends a step
+        fresh = trainer.global_step != self.measured[1]  # only the last of accumulated batches ends a step
         if _in_steps(trainer) and fresh and self._tenth(trainer.global_step, trainer.max_steps):
             self._print(trainer)
 

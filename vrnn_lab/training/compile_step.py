@@ -1,4 +1,4 @@
-"""The training step by torch.compile: trainer.compile."""
+"""Compile the training step by torch.compile, as trainer.compile asks."""
 
 import inspect
 import typing
@@ -21,14 +21,14 @@ from vrnn_lab.core.series import TimeSeries
 from vrnn_lab.models.base import SequenceModel
 from vrnn_lab.models.losses import LossTerms
 
-# New in torch 2.7; before, what Inductor cannot do is a TorchDynamoException.
+# InductorError is new in torch 2.7; before, Inductor raised TorchDynamoException.
 InductorError: type[Exception] = getattr(exc, "InductorError", TorchDynamoException)
 Compile = Literal["off", "on", "reduce-overhead"] | bool  # a command line's `on` may arrive as true
-VERSIONS = 64  # of a part of the step, for as many kinds of batches, before torch leaves it uncompiled
+VERSIONS = 64  # compiled versions of a part of the step, one a kind of batch, before torch leaves it uncompiled
 
 
 class RecordingNoise(Noise):
-    """Notes the draws that a model asks for, of one row."""
+    """Record the draws that a model takes for one row."""
 
     def __init__(self):
         super().__init__()
@@ -42,7 +42,7 @@ class RecordingNoise(Noise):
 
 
 class Drawn(Noise):
-    """Draws made beforehand: what is compiled holds no generator."""
+    """Return draws made beforehand, so that the compiled code holds no random generator."""
 
     def __init__(self):
         super().__init__()
@@ -56,17 +56,18 @@ class Drawn(Noise):
 
 
 class Compiled:
-    """A model's loss terms of training batches, compiled: the same numbers but for rounding.
+    """Compute a model's loss terms of training batches by compiled code: the same numbers up to rounding.
 
-    on: all but the loops over points and solver steps (`loops.loop`), for batches of any size.
-    reduce-overhead: as one piece, loops unrolled, so that it becomes a CUDA graph; compiled anew for each length.
+    on: all but the loops over points and solver steps (`compile_loops.loop`), for batches of any size.
+    reduce-overhead: all as one piece, loops unrolled, so that it becomes a CUDA graph; compiled anew for each length.
+    Raise ConfigError where the step cannot be compiled.
     """
 
     def __init__(self, model: SequenceModel, mode: str, backend: str = "inductor"):
         self.model, self.mode, self.whole = model, mode, mode == "reduce-overhead"
         self.drawn, self.asked, self.rows = Drawn(), dict[int, dict[str, Tensor]](), 0
         settings: Any = torch._dynamo.config
-        settings.optimize_ddp = False  # the gradients of so small models are one message
+        settings.optimize_ddp = False  # these models are so small that their gradients fit into one message
         how: dict[str, Any] = {}
         if self.whole:
             how = {"fullgraph": True, "dynamic": False} | ({"mode": mode} if backend == "inductor" else {})
@@ -93,7 +94,7 @@ class Compiled:
         return LossTerms(terms.nll[:count], terms.kl[:count], states=states)
 
     def _draws(self, batch: TimeSeries) -> dict[str, Tensor]:
-        """The noise that the model would draw itself, in its order."""
+        """Return the noise that the model would draw itself, in its order."""
         own, time = self.model.noise, batch.times.shape[1]
         if time not in self.asked:
             self.model.noise = asked = RecordingNoise()
@@ -107,7 +108,7 @@ class Compiled:
         return {stream: own._generated(shape(like), like) for stream, like in self.asked[time].items()}
 
     def _filled(self, batch: TimeSeries, draws: dict[str, Tensor]) -> tuple[TimeSeries, dict[str, Tensor]]:
-        """An epoch's last batch as large as the others: the first row again and again, of which nothing is kept."""
+        """Pad an epoch's last batch to the others' size with copies of its first row, which are dropped later."""
         count = len(batch.ids)
         self.rows = max(self.rows, count)
         if count == self.rows:
@@ -128,7 +129,10 @@ class Compiled:
 
 
 def _rounded(batch: TimeSeries) -> TimeSeries:
-    """What the loader knows of a batch, which are bounds, rounded up: few values, for each is compiled anew."""
+    """Return a batch with its bounds (most_seen, longest_gap) rounded up.
+
+    Compilation is repeated for each value of them, so they should take few.
+    """
     seen, gap = batch.most_seen, batch.longest_gap
     return replace(
         batch,
@@ -138,7 +142,7 @@ def _rounded(batch: TimeSeries) -> TimeSeries:
 
 
 class Compiling(Callback):
-    """Has the steps of a fit compiled."""
+    """Compile the training steps of a fit."""
 
     def __init__(self, mode: str):
         self.mode = mode
@@ -151,7 +155,9 @@ class Compiling(Callback):
 
 
 def trainer(*, compile: Compile = "off", max_steps: int | None = None, **keys: Any) -> pl.Trainer:
-    """lightning.pytorch.Trainer, all of whose parameters can be set, as +trainer.<key>=<value>; and compile.
+    """Make a lightning.pytorch.Trainer with the extra option `compile`.
+
+    All of the Trainer's parameters can be set, as +trainer.<key>=<value>.
 
     The length of a fit is counted in training steps: 2400, or trainer.max_steps. Where trainer.max_epochs is set,
     epochs count instead; where both are set, the fit ends with whichever comes first.

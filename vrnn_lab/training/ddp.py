@@ -1,4 +1,4 @@
-"""The processes that fit one model together (trainer=ddp): started and watched here, or by torchrun or srun."""
+"""Start and watch the processes that fit one model together (trainer=ddp), unless torchrun or srun did."""
 
 import json
 import os
@@ -10,15 +10,15 @@ from pathlib import Path
 from time import sleep
 from typing import Any
 
-GRACE = 30.0  # seconds, at most, for the checkpoint of a run that is stopped; usually it takes one
+GRACE = 30.0  # seconds that a stopped run has for its checkpoint, which usually takes one
 
 
 class ProcessError(RuntimeError):
-    """One of the processes of a run failed, which ended the others."""
+    """Signal that one of the processes of a run failed, which ended the others."""
 
 
 def launched() -> tuple[int, int]:
-    """(which, of how many) this process is among those somebody started for one run; (0, 1) by itself."""
+    """Return (rank, world size) of this process if torchrun or srun started several for one run, else (0, 1)."""
     known = os.environ
     if "RANK" in known and "WORLD_SIZE" in known:  # torchrun, and `run` below
         return int(known["RANK"]), int(known["WORLD_SIZE"])
@@ -28,14 +28,17 @@ def launched() -> tuple[int, int]:
 
 
 class KilledError(ProcessError):
-    """It did not fail by itself."""
+    """Signal that a process was killed from outside rather than failing by itself."""
 
 
 def run(config: dict[str, Any], folder: Path, count: int) -> None:
-    """Fit a run as `count` processes of this machine, each a `ddp_worker`; the first that fails ends them all."""
+    """Fit a run as `count` processes of this machine, each a `ddp_worker`; the first that fails ends them all.
+
+    Raise KilledError where a process was killed by a signal, ProcessError where one ended with an exit code.
+    """
     from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
-    # They meet at a store of ours: each choosing a port for itself, two runs might choose the same.
+    # The processes meet at a store of ours: if each run chose a port by itself, two might choose the same.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     ranks: list[subprocess.Popen] = []
     codes: list[int | None] = [None]
@@ -45,7 +48,7 @@ def run(config: dict[str, Any], folder: Path, count: int) -> None:
         while None in codes and not any(codes):
             sleep(0.05)
             codes = [rank.poll() for rank in ranks]
-    except (KeyboardInterrupt, SystemExit):  # a stop signal, at which the first process writes a checkpoint
+    except (KeyboardInterrupt, SystemExit):  # on a stop signal the first process writes a checkpoint
         if ranks:
             ranks[0].terminate()
             with suppress(subprocess.TimeoutExpired):
@@ -55,7 +58,7 @@ def run(config: dict[str, Any], folder: Path, count: int) -> None:
         for rank in ranks:
             rank.kill()
             rank.communicate()
-    for code in sorted(filter(None, codes)):  # a signal is a negative code, and a cause sooner than an effect
+    for code in sorted(filter(None, codes)):  # signals are negative codes and come first, as the likelier cause
         who, rest = f"process {codes.index(code)} of the {count} of this run", "and the others were ended."
         cure = f"Go on from its last checkpoint: resume={folder}"
         if code < 0:
@@ -64,17 +67,17 @@ def run(config: dict[str, Any], folder: Path, count: int) -> None:
 
 
 def _start(environment: dict[str, str], task: Any) -> subprocess.Popen:
-    # In a session of its own: Ctrl-C is for the parent, which passes it on.
+    # In a session of its own, so that Ctrl-C reaches the parent alone, which passes it on.
     command = [sys.executable, "-m", "vrnn_lab.training.ddp_worker"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=True)
     assert process.stdin is not None
     process.stdin.write(json.dumps(task).encode() + b"\n")
-    process.stdin.flush()  # and left open: it closes when this process ends, however it does, and ends the other
+    process.stdin.flush()  # left open: it closes however this process ends, which then ends the worker
     return process
 
 
 def _environment(rank: int, count: int, port: int) -> dict[str, str]:
-    """What torchrun would set."""
+    """Return the environment variables that torchrun would set."""
     path = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
     place = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
     store = {

@@ -1,4 +1,4 @@
-"""python -m vrnn_lab.training.ddp_worker: one of the processes of a run, started by `vrnn_lab.training.ddp`."""
+"""Run one of the processes of a run, `python -m vrnn_lab.training.ddp_worker`, started by `vrnn_lab.training.ddp`."""
 
 import json
 import os
@@ -14,7 +14,7 @@ def _end_with_parent() -> None:
 
 
 def _first_line() -> bytes:
-    """What the parent says; byte by byte, so that nothing behind it waits in a buffer when the pipe is watched."""
+    """Read the parent's message byte by byte, so that nothing after it waits in a buffer when the pipe is watched."""
     line = b""
     while not line.endswith(b"\n"):
         if not (byte := os.read(sys.stdin.fileno(), 1)):
@@ -39,11 +39,11 @@ def main() -> None:
         take_part(DictConfig(config), Path(folder))
     except SystemExit as stopped:  # by a signal, with a checkpoint written
         os._exit(int(stopped.code or 0))
-    except BaseException:  # recorded in the run folder: whoever started us says it
+    except BaseException:  # recorded in the run folder; the parent reports it
         if os.environ.get("VRNN_LAB_TRACEBACK"):
             traceback.print_exc()
         sys.stdout.flush()
-        os._exit(1)  # at once: to take leave of processes that are gone could hang
+        os._exit(1)  # at once: a clean shutdown could wait forever for processes that are gone
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""On what a run is fitted: the devices of this machine, and the processes on them."""
+"""Choose what a run is fitted on: the devices of this machine, and the processes on them."""
 
 import ctypes
 import os
@@ -14,7 +14,7 @@ from vrnn_lab.training.ddp import launched
 
 
 def check_accelerator(config: DictConfig) -> None:
-    """Whether this machine has the devices that are asked for, and somebody to start a process on each."""
+    """Raise ConfigError unless this machine has the requested devices, and a launcher for every process on them."""
     trainer, known = config.trainer, launched()[1]
     if trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise ConfigError(
@@ -43,13 +43,16 @@ def check_accelerator(config: DictConfig) -> None:
 
 
 def accelerator_of(config: DictConfig) -> str:
-    """Not Lightning's auto: that of Apple knows no float64, which times need."""
+    """Return the accelerator of a run: for auto gpu or cpu.
+
+    Lightning's own auto may choose Apple's GPU, which lacks the float64 that times need.
+    """
     chosen = config.trainer.accelerator
     return ("gpu" if torch.cuda.is_available() else "cpu") if chosen == "auto" else chosen
 
 
 def processes_of(config: DictConfig) -> int:
-    """How many processes, each with a device of this machine, fit the model."""
+    """Return how many processes, each with a device of this machine, fit the model."""
     devices = config.trainer.devices
     if devices != "auto":
         return len(devices) if OmegaConf.is_list(devices) else devices
@@ -59,17 +62,18 @@ def processes_of(config: DictConfig) -> int:
 
 
 def strategy_of(config: DictConfig) -> DDPStrategy:
+    """Return the DDP strategy of a run whose processes srun, torchrun or `ddp.run` has started."""
     unused = config.trainer.strategy.endswith("find_unused_parameters_true")
     srun = "RANK" not in os.environ
     starter = SLURMEnvironment(auto_requeue=False) if srun else TorchElasticEnvironment()
     return DDPStrategy(cluster_environment=starter, find_unused_parameters=unused)
 
 
-LARGEST, KEPT = 2**25, 2**29  # bytes: of a piece the C library keeps (it allows no more), and of all it keeps
+LARGEST, KEPT = 2**25, 2**29  # bytes of the largest block that the C library keeps (its maximum), and of all of them
 
 
 def keep_memory() -> None:
-    """Have the C library keep what is freed: large tensors of every step else come anew, page by page (glibc)."""
+    """Have the C library (glibc) keep freed memory, since large tensors of each step else cause new page faults."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt:
         mallopt(-3, LARGEST)  # M_MMAP_THRESHOLD

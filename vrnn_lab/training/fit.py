@@ -1,4 +1,4 @@
-"""A run in its folder: fit the model of a config, score it, draw it; go on where it was cut short."""
+"""Run in a folder: fit the model of a config, score it, draw it; resume where it was interrupted."""
 
 import gc
 import logging
@@ -43,12 +43,12 @@ from vrnn_lab.training.fit_recalibration import recalibrate
 
 log = logging.getLogger("vrnn_lab")
 
-FIGURES = 0.05  # the largest share of the time of a fit that figures take where their times are left to the default
-OVERHEAD = 1.25  # the time of a fit over that of its steps' losses and gradients
+FIGURES = 0.05  # largest fraction of a fit's time that figures take, where validations are at default intervals
+OVERHEAD = 1.25  # ratio of the time of a fit to that of its steps' losses and gradients
 
 
 class Pruned(Exception):
-    """A run given up because others are ahead of it; its text says why. Resumed, it would go on."""
+    """Signal that a run is given up because others are ahead of it; its text says why. The run could be resumed."""
 
 
 def run(
@@ -61,14 +61,14 @@ def run(
     watching: Sequence[Callback] = (),
     links: bool = False,
 ) -> dict[str, Any] | None:
-    """Fit, score and draw the model of a config in a run folder; go on where an earlier try was cut short.
+    """Fit, score and draw the model of a config in a run folder; resume where an earlier attempt was interrupted.
 
-    choices: the option chosen of each config group, such as model: vrnn, kept beside the config.
-    links: links to files outside the folder are followed; otherwise a folder that holds one is refused.
+    choices: the option chosen of each config group, such as model: vrnn, recorded with the config. links: follow
+    links to files outside the folder; otherwise a folder that holds one is refused.
 
-    Returns the metrics (also in metrics.json). Errors are recorded as status=failed, or pruned, and raised; those of
-    a single run that come before anything is trained leave no folder. Of several processes of one run (trainer=ddp)
-    that torchrun or srun started the first returns the metrics, the others nothing.
+    Return the metrics (also in metrics.json). Errors are recorded as status=failed, or pruned, and raised; those of a
+    single run that come before anything is trained leave no folder. Of several processes of one run (trainer=ddp)
+    that torchrun or srun started, the first returns the metrics, the others None.
     """
     config = with_absolute_paths(config)
     if launched()[0]:
@@ -81,26 +81,26 @@ def run(
         if metrics := finished(folder):
             log.info("%s is finished already; its recorded result stands.", folder)
             return metrics
-        (folder / "metrics.json").unlink(missing_ok=True)  # of a failure that is tried again; run.log keeps it
+        (folder / "metrics.json").unlink(missing_ok=True)  # of a failed run that is tried again; run.log keeps it
         tensorboard.forget_end(folder)
         parts = _begin(config, folder, overrides or [], choices or {}, in_sweep)
         several = processes_of(config) > 1 and launched()[1] == 1
         if several and watching:
             raise ConfigError("a search trains each trial in one process; leave out trainer=ddp, or say workers=2.")
         with _recorded(folder):
-            quiet = in_sweep or bool(watching)  # what runs are to be seen together says less of each
+            quiet = in_sweep or bool(watching)  # one of many runs logs less
             return _run_by(parts, folder) if several else _run(parts, folder, watching, quiet)
 
 
 def take_part(config: DictConfig, folder: Path) -> None:
-    """What one of several processes of a run does; the folder is another's, who waits for all of them."""
+    """Fit a run as one of several processes; another process owns the folder and waits for all of them."""
     parts = assemble(config)
     with _recorded(folder):
         _run(parts, folder)
 
 
 def release() -> None:
-    """What an ended run held may be more than the next one in this process needs."""
+    """Free the memory of an ended run, which the next one in this process may need."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -108,12 +108,12 @@ def release() -> None:
 
 @contextmanager
 def _recorded(folder: Path):
-    """A failure goes to metrics.json; of several processes, that of the first to fail, which made the others."""
+    """Record a failure in metrics.json; of several processes, that of the first to fail, which caused the others."""
     with _log_to(folder / "run.log"):
         try:
             yield
         except Exception as error:
-            log.debug("failed", exc_info=True)  # to the file: whoever called us says it on the terminal
+            log.debug("failed", exc_info=True)  # to the file; the caller reports it on the terminal
             checkpoints.check_there(folder)
             if not (folder / "metrics.json").exists():
                 record_failure(folder, error, status="pruned" if isinstance(error, Pruned) else "failed")
@@ -122,11 +122,11 @@ def _recorded(folder: Path):
 
 
 def _run_by(parts: Parts, folder: Path) -> dict[str, Any] | None:
-    """The run by processes of their own, one a device."""
+    """Fit a run by processes of their own, one a device."""
     try:
         ddp.run(to_dict(parts.config), folder, processes_of(parts.config))
     except ddp.KilledError:
-        (folder / "metrics.json").unlink(missing_ok=True)  # the others failed for want of the one that was killed
+        (folder / "metrics.json").unlink(missing_ok=True)  # the others failed only because one was killed
         tensorboard.forget_end(folder)
         raise
     except ddp.ProcessError as error:
@@ -135,7 +135,7 @@ def _run_by(parts: Parts, folder: Path) -> dict[str, Any] | None:
 
 
 def _same_run(config: DictConfig, folder: Path, resuming: bool) -> None:
-    """A folder holds one run: another config is refused; its trainer may change until the fit is done."""
+    """Raise ConfigError where a folder holds another config's run; its trainer may change until the fit is done."""
     if not (folder / ".hydra" / "config.yaml").exists():
         return
     before, now = (flatten(to_dict(c)) for c in (config_of(folder), config))
@@ -153,14 +153,14 @@ def _same_run(config: DictConfig, folder: Path, resuming: bool) -> None:
 
 
 def _begin(config: DictConfig, folder: Path, overrides: list[str], choices: dict[str, Any], in_sweep: bool) -> Parts:
-    """The parts of a run, and its config on disk.
+    """Return the parts of a run, and write its config to disk.
 
-    A job of a sweep is on disk first, so that whatever becomes of it is known; a single run that cannot work leaves
-    no folder that claims to be one.
+    A job of a sweep is recorded first, so that its failure is known in any case; a single run that cannot work leaves
+    no folder that looks like one.
     """
     known = (folder / ".hydra" / "config.yaml").exists()
     begun = (folder / "checkpoints" / "last.ckpt").exists()
-    if in_sweep and not begun:  # nothing of an earlier try goes into this one
+    if in_sweep and not begun:  # without a checkpoint nothing of an earlier attempt enters this one
         _record(folder, config, overrides, choices)
     try:
         check_accelerator(config)
@@ -190,7 +190,7 @@ def _record(folder: Path, config: DictConfig, overrides: list[str], choices: dic
 
 @contextmanager
 def _log_to(file: Path):
-    if launched()[0]:  # the first process tells it all
+    if launched()[0]:  # only the first process writes the log
         file = Path(os.devnull)
     handler = logging.FileHandler(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -206,7 +206,7 @@ def _log_to(file: Path):
 
 
 def trainer_of(parts: Parts, folder: Path, watching: Sequence[Callback] = ()) -> pl.Trainer:
-    """The Trainer of a run: its checkpoints, TensorBoard events and figures go to the folder."""
+    """Return the Trainer of a run: its checkpoints, TensorBoard events and figures go to the folder."""
     # Every validation writes last.ckpt; best.ckpt is the best by val/loss.
     saver = checkpoints.Checkpoints(
         dirpath=folder / "checkpoints",
@@ -295,12 +295,12 @@ def _fit_and_score(parts: Parts, folder: Path, watching: Sequence[Callback], qui
 def _set_threads(parts: Parts, trainer: pl.Trainer, folder: Path) -> float | None:
     """Set torch's number of threads for a fit and its scoring; return the seconds of a training step, where measured.
 
-    A fit that has begun keeps its number, with which alone it goes on to the same numbers. Otherwise the number is
-    chosen by timing, on a CPU where nobody has set it.
+    A fit that has begun keeps its number, since another would change its results. Otherwise the number is chosen by
+    timing, on a CPU where nobody has set it.
     """
     seconds, kept = None, threads.recorded(folder)
     if kept is None and (folder / "checkpoints" / "last.ckpt").exists():
-        kept = torch.get_num_threads()  # begun by a version that recorded none
+        kept = torch.get_num_threads()  # a version that recorded none began this fit
     alone = trainer.world_size == 1 and parts.config.trainer.get("compile") in ("off", False, None)
     chosen = kept or torch.get_num_threads()
     if alone and not (folder / "checkpoints" / "fit.json").exists():
@@ -314,7 +314,7 @@ def _set_threads(parts: Parts, trainer: pl.Trainer, folder: Path) -> float | Non
                 seconds = threads.typical(step, chosen)
         except (
             Exception
-        ) as error:  # a user's model may need the trainer in its step; the fit itself shows real errors
+        ) as error:  # a user's model may need the trainer in its step; real errors appear in the fit itself
             log.debug("no training step was timed before the fit: %s: %s", type(error).__name__, error)
     if trainer.is_global_zero and kept is None:
         threads.record(folder, chosen)
@@ -323,7 +323,7 @@ def _set_threads(parts: Parts, trainer: pl.Trainer, folder: Path) -> float | Non
 
 
 def _tell_data(parts: Parts, level: int) -> None:
-    """Log a summary of the data set, and warn of what looks odd in it."""
+    """Log a summary of the dataset, and warn of what looks odd in it."""
     text, odd = parts.data.describe()
     if text:
         log.log(level, "%s", text)
@@ -332,7 +332,7 @@ def _tell_data(parts: Parts, level: int) -> None:
 
 
 def _announced(parts: Parts, trainer: pl.Trainer, seconds: float | None) -> str:
-    """The length of a fit in steps and epochs, the model's size, and a rough time."""
+    """Return a line on a fit: its length in steps and epochs, the model's size, and a rough time."""
     batches = max(1, len(parts.data.train_dataloader()))
     accumulated = trainer.accumulate_grad_batches
     steps_of_epoch = -(-batches // accumulated)
@@ -347,7 +347,7 @@ def _announced(parts: Parts, trainer: pl.Trainer, seconds: float | None) -> str:
 
 
 def _lasting(seconds: float) -> str:
-    """A rough duration, for people."""
+    """Return a rough duration as text."""
     if seconds < 60:
         return f"{max(1, round(seconds))} s"
     minutes = round(seconds / 60)
@@ -357,7 +357,10 @@ def _lasting(seconds: float) -> str:
 def _recalibrate(
     parts: Parts, folder: Path, among_others: bool
 ) -> tuple[Recalibration | None, out_of_time.OutOfTime | None]:
-    """Fit the spread on validation and keep the factors for predict; nothing where values have no spread."""
+    """Fit the recalibration on validation and save its factors for predict.
+
+    Return (None, None) where values have no spread.
+    """
     if not possible(parts.model, parts.protocol):
         return None, None
     ends = out_of_time.measured(parts, folder, among_others)
@@ -369,14 +372,17 @@ def _recalibrate(
 
 
 def _fit(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, Any]:
-    """Train, or go on from last.ckpt; what the fit cost is kept so that a run cut later need not train again."""
+    """Train, or resume from last.ckpt; return what the fit cost.
+
+    The cost is recorded when the fit ends, so that a run interrupted later need not train again.
+    """
     done = folder / "checkpoints" / "fit.json"
     if done.exists():
         return read_json(done, "Remove it: the fit then goes on from its last checkpoint, which ends it at once.")
     cost = _train(parts, trainer, folder)
     if trainer.is_global_zero:
         write_json(done, cost)
-    if torch.distributed.is_initialized():  # the first scores and draws by itself, and the others need not wait
+    if torch.distributed.is_initialized():  # the first process scores alone, and the others need not wait
         torch.distributed.destroy_process_group()
     return cost
 
@@ -387,7 +393,7 @@ def _train(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, Any]:
         last, checkpoint = found
         log.log(logging.INFO if trainer.is_global_zero else logging.DEBUG, "going on from %s", last)
         check_channels(checkpoint["channels"], parts)
-        if _stopped_early(checkpoint):  # cut after the decision to stop: it stands
+        if _stopped_early(checkpoint):  # interrupted after the decision to stop, which is kept
             known = checkpoint["callbacks"]
             cost = _cost(parts, checkpoint["epoch"] + 1, checkpoint["global_step"], known["Timer"]["seconds"])
             return cost | callbacks.course(known["Course"]["losses"])

@@ -1,4 +1,4 @@
-"""Fit the recalibration of a run on its validation split, for looking ahead on origins beyond what was trained on."""
+"""Fit the recalibration of a run on its validation split, for forecasts from cutoffs beyond those of training."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,16 +14,16 @@ from vrnn_lab.forecasting.backtest import BacktestPlan, Folds, folds
 from vrnn_lab.runs.build import Parts
 from vrnn_lab.training.out_of_time import OutOfTime
 
-ORIGINS = (1 / 3, 2 / 3)  # shares of a validation window up to which all is seen, beside the protocol's own question
-FOLDS = 5  # origins in the validation part of a series that is split in time
+ORIGINS = (1 / 3, 2 / 3)  # cutoffs as fractions of a validation window, in addition to the protocol's own question
+FOLDS = 5  # cutoffs in the validation part of a series that is split in time
 
 
 def recalibrate(parts: Parts, ends: OutOfTime | None = None) -> Recalibration:
-    """Fit the factors on the protocol's questions to validation and on rolling origins within it.
+    """Fit the factors on the protocol's questions to validation and on rolling cutoffs within it.
 
-    Whole series that were split by name cover one span of time, and a forecast after that is harder than any that
-    validation asks. ends: what a second model said of that; without it a forecast of such series is widened where
-    validation says so, but never narrowed.
+    Whole series that were split by name cover one span of time, and a forecast after that is harder than any in
+    validation. ends: the result of a second model for such times; without it a forecast of such series is widened
+    where validation says so, but never narrowed.
     """
     scale = parts.model.scale
     further = rolling(parts.data, scale.longest.item(), parts.protocol.draws, parts.model.keep_start)
@@ -34,11 +34,11 @@ def recalibrate(parts: Parts, ends: OutOfTime | None = None) -> Recalibration:
 
 
 def rolling(data: SeriesData, longest: float, draws: int, keep_start: bool = False) -> Iterator[TimeSeries]:
-    """Forecasts from several origins of each validation series.
+    """Yield batches of forecasts from several cutoffs of each validation series.
 
-    Of series that are split in time the origins lie in the validation part, and all before it, the training part
-    too, is seen; of series that are split as a whole they lie at ORIGINS of the window. longest: the longest
-    training window; keep_start: windows begin where their series do.
+    For series that are split in time the cutoffs lie in the validation part, and everything before, the training part
+    too, is observed; for series that are split as a whole they lie at ORIGINS of the window. longest: the longest
+    training window. keep_start: training windows begin where their series do.
     """
     for plan in plans(data, longest):
         try:
@@ -53,7 +53,10 @@ def rolling(data: SeriesData, longest: float, draws: int, keep_start: bool = Fal
 
 
 def plans(data: SeriesData, longest: float) -> list[BacktestPlan]:
-    """Origins in the validation part of series that are split in time: one far ahead, several half as far."""
+    """Return backtest plans within the validation part of series that are split in time, empty for other series.
+
+    One plan has one cutoff with a long horizon, the other FOLDS cutoffs with half of it.
+    """
     if not data.split_in_time:
         return []
     series, starts = data.reaching_back("val")

@@ -1,17 +1,17 @@
-"""The length of a fit and the steps between its validations, computed from sizes alone.
+"""Compute the length of a fit and the steps between its validations from sizes alone.
 
-Measured time plays no part in them: the same seed gives the same result on every machine, and a resumed fit goes on
-as an uninterrupted one would.
+Measured time plays no part in them: the same seed gives the same result on every machine, and a resumed fit
+reproduces an uninterrupted one.
 """
 
 from collections.abc import Mapping
 from math import ceil
 from typing import Any
 
-STEPS = 2400  # of a fit whose config sets neither trainer.max_epochs nor trainer.max_steps
+STEPS = 2400  # training steps of a fit whose config sets neither trainer.max_epochs nor trainer.max_steps
 EPOCHS_BETWEEN = 2  # epochs between validations of a fit whose length is set in epochs
-PARTS = (60, 30, 20, 15, 12, 10, 6, 5, 4, 3, 2, 1)  # into how many equal parts validations may divide a fit
-PER_VALIDATION = 10  # training steps that a validation and its two checkpoints are worth, whatever the data
+PARTS = (60, 30, 20, 15, 12, 10, 6, 5, 4, 3, 2, 1)  # numbers of equal parts into which validations may divide a fit
+PER_VALIDATION = 10  # least training steps between validations, for the fixed cost of a validation and checkpoints
 PER_BATCH = 5  # training steps between validations for each of their batches, which cost a third to a half of a step
 
 
@@ -21,7 +21,7 @@ def is_default(trainer: Mapping[str, Any]) -> bool:
 
 
 def steps_of(trainer: Mapping[str, Any], usual: int = STEPS) -> int:
-    """Return the number of training steps of a fit that is counted in steps, 0 of one that is counted in epochs.
+    """Return the number of training steps of a fit that is counted in steps, 0 for one that is counted in epochs.
 
     usual: the number where the trainer's config sets none.
     """
@@ -48,11 +48,10 @@ def interval(steps: int, val_batches: int) -> int:
 
 
 def settings(trainer: Mapping[str, Any], val_batches: int, usual: int = STEPS) -> dict[str, Any]:
-    """Return what a trainer's config leaves to the defaults, as Lightning's own parameters.
+    """Return Lightning's parameters for what a trainer's config leaves to the defaults.
 
-    trainer: the config's node; None means that the default is wanted.
-    val_batches: batches of one validation.
-    usual: training steps where it sets no length.
+    trainer: the config's node; None means that the default is wanted. val_batches: batches of one validation. usual:
+    training steps where it sets no length.
     """
     epochs, steps = trainer.get("max_epochs"), trainer.get("max_steps")
     total = steps_of(trainer, usual)

@@ -1,4 +1,4 @@
-"""Out-of-time validation: a second model, fitted without the ends of the series, forecasts these ends.
+"""Validate out of time: a second model, fitted without the ends of the series, forecasts these ends.
 
 Whole series that are split by name cover one span of time. Validation series then never ask for what lies beyond the
 times of training, which is what users of a panel ask for.
@@ -44,25 +44,27 @@ from vrnn_lab.training.devices import accelerator_of, processes_of
 
 log = logging.getLogger("vrnn_lab")
 FILE, MODEL = "out_of_time.json", "model"
-STRETCHES = 3  # of the time beyond training, each with a factor of its own
+STRETCHES = 3  # intervals of the time beyond training, at most, each with a factor of its own
 
 
 @dataclass(frozen=True)
 class OutOfTime:
-    """What the second model said of the ends of the series, as far as they lie beyond the times of its training."""
+    """Hold the second model's result on the ends of the series that lie beyond the times of its training."""
 
     starts: list[float]  # (stretches,): distances from the times of training, in longest windows
-    factors: list[list[float]]  # (stretches, dim): by what its spread must be multiplied from there on
-    values: list[int]  # (dim,): the values that the factors rest on
+    factors: list[list[float]]  # (stretches, dim): factors of the predictive std from there on
+    values: list[int]  # (dim,): the numbers of values that the factors were fitted to
     scores: dict[str, float]  # keys as in metrics.json
 
     def save(self, folder: Path) -> None:
-        """<folder>/out_of_time.json, whole or not at all."""
+        """Write <folder>/out_of_time.json atomically."""
         write_json(folder / FILE, vars(self))
 
     def beyond(self, scale: Scale, forecast: Tensor) -> Beyond:
-        """The factors for the model that was fitted to the whole series, of this scale; none is below that of other
-        forecasts, nor below that of a nearer time."""
+        """Return the factors for the model of this scale, fitted to the whole series.
+
+        forecast: its factors (dim,) of other forecasts. No factor is below them, nor below that of a nearer time.
+        """
         factors = torch.maximum(torch.tensor(self.factors).double(), forecast).cummax(0).values
         return Beyond(*_reach(scale), tuple(self.starts), factors, tuple(self.values))
 
@@ -71,10 +73,11 @@ AGAIN = "Remove it, and it is measured again by a second fit."
 
 
 def measured(parts: Parts, folder: Path, among_others: bool = False) -> OutOfTime | None:
-    """Return what the folder of a run holds, or fit and score the second model; None where it is not wanted.
+    """Return the result in a run's folder, or fit and score the second model; None where it is not wanted.
 
-    parts: of the run, whose model is fitted. The second model takes as many steps as led to its best checkpoint.
-    among_others: the run is one of a sweep or a search, which compare runs by validation alone.
+    parts: of the run, whose model is fitted. The second model takes as many steps as led to the run's best
+    checkpoint. among_others: the run is one of a sweep or a search, which compare runs by validation alone. Raise
+    DamagedError where the file in the folder is not ours.
     """
     if (file := folder / FILE).is_file():
         try:
@@ -92,7 +95,7 @@ def measured(parts: Parts, folder: Path, among_others: bool = False) -> OutOfTim
 
 
 def check(parts: Parts) -> None:
-    """ConfigError where the config asks for a second fit that cannot be made; before anything is trained."""
+    """Raise ConfigError, before anything is trained, where the config requires a second fit that cannot be made."""
     if parts.config.get("out_of_time") is True and (reason := _impossible(parts)):
         raise ConfigError(f"out_of_time=true: {reason}; leave it out, which is out_of_time=auto.")
 
@@ -103,7 +106,7 @@ def _wanted(parts: Parts, among_others: bool) -> bool:
 
 
 def _impossible(parts: Parts) -> str:
-    """Say why no second fit is made, empty where one can be."""
+    """Return why no second fit can be made, empty where one can."""
     scale = parts.model.scale
     if not possible(parts.model, parts.protocol):
         return "the run's values have no spread that could be set right (they are no real numbers, or of one draw)"
@@ -120,7 +123,7 @@ def _impossible(parts: Parts) -> str:
 def validate(parts: Parts, steps: int) -> OutOfTime | None:
     """Fit a second model of the same config for `steps` steps without the second half of each series, and score it.
 
-    None where the series are too short, or where that fit failed to give finite numbers.
+    Return None where the series are too short, or where that fit failed to give finite numbers.
     """
     cut = without_ends(parts.data)
     asked = ends(parts.data, cut.scale, parts.model.keep_start) if cut else None
@@ -136,10 +139,10 @@ def validate(parts: Parts, steps: int) -> OutOfTime | None:
 
 
 def without_ends(data: SeriesData) -> SeriesData | None:
-    """The data set without the second half of the points of each series; None where no series is long enough."""
+    """Return the dataset without the second half of each series' points, None where no series is long enough."""
     cut = copy.copy(data)
     cut.trainer = None
-    vars(cut).pop("scale", None)  # cached, of the whole series
+    vars(cut).pop("scale", None)  # drop the cached scale of the whole series
     cut._splits = {split: _without_end(series) for split, series in data.splits.items()}
     whole = cut.splits["train"]
     return cut if (whole.windows[:, 1] > whole.windows[:, 0]).any() else None
@@ -155,14 +158,14 @@ def _without_end(series: Ragged) -> Ragged:
 
 
 def _kept(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many points of series are kept: half of them, at least two; all of series with fewer than three."""
+    """Return how many points of series are kept: half of them, at least two; all of series with fewer than three."""
     return np.where(lengths < 3, lengths, np.maximum(2, (lengths + 1) // 2))
 
 
 def ends(data: SeriesData, scale: Scale, keep_start: bool) -> Folds | None:
-    """A question for the end of each training and validation series; None where no series has one.
+    """Return a forecast query for the end of each training and validation series, None where no series has one.
 
-    scale: of the shorter series. The series' test split stays unread.
+    scale: of the shortened series. The test split stays unread.
     """
     made, chosen = [], []
     for split in ("train", "val"):
@@ -208,7 +211,7 @@ def _fit(second: Parts, steps: int) -> None:
 
 
 def _scored(second: Parts, asked: Folds) -> OutOfTime | None:
-    """Score the second model and the baselines on what lies beyond the times of training; None for too few values."""
+    """Score the second model and the baselines beyond the times of its training; return None for too few values."""
     model, data, draws = second.model, second.data, second.protocol.draws
     guesses, level = baselines(data, model.scale), level_of(data, model.scale)
     tallies = {name: ScoreAccumulator(data.channels, model.scale.std) for name in (MODEL, *guesses)}
@@ -234,9 +237,9 @@ def _scored(second: Parts, asked: Folds) -> OutOfTime | None:
 def by_distance(
     least: Float[Tensor, " values"], channel: Int64[Tensor, " values"], distance: Float[Tensor, " values"], dim: int
 ) -> tuple[list[float], list[list[float]]]:
-    """The distances at which stretches of equally many values start, and the factors of each stretch.
+    """Return the distances at which groups of equally many values start, and the factors (groups, dim) of each group.
 
-    There are at most STRETCHES, and each has LEAST values or more, unless there is only one.
+    There are at most STRETCHES groups, and each has LEAST values or more, unless there is only one.
     """
     order = distance.argsort(stable=True)
     parts = order.tensor_split(max(1, min(STRETCHES, len(order) // LEAST)))
@@ -245,21 +248,21 @@ def by_distance(
     factors = []
     for i in range(len(starts)):
         mine = place == i
-        one = torch.zeros(int(mine.sum()), 2, dtype=torch.float64)  # block: these factors are never below 1
+        one = torch.zeros(int(mine.sum()), 2, dtype=torch.float64)  # a single block, with which no factor is below 1
         found, *_ = factors_of([(least[mine], torch.zeros_like(channel[mine]), channel[mine], one)], dim)
         factors.append(found[0].tolist())
     return starts, factors
 
 
 def _beyond(asked: Folds, scale: Scale, draws: int) -> Iterator[tuple[TimeSeries, Tensor]]:
-    """The questions beyond the times of training, with their distances; batches without any drop out."""
+    """Yield batches of the queries beyond the times of training, with their distances; skip batches without any."""
     for batch, _ in asked.batches(draws):
         distance = beyond_training(batch, *_reach(scale))
-        batch = replace(batch, scored=batch.scored & (distance > 0)[..., None])  # the others become padding
+        batch = replace(batch, scored=batch.scored & (distance > 0)[..., None])  # all other queries become padding
         if batch.scored.any():
             yield batch, distance
 
 
 def _reach(scale: Scale) -> tuple[float, float]:
-    """The end of the last training window, and the length of the longest."""
+    """Return the end of the last training window, and the length of the longest."""
     return float(scale.start + scale.reach), float(scale.longest)

@@ -1,4 +1,4 @@
-"""Stop signals: a fit ends with a checkpoint of the step that it has reached, and resumes from there."""
+"""Handle stop signals: a fit ends with a checkpoint of the step that it has reached, and resumes from there."""
 
 import logging
 import os
@@ -19,12 +19,13 @@ TEXT = b"\nstopping: a checkpoint is written after the step at hand; a second si
 
 
 class SaveOnSignal(Callback):
-    """Writes last.ckpt when a stop signal comes, at the next place where a fit can be cut, and ends the run.
+    """Write last.ckpt after a stop signal, at the next place where a fit can be interrupted, and end the run.
 
-    Such a place is the end of a training step (of accumulated batches the last) or of a batch of validation, which
-    is then begun anew. KeyboardInterrupt for SIGINT, else SystemExit(128 + number), is raised there. Of several
+    Such a place is the end of a training step (of accumulated batches the last) or of a batch of validation, which is
+    then begun anew. KeyboardInterrupt for SIGINT, else SystemExit(128 + number), is raised there. Of several
     processes of a run the first does so; the others wait to be ended.
-    Make it before the fit: it takes the place of handlers that are the usual ones then.
+
+    Make it before the fit: it replaces only signal handlers that are the usual ones at that time.
     """
 
     def __init__(self) -> None:
@@ -42,7 +43,7 @@ class SaveOnSignal(Callback):
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
         self._restore()  # a second signal ends the run at once
-        os.write(2, TEXT)  # no print: the signal may have come in the middle of one
+        os.write(2, TEXT)  # not print, which the signal may have interrupted
 
     def _restore(self) -> None:
         while self._before:
@@ -65,9 +66,9 @@ class SaveOnSignal(Callback):
             self._end(trainer, pl_module, _before_validation)
 
     def _end(self, trainer: Any, pl_module: Any, settle: Callable[[dict[str, Any]], None]) -> None:
-        """Write the checkpoint and end the run. Not by save_checkpoint, which waits for all processes."""
+        """Write the checkpoint and end the run; save_checkpoint is not used, since it waits for all processes."""
         if trainer.world_size > 1:
-            pl_module._held.clear()  # to look at these losses all processes would have to be asked
+            pl_module._held.clear()  # reading these losses would need communication with all processes
         checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
         settle(checkpoint["loops"]["fit_loop"])
         file = Path(trainer.default_root_dir) / "checkpoints" / LAST
@@ -81,7 +82,7 @@ class SaveOnSignal(Callback):
 
 
 def _between_steps(loops: dict[str, Any]) -> None:
-    """Have a checkpoint that was made at the start of a batch say that the batch has not begun."""
+    """Mark the next batch as not begun in a checkpoint that was made at the start of a batch."""
     progress = loops["epoch_loop.batch_progress"]
     for count in (progress["total"], progress["current"]):
         count.update(ready=count["completed"], started=count["completed"], processed=count["completed"])
@@ -89,7 +90,7 @@ def _between_steps(loops: dict[str, Any]) -> None:
 
 
 def _before_validation(loops: dict[str, Any]) -> None:
-    """Have a checkpoint that was made during validation say that its first batch has begun, and none is done."""
+    """Mark the first batch as begun and none as done in a checkpoint that was made during validation."""
     progress = loops["epoch_loop.val_loop.batch_progress"]
     total, current = progress["total"], progress["current"]
     done = total["completed"] - current["completed"]

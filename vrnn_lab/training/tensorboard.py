@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run beside its figures: curves, its row of the HParams tab, and its config as text.
+"""Write what TensorBoard shows of a run besides figures: curves, its row of the HParams tab, its config as text.
 
 No run writes the summary `experiment` of the HParams tab, as torch and Lightning do: TensorBoard would take the
 columns of one run for those of all. Without it the columns are the union over the runs, those that differ first.
@@ -23,26 +23,26 @@ from torch.utils.tensorboard import SummaryWriter
 from vrnn_lab.config.plain import to_dict
 from vrnn_lab.runs.folder import SCORE, choices_of, command_of, config_of
 
-ENDING = ".ending"  # how a run ended, in an events file of its own: a retry takes it away
+ENDING = ".ending"  # suffix of the events file that says how a run ended, which a retry removes
 COST = ("fit/seconds", "model/parameters")
 TESTED = re.compile(r"test/(nll|(forecast|interpolation)/mse|labels/accuracy)")
 
 
 class Board(TensorBoardLogger):
-    """A run's events file, opened by the first that writes."""
+    """Write a run's events file, opened on the first write."""
 
     def __init__(self, folder: Path):
         super().__init__(folder, name="", version="", default_hp_metric=False)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        super().log_metrics({k: v for k, v in metrics.items() if k != "epoch"}, step)  # Lightning's addition
+        super().log_metrics({k: v for k, v in metrics.items() if k != "epoch"}, step)  # Lightning adds epoch
 
-    def save(self) -> None:  # Lightning's would write an hparams.yaml
+    def save(self) -> None:  # Lightning's own method would write an hparams.yaml
         self.experiment.flush()
 
     @rank_zero_only
     def begin(self, step: int = 0) -> None:
-        """A fit begins, or goes on after a step: what an earlier try logged beyond it is void."""
+        """Record that a fit starts, or resumes after `step`: what an earlier attempt logged beyond it is void."""
         folder = Path(self.log_dir)
         config = config_of(folder)
         row = SessionStartInfo()
@@ -56,7 +56,7 @@ class Board(TensorBoardLogger):
 
 
 def end(folder: Path, metrics: dict[str, Any]) -> None:
-    """A run ended: its status, and its final numbers if it has any."""
+    """Record the end of a run: its status, and its final numbers if it has any."""
     status = api_pb2.STATUS_SUCCESS if metrics["status"] == "completed" else api_pb2.STATUS_FAILURE
     step = metrics.get("fit/steps", 0)
     with SummaryWriter(str(folder), filename_suffix=ENDING) as writer:
@@ -67,6 +67,7 @@ def end(folder: Path, metrics: dict[str, Any]) -> None:
 
 
 def forget_end(folder: Path) -> None:
+    """Remove the record of a run's end, for a retry."""
     for file in folder.glob(f"events*{ENDING}"):
         file.unlink()
 
@@ -77,9 +78,9 @@ def _hparams(tag: str, **content: Any) -> Summary:
 
 
 def final(metrics: dict[str, Any]) -> dict[str, float]:
-    """The few numbers runs are compared by: the score and the test of best.ckpt as best/..., and the cost.
+    """Return the few numbers that runs are compared by: score and test of best.ckpt as best/..., and the cost.
 
-    best/ stands first in TensorBoard, whose order is the alphabet's, and apart from the curve of val/loss.
+    best/ sorts first in TensorBoard's alphabetical order, and apart from the curve of val/loss.
     """
     best = {"best/score": metrics.get(SCORE)}
     best |= {f"best/{key}": value for key, value in metrics.items() if TESTED.fullmatch(key)}
@@ -88,11 +89,11 @@ def final(metrics: dict[str, Any]) -> dict[str, float]:
 
 
 def choices(config: dict[str, Any], chosen: dict[str, Any]) -> dict[str, bool | int | float | str]:
-    """What was chosen: options by group (/model, /model/head, /optim, /trick), all else by key (model.width).
+    """Return what was chosen: options by group (/model, /model/head, /optim, /trick), all else by key (model.width).
 
-    The slash, Hydra's own, puts groups before keys in TensorBoard's order: they are what runs of different models
-    share, and a run without a value drops out of its plots. A part that no group chose is told by its class; what
-    is null, and parts in lists, are left out.
+    The slash, Hydra's own, sorts groups before keys in TensorBoard: they are what runs of different models share, and
+    a run without a value drops out of its plots. A part that no group chose is named by its class; null values and
+    parts in lists are left out.
     """
     known = {k: v for k, v in config.items() if k not in ("evaluate", "sweep", "tricks")}
     options = {f"/{group}": option for group, option in chosen.items() if isinstance(option, str)}

@@ -1,4 +1,4 @@
-"""The number of threads of a fit: chosen by timing a few training steps, recorded, and kept by a resumed run."""
+"""Choose the number of threads of a fit by timing a few training steps, and record it for a resumed run."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -17,14 +17,14 @@ from vrnn_lab.models.base import SequenceModel
 
 ROUNDS = 20  # timed steps for each number of threads
 BUDGET = 1.5  # seconds after which no further round begins
-GAIN = 0.95  # several threads must take at most this share of one thread's time
+GAIN = 0.95  # several threads must take at most this fraction of one thread's time
 HOPELESS = 3  # several threads that take so many times as long as one are not timed again
 
 
 def training_step(model: SequenceModel, batch: TimeSeries, device: torch.device) -> Callable[[], None]:
     """Return a function that computes a training step's loss and gradients on a copy of the model.
 
-    Neither the model's weights, gradients and noise nor the global random state change.
+    It changes neither the model's weights, gradients and noise nor the global random state.
     """
     probe = deepcopy(model).to(device).train()
     probe.noise, batch = Noise(), batch.to(device)
@@ -42,9 +42,9 @@ def training_step(model: SequenceModel, batch: TimeSeries, device: torch.device)
 
 
 def fastest(step: Callable[[], None], several: int) -> tuple[int, float]:
-    """Time a step with one thread and with several, in turn; return the faster number and its seconds a step.
+    """Time a step with one thread and with several, in turn; return the faster number and its seconds per step.
 
-    With several=1 the step is timed as it is. The first round warms up.
+    With several=1 the step is timed as it is. The first round is a warm-up.
     """
     taken: dict[int, list[float]] = {count: [] for count in (1, several)}
     began, before = perf_counter(), torch.get_num_threads()
@@ -67,7 +67,7 @@ def fastest(step: Callable[[], None], several: int) -> tuple[int, float]:
 
 
 def typical(step: Callable[[], None], threads: int) -> float:
-    """Return the seconds of a step with a number of threads."""
+    """Return the median seconds of a step with a number of threads."""
     with restored():
         torch.set_num_threads(threads)
         taken, began = list[float](), perf_counter()
@@ -84,19 +84,20 @@ def free_to_choose() -> bool:
 
 
 def recorded(folder: Path) -> int | None:
-    """Return the number of threads that a run folder's fit was begun with, None if it was not begun or is older."""
+    """Return the number of threads that a run folder's fit began with, None where none was recorded."""
     file = folder / "checkpoints" / "threads.json"
     cure = "Remove the file; the number of threads is then chosen anew, and sums may differ in the last digits."
     return read_json(file, cure).get("threads") if file.is_file() else None
 
 
 def record(folder: Path, threads: int) -> None:
+    """Write the number of threads of a fit to its run folder."""
     write_json(folder / "checkpoints" / "threads.json", {"threads": threads})
 
 
 @contextmanager
 def restored() -> Iterator[None]:
-    """Within, torch's number of threads may be changed; afterwards it is as it was."""
+    """Restore torch's number of threads after the block, which may change it."""
     before = torch.get_num_threads()
     try:
         yield
