@@ -7,11 +7,13 @@ import os
 import re
 import shutil
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 from small import IN_PROCESS, RUN, trained
+from test_run import command
 
 from vrnn_lab.config.compose import compose
 from vrnn_lab.config.errors import ConfigError
@@ -117,6 +119,22 @@ def test_a_record_of_another_size_is_noticed(name, folder, finished):
             (folder / name).write_bytes(damaged)
             with pytest.raises(DamagedError, match="damaged"):
                 checkpoints.read(folder / name)
+
+
+def test_no_flipped_bit_of_a_record_in_the_directory_of_a_checkpoint_changes_a_number(folder, finished):
+    """Every bit of one entry, where torch and zipfile read sizes, flags and places."""
+    file = folder / "checkpoints" / "best.ckpt"
+    content, right = file.read_bytes(), meaning("checkpoints/best.ckpt", finished)
+    starts = [found.start() for found in re.finditer(rb"PK\x01\x02", content)]
+    for place in range(starts[5], starts[6]):
+        for bit in range(8):
+            flipped = bytearray(content)
+            flipped[place] ^= 1 << bit
+            file.write_bytes(flipped)
+            try:
+                assert meaning("checkpoints/best.ckpt", folder) == right, (place - starts[5], bit)
+            except DamagedError:
+                continue
 
 
 @pytest.mark.stress
@@ -275,3 +293,36 @@ def test_evaluate_says_that_the_data_file_changed(tmp_path, monkeypatch, caplog)
         file.write_text("\n".join(["id,time,x", *rows]).replace("19,11,", "19,11,1") + "\n")
         called(evaluate, f"run={folder}")
     assert "has changed since" in caplog.text
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of its own, of so many kB, which can be made larger; only root may mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def size(kilobytes: int, again: bool = False) -> Path:
+        options = f"{'remount,' if again else ''}size={kilobytes}k"
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(place)], capture_output=True)
+        if done.returncode:
+            pytest.skip("a disk cannot be mounted here")
+        return place
+
+    yield size
+    subprocess.run(["umount", str(place)], capture_output=True)
+
+
+@pytest.mark.parametrize("kilobytes", [32, 60, 200])
+def test_a_run_on_a_disk_that_is_too_small_ends_with_one_message_and_resumes_where_there_is_room(
+    kilobytes, small_disk
+):
+    """The disk is full at the first checkpoint, at a later one, or at TensorBoard's events."""
+    folder = small_disk(kilobytes) / "run"
+    failed = command("run", *RUN, f"hydra.run.dir={folder}", folder=folder.parent.parent, check=False)
+    assert failed.returncode == 1 and "Traceback" not in failed.stderr, failed.stderr
+    errors = [line for line in failed.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and f"{folder}" in errors[0] and "(No space left on device); free some room" in errors[0]
+    assert not list(folder.rglob(f"*{PART}"))
+    small_disk(50_000, again=True)
+    command("run", f"resume={folder}", folder=folder.parent.parent)
+    assert metrics_of(folder)["status"] == "completed"

@@ -237,6 +237,7 @@ REFUSED = {
     "a b=1": r"'a b=1' cannot be read; expected key=value",
     "+model@foo=rnn": r"foo: a run has no such key or group",
     "labels=null": r"labels=null: expected one of learn, none",
+    "objective=[null]": r"objective=\[null\]: these overrides do not go together, or one has a value",
     "+lr=1": r"lr: a run has no such key or group",
     "model=glob(*)": r"glob\(\*\)",
 }

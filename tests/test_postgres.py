@@ -26,8 +26,8 @@ pytestmark = [
     ),
 ]
 TRIALS = 8
-FAST_HEART = "from vrnn_lab import study; study.HEARTBEAT, study.GRACE = 1, 4\n"
-SLOW = "import time; from vrnn_lab import trial; kept = trial.run; trial.run = lambda *a: time.sleep(2) or kept(*a)\n"
+FAST_HEART = "from vrnn_lab.sweeps import study; study.HEARTBEAT, study.GRACE = 1, 4\n"
+SLOW = "import time; from vrnn_lab.sweeps import trial; kept = trial.run; trial.run = lambda *a: time.sleep(2) or kept(*a)\n"
 
 
 @pytest.fixture
@@ -47,7 +47,8 @@ def worker(server: Server, folder: Path, *more: str) -> subprocess.Popen:
     words = [*TINY, "study=shared", f"trials={TRIALS}", f"storage={server.url}", "failures=99", "pruner=none", *more]
     code = (
         f"{UNDRAWN}{FAST_HEART}{SLOW}import sys; sys.argv = {['x', *words]!r}\n"
-        "from vrnn_lab import search\nfrom vrnn_lab.cli.arguments import guarded\nsys.exit(guarded(search.main))"
+        "from vrnn_lab import search\nfrom vrnn_lab.cli.arguments import run_command\n"
+        "sys.exit(run_command(search.main))"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     log = (folder / f"worker{time.monotonic_ns()}.log").open("w")

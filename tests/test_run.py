@@ -46,7 +46,8 @@ def command(module: str, *arguments: str, folder: Path, before: str = "", check:
     """A command in a process of its own; `before` is Python run first, to cut it short at a place."""
     code = (
         f"{PRELUDE}import sys; sys.argv = {['x', *arguments]!r}\n{before}\n"
-        f"from vrnn_lab import {module}\nfrom vrnn_lab.cli.arguments import guarded\nsys.exit(guarded({module}.main))"
+        f"from vrnn_lab import {module}\nfrom vrnn_lab.cli.arguments import run_command\n"
+        f"sys.exit(run_command({module}.main))"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "RAY_worker_niceness": "0"}
     done = subprocess.run(

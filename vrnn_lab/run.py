@@ -5,7 +5,7 @@ import itertools
 import os
 import re
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from math import nan
 from pathlib import Path
@@ -65,7 +65,7 @@ def job(
     if metrics is None:  # only the first process of this run prints the table
         return nan
     text = print_run([folder], metrics)
-    with open(folder / "run.log", "a", encoding="utf-8") as log:
+    with suppress(OSError), open(folder / "run.log", "a", encoding="utf-8") as log:  # it is printed already
         log.write(text)
     return metrics[SCORE]
 

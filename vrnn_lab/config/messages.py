@@ -30,7 +30,8 @@ def error_together(overrides: list[str], error: Exception) -> ConfigError:
         group, _, option = override.lstrip("+").partition("=")
         if option in ("null", "None", "~") and group in groups():
             return ConfigError(f"{override}: expected one of {', '.join(options(group))}.")
-    return ConfigError(f"{' '.join(overrides)}: these overrides do not go together: {error}")
+    reason = f": {error}" if isinstance(error, ValueError) else ", or one has a value of the wrong kind."
+    return ConfigError(f"{' '.join(overrides)}: these overrides do not go together{reason}")
 
 
 def _explain(message: str, hydra) -> str:

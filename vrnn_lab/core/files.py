@@ -44,16 +44,21 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         if isinstance(error, UnwritableError) or not _is_of(error, path, beside):
             raise
-        raise UnwritableError(
-            f"{path} cannot be written ({error.strerror}); free some room there, mend its permissions, or name "
-            "another place. What was written before is as it was."
-        ) from error
+        raise unwritable(path, error) from error
     finally:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)  # disk errors, which name no file
+
+
+def unwritable(path: Path, error: OSError) -> UnwritableError:
+    """Return the error of a file that the disk did not take, or of a folder where the file is not known."""
+    return UnwritableError(
+        f"{path} cannot be written ({error.strerror}); free some room there, mend its permissions, or name "
+        "another place. What was written before is as it was."
+    )
 
 
 def _is_of(error: OSError, path: Path, beside: Path) -> bool:

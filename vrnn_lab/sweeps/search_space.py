@@ -34,6 +34,9 @@ def read(file: Path) -> Space:
         raise ConfigError(
             f"space={file} cannot be read as YAML of key: {{low, high}} or {{choices}}: {error}"
         ) from error
+    for key, axis in found.items():
+        if not isinstance(axis, dict):
+            raise ConfigError(f"search space, {key:.40}: {FORM}.")
     return found
 
 

@@ -3,6 +3,8 @@
 import gc
 import logging
 import os
+import sys
+import threading
 from collections.abc import Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,7 +20,7 @@ from vrnn_lab.config.compose import VOLATILE
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.plain import flatten, to_dict
 from vrnn_lab.config.validate import instantiate
-from vrnn_lab.core.files import read_json, write_json, write_yaml
+from vrnn_lab.core.files import FULL, read_json, unwritable, write_json, write_yaml
 from vrnn_lab.evaluation.calibration import parted
 from vrnn_lab.evaluation.recalibration import Recalibration, possible
 from vrnn_lab.figures import calibration_figures, model_figures
@@ -109,16 +111,19 @@ def release() -> None:
 @contextmanager
 def _recorded(folder: Path):
     """Record a failure in metrics.json; of several processes, that of the first to fail, which caused the others."""
-    with _log_to(folder / "run.log"):
+    with _log_to(folder / "run.log"), _without_tracebacks_of_a_full_disk():
         try:
             yield
         except Exception as error:
             log.debug("failed", exc_info=True)  # to the file; the caller reports it on the terminal
             checkpoints.check_there(folder)
-            if not (folder / "metrics.json").exists():
-                record_failure(folder, error, status="pruned" if isinstance(error, Pruned) else "failed")
-                tensorboard.end(folder, metrics_of(folder))
-            raise
+            if isinstance(error, OSError) and error.errno in FULL:  # TensorBoard's writer does not name its file
+                error = unwritable(folder, error)
+            with suppress(OSError):  # a full disk may have no room for the reason either
+                if not (folder / "metrics.json").exists():
+                    record_failure(folder, error, status="pruned" if isinstance(error, Pruned) else "failed")
+                    tensorboard.end(folder, metrics_of(folder))
+            raise error
 
 
 def _run_by(parts: Parts, folder: Path) -> dict[str, Any] | None:
@@ -189,10 +194,35 @@ def _record(folder: Path, config: DictConfig, overrides: list[str], choices: dic
 
 
 @contextmanager
+def _without_tracebacks_of_a_full_disk():
+    """Keep threads, such as TensorBoard's writer, from printing an error of the disk, which the fit raises too."""
+    before = threading.excepthook
+
+    def hook(ended: threading.ExceptHookArgs) -> None:
+        if not (isinstance(ended.exc_value, OSError) and ended.exc_value.errno in FULL):
+            before(ended)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
+class RunLog(logging.FileHandler):
+    """Write run.log; a line that a full disk does not take is lost, since the terminal shows it too."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Pass over an error of the disk, which logging would print with a traceback for every line."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
+@contextmanager
 def _log_to(file: Path):
     if launched()[0]:  # only the first process writes the log
         file = Path(os.devnull)
-    handler = logging.FileHandler(file)
+    handler = RunLog(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     loggers = [log, logging.getLogger("lightning.pytorch")]
     for logger in loggers:
@@ -202,7 +232,8 @@ def _log_to(file: Path):
     finally:
         for logger in loggers:
             logger.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):  # what a full disk did not take of it is lost
+            handler.close()
 
 
 def trainer_of(parts: Parts, folder: Path, watching: Sequence[Callback] = ()) -> pl.Trainer:
