@@ -45,7 +45,8 @@ TINY = [
 LR = [*TINY, "optim=adam", "model.depth=1"]  # of the space only optim.lr is left
 WHOLE = [*TINY, "study=s", "trials=2", "seeds=2"]
 IN_THE_SECOND_SEED = {"module": "vrnn_lab.models.rnn", "owner": "RNN", "name": "training_step", "call": 15}
-UNDRAWN = "from vrnn_lab.figures import model_figures; model_figures.figures = lambda *a, **k: {}\n"  # figures take most of so small a run
+# Figures take most of so small a run.
+UNDRAWN = "from vrnn_lab.figures import model_figures; model_figures.figures = lambda *a, **k: {}\n"
 
 
 @pytest.fixture
