@@ -188,25 +188,31 @@ def predicted(model):
 
 HEAD = """# The hopper of Rubanova et al. 2019
 
-Made by `python docs/hopper.py`, one thread a run on a 2-core machine without GPU, so busy that a run had a fifth to a
+This page is made by `python docs/hopper.py`, with one thread per run on a 2-core machine without GPU. The machine \
+was shared, so that a run had a fifth to a
 half of a core. On 10 000 trajectories, of which 2000 test: `experiment=hopper_interpolation` (45 epochs, 6750 steps
 of 50 trajectories) and `experiment=hopper_extrapolation` (36 epochs, 5400 steps). On 1000, of which 200 test, all
 models get the same small budget, 40 epochs, 600 steps:
 `{alike}`.
 
-Trajectories of MuJoCo's planar hopper, 14 channels every 0.005 s; the simulation equals dm_control's bit by bit.
+The data are trajectories of MuJoCo's planar hopper, 14 channels every 0.005 s; the simulation equals dm_control's \
+bit by bit.
 
 Each cell: **mean squared error x 100 of all points / of the held-out points**, on test trajectories, in the paper's
-scale: a channel's error is divided by the square of its largest value in all 10 000 trajectories, to which the public
-code's (x - min) / max amounts. That scale is for these tables alone: models standardise by training trajectories.
+scale: a channel's error is divided by the square of its largest value in all 10 000 trajectories, which is \
+equivalent to the public
+code's (x - min) / max. Only these tables use that scale: the models standardise by training trajectories.
 
-* *Held out*: interpolation, the points of the window that are not seen; extrapolation, the points behind the part
-  that may be seen. The paper's Table 3 is "on the full series"; its public code scores an extrapolation behind the
-  observed part alone, as our second number does.
+* *Held out* are, in interpolation, the points of the window that are not seen and, in extrapolation, the points \
+after the part
+  that may be seen. The paper's Table 3 is "on the full series"; its public code scores an extrapolation after the
+  observed part only, as our second number does.
 * *All points* counts, at a seen point, the mean of the model's own density: of a path model its reconstruction, of a
-  step model (*causal*: it cannot use what is seen after a query) what it expects there from the points before.
-* Ours is the error of the mean of {draws} draws' densities; the public code averages the errors of single draws.
-* Each of our models is one for all shares: in training 10 to 50 % are seen. The paper trains one for each.
+  step model (*causal*: it cannot use what is seen after a query) its prediction from the points before.
+* Our number is the error of the mean of the densities of {draws} draws; the public code averages the errors of \
+single draws.
+* Each of our models serves all shares of seen points: in training 10 to 50 % are seen. The paper trains one model \
+per share.
 """
 
 
@@ -245,7 +251,7 @@ def verdict(found, plain) -> str:
     for share in SHARES:
         everyone = {name: each[share][1] for name, each in {**found, **plain}.items() if share in each}
         name = min(everyone, key=lambda n: everyone[n])
-        best.append(f"{share:.0%} {name}{' (a plain row)' if name in plain else ''}")
+        best.append(f"{share:.0%} {name}{' (a baseline)' if name in plain else ''}")
     return f"Best on held-out points: {'; '.join(best)}."
 
 

@@ -121,14 +121,21 @@ def scored(name: str, where: Path) -> str:
     )
 
 
-HEAD = """# Beside an exact likelihood
+HEAD = """# Bounds of every model compared with the exact likelihood
 
-Made by `python docs/likelihood.py` ({torch}, {threads} threads a run). Nats a value (of `events`: an event) of 200
-test series, from 1800 training series; {epochs} epochs (of the SDE and the events 40). Lower is better, *exact* is
-the law's own. *gap*: the last bound above exact, with the standard error of the paired difference over series; a
-bound that crossed the truth would show a negative gap of several errors. *IWAE-1 - ELBO*: zero within its error,
-if both are what they say. FIVO-K: the particle filter's bound with as many particles. Models without latents have
-one number, their exact NLL, under IWAE-1000.
+This page is made by `python docs/likelihood.py` ({torch}, {threads} per run). Each number is a negative \
+log-likelihood, or a bound of it, in nats per
+value (for `events`: per event), of 200 test series after training on 1800; {epochs} epochs (for the SDE and the \
+events 40). Lower is better.
+
+* *ELBO*: the evidence lower bound. *IWAE-K*: the importance-weighted bound with K samples. *FIVO-K*: the particle \
+filter's bound
+  with K particles. Models without latents have one number, their exact negative log-likelihood, under IWAE-1000.
+* *exact*: the negative log-likelihood of the process that generated the data.
+* *gap*: the last bound minus *exact*, with the standard error of the paired difference over series. An invalid \
+bound could show
+  a negative gap of several standard errors.
+* *IWAE-1 - ELBO*: two estimates of the same quantity, so the difference must be zero within its error.
 """
 COLUMNS = [
     "",
@@ -155,7 +162,8 @@ def main() -> int:
     pairs = [(data, name) for data in sets for name in MODELS if name in wanted and fits(name, data)]
     with ThreadPoolExecutor(jobs) as pool:
         runs = dict(zip(pairs, pool.map(lambda p: run(p[1], p[0], folder, epochs, threads), pairs), strict=True))
-    text = HEAD.format(torch=f"torch {torch.__version__}", threads=threads, epochs=epochs)
+    per_run = f"{threads} thread{'' if threads == 1 else 's'}"
+    text = HEAD.format(torch=f"torch {torch.__version__}", threads=per_run, epochs=epochs)
     for data in sets:
         text += f"\n## {data}\n| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS) + "\n"
         text += "".join(f"{line(n, where)}\n" for (d, n), where in runs.items() if d == data and where)

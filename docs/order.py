@@ -58,10 +58,14 @@ def interval(values: list[float]) -> str:
     return f"{mean(values):.3f} ± {error:.3f}"
 
 
-HEAD = """# The order of Chung et al. 2015
+HEAD = """# The order of models in Chung et al. 2015
 
-Made by `python docs/order.py`. Test nats a value (higher is better), mean and standard error over {seeds} seeds of
-training; VRNN by the importance-weighted bound with K = 100. Each model had the same {trials} trials
+Chung et al. found RNN-Gauss < RNN-GMM < VRNN on speech. This page, made by `python docs/order.py`, repeats the \
+comparison on three data sets. *Test log-likelihood*
+and *validation* are in nats per value (higher is better), with mean and standard error over {seeds} training seeds; \
+those of the VRNNs are the importance-weighted bound with K = 100.
+*Active units* is the number of latent dimensions that the model uses, and *chosen* the arguments of the best trial. \
+Each model had the same {trials} trials
 ({grid}); the best on validation was trained with further seeds.
 """
 
@@ -91,7 +95,7 @@ def main() -> int:
             text += f"| {model} | {' | '.join(cells)} | {f'{mean(active):.1f}' if active else ''} | `{command}` |\n"
         if any("reference/exact/nll" in m for m in results.values()):
             exact = [results[data, MODELS[0], 0].get("reference/exact/nll")]
-            text += f"\nExact: {-exact[0]:.3f}\n" if exact[0] is not None else ""
+            text += f"\nExact log-likelihood: {-exact[0]:.3f}\n" if exact[0] is not None else ""
     output = Path(found.get("output", "docs/order.md"))
     beside = output.with_name(f".{output.name}.part")
     beside.write_text(text)
