@@ -238,6 +238,7 @@ REFUSED = {
     "+model@foo=rnn": r"foo: a run has no such key or group",
     "labels=null": r"labels=null: expected one of learn, none",
     "objective=[null]": r"objective=\[null\]: these overrides do not go together, or one has a value",
+    "evaluate=builtins.int": r"evaluate=builtins\.int: expected the keys of a part",
     "+lr=1": r"lr: a run has no such key or group",
     "model=glob(*)": r"glob\(\*\)",
 }

@@ -48,6 +48,10 @@ def compose(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> DictConf
     for key in REQUIRED:
         if config.get(key) is None:
             raise ConfigError(f"{key}: there is none, and a run needs one; leave out ~{key} or {key}=null.")
+        if isinstance(config[key], str | int | float) and key not in ("seed", "tricks"):
+            raise ConfigError(
+                f"{key}={config[key]}: expected the keys of a part of a run, such as {key}.<key>=<value>."
+            )
     if stray := [str(key) for key in config if key not in (*REQUIRED, *OPTIONAL)]:
         raise ConfigError(
             f"{stray[0]}: a run has no such key or group, so nothing would read it."
