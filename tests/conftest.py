@@ -12,11 +12,12 @@ import pytest  # noqa: E402 - the hook must be installed before anything it is t
 import torch  # noqa: E402 - the hook must be installed before anything it is to check is imported
 
 torch.set_num_threads(1)
+pytest.register_assert_rewrite("helpers")  # their assertions say as much as those of test files
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """The folder of a small run that has ended; tests copy it."""
-    from small import trained
+    from helpers.small import trained
 
     return trained(tmp_path_factory.mktemp("finished") / "run")

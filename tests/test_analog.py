@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from oracle import QUESTIONS
-from small import asked, batch_of, with_empty_points
 
+from helpers.oracle import QUESTIONS
+from helpers.small import asked, batch_of, with_empty_points
 from vrnn_lab.core.series import series_of
 from vrnn_lab.data.base import Ragged, SeriesData
 from vrnn_lab.evaluation import baselines as module

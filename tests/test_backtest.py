@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 import torch
 from omegaconf import DictConfig
-from oracle import QUESTIONS, Oracle, small_data
-from small import model_of
 
+from helpers.oracle import QUESTIONS, Oracle, small_data
+from helpers.small import model_of
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.core.series import series_of
 from vrnn_lab.data.table.dataset import Table

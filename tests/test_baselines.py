@@ -6,9 +6,9 @@ from math import isfinite
 import numpy as np
 import pytest
 import torch
-from oracle import QUESTIONS, small_data
-from small import batch_of
 
+from helpers.oracle import QUESTIONS, small_data
+from helpers.small import batch_of
 from vrnn_lab.core.series import series_of
 from vrnn_lab.data.base import Ragged, SeriesData
 from vrnn_lab.evaluation.baselines import baselines, drift, last, references

@@ -6,8 +6,8 @@ from math import sqrt
 import numpy as np
 import pytest
 import torch
-from oracle import QUESTIONS, Oracle, small_data
 
+from helpers.oracle import QUESTIONS, Oracle, small_data
 from vrnn_lab.core.series import series_of
 from vrnn_lab.evaluation.baselines import REFERENCES, fitted, references
 from vrnn_lab.evaluation.calibration import parted

@@ -5,10 +5,10 @@ from math import pi, sqrt
 import numpy as np
 import pytest
 import torch
-from oracle import QUESTIONS, Oracle, small_data
 from scipy import stats
-from small import asked, batch_of, with_empty_points
 
+from helpers.oracle import QUESTIONS, Oracle, small_data
+from helpers.small import asked, batch_of, with_empty_points
 from vrnn_lab.core.densities import Gaussian
 from vrnn_lab.core.series import series_of
 from vrnn_lab.core.tasks import Forecast, Interpolate

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small import asked, batch_of, from_loader, model_of, scale_of
 
+from helpers.small import asked, batch_of, from_loader, model_of, scale_of
 from vrnn_lab.models.cells import GRU, GRUD, ODE, Decay
 from vrnn_lab.models.encoders import GRUEncoder, ODERNNEncoder
 

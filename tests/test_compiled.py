@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_run import FAST, command, metrics
 
+from helpers.commands import FAST, command, metrics
 from vrnn_lab.config.compose import compose, job_id
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.options import PACKAGE
@@ -21,9 +21,8 @@ def differing(*arguments: str) -> str:
     """The models whose compiled steps differ, traced in a process of its own."""
     here = Path(__file__).parent
     environment = {**os.environ, "PYTHONPATH": str(here.parent), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "compiling.py", *arguments], cwd=here, env=environment, capture_output=True, text=True
-    )
+    words = [sys.executable, "-m", "helpers.compiling", *arguments]
+    done = subprocess.run(words, cwd=here, env=environment, capture_output=True, text=True)
     return done.stdout + done.stderr
 
 

@@ -4,12 +4,11 @@ from dataclasses import replace
 from math import log, pi
 
 import pytest
-import small
-import test_contract as contract
 import torch
-from small import MODELS, asked, batch_of, density, fit, held_out, model_of, scale_of, told, told_scale
 from torch import nn
 
+from helpers import laws, small
+from helpers.small import MODELS, asked, batch_of, density, fit, held_out, model_of, scale_of, told, told_scale
 from vrnn_lab.core.densities import Gaussian, Laplace, Mixture
 from vrnn_lab.core.series import series_of
 from vrnn_lab.models.base import Prediction, SequenceModel
@@ -17,15 +16,15 @@ from vrnn_lab.models.heads import FLOOR, GaussianHead
 from vrnn_lab.models.losses import LossTerms
 
 LAWS = [
-    contract.test_empty_points_anywhere_change_nothing,
-    contract.test_values_that_are_not_seen_change_no_prediction,
-    contract.test_permuting_the_batch_permutes_the_answers,
-    contract.test_a_row_alone_is_the_row_in_a_batch,
-    contract.test_every_parameter_gets_a_gradient,
-    contract.test_gradients_are_those_of_finite_differences,
-    contract.test_with_nothing_seen_predictions_are_the_prior,
-    contract.test_a_training_step_never_waits_for_the_device,
-    contract.test_mixed_precision_gives_about_the_same_loss,
+    laws.empty_points_anywhere_change_nothing,
+    laws.values_that_are_not_seen_change_no_prediction,
+    laws.permuting_the_batch_permutes_the_answers,
+    laws.a_row_alone_is_the_row_in_a_batch,
+    laws.every_parameter_gets_a_gradient,
+    laws.gradients_are_those_of_finite_differences,
+    laws.with_nothing_seen_predictions_are_the_prior,
+    laws.a_training_step_never_waits_for_the_device,
+    laws.mixed_precision_gives_about_the_same_loss,
 ]
 REFUSING = ["latent_ode_poisson", "neural_ode"]
 READING = [name for name in MODELS if name not in REFUSING and "laplace" not in name]  # it takes no error bars
@@ -33,26 +32,26 @@ READING = [name for name in MODELS if name not in REFUSING and "laplace" not in 
 
 @pytest.fixture
 def everything_is_told(monkeypatch):
-    """The contract's scales and batches have covariates and error bars."""
+    """The laws' scales and batches have covariates and error bars."""
     scale, batch, series = scale_of, batch_of, series_of
     monkeypatch.setattr(small, "scale_of", lambda *args, **keys: told_scale(scale(*args, **keys)))
-    monkeypatch.setattr(contract, "scale_of", small.scale_of)
-    monkeypatch.setattr(contract, "batch_of", lambda *args: told(batch(*args)))
-    monkeypatch.setattr(contract, "series_of", lambda *args, **keys: told(series(*args, **keys)))
+    monkeypatch.setattr(laws, "scale_of", small.scale_of)
+    monkeypatch.setattr(laws, "batch_of", lambda *args: told(batch(*args)))
+    monkeypatch.setattr(laws, "series_of", lambda *args, **keys: told(series(*args, **keys)))
 
 
 @pytest.fixture
 def everything_has_errors(everything_is_told, monkeypatch):
     """Error bars alone."""
-    scale, batch, series = small.scale_of, contract.batch_of, contract.series_of
+    scale, batch, series = small.scale_of, laws.batch_of, laws.series_of
     without = lambda x: replace(x, covariates=None)
     monkeypatch.setattr(small, "scale_of", lambda *args, **keys: replace(scale(*args, **keys), covariates=()))
-    monkeypatch.setattr(contract, "scale_of", small.scale_of)
-    monkeypatch.setattr(contract, "batch_of", lambda *args: without(batch(*args)))
-    monkeypatch.setattr(contract, "series_of", lambda *args, **keys: without(series(*args, **keys)))
+    monkeypatch.setattr(laws, "scale_of", small.scale_of)
+    monkeypatch.setattr(laws, "batch_of", lambda *args: without(batch(*args)))
+    monkeypatch.setattr(laws, "series_of", lambda *args, **keys: without(series(*args, **keys)))
 
 
-@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__.removeprefix("test_"))
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 @pytest.mark.parametrize("name", READING)
 def test_a_law_holds_with_covariates_and_error_bars(law, name, everything_is_told):
     law(name)
@@ -63,10 +62,10 @@ def test_a_law_holds_with_covariates_and_error_bars(law, name, everything_is_tol
 )
 def test_the_weights_integrate_to_one_with_covariates_and_error_bars(name, everything_is_told):
     """One of each way that a model reads them."""
-    contract.test_the_weights_integrate_to_one(name)
+    laws.the_weights_integrate_to_one(name)
 
 
-@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__.removeprefix("test_"))
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 def test_a_law_holds_for_a_neural_ode_with_error_bars(law, everything_has_errors):
     law("neural_ode")
 
@@ -124,9 +123,9 @@ def test_unknown_units_of_covariates_change_nothing(name):
         scale, covariate_mean=factor * scale.covariate_mean + shift, covariate_std=factor * scale.covariate_std
     )
     moved = replace(batch, covariates=factor * batch.covariates + shift)
-    one = contract.answers(model_of(name, scale, double=True), batch)
-    two = contract.answers(model_of(name, other, double=True), moved)
-    contract.assert_same(one, two)
+    one = laws.answers(model_of(name, scale, double=True), batch)
+    two = laws.answers(model_of(name, other, double=True), moved)
+    laws.assert_same(one, two)
 
 
 class Bell(SequenceModel):

@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import kstest
-from small import scale_of
-from test_linear_sde import of_process, set_to
-from test_pooled import KEYS, call, pool_of
-from test_predict import LEVELS, Decay, parts_of, table
 
+from helpers.commands import call
+from helpers.linear_sdes import of_process, set_to
+from helpers.pools import pool_of
+from helpers.predictions import KEYS, LEVELS, Decay, parts_of, table
+from helpers.small import scale_of
 from vrnn_lab import predict
 from vrnn_lab.data.datasets.ou import OU
 from vrnn_lab.data.table.reader import TableSchema

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import IN_PROCESS, RUN, trained
-from test_run import command
 
+from helpers.commands import called, command
+from helpers.small import IN_PROCESS, RUN, trained
 from vrnn_lab.config.compose import compose
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.core.files import (
@@ -277,14 +277,12 @@ def test_a_folder_removed_while_the_run_is_at_work_is_one_message(tmp_path, monk
 
 
 def test_evaluate_says_that_the_data_file_changed(tmp_path, monkeypatch, caplog):
-    from test_trust import called
-
     from vrnn_lab import evaluate
 
     file = tmp_path / "my.csv"
     rows = [f"{i},{t},{(i * t) % 7 + 0.25 * i}" for i in range(20) for t in range(12)]
     file.write_text("\n".join(["id,time,x", *rows]) + "\n")
-    monkeypatch.setattr("small.RUN", [o for o in RUN if not o.startswith("data")])
+    monkeypatch.setattr("helpers.small.RUN", [o for o in RUN if not o.startswith("data")])
     monkeypatch.setattr(model_figures, "figures", lambda *_args, **_keys: {})
     folder = trained(tmp_path / "run", "data=table", f"data.path={file}", "out_of_time=false")
     with caplog.at_level(logging.WARNING, "vrnn_lab"):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from small import model_of
 
+from helpers.small import model_of
 from vrnn_lab.config.compose import compose
 from vrnn_lab.config.options import CONF, options
 from vrnn_lab.config.validate import instantiate

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small import MODELS, batch_of, from_loader, held_out, model_of
-from test_run import FAST, command, metrics
 
+from helpers.commands import FAST, command, metrics
+from helpers.small import MODELS, batch_of, from_loader, held_out, model_of
 from vrnn_lab.config.compose import compose
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.validate import check

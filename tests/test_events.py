@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from small import batch_of, density, held_out, model_of, recipe_of, scale_of
 from torch import nn
 
+from helpers.small import batch_of, density, held_out, model_of, recipe_of, scale_of
 from vrnn_lab.config.compose import compose
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.core.densities import log_mean_exp

@@ -6,16 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_predict import table
 
 import vrnn_lab
+from helpers.predictions import KEYS, table
 from vrnn_lab import evaluate, predict
 from vrnn_lab.cli.arguments import run_command
 from vrnn_lab.config.compose import compose
 from vrnn_lab.evaluation.recalibration import Recalibration
 from vrnn_lab.forecaster import Forecaster, typed
-
-KEYS = ["model=rnn", "model.width=8", "trainer=cpu", "trainer.max_epochs=1", "evaluate.samples=1", "evaluate.draws=9"]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fuzzing import (
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helpers.fuzzing import (
     TABLE_OPTIONS,
     argument_lists,
     asked_files,
@@ -24,9 +27,6 @@ from fuzzing import (
     run_beforehand,
     tiny_run,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-
 from vrnn_lab import fetch, predict, sample
 from vrnn_lab.config.compose import compose
 from vrnn_lab.config.errors import ConfigError

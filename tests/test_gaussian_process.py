@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from oracle import QUESTIONS
 
+from helpers.oracle import QUESTIONS
 from vrnn_lab.core.series import series_of
 from vrnn_lab.data.base import Ragged
 from vrnn_lab.data.datasets.ou import OU

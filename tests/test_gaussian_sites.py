@@ -6,11 +6,11 @@ from math import log, pi
 import pandas as pd
 import pytest
 import torch
-from small import batch_of, density, fit, held_out, model_of, scale_of, told, told_scale
-from test_linear_sde import KINDS, any_batch, any_model
-from test_polyphonic import file  # noqa: F401 (a fixture)
-from test_run import command, metrics
 
+from helpers.commands import command, metrics
+from helpers.linear_sdes import KINDS, any_batch, any_model
+from helpers.piano_rolls import file  # noqa: F401 (a fixture)
+from helpers.small import batch_of, density, fit, held_out, model_of, scale_of, told, told_scale
 from vrnn_lab.core.densities import log_mean_exp
 from vrnn_lab.core.kalman import joint_posterior, posterior
 from vrnn_lab.core.series import TimeSeries, series_of

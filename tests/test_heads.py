@@ -6,9 +6,9 @@ from math import sqrt
 import pytest
 import scipy.stats
 import torch
-from small import scale_of
 from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
 
+from helpers.small import scale_of
 from vrnn_lab.core.densities import Bernoulli, Laplace
 from vrnn_lab.models.heads import FLOOR, BernoulliHead, GaussianHead, LaplaceHead, MixtureHead, on_floor
 

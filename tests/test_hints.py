@@ -5,9 +5,9 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 from omegaconf import DictConfig
-from oracle import QUESTIONS
-from small import model_of
 
+from helpers.oracle import QUESTIONS
+from helpers.small import model_of
 from vrnn_lab.data.table.dataset import Table
 from vrnn_lab.reports.run_table import _facts, _too_sure
 from vrnn_lab.runs.build import Parts, apart_from_training

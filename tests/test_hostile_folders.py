@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_report import PNG, browser, make, said, write_events  # noqa: F401 - fixtures
 
+from helpers.report_runs import PNG, browser, make, said, write_events  # noqa: F401 - fixtures
 from vrnn_lab.reports.compare import estimate
 from vrnn_lab.reports.curves import curve
 

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_run import command
 
+from helpers.commands import command
 from vrnn_lab import evaluate
 from vrnn_lab.cli.arguments import run_command
 from vrnn_lab.core.files import read_json

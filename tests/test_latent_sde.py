@@ -6,9 +6,9 @@ from math import log
 import pytest
 import torch
 import torchsde
-from small import batch_of, density, model_of, scale_of
 from torch.distributions import MultivariateNormal
 
+from helpers.small import batch_of, density, model_of, scale_of
 from vrnn_lab.core.densities import log_mean_exp
 from vrnn_lab.core.series import Scale
 

@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 import torch
 from scipy.signal import lfilter
-from small import asked, batch_of, density, fit, held_out, model_of, scale_of
 from torch.distributions import MultivariateNormal
 
 import vrnn_lab
+from helpers.small import asked, batch_of, density, fit, held_out, model_of, scale_of
 from vrnn_lab.config.compose import compose
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.core.noise import Noise
@@ -210,7 +210,7 @@ def test_the_variation_of_a_mixed_model_is_found():
 def test_a_learned_std_begins_where_a_cheap_forecast_ends():
     scale = varied(2, residual=0.25)
     channel = model_of("latent_ode model/head=gaussian_channel model.level=none", scale, seed=3)
-    with torch.no_grad():  # small.py sets it for its integrals
+    with torch.no_grad():  # helpers/small.py sets it for its integrals
         made = compose(["model=latent_ode"])
     assert made.model.head.start is None
     assert channel.head.first_std.tolist() == [0.25, 0.25]

@@ -4,8 +4,8 @@ from math import log, sqrt
 
 import pytest
 import torch
-from small import scale_of
 
+from helpers.small import scale_of
 from vrnn_lab.core.densities import Gaussian
 from vrnn_lab.models.heads import FLOOR, GaussianHead, on_floor
 

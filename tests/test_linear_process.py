@@ -7,9 +7,9 @@ from math import log, pi
 import numpy as np
 import pytest
 import torch
-from oracle import QUESTIONS, small_data
-from small import asked, batch_of, scale_of, told, with_empty_points
 
+from helpers.oracle import QUESTIONS, small_data
+from helpers.small import asked, batch_of, scale_of, told, with_empty_points
 from vrnn_lab.data.base import Ragged
 from vrnn_lab.evaluation import baselines as rows
 from vrnn_lab.evaluation import linear_process as module

@@ -5,52 +5,19 @@ from math import log, pi
 
 import pytest
 import torch
-from small import density, model_of, scale_of
 from torch.func import functional_call
 
+from helpers.linear_sdes import KINDS, any_batch, any_model, of_process, set_to
+from helpers.small import density, model_of
 from vrnn_lab.core.noise import Noise, _rank
 from vrnn_lab.core.series import TimeSeries, series_of
 from vrnn_lab.core.tasks import DensityTask, Interpolate
 from vrnn_lab.data.datasets.lgssm import LGSSM
 from vrnn_lab.data.datasets.ou import OU
-from vrnn_lab.models.linear_state import SLOWEST, SPEED
+from vrnn_lab.models.linear_state import SLOWEST
 
-KINDS = {
-    "ou": "model.ou=2 model.matern=0 model.oscillators=0",
-    "matern": "model.ou=0 model.matern=2 model.oscillators=0",
-    "oscillator": "model.ou=0 model.matern=0 model.oscillators=2",
-    "periods": "model.ou=0 model.matern=0 model.periods=[1.7]",
-    "level": "model.level=constant model.mean=linear",
-    "all": "model.level=linear model.mean=linear model.periods=[1.7]",
-    "separate": "model.level=linear model.shared=false",
-    "full": "model.level=linear model.coupling=full",
-}
 every_kind = pytest.mark.parametrize("kind", KINDS)
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
-
-
-def any_model(kind: str, dim: int = 2, seed: int = 3, unit: float = 1.0):
-    """A model whose parameters are moved from where they begin; unit: that of times, in usual ones."""
-    scale = replace(scale_of(dim, factor=1.0, shift=0.0), whole_series=True)
-    scale = replace(scale, **{k: unit * getattr(scale, k) for k in ("clock", "gap", "longest", "start", "reach")})
-    model = model_of(f"linear_sde {KINDS[kind].replace('[1.7]', f'[{1.7 * unit}]')}", scale, double=True)
-    rng = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.04 * torch.randn(parameter.shape, generator=rng, dtype=torch.float64)
-    return model
-
-
-def any_batch(dim: int = 2, rows: int = 2, time: int = 14) -> TimeSeries:
-    """Irregular times before, within and after the window, some of them twice; a third of the values unknown."""
-    rng = torch.Generator().manual_seed(1)
-    times = 100 + 8 * torch.rand(rows, time, generator=rng, dtype=torch.float64) - 1.5
-    times[:, 3], times[:, 4] = times[:, 2], times[:, 2]
-    values = torch.randn(rows, time, dim, generator=rng, dtype=torch.float64)
-    part = torch.rand(rows, time, dim, generator=rng)
-    error = 0.4 * torch.rand(rows, time, dim, generator=rng)
-    window = torch.tensor([[100.0, 105.0]]).expand(rows, 2)
-    return series_of(times.sort(1).values, values, part < 0.4, part > 0.6, window, error=error)
 
 
 def kernels(model, times: torch.Tensor) -> torch.Tensor:
@@ -162,22 +129,6 @@ def test_joint_draws_have_the_covariance_of_the_dense_posterior(kind):
     torch.testing.assert_close(columns.mT @ columns, rest + variance.flatten().diag(), **CLOSE)
     expected = mean.flatten() + gain @ (series.values[0] - mean)[batch.seen[0]]
     torch.testing.assert_close(paths[-1], expected, **CLOSE)
-
-
-def set_to(model, **values):
-    """Parameters by their names, logarithms given as the numbers themselves."""
-    for name, value in values.items():
-        parameter = model.get_parameter(name.replace("__", "."))
-        value = torch.as_tensor(value).double()
-        with torch.no_grad():
-            parameter.copy_(value.log() / SPEED if "log_" in name else value / SPEED)
-
-
-def of_process(data, parts: str):
-    """A model of the data set's own units, but for what it must learn, and the exact model's answers."""
-    scale = data.scale
-    model = model_of(f"linear_sde {parts} model.level=none", scale, double=True)
-    return model, scale.std, scale.mean, scale.clock.item()
 
 
 def test_with_the_true_parameters_it_is_the_exact_row_of_ou():

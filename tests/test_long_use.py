@@ -3,11 +3,10 @@
 import sys
 
 import pytest
-from long_use import growth, measured
-from small import trained
-from test_run import command, metrics
-from test_search import TINY
 
+from helpers.commands import TINY, command, metrics
+from helpers.long_use import growth, measured
+from helpers.small import trained
 from vrnn_lab.config.compose import compose
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.validate import check

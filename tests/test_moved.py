@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from small import IN_PROCESS
 
+from helpers.small import IN_PROCESS
 from vrnn_lab import predict, report, run
 from vrnn_lab.cli.arguments import run_command
 from vrnn_lab.config.compose import compose, job_id

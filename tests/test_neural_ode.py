@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small import density, from_loader, model_of, scale_of
 from torchdiffeq import odeint
 
+from helpers.small import density, from_loader, model_of, scale_of
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.core.densities import Gaussian
 from vrnn_lab.core.series import series_of

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from small import batch_of, density, with_empty_points
 
+from helpers.small import batch_of, density, with_empty_points
 from vrnn_lab.core.noise import Noise
 from vrnn_lab.core.series import series_of
 

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from small import MODELS, asked, batch_of, fit, held_out, model_of, scale_of
 from torch import nn
 
+from helpers.small import MODELS, asked, batch_of, fit, held_out, model_of, scale_of
 from vrnn_lab.config.options import options
 from vrnn_lab.data import splits
 from vrnn_lab.data.table.columns import ColumnRoles

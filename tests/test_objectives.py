@@ -9,8 +9,8 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from small import batch_of, density, from_loader, held_out, model_of, recipe_of, scale_of, with_empty_points
 
+from helpers.small import batch_of, density, from_loader, held_out, model_of, recipe_of, scale_of, with_empty_points
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.options import options
 from vrnn_lab.core.densities import log_mean_exp

@@ -4,8 +4,8 @@ from functools import cache
 
 import pytest
 import torch
-from small import fit, model_of
 
+from helpers.small import fit, model_of
 from vrnn_lab.core.densities import log_mean_exp
 from vrnn_lab.core.tasks import DensityTask, Forecast
 from vrnn_lab.data.datasets.lgssm import LGSSM

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from linear import linear_vae, whole_points
-from small import asked, batch_of, density, held_out, model_of, scale_of
 
+from helpers.linear import linear_vae, whole_points
+from helpers.small import asked, batch_of, density, held_out, model_of, scale_of
 from vrnn_lab.core.densities import log_mean_exp
 from vrnn_lab.core.series import series_of
 from vrnn_lab.models import rnn_vae

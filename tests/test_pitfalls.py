@@ -14,9 +14,9 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from linear import linear_vae, whole_points
-from small import MODELS, asked, batch_of, density, held_out, model_of, scale_of
 
+from helpers.linear import linear_vae, whole_points
+from helpers.small import MODELS, asked, batch_of, density, held_out, model_of, scale_of
 from vrnn_lab.core.densities import Bernoulli
 from vrnn_lab.core.series import TimeSeries, series_of
 from vrnn_lab.data.base import Ragged, SeriesData

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
-from small import MODELS, model_of
 
+from helpers.small import MODELS, model_of
 from vrnn_lab.core.tasks import DensityTask, Forecast, Interpolate
 from vrnn_lab.data.base import Ragged, SeriesData
 from vrnn_lab.data.datasets.periodic import Periodic

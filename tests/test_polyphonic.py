@@ -1,4 +1,5 @@
 """Piano rolls, on small MATLAB files of the true format."""
+# ruff: noqa: F811 - fixtures of another file are parameters here
 
 import pickle
 
@@ -7,34 +8,10 @@ import pytest
 from scipy.io import savemat
 from scipy.sparse import csc_matrix
 
+from helpers.piano_rolls import LENGTHS, cells, file, rolls_of  # noqa: F401 (a fixture)
 from vrnn_lab.core.tasks import DensityTask
 from vrnn_lab.data.base import SPLITS
 from vrnn_lab.data.datasets.polyphonic import Polyphonic
-
-PARTS = {"train": "traindata", "val": "validdata", "test": "testdata"}
-LENGTHS = {"train": [25, 7, 10, 1], "val": [30, 4], "test": [3, 40, 5]}
-
-
-def rolls_of(lengths, seed: int = 0, dtype=np.uint8) -> list[np.ndarray]:
-    rng = np.random.default_rng([seed, *lengths])
-    return [(rng.random((n, 88)) < 0.05).astype(dtype) for n in lengths]
-
-
-def cells(rolls) -> np.ndarray:
-    """(1, rolls) of cells, as MATLAB writes them."""
-    made = np.empty((1, len(rolls)), dtype=object)
-    made[0, :] = rolls
-    return made
-
-
-@pytest.fixture
-def file(tmp_path):
-    def write(**changed) -> str:
-        contents = {name: cells(rolls_of(LENGTHS[split])) for split, name in PARTS.items()}
-        savemat(tmp_path / "Music.mat", {**contents, **changed})
-        return str(tmp_path / "Music.mat")
-
-    return write
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float64])

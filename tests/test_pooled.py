@@ -8,14 +8,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from linear import linear_vae, whole_points
-from oracle import QUESTIONS, Oracle, small_data
-from small import asked, batch_of, model_of, scale_of
-from test_forecaster import KEYS
-from test_predict import ask, parts_of, table
 
+from helpers.commands import call
+from helpers.linear import linear_vae, whole_points
+from helpers.oracle import QUESTIONS, Oracle, small_data
+from helpers.pools import pool_of
+from helpers.predictions import KEYS, ask, parts_of, table
+from helpers.small import asked, batch_of, model_of, scale_of
 from vrnn_lab import evaluate, predict
-from vrnn_lab.cli.arguments import folders_of, run_command
+from vrnn_lab.cli.arguments import folders_of
 from vrnn_lab.core.densities import log_mean_exp
 from vrnn_lab.core.tasks import DensityTask
 from vrnn_lab.evaluation.evaluate import evaluate as scores_of
@@ -24,14 +25,6 @@ from vrnn_lab.evaluation.scores import sample_scores
 from vrnn_lab.forecaster import Forecaster
 from vrnn_lab.forecasting import ensemble
 from vrnn_lab.forecasting.ensemble import APART, Ensemble, Recalibrations, load_runs
-
-NAMES = ["rnn", "linear_sde", "rnn_gmm"]  # densities of two kinds
-
-
-def pool_of(*names: str, scale=None) -> Ensemble:
-    scale = scale or scale_of()
-    members = [model_of(name, scale, double=True, seed=i) for i, name in enumerate(names or NAMES)]
-    return Ensemble(members, [f"runs/{i}" for i in range(len(members))])
 
 
 def alone(pool: Ensemble, batch, samples: int, seed: int = 5) -> list:
@@ -197,12 +190,6 @@ def runs(tmp_path_factory):
         factor = 2.0 if folder.name == "a" else 0.5
         Recalibration(("a", "b"), *torch.full((2, 2), factor).double()).save(folder)
     return top
-
-
-def call(module, arguments: str, monkeypatch, folder) -> int:
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr("sys.argv", ["x", *arguments.split()])
-    return run_command(module.main)
 
 
 def test_predict_and_forecaster_say_the_same_of_several_runs(runs, monkeypatch, capsys):

@@ -12,10 +12,9 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.trial import TrialState
-from postgres import Server, binaries
-from test_run import metrics
-from test_search import TINY, UNDRAWN
 
+from helpers.commands import TINY, UNDRAWN, metrics
+from helpers.postgres import Server, binaries
 from vrnn_lab.sweeps import study
 
 pytestmark = [

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from small import scale_of
-from test_predict import Decay, ask, parts_of
 
+from helpers.predictions import Decay, ask, parts_of
+from helpers.small import scale_of
 from vrnn_lab.data.table import columns, csv_dialect, reader, store
 from vrnn_lab.data.table.columns import ColumnRoles
 from vrnn_lab.data.table.csv_dialect import Dialect, dialect_of

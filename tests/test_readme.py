@@ -7,9 +7,9 @@ from unittest.mock import create_autospec
 
 import pytest
 import torch
-from small import batch_of, density, scale_of
 
 import vrnn_lab
+from helpers.small import batch_of, density, scale_of
 from vrnn_lab import describe
 from vrnn_lab.config.compose import compose, jobs_of
 from vrnn_lab.config.validate import check

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import model_of, scale_of
 
+from helpers.small import model_of, scale_of
 from vrnn_lab.config.compose import compose
 from vrnn_lab.config.validate import check
 from vrnn_lab.core.series import series_of

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from oracle import QUESTIONS, Oracle, small_data
-from small import MODELS, asked, batch_of, model_of, scale_of
 
+from helpers.oracle import QUESTIONS, Oracle, small_data
+from helpers.small import MODELS, asked, batch_of, model_of, scale_of
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.core.series import series_of
 from vrnn_lab.core.tasks import Interpolate

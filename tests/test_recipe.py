@@ -8,9 +8,9 @@ from math import cos, isfinite, pi, sqrt
 import lightning.pytorch as pl
 import pytest
 import torch
-from small import model_of, recipe_of
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from helpers.small import model_of, recipe_of
 from vrnn_lab.config.compose import compose
 from vrnn_lab.config.options import options
 from vrnn_lab.config.validate import instantiate

@@ -1,57 +1,24 @@
 """The report: from folders alone, honest numbers, one page."""
+# ruff: noqa: F811 - fixtures of another file are parameters here
 
 import csv
 import json
 import subprocess
 import sys
-from base64 import b64decode
 from math import sqrt
 from pathlib import Path
-from shutil import which
 
 import pytest
 import yaml
 from filelock import FileLock
 
-from vrnn_lab import report
-from vrnn_lab.cli.arguments import run_command
+from helpers.report_runs import ADAM, PNG, RMSPROP, browser, make, said, write_events  # noqa: F401 - fixtures
 from vrnn_lab.reports.compare import estimate, holm
 from vrnn_lab.reports.curves import curve
 from vrnn_lab.reports.data_sets import shortest_tails
 from vrnn_lab.reports.runs import find, read
 
 T975 = {1: 12.706204736432095, 2: 4.302652729911275, 3: 3.182446305284263}  # Student's t, from printed tables
-PNG = b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYPj/HwADAgH/p4qwYQAAAABJRU5ErkJggg==")
-ADAM = {"_target_": "torch.optim.Adam", "lr": 3e-3, "betas": [0.9, 0.999]}
-RMSPROP = {"_target_": "torch.optim.RMSprop", "lr": 1e-3, "alpha": 0.99}
-CHOICES = {"model": "rnn", "data": "periodic", "optim": "adam", "schedule": "off", "trainer": "auto"}
-
-
-def make(folder, seed=0, loss=None, typed=(), choices=None, tricks=(), metrics=None, error="", **config):
-    """A run folder: completed with a loss, failed with an error, else without metrics."""
-    own = {
-        "model": {"_target_": "vrnn_lab.models.rnn.RNN", "width": 64},
-        "data": {"_target_": "vrnn_lab.data.datasets.periodic.Periodic", "batch_size": 32},
-        "optim": ADAM,
-        "trainer": {"accelerator": "auto", "max_epochs": 5},
-        **config,
-        "seed": seed,
-        "sweep": str(folder.parent),
-        "tricks": dict.fromkeys(tricks, True),
-    }
-    hydra = folder / ".hydra"
-    hydra.mkdir(parents=True)
-    (hydra / "config.yaml").write_text(yaml.safe_dump(own))
-    (hydra / "overrides.yaml").write_text(yaml.safe_dump([f"{key}=?" for key in ("seed", *typed)]))
-    (hydra / "choices.yaml").write_text(yaml.safe_dump({**CHOICES, **(choices or {})}))
-    (folder / ".lock").touch()
-    if error:
-        (folder / "metrics.json").write_text(json.dumps({"status": "failed", "error": error}))
-    elif loss is not None:
-        cost = {"fit/seconds": 2.0, "model/parameters": 1234}
-        found = {"status": "completed", "val/loss": loss, "val/nll": loss, "test/nll": loss + 1, **cost}
-        (folder / "metrics.json").write_text(json.dumps({**found, **(metrics or {})}))
-    return folder
 
 
 def optimisers(top, losses):
@@ -60,19 +27,6 @@ def optimisers(top, losses):
         node = {"adam": ADAM, "rmsprop": RMSPROP}[optim]
         make(top / f"{optim}{seed}", seed, loss, ["optim"], {"optim": optim}, optim=node)
     return top
-
-
-@pytest.fixture
-def said(capsys, monkeypatch):
-    """What the command says: its exit code, its table, its complaints."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["report", *map(str, arguments)])
-        code = run_command(report.main)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def table(said, tmp_path, *arguments) -> list[dict[str, str]]:
@@ -485,21 +439,6 @@ def test_markdown_and_latex_hold_any_name(said, tmp_path):
 # ---- curves and the page
 
 
-def write_events(folder: Path, points, other="lr", name="events.out.tfevents.1.x.1.0"):
-    """With TensorBoard's own writer."""
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.summary.writer.record_writer import RecordWriter
-
-    with (folder / name).open("wb") as file:
-        writer = RecordWriter(file)
-        writer.write(Event(file_version="brain.Event:2").SerializeToString())
-        for step, value in points:
-            values = [Summary.Value(tag=t, simple_value=v) for t, v in ((other, 7.0), ("val/loss", value))]
-            writer.write(Event(wall_time=1.0, step=step, summary=Summary(value=values)).SerializeToString())
-        writer.flush()
-
-
 def test_a_curve_is_what_tensorboard_was_told(tmp_path):
     write_events(tmp_path, [(1, 4.0), (200, 3.0), (70000, 2.5)])
     assert curve(tmp_path, "val/loss") == [(1, 4.0), (200, 3.0), (70000, 2.5)]
@@ -542,20 +481,6 @@ def test_the_page_holds_as_many_figures_as_asked(said, shown, tmp_path):
     assert figures() == 2 and any("figures of 4 runs are not in this page" in note for note in count()["notes"])
     said(tmp_path / "s", f"output={shown}", "figures=false")
     assert figures() == 0
-
-
-@pytest.fixture
-def browser():
-    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    found = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := which(name))]
-    if not found:
-        pytest.skip("no chromium, chromium-browser or google-chrome on PATH")
-    quiet = ("disable-gpu", "disable-quic", "no-first-run", "disable-background-networking")
-    flags = ["--no-sandbox", *(f"--{flag}" for flag in (*quiet, "disable-component-update", "disable-sync"))]
-    with sync.sync_playwright() as play:
-        started = play.chromium.launch(executable_path=found[0], args=flags)
-        yield started
-        started.close()
 
 
 def test_the_page_works_in_a_browser_without_network(shown, browser):

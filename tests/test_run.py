@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -14,55 +12,12 @@ import pytest
 import torch
 import yaml
 from omegaconf import OmegaConf
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import vrnn_lab
+from helpers.commands import CUT, CUTS, FAST, command, metrics, steps_of
 from vrnn_lab.config.compose import compose
 from vrnn_lab.runs import build
 from vrnn_lab.training import fit
-
-FAST = [
-    "model=latent_ode",
-    "model.width=8",
-    "model.encoder_width=8",
-    "model.decoder_width=8",
-    "model.nodes=5",
-    "data=periodic",
-    "data.train=40",
-    "data.val=10",
-    "data.test=10",
-    "data.points=12",
-    "data.batch_size=10",
-    "evaluate.samples=5",
-    "evaluate.draws=9",
-    "trainer=cpu",
-    "trainer.max_epochs=6",
-    "trainer.check_val_every_n_epoch=2",
-]
-PRELUDE = "import torch; torch.set_num_threads(1)\n"
-
-
-def command(module: str, *arguments: str, folder: Path, before: str = "", check: bool = True):
-    """A command in a process of its own; `before` is Python run first, to cut it short at a place."""
-    code = (
-        f"{PRELUDE}import sys; sys.argv = {['x', *arguments]!r}\n{before}\n"
-        f"from vrnn_lab import {module}\nfrom vrnn_lab.cli.arguments import run_command\n"
-        f"sys.exit(run_command({module}.main))"
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "RAY_worker_niceness": "0"}
-    done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning:vrnn_lab", "-c", code],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    if check:
-        assert done.returncode == 0, done.stdout + done.stderr
-    return done
-
-
-def metrics(folder: Path) -> dict:
-    found = json.loads((folder / "metrics.json").read_text())
-    volatile = ("fit/seconds", "fit/steps_per_second", "score/seconds", "sha256")
-    return {k: v for k, v in found.items() if k not in volatile}
 
 
 @pytest.fixture(scope="module")
@@ -163,34 +118,6 @@ def test_a_checkpoint_keeps_whether_series_share_a_time_axis_and_an_old_one_mean
 def test_the_same_command_again_gives_the_same_numbers(whole, tmp_path):
     command("run", *FAST, "hydra.run.dir=run", folder=tmp_path)
     assert metrics(tmp_path / "run") == metrics(whole)
-
-
-def steps_of(folder: Path) -> dict[str, list[int]]:
-    """Of every curve in TensorBoard."""
-    events = EventAccumulator(str(folder)).Reload()
-    return {tag: [point.step for point in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-
-
-# Where a run is cut: `kill -9` from within, at the n-th call of a function.
-CUT = """
-import os, signal
-from {module} import {owner} as owner
-kept, calls = owner.{name}, [0]
-def cut(*a, **k):
-    calls[0] += 1
-    if calls[0] == {call}:
-        os.kill(os.getpid(), signal.SIG{signal})
-    return kept(*a, **k)
-owner.{name} = cut
-"""
-MODEL = {"module": "vrnn_lab.models.latent_ode", "owner": "LatentODE"}
-CUTS = {
-    "before the first checkpoint": {**MODEL, "name": "training_step", "call": 2},
-    "in the middle of an epoch": {**MODEL, "name": "training_step", "call": 15},
-    "in validation": {**MODEL, "name": "validation_step", "call": 2},
-    "in the final test": {"module": "vrnn_lab", "owner": "experiment", "name": "score", "call": 1},
-    "while figures are drawn": {"module": "vrnn_lab", "owner": "plots", "name": "write", "call": 1},
-}
 
 
 @pytest.mark.parametrize("place", CUTS)

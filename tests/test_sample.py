@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from linear import linear_vae
 from matplotlib.image import imread
-from small import MODELS, model_of, scale_of
-from test_run import command
 
+from helpers.commands import command
+from helpers.linear import linear_vae
+from helpers.small import MODELS, model_of, scale_of
 from vrnn_lab import sample
 from vrnn_lab.models import prior_samples
 

@@ -14,8 +14,8 @@ import pytest
 from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 from optuna.trial import TrialState
-from test_run import CUT, command, metrics
 
+from helpers.commands import CUT, TINY, UNDRAWN, command, metrics
 from vrnn_lab import search
 from vrnn_lab.cli.arguments import configure_logging
 from vrnn_lab.config.compose import choices, compose
@@ -27,26 +27,9 @@ from vrnn_lab.runs.folder import config_of, metrics_of
 from vrnn_lab.sweeps import search_space, study, trial
 from vrnn_lab.training import fit
 
-TINY = [
-    "model=rnn",
-    "model.width=4",
-    "data=periodic",
-    "data.train=20",
-    "data.val=5",
-    "data.test=5",
-    "data.points=8",
-    "data.batch_size=10",
-    "evaluate.samples=2",
-    "evaluate.draws=3",
-    "trainer=cpu",
-    "trainer.max_epochs=2",
-    "trainer.check_val_every_n_epoch=1",
-]
 LR = [*TINY, "optim=adam", "model.depth=1"]  # of the space only optim.lr is left
 WHOLE = [*TINY, "study=s", "trials=2", "seeds=2"]
 IN_THE_SECOND_SEED = {"module": "vrnn_lab.models.rnn", "owner": "RNN", "name": "training_step", "call": 15}
-# Figures take most of so small a run.
-UNDRAWN = "from vrnn_lab.figures import model_figures; model_figures.figures = lambda *a, **k: {}\n"
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small import asked, batch_of, held_out, told
 
+from helpers.small import asked, batch_of, held_out, told
 from vrnn_lab.core.series import compact, front_first, gaps, pick, put_back, series_of
 from vrnn_lab.core.tasks import DensityTask, Forecast, Own
 from vrnn_lab.data.base import Ragged, pieces, places

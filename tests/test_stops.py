@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import IN_PROCESS, RUN, trained
 
+from helpers.small import IN_PROCESS, RUN, trained
 from vrnn_lab.figures import model_figures
 from vrnn_lab.models.rnn import RNN
 from vrnn_lab.runs.folder import metrics_of

@@ -8,8 +8,8 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from test_run import command
 
+from helpers.commands import command
 from vrnn_lab.data.table.dataset import Table
 
 

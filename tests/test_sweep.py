@@ -19,7 +19,7 @@ from filelock import FileLock
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
-from tests.test_run import CUT, CUTS, FAST, command, metrics
+from helpers.commands import CUT, CUTS, FAST, command, metrics
 from vrnn_lab.cli.terminal import Terminal
 from vrnn_lab.config.compose import compose
 from vrnn_lab.config.errors import ConfigError

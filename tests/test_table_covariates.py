@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_run import command
 
 import vrnn_lab
+from helpers.commands import command
 from vrnn_lab.config.compose import compose
 from vrnn_lab.core.series import series_of
 from vrnn_lab.core.tasks import DensityTask, Forecast, Own

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from small import batch_of, density, model_of
 from torch import Tensor
 
+from helpers.small import batch_of, density, model_of
 from vrnn_lab.models import layers
 from vrnn_lab.models.fused import runge_kutta, tape
 from vrnn_lab.models.layers import GRUCell, VectorField

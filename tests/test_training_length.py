@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from omegaconf import OmegaConf
-from small import model_of
-from test_callbacks import data_of, fit
-from test_run import CUT, FAST, MODEL, command, metrics, steps_of
 
+from helpers.commands import CUT, FAST, MODEL, command, metrics, steps_of
+from helpers.fits import data_of, fit
+from helpers.small import model_of
 from vrnn_lab.config.compose import compose
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.validate import check

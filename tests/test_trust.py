@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from small import IN_PROCESS
 
+from helpers.commands import called
+from helpers.small import IN_PROCESS
 from vrnn_lab import Forecaster, evaluate, predict, run, sample
 from vrnn_lab.config.compose import compose
 from vrnn_lab.config.errors import ConfigError
@@ -51,14 +52,6 @@ def readers(folder: Path):
         "sample": lambda: called(sample, f"run={folder}"),
         "resume": lambda: called(run, f"resume={folder}"),
     }
-
-
-def called(command, *arguments):
-    before, sys.argv = sys.argv, ["command", *arguments]
-    try:
-        return command.main()
-    finally:
-        sys.argv = before
 
 
 TARGETS = [

@@ -1,8 +1,8 @@
 """A model that knows the process, for tests of the protocol."""
 
 import torch
-from small import recipe_of
 
+from helpers.small import recipe_of
 from vrnn_lab.core.densities import Gaussian
 from vrnn_lab.core.tasks import Forecast, Interpolate
 from vrnn_lab.data.datasets.ou import OU

@@ -3,9 +3,9 @@
 from math import atanh, log
 
 import torch
-from small import batch_of, density, model_of, scale_of
 from torch.distributions import MultivariateNormal
 
+from helpers.small import batch_of, density, model_of, scale_of
 from vrnn_lab.core.series import TimeSeries, series_of
 
 STD = 0.4  # of the observations, in training stds

@@ -1,7 +1,7 @@
 """Steps of compiled models beside those of the same models as they are: run in a process of its own, since the
 checks of shapes that tests put around every function cannot be traced.
 
-python compiling.py <mode> <backend> [model | model:objective ...]: names those that differ, or fail.
+python -m helpers.compiling <mode> <backend> [model | model:objective ...]: names those that differ, or fail.
 """
 
 import sys
@@ -9,8 +9,8 @@ import warnings
 from dataclasses import replace
 
 import torch
-from small import MODELS, batch_of, from_loader, held_out, model_of, recipe_of
 
+from helpers.small import MODELS, batch_of, from_loader, held_out, model_of, recipe_of
 from vrnn_lab.cli.arguments import configure_logging
 from vrnn_lab.models.recipe import ELBO, FIVO, IWAE
 from vrnn_lab.training.compile_step import Compiled

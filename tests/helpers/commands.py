@@ -1,0 +1,113 @@
+"""Commands of the laboratory, small: in a process of their own, or in this one; and where one is cut short."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from vrnn_lab.cli.arguments import run_command
+
+FAST = [
+    "model=latent_ode",
+    "model.width=8",
+    "model.encoder_width=8",
+    "model.decoder_width=8",
+    "model.nodes=5",
+    "data=periodic",
+    "data.train=40",
+    "data.val=10",
+    "data.test=10",
+    "data.points=12",
+    "data.batch_size=10",
+    "evaluate.samples=5",
+    "evaluate.draws=9",
+    "trainer=cpu",
+    "trainer.max_epochs=6",
+    "trainer.check_val_every_n_epoch=2",
+]
+PRELUDE = "import torch; torch.set_num_threads(1)\n"
+
+# Where a run is cut: `kill -9` from within, at the n-th call of a function.
+CUT = """
+import os, signal
+from {module} import {owner} as owner
+kept, calls = owner.{name}, [0]
+def cut(*a, **k):
+    calls[0] += 1
+    if calls[0] == {call}:
+        os.kill(os.getpid(), signal.SIG{signal})
+    return kept(*a, **k)
+owner.{name} = cut
+"""
+MODEL = {"module": "vrnn_lab.models.latent_ode", "owner": "LatentODE"}
+CUTS = {
+    "before the first checkpoint": {**MODEL, "name": "training_step", "call": 2},
+    "in the middle of an epoch": {**MODEL, "name": "training_step", "call": 15},
+    "in validation": {**MODEL, "name": "validation_step", "call": 2},
+    "in the final test": {"module": "vrnn_lab", "owner": "experiment", "name": "score", "call": 1},
+    "while figures are drawn": {"module": "vrnn_lab", "owner": "plots", "name": "write", "call": 1},
+}
+TINY = [
+    "model=rnn",
+    "model.width=4",
+    "data=periodic",
+    "data.train=20",
+    "data.val=5",
+    "data.test=5",
+    "data.points=8",
+    "data.batch_size=10",
+    "evaluate.samples=2",
+    "evaluate.draws=3",
+    "trainer=cpu",
+    "trainer.max_epochs=2",
+    "trainer.check_val_every_n_epoch=1",
+]
+
+# Figures take most of so small a run.
+UNDRAWN = "from vrnn_lab.figures import model_figures; model_figures.figures = lambda *a, **k: {}\n"
+
+
+def command(module: str, *arguments: str, folder: Path, before: str = "", check: bool = True):
+    """A command in a process of its own; `before` is Python run first, to cut it short at a place."""
+    code = (
+        f"{PRELUDE}import sys; sys.argv = {['x', *arguments]!r}\n{before}\n"
+        f"from vrnn_lab import {module}\nfrom vrnn_lab.cli.arguments import run_command\n"
+        f"sys.exit(run_command({module}.main))"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "RAY_worker_niceness": "0"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning:vrnn_lab", "-c", code],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    if check:
+        assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def metrics(folder: Path) -> dict:
+    found = json.loads((folder / "metrics.json").read_text())
+    volatile = ("fit/seconds", "fit/steps_per_second", "score/seconds", "sha256")
+    return {k: v for k, v in found.items() if k not in volatile}
+
+
+def steps_of(folder: Path) -> dict[str, list[int]]:
+    """Of every curve in TensorBoard."""
+    events = EventAccumulator(str(folder)).Reload()
+    return {tag: [point.step for point in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def called(command, *arguments):
+    before, sys.argv = sys.argv, ["command", *arguments]
+    try:
+        return command.main()
+    finally:
+        sys.argv = before
+
+
+def call(module, arguments: str, monkeypatch, folder) -> int:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.argv", ["x", *arguments.split()])
+    return run_command(module.main)
