@@ -47,8 +47,8 @@ CUTS = {
     "before the first checkpoint": {**MODEL, "name": "training_step", "call": 2},
     "in the middle of an epoch": {**MODEL, "name": "training_step", "call": 15},
     "in validation": {**MODEL, "name": "validation_step", "call": 2},
-    "in the final test": {"module": "vrnn_lab", "owner": "experiment", "name": "score", "call": 1},
-    "while figures are drawn": {"module": "vrnn_lab", "owner": "plots", "name": "write", "call": 1},
+    "in the final test": {"module": "vrnn_lab.runs", "owner": "build", "name": "score", "call": 1},
+    "while figures are drawn": {"module": "vrnn_lab.figures", "owner": "model_figures", "name": "write", "call": 1},
 }
 TINY = [
     "model=rnn",
