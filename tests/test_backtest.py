@@ -73,6 +73,7 @@ def test_what_lies_up_to_an_origin_is_seen_and_the_horizon_after_it_scored(ou):
     assert count == len(asked) > 300
 
 
+@pytest.mark.slow
 def test_a_model_that_knows_the_process_gives_its_exact_answers(ou, known):
     values = known[1].sample(40, random_state=0)
     for line in values.itertuples():

@@ -27,6 +27,7 @@ def differing(*arguments: str) -> str:
 
 
 # Traced and run as they are: machine code would take minutes.
+@pytest.mark.slow
 def test_the_step_of_every_model_is_traced_to_the_same_numbers():
     assert differing("on", "eager") == ""
 
@@ -42,24 +43,29 @@ def test_every_einsum_has_two_operands():
     assert len(found) > 10
 
 
+@pytest.mark.slow
 def test_so_is_that_of_every_objective():
     assert differing("on", "eager", "latent_ode:iwae", "vrnn:fivo") == ""
 
 
+@pytest.mark.slow
 def test_for_cuda_graphs_it_is_one_piece():
     assert differing("reduce-overhead", "eager", "vae", "vrnn", "latent_ode") == ""
 
 
+@pytest.mark.slow
 def test_what_is_no_piece_is_an_error_with_the_cure():
     said = differing("reduce-overhead", "eager", "vae:asks")
     assert "ConfigError: trainer.compile=reduce-overhead: the training step of VAE could not be compiled" in said
     assert "Set trainer.compile=off, or trainer.compile=on" in said
 
 
+@pytest.mark.slow
 def test_machine_code_gives_the_numbers_but_for_rounding():
     assert differing("on", "inductor", "vae") == ""
 
 
+@pytest.mark.slow
 def test_without_a_compiler_the_cure_is_named_and_the_run_goes_on_without(tmp_path):
     few = [*FAST, "trainer.max_epochs=1", "hydra.run.dir=run", "trainer.compile=on"]
     none = (
@@ -72,6 +78,7 @@ def test_without_a_compiler_the_cure_is_named_and_the_run_goes_on_without(tmp_pa
     assert metrics(tmp_path / "run")["status"] == "completed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["off", "on", "reduce-overhead", "true", "false"])
 def test_the_key_is_known_to_every_trainer_and_names_no_other_job(value):
     for option in ("auto", "cpu", "ddp", "debug", "gpu"):

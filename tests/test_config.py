@@ -89,6 +89,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("overrides", "cure"), WRONG)
 def test_what_cannot_work_is_refused_by_name(overrides, cure):
     with pytest.raises(ConfigError) as found:

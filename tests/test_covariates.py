@@ -51,12 +51,14 @@ def everything_has_errors(everything_is_told, monkeypatch):
     monkeypatch.setattr(laws, "series_of", lambda *args, **keys: without(series(*args, **keys)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 @pytest.mark.parametrize("name", READING)
 def test_a_law_holds_with_covariates_and_error_bars(law, name, everything_is_told):
     law(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["rnn_gmm", "gru_d", "vae", "latent_sde", "latent_ode model/head=gmm", "vrnn model.prior=standard"]
 )
@@ -65,6 +67,7 @@ def test_the_weights_integrate_to_one_with_covariates_and_error_bars(name, every
     laws.the_weights_integrate_to_one(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 def test_a_law_holds_for_a_neural_ode_with_error_bars(law, everything_has_errors):
     law("neural_ode")
@@ -98,6 +101,7 @@ def test_covariates_that_do_not_fit_the_model_are_an_error(name):
         model_of(name, told_scale(scale_of())).predict(replace(batch, covariates=None), 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READING)
 def test_covariates_and_error_bars_of_a_query_change_its_answer_and_the_loss(name):
     model, batch = model_of(name, told_scale(scale_of()), double=True), told(asked(batch_of()))
@@ -114,6 +118,7 @@ def test_covariates_and_error_bars_of_a_query_change_its_answer_and_the_loss(nam
     assert len(set(bars)) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READING)
 def test_unknown_units_of_covariates_change_nothing(name):
     """Kelvin or Celsius: the scale takes care."""
@@ -240,6 +245,7 @@ def nll_of(name: str, scale, change) -> float:
     return -(weights.double().logsumexp(0) - log(20)).mean().item() / 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, margin", [("rnn", 0.02), ("gru_d", 0.02), ("vrnn", 0.02), ("latent_ode", 0.12)])
 def test_models_use_covariates_and_come_near_the_exact_likelihood(name, margin):
     batch, variance = driven(1000, 10**6)

@@ -69,6 +69,7 @@ def spoiled(content: bytes) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READ)
 @pytest.mark.parametrize("how", list(spoiled(b"")))
 def test_a_truncated_empty_or_foreign_file_is_named_with_a_cure(name, how, folder, finished):
@@ -161,6 +162,7 @@ def test_what_is_written_is_read_again(tmp_path):
         read_yaml(tmp_path / "a.yaml", "")
 
 
+@pytest.mark.slow
 def test_a_damaged_last_checkpoint_gives_way_to_the_one_before_and_the_numbers_are_the_same(folder, finished, caplog):
     for name in ("metrics.json", "checkpoints/fit.json"):
         (folder / name).unlink()
@@ -228,6 +230,7 @@ def test_fsync_comes_before_and_after_a_rename(tmp_path, monkeypatch):
     assert done == ["file", "rename", "folder"]
 
 
+@pytest.mark.slow
 def test_a_run_on_a_full_disk_fails_with_its_reason_and_keeps_its_checkpoint(tmp_path, monkeypatch):
     folder, save, calls = tmp_path / "run", checkpoints.write_bytes, []
 
@@ -276,6 +279,7 @@ def test_a_folder_removed_while_the_run_is_at_work_is_one_message(tmp_path, monk
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_evaluate_says_that_the_data_file_changed(tmp_path, monkeypatch, caplog):
     from vrnn_lab import evaluate
 
@@ -310,6 +314,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(place)], capture_output=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kilobytes", [32, 60, 200])
 def test_a_run_on_a_disk_that_is_too_small_ends_with_one_message_and_resumes_where_there_is_room(
     kilobytes, small_disk

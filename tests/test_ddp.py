@@ -38,6 +38,7 @@ def gradients(name: str, batch, rank: int, processes: int, monkeypatch) -> list[
     return [p.grad for p in model.parameters()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(("rows", "processes"), [(5, 2), (1, 2)])
 def test_the_mean_gradient_of_the_processes_is_that_of_one(name, rows, processes, monkeypatch):
@@ -101,6 +102,7 @@ def runs(tmp_path_factory):
     return folder, killed, told, command("run", "resume=two", "trust=watched", folder=folder)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_ends_the_run(runs):
     _, killed, told, _ = runs
     assert killed.returncode == 1 and "killed by SIGKILL" in killed.stderr and "resume=" in killed.stderr
@@ -136,6 +138,7 @@ def test_the_first_process_alone_writes_and_prints(runs):
     assert written("one") == written("two")
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_ends_the_run_with_its_reason(tmp_path):
     (tmp_path / "watched.py").write_text(WATCHED)
     (tmp_path / "raise").touch()

@@ -24,6 +24,7 @@ def fitted(tmp_path_factory):
     return Forecaster(*KEYS, folder=folder).fit(frame, id="plant no", time="day"), frame
 
 
+@pytest.mark.slow
 def test_what_it_says_is_what_the_command_says(fitted, monkeypatch, capsys, tmp_path):
     forecaster, frame = fitted
     mine = frame[frame["plant no"] < "s2"]
@@ -53,6 +54,7 @@ def test_other_names_of_columns_are_given_by_name(fitted):
     )
 
 
+@pytest.mark.slow
 def test_the_run_is_one_like_any_other(fitted, monkeypatch, capsys):
     forecaster, frame = fitted
     monkeypatch.setattr("sys.argv", ["evaluate", f"run={forecaster.folder}"])

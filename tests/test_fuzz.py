@@ -81,6 +81,7 @@ def written(path: Path, content: bytes, count: list[int]) -> Path:
     return path
 
 
+@pytest.mark.slow
 @inputs(150, 10_000)
 def test_a_mutated_csv_file_is_read_or_refused_in_one_message(examples, tmp_path):
     count = [0]
@@ -110,6 +111,7 @@ def test_a_mutated_parquet_file_is_read_or_refused_in_one_message(examples, tmp_
     assert not half_written(tmp_path)
 
 
+@pytest.mark.slow
 @inputs(40, 2_000)
 def test_overrides_compose_to_a_run_that_can_be_built_or_are_refused_in_one_message(examples):
     @bounded(examples)
@@ -120,6 +122,7 @@ def test_overrides_compose_to_a_run_that_can_be_built_or_are_refused_in_one_mess
     holds()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 @inputs(8, 1_000)
 def test_arguments_of_a_command_are_obeyed_or_refused_in_one_message(examples, name, folder, monkeypatch):

@@ -97,6 +97,7 @@ def files(request, said, tmp_path) -> dict[str, str]:
     return {"terminal": out + complaint, **written}
 
 
+@pytest.mark.slow
 def test_no_output_of_hostile_runs_injects_anything(files):
     for name, text in files.items():
         assert not CONTROL.search(text), name
@@ -247,6 +248,7 @@ CONFIGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["config.yaml", "choices.yaml", "overrides.yaml", "origin.json"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_run_whose_config_cannot_be_read_is_named_with_its_reason(name, file, said, tmp_path):

@@ -30,6 +30,7 @@ def folder(tmp_path_factory):
     return top / "run"
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_scores_by_distance_and_the_details_apart(folder):
     kept, details = (read_json(folder / f"{name}.json", "") for name in ("metrics", "calibration"))
     assert not kept.keys() & details.keys() and not [key for key in kept if "/pit/" in key]
@@ -55,6 +56,7 @@ def evaluated(folder):
     return command("evaluate", f"run={folder}", "recalibrate=true", folder=folder.parent).stdout
 
 
+@pytest.mark.slow
 def test_evaluate_shows_the_intervals_by_distance_and_channel_with_and_without_recalibration(folder, evaluated):
     for line in (
         "this model",
@@ -72,6 +74,7 @@ def test_evaluate_shows_the_intervals_by_distance_and_channel_with_and_without_r
         assert f"{channel} {factors['forecast'][channel]:.3f}" in evaluated
 
 
+@pytest.mark.slow
 def test_a_backtest_prints_its_tables_and_writes_every_value(folder):
     plan = ["backtest=true", "backtest.horizon=6", "backtest.every=5", "backtest.folds=3", "output=values.csv"]
     done = command("evaluate", f"run={folder}", *plan, folder=folder.parent)

@@ -163,6 +163,7 @@ def test_the_posterior_of_a_line_is_that_of_a_dense_gaussian(kind):
     torch.testing.assert_close(-found.log_ratio.mean(0), kl, rtol=0.05, atol=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PATHS)
 def test_a_path_model_follows_a_level_far_from_the_training_range(name):
     """Trained on series about zero, asked about one that lies thirty training stds away."""
@@ -289,6 +290,7 @@ SMALL = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["rnn", "latent_ode"])
 def test_a_trend_is_given_back_in_every_answer(tmp_path, model):
     frame = record()
@@ -304,6 +306,7 @@ def test_a_trend_is_given_back_in_every_answer(tmp_path, model):
     pd.testing.assert_frame_equal(ahead, again)
 
 
+@pytest.mark.slow
 def test_the_uncertainty_of_the_trend_widens_what_lies_far_ahead(tmp_path):
     frame = record(noise=3.0, count=150)
     forecaster = vrnn_lab.Forecaster("model=rnn", "data.trend=quadratic", *SMALL, folder=tmp_path / "run")
@@ -366,6 +369,7 @@ def test_a_known_period_gives_its_waves_to_the_model(tmp_path):
     torch.testing.assert_close(waves[0], expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["rnn", "latent_ode", "vrnn"])
 def test_a_period_works_in_questions_ahead_and_after_loading(tmp_path, model):
     seasonal(tmp_path)
@@ -386,6 +390,7 @@ def test_a_model_without_covariates_refuses_a_period(tmp_path):
         assemble(compose(keys))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_from_before_levels_and_periods_loads(tmp_path):
     """Its config names neither, and its checkpoint holds neither."""
     frame = pd.concat([record(count=40).assign(id=name) for name in "abcdefgh"])

@@ -62,6 +62,7 @@ def conditional(covariance, noise, mask):
     return gain, matrix - gain @ matrix[mask]
 
 
+@pytest.mark.slow
 @every_kind
 @pytest.mark.parametrize("dim", [1, 3])
 def test_log_p_is_that_of_the_dense_gaussian(kind, dim):
@@ -76,6 +77,7 @@ def test_log_p_is_that_of_the_dense_gaussian(kind, dim):
         torch.testing.assert_close(nll[row], log_prob(*joint, batch.seen[row]) - known, **CLOSE)
 
 
+@pytest.mark.slow
 @every_kind
 @pytest.mark.parametrize("dim", [1, 3])
 def test_marginals_are_those_of_the_dense_gaussian(kind, dim):
@@ -114,6 +116,7 @@ class Unit(Noise):
         return (torch.tensor(at).view(len(names), dim) == torch.arange(samples)[:, None, None]).double()
 
 
+@pytest.mark.slow
 @every_kind
 def test_joint_draws_have_the_covariance_of_the_dense_posterior(kind):
     """Paths are a linear map of the noise: one sample a number gives all its columns, and one more its constant."""
@@ -168,6 +171,7 @@ def assert_exact(model, data):
                 assert ((one - two).abs() < 1e-4)[batch.counts].all()
 
 
+@pytest.mark.slow
 @every_kind
 def test_gradients_of_everything_at_once_are_those_of_finite_differences(kind):
     model, series = any_model(kind), any_model(kind).standardise(density(any_batch(time=7)))
@@ -209,6 +213,7 @@ def test_a_row_of_20000_points_is_that_of_a_longer_loop():
     assert whole.item() == pytest.approx(both.item(), rel=1e-9)
 
 
+@pytest.mark.slow
 @every_kind
 @pytest.mark.parametrize("factor", [1e-9, 1e9])
 def test_times_in_any_unit_have_the_same_likelihood(kind, factor):
@@ -229,6 +234,7 @@ def test_times_in_any_unit_have_the_same_likelihood(kind, factor):
     torch.testing.assert_close(one.std, two.std, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("span", [1e-9, 1e-5, 1e4, 1e9])
 @every_kind
 def test_spans_of_any_length_have_the_likelihood_and_marginals_of_the_dense_gaussian(kind, span):

@@ -18,11 +18,13 @@ JOB, EPOCH = 0.1, 0.005  # MB that a job and an epoch may add: 1000 jobs 100 MB,
 EPOCHS = [*TINY, "trainer.check_val_every_n_epoch=20", "stop=off"]
 
 
+@pytest.mark.slow
 def test_a_few_jobs_leave_no_files_and_no_threads_open(tmp_path):
     memory, files, threads = growth(measured("jobs", 8, tmp_path, TINY), 1, 0.4)
     assert files <= 0 and threads <= 0 and memory < 5
 
 
+@pytest.mark.slow
 def test_some_epochs_of_a_fit_leave_no_files_and_no_threads_open(tmp_path):
     memory, files, threads = growth(measured("epochs", 100, tmp_path / "run", EPOCHS), 10, 0.4)
     assert files <= 0 and threads <= 0 and memory < 0.5
@@ -55,6 +57,7 @@ def test_2000_epochs_of_a_fit_hold_no_more_than_400(tmp_path):
 EQUAL = [*TINY, "model=vrnn", "model.width=4", "trainer.deterministic=true"]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_numbers_in_every_process(tmp_path):
     alone = [command("run", *EQUAL, f"hydra.run.dir={name}", folder=tmp_path) for name in ("one", "two")]
     assert len(alone) == 2 and metrics(tmp_path / "one") == metrics(tmp_path / "two")
@@ -73,6 +76,7 @@ def test_deterministic_is_a_key_of_every_trainer_and_is_checked(trainer):
         check(compose([f"trainer={trainer}", "trainer.deterministic=maybe"]))
 
 
+@pytest.mark.slow
 def test_deterministic_reaches_torch(tmp_path):
     import torch
 

@@ -192,6 +192,7 @@ def runs(tmp_path_factory):
     return top
 
 
+@pytest.mark.slow
 def test_predict_and_forecaster_say_the_same_of_several_runs(runs, monkeypatch, capsys):
     table().to_csv(runs / "mine.csv", index=False)
     question = "input=mine.csv output=out.csv horizon=2 every=1 draws=6 paths=6"
@@ -211,6 +212,7 @@ def test_predict_and_forecaster_say_the_same_of_several_runs(runs, monkeypatch, 
         Forecaster.load(["a", "a"])
 
 
+@pytest.mark.slow
 def test_evaluate_prints_the_table_of_the_pool_and_leaves_the_runs_alone(runs, monkeypatch, capsys):
     before = {file: file.read_bytes() for file in runs.rglob("*.json")}
     assert call(evaluate, "run=a,b evaluate.samples=2", monkeypatch, runs) == 0
@@ -224,6 +226,7 @@ def test_evaluate_prints_the_table_of_the_pool_and_leaves_the_runs_alone(runs, m
     assert before == {file: file.read_bytes() for file in runs.rglob("*.json")}
 
 
+@pytest.mark.slow
 def test_backtests_of_the_pool_are_recalibrated_unless_told_otherwise(runs, monkeypatch, capsys):
     keys = "run=a,b backtest=true backtest.horizon=1 backtest.folds=2 output=values.csv"
     assert call(evaluate, keys, monkeypatch, runs) == 0

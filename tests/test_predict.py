@@ -516,6 +516,7 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_table_and_figures_and_the_same_again(run):
     arguments = ["run=run", "input=mine.csv", "horizon=2", "every=1"]
     said = command("predict", *arguments, "output=deep/out.csv", "figures=2", "paths=3", folder=run).stdout

@@ -34,6 +34,7 @@ def commands(module: str) -> list[str]:
     return [c.split(f"vrnn_lab.{module} ")[1].strip() for c in calls]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [c for c in commands("run") if "resume" not in c and "--" not in c])
 def test_every_run_it_shows_composes_and_fits_its_constructors(arguments):
     for overrides in jobs_of([a for a in arguments.split() if a != "-m" and not a.startswith("hydra.")]):

@@ -48,6 +48,7 @@ class OneBatch:
             yield series_of(self.times[rows], self.values[rows], seen=seen, scored=scored, error=error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", hopper.JOBS, ids=lambda job: job.name)
 def test_every_run_of_the_hoppers_table_composes_and_fits_its_constructors(job):
     check(compose(job.given))
@@ -88,6 +89,7 @@ def test_the_process_knows_the_error_bars():
     assert abs(ask(spoiled, doubtful, 0.0)[0] - mean) < 0.1 < abs(ask(spoiled, error, 0.0)[0] - mean)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("errors", [False, True])
 def test_all_answer_the_same_hidden_values(errors):
     data = OneBatch(np.full((3, 10, 2), 0.2) if errors else None)

@@ -58,6 +58,7 @@ def test_the_metrics_have_the_promised_keys(whole):
     assert found["model/parameters"] > 100
 
 
+@pytest.mark.slow
 def test_evaluate_prints_the_same_table_from_the_folder_alone(whole):
     before = {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
     done = command("evaluate", f"run={whole}", folder=whole.parent)
@@ -84,6 +85,7 @@ def spirals(tmp_path_factory):
     return folder / "run", command("run", *SPIRALS, "hydra.run.dir=run", folder=folder).stdout
 
 
+@pytest.mark.slow
 def test_the_demo_prints_the_error_beyond_the_window_beside_the_baselines(spirals):
     folder, printed = spirals
     found = json.loads((folder / "metrics.json").read_text())
@@ -115,11 +117,13 @@ def test_a_checkpoint_keeps_whether_series_share_a_time_axis_and_an_old_one_mean
     assert not model.scale.common_time and model.origin == "row" and model.head.speed == 1
 
 
+@pytest.mark.slow
 def test_the_same_command_again_gives_the_same_numbers(whole, tmp_path):
     command("run", *FAST, "hydra.run.dir=run", folder=tmp_path)
     assert metrics(tmp_path / "run") == metrics(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", CUTS)
 def test_a_run_that_was_killed_goes_on_to_the_same_numbers(place, whole, tmp_path):
     cut = CUT.format(**CUTS[place], signal="KILL")
@@ -130,6 +134,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_numbers(place, whole, tmp_pat
     assert steps_of(tmp_path / "run") == steps_of(whole)
 
 
+@pytest.mark.slow
 def test_a_run_folder_may_be_moved_before_it_goes_on(whole, tmp_path):
     cut = CUT.format(**CUTS["in validation"], signal="KILL")
     command("run", *FAST, "hydra.run.dir=run", folder=tmp_path, before=cut, check=False)
@@ -138,6 +143,7 @@ def test_a_run_folder_may_be_moved_before_it_goes_on(whole, tmp_path):
     assert metrics(tmp_path / "moved") == metrics(whole)
 
 
+@pytest.mark.slow
 def test_sigterm_is_no_success_and_the_run_goes_on(whole, tmp_path):
     cut = CUT.format(**CUTS["in the middle of an epoch"], signal="TERM")
     done = command("run", *FAST, "hydra.run.dir=run", folder=tmp_path, before=cut, check=False)
@@ -189,6 +195,7 @@ def test_a_checkpoint_that_is_cut_short_leaves_the_one_before_it(tmp_path, monke
     assert torch.load(file, weights_only=True) == {"step": 3}
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_trained_again(whole):
     before = (whole / "metrics.json").stat().st_mtime_ns
     started = time.monotonic()
@@ -196,11 +203,13 @@ def test_a_finished_run_is_not_trained_again(whole):
     assert (whole / "metrics.json").stat().st_mtime_ns == before and time.monotonic() - started < 60
 
 
+@pytest.mark.slow
 def test_a_folder_holds_one_run_and_refuses_another(whole):
     done = command("run", *FAST, "model.width=9", f"hydra.run.dir={whole}", folder=whole.parent, check=False)
     assert done.returncode == 2 and "model.width is 8 there and 9 here" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", ["trainer.max_epochs=1", "trainer.max_epochs=3", "trainer.max_steps=2"])
 def test_however_short_a_fit_it_ends_with_a_checkpoint_of_its_end(length, tmp_path):
     command("run", *FAST, length, "hydra.run.dir=run", folder=tmp_path)
@@ -208,11 +217,13 @@ def test_however_short_a_fit_it_ends_with_a_checkpoint_of_its_end(length, tmp_pa
     assert last["global_step"] == metrics(tmp_path / "run")["fit/steps"]
 
 
+@pytest.mark.slow
 def test_beside_resume_only_the_trainer_may_change(whole):
     done = command("run", f"resume={whole}", "optim.lr=1", folder=whole.parent, check=False)
     assert done.returncode == 2 and "trainer.*" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_fails_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
     spoil = """
 import torch
@@ -233,6 +244,7 @@ owner.training_step, owner._spoil = spoiled, spoil
     assert all(w.isfinite().all() for w in weights.values())
 
 
+@pytest.mark.slow
 def test_a_sweep_gives_every_job_a_folder_of_its_own_and_the_same_again(tmp_path):
     sweep = [*FAST, "-m", "sweep=s", "model.width=4,6", "trainer.max_epochs=1"]
     command("run", *sweep, folder=tmp_path)
@@ -247,6 +259,7 @@ def test_a_sweep_gives_every_job_a_folder_of_its_own_and_the_same_again(tmp_path
     assert len(list((tmp_path / "outputs" / "s").glob("*/metrics.json"))) == 3
 
 
+@pytest.mark.slow
 def test_tricks_sweep_as_lists(tmp_path):
     few = [*FAST, "-m", "sweep=t", "trick=none,[clip],[clip,early_stop]", "trainer.max_epochs=1"]
     command("run", *few, folder=tmp_path)
@@ -254,6 +267,7 @@ def test_tricks_sweep_as_lists(tmp_path):
     assert sorted(len(c.tricks) for c in configs) == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_an_experiment_that_sweeps_by_itself_needs_only_m(tmp_path):
     small = ["data.points=30", "data.starts=1", "trainer=cpu", "trainer.max_steps=2", "trainer.val_check_interval=2"]
     command("run", "-m", "sweep=t", "experiment=tricks_batch", "seed=3", "data.batch_time=5", *small, folder=tmp_path)
@@ -268,6 +282,7 @@ def test_an_experiment_that_sweeps_by_itself_needs_only_m(tmp_path):
     assert all(run["fit/last_loss"] == pytest.approx(run["val/loss"], rel=1e-5) for run in found)
 
 
+@pytest.mark.slow
 def test_a_users_own_table_trains_and_is_read_again(tmp_path):
     """Two features seen at different times, unequal lengths, seconds since 1970, rows in any order."""
     rows = [
@@ -295,6 +310,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_message_and_leaves_nothing_behind(case, tmp_path):
     (tmp_path / "bad.csv").write_text("id,time,x\na,0,1\na,1,much\nb,0,1\n")

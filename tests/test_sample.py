@@ -15,6 +15,7 @@ from vrnn_lab import sample
 from vrnn_lab.models import prior_samples
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_series_over_a_typical_window_are_a_function_of_the_seed(name):
     model = model_of(name)
@@ -92,6 +93,7 @@ def run(tmp_path_factory):
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_table_and_a_figure_and_the_same_again(run):
     told = command("sample", f"run={run}", "n=4", "points=7", folder=run.parent).stdout
     file = run / "samples" / "samples.csv"

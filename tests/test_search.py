@@ -92,6 +92,7 @@ def stub(monkeypatch):
 # ---- what a search leaves -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_search_trains_what_was_asked_and_prints_the_best(whole):
     folder, printed = whole
     trials = study_in(folder).trials
@@ -133,6 +134,7 @@ def test_an_experiment_file_holds_what_tricks_and_experiments_set(tmp_path):
 # ---- killed, and shared -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_search_that_was_killed_goes_on_to_the_same_numbers(whole, here, run_in, monkeypatch):
     folder = here / "outputs" / "search" / "s"
     cut = UNDRAWN + CUT.format(**IN_THE_SECOND_SEED, signal="KILL")
@@ -150,6 +152,7 @@ def test_a_search_that_was_killed_goes_on_to_the_same_numbers(whole, here, run_i
     assert [e.intermediate_values for e in ends] == [t.intermediate_values for t in study_in(whole[0]).trials]
 
 
+@pytest.mark.slow
 def test_two_workers_make_as_many_trials_as_asked_for(here):
     few = [*TINY, "study=j", "trials=3", "trainer.max_epochs=1", "workers=2", "hydra/launcher=joblib"]
     command("search", *few, folder=here)
@@ -159,6 +162,7 @@ def test_two_workers_make_as_many_trials_as_asked_for(here):
     assert began == [1] * 3  # each was begun once
 
 
+@pytest.mark.slow
 def test_more_trials_go_on_and_fewer_change_nothing(here, run_in, stub):
     seen = stub(lambda config, watch: config.optim.lr)
     run_in(*LR, "study=m", "trials=2")
@@ -222,6 +226,7 @@ def test_a_trial_that_kills_its_process_again_and_again_is_given_up(here):
     assert seat.end is not None and "died" in study.reason(seat.end)
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_shows_its_best_and_goes_on(here, run_in, stub, capsys):
     def interrupted(config, watch):
         if len(seen) == 3:
@@ -240,6 +245,7 @@ def test_an_interrupted_search_shows_its_best_and_goes_on(here, run_in, stub, ca
 # ---- failed and pruned --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_failed_trial_is_recorded_and_the_others_run(here, run_in, stub):
     def score(config, watch):
         if len(seen) == 2:
@@ -252,6 +258,7 @@ def test_a_failed_trial_is_recorded_and_the_others_run(here, run_in, stub):
     assert "failed   trial 1: RuntimeError: out of memory" in printed and "val/loss is nan" in printed
 
 
+@pytest.mark.slow
 def test_it_stops_after_so_many_failures_in_a_row_and_may_be_started_again(here, run_in, stub, monkeypatch):
     def fails(config, watch):
         raise ValueError("no")
@@ -270,6 +277,7 @@ def validations(watch: trial.Watch, values: list[float]) -> float:
     return min(values)
 
 
+@pytest.mark.slow
 def test_a_hopeless_trial_is_pruned_after_the_warm_up(here, run_in, stub):
     hopeless = lambda config, watch: 9.0 if watch.trial.number == 4 else 1.0 - 0.1 * watch.trial.number
     seen = stub(lambda config, watch: validations(watch, [hopeless(config, watch)] * 3))
@@ -305,6 +313,7 @@ def test_a_pruned_run_says_so_in_its_folder(tmp_path):
 # ---- spaces -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", options("model"))
 def test_every_value_a_space_can_draw_fits_its_model(model):
     found = search_space.changed(search_space.read(search_space.file_of(model)), [], [])
@@ -329,6 +338,7 @@ NARROWED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", NARROWED)
 def test_a_space_is_narrowed_from_the_command_line(change):
     found = search_space.changed(search_space.read(search_space.file_of("rnn")), [change], [])
@@ -345,6 +355,7 @@ def test_what_is_fixed_leaves_the_space_and_a_file_replaces_it(tmp_path):
     assert plan.space == {"optim.lr": {"low": 1e-4, "high": 1e-3}}
 
 
+@pytest.mark.slow
 def test_the_same_command_is_the_same_study_and_another_is_not():
     names = [
         search.plan_of(search.Call(c.split()))[0].study
@@ -386,6 +397,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", WRONG)
 def test_what_cannot_work_is_refused_by_name(arguments, here, run_in):
     with pytest.raises(ConfigError) as found:
@@ -394,6 +406,7 @@ def test_what_cannot_work_is_refused_by_name(arguments, here, run_in):
     assert not list(here.rglob("study.db"))
 
 
+@pytest.mark.slow
 def test_another_search_under_the_same_name_is_refused(here, run_in, stub):
     stub(lambda config, watch: 1.0)
     run_in(*LR, "study=s", "trials=1")

@@ -87,6 +87,7 @@ def stopped(monkeypatch, folder: Path, length: str, name: str, call: int, number
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize(("name", "call"), CUTS)
 def test_a_stop_signal_costs_no_step_and_the_numbers_are_the_same(length, name, call, whole, monkeypatch, tmp_path):
@@ -139,6 +140,7 @@ def begun(folder: Path, *overrides: str) -> subprocess.Popen:
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides", [[], ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"]], ids=["one", "two"]
 )
@@ -153,6 +155,7 @@ def test_a_command_that_is_stopped_ends_within_seconds_with_its_exit_code(overri
     assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] >= before
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_does_not_stop_a_training(tmp_path):
     command = (
         f"{sys.executable} -m vrnn_lab.run {' '.join(RUN)} trainer.max_epochs=20 hydra.run.dir=run 2>&1 | head -n 1"

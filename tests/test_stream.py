@@ -231,6 +231,7 @@ def _read(path: str, found) -> None:
     found.put((len(calls), total))
 
 
+@pytest.mark.slow
 def test_processes_that_want_it_at_once_write_it_once(tmp_path):
     path = save(wide(3000), tmp_path / "t.parquet")
     context = multiprocessing.get_context("spawn")

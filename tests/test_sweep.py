@@ -187,6 +187,7 @@ def test_what_changed_since_a_run_began_is_known(tmp_path, monkeypatch):
     assert provenance.changes(tmp_path, config) == ["the code changed", "the data file changed"]
 
 
+@pytest.mark.slow
 def test_the_code_of_a_run_is_what_its_fit_goes_through_and_nothing_else(tmp_path):
     reached = {file.name for file in provenance._reached()}
     known = {"build.py", "fit.py", "latent_ode.py", "ou.py", "ode.py", "densities.py", "evaluate.py"}
@@ -250,6 +251,7 @@ def failed(tmp_path_factory):
     return folder, sweep, first, command("run", *misfit, folder=folder, check=False)
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_is_recorded_and_the_others_run(failed):
     folder, _, first, misfit = failed
     found = jobs_in(folder / "outputs" / "f")
@@ -283,6 +285,7 @@ def test_what_failed_is_tried_again_only_when_asked(failed):
     )
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_leaves_the_process_none_of_its_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(logging.getLogger("vrnn_lab"), "propagate", False)  # pytest would keep the traceback
     config = compose([*SHORT, "optim=sgd", "optim.lr=1e9", "trainer.gradient_clip_val=null", "trainer.max_epochs=4"])
@@ -298,6 +301,7 @@ def test_a_job_that_fails_leaves_the_process_none_of_its_memory(tmp_path, monkey
         gc.enable()
 
 
+@pytest.mark.slow
 def test_a_job_that_failed_before_it_trained_begins_anew_with_the_code_of_now(tmp_path, monkeypatch):
     config = compose([*SHORT, "trainer.max_epochs=1"])
     record_failure(tmp_path, RuntimeError("its worker never began"), config)
@@ -319,6 +323,7 @@ def undisturbed(tmp_path_factory) -> dict[str, dict]:
     return {name: metrics(path) for name, path in jobs_in(folder / "outputs" / "s").items()}
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_killed_goes_on_where_it_was(undisturbed, tmp_path):
     cut = CUT.format(**{**CUTS["in the middle of an epoch"], "call": 24 + 15}, signal="KILL")
     sweep = [*FAST, "-m", "sweep=s", "seed=0,1"]
@@ -337,6 +342,7 @@ def started(*arguments: str, folder: Path) -> subprocess.Popen:
     return subprocess.Popen(call, cwd=folder, env=environment, stdout=null, stderr=null, start_new_session=True)
 
 
+@pytest.mark.slow
 def test_workers_that_outlive_a_killed_launcher_and_a_second_launcher_do_not_disturb_each_other(
     undisturbed, tmp_path
 ):
@@ -356,6 +362,7 @@ def test_workers_that_outlive_a_killed_launcher_and_a_second_launcher_do_not_dis
             os.killpg(first.pid, signal.SIGKILL)  # workers wait for a launcher that is gone
 
 
+@pytest.mark.slow
 def test_a_job_whose_process_is_killed_again_and_again_is_given_up_and_the_others_run(tmp_path):
     """As when it needs more memory than there is: joblib then breaks off all it has."""
     (tmp_path / "deadly.py").write_text(
@@ -390,6 +397,7 @@ def test_a_killed_process_may_hold_its_lock_when_the_launcher_hears_of_it(tmp_pa
 # ---- launchers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
 def test_every_launcher_runs_two_jobs_to_the_same_numbers(launcher, undisturbed, tmp_path):
     done = command("run", *FAST, "-m", "sweep=s", "seed=0,1", f"hydra/launcher={launcher}", folder=tmp_path)

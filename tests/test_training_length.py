@@ -104,6 +104,7 @@ def whole(tmp_path_factory):
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_a_fit_counted_in_steps_ends_with_a_checkpoint_of_its_end(whole):
     last = torch.load(whole / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == metrics(whole)["fit/steps"] == 30
@@ -113,6 +114,7 @@ def test_a_fit_counted_in_steps_ends_with_a_checkpoint_of_its_end(whole):
     assert "training: 30 steps (7.5 epochs of 4)" in said and "1 thread, about" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", [15, 25])
 def test_killed_between_epochs_it_goes_on_to_the_same_numbers(call, whole, tmp_path):
     cut = CUT.format(**MODEL, name="training_step", call=call, signal="KILL")
@@ -234,6 +236,7 @@ def test_timing_steps_changes_nothing_of_a_fit():
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore:.*exists and is not empty.*"
 )  # as commands do (vrnn_lab.cli.arguments.configure_logging)

@@ -79,6 +79,7 @@ TARGETS = [
 PLACES = ["data", "model.head", "stop", "evaluate", "task", "trainer", "new"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "place"),
     [*((target, "model") for target in TARGETS), *(("evil.Model", place) for place in PLACES)],
@@ -148,6 +149,7 @@ def test_all_that_conf_names_is_known_and_every_run_of_ours_may_be_read():
 # ---- paths in checkpoints, links, interpolations ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_paths_in_a_checkpoint_remove_nothing_outside_the_folder(folder, tmp_path):
     """`best_model_path` and its like name what Lightning removes when a better checkpoint comes."""
     precious = tmp_path / "precious"
