@@ -137,6 +137,7 @@ def model_for(data, name="rnn"):
     return model_of(name, data.scale, double=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rnn", "latent_ode"])
 def test_a_forecast_is_the_one_asked_for_by_hand(data, name):
     model = model_for(data, name)
@@ -171,6 +172,7 @@ def test_what_is_seen_reaches_back_into_what_was_trained_on(data):
     assert all((batch.times[i, batch.scored[i].any(-1)] >= first).all() for i in range(len(batch.ids)))
 
 
+@pytest.mark.slow
 def test_what_comes_after_an_origin_changes_no_forecast_from_it(data, tmp_path):
     model, before = model_for(data), None
     for change in (0.0, 100.0):
@@ -211,6 +213,7 @@ def test_where_validation_is_too_short_plain_rows_have_the_spread_of_training(tm
     assert found["last/all/nll"] == pytest.approx(truth)
 
 
+@pytest.mark.slow
 def test_how_many_rows_are_asked_at_once_changes_nothing(data, monkeypatch):
     model = model_for(data)
     whole = backtest(parts_of(model, data), 9.0, 13.0, 4)

@@ -200,6 +200,7 @@ def test_suites_and_threads_are_chosen_by_name():
     assert {name for name, _ in command.understood([])[0]} == set(command.SUITES)
 
 
+@pytest.mark.slow
 def test_a_suite_runs_in_its_own_process_and_leaves_rows_and_machine(tmp_path):
     call = [sys.executable, "-m", "bench", "gpu", "quick=true", "device=cpu"]
     done = subprocess.run(call, cwd=tmp_path, env={**os.environ, "PYTHONPATH": os.getcwd()}, capture_output=True)
@@ -229,6 +230,7 @@ def test_ours_comes_down_to_the_exact_answers_as_nodes_grow(problem):
         solve.fewest_nodes(problem, exact, 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # those of the peers' own libraries
 @pytest.mark.parametrize("packages", solve.PEERS)
 def test_peers_answer_the_same_question(problem, packages):

@@ -76,6 +76,7 @@ def known(data):
     return scored(data, 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", REFERENCES)
 @pytest.mark.parametrize("question", ["interpolation", "forecast"])
 def test_a_rows_numbers_are_those_of_validation(data, known, row, question):
@@ -97,6 +98,7 @@ def test_the_numbers_are_among_the_metrics_and_test_scores_stay_what_they_are(da
     assert not any("/val_" in key for key in plain)
 
 
+@pytest.mark.slow
 def test_the_lines_of_a_model_that_knows_the_process_and_of_one_that_does_not(data, known):
     ahead, gaps = best_rows(known)
     for line, start in ((ahead, "ahead    "), (gaps, "gaps     ")):

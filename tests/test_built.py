@@ -26,6 +26,7 @@ def counted(tmp_path, monkeypatch) -> list[int]:
     return calls
 
 
+@pytest.mark.slow
 def test_jobs_of_one_process_share_it_whatever_their_batch_size_and_model(counted):
     one = data_of(compose([*SMALL, "data.batch_size=7"]))
     two = data_of(compose([*SMALL, "data.batch_size=9", "model=rnn", "seed=3"]))
@@ -79,6 +80,7 @@ def test_without_a_place_for_it_the_run_goes_on(counted, tmp_path, caplog):
     assert len(data_of(compose(SMALL)).splits["train"]) == 30 and len(counted) == 1
 
 
+@pytest.mark.slow
 def test_processes_that_want_it_at_once_build_it_once(tmp_path):
     (tmp_path / "slow.py").write_text(
         "import time\nfrom vrnn_lab.data.datasets.periodic import Periodic\n"

@@ -67,6 +67,7 @@ def test_series_without_a_scored_value_have_none():
     assert energy(normals(7, 3, 4, 1), normals(3, 4, 1), nothing, ONE).shape == (0,)
 
 
+@pytest.mark.slow
 def test_of_many_gaussian_draws_it_is_the_closed_form():
     """Of N(0, I) in the plane: E |X - x| is the mean of a Rice distribution, E |X - X'| = sqrt(pi)."""
     paths, value = normals(60_000, 1, 2, 1), torch.tensor([0.8, -1.1]).double().view(1, 2, 1)
@@ -112,6 +113,7 @@ def test_it_sees_broken_dependence_that_the_crps_does_not():
         assert abs(margins.mean().item()) < 4 * error(margins)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [lambda x: 1.3 * x, lambda x: 0.7 * x, lambda x: x + 0.3])
 def test_it_is_least_under_the_true_law(change):
     values, paths = walks(4000, seed=1), walks(4000 * 20, seed=7).view(20, 4000, 12, 1)
@@ -235,6 +237,7 @@ def plain(data):
     return references(data, QUESTIONS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("question", ["interpolation", "forecast"])
 def test_the_pit_of_a_model_that_knows_the_process_is_flat(data, found, plain, question):
     for prefix, given in (("test", found), ("reference/exact", plain)):

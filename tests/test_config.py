@@ -132,6 +132,7 @@ RUNGS = [
 ]
 
 
+@pytest.mark.slow
 def test_the_ladder_is_every_rung_for_every_seed():
     jobs = jobs_of(["experiment=tricks"])
     first = [compose(job) for job in jobs if "seed=0" in job]
@@ -192,6 +193,7 @@ def test_a_target_outside_is_refused_even_if_it_can_be_imported():
         target("subprocess.Popen", "model")
 
 
+@pytest.mark.slow
 def test_a_model_of_ones_own_is_one_file_and_one_yaml(tmp_path, monkeypatch):
     (tmp_path / "my_model.py").write_text(
         "from vrnn_lab.core.types import Count\nfrom vrnn_lab.models.rnn import RNN\n\n\n"
@@ -261,6 +263,7 @@ def test_no_generated_file_is_left_in_conf():
     assert {p.suffix for p in Path(CONF).rglob("*") if p.is_file()} <= {".yaml"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [

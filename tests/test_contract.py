@@ -12,7 +12,10 @@ from helpers.small import MODELS, asked, batch_of, density, fit, held_out, model
 from vrnn_lab.core.densities import log_mean_exp
 from vrnn_lab.core.series import series_of
 
-every_model = pytest.mark.parametrize("name", MODELS)
+# A file of conf/model as it is stands in the fast suite; one with other options beside it, in the slow one.
+every_model = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if " " in name else name for name in MODELS]
+)
 
 
 @every_model

@@ -122,6 +122,7 @@ def pit_of(told: pd.DataFrame, after: np.ndarray, level: Level) -> np.ndarray:
     return np.array(levels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("above", [True, False])
 def test_crossing_times_of_ou_have_a_uniform_pit(known, above):
     data, answers, after = known
@@ -185,6 +186,7 @@ def run(tmp_path_factory):
     return top, forecaster, mine
 
 
+@pytest.mark.slow
 def test_the_command_and_the_forecaster_say_the_same(run, monkeypatch, capsys):
     top, forecaster, frame = run
     question = "run=run input=mine.csv output=when.csv horizon=2 every=0.5 when=b<=-7"

@@ -265,6 +265,7 @@ def test_what_a_killed_process_left_is_removed_when_the_folder_is_taken_again(tm
     assert (tmp_path / ".hidden").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_removed_while_the_run_is_at_work_is_one_message(tmp_path, monkeypatch):
     folder, save = tmp_path / "run", checkpoints.CheckpointFiles.save_checkpoint
 

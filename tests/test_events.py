@@ -274,6 +274,7 @@ def test_rescaled_times_of_a_constant_rate_are_waits_times_the_rate():
     torch.testing.assert_close(rest, torch.tensor([1.0, 5.0, 2.0]).double() * 3 / CLOCK)
 
 
+@pytest.mark.slow
 def test_events_are_scored_by_their_times_alone():
     model, data = event_model(), drawn()
     found = evaluate(model, data, "test", PROTOCOL, 0) | references(data, PROTOCOL)
@@ -318,6 +319,7 @@ def test_events_need_a_model_of_times():
         model_of("latent_ode").draw_times(torch.tensor([0.0, 1.0]).double(), 2)
 
 
+@pytest.mark.slow
 def test_a_rate_needs_windows_of_some_length():
     """In a moment the density of an event has no bound."""
     with pytest.raises(ConfigError, match="single moment"):

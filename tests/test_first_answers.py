@@ -292,6 +292,7 @@ def test_an_extra_row_is_there_where_the_program_takes_its_key(monkeypatch):
     assert labels == {"gp", "rnn", "rnn stride=5"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("real", real_sets.SETS.values(), ids=lambda real: real.name)
 def test_the_keys_of_every_set_are_known_to_the_program(real):
     for extra in ("", *real.extra):
@@ -333,6 +334,7 @@ def test_what_is_there_is_not_done_again_and_the_table_shows_it(folder, capsys, 
     assert int(shown.split("|")[7]) == rows["values"].sum()
 
 
+@pytest.mark.slow
 def test_a_failing_job_is_printed_and_counted(folder, capsys):
     first_answers.answer(Job("record", "gaps", "baselines"), folder, ())
     options = Options(("panel", "record"), ("baselines",), ("gaps",), folder=folder)
@@ -354,6 +356,7 @@ def test_results_of_other_overrides_are_not_mixed_in(folder):
         first_answers.run_all(Options(("panel",), ("rnn",), folder=folder))
 
 
+@pytest.mark.slow
 def test_a_model_answers_by_the_whole_chain(folder):
     job = Job("panel", "gaps", "rnn")
     first_answers.answer(job, folder, ("trainer.max_epochs=1", "model.width=4"))

@@ -64,6 +64,7 @@ def test_a_length_that_is_none_is_refused_with_what_is_understood():
         Span.of("horizon", "2 fortnights")
 
 
+@pytest.mark.slow
 def test_the_step_ahead_is_the_usual_gap_where_none_is_given(tmp_path, caplog):
     keys = ("model=rnn", "model.width=8", "trainer=cpu", "trainer.max_epochs=1", "evaluate.samples=2")
     forecaster = vrnn_lab.Forecaster(*keys, folder=tmp_path / "run").fit(frame_of())

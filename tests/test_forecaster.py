@@ -97,6 +97,7 @@ def test_spans_of_time_are_written_as_one_likes(fitted):
         pd.testing.assert_frame_equal(found[0], other)
 
 
+@pytest.mark.slow
 def test_backtests_have_the_dates_of_the_series(fitted, monkeypatch, capsys, tmp_path):
     forecaster, frame = fitted
     found = forecaster.backtest(horizon="2D", folds=1)
@@ -171,6 +172,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.slow
 def test_columns_may_have_any_name():
     keys = ["data=table", "data.path=x.csv", f"data.values={typed(NAMES)}"]
     assert list(compose(keys).data["values"]) == NAMES

@@ -96,6 +96,7 @@ def test_a_mutated_csv_file_is_read_or_refused_in_one_message(examples, tmp_path
     holds()
 
 
+@pytest.mark.slow
 @inputs(150, 10_000)
 def test_a_mutated_parquet_file_is_read_or_refused_in_one_message(examples, tmp_path):
     count = [0]
@@ -247,6 +248,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("override", REFUSED)
 def test_an_override_of_a_wrong_kind_is_refused_by_its_key(override):
     with pytest.raises(ConfigError, match=REFUSED[override]):

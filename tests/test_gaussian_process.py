@@ -132,6 +132,7 @@ def rows_of(data) -> set[str]:
     return {key.split("/")[1] for key in references(data, QUESTIONS)}
 
 
+@pytest.mark.slow
 def test_where_series_have_no_levels_of_their_own_or_scikit_learn_is_missing_nothing_changes(monkeypatch, caplog):
     caplog.set_level(logging.DEBUG, "vrnn_lab")
     plain = references(OU(**DATA), QUESTIONS)
@@ -142,6 +143,7 @@ def test_where_series_have_no_levels_of_their_own_or_scikit_learn_is_missing_not
     assert len(caplog.messages) == 1 and caplog.records[0].levelno == logging.DEBUG
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("limit", "reason"),
     [

@@ -56,6 +56,7 @@ def series_with(output: str, times: list[float], rows: int = 6) -> TimeSeries:
     return density(series_of(at, values_like(output, rows, len(times), 1), window=window))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dim", [1, 3])
 def test_with_sites_equal_to_the_data_every_weight_is_the_exact_likelihood(kind, dim):
@@ -89,6 +90,7 @@ def by_quadrature(model, batch: TimeSeries) -> torch.Tensor:
     return torch.logsumexp(log_p + weight.log()[:, None], 0)
 
 
+@pytest.mark.slow
 @every_output
 @pytest.mark.parametrize("times", [[102.0], [101.0, 102.5]])
 def test_many_samples_give_the_integral_over_the_signal(output, times):
@@ -101,6 +103,7 @@ def test_many_samples_give_the_integral_over_the_signal(output, times):
     assert (off < 5 * spread + 1e-3).all() and (spread < 0.1).all()
 
 
+@pytest.mark.slow
 @every_output
 def test_the_bounds_lie_in_their_order_below_the_likelihood_and_training_lifts_them(output):
     model, batch = model_with(output), series_with(output, [101.0, 102.5], rows=20)
@@ -161,6 +164,7 @@ def test_the_root_of_a_covariance_has_a_finite_gradient_at_nothing_and_at_any_si
     torch.testing.assert_close(root @ root.mT, covariances, rtol=1e-9, atol=1e-200)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["all", "separate", "full"])
 def test_the_joint_posterior_is_that_of_the_marginals_and_of_log_p(kind):
     model, series = any_model(kind), any_model(kind).standardise(any_batch())
@@ -196,6 +200,7 @@ def test_covariates_and_error_bars_reach_sites_and_output():
         assert all(((one - two).abs() > 1e-6).any() for one, two in zip(before, after, strict=True))
 
 
+@pytest.mark.slow
 @every_output
 @pytest.mark.parametrize("span", [1e-9, 1.0, 1e9])
 def test_gradients_of_both_bounds_are_finite_for_spans_of_any_length(output, span):
@@ -218,6 +223,7 @@ def test_gradients_of_both_bounds_are_finite_for_spans_of_any_length(output, spa
     assert prediction.paths.isfinite().all() and (prediction.density.std > 0).all()
 
 
+@pytest.mark.slow
 def test_an_outlier_gets_a_wide_site_after_training_under_a_heavy_tail():
     """What a neighbourhood does not bear out moves a Laplace posterior less than a Gaussian one."""
     rng = torch.Generator().manual_seed(0)
@@ -239,6 +245,7 @@ def test_an_outlier_gets_a_wide_site_after_training_under_a_heavy_tail():
     assert std[1] > 2 * std[0]
 
 
+@pytest.mark.slow
 def test_zeros_and_ones_are_fitted_evaluated_and_sampled_from_the_command_line(file, tmp_path):  # noqa: F811
     small = ["evaluate.samples=3", "evaluate.draws=9", "trainer=cpu", "trainer.max_steps=4", "model.encoder_width=8"]
     data = ["data=polyphonic", f"data.path={file()}", "data.window=10"]

@@ -334,6 +334,7 @@ PLACES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["link", "relative link", "link to a link", "folder", "circle", "to nothing", "fifo"])
 @pytest.mark.parametrize("place", PLACES)
 def test_what_is_no_plain_file_of_the_folder_is_not_read_and_said(place, how, said, tmp_path):
@@ -478,6 +479,7 @@ def test_a_value_of_400_digits_leaves_room_for_the_others(said, tmp_path):
     assert "1.25" in page and "9" * 30 in out and "(401 characters)" in out
 
 
+@pytest.mark.slow
 def test_random_damage_of_a_run_stops_no_report(said, tmp_path):
     assert 0 < damage_and_report(said, tmp_path, 40) < 40
 

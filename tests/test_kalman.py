@@ -184,6 +184,7 @@ def long_space(pairs: bool, rows: int, time: int) -> StateSpace:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pairs", [False, True])
 @pytest.mark.parametrize(("rows", "time"), [(1, 64), (3, 201), (1, 1111)])
 def test_blocks_side_by_side_say_what_one_sweep_says(pairs, rows, time, monkeypatch):

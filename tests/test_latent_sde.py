@@ -107,6 +107,7 @@ def test_the_kl_is_minus_the_mean_log_ratio(posterior):
     assert (steps.kl.sum(-1).mean(0) > 0.01).all()
 
 
+@pytest.mark.slow
 @both_posteriors
 def test_the_weights_average_to_the_exact_likelihood_and_the_bounds_stay_below(posterior):
     model, batch = linear_model(posterior, scale_of(1)), rows(6)

@@ -67,6 +67,7 @@ def test_the_same_seed_gives_the_same_numbers_in_every_process(tmp_path):
     assert metrics(job) == metrics(tmp_path / "one")  # two jobs at once, each in a process of its own
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", ["auto", "cpu", "ddp", "debug", "gpu"])
 def test_deterministic_is_a_key_of_every_trainer_and_is_checked(trainer):
     config = compose([f"trainer={trainer}"])

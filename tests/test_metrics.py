@@ -283,6 +283,7 @@ def found(data):
     return evaluate(Oracle(data), data, "test", QUESTIONS, seed=0)
 
 
+@pytest.mark.slow
 def test_the_exact_model_has_the_exact_likelihood(found, plain):
     assert found["test/nll"] == pytest.approx(plain["reference/exact/nll"])
     assert found["test/loss"] == pytest.approx(plain["reference/exact/nll"])
@@ -323,6 +324,7 @@ def test_spreads_too_wide_cover_more_and_score_worse(data, found):
     assert wide["test/forecast/mse"] == pytest.approx(found["test/forecast/mse"])
 
 
+@pytest.mark.slow
 def test_how_many_rows_are_scored_at_once_changes_no_score(data, found, monkeypatch):
     monkeypatch.setattr(metrics, "POINTS_AT_ONCE", 20_000)
     assert evaluate(Oracle(data), data, "test", QUESTIONS, seed=0) == pytest.approx(found, abs=1e-12)
@@ -398,6 +400,7 @@ class Uneven(SeriesData):
         return {"train": series, "val": hidden, "test": series}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", REFERENCES)
 def test_a_channel_without_validation_values_has_the_spread_of_training(row):
     data = Uneven()

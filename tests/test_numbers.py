@@ -191,6 +191,7 @@ SINGLE = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_single_precision_gives_the_loss_of_double_precision(name):
     """The noise of evaluation is drawn in double precision and cast, so both see the same draws."""
@@ -216,6 +217,7 @@ def trains_and_predicts(name: str, scale, batch) -> None:
     assert all(p.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [20, pytest.param(500, marks=stress)])
 @every_model
 def test_many_channels_train_and_predict(name, dim):
@@ -226,12 +228,14 @@ def test_many_channels_train_and_predict(name, dim):
     trains_and_predicts(name, scale, batch_of(2, 4, dim, scale=scale))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("points", [200, pytest.param(20_000, marks=stress)])
 @every_model
 def test_long_series_train_and_predict(name, points):
     trains_and_predicts(name, scale_of(), batch_of(1, points))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("span", [1e-9, 1e15, *(pytest.param(10.0**p, marks=stress) for p in range(-8, 15))])
 @every_model
 def test_any_span_of_time_trains_and_predicts(name, span):

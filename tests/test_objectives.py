@@ -50,6 +50,7 @@ def test_iwae_of_one_sample_is_the_weight_of_that_sample_also_of_what_is_held_ou
     torch.testing.assert_close(-terms.nll, weights - model._log_det(batch))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vae", "latent_ode"])
 def test_doubly_reparameterised_gradients_are_those_of_the_bound_on_average(name):
     """The decoder's are the plain ones, draw by draw; the encoder's have the same mean, and are others."""
@@ -87,6 +88,7 @@ def test_a_filter_bound_needs_a_latent_at_every_step_and_says_so_before_training
         with_objective(name, FIVO(3))
 
 
+@pytest.mark.slow
 def test_the_filter_bound_is_unbiased_for_the_likelihood_after_resampling():
     """Its exponential integrates to one over x, as that of a likelihood does, though particles are resampled."""
     scale = scale_of(1)
@@ -284,6 +286,7 @@ class Labelled(OU):
         return splits
 
 
+@pytest.mark.slow
 def test_a_fit_with_labels_logs_them_and_its_scores_tell_how_well_they_are_told():
     data = Labelled(train=90, val=30, test=60, points=(4, 8))
     recipe = Recipe(partial(torch.optim.Adam, lr=1e-2), cosine, labels=Labels(3.0, 16))

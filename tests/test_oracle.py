@@ -37,6 +37,7 @@ def fitted(name: str, data: str):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", SETS)
 @pytest.mark.parametrize("name", ["rnn", "vrnn"])
 def test_a_model_comes_near_the_exact_likelihood_and_never_below(data, name):

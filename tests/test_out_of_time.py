@@ -94,6 +94,7 @@ def test_each_stretch_beyond_training_holds_nine_tenths():
     assert out_of_time.by_distance(least[:40], torch.zeros(40).long(), distance[:40], 1)[0] == [0.0]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore:.*exists and is not empty.*"
 )  # as commands do (vrnn_lab.cli.arguments.configure_logging)
@@ -120,6 +121,7 @@ def test_forecasts_beyond_training_are_as_wide_as_their_errors(tmp_path, caplog)
         out_of_time.measured(load_parts(folder), folder)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*exists and is not empty.*")
 @pytest.mark.filterwarnings("ignore:.*smaller than the logging interval.*")
 def test_it_can_be_switched_off_and_sweeps_go_without(tmp_path, monkeypatch):

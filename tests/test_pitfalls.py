@@ -140,6 +140,7 @@ def test_a_row_has_its_own_clock_whatever_the_length_of_its_neighbours():
 # 10. points left out because their values sum to zero
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_a_point_whose_values_are_zero_is_a_point(name):
     scale = replace(scale_of(), mean=torch.zeros(2).double(), std=torch.ones(2).double())

@@ -28,6 +28,7 @@ def batch_of(data, task=None, count=3):
     return model_figures._shown(data, "test", task or Interpolate(0.5), count)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("data", DATA, ids=lambda d: type(d).__name__)
 def test_every_figure_has_labelled_axes_titles_and_one_legend(name, data):
@@ -84,6 +85,7 @@ def test_units_and_names_of_the_data_set_are_on_the_figure():
     assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_title()) == ("time [kyr]", "x [ppm]", "series a")
 
 
+@pytest.mark.slow
 def test_figures_are_whole_png_files(tmp_path):
     data = DATA[2]
     drawn = model_figures.figures(model_of("rnn", scale=data.scale), data, seed=0)
@@ -118,6 +120,7 @@ def test_the_same_seed_draws_the_same_picture_and_another_seed_another():
     assert not torch.equal(one.bands, other.bands)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_nothing_that_is_held_out_reaches_the_model(name):
     data, batch = DATA[0], batch_of(DATA[0], Forecast(0.5))
@@ -300,6 +303,7 @@ def test_many_real_channels_show_the_first_eight():
     assert all(len(figure.axes) == 8 for figure in drawn.values())
 
 
+@pytest.mark.slow
 def test_long_series_are_drawn_with_bands(monkeypatch):
     monkeypatch.setattr(model_figures, "SAMPLES", 100)
     data = Random(8, 2500, "real", series=3)
@@ -318,6 +322,7 @@ def test_columns_of_a_roll_reach_half_way_to_their_neighbours():
     assert images.edges(times[:1]).tolist() == [-0.5, 0.5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("factor", "error"), [(1.0, "0 %"), (1.5, "50 %"), (0.0, "100 %")])
 def test_a_learned_field_stands_beside_the_true_one(factor, error):
     data = Turning(**SIZES)

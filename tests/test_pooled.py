@@ -83,6 +83,7 @@ def test_log_p_of_a_series_is_that_of_the_mixture_of_whole_sequences():
     assert "test/loss" not in scored
 
 
+@pytest.mark.slow
 def test_bounds_of_members_give_a_bound_on_the_mixture():
     """Compare averages over the noise with log p, for the ELBO and for 5 samples; many samples come close to it."""
     (one, exact), (two, other) = linear_vae(2, widen=1.3), linear_vae(2, widen=1.2)
@@ -121,6 +122,7 @@ def test_fewer_draws_than_runs_are_refused():
         pool_of().predict(asked(batch_of()), 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("horizon", [2.0, 9.0])
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_pool_asks_each_member_over_the_window_it_has_alone(horizon, whole):

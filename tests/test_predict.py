@@ -218,6 +218,7 @@ def test_rows_in_any_order_give_the_same(tmp_path):
     pd.testing.assert_frame_equal(ask(mixed(frame), at=mixed(at)), ask(frame, at=at))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [".csv", ".csv.gz", ".parquet"])
 @pytest.mark.parametrize("form", [TableSchema(), LONG], ids=["wide", "long"])
 def test_bit_by_bit_is_as_whole(ending, form, tmp_path, monkeypatch):

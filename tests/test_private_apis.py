@@ -80,6 +80,7 @@ def private_names() -> Iterator[str]:
             yield node.attr
 
 
+@pytest.mark.slow
 def test_no_private_api_is_used_that_is_not_listed():
     assert {*private_names()} - PUBLIC == {*USED}
 

@@ -136,6 +136,7 @@ def test_the_likelihood_of_events_is_the_sum_of_log_rates_less_the_integral():
     assert log_p(Events(**WAVE), times, np.ones(4), window=[[0, 7]]) == pytest.approx(truth, rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", ["fixed", "random"])
 def test_the_likelihood_of_events_integrates_to_one(phase):
     """p(0 events) + sum over n of the integral of p over t_1 < .. < t_n, up to n = 2; the rest is small."""
@@ -368,6 +369,7 @@ def wrapped(data, move, gap):
     return 1 - stay + stay * images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gap", [1.0, 3.0])
 def test_the_likelihood_of_two_points_is_the_double_integral(gap):
     data = Curves(train=1, val=1, test=3, points=2)

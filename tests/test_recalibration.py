@@ -33,6 +33,7 @@ def test_a_model_that_is_right_is_left_alone(right):
     assert right.forecast.item() == pytest.approx(1, abs=0.04)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wide", [0.5, 1.6])
 def test_a_spread_wrong_by_a_factor_is_put_right(data, right, wide):
     model = Oracle(data, wide)
@@ -74,6 +75,7 @@ def test_ahead_is_what_comes_after_the_last_seen_value_of_a_row():
     assert ahead(batch).tolist() == [[False] * 5 + [True], [True] * 6]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in MODELS if "poisson" not in name])
 def test_paths_and_densities_move_alike_and_what_is_seen_stays(name):
     batch, model = asked(batch_of()), model_of(name, double=True)

@@ -167,6 +167,7 @@ def moved(name: str, keys: dict, gradients: list[torch.Tensor]) -> torch.Tensor:
     return weight.detach()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", options("optim"))
 def test_a_fused_optimizer_makes_the_steps_of_a_plain_one(name):
     gradients = list(torch.randn(20, 7, generator=torch.Generator().manual_seed(0)))

@@ -290,6 +290,7 @@ def test_a_hopeless_trial_is_pruned_after_the_warm_up(here, run_in, stub):
     assert "5 completed, 0 pruned" in run_in(*call, "study=q", "pruner=none")[1]
 
 
+@pytest.mark.slow
 def test_seeds_are_pruned_on_their_running_mean(here, run_in, stub):
     lucky = lambda config, watch: 0.1 if watch.before else 2.0
     stub(lambda config, watch: validations(watch, [lucky(config, watch)] * 3))
@@ -299,6 +300,7 @@ def test_seeds_are_pruned_on_their_running_mean(here, run_in, stub):
     assert one.value == pytest.approx(1.05)
 
 
+@pytest.mark.slow
 def test_a_pruned_run_says_so_in_its_folder(tmp_path):
     class Hopeless(Callback):
         def on_validation_end(self, trainer, pl_module):

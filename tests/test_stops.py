@@ -106,6 +106,7 @@ def test_a_stop_signal_costs_no_step_and_the_numbers_are_the_same(length, name, 
     assert numbers(tmp_path / "run") == whole(length) and signal.getsignal(number) is before
 
 
+@pytest.mark.slow
 def test_handlers_of_others_are_left_to_them(monkeypatch, tmp_path):
     calls = []
     before = signal.signal(signal.SIGUSR1, lambda *_: calls.append(1))
@@ -116,6 +117,7 @@ def test_handlers_of_others_are_left_to_them(monkeypatch, tmp_path):
     assert calls == [1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no such signal")
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
 def test_a_closed_terminal_and_the_warning_of_a_queue_stop_a_run_likewise(number, monkeypatch, tmp_path):

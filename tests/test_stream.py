@@ -73,6 +73,7 @@ def refused(message: str, path: str, **options) -> None:
 # ---- the same numbers ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
     "options",
@@ -193,6 +194,7 @@ def test_what_was_cut_half_way_is_not_taken_for_whole(tmp_path, cache, monkeypat
     alike(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["values", "times", "offsets", "facts.json"])
 @pytest.mark.parametrize("how", ["flipped", "short", "gone"])
 def test_arrays_that_are_damaged_are_written_anew(name, how, tmp_path, cache, caplog):

@@ -87,6 +87,7 @@ def test_a_slipped_decimal_point_and_a_constant_channel_are_named(tmp_path):
     assert "'c' is 3.5 in all of its 72 values" in constant
 
 
+@pytest.mark.slow
 def test_a_run_prints_the_summary_and_scores_by_channel_and_keeps_them_in_its_log(tmp_path):
     several().to_csv(tmp_path / "t.csv", index=False)
     keys = ("model=rnn", "data=table", "data.path=t.csv", "trainer.max_steps=4", "hydra.run.dir=run")
@@ -98,6 +99,7 @@ def test_a_run_prints_the_summary_and_scores_by_channel_and_keeps_them_in_its_lo
     assert "by channel, in its own unit" in log and "coverage: the share" in log and "12 series" in log
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_says_how_to_go_on(tmp_path):
     several().to_csv(tmp_path / "t.csv", index=False)
     keys = ["model=rnn", "data=table", "data.path=t.csv", "trainer.max_steps=100000", "stop=off", "hydra.run.dir=run"]

@@ -378,6 +378,7 @@ def test_a_job_whose_process_is_killed_again_and_again_is_given_up_and_the_other
     assert done.returncode == 1 and "its process was killed" in " ".join(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_a_killed_process_may_hold_its_lock_when_the_launcher_hears_of_it(tmp_path):
     (job,) = jobs = plan(("seed=0",))
     sweeper = sweeper_of(tmp_path, jobs)

@@ -183,6 +183,7 @@ def run(tmp_path_factory):
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_a_run_uses_what_it_is_told(run):
     found = json.loads((run / "metrics.json").read_text())
     blind = np.log(2 * 5) + 0.5 * np.log(2 * np.pi * np.e)  # who does not know the temperature

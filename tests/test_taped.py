@@ -148,6 +148,7 @@ def test_no_rows_are_no_fault():
     assert states.shape == (4, 1, 0, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["tanh", "relu", "elu", "silu"])
 @pytest.mark.parametrize("depth", [0, 1, 2])
 @pytest.mark.parametrize("samples", [1, 3])

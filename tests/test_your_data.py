@@ -40,6 +40,7 @@ def page(tmp_path_factory):
     return folder, said
 
 
+@pytest.mark.slow
 def test_every_command_runs_and_leaves_what_it_says(page):
     folder, _ = page
     assert len(BLOCKS) > 10
