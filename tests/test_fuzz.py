@@ -181,10 +181,9 @@ def test_names_of_series_may_be_numbers_of_half_precision(stream, tmp_path):
     ids = pa.array([float(i // 3) for i in range(ROWS)], pa.float16())
     path = parquet(tmp_path / "t.parquet", {"id": ids, "time": pa.array(TIMES), "a": pa.array(TIMES)})
     assert len(Table(str(path), stream=stream).whole()) == ROWS // 3
-    assert (
-        len(list(SeriesReader(path, "input", TableSchema(), ("a",), ColumnRoles(), None).series(whole=True)))
-        == ROWS // 3
-    )
+    for rows in (path, pq.read_table(path).to_pandas()):
+        found = SeriesReader(rows, "input", TableSchema(), ("a",), ColumnRoles(), None).series(whole=True)
+        assert len(list(found)) == ROWS // 3
 
 
 def test_two_columns_of_one_name_in_parquet_are_refused(tmp_path):

@@ -9,7 +9,7 @@ import torch
 
 from helpers.commands import command, metrics
 from helpers.linear_sdes import KINDS, any_batch, any_model
-from helpers.piano_rolls import file  # noqa: F401 (a fixture)
+from helpers.piano_rolls import file  # noqa: F401 - a fixture
 from helpers.small import batch_of, density, fit, held_out, model_of, scale_of, told, told_scale
 from vrnn_lab.core.densities import log_mean_exp
 from vrnn_lab.core.kalman import joint_posterior, posterior
@@ -246,7 +246,7 @@ def test_an_outlier_gets_a_wide_site_after_training_under_a_heavy_tail():
 
 
 @pytest.mark.slow
-def test_zeros_and_ones_are_fitted_evaluated_and_sampled_from_the_command_line(file, tmp_path):  # noqa: F811
+def test_zeros_and_ones_are_fitted_evaluated_and_sampled_from_the_command_line(file, tmp_path):  # noqa: F811 - the fixture
     small = ["evaluate.samples=3", "evaluate.draws=9", "trainer=cpu", "trainer.max_steps=4", "model.encoder_width=8"]
     data = ["data=polyphonic", f"data.path={file()}", "data.window=10"]
     keys = ["model=linear_sde", "model/head=bernoulli", *data, *small, "task=density", "hydra.run.dir=run"]

@@ -42,7 +42,7 @@ def main() -> int:
     found = arguments(USAGE, KEYS, sys.argv[1:])
     configure_logging()
 
-    from vrnn_lab.config.compose import config_of
+    from vrnn_lab.config.compose import from_overrides
     from vrnn_lab.config.errors import ConfigError, did_you_mean
     from vrnn_lab.config.plain import flatten, to_dict
     from vrnn_lab.forecasting.ensemble import check_splits, load_runs
@@ -76,7 +76,7 @@ def main() -> int:
     if plan and not wanted and (idle := [k for k in changes if k.startswith("evaluate.") and k != "evaluate.draws"]):
         raise ConfigError(f"{idle[0]}: a backtest has no such question; of evaluate. it takes evaluate.draws alone.")
     check_splits(folders)
-    parts = load_runs(folders, config_of([f"{key}={value}" for key, value in changes.items()]), trust)
+    parts = load_runs(folders, from_overrides([f"{key}={value}" for key, value in changes.items()]), trust)
     if not any(key.startswith("data.") for key in changes) and data_changed(folders[0], parts.config):
         log.warning(
             "warning: the file %s has changed since %s was trained; these are scores on what it holds now, and "

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from vrnn_lab.cli.arguments import configure_logging, outlive_readers, run_command
 from vrnn_lab.cli.shown_text import complain, say
 from vrnn_lab.cli.signals import install
-from vrnn_lab.config.compose import compose, config_of
+from vrnn_lab.config.compose import compose, from_overrides
 from vrnn_lab.config.errors import ConfigError, did_you_mean
 from vrnn_lab.config.options import CONF, groups, options
 from vrnn_lab.config.plain import flatten, to_dict
@@ -135,7 +135,7 @@ def resume(folder: Path, changes: list[str]) -> int:
             )
         if key not in flatten(to_dict(config)):
             raise ConfigError(f"{key}: the run has no such key.{did_you_mean(key, flatten(to_dict(config)))}")
-    changed = DictConfig(OmegaConf.merge(config, config_of(changes)))
+    changed = DictConfig(OmegaConf.merge(config, from_overrides(changes)))
     job(changed, folder, changes, resuming=True, links=trust is True)
     return 0
 

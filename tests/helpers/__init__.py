@@ -1,1 +1,1 @@
-"""What several tests share: small models, commands in processes of their own, strategies of inputs."""
+"""Helpers that several tests share: small models, commands in processes of their own, strategies of inputs."""

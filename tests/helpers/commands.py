@@ -1,4 +1,4 @@
-"""Commands of the laboratory, small: in a process of their own, or in this one; and where one is cut short."""
+"""Run small commands, in a process of their own or in this one, and kill them at a chosen call."""
 
 import json
 import os
@@ -94,7 +94,7 @@ def metrics(folder: Path) -> dict:
 
 
 def steps_of(folder: Path) -> dict[str, list[int]]:
-    """Of every curve in TensorBoard."""
+    """Return the steps of every curve in the TensorBoard events of a run."""
     events = EventAccumulator(str(folder)).Reload()
     return {tag: [point.step for point in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 

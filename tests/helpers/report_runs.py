@@ -47,7 +47,7 @@ def make(folder, seed=0, loss=None, typed=(), choices=None, tricks=(), metrics=N
 
 @pytest.fixture
 def said(capsys, monkeypatch):
-    """What the command says: its exit code, its table, its complaints."""
+    """Return a function that calls the report command and returns its exit code, standard output and error."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["report", *map(str, arguments)])

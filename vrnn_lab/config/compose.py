@@ -143,15 +143,16 @@ def _composed(overrides: list[str], config_dirs: tuple[str, ...], with_hydra: bo
         GlobalHydra.instance().hydra = before
 
 
-def config_of(overrides: list[str]) -> DictConfig:
+def from_overrides(overrides: list[str]) -> DictConfig:
     """Return the config of overrides key=value, to be merged into another; raise ConfigError for invalid YAML."""
+    parts = []
     for override in overrides:
         try:
-            OmegaConf.from_dotlist([override])
+            parts.append(OmegaConf.from_dotlist([override]))
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             reason = " ".join(str(error).split())[:200]
             raise ConfigError(f"{override!r} cannot be read as key=value with a value in YAML: {reason}") from error
-    return OmegaConf.from_dotlist(overrides)
+    return DictConfig(OmegaConf.merge({}, *parts))
 
 
 def jobs_of(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> list[list[str]]:
