@@ -5,7 +5,7 @@ STAMP := .venv/installed
 BENCH := .venv/bench
 RUN := $(BIN)/python -m vrnn_lab.run
 
-.PHONY: help demo train sweep search report board test test-all stress browser check check-lowest audit bench wheel clean
+.PHONY: help demo train sweep search report board test test-all stress browser check check-lowest lock audit bench wheel clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 16
@@ -65,6 +65,15 @@ check-lowest: ## the oldest releases that are allowed, in an environment of thei
 		'pytest>=8' 'pytest-xdist>=3.6' 'hypothesis>=6.100'
 	$(LOWEST) pytest -n 0 -W default -k 'not offset_has_seconds' $(FEW:%=tests/test_%.py)
 
+EXTRAS := parquet gp digits hopper search joblib submitit
+
+lock: ## requirements.lock: the newest allowed release of every dependency, with the hashes of its files
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet uv
+	.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+		--constraint constraints.txt $(EXTRAS:%=--extra %) --custom-compile-command 'make lock' \
+		--output-file requirements.lock pyproject.toml
+
 KNOWN := https://pypi.org/pypi/pip/24.0/json
 
 audit: $(STAMP) ## known vulnerabilities of what is installed; skipped where PyPI's list cannot be reached
@@ -80,4 +89,4 @@ wheel: $(STAMP) ## dist/*.whl
 	$(BIN)/python -m build --wheel
 
 clean: ## the environment and what tools left
-	rm -rf .venv .venv-lowest .venv-audit dist build .pytest_cache .ruff_cache
+	rm -rf .venv .venv-lowest .venv-lock .venv-audit dist build .pytest_cache .ruff_cache
