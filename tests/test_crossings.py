@@ -134,6 +134,7 @@ def test_crossing_times_of_ou_have_a_uniform_pit(known, above):
     assert 0.05 < never.mean() < 0.6
 
 
+@pytest.mark.slow
 def test_draws_that_do_not_hang_together_are_found_out(known):
     """Shuffle the draws of each time: the margins stay, but paths that are not joint cross too early."""
     data, answers, after = known

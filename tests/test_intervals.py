@@ -42,6 +42,7 @@ def test_a_run_keeps_its_scores_by_distance_and_the_details_apart(folder):
     assert (folder / "figures" / "calibration.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_tensorboard_has_the_figure_and_the_scores_of_validation(folder):
     events = EventAccumulator(str(folder), {"images": 0, "scalars": 0}).Reload()
     tags = events.Tags()

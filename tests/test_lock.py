@@ -1,4 +1,4 @@
-"""requirements.lock holds a release of every dependency that pyproject.toml allows, pinned by the hashes of its files."""
+"""requirements.lock holds an allowed release of every dependency of pyproject.toml, with the hashes of its files."""
 
 import re
 import tomllib

@@ -250,12 +250,14 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", REFUSED)
 def test_what_several_runs_cannot_be_asked_is_refused(given, runs, monkeypatch, capsys):
     assert call(evaluate, given, monkeypatch, runs) == 2
     assert REFUSED[given] in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_runs_of_different_splits_can_still_predict_but_not_backtest(runs, monkeypatch):
     monkeypatch.chdir(runs)
     forecaster = Forecaster.load(["a", "other"])

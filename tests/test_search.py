@@ -105,12 +105,14 @@ def test_a_search_trains_what_was_asked_and_prints_the_best(whole):
     assert "2 of 2 trials have ended: 2 completed" in printed and f"{min(t.value for t in trials):.4g}" in printed
 
 
+@pytest.mark.slow
 def test_the_first_trial_is_the_config_as_it_is(whole):
     folder, _ = whole
     first, base = config_of(folder / "0" / "seed=0"), compose(TINY)
     assert {k: v for k, v in first.items() if k != "sweep"} == {k: v for k, v in base.items() if k != "sweep"}
 
 
+@pytest.mark.slow
 def test_the_printed_command_and_the_experiment_file_give_the_winners_config(whole):
     folder, printed = whole
     best = config_of(folder / str(study_in(folder).best_trial.number) / "seed=0")

@@ -269,6 +269,7 @@ def test_a_job_that_fails_is_recorded_and_the_others_run(failed):
     assert "Traceback" in (found["optim.lr=1000000000.0"] / "run.log").read_text()
 
 
+@pytest.mark.slow
 def test_what_failed_is_tried_again_only_when_asked(failed):
     folder, sweep, *_ = failed
     found = jobs_in(folder / "outputs" / "f")

@@ -110,6 +110,7 @@ def test_a_config_constructs_nothing_that_conf_does_not_name(target, place, fold
     assert "evil" not in set(sys.modules) - before
 
 
+@pytest.mark.slow
 def test_a_class_of_ones_own_is_read_when_its_module_is_named_or_imported(folder, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "from vrnn_lab.models.rnn import RNN\nclass Mine(RNN): pass\nclass Other: pass\n"

@@ -57,6 +57,7 @@ def test_every_command_runs_and_leaves_what_it_says(page):
     assert asked["id"].tolist() == ["new"] * 2 + ["station 03"] * 2 and "path_3" in asked
 
 
+@pytest.mark.slow
 def test_python_says_the_same(page):
     folder, said = page
     theirs = pd.read_csv(folder / "filled.csv", parse_dates=["time"])

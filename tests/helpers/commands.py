@@ -1,10 +1,14 @@
 """Run small commands, in a process of their own or in this one, and kill them at a chosen call."""
 
+import atexit
 import json
 import os
-import subprocess
 import sys
+import warnings
+from multiprocessing import get_context
 from pathlib import Path
+from subprocess import CompletedProcess
+from tempfile import TemporaryDirectory
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -47,7 +51,7 @@ CUTS = {
     "before the first checkpoint": {**MODEL, "name": "training_step", "call": 2},
     "in the middle of an epoch": {**MODEL, "name": "training_step", "call": 15},
     "in validation": {**MODEL, "name": "validation_step", "call": 2},
-    "in the final test": {"module": "vrnn_lab.runs", "owner": "build", "name": "score", "call": 1},
+    "in the final test": {"module": "vrnn_lab.training", "owner": "fit", "name": "score", "call": 1},
     "while figures are drawn": {"module": "vrnn_lab.figures", "owner": "model_figures", "name": "write", "call": 1},
 }
 TINY = [
@@ -71,20 +75,50 @@ UNDRAWN = "from vrnn_lab.figures import model_figures; model_figures.figures = l
 
 
 def command(module: str, *arguments: str, folder: Path, before: str = "", check: bool = True):
-    """A command in a process of its own; `before` is Python run first, to cut it short at a place."""
+    """Run a command in a process of its own; `before` is Python run first, to cut it short at a place.
+
+    The process is forked from one that has imported torch and the package, which takes seconds, and nothing more:
+    without the checks of shapes that tests put around every function.
+    """
     code = (
         f"{PRELUDE}import sys; sys.argv = {['x', *arguments]!r}\n{before}\n"
         f"from vrnn_lab import {module}\nfrom vrnn_lab.cli.arguments import run_command\n"
         f"sys.exit(run_command({module}.main))"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "RAY_worker_niceness": "0"}
-    done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning:vrnn_lab", "-c", code],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
+    with TemporaryDirectory() as place:
+        streams = [Path(place) / name for name in ("out", "err")]
+        process = FORKING.Process(target=_in_child, args=(code, folder, environment, streams))
+        process.start()
+        process.join(240)
+        if process.exitcode is None:
+            process.kill()
+            raise TimeoutError(f"{module} {' '.join(arguments)} took more than 240 s")
+        done = CompletedProcess(arguments, process.exitcode, *(stream.read_text() for stream in streams))
     if check:
         assert done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+FORKING = get_context("forkserver")
+FORKING.set_forkserver_preload(
+    ["vrnn_lab.training.fit", "vrnn_lab.forecaster", "vrnn_lab.run", "sklearn.gaussian_process"]
+)
+
+
+def _in_child(code: str, folder: Path, environment: dict[str, str], streams: list[Path]) -> None:
+    """Run Python code as a new interpreter would: its folder, its environment, its streams, its last words."""
+    for descriptor, stream in enumerate(streams, start=1):
+        os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT), descriptor)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path.insert(0, "")
+    warnings.filterwarnings("error", category=UserWarning, module="vrnn_lab")
+    try:
+        exec(code, {"__name__": "__main__"})
+    finally:
+        atexit._run_exitfuncs()  # multiprocessing ends its processes without
 
 
 def metrics(folder: Path) -> dict:
