@@ -70,7 +70,7 @@ def test_series_without_a_scored_value_have_none():
 @pytest.mark.slow
 def test_of_many_gaussian_draws_it_is_the_closed_form():
     """Of N(0, I) in the plane: E |X - x| is the mean of a Rice distribution, E |X - X'| = sqrt(pi)."""
-    paths, value = normals(60_000, 1, 2, 1), torch.tensor([0.8, -1.1]).double().view(1, 2, 1)
+    paths, value = normals(20_000, 1, 2, 1), torch.tensor([0.8, -1.1]).double().view(1, 2, 1)
     truth = stats.rice.mean(value.norm().item()) - sqrt(pi) / 2
     found = energy(paths, value, torch.ones_like(value, dtype=torch.bool), ONE)
     assert found.item() == pytest.approx(truth / sqrt(2), abs=5e-3)

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 from optuna.trial import TrialState
 
-from helpers.commands import CUT, TINY, UNDRAWN, command, metrics
+from helpers.commands import CUT, TINY, command, metrics
 from vrnn_lab import search
 from vrnn_lab.cli.arguments import configure_logging
 from vrnn_lab.config.compose import choices, compose
@@ -57,7 +57,7 @@ def run_in(monkeypatch, capsys):
 def whole(tmp_path_factory) -> tuple[Path, str]:
     """A search that nothing disturbed, and what it printed."""
     folder = tmp_path_factory.mktemp("whole")
-    done = command("search", *WHOLE, folder=folder, before=UNDRAWN)
+    done = command("search", *WHOLE, folder=folder)
     return folder / "outputs" / "search" / "s", done.stdout
 
 
@@ -139,7 +139,7 @@ def test_an_experiment_file_holds_what_tricks_and_experiments_set(tmp_path):
 @pytest.mark.slow
 def test_a_search_that_was_killed_goes_on_to_the_same_numbers(whole, here, run_in, monkeypatch):
     folder = here / "outputs" / "search" / "s"
-    cut = UNDRAWN + CUT.format(**IN_THE_SECOND_SEED, signal="KILL")
+    cut = CUT.format(**IN_THE_SECOND_SEED, signal="KILL")
     done = command("search", *WHOLE, folder=here, before=cut, check=False)
     assert done.returncode == -signal.SIGKILL
     assert [s.number for s in study.seats(study_in(folder).trials) if s.end] == [0]

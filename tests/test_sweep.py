@@ -202,6 +202,25 @@ def test_the_code_of_a_run_is_what_its_fit_goes_through_and_nothing_else(tmp_pat
     assert codes[0] == codes[1] == codes[2] != codes[3]
 
 
+def test_the_hash_of_the_code_is_read_from_the_cache_until_a_file_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("VRNN_LAB_CACHE", str(tmp_path / "cache"))
+    own = tmp_path / "own.py"
+    own.write_text("x = 1\n")
+    parsed = []
+    monkeypatch.setattr(provenance, "_reached", lambda: parsed.append(1) or {})
+
+    def code() -> str:
+        provenance._code.cache_clear()
+        return provenance._code(frozenset([own]))
+
+    first = code()
+    assert code() == first and len(parsed) == 1
+    own.write_text("x = 20\n")
+    assert code() != first and len(parsed) == 2
+    (tmp_path / "cache" / "code.json").write_text("{")
+    assert code() != first and len(parsed) == 3
+
+
 # ---- jobs that fail
 
 

@@ -71,17 +71,22 @@ TINY = [
 ]
 
 # Figures take most of so small a run.
-UNDRAWN = "from vrnn_lab.figures import model_figures; model_figures.figures = lambda *a, **k: {}\n"
+UNDRAWN = """
+from vrnn_lab.figures import calibration_figures, model_figures
+calibration_figures.figures = model_figures.figures = lambda *a, **k: {}
+"""
 
 
-def command(module: str, *arguments: str, folder: Path, before: str = "", check: bool = True):
+def command(
+    module: str, *arguments: str, folder: Path, before: str = "", check: bool = True, figures: bool = False
+) -> CompletedProcess:
     """Run a command in a process of its own; `before` is Python run first, to cut it short at a place.
 
     The process is forked from one that has imported torch and the package, which takes seconds, and nothing more:
     without the checks of shapes that tests put around every function.
     """
     code = (
-        f"{PRELUDE}import sys; sys.argv = {['x', *arguments]!r}\n{before}\n"
+        f"{PRELUDE}import sys; sys.argv = {['x', *arguments]!r}\n{'' if figures else UNDRAWN}\n{before}\n"
         f"from vrnn_lab import {module}\nfrom vrnn_lab.cli.arguments import run_command\n"
         f"sys.exit(run_command({module}.main))"
     )

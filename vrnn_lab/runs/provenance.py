@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import importlib.util
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +13,8 @@ from omegaconf import DictConfig
 
 from vrnn_lab.config.options import PACKAGE
 from vrnn_lab.config.plain import nodes, to_dict
-from vrnn_lab.core.files import read_json, write_json
+from vrnn_lab.core.files import DamagedError, read_json, write_json
+from vrnn_lab.data.cache import cache_folder, own_folder
 
 CURE = "Remove the file: then nobody knows what has changed since the run began, and all else works."
 NAMES = {"code": "the code changed", "data": "the data file changed", "torch": "the version of torch changed"}
@@ -54,9 +56,22 @@ def _foreign(config: dict[str, Any]) -> frozenset[Path]:
 
 @cache
 def _code(foreign: frozenset[Path]) -> str:
-    """Return a hash of every source file that a fit uses; comments and docstrings do not count."""
+    """Return a hash of every source file that a fit uses; comments and docstrings do not count.
+
+    Reading the files takes about a second, so the hash is kept in the cache until a file has another date or size.
+    """
+    stats = {str(file): file.stat() for file in sorted({*PACKAGE.rglob("*.py"), *foreign})}
+    dates = _hash(*(f"{file} {stat.st_mtime_ns} {stat.st_size}".encode() for file, stat in stats.items()))
+    cached = cache_folder() / "code.json"
+    with suppress(OSError, DamagedError, KeyError):
+        own_folder(cached.parent)
+        if (last := read_json(cached, CURE))["dates"] == dates:
+            return last["code"]
     trees = _reached() | {file: _parsed(file) for file in foreign}
-    return _hash(*(ast.unparse(_bare(tree)).encode() for _, tree in sorted(trees.items())))
+    code = _hash(*(ast.unparse(_bare(tree)).encode() for _, tree in sorted(trees.items())))
+    with suppress(OSError):
+        write_json(cached, {"dates": dates, "code": code})
+    return code
 
 
 def _parsed(file: Path) -> ast.Module:
