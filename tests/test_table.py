@@ -451,7 +451,7 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
 
 def test_splits_that_cannot_be_made_are_refused(tmp_path, file):
     refused(r"single series, 't', of 19 points.*data.id=", save(long_record(19), tmp_path / "t.csv"), id=None)
-    refused("2 series cannot make three splits", save(wide(2), tmp_path / "t.csv"))
+    refused("2 series are too few for three splits", save(wide(2), tmp_path / "t.csv"))
     refused(
         "the val split is empty", save(long_record(10), tmp_path / "t.csv"), id=None, window=5, shares=[0.8, 0.1, 0.1]
     )
@@ -462,7 +462,7 @@ def test_splits_that_cannot_be_made_are_refused(tmp_path, file):
         save(half.replace("val", "valid"), tmp_path / "t.csv"),
     )
     mixed = long_record(9).assign(split=list(SPLITS) * 3)
-    refused("goes into the train split, out of it", save(mixed, tmp_path / "t.csv"), id=None)
+    refused("returns to the train split after it left it", save(mixed, tmp_path / "t.csv"), id=None)
 
 
 def test_options_that_cannot_work_are_refused_when_the_table_is_made():

@@ -128,7 +128,7 @@ def test_a_line_that_cannot_be_read_is_named_with_what_was_expected(speech, line
 @pytest.mark.parametrize("change", [lambda lines: lines[:8], lambda lines: lines[:7] + lines[8:], lambda lines: []])
 def test_a_file_without_series_is_refused(speech, change):
     arguments = speech(change)
-    with pytest.raises(ValueError, match=r"JapaneseVowels_TRAIN\.ts has no series behind a line '@data'"):
+    with pytest.raises(ValueError, match=r"JapaneseVowels_TRAIN\.ts has no series after a line '@data'"):
         _ = UEA(**arguments).splits
 
 

@@ -48,9 +48,9 @@ def read(data: SeriesData, file: Path) -> bool:
     """
     try:
         with np.load(file, allow_pickle=False) as archive:
-            found = json.loads(archive[TEXT].tobytes())
-            reader = _Reader(lambda name: archive[name], found["objects"])
-            state = {key: reader.value(value) for key, value in found["state"].items()}
+            content = json.loads(archive[TEXT].tobytes())
+            reader = _Reader(lambda name: archive[name], content["objects"])
+            state = {key: reader.value(value) for key, value in content["state"].items()}
     except (BadZipFile, KeyError, ValueError, TypeError, IndexError, EOFError, OSError, RecursionError):
         return False
     if vars(data).keys() - set(OWN) - {"_splits"} - state.keys():
@@ -77,9 +77,9 @@ class _Writer:
     def _new(self, value: Any) -> dict[str, Any]:
         kind = type(value)
         if kind in (list, tuple):
-            return {kind.__name__: [self.plain(each) for each in value]}
+            return {kind.__name__: [self.plain(item) for item in value]}
         if kind is dict:
-            return {"dict": [[self.plain(key), self.plain(each)] for key, each in value.items()]}
+            return {"dict": [[self.plain(key), self.plain(item)] for key, item in value.items()]}
         if kind in PATHS:
             return {"path": str(value)}
         if isinstance(value, torch.Tensor):
@@ -87,7 +87,7 @@ class _Writer:
         if isinstance(value, (np.ndarray, np.generic)):
             return {"array": self._array(np.asarray(value)), "number": isinstance(value, np.generic)}
         if CLASSES.get(kind.__name__) is kind:
-            state = {key: self.plain(each) for key, each in vars(value).items()}
+            state = {key: self.plain(item) for key, item in vars(value).items()}
             self.objects.append({"class": kind.__name__, "state": state})
             return {"object": len(self.objects) - 1}
         raise Unknown(f"a {kind.__name__}")
@@ -106,8 +106,8 @@ class _Reader:
         self._array = array
         self._arrays: dict[int, NDArray] = {}
         self._objects: list[Any] = []
-        for each in objects:  # objects that another one holds come before it
-            self._objects.append(self._object(each))
+        for plain in objects:  # an object comes after the objects that it holds
+            self._objects.append(self._object(plain))
 
     def value(self, plain: Any) -> Any:
         if not isinstance(plain, dict):
@@ -115,14 +115,14 @@ class _Reader:
         if (items := plain.get("list", plain.get("tuple"))) is not None:
             return [*map(self.value, items)] if "list" in plain else (*map(self.value, items),)
         if "dict" in plain:
-            return {self.value(key): self.value(each) for key, each in plain["dict"]}
+            return {self.value(key): self.value(item) for key, item in plain["dict"]}
         if "path" in plain:
             return Path(plain["path"])
         if "tensor" in plain:
             return torch.from_numpy(self.array(plain["tensor"]))
         if "array" in plain:
-            found = self.array(plain["array"])
-            return found[()] if plain["number"] else found
+            array = self.array(plain["array"])
+            return array[()] if plain["number"] else array
         return self._objects[plain["object"]]
 
     def array(self, place: int) -> NDArray:
@@ -132,9 +132,9 @@ class _Reader:
 
     def _object(self, plain: dict[str, Any]) -> Any:
         kind = CLASSES[plain["class"]]
-        found = object.__new__(kind)
-        state = {key: self.value(each) for key, each in plain["state"].items()}
+        value = object.__new__(kind)
+        state = {key: self.value(item) for key, item in plain["state"].items()}
         if set(getattr(kind, "__dataclass_fields__", ())) - state.keys():
             raise KeyError(kind.__name__)  # written by a version with fewer fields
-        vars(found).update(state)
-        return found
+        vars(value).update(state)
+        return value
