@@ -140,7 +140,10 @@ HEAD = b"id,time,a\nx,0,1\n"
 BROKEN = {
     "a quotation mark without an end": (HEAD + b'x,1,"2\nx,2,3\n', r"opens a cell in line 3 is never closed"),
     "a quotation mark closed too late": (HEAD + b'x,1,"2\nx,2,",3,4\n', r"line 3 has 5 cells.*extends to line 4"),
-    "too many cells": (HEAD + b"x,1,2\nx,2,3,4,5\n", r"line 4 has 5 cells.*header, which names 3 columns; the extra text is '4,5'"),
+    "too many cells": (
+        HEAD + b"x,1,2\nx,2,3,4,5\n",
+        r"line 4 has 5 cells.*header, which names 3 columns; the extra text is '4,5'",
+    ),
     "cells of several lines": (HEAD + b'"x\ny",1,2,3\n', r"line 3 has 4 cells.*extends to line 4"),
     "semicolons": (HEAD.replace(b",", b";") + b"x;1;2;3\n", r"line 3 has 4 cells.*holds a semicolon in quotation"),
     "after sep=": (b"sep=,\n" + HEAD + b"x,1,2,3\n", r"line 4 has 4 cells"),
