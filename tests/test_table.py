@@ -470,7 +470,7 @@ def test_options_that_cannot_work_are_refused_when_the_table_is_made():
     refused("add up to 0.9", "t.csv", shares=[0.7, 0.1, 0.1])
     refused("has 2 parts", "t.csv", shares=[0.7, 0.3])
     refused("data.window=1", "t.csv", window=1)
-    refused("data.stride=5 without a window", "t.csv", stride=5)
+    refused("data.stride=5 needs a window", "t.csv", stride=5)
     refused("the long form needs both columns", "t.csv", channel="kind")
     refused("data.id and data.time both name the column 'a'", "t.csv", id="a", time="a")
     refused("each once", "t.csv", channel="c", value="v", values=["a", "a"])

@@ -35,7 +35,7 @@ def option(group: str, name: str) -> str:
     """Return the description of one option of a group; raise ConfigError where there is no such option."""
     if name not in options(group):
         raise ConfigError(
-            f"{group}={name}: no such option.{did_you_mean(name, options(group))} "
+            f"{group}={name}: there is no such option.{did_you_mean(name, options(group))} "
             f"Allowed: {', '.join(options(group))}"
         )
     text = (CONF / group / f"{name}.yaml").read_text()
@@ -61,7 +61,7 @@ def main() -> int:
             print((CONF / "config.yaml").read_text().partition("\nhydra:")[0])
         elif group and group not in names:
             raise ConfigError(
-                f"{group}: no such group.{did_you_mean(group, names)} Groups: {', '.join(names)}, config"
+                f"{group}: there is no such group.{did_you_mean(group, names)} Groups: {', '.join(names)}, config"
             )
         elif equals:
             print(option(group, name))

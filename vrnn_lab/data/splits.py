@@ -63,7 +63,9 @@ def check_cut(shares, window: int | None, stride: int | None) -> None:
     if window is not None and window < 2:
         raise ValueError(f"data.window={window}; expected at least 2 points per window.")
     if window is None and stride is not None:
-        raise ValueError(f"data.stride={stride} without a window; set data.window=<points> too, or drop it.")
+        raise ValueError(
+            f"data.stride={stride} needs a window; set data.window=<points> too, or leave data.stride out."
+        )
 
 
 def sizes(count: int, shares, what: str) -> list[int]:

@@ -65,7 +65,8 @@ class Query:
             )
         if not 0 <= self.paths <= self.draws or self.draws < 1:
             raise ValueError(
-                f"paths={self.paths}, draws={self.draws}: expected as many draws as paths, and at least 1."
+                f"paths={self.paths}, draws={self.draws}: expected at least 1 draw, and at least as many draws as "
+                "paths."
             )
 
     def with_step(self, scale: Scale) -> "Query":

@@ -77,8 +77,8 @@ class Notices:
         """Yield a sentence for each count that is worth a warning."""
         mean, std = self.scale.mean.tolist(), self.scale.std.tolist()
         outside = [
-            f"{channel} {self.low[channel]} below {mean[i] - FAR * std[i]:.4g} and {self.high[channel]} above "
-            f"{mean[i] + FAR * std[i]:.4g} of {self.values[channel]}"
+            f"of {self.values[channel]} values of {channel}, {self.low[channel]} are below "
+            f"{mean[i] - FAR * std[i]:.4g} and {self.high[channel]} above {mean[i] + FAR * std[i]:.4g}"
             for i, channel in enumerate(self.scale.channels)
             if self.low[channel] + self.high[channel]
         ]

@@ -57,17 +57,17 @@ def path_names(count: int) -> list[str]:
 
 def batches(windows: Iterable[SeriesWindow], draws: int) -> Iterator[list[SeriesWindow]]:
     """Yield consecutive windows in lists as long as one prediction may take with so many draws."""
-    held: list[SeriesWindow] = []
+    batch: list[SeriesWindow] = []
     longest = 0
     for window in windows:
         longer = max(longest, len(window.times))
-        if held and ((len(held) + 1) * longer * draws > POINTS_AT_ONCE or len(held) == ROWS_AT_ONCE):
-            yield held
-            held, longer = [], len(window.times)
-        held.append(window)
+        if batch and ((len(batch) + 1) * longer * draws > POINTS_AT_ONCE or len(batch) == ROWS_AT_ONCE):
+            yield batch
+            batch, longer = [], len(window.times)
+        batch.append(window)
         longest = longer
-    if held:
-        yield held
+    if batch:
+        yield batch
 
 
 def padded(windows: list[SeriesWindow], errors: bool) -> tuple[TimeSeries, Tensor]:

@@ -129,6 +129,6 @@ def usable(table: NDArray[np.float64], max_error: float) -> NDArray[np.bool_]:
     Raise ValueError for a table without three columns.
     """
     if table.shape[1] != 3:
-        raise ValueError(f"a light curve has {table.shape[1]} columns, expected time, magnitude, error; {CURE}")
+        raise ValueError(f"a light curve has {table.shape[1]} columns; expected time, magnitude and error; {CURE}")
     _, magnitude, error = table.T
     return np.isfinite(table).all(1) & (np.abs(magnitude) < FAINTEST) & (error > 0) & (error <= max_error)

@@ -118,10 +118,14 @@ def _series(line: str, problem: Problem) -> tuple[NDArray[np.float64], int]:
     """Return the values (time, dim) of a line and the index of its class."""
     *parts, label = line.split(":")
     if len(parts) != len(problem.channels):
-        raise ValueError(f"{len(parts)} channels, expected {len(problem.channels)} and the class, separated by ':'")
+        raise ValueError(
+            f"it has {len(parts)} channels; expected {len(problem.channels)} and the class, separated by ':'"
+        )
     if label not in problem.classes:
-        raise ValueError(f"class '{label}', expected one of {', '.join(problem.classes)}")
+        raise ValueError(f"its class is '{label}'; expected one of {', '.join(problem.classes)}")
     columns = [np.array(part.split(","), dtype=np.float64) for part in parts]
     if len(lengths := {len(column) for column in columns}) > 1:
-        raise ValueError(f"channels of {min(lengths)} to {max(lengths)} values, expected the same number in each")
+        raise ValueError(
+            f"its channels have {min(lengths)} to {max(lengths)} values; expected the same number in each"
+        )
     return np.stack(columns, 1), problem.classes.index(label)

@@ -143,8 +143,10 @@ class Table(SeriesData):
         fitted = fit_trend(
             times, train.values[place], ("linear", "quadratic").index(self.trend) + 1, start, reach, self.periods
         )
-        rest = replace(train.points, values=train.points.values - trend_at(fitted, train.points.times, start, reach))
-        residual = replace(train, points=rest).scale(self.channels, self.support, self.classes, self.covariates)
+        residuals = replace(
+            train.points, values=train.points.values - trend_at(fitted, train.points.times, start, reach)
+        )
+        residual = replace(train, points=residuals).scale(self.channels, self.support, self.classes, self.covariates)
         return replace(scale, mean=residual.mean, std=residual.std, variation=residual.variation, trend=fitted)
 
     def whole(self) -> Ragged:

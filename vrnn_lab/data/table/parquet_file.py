@@ -40,7 +40,7 @@ def read(path: Path, wanted: list[str], words: Iterable[str]) -> pd.DataFrame:
 
     with readable(path):
         table = pq.read_table(path, columns=wanted, read_dictionary=sorted(words))
-        table = plain(table)
+        table = supported(table)
         return table.to_pandas(ignore_metadata=True, split_blocks=True, self_destruct=True)
 
 
@@ -50,7 +50,7 @@ def batches(path: Path, wanted: list[str], rows: int) -> Generator[Any, None, No
 
     with readable(path):
         for batch in opened(path, pq).iter_batches(rows, columns=wanted):
-            yield plain(batch)
+            yield supported(batch)
 
 
 def opened(path: Path, pq: Any) -> Any:
@@ -66,7 +66,7 @@ def row_count(path: Path) -> int:
         return pq.read_metadata(path).num_rows
 
 
-def plain(table: Any) -> Any:
+def supported(table: Any) -> Any:
     """Convert cells of a table or batch that are neither numbers, dates nor texts ([1, 2], b'a', 12:30:00) to texts.
 
     Texts can be compared, sorted and shown in a message; pandas would make arrays, dicts and bytes of such cells.

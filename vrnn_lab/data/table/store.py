@@ -202,7 +202,7 @@ class Reader:
                 batch = next(batches, None)
                 if batch is None:
                     return
-                chunk = self._chunk(parquet_file.plain(batch), row)
+                chunk = self._chunk(parquet_file.supported(batch), row)
             yield row, chunk
             row += len(batch)
             if monotonic() - logged_at > LOG_EVERY:
