@@ -3,10 +3,10 @@
 python docs/gaps.py runs=<run folder>[,<run folder>...] [picture=docs/gap.png]
 
 Every test window of a run's data set (co2, deuterium, light_curves, ...) loses the middle third of its points. The
-model reads the others and is asked there. So are a Gaussian process for each channel (Matern 3/2 and white noise,
+model sees the others and predicts these. So do a Gaussian process for each channel (Matern 3/2 and white noise,
 fitted by maximum likelihood to the window's own seen values; error bars, where the data has them, are noise it knows)
 and straight lines between neighbours, with a spread per channel fitted to the same gaps of the validation windows.
-Runs on the same windows stand in one block.
+Runs on the same windows are listed in one block.
 `picture` draws a window of the first run, its first channel.
 """
 
@@ -31,7 +31,7 @@ from vrnn_lab.evaluation.scores import ScoreAccumulator, Scores, plain_scores, s
 from vrnn_lab.models.base import SequenceModel
 
 SCORES = {"nll": 9, "mse": 9, "crps": 9, "coverage_90": 13}  # and the width of their columns
-FEWEST = 3  # seen values that a process is fitted to; with less it says what training says
+FEWEST = 3  # seen values that a process is fitted to; with fewer it predicts the training mean and spread
 
 
 class Gap(Task):
@@ -57,8 +57,8 @@ def gaussian_process(times, values, error, at, error_at) -> tuple[np.ndarray, np
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a bound reached by a hyperparameter
         process.fit(times[:, None], (values - level) / unit)
-        answer: Any = process.predict(at[:, None], return_std=True)
-    mean, std = answer
+        predicted: Any = process.predict(at[:, None], return_std=True)
+    mean, std = predicted
     return level + unit * mean, np.sqrt((unit * std) ** 2 + error_at**2)
 
 
@@ -67,14 +67,13 @@ def by_process(row: TimeSeries, model) -> Gaussian:
     mean, std = (x.expand(row.values.shape).clone() for x in (model.data_mean, model.data_std))
     error = torch.zeros_like(row.values) if row.error is None else row.error
     for channel in range(row.values.shape[2]):
-        seen, asked = row.seen[0, :, channel], row.scored[0, :, channel]
-        if seen.sum() < FEWEST or not asked.any():
+        seen, queried = row.seen[0, :, channel], row.scored[0, :, channel]
+        if seen.sum() < FEWEST or not queried.any():
             continue
-        told = (x[0, :, channel] for x in (row.values, error))
-        values, noise = (x.numpy() for x in told)
-        times, i, j = row.times[0].numpy(), seen.numpy(), asked.numpy()
-        found = gaussian_process(times[i], values[i], noise[i], times[j], noise[j])
-        mean[0, asked, channel], std[0, asked, channel] = map(torch.as_tensor, found)
+        values, noise = (x[0, :, channel].numpy() for x in (row.values, error))
+        times, i, j = row.times[0].numpy(), seen.numpy(), queried.numpy()
+        moments = gaussian_process(times[i], values[i], noise[i], times[j], noise[j])
+        mean[0, queried, channel], std[0, queried, channel] = map(torch.as_tensor, moments)
     return Gaussian(mean, std)
 
 
@@ -94,9 +93,9 @@ def scores_of(models: dict[str, SequenceModel], data: SeriesData) -> dict[str, d
     tallies = {name: ScoreAccumulator(data.channels, first.data_std) for name in names}
     for row in data.batches("test", Gap(), 1):
         lines = Gaussian(linear(row.given(), first.data_mean), spread.expand(row.values.shape))
-        answers = [filled(model, row) for model in models.values()]
-        answers += [plain_scores(by_process(row, first), row.values), plain_scores(lines, row.values)]
-        for tally, scores in zip(tallies.values(), answers, strict=True):
+        predictions = [filled(model, row) for model in models.values()]
+        predictions += [plain_scores(by_process(row, first), row.values), plain_scores(lines, row.values)]
+        for tally, scores in zip(tallies.values(), predictions, strict=True):
             tally.add(scores, row.scored)
     return {name: tally.result("") for name, tally in tallies.items()}
 
@@ -107,19 +106,19 @@ def filled(model: SequenceModel, row: TimeSeries) -> Scores:
 
 
 def hidden_of(data: SeriesData) -> bytes:
-    """What tells the question of one data set and split from that of another."""
+    """The hidden values, which identify a data set and its split."""
     return b"".join(x.values[x.scored].numpy().tobytes() for x in data.batches("test", Gap(), 1))
 
 
 def grid_row(row: TimeSeries, count: int = 200) -> tuple[TimeSeries, torch.Tensor]:
-    """The seen points of a window and a grid of questions between them; and which points are of the grid."""
+    """The seen points of a window and a grid of query times between them; and which points are of the grid."""
     seen = row.seen[0].any(-1)
     grid = torch.linspace(row.times[0, 0].item(), row.times[0, -1].item(), count, dtype=torch.float64)
     order = torch.cat([row.times[0, seen], grid]).argsort(stable=True)
     put = lambda own, new: torch.cat([own[0, seen], new.expand(count, *own.shape[2:])])[order][None]
     zero = torch.zeros(1, row.values.shape[2])
     is_grid = put(torch.zeros_like(row.times), torch.ones(1))[0].bool()
-    asked = replace(
+    queries = replace(
         row,
         times=torch.cat([row.times[0, seen], grid])[order][None],
         values=put(row.values, zero),
@@ -130,16 +129,16 @@ def grid_row(row: TimeSeries, count: int = 200) -> tuple[TimeSeries, torch.Tenso
         most_seen=None,
         in_training=False,
     )
-    return asked, is_grid
+    return queries, is_grid
 
 
 def draw(row: TimeSeries, model, data: SeriesData, file: Path) -> None:
     """One window: the seen points, the hidden ones, and both bands (5 to 95 %)."""
-    asked, is_grid = grid_row(row)
+    queries, is_grid = grid_row(row)
     with model.fixed_noise(0):
-        prediction = model.predict(asked, 4000)
-    process = by_process(asked, model)
-    grid = asked.times[0, is_grid]
+        prediction = model.predict(queries, 4000)
+    process = by_process(queries, model)
+    grid = queries.times[0, is_grid]
     low, high = np.quantile(prediction.paths[:, 0, is_grid, 0].numpy(), [0.05, 0.95], 0)
     mean, std = process.mean[0, is_grid, 0], process.std[0, is_grid, 0]
     figure = Figure(figsize=(9, 4.2), layout="constrained")
@@ -162,11 +161,11 @@ def draw(row: TimeSeries, model, data: SeriesData, file: Path) -> None:
 
 
 def main() -> int:
-    found = arguments(__doc__ or "", ("runs", "picture"), sys.argv[1:])
+    given = arguments(__doc__ or "", ("runs", "picture"), sys.argv[1:])
     configure_logging()
-    if "runs" not in found:
+    if "runs" not in given:
         raise ValueError("runs=<run folder>,... is missing.")
-    fitted = [(Path(run).name, *vrnn_lab.load(run)) for run in found["runs"].split(",")]
+    fitted = [(Path(run).name, *vrnn_lab.load(run)) for run in given["runs"].split(",")]
     alike: dict[bytes, list[tuple[str, SequenceModel, SeriesData]]] = {}
     for run in fitted:
         alike.setdefault(hidden_of(run[2]), []).append(run)
@@ -178,11 +177,11 @@ def main() -> int:
         models = {f"{type(model).__name__} ({folder})": model for folder, model, _ in runs}
         for name, scores in scores_of(models, data).items():
             print(f"  {name}".ljust(44) + "".join(f"{scores[f'/{k}']:{w}.4g}" for k, w in SCORES.items()))
-    if "picture" in found:
+    if "picture" in given:
         _, model, data = fitted[0]
         rows = list(data.batches("test", Gap(), 1))
-        draw(rows[len(rows) // 2], model, data, Path(found["picture"]))
-        print(f"figure   {found['picture']}")
+        draw(rows[len(rows) // 2], model, data, Path(given["picture"]))
+        print(f"figure   {given['picture']}")
     return 0
 
 

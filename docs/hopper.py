@@ -1,9 +1,9 @@
-"""The hopper at 10, 20, 30 and 50 % of its points, beside Table 3 of Rubanova et al. 2019. Makes docs/hopper.md.
+"""The hopper at 10, 20, 30 and 50 % of its points, as in Table 3 of Rubanova et al. 2019. Makes docs/hopper.md.
 
 python docs/hopper.py [folder=outputs/hopper] [output=docs/hopper.md] [jobs=1] [only=interpolation/1000/rnn]
 
-Runs that are missing are trained (`only`: no others, and no table; jobs=0: none), those cut short go on; then each
-answers all questions of its protocol. Needs python -m vrnn_lab.fetch hopper and pip install '.[hopper]'.
+Runs that are missing are trained (`only`: no others, and no table; jobs=0: none), interrupted ones are resumed; then
+each is scored on all tables of its protocol. Needs python -m vrnn_lab.fetch hopper and pip install '.[hopper]'.
 """
 
 import json
@@ -73,7 +73,7 @@ PAPER = {
 
 @dataclass(frozen=True)
 class Question:
-    """A table: the runs of a protocol, asked at every share of what may be seen."""
+    """A table: the runs of a protocol, scored at every share of the points that may be seen."""
 
     title: str
     protocol: str
@@ -149,9 +149,9 @@ def errors(data: SeriesData, question: Question, share: float, guess) -> tuple[f
     scale = paper_scale()
     sums, counts = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
     for batch in data.batches("test", question.task(share), 100):
-        each = (((guess(batch) - batch.values) / scale) ** 2).mean(-1)
+        error = (((guess(batch) - batch.values) / scale) ** 2).mean(-1)
         for i, among in enumerate((batch.counts, question.held_out(batch))):
-            sums[i] += each[among].sum()
+            sums[i] += error[among].sum()
             counts[i] += among.sum()
     everywhere, held_out = (100 * sums / counts).tolist()
     return everywhere, held_out
@@ -161,18 +161,18 @@ def cell(pair: tuple[float, float]) -> str:
     return " / ".join(f"{x:.3f}" for x in pair)
 
 
-def answers(job: Job, folder: Path) -> dict[str, Any]:
+def scores_of(job: Job, folder: Path) -> dict[str, Any]:
     """How many trajectories the run was trained on, and its errors, question by question; kept in its folder."""
     file = folder / job.name / "hopper.json"
     if not file.is_file():
         model, data = vrnn_lab.load(folder / job.name)
         shares = SHARES if job.size == 10_000 else FEW
-        found: dict[str, Any] = {"train": len(data.splits["train"])}
+        scores: dict[str, Any] = {"train": len(data.splits["train"])}
         for question in QUESTIONS:
             if question.protocol == job.protocol:
-                each = {str(share): errors(data, question, share, predicted(model)) for share in shares}
-                found[question.title] = each
-        write_whole(file, json.dumps(found, indent=1))
+                of_question = {str(share): errors(data, question, share, predicted(model)) for share in shares}
+                scores[question.title] = of_question
+        write_whole(file, json.dumps(scores, indent=1))
     return json.loads(file.read_text())
 
 
@@ -224,45 +224,45 @@ def table(question: Question, jobs: list[Job], folder: Path) -> str:
     ]
     for name, numbers in PAPER[question.protocol].items():
         lines.append(f"| *{name}, published* | 8000 | {' | '.join(f'*{x:.3f}*' for x in numbers)} | |")
-    found: dict[str, dict[float, tuple[float, float]]] = {}
+    ours: dict[str, dict[float, tuple[float, float]]] = {}
     for job in jobs:
-        known = answers(job, folder)
+        known = scores_of(job, folder)
         mine = {float(share): tuple(pair) for share, pair in known[question.title].items()}
         fit = (finished(folder / job.name) or {}).get("fit/seconds", float("nan"))
         label = f"`{job.model}`" + (" (causal)" if job.model in CAUSAL else "")
         lines.append(f"| {label} | {known['train']} | {row(mine)} | {fit / 60:.0f} min |")
-        found[f"`{job.model}` trained on {known['train']}"] = mine
+        ours[f"`{job.model}` trained on {known['train']}"] = mine
     data = data_of(compose(jobs[0].given))
-    plain = {}
+    baselines = {}
     for name, reference in REFERENCES.items():
         guess = lambda batch, reference=reference: reference(batch, data.scale.mean)
-        plain[name] = {share: errors(data, question, share, guess) for share in SHARES}
-        lines.append(f"| {name} (no model) | | {row(plain[name])} | |")
-    return "\n".join(lines) + "\n\n" + verdict(found, plain) + "\n"
+        baselines[name] = {share: errors(data, question, share, guess) for share in SHARES}
+        lines.append(f"| {name} (no model) | | {row(baselines[name])} | |")
+    return "\n".join(lines) + "\n\n" + verdict(ours, baselines) + "\n"
 
 
 def row(mine: dict[float, tuple[float, float]]) -> str:
     return " | ".join(cell(mine[share]) if share in mine else "" for share in SHARES)
 
 
-def verdict(found, plain) -> str:
+def verdict(ours, baselines) -> str:
     """Who is best on held-out points at each share."""
     best = []
     for share in SHARES:
-        everyone = {name: each[share][1] for name, each in {**found, **plain}.items() if share in each}
+        everyone = {name: errors[share][1] for name, errors in {**ours, **baselines}.items() if share in errors}
         name = min(everyone, key=lambda n: everyone[n])
-        best.append(f"{share:.0%} {name}{' (a baseline)' if name in plain else ''}")
+        best.append(f"{share:.0%} {name}{' (a baseline)' if name in baselines else ''}")
     return f"Best on held-out points: {'; '.join(best)}."
 
 
 def main() -> int:
-    found = arguments(str(__doc__), ("folder", "output", "jobs", "only"), sys.argv[1:] or ["jobs=1"])
+    given = arguments(str(__doc__), ("folder", "output", "jobs", "only"), sys.argv[1:] or ["jobs=1"])
     configure_logging()
-    folder, only = Path(found.get("folder", "outputs/hopper")), found.get("only")
+    folder, only = Path(given.get("folder", "outputs/hopper")), given.get("only")
     wanted = [job for job in JOBS if only in (None, job.name)]
     if not wanted:
         raise ValueError(f"only={only}: expected one of {', '.join(job.name for job in JOBS)}.")
-    if jobs := int(found.get("jobs", 1)):
+    if jobs := int(given.get("jobs", 1)):
         with ThreadPoolExecutor(jobs) as pool:
             list(pool.map(lambda job: job.run(folder), wanted))
     if only:
@@ -271,7 +271,7 @@ def main() -> int:
     text = HEAD.format(alike=" ".join(ALIKE), draws=DRAWS)
     for question in QUESTIONS:
         text += table(question, [job for job in fitted if job.protocol == question.protocol], folder)
-    write_whole(Path(found.get("output", "docs/hopper.md")), text)
+    write_whole(Path(given.get("output", "docs/hopper.md")), text)
     print(text)
     return 0
 

@@ -72,7 +72,7 @@ def run(name: str, data: str, folder: Path, epochs: str, threads: int) -> Path |
 def bounds(where: Path) -> dict[str, torch.Tensor]:
     """Per test series: minus the ELBO, the bounds by K, the exact NLL, and how many values there are."""
     model, data = vrnn_lab.load(where)
-    found: dict[str, list] = {}
+    bounds_by_key: dict[str, list] = {}
     with model.fixed_noise(0):
         for batch in data.batches("test", DensityTask(), ROWS):
             terms, weights = model.loss_terms(batch), model.log_weights(batch, max(BOUNDS)).double()
@@ -82,8 +82,8 @@ def bounds(where: Path) -> dict[str, torch.Tensor]:
                 row |= {f"FIVO-{k}": filtered(model, batch, k) for k in PARTICLES}
             row["count"] = batch.scored.sum((1, 2)).double()
             for key, value in row.items():
-                found.setdefault(key, []).append(value)
-    return {key: torch.cat(value) for key, value in found.items()}
+                bounds_by_key.setdefault(key, []).append(value)
+    return {key: torch.cat(value) for key, value in bounds_by_key.items()}
 
 
 def filtered(model: VRNN, batch, samples: int) -> torch.Tensor:
@@ -102,21 +102,21 @@ def line(name: str, where: Path) -> str:
 
 
 def scored(name: str, where: Path) -> str:
-    found, latent = bounds(where), vrnn_lab.load(where)[0]
-    count = found["count"].sum()
-    above = found[str(max(BOUNDS))] - found["exact"]
+    scores, latent = bounds(where), vrnn_lab.load(where)[0]
+    count = scores["count"].sum()
+    above = scores[str(max(BOUNDS))] - scores["exact"]
     mean = lambda x: f"{(x.sum() / count).item():.4f}"
     error = lambda x: f"{(x.std() * sqrt(len(x)) / count).item():.4f}"
-    cells = [mean(found[key]) for key in ("elbo", *map(str, BOUNDS))]
-    filters = [mean(found[f"FIVO-{k}"]) if f"FIVO-{k}" in found else "" for k in PARTICLES]
-    if not getattr(latent, "latent", 0) or torch.equal(found["1"], found["1000"]):
+    cells = [mean(scores[key]) for key in ("elbo", *map(str, BOUNDS))]
+    filters = [mean(scores[f"FIVO-{k}"]) if f"FIVO-{k}" in scores else "" for k in PARTICLES]
+    if not getattr(latent, "latent", 0) or torch.equal(scores["1"], scores["1000"]):
         cells = ["", "", "", "", cells[-1]]
         apart = ""
     else:
-        apart = f"{mean(found['1'] - found['elbo'])} ± {error(found['1'] - found['elbo'])}"
+        apart = f"{mean(scores['1'] - scores['elbo'])} ± {error(scores['1'] - scores['elbo'])}"
     return (
         f"| {name} | "
-        + " | ".join([*cells, *filters, mean(found["exact"]), f"{mean(above)} ± {error(above)}", apart])
+        + " | ".join([*cells, *filters, mean(scores["exact"]), f"{mean(above)} ± {error(above)}", apart])
         + " |"
     )
 
@@ -149,14 +149,14 @@ COLUMNS = [
 
 
 def main() -> int:
-    found = arguments(
+    given = arguments(
         str(__doc__), ("sets", "models", "folder", "jobs", "output", "epochs"), sys.argv[1:] or ["jobs=2"]
     )
     configure_logging()
-    jobs, epochs = int(found.get("jobs", 2)), found.get("epochs", "30")
-    sets = found["sets"].split(",") if "sets" in found else SETS
-    wanted = found["models"].split(",") if "models" in found else list(MODELS)
-    folder = Path(found.get("folder", "outputs/likelihood"))
+    jobs, epochs = int(given.get("jobs", 2)), given.get("epochs", "30")
+    sets = given["sets"].split(",") if "sets" in given else SETS
+    wanted = given["models"].split(",") if "models" in given else list(MODELS)
+    folder = Path(given.get("folder", "outputs/likelihood"))
     threads = int(os.environ.get("OMP_NUM_THREADS", max(1, (os.cpu_count() or 1) // jobs)))
     fits = lambda name, data: data in ELSEWHERE.get(name, ("ou", "lgssm"))
     pairs = [(data, name) for data in sets for name in MODELS if name in wanted and fits(name, data)]
@@ -167,10 +167,10 @@ def main() -> int:
     for data in sets:
         text += f"\n## {data}\n| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS) + "\n"
         text += "".join(f"{line(n, where)}\n" for (d, n), where in runs.items() if d == data and where)
-    output = Path(found.get("output", "docs/likelihood.md"))
-    beside = output.with_name(f".{output.name}.part")
-    beside.write_text(text)
-    beside.replace(output)
+    output = Path(given.get("output", "docs/likelihood.md"))
+    temporary = output.with_name(f".{output.name}.part")
+    temporary.write_text(text)
+    temporary.replace(output)
     print(text)
     return 1 if None in runs.values() else 0
 

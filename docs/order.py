@@ -3,7 +3,7 @@
 python docs/order.py [sets=curves,speech,motion] [folder=outputs/order] [jobs=2] [output=docs/order.md] [seeds=3]
 
 Each of the four models gets the same trials on each set; the one with the best nats on validation (`val/nll`) is
-trained with further seeds, whose test nats stand in the table. Runs that are finished are read, not trained again.
+trained with further seeds, whose test nats are in the table. Runs that are finished are read, not trained again.
 """
 
 import json
@@ -71,12 +71,12 @@ Each model had the same {trials} trials
 
 
 def main() -> int:
-    found = arguments(str(__doc__), ("sets", "folder", "jobs", "output", "seeds"), sys.argv[1:] or ["jobs=2"])
-    folder, seeds = Path(found.get("folder", "outputs/order")), int(found.get("seeds", 3))
-    sets = found["sets"].split(",") if "sets" in found else list(SETS)
+    given = arguments(str(__doc__), ("sets", "folder", "jobs", "output", "seeds"), sys.argv[1:] or ["jobs=2"])
+    folder, seeds = Path(given.get("folder", "outputs/order")), int(given.get("seeds", 3))
+    sets = given["sets"].split(",") if "sets" in given else list(SETS)
     pairs = [(data, model) for data in sets for model in MODELS]
     text = HEAD.format(seeds=seeds, trials=len(TRIALS), grid="; ".join(" ".join(trial) for trial in TRIALS))
-    with ThreadPoolExecutor(int(found.get("jobs", 2))) as pool:
+    with ThreadPoolExecutor(int(given.get("jobs", 2))) as pool:
         jobs = {(*pair, name(trial)): Job(*pair, trial, 0, folder) for pair in pairs for trial in TRIALS}
         scores = dict(zip(jobs, pool.map(Job.run, jobs.values()), strict=True))
         best = {pair: min(TRIALS, key=lambda t: scores[*pair, name(t)]["val/nll"]) for pair in pairs}
@@ -88,18 +88,18 @@ def main() -> int:
         )
         text += "|---|---|---|---|---|\n"
         for model in MODELS:
-            each = [results[data, model, seed] for seed in range(seeds)]
-            active = [m["test/latent/active_units"] for m in each if "test/latent/active_units" in m]
-            cells = [interval([-m[f"{split}/nll"] for m in each]) for split in ("test", "val")]
+            metrics = [results[data, model, seed] for seed in range(seeds)]
+            active = [m["test/latent/active_units"] for m in metrics if "test/latent/active_units" in m]
+            cells = [interval([-m[f"{split}/nll"] for m in metrics]) for split in ("test", "val")]
             command = " ".join(more[data, model, 0].given).replace(" seed=0", "")
             text += f"| {model} | {' | '.join(cells)} | {f'{mean(active):.1f}' if active else ''} | `{command}` |\n"
         if any("reference/exact/nll" in m for m in results.values()):
             exact = [results[data, MODELS[0], 0].get("reference/exact/nll")]
             text += f"\nExact log-likelihood: {-exact[0]:.3f}\n" if exact[0] is not None else ""
-    output = Path(found.get("output", "docs/order.md"))
-    beside = output.with_name(f".{output.name}.part")
-    beside.write_text(text)
-    beside.replace(output)
+    output = Path(given.get("output", "docs/order.md"))
+    temporary = output.with_name(f".{output.name}.part")
+    temporary.write_text(text)
+    temporary.replace(output)
     print(text)
     return 0
 

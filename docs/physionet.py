@@ -1,4 +1,4 @@
-"""PhysioNet 2012 beside published numbers: makes docs/physionet.md.
+"""PhysioNet 2012 compared with published numbers: makes docs/physionet.md.
 
 python docs/physionet.py path=<the challenge's files> [folder=outputs/physionet] [seeds=0,1,2,3,4] [jobs=1]
                          [output=docs/physionet.md]
@@ -26,7 +26,7 @@ from vrnn_lab.runs.folder import finished
 
 FORECAST = {"laplace": ("ours", []), "gaussian": ("ours, Gaussian", ["model/head=gaussian_channel"])}
 MORTALITY = ["experiment=physionet_mortality"]
-PLAIN = {"last": "last value", "constant": "row mean", "blend": "half last value, half shrunken row mean"}
+BASELINES = {"last": "last value", "constant": "row mean", "blend": "half last value, half shrunken row mean"}
 SCORES = {"nll": "nll", "coverage_90": "in the central 90 %", "coverage_50": "in the central 50 %", "nmse": "nmse"}
 PUBLISHED = {
     "t-PatchGNN": "4.98 ± .08",
@@ -55,14 +55,14 @@ class Job:
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}\n{done.stderr.strip()[-800:]}")
         print(self.where, flush=True)
-        found = finished(self.where)
-        assert found is not None
-        return found
+        metrics = finished(self.where)
+        assert metrics is not None
+        return metrics
 
 
 @dataclass(frozen=True)
 class Ranges:
-    """What turns a split's errors into t-PatchGNN's."""
+    """Convert the errors of a split to those of t-PatchGNN's metric."""
 
     span: dict[str, float]  # of each channel, over training and validation
     count: dict[str, float]  # of each channel's scored values
@@ -78,62 +78,62 @@ class Ranges:
         for batch in data.batches("test", Forecast(0.4999, 1.0, "held_out"), 400):
             scored, off = batch.scored.numpy(), (batch.values - data.scale.mean).numpy() ** 2
             error, count = error + np.where(scored, off, 0).sum((0, 1)), count + scored.sum((0, 1))
-        each = lambda x: dict(zip(data.channels, x.tolist(), strict=True))
-        of_mean = {f"mean/channel/{c}/mse": x for c, x in each(error / np.maximum(count, 1)).items()}
-        return cls(each(span), each(count), of_mean)
+        by_channel = lambda x: dict(zip(data.channels, x.tolist(), strict=True))
+        of_mean = {f"mean/channel/{c}/mse": x for c, x in by_channel(error / np.maximum(count, 1)).items()}
+        return cls(by_channel(span), by_channel(count), of_mean)
 
     def score(self, metrics: dict[str, float], prefix: str, least: int = 1) -> float:
-        """MSE x 1000 of the forecasts of whoever has this prefix, over channels with at least so many values."""
+        """MSE x 1000 of the forecasts whose metrics have this prefix, over channels with at least so many values."""
         channels = [c for c, count in self.count.items() if count >= least]
         return 1000 * mean(metrics[f"{prefix}/channel/{c}/mse"] / self.span[c] ** 2 for c in channels)
 
 
 def line(name: str, values: list[float], digits: int = 2) -> str:
     error = f" ± {stdev(values) / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else ""
-    each = " | ".join(f"{x:.{digits}f}" for x in values)
-    return f"| {name} | {mean(values):.{digits}f}{error} | {each} |\n"
+    cells = " | ".join(f"{x:.{digits}f}" for x in values)
+    return f"| {name} | {mean(values):.{digits}f}{error} | {cells} |\n"
 
 
 def main() -> int:
     allowed = ("path", "folder", "seeds", "jobs", "output")
-    found = arguments(str(__doc__), allowed, sys.argv[1:])
+    given = arguments(str(__doc__), allowed, sys.argv[1:])
     configure_logging()
-    if "path" not in found:
+    if "path" not in given:
         raise ValueError("path=<the challenge's files> is missing.")
-    path, folder = found["path"], Path(found.get("folder", "outputs/physionet"))
-    seeds = [int(x) for x in found.get("seeds", "0,1,2,3,4").split(",")]
+    path, folder = given["path"], Path(given.get("folder", "outputs/physionet"))
+    seeds = [int(x) for x in given.get("seeds", "0,1,2,3,4").split(",")]
     jobs = [
         Job(["experiment=physionet", *more, f"data.path={path}", f"data.seed={s}"], folder / head / str(s))
         for head, (_, more) in FORECAST.items()
         for s in seeds
     ]
     jobs.append(Job([*MORTALITY, f"data.path={path}"], folder / "mortality"))
-    with ThreadPoolExecutor(int(found.get("jobs", 1))) as pool:
+    with ThreadPoolExecutor(int(given.get("jobs", 1))) as pool:
         *done, mortality = pool.map(Job.run, jobs)
     ours = {name: done[i * len(seeds) : (i + 1) * len(seeds)] for i, (name, _) in enumerate(FORECAST.values())}
-    plain = ours["ours"]  # plain rows are the same beside either
+    with_baselines = ours["ours"]  # the baselines are the same for both heads
     ranges = [Ranges.of(path, seed) for seed in seeds]
     scores = lambda runs, prefix, least=1: [r.score(m, prefix, least) for r, m in zip(ranges, runs, strict=True)]
     head = "".join(f" split {s} |" for s in seeds)
     text = HEAD + f"\n| MSE x 10^-3 | mean |{head}\n|---|---|{'---|' * len(seeds)}\n"
     for name, runs in ours.items():
         text += line(f"**{name}**", scores(runs, "test/forecast"))
-    for key, name in PLAIN.items():
-        text += line(name, scores(plain, f"reference/{key}/forecast"))
+    for key, name in BASELINES.items():
+        text += line(name, scores(with_baselines, f"reference/{key}/forecast"))
     text += line("training mean", [r.score(r.mean, "mean") for r in ranges])
     for name, runs in ours.items():
         text += line(f"**{name}**, channels of 100 values or more", scores(runs, "test/forecast", 100))
-    text += line("the blend, likewise", scores(plain, "reference/blend/forecast", 100))
+    text += line("the blend, likewise", scores(with_baselines, "reference/blend/forecast", 100))
     text += "".join(f"| {name}, as published | {value} |{' |' * len(seeds)}\n" for name, value in PUBLISHED.items())
     text += f"\n| | mean |{head}\n|---|---|{'---|' * len(seeds)}\n"
     for key, what in SCORES.items():
         for name, runs in ours.items():
             text += line(f"{what}, {name}", [m[f"test/forecast/{key}"] for m in runs], 3)
-        text += line(f"{what}, the blend", [m[f"reference/blend/forecast/{key}"] for m in plain], 3)
+        text += line(f"{what}, the blend", [m[f"reference/blend/forecast/{key}"] for m in with_baselines], 3)
     text += f"\nMortality in hospital, AUC: {mortality['test/labels/auc']:.3f}. Published: {AUC}.\n"
     text += f"`python -m vrnn_lab.run {' '.join(MORTALITY)} data.path=<files>`: sets a, b and c, "
     text += "with all 48 hours seen.\n"
-    write_whole(Path(found.get("output", "docs/physionet.md")), text)
+    write_whole(Path(given.get("output", "docs/physionet.md")), text)
     print(text)
     return 0
 

@@ -63,8 +63,8 @@ def _seasonal(cell: Cell, level: float, period: float | None, rise: float) -> Ar
     assert period is not None
     if not len(cell.times):
         return mean(cell, level, None)
-    found = [_one_way(cell, at, period, rise) for at in cell.at]
-    return np.where(np.isnan(found), last(cell, level, None), found)
+    values = [_one_way(cell, at, period, rise) for at in cell.at]
+    return np.where(np.isnan(values), last(cell, level, None), values)
 
 
 def _one_way(cell: Cell, at: float, period: float, rise: float) -> float:
@@ -103,19 +103,19 @@ def training_moments(real: RealSet, given: pd.DataFrame, channels: list[str]) ->
 
 
 def with_spread(real: RealSet, rule: Rule, given: pd.DataFrame, kind: str, moments) -> Gaussians:
-    """A rule with one standard deviation a channel: the root mean square of its errors on the practice questions."""
+    """A rule with one standard deviation a channel: the root mean square of its errors on the practice queries."""
     squares: dict[str, list[Array]] = defaultdict(list)
-    for ask in practice(real, given, kind).asks:
-        for cell in cells(real, ask):
+    for query in practice(real, given, kind).queries:
+        for cell in cells(real, query):
             squares[cell.channel].append((cell.truth - rule(cell, moments[cell.channel][0], real.period)) ** 2)
     spread = {name: np.sqrt(np.concatenate(each).mean()) for name, each in squares.items()}
 
-    def answer(cell: Cell) -> tuple[Array, Array]:
+    def predict(cell: Cell) -> tuple[Array, Array]:
         level, std = moments[cell.channel]
         wide = max(spread.get(cell.channel, std), 1e-3 * std)
         return rule(cell, level, real.period), np.full(len(cell.at), wide)
 
-    return answer
+    return predict
 
 
 # ---------------------------------------------------------------------------------------------- Gaussian process
@@ -126,7 +126,7 @@ class SharedProcess:
 
     The kernel is that of vrnn_lab.evaluation.gaussian_process. It is fitted to at most POINTS points, of whole series
     drawn at random, or the last ones of a single series. Each series is then conditioned on its own POINTS points
-    nearest to what is asked.
+    nearest to what is queried.
     """
 
     def __init__(self, real: RealSet, given: pd.DataFrame, moments: dict[str, tuple[float, float]], seed: int = 0):
@@ -154,17 +154,17 @@ class SharedProcess:
         kernel, span = self.kernels[cell.channel]
         level, std = self.moments[cell.channel]
         std = std or 1.0
-        found_mean, found_std = np.empty(len(cell.at)), np.empty(len(cell.at))
+        means, stds = np.empty(len(cell.at)), np.empty(len(cell.at))
         for part in _stretches(cell):
             middle = cell.at[part].mean()
             near = np.sort(np.argsort(np.abs(cell.times - middle), kind="stable")[:POINTS])
             seen, values = cell.times[near] / span, (cell.values[near] - level) / std
-            found_mean[part], found_std[part] = condition(kernel, seen, values, cell.at[part] / span)
-        return level + std * found_mean, std * found_std
+            means[part], stds[part] = condition(kernel, seen, values, cell.at[part] / span)
+        return level + std * means, std * stds
 
 
 def _stretches(cell: Cell) -> list[NDArray[np.int64]]:
-    """The asked times in groups that no seen time parts; one group where the whole series is seen at once."""
+    """The queried times in groups that no seen time separates; one group where the whole series is seen at once."""
     if len(cell.times) <= POINTS:
         return [np.arange(len(cell.at))]
     place = np.searchsorted(cell.times, cell.at)

@@ -1,4 +1,4 @@
-"""First answers: what the default commands say of real tables, beside cheap baselines and a Gaussian process.
+"""First answers: predictions of the default commands on real tables, compared with baselines and a Gaussian process.
 
     python experiments/first_answers.py                                     everything, then the table
     python experiments/first_answers.py sets=co2,pbcseq models=rnn questions=forecast
@@ -20,26 +20,26 @@ fails or takes too long is printed, and the others go on. Exit code: 0; 1 if som
 The protocol
   * The program is used as a user would: `vrnn_lab.Forecaster("model=...")` is fitted to a table with its default
     settings. It is told which columns are the series, the time and the covariates; for a long record data.window, at
-    least twice as long as what is asked; data.period where the period is known; and nothing else. It makes its own
+    least twice as long as what is queried; data.period where the period is known; and nothing else. It makes its own
     split into train, val and test out of what it is given. One model is fitted for each table and question.
   * Panels (many short series). forecast: the last third of each series (by number of points) is not in the file that
-    the program is given; it is asked at the times of those rows. gaps: 30 % of the points of each series, drawn at
-    random, but never its first or last, are not in the file, and are asked.
-  * Records (few long series). forecast: the last fifth of each series is not in the file. It is asked from several
+    the program is given; it is queried at the times of those rows. gaps: 30 % of the points of each series, drawn at
+    random, but never its first or last, are not in the file, and are queried.
+  * Records (few long series). forecast: the last fifth of each series is not in the file. It is queried from several
     origins in that fifth, the points up to the origin being seen then, for a fixed number of points ahead. gaps: up
-    to 11 stretches of a fixed number of points are not in the file, and are asked.
+    to 11 stretches of a fixed number of points are not in the file, and are queried.
   * All methods see the same values. No covariate is given to the baselines.
   * A baseline is a normal density about its guess, with one standard deviation a channel: the root mean square of its
     errors on practice questions, which the same rules make out of the training file alone. The Gaussian process has
     one kernel a channel, shared by all series, fitted by marginal likelihood to at most 400 training points; it is
-    conditioned on the 400 seen points of a series that are nearest to what is asked.
-  * Scores are means over all asked values that are known. A model's CRPS is the fair estimator from 99 joint paths,
+    conditioned on the 400 seen points of a series that are nearest to what is queried.
+  * Scores are means over all queried values that are known. A model's CRPS is the fair estimator from 99 joint paths,
     its MSE is that of its mean, its coverage that of the interval from q05 to q95. Baselines are scored in closed
     form. With one channel, CRPS and MSE are in the data's units. With several, each channel's CRPS (MSE) is divided
     by the standard deviation (variance) of its training values, and the mean over channels is taken; report.csv has
     every channel in its own units. Coverage is over all values. Its standard error takes the series of a panel, and
     the origins or gaps of a record, as independent.
-  * rnn+linear_sde are the two runs of this folder asked as one, Forecaster.load([...]); they are fitted first.
+  * rnn+linear_sde are the two runs of this folder queried as one, Forecaster.load([...]); they are fitted first.
 """
 
 import json
@@ -57,7 +57,7 @@ from typing import Any
 
 import pandas as pd
 from cheap_baselines import SharedProcess, rules, training_moments, with_spread
-from held_out import QUESTIONS, Ask, Question, channels_of, coverage_error, question, score_gaussians, score_tables
+from held_out import QUESTIONS, HeldOut, Query, channels_of, coverage_error, hold_out, score_gaussians, score_tables
 from real_sets import SETS, RealSet, table_of
 
 MODELS = ("baselines", "gp", "rnn", "vrnn", "latent_ode", "latent_sde", "linear_sde", "rnn+linear_sde")
@@ -113,13 +113,13 @@ def parsed(arguments: list[str]) -> Options:
 
 def _whole_numbers(key: str, text: str, least: int = 0) -> tuple[int, ...]:
     try:
-        found = tuple(int(each) for each in text.split(","))
+        numbers = tuple(int(number) for number in text.split(","))
     except ValueError:
-        found = ()
-    if not found or min(found) < least or (key != "seeds" and len(found) > 1):
+        numbers = ()
+    if not numbers or min(numbers) < least or (key != "seeds" and len(numbers) > 1):
         expected = "whole numbers, as 0,1,2" if key == "seeds" else f"one whole number, at least {least}"
         raise OptionError(f"{key}={text}; expected {expected}.")
-    return found
+    return numbers
 
 
 # ---------------------------------------------------------------------------------------------- one fit
@@ -146,7 +146,7 @@ class Job:
 
 def jobs_of(options: Options) -> list[Job]:
     """The jobs in their order: first what needs no training."""
-    found = []
+    jobs = []
     for model in options.models:
         seeds = (0,) if model in WITHOUT_TRAINING else options.seeds
         for name in options.sets:
@@ -155,8 +155,8 @@ def jobs_of(options: Options) -> list[Job]:
                 if model in WITHOUT_TRAINING or "+" in model
                 else ["", *(key for key in SETS[name].extra if _takes(key))]
             )
-            found += [Job(name, q, model, seed, key) for q in options.questions for seed in seeds for key in extras]
-    return found
+            jobs += [Job(name, q, model, seed, key) for q in options.questions for seed in seeds for key in extras]
+    return jobs
 
 
 def _takes(override: str) -> bool:
@@ -168,28 +168,26 @@ def _takes(override: str) -> bool:
 
 def overrides_of(real: RealSet, job: Job, more: Iterable[str]) -> list[str]:
     """Return the overrides that a user types behind model=<model>."""
-    found = [f"model={job.model}", f"seed={job.seed}"]
-    found += [f"data.window={real.window}"] if real.window else []
-    found += [f"data.period={real.period:g}"] if real.period and _takes("data.period=") else []
-    return [*found, *([job.extra] if job.extra else []), *more]
+    typed = [f"model={job.model}", f"seed={job.seed}"]
+    typed += [f"data.window={real.window}"] if real.window else []
+    typed += [f"data.period={real.period:g}"] if real.period and _takes("data.period=") else []
+    return [*typed, *([job.extra] if job.extra else []), *more]
 
 
-def answer(job: Job, folder: Path, overrides: tuple[str, ...]) -> None:
+def run_job(job: Job, folder: Path, overrides: tuple[str, ...]) -> None:
     """Do a job and write its results."""
     real = SETS[job.set]
-    asked = question(real, table_of(real, folder / "data"), job.question)
+    task = hold_out(real, table_of(real, folder / "data"), job.question)
     began = time.perf_counter()
     if job.model == "baselines":
-        moments = training_moments(real, asked.given, channels_of(real, asked.given))
+        moments = training_moments(real, task.given, channels_of(real, task.given))
         for name, rule in rules(real).items():
-            gaussians = with_spread(real, rule, asked.given, job.question, moments)
-            _write(folder, replace(job, model=name), asked, score_gaussians(real, asked.asks, gaussians), began)
+            gaussians = with_spread(real, rule, task.given, job.question, moments)
+            _write(folder, replace(job, model=name), task, score_gaussians(real, task.queries, gaussians), began)
     elif job.model == "gp":
-        process = SharedProcess(
-            real, asked.given, training_moments(real, asked.given, channels_of(real, asked.given))
-        )
+        process = SharedProcess(real, task.given, training_moments(real, task.given, channels_of(real, task.given)))
         fitted = time.perf_counter() - began
-        _write(folder, job, asked, score_gaussians(real, asked.asks, process), began, fit_s=fitted)
+        _write(folder, job, task, score_gaussians(real, task.queries, process), began, fit_s=fitted)
     else:
         if "+" in job.model:
             forecaster, fitted, typed = together(job, folder), 0.0, []
@@ -197,19 +195,19 @@ def answer(job: Job, folder: Path, overrides: tuple[str, ...]) -> None:
             run = folder / "runs" / job.name
             shutil.rmtree(run, ignore_errors=True)  # what a killed fit left
             typed = overrides_of(real, job, overrides)
-            forecaster, fitted = fit(real, asked, typed, run)
-        scores = score_tables(real, asked.asks, lambda ask: predict(real, forecaster, ask))
-        _write(folder, job, asked, scores, began, fit_s=fitted, typed=typed, overrides=list(overrides))
+            forecaster, fitted = fit(real, task, typed, run)
+        scores = score_tables(real, task.queries, lambda query: predict(real, forecaster, query))
+        _write(folder, job, task, scores, began, fit_s=fitted, typed=typed, overrides=list(overrides))
 
 
-def fit(real: RealSet, asked: Question, typed: list[str], folder: Path):
+def fit(real: RealSet, task: HeldOut, typed: list[str], folder: Path):
     """The fitted Forecaster and the seconds that it took."""
     import vrnn_lab
 
     began = time.perf_counter()
-    values = channels_of(real, asked.given)
+    values = channels_of(real, task.given)
     forecaster = vrnn_lab.Forecaster(*typed, folder=folder)
-    forecaster.fit(asked.given, id=real.id, time="time", values=values, static=real.static)
+    forecaster.fit(task.given, id=real.id, time="time", values=values, static=real.static)
     return forecaster, time.perf_counter() - began
 
 
@@ -223,24 +221,24 @@ def together(job: Job, folder: Path) -> Any:
     return vrnn_lab.Forecaster.load(runs)
 
 
-def predict(real: RealSet, forecaster: Any, ask: Ask) -> pd.DataFrame:
-    """The program's answer at the asked times; of the asked rows it gets nothing but series and time."""
+def predict(real: RealSet, forecaster: Any, query: Query) -> pd.DataFrame:
+    """The program's prediction at the queried times; of the queried rows it gets nothing but series and time."""
     keys = ["id", "time"] if real.id else ["time"]
-    return forecaster.predict(ask.seen, at=ask.asked[keys], paths=PATHS)
+    return forecaster.predict(query.seen, at=query.queried[keys], paths=PATHS)
 
 
-def _write(folder: Path, job: Job, asked: Question, scores: dict, began: float, **more: Any) -> None:
+def _write(folder: Path, job: Job, task: HeldOut, scores: dict, began: float, **more: Any) -> None:
     real = SETS[job.set]
-    std = {name: moments[1] for name, moments in training_moments(real, asked.given, list(scores)).items()}
-    for name, each in scores.items():
-        each["std"] = std[name]
-    found = {"set": job.set, "question": job.question, "model": job.label, "seed": job.seed, **more}
-    found |= {"channels": scores, "seconds": time.perf_counter() - began}
+    std = {name: moments[1] for name, moments in training_moments(real, task.given, list(scores)).items()}
+    for name, of_channel in scores.items():
+        of_channel["std"] = std[name]
+    result = {"set": job.set, "question": job.question, "model": job.label, "seed": job.seed, **more}
+    result |= {"channels": scores, "seconds": time.perf_counter() - began}
     path = folder / "results" / f"{job.name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(found, indent=1))
-    beside.replace(path)
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(result, indent=1))
+    temporary.replace(path)
 
 
 # ---------------------------------------------------------------------------------------------- all fits
@@ -249,10 +247,10 @@ def _write(folder: Path, job: Job, asked: Question, scores: dict, began: float, 
 def run_all(options: Options) -> int:
     """Do what is not there yet, each job in a process of its own; how many failed."""
     there = {path.stem: json.loads(path.read_text()) for path in (options.folder / "results").glob("*.json")}
-    for found in there.values():
-        if found.get("overrides", list(options.overrides)) != list(options.overrides):
+    for result in there.values():
+        if result.get("overrides", list(options.overrides)) != list(options.overrides):
             raise OptionError(
-                f"folder={options.folder} holds results with overrides={';'.join(found['overrides']) or '(none)'}; "
+                f"folder={options.folder} holds results with overrides={';'.join(result['overrides']) or '(none)'}; "
                 "choose another folder."
             )
     left = [job for job in jobs_of(options) if not _done(job, there)]
@@ -260,7 +258,7 @@ def run_all(options: Options) -> int:
         table_of(SETS[name], options.folder / "data")
     with ThreadPoolExecutor(options.jobs) as pool:
         numbered = list(enumerate(left, 1))
-        return sum(pool.map(lambda each: _apart(each[1], options, f"{each[0]}/{len(left)}"), numbered))
+        return sum(pool.map(lambda pair: _apart(pair[1], options, f"{pair[0]}/{len(left)}"), numbered))
 
 
 def _done(job: Job, there: dict[str, Any]) -> bool:
@@ -302,17 +300,17 @@ def results(folder: Path, options: Options) -> pd.DataFrame:
     """One row a set, question, model and channel: means over seeds, in the channel's units."""
     rows = []
     for path in sorted((folder / "results").glob("*.json")):
-        found = json.loads(path.read_text())
-        if found["set"] in options.sets and found["question"] in options.questions:
-            keys = {key: found[key] for key in ("set", "question", "model", "seed")}
-            keys["fit_s"] = found.get("fit_s", 0.0)
-            rows += [{**keys, "channel": channel, **scores} for channel, scores in found["channels"].items()]
+        result = json.loads(path.read_text())
+        if result["set"] in options.sets and result["question"] in options.questions:
+            keys = {key: result[key] for key in ("set", "question", "model", "seed")}
+            keys["fit_s"] = result.get("fit_s", 0.0)
+            rows += [{**keys, "channel": channel, **scores} for channel, scores in result["channels"].items()]
     return pd.DataFrame(rows)
 
 
 def pooled(rows: pd.DataFrame) -> pd.DataFrame:
     """One row a set, question and model: over channels as the protocol says, then the mean over seeds."""
-    found = []
+    rows_of_sets = []
     for (name, kind, model, seed), each in rows.groupby(["set", "question", "model", "seed"], sort=False):
         single, count = len(each) == 1, each["values"].sum()
         unit = 1.0 if single else each["std"]
@@ -321,9 +319,9 @@ def pooled(rows: pd.DataFrame) -> pd.DataFrame:
         kept = "blocks" in each and each["blocks"].notna().all()  # not in results of earlier versions
         scores["error"] = coverage_error(each["blocks"]) if kept else float("nan")
         keys = {"set": name, "question": kind, "model": model, "seed": seed, "fit_s": each["fit_s"].iloc[0]}
-        found.append({**keys, **scores, "values": count})
+        rows_of_sets.append({**keys, **scores, "values": count})
     return (
-        pd.DataFrame(found)
+        pd.DataFrame(rows_of_sets)
         .groupby(["set", "question", "model"], sort=False)
         .agg(
             crps=("crps", "mean"),
@@ -341,26 +339,33 @@ def pooled(rows: pd.DataFrame) -> pd.DataFrame:
 def tables(scores: pd.DataFrame) -> str:
     """Markdown: for each question an overview and a summary, then every score."""
     text = ["# First answers: default commands on real tables", ""]
-    for kind in [each for each in QUESTIONS if each in set(scores["question"])]:
-        asked = scores[scores["question"] == kind]
-        text += [f"## {kind}: CRPS / coverage of the 90 % interval", "", *_overview(asked), "", *_summary(asked), ""]
+    for kind in [question for question in QUESTIONS if question in set(scores["question"])]:
+        of_kind = scores[scores["question"] == kind]
+        text += [
+            f"## {kind}: CRPS / coverage of the 90 % interval",
+            "",
+            *_overview(of_kind),
+            "",
+            *_summary(of_kind),
+            "",
+        ]
     text += ["## Every score", ""]
     text += ["| set | question | method | CRPS | MSE | 90 % coverage ± error | values | seeds | fit, s |"]
     text += ["|---|---|---|---|---|---|---|---|---|"]
     for (_, _), each in scores.groupby(["set", "question"], sort=False):
         for row in sorted(each.itertuples(), key=lambda row: row.crps):
-            found = f"{row.crps:.4g} | {row.mse:.4g} | {row.coverage:.3f} ± {row.error:.3f}"
+            numbers = f"{row.crps:.4g} | {row.mse:.4g} | {row.coverage:.3f} ± {row.error:.3f}"
             rest = f"{row.values} | {row.seeds} | {row.fit_s:.0f}"
-            text.append(f"| {row.set} | {row.question} | {row.model} | {found} | {rest} |")
+            text.append(f"| {row.set} | {row.question} | {row.model} | {numbers} | {rest} |")
     return "\n".join(text) + "\n"
 
 
-def _overview(asked: pd.DataFrame) -> list[str]:
+def _overview(scores: pd.DataFrame) -> list[str]:
     """A row a set: the best baseline, the Gaussian process, and the models."""
-    others = [m for m in ("gp", *MODELS[2:]) if m in set(asked["model"])]
-    others += sorted(set(asked["model"]) - set(others) - set(BASELINES))
+    others = [m for m in ("gp", *MODELS[2:]) if m in set(scores["model"])]
+    others += sorted(set(scores["model"]) - set(others) - set(BASELINES))
     text = [f"| set | values | best baseline | {' | '.join(others)} |", "|---" * (len(others) + 3) + "|"]
-    for name, each in asked.groupby("set", sort=False):
+    for name, each in scores.groupby("set", sort=False):
         row = each.set_index("model")
         best = min(each["crps"])
         shown = lambda m, row=row, best=best: _cell(row.crps[m], row.coverage[m], row.crps[m] == best)
@@ -379,23 +384,23 @@ def _cell(crps: float, coverage: float, best: bool) -> str:
     return f"{bold}{crps:.3g}{bold} / {coverage:.2f}"
 
 
-def _summary(asked: pd.DataFrame) -> list[str]:
+def _summary(scores: pd.DataFrame) -> list[str]:
     """Count how often intervals hold, and how often the best default model is as good as the best baseline."""
-    by_set = {str(name): each.set_index("model") for name, each in asked.groupby("set", sort=False)}
+    by_set = {str(name): each.set_index("model") for name, each in scores.groupby("set", sort=False)}
     models = [m for m in MODELS[2:] if any(m in each.index for each in by_set.values())]
     text = []
     for model in ("gp", *models):
-        found = [(each.coverage[model], each.error[model]) for each in by_set.values() if model in each.index]
-        if found:
-            held = sum(HOLDS[0] <= coverage <= HOLDS[1] for coverage, _ in found)
-            errors = [0.0 if error != error else 2 * error for _, error in found]  # NaN: not known
+        coverages = [(each.coverage[model], each.error[model]) for each in by_set.values() if model in each.index]
+        if coverages:
+            held = sum(HOLDS[0] <= coverage <= HOLDS[1] for coverage, _ in coverages)
+            errors = [0.0 if error != error else 2 * error for _, error in coverages]  # NaN: not known
             near = sum(
                 HOLDS[0] - error <= coverage <= HOLDS[1] + error
-                for (coverage, _), error in zip(found, errors, strict=True)
+                for (coverage, _), error in zip(coverages, errors, strict=True)
             )
             text.append(
-                f"* {model}: coverage within {HOLDS[0]} to {HOLDS[1]} on {held} of {len(found)} sets, and no more "
-                f"than two standard errors outside on {near}."
+                f"* {model}: coverage within {HOLDS[0]} to {HOLDS[1]} on {held} of {len(coverages)} sets, and no "
+                f"more than two standard errors outside on {near}."
             )
     for title, rivals in (("baseline", BASELINES), ("baseline or Gaussian process", (*BASELINES, "gp"))):
         ratios = {}
@@ -438,7 +443,7 @@ def main(arguments: list[str]) -> int:
         return 0
     if arguments[:1] == ["--job"]:
         task = json.loads(arguments[1])
-        answer(Job(**task["job"]), Path(task["folder"]), tuple(task["overrides"]))
+        run_job(Job(**task["job"]), Path(task["folder"]), tuple(task["overrides"]))
         return 0
     try:
         options = parsed(arguments)

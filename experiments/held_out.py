@@ -1,7 +1,7 @@
-"""Questions to a program: what it may see, what it is asked, and how its answers are scored.
+"""Hold values out of a table, query a program for them, and score its predictions.
 
-`question` holds values out of a table by a fixed rule. The same rule, used on what is left, gives the practice
-questions on which the spreads of the baselines are measured: no held-out value takes part in them.
+`hold_out` holds values out of a table by a fixed rule. The same rule, used on what is left, gives the practice
+queries on which the spreads of the baselines are measured: no held-out value takes part in them.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -24,22 +24,22 @@ DAY = np.timedelta64(1, "D")
 
 
 @dataclass(frozen=True)
-class Ask:
-    """Rows that are seen, and rows whose values are asked; of a series that is not asked nothing need be seen."""
+class Query:
+    """Rows that are seen, and rows whose values are queried; of a series without queries nothing need be seen."""
 
     seen: pd.DataFrame
-    asked: pd.DataFrame
+    queried: pd.DataFrame
 
 
 @dataclass(frozen=True)
-class Question:
-    """The table that the program is given to train on, and what it is asked afterwards."""
+class HeldOut:
+    """The table that the program is given to train on, and the queries that it gets afterwards."""
 
     given: pd.DataFrame
-    asks: tuple[Ask, ...]
+    queries: tuple[Query, ...]
 
 
-def question(real: RealSet, table: pd.DataFrame, kind: str, seed: int = 0, origins: int | None = None) -> Question:
+def hold_out(real: RealSet, table: pd.DataFrame, kind: str, seed: int = 0, origins: int | None = None) -> HeldOut:
     """Hold values out of a table (see the protocol at the top of first_answers.py)."""
     rng = np.random.default_rng([seed, crc32(f"{real.name}/{kind}".encode())])
     series = [rows for _, rows in table.groupby("id", sort=True)] if real.id else [table]
@@ -47,19 +47,19 @@ def question(real: RealSet, table: pd.DataFrame, kind: str, seed: int = 0, origi
         hide = (lambda n: hidden_points(n, rng)) if real.panel else (lambda n: hidden_stretches(n, real.gap, rng))
         kept = [~hide(len(rows)) for rows in series]
         given = pd.concat([rows[keep] for rows, keep in zip(series, kept, strict=True)])
-        asked = pd.concat([rows[~keep] for rows, keep in zip(series, kept, strict=True)])
-        return Question(given, (Ask(given, asked),))
+        queried = pd.concat([rows[~keep] for rows, keep in zip(series, kept, strict=True)])
+        return HeldOut(given, (Query(given, queried),))
     if real.panel:
         ends = [last_third(len(rows)) for rows in series]
         given = pd.concat([rows[:end] for rows, end in zip(series, ends, strict=True)])
-        asked = pd.concat([rows[end:] for rows, end in zip(series, ends, strict=True)])
-        return Question(given, (Ask(given, asked),))
+        queried = pd.concat([rows[end:] for rows, end in zip(series, ends, strict=True)])
+        return HeldOut(given, (Query(given, queried),))
     return _from_origins(series, real.ahead, origins or real.origins)
 
 
-def practice(real: RealSet, given: pd.DataFrame, kind: str) -> Question:
-    """The same kind of question, asked of the training table alone."""
-    return question(real, given, kind, seed=1, origins=PRACTICE_ORIGINS)
+def practice(real: RealSet, given: pd.DataFrame, kind: str) -> HeldOut:
+    """Hold values out of the training table by the same rule."""
+    return hold_out(real, given, kind, seed=1, origins=PRACTICE_ORIGINS)
 
 
 def last_third(count: int) -> int:
@@ -93,15 +93,15 @@ def origins_of(count: int, ahead: int, number: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(first, last, number).astype(int))
 
 
-def _from_origins(series: list[pd.DataFrame], ahead: int, number: int) -> Question:
+def _from_origins(series: list[pd.DataFrame], ahead: int, number: int) -> HeldOut:
     starts = [origins_of(len(rows), ahead, number) for rows in series]
     given = pd.concat([rows[: start[0]] for rows, start in zip(series, starts, strict=True)])
-    asks = []
+    queries = []
     for place in range(max(map(len, starts))):
         there = [(rows, start[place]) for rows, start in zip(series, starts, strict=True) if place < len(start)]
         seen = pd.concat([rows[:origin] for rows, origin in there])
-        asks.append(Ask(seen, pd.concat([rows[origin : origin + ahead] for rows, origin in there])))
-    return Question(given, tuple(asks))
+        queries.append(Query(seen, pd.concat([rows[origin : origin + ahead] for rows, origin in there])))
+    return HeldOut(given, tuple(queries))
 
 
 # ---------------------------------------------------------------------------------------------- as numbers
@@ -121,51 +121,51 @@ def channels_of(real: RealSet, table: pd.DataFrame) -> list[str]:
 
 @dataclass(frozen=True)
 class Cell:
-    """One channel of one series: what is seen of it, and what is asked."""
+    """One channel of one series: what is seen of it, and what is queried."""
 
     id: str
     channel: str
     times: NDArray[np.float64]  # (seen,)
     values: NDArray[np.float64]  # (seen,)
-    at: NDArray[np.float64]  # (asked,)
-    truth: NDArray[np.float64]  # (asked,)
-    blocks: NDArray[np.str_]  # (asked,)
+    at: NDArray[np.float64]  # (queries,)
+    truth: NDArray[np.float64]  # (queries,)
+    blocks: NDArray[np.str_]  # (queries,)
 
 
-def blocks_of(real: RealSet, ask: Ask, place: int) -> NDArray[np.str_]:
-    """(asked rows,): what counts as independent of other rows: a series of a panel, an origin or a gap of a record.
+def blocks_of(real: RealSet, query: Query, place: int) -> NDArray[np.str_]:
+    """(queried rows,): what counts as independent of other rows: a series of a panel, an origin or a gap of a record.
 
-    place: of the ask among those of its question.
+    place: of the query among all of them.
     """
     if real.panel:
-        return ask.asked["id"].astype(str).to_numpy(np.str_)
-    name = ask.asked["id"].astype(str) if real.id else pd.Series("", index=ask.asked.index)
-    found = np.zeros(len(ask.asked), np.int64)
-    for each in name.unique():
-        seen = ask.seen[ask.seen["id"].astype(str) == each] if real.id else ask.seen
-        mine = (name == each).to_numpy()
-        before = np.searchsorted(numbers(seen["time"]), numbers(ask.asked["time"])[mine])
+        return query.queried["id"].astype(str).to_numpy(np.str_)
+    name = query.queried["id"].astype(str) if real.id else pd.Series("", index=query.queried.index)
+    gap = np.zeros(len(query.queried), np.int64)
+    for series in name.unique():
+        seen = query.seen[query.seen["id"].astype(str) == series] if real.id else query.seen
+        mine = (name == series).to_numpy()
+        before = np.searchsorted(numbers(seen["time"]), numbers(query.queried["time"])[mine])
         if (before == len(seen)).all():  # all stations have the same weather: one origin, one block
-            return np.full(len(found), f"origin {place}")
-        found[mine] = before
-    return np.array([f"{one} gap {other}" for one, other in zip(name, found, strict=True)])
+            return np.full(len(gap), f"origin {place}")
+        gap[mine] = before
+    return np.array([f"{one} gap {other}" for one, other in zip(name, gap, strict=True)])
 
 
-def cells(real: RealSet, ask: Ask, place: int = 0) -> list[Cell]:
-    """Every channel of every series of which a known value is asked. place: of the ask, as in `blocks_of`."""
-    found, blocks = [], blocks_of(real, ask, place)
-    seen = dict(list(ask.seen.groupby("id"))) if real.id else {"": ask.seen}
-    asked = ask.asked.groupby("id").indices if real.id else {"": np.arange(len(ask.asked))}
-    for name, index in asked.items():
-        rows = ask.asked.iloc[index]
+def cells(real: RealSet, query: Query, place: int = 0) -> list[Cell]:
+    """Every channel of every series of which a known value is queried. place: of the query, as in `blocks_of`."""
+    made, blocks = [], blocks_of(real, query, place)
+    seen = dict(list(query.seen.groupby("id"))) if real.id else {"": query.seen}
+    queried = query.queried.groupby("id").indices if real.id else {"": np.arange(len(query.queried))}
+    for name, index in queried.items():
+        rows = query.queried.iloc[index]
         before, at = numbers(seen[name]["time"]), numbers(rows["time"])
         for channel in channels_of(real, rows):
             x, truth = seen[name][channel].to_numpy(np.float64), rows[channel].to_numpy(np.float64)
             known, wanted = ~np.isnan(x), ~np.isnan(truth)
             if wanted.any():
                 own = blocks[index][wanted]
-                found.append(Cell(str(name), channel, before[known], x[known], at[wanted], truth[wanted], own))
-    return found
+                made.append(Cell(str(name), channel, before[known], x[known], at[wanted], truth[wanted], own))
+    return made
 
 
 # ---------------------------------------------------------------------------------------------- scores
@@ -231,15 +231,15 @@ def path_crps(paths: NDArray[np.float64], truth: NDArray[np.float64]) -> NDArray
     return np.abs(paths - truth[:, None]).mean(1) - paths @ weights
 
 
-Gaussians = Callable[[Cell], tuple[NDArray[np.float64], NDArray[np.float64]]]  # mean and std, each (asked,)
+Gaussians = Callable[[Cell], tuple[NDArray[np.float64], NDArray[np.float64]]]  # mean and std, each (queries,)
 
 
-def score_gaussians(real: RealSet, asks: tuple[Ask, ...], answer: Gaussians) -> dict[str, dict[str, Any]]:
-    """The scores by channel of an answer with normal densities."""
+def score_gaussians(real: RealSet, queries: tuple[Query, ...], predict: Gaussians) -> dict[str, dict[str, Any]]:
+    """The scores by channel of predictions with normal densities."""
     sums: dict[str, Sums] = {}
-    for place, ask in enumerate(asks):
-        for cell in cells(real, ask, place):
-            mean, std = answer(cell)
+    for place, query in enumerate(queries):
+        for cell in cells(real, query, place):
+            mean, std = predict(cell)
             error = cell.truth - mean
             inside = np.abs(error) <= norm.ppf(0.95) * std
             crps = gaussian_crps(mean, std, cell.truth)
@@ -248,35 +248,35 @@ def score_gaussians(real: RealSet, asks: tuple[Ask, ...], answer: Gaussians) -> 
 
 
 def score_tables(
-    real: RealSet, asks: tuple[Ask, ...], answer: Callable[[Ask], pd.DataFrame]
+    real: RealSet, queries: tuple[Query, ...], predict: Callable[[Query], pd.DataFrame]
 ) -> dict[str, dict[str, Any]]:
     """The scores by channel of tables as `Forecaster.predict` gives them, with the columns path_1, path_2, ...
 
-    ValueError if an answer is missing or not finite.
+    ValueError if a prediction is missing or not finite.
     """
     sums: dict[str, Sums] = {}
-    for place, ask in enumerate(asks):
-        said, blocks = answer(ask), blocks_of(real, ask, place)
-        keys = pd.MultiIndex.from_arrays(_keys(real, said, said["channel"]))
-        said = said.set_axis(keys)
-        said = said[~said.index.duplicated()]
-        paths = [name for name in said if str(name).startswith("path_")]
-        for channel in channels_of(real, ask.asked):
-            known = ask.asked[channel].notna().to_numpy()
-            rows = ask.asked[known]
+    for place, query in enumerate(queries):
+        table, blocks = predict(query), blocks_of(real, query, place)
+        keys = pd.MultiIndex.from_arrays(_keys(real, table, table["channel"]))
+        table = table.set_axis(keys)
+        table = table[~table.index.duplicated()]
+        paths = [name for name in table if str(name).startswith("path_")]
+        for channel in channels_of(real, query.queried):
+            known = query.queried[channel].notna().to_numpy()
+            rows = query.queried[known]
             if rows.empty:
                 continue
             wanted = pd.MultiIndex.from_arrays(_keys(real, rows, pd.Series(channel, index=rows.index)))
-            found = said.reindex(wanted)[["mean", "q05", "q95", *paths]].to_numpy(np.float64)
-            if not np.isfinite(found).all():
-                lacking = rows[~np.isfinite(found).all(1)].iloc[0]
+            predicted = table.reindex(wanted)[["mean", "q05", "q95", *paths]].to_numpy(np.float64)
+            if not np.isfinite(predicted).all():
+                lacking = rows[~np.isfinite(predicted).all(1)].iloc[0]
                 raise ValueError(
-                    f"no finite answer for {channel} of {lacking.get('id', 'the series')} at {lacking.time}"
+                    f"no finite prediction for {channel} of {lacking.get('id', 'the series')} at {lacking.time}"
                 )
             truth = rows[channel].to_numpy(np.float64)
-            inside = (found[:, 1] <= truth) & (truth <= found[:, 2])
-            crps = path_crps(found[:, 3:], truth)
-            sums.setdefault(channel, Sums()).add(crps, truth - found[:, 0], inside, blocks[known])
+            inside = (predicted[:, 1] <= truth) & (truth <= predicted[:, 2])
+            crps = path_crps(predicted[:, 3:], truth)
+            sums.setdefault(channel, Sums()).add(crps, truth - predicted[:, 0], inside, blocks[known])
     return {channel: each.means() for channel, each in sums.items()}
 
 

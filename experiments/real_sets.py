@@ -24,8 +24,9 @@ from vrnn_lab.fetch import WheelFiles
 class RealSet:
     """A table with a column `time`, a column `id` where there are several series, and one column a channel.
 
-    A panel has many short series, whose last third is asked. A record has one or a few long series, asked at several
-    origins: `ahead` points each; its gaps are `gap` points long. `window` is given to the program for records.
+    A panel has many short series, whose last third is queried. A record has one or a few long series, queried
+    from several origins: `ahead` points each; its gaps are `gap` points long. `window` is given to the program for
+    records.
     """
 
     name: str
@@ -107,8 +108,8 @@ class _Array(_Parts):
         self.state = flat.reshape(shape, order="F" if fortran else "C")
 
 
-def _values(found: Any) -> Any:
-    return found.state if isinstance(found, _Array) else found
+def _values(array: Any) -> Any:
+    return array.state if isinstance(array, _Array) else array
 
 
 class _FrameReader(pickle.Unpickler):
@@ -140,11 +141,11 @@ def read_frame(content: bytes) -> pd.DataFrame:
     """The frame in an lzma-compressed pickle of pandas 2; UnpicklingError for a pickle that names anything else."""
     frame = _FrameReader(io.BytesIO(lzma.decompress(content))).load()
     blocks, (columns, *_) = frame.state["_mgr"].parts[:2]
-    names, found = [str(name) for name in columns], {}
+    names, data = [str(name) for name in columns], {}
     for values, places in blocks:
         for place, row in zip(np.arange(len(names))[places], values, strict=True):
-            found[names[place]] = row
-    return pd.DataFrame({name: found[name] for name in names}).infer_objects()
+            data[names[place]] = row
+    return pd.DataFrame({name: data[name] for name in names}).infer_objects()
 
 
 # ---------------------------------------------------------------------------------------------- the tables
@@ -222,8 +223,8 @@ def r_panel(file: str, id: str, time: str, value: str) -> Callable[[], pd.DataFr
 
 
 SETS = {
-    each.name: each
-    for each in (
+    real.name: real
+    for real in (
         RealSet(
             "co2", "ppm", co2, "weekly CO2 at Mauna Loa", None, (), 365.25, 208, 104, 3, 26, ("data.trend=quadratic",)
         ),
@@ -256,7 +257,7 @@ def table_of(real: RealSet, folder: Path) -> pd.DataFrame:
         channels = [name for name in table if name not in (*keys, *real.static)]
         table = table.dropna(how="all", subset=channels).sort_values(keys, kind="stable")
         folder.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(".part")
-        table.to_csv(beside, index=False)
-        beside.replace(path)
+        temporary = path.with_suffix(".part")
+        table.to_csv(temporary, index=False)
+        temporary.replace(path)
     return pd.read_csv(path, dtype={"id": str})

@@ -25,7 +25,7 @@ OWN = ("data.train=40", "data.val=20", "data.test=20", "data.batch_size=10")
 VARYING = ("seconds", "per_second", "memory", "code", "threads", "time", "started", "versions", "sha256", "folder")
 
 
-def said(*arguments: str, folder: Path) -> str:
+def run(*arguments: str, folder: Path) -> str:
     """Return what a command prints. Raises SystemExit, with its messages, where it fails."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "0"}
     ended = subprocess.run(
@@ -89,39 +89,39 @@ def irregular_table(file: Path) -> None:
 
 def recorded(folder: Path) -> dict[str, dict[str, object]]:
     """Return every number, by the command that it came from. Runs lie in the given folder."""
-    found: dict[str, dict[str, object]] = {}
+    recorded_numbers: dict[str, dict[str, object]] = {}
     models = sorted(file.stem for file in (ROOT / "conf" / "model").glob("*.yaml"))
     for model in models:
-        said("vrnn_lab.run", *overrides(model), f"hydra.run.dir={folder / model}", folder=folder)
-        found[f"run {model}"] = numbers(json.loads((folder / model / "metrics.json").read_text()))
-        print(model, len(found[f"run {model}"]), flush=True)
-    shown = said("vrnn_lab.evaluate", f"run={folder / 'latent_ode'}", folder=folder)
-    found["evaluate"] = numbers([line for line in shown.splitlines() if str(folder) not in line])
+        run("vrnn_lab.run", *overrides(model), f"hydra.run.dir={folder / model}", folder=folder)
+        recorded_numbers[f"run {model}"] = numbers(json.loads((folder / model / "metrics.json").read_text()))
+        print(model, len(recorded_numbers[f"run {model}"]), flush=True)
+    shown = run("vrnn_lab.evaluate", f"run={folder / 'latent_ode'}", folder=folder)
+    recorded_numbers["evaluate"] = numbers([line for line in shown.splitlines() if str(folder) not in line])
     backtest = folder / "backtest.csv"
     sweep = [*overrides("rnn"), "optim=adam,sgd", "sweep=pair", f"hydra.sweep.dir={folder / 'pair'}"]
-    said("vrnn_lab.run", "-m", *sweep, folder=folder)
+    run("vrnn_lab.run", "-m", *sweep, folder=folder)
     for file in sorted((folder / "pair").rglob("metrics.json")):
-        found[f"sweep {file.parent.name}"] = numbers(json.loads(file.read_text()))
+        recorded_numbers[f"sweep {file.parent.name}"] = numbers(json.loads(file.read_text()))
     irregular_table(folder / "own.csv")
     own = ["data=table", f"data.path={folder / 'own.csv'}", *SMALL]
     for model in ("latent_ode", "linear_sde"):
         fitted = folder / f"own_{model}"
-        chosen = [each for each in overrides(model) if not each.startswith("data")]
-        said("vrnn_lab.run", *chosen, *own, f"hydra.run.dir={fitted}", folder=folder)
-        found[f"run {fitted.name}"] = numbers(json.loads((fitted / "metrics.json").read_text()))
+        chosen = [override for override in overrides(model) if not override.startswith("data")]
+        run("vrnn_lab.run", *chosen, *own, f"hydra.run.dir={fitted}", folder=folder)
+        recorded_numbers[f"run {fitted.name}"] = numbers(json.loads((fitted / "metrics.json").read_text()))
         answer = folder / f"{fitted.name}.csv"
-        asked = [f"run={fitted}", f"input={folder / 'own.csv'}", "horizon=2", "seed=1", f"output={answer}"]
-        said("vrnn_lab.predict", *asked, folder=folder)
-        found[f"predict {model}"] = table(answer)
-        asked = [f"run={fitted}", "backtest=true", "backtest.horizon=2", f"output={backtest}"]
-        said("vrnn_lab.evaluate", *asked, folder=folder)
-        found[f"backtest {model}"] = table(backtest)
+        options = [f"run={fitted}", f"input={folder / 'own.csv'}", "horizon=2", "seed=1", f"output={answer}"]
+        run("vrnn_lab.predict", *options, folder=folder)
+        recorded_numbers[f"predict {model}"] = table(answer)
+        options = [f"run={fitted}", "backtest=true", "backtest.horizon=2", f"output={backtest}"]
+        run("vrnn_lab.evaluate", *options, folder=folder)
+        recorded_numbers[f"backtest {model}"] = table(backtest)
     drawn = folder / "drawn.csv"
-    said("vrnn_lab.sample", f"run={folder / 'vrnn'}", "n=3", "seed=2", f"output={drawn}", folder=folder)
-    found["sample"] = table(drawn)
-    said("vrnn_lab.report", str(folder / "pair"), f"output={folder / 'report.csv'}", folder=folder)
-    found["report"] = {k: v for k, v in table(folder / "report.csv").items() if str(folder) not in str(v)}
-    return found
+    run("vrnn_lab.sample", f"run={folder / 'vrnn'}", "n=3", "seed=2", f"output={drawn}", folder=folder)
+    recorded_numbers["sample"] = table(drawn)
+    run("vrnn_lab.report", str(folder / "pair"), f"output={folder / 'report.csv'}", folder=folder)
+    recorded_numbers["report"] = {k: v for k, v in table(folder / "report.csv").items() if str(folder) not in str(v)}
+    return recorded_numbers
 
 
 def main() -> None:
@@ -129,16 +129,16 @@ def main() -> None:
         raise SystemExit(__doc__)
     file = Path(sys.argv[2]).absolute()
     with tempfile.TemporaryDirectory() as made:
-        found = recorded(Path(made))
+        recorded_numbers = recorded(Path(made))
     if sys.argv[1] == "record":
-        file.write_text(json.dumps(found, indent=1))
+        file.write_text(json.dumps(recorded_numbers, indent=1))
         raise SystemExit(0)
     before = json.loads(file.read_text())
     differing = [
-        f"{command}{key}: {before.get(command, {}).get(key)} before, {found.get(command, {}).get(key)} now"
-        for command in sorted({*before, *found})
-        for key in sorted({*before.get(command, {}), *found.get(command, {})})
-        if before.get(command, {}).get(key) != found.get(command, {}).get(key)
+        f"{command}{key}: {before.get(command, {}).get(key)} before, {recorded_numbers.get(command, {}).get(key)} now"
+        for command in sorted({*before, *recorded_numbers})
+        for key in sorted({*before.get(command, {}), *recorded_numbers.get(command, {})})
+        if before.get(command, {}).get(key) != recorded_numbers.get(command, {}).get(key)
     ]
     count = sum(map(len, before.values()))
     print(f"{count - len(differing)} of {count} numbers are equal to the last digit", *differing[:50], sep="\n")

@@ -195,7 +195,7 @@ def test_a_plan_that_cannot_work_is_refused_by_name(horizon, every, folds):
 
 
 def test_a_horizon_longer_than_any_series_is_refused(data):
-    with pytest.raises(ConfigError, match="none of the 1 test series is so long"):
+    with pytest.raises(ConfigError, match="none of the 1 test series is long enough"):
         folds(data, "test", BacktestPlan(1000.0), data.scale.longest.item())
 
 

@@ -19,25 +19,25 @@ from vrnn_lab.forecaster import Forecaster
 from vrnn_lab.forecasting.crossings import Level, crossings
 from vrnn_lab.forecasting.forecast import Forecasts, Query
 from vrnn_lab.forecasting.queries import SeriesWindow
-from vrnn_lab.forecasting.summary import Answer, path_names
+from vrnn_lab.forecasting.summary import PredictiveSummary, path_names
 from vrnn_lab.models.linear_state import SLOWEST
 
 
-def question(name: str, last: float) -> SeriesWindow:
-    """Make a question with one seen value a channel, at time 1, and three times asked."""
+def window(name: str, last: float) -> SeriesWindow:
+    """Make a window with one observed value per channel, at time 1, and three queried times."""
     times = np.array([1.0, 2, 3, 4])
     values = np.full((4, 2), np.nan)
     values[0] = last, 100.0
     return SeriesWindow(name, 0, times, values, np.isnan(values), np.zeros((4, 0)), np.zeros((4, 2)), (1.0, 4.0))
 
 
-def made(last: float) -> Answer:
-    """Make an answer with four draws of channel 0; no draw of channel 1 lies below 50."""
+def made(last: float) -> PredictiveSummary:
+    """Make a summary with four draws of channel 0; no draw of channel 1 lies below 50."""
     draws = np.array([[0.0, 6, 0], [5, 0, 0], [0, 0, 0], [0, 0, 7]])
     each = np.stack([draws, np.full_like(draws, 50.0)], 2).reshape(4, 6)
     times, channel = np.repeat([2.0, 3, 4], 2), np.tile([0, 1], 3)
-    return Answer(
-        [question("x", last)], np.zeros(6, int), times, channel, dict(zip(path_names(4), each, strict=True))
+    return PredictiveSummary(
+        [window("x", last)], np.zeros(6, int), times, channel, dict(zip(path_names(4), each, strict=True))
     )
 
 
@@ -97,14 +97,14 @@ def known():
     names = np.repeat([f"{number:04d}" for number in range(SERIES)], 12)
     frame = pd.DataFrame({"id": names, "time": seen.ravel(), "x": values[:, :12].ravel()})
     asked = Query(None, HORIZON, STEP, draws=DRAWS, paths=DRAWS)
-    return data, [*Forecasts.of(parts_of(model), frame, asked, TableSchema()).answers(True)], values[:, 12:]
+    return data, [*Forecasts.of(parts_of(model), frame, asked, TableSchema()).summaries(True)], values[:, 12:]
 
 
-def crossed(answers: list[Answer], level: Level) -> pd.DataFrame:
+def crossed(answers: list[PredictiveSummary], level: Level) -> pd.DataFrame:
     told = []
     for found in answers:
         turned = crossings(found, level, 0, DRAWS)
-        names = np.array([question.name for question in turned.questions])[turned.owner]
+        names = np.array([window.name for window in turned.windows])[turned.owner]
         told.append(pd.DataFrame({"id": names, **turned.numbers}))
     return pd.concat(told)
 
@@ -152,14 +152,14 @@ def test_draws_that_do_not_hang_together_are_found_out(known):
 
 def when(model, frame, level: Level, **asked) -> pd.DataFrame:
     found = Forecasts.of(parts_of(model), frame, Query(when=level, **asked), TableSchema())
-    return pd.concat([found.frame(answer) for answer in found.answers(True)], ignore_index=True)
+    return pd.concat([found.frame(answer) for answer in found.summaries(True)], ignore_index=True)
 
 
 def test_the_answer_is_that_of_the_paths_of_predict():
     model, asked = Decay(scale_of()), {"horizon": 3.0, "every": 1.0, "draws": 50}
     found = when(model, table(), Level(-6.0, True, "b"), **asked)
     plain = Forecasts.of(parts_of(model), table(), Query(**asked, paths=50), TableSchema())
-    paths = pd.concat([plain.frame(answer) for answer in plain.answers(True)])
+    paths = pd.concat([plain.frame(answer) for answer in plain.summaries(True)])
     paths = paths[paths["channel"] == "b"].set_index("id").filter(like="path_")
     for name, rows in found.groupby("id"):
         share = np.logical_or.accumulate(paths.loc[name] >= -6.0, 0).mean(axis=1)
@@ -204,11 +204,11 @@ def test_the_command_and_the_forecaster_say_the_same(run, monkeypatch, capsys):
 
 WRONG = {
     "when=5 horizon=1": "when=5: expected >=<number> or <=<number>",
-    "when=>=5 horizon=1": "which channel is to cross 5? The model has a, b",
+    "when=>=5 horizon=1": "the level 5 names no channel, and the model has several: a, b",
     "when=c>=5 horizon=1": "no channel 'c' that could cross 5; it has a, b",
-    "when=a>=5 fill=true": "expected horizon=<H> (and every=<E>) beside it, not at= or fill=",
-    "when=a>=5 at=mine.csv": "expected horizon=<H> (and every=<E>) beside it, not at= or fill=",
-    "when=a>=5": "what is asked?",
+    "when=a>=5 fill=true": "expected horizon=<H> (and every=<E>) with it, not at= or fill=",
+    "when=a>=5 at=mine.csv": "expected horizon=<H> (and every=<E>) with it, not at= or fill=",
+    "when=a>=5": "the query is missing or not unique",
     "when=a>=5 horizon=1 figures=2": "figures= belongs to a table of predictions",
     "when=a>=5 horizon=1 paths=3": "paths= belongs to a table of predictions",
 }
@@ -224,8 +224,8 @@ def test_what_cannot_work_is_refused_and_nothing_written(given, run, monkeypatch
 def test_the_forecaster_refuses_what_does_not_go_together(run):
     _, forecaster, frame = run
     for keys, said in (
-        ({"within": 1}, "expected one of the two"),
-        ({"above": 1, "below": 2, "within": 1}, "expected one of the two"),
+        ({"within": 1}, "expected exactly one of the two"),
+        ({"above": 1, "below": 2, "within": 1}, "expected exactly one of the two"),
         ({"above": 1}, "within is missing"),
         ({"above": float("nan"), "within": 1}, "a level of nan"),
         ({"above": 1, "within": 1, "channel": "z"}, "no channel 'z'"),

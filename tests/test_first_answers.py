@@ -15,8 +15,8 @@ import real_sets
 from cheap_baselines import SharedProcess, rules, training_moments, with_spread
 from first_answers import Job, OptionError, Options
 from held_out import (
-    Ask,
     Cell,
+    Query,
     blocks_of,
     cells,
     channels_of,
@@ -24,12 +24,12 @@ from held_out import (
     gaussian_crps,
     hidden_points,
     hidden_stretches,
+    hold_out,
     last_third,
     numbers,
     origins_of,
     path_crps,
     practice,
-    question,
     score_gaussians,
     score_tables,
 )
@@ -67,13 +67,13 @@ def made(real: RealSet) -> pd.DataFrame:
 @pytest.mark.parametrize("real", SETS, ids=lambda real: real.name)
 def test_no_value_that_is_asked_lies_in_what_is_given_or_seen(real, kind):
     table = made(real)
-    asked = question(real, table, kind)
-    assert sum(len(ask.asked) for ask in asked.asks) > 0
-    for ask in asked.asks:
+    task = hold_out(real, table, kind)
+    assert sum(len(query.queried) for query in task.queries) > 0
+    for query in task.queries:
         for channel in ("a", "b"):
-            held_out = set(ask.asked[channel].dropna())
-            assert not held_out & set(asked.given[channel]) and not held_out & set(ask.seen[channel])
-    everything = pd.concat([asked.given, *(ask.asked for ask in asked.asks)])
+            held_out = set(query.queried[channel].dropna())
+            assert not held_out & set(task.given[channel]) and not held_out & set(query.seen[channel])
+    everything = pd.concat([task.given, *(query.queried for query in task.queries)])
     assert set(everything["a"]) <= set(table["a"])
     if kind == "gaps" or real.panel:
         assert len(everything) == len(table)
@@ -81,58 +81,58 @@ def test_no_value_that_is_asked_lies_in_what_is_given_or_seen(real, kind):
 
 @pytest.mark.parametrize("real", SETS, ids=lambda real: real.name)
 def test_a_forecast_asks_only_of_later_times(real):
-    asked = question(real, made(real), "forecast")
-    for ask in asked.asks:
-        for name, rows in ask.asked.groupby("id") if real.id else [("", ask.asked)]:
+    task = hold_out(real, made(real), "forecast")
+    for query in task.queries:
+        for name, rows in query.queried.groupby("id") if real.id else [("", query.queried)]:
             of = lambda table, name=name: table[table["id"] == name] if real.id else table
-            assert rows["time"].min() > of(ask.seen)["time"].max() >= of(asked.given)["time"].max()
+            assert rows["time"].min() > of(query.seen)["time"].max() >= of(task.given)["time"].max()
 
 
 def test_the_program_is_given_nothing_of_a_held_out_row_but_series_and_time():
-    asked = []
+    calls = []
 
     class Forecaster:
         def predict(self, seen, at, paths):
-            asked.append((seen, at))
+            calls.append((seen, at))
             return pd.DataFrame()
 
-    ask = question(PANEL, made(PANEL), "forecast").asks[0]
-    first_answers.predict(PANEL, Forecaster(), ask)
-    (seen, at) = asked[0]
-    assert list(at.columns) == ["id", "time"] and len(at) == len(ask.asked)
-    assert not set(ask.asked["a"]) & set(seen["a"])
+    query = hold_out(PANEL, made(PANEL), "forecast").queries[0]
+    first_answers.predict(PANEL, Forecaster(), query)
+    (seen, at) = calls[0]
+    assert list(at.columns) == ["id", "time"] and len(at) == len(query.queried)
+    assert not set(query.queried["a"]) & set(seen["a"])
 
 
 @pytest.mark.parametrize("kind", ["forecast", "gaps"])
 @pytest.mark.parametrize("real", SETS, ids=lambda real: real.name)
 def test_practice_questions_come_out_of_what_is_given(real, kind):
-    given = question(real, made(real), kind).given
+    given = hold_out(real, made(real), kind).given
     practised = practice(real, given, kind)
-    for ask in practised.asks:
-        assert len(ask.asked) and set(ask.asked["a"]) | set(ask.seen["a"]) <= set(given["a"])
+    for query in practised.queries:
+        assert len(query.queried) and set(query.queried["a"]) | set(query.seen["a"]) <= set(given["a"])
 
 
 @pytest.mark.parametrize("kind", ["forecast", "gaps"])
 @pytest.mark.parametrize("real", SETS, ids=lambda real: real.name)
 def test_spreads_do_not_change_with_the_values_that_are_held_out(real, kind):
     table = made(real)
-    asked = question(real, table, kind)
-    held = pd.concat([ask.asked for ask in asked.asks]).index.difference(asked.given.index)
+    task = hold_out(real, table, kind)
+    held = pd.concat([query.queried for query in task.queries]).index.difference(task.given.index)
     other = table.copy()
     other.loc[held, ["a", "b"]] *= 1000
-    again = question(real, other, kind)
-    pd.testing.assert_frame_equal(asked.given, again.given)
+    again = hold_out(real, other, kind)
+    pd.testing.assert_frame_equal(task.given, again.given)
     for rule in rules(real).values():
         spreads = []
-        for each in (asked, again):
+        for each in (task, again):
             moments = training_moments(real, each.given, ["a", "b"])
             answer = with_spread(real, rule, each.given, kind, moments)
-            spreads.append([answer(cell)[1][0] for cell in cells(real, asked.asks[0])])
+            spreads.append([answer(cell)[1][0] for cell in cells(real, task.queries[0])])
         assert spreads[0] == spreads[1] and min(spreads[0]) > 0
 
 
 def test_the_same_seed_holds_out_the_same_and_another_does_not():
-    first, same, other = (question(PANEL, made(PANEL), "gaps", seed).given for seed in (0, 0, 1))
+    first, same, other = (hold_out(PANEL, made(PANEL), "gaps", seed).given for seed in (0, 0, 1))
     assert first.equals(same) and not first.equals(other)
 
 
@@ -164,7 +164,7 @@ def test_scores_equal_their_definitions():
 
 
 def test_a_table_of_answers_is_scored_where_a_value_is_known_whatever_its_order():
-    asked = pd.DataFrame(
+    rows = pd.DataFrame(
         {"id": ["x", "y"], "time": ["2024-01-01T06:00:00Z", "2024-01-02"], "a": [1.0, np.nan], "b": [4.0, 5.0]}
     )
     said = pd.DataFrame(
@@ -176,24 +176,24 @@ def test_a_table_of_answers_is_scored_where_a_value_is_known_whatever_its_order(
         }
     )
     said = said.assign(q05=said["mean"] - 1, q95=said["mean"] + 1, path_1=said["mean"] - 1, path_2=said["mean"] + 1)
-    ask = Ask(asked, asked)
-    scores = score_tables(PANEL, (ask,), lambda _: said)
+    query = Query(rows, rows)
+    scores = score_tables(PANEL, (query,), lambda _: said)
     blocks = {"x": [0, 1]}
     assert scores["a"] == {"values": 1, "crps": pytest.approx(2 - 1), "mse": 4.0, "coverage": 0.0, "blocks": blocks}
     assert scores["b"]["blocks"] == {"x": [1, 1], "y": [1, 1]}
     assert scores["b"]["values"] == 2 and scores["b"]["mse"] == 0.125 and scores["b"]["coverage"] == 1.0
-    with pytest.raises(ValueError, match="no finite answer for b of y"):
-        score_tables(PANEL, (ask,), lambda _: said.iloc[2:])
+    with pytest.raises(ValueError, match="no finite prediction for b of y"):
+        score_tables(PANEL, (query,), lambda _: said.iloc[2:])
 
 
 def test_blocks_are_series_of_a_panel_and_origins_or_gaps_of_a_record():
-    panel = question(PANEL, made(PANEL), "gaps").asks[0]
-    assert blocks_of(PANEL, panel, 0).tolist() == panel.asked["id"].astype(str).tolist()
-    forecast, gaps = (question(RECORD, made(RECORD), kind).asks for kind in ("forecast", "gaps"))
-    found = [set(blocks_of(RECORD, ask, i)) for i, ask in enumerate(forecast)]
+    panel = hold_out(PANEL, made(PANEL), "gaps").queries[0]
+    assert blocks_of(PANEL, panel, 0).tolist() == panel.queried["id"].astype(str).tolist()
+    forecast, gaps = (hold_out(RECORD, made(RECORD), kind).queries for kind in ("forecast", "gaps"))
+    found = [set(blocks_of(RECORD, query, i)) for i, query in enumerate(forecast)]
     assert found == [{f"origin {i}"} for i in range(len(forecast))]
     table, blocks = made(RECORD), blocks_of(RECORD, gaps[0], 0)
-    hidden = table["time"].isin(gaps[0].asked["time"])
+    hidden = table["time"].isin(gaps[0].queried["time"])
     stretch = (hidden & ~hidden.shift(fill_value=False)).cumsum()[hidden]
     assert stretch.nunique() >= 2
     assert [each == blocks[0] for each in blocks] == (stretch == 1).tolist()
@@ -248,11 +248,11 @@ def test_the_gaussian_process_beats_the_mean_on_smooth_series_and_its_intervals_
     smooth = np.sin(2 * np.pi * table["time"] / (12 if real.period else 150) + phase)
     table["a"] = smooth + np.random.default_rng(0).normal(0, 0.1, len(table))
     table = table.drop(columns="b")
-    asked = question(real, table, "gaps")
-    moments = training_moments(real, asked.given, channels_of(real, table))
-    found = score_gaussians(real, asked.asks, SharedProcess(real, asked.given, moments))["a"]
-    plain = with_spread(real, cheap_baselines.mean, asked.given, "gaps", moments)
-    assert found["crps"] < 0.7 * score_gaussians(real, asked.asks, plain)["a"]["crps"]
+    task = hold_out(real, table, "gaps")
+    moments = training_moments(real, task.given, channels_of(real, table))
+    found = score_gaussians(real, task.queries, SharedProcess(real, task.given, moments))["a"]
+    plain = with_spread(real, cheap_baselines.mean, task.given, "gaps", moments)
+    assert found["crps"] < 0.7 * score_gaussians(real, task.queries, plain)["a"]["crps"]
     assert found["coverage"] > 0.7
 
 
@@ -320,7 +320,7 @@ def test_what_is_there_is_not_done_again_and_the_table_shows_it(folder, capsys, 
     jobs = first_answers.jobs_of(options)
     assert len(jobs) == 6
     for job in jobs:
-        first_answers.answer(job, folder, ())
+        first_answers.run_job(job, folder, ())
     monkeypatch.setattr(first_answers, "_apart", lambda *_: pytest.fail("done again"))
     assert first_answers.run_all(options) == 0
     assert first_answers.report(options) == 0
@@ -336,7 +336,7 @@ def test_what_is_there_is_not_done_again_and_the_table_shows_it(folder, capsys, 
 
 @pytest.mark.slow
 def test_a_failing_job_is_printed_and_counted(folder, capsys):
-    first_answers.answer(Job("record", "gaps", "baselines"), folder, ())
+    first_answers.run_job(Job("record", "gaps", "baselines"), folder, ())
     options = Options(("panel", "record"), ("baselines",), ("gaps",), folder=folder)
     assert first_answers.run_all(options) == 1  # a process of its own does not know the set that is made up
     assert "1/1 panel gaps baselines seed 0" in (shown := capsys.readouterr().out)
@@ -359,11 +359,11 @@ def test_results_of_other_overrides_are_not_mixed_in(folder):
 @pytest.mark.slow
 def test_a_model_answers_by_the_whole_chain(folder):
     job = Job("panel", "gaps", "rnn")
-    first_answers.answer(job, folder, ("trainer.max_epochs=1", "model.width=4"))
+    first_answers.run_job(job, folder, ("trainer.max_epochs=1", "model.width=4"))
     found = json.loads((folder / "results" / f"{job.name}.json").read_text())
-    asked = question(PANEL, made(PANEL), "gaps")
-    assert found["channels"]["a"]["values"] == sum(len(ask.asked) for ask in asked.asks)
+    task = hold_out(PANEL, made(PANEL), "gaps")
+    assert found["channels"]["a"]["values"] == sum(len(query.queried) for query in task.queries)
     assert np.isfinite(found["channels"]["b"]["crps"]) and found["fit_s"] > 0
     written = pd.read_csv(folder / "runs" / job.name / "data.csv")
-    held_out = pd.concat([ask.asked for ask in asked.asks])
+    held_out = pd.concat([query.queried for query in task.queries])
     assert not set(written["a"].round(9)) & set(held_out["a"].round(9))

@@ -60,7 +60,9 @@ def test_lengths_of_time_are_understood(text, days):
 
 
 def test_a_length_that_is_none_is_refused_with_what_is_understood():
-    with pytest.raises(ValueError, match=r"horizon=2 fortnights: expected a number, .* 2y, 3M \(months\), 1w"):
+    with pytest.raises(
+        ValueError, match=r"horizon=2 fortnights: expected a number or, if times are dates, .* 2y, 3M \(months\), 1w"
+    ):
         Span.of("horizon", "2 fortnights")
 
 

@@ -136,7 +136,7 @@ def test_a_question_to_nothing_says_so(fitted, caplog):
 
 def test_a_slip_of_the_pen_is_named(fitted):
     forecaster, frame = fitted
-    with pytest.raises(TypeError, match="knows no 'draw'"):
+    with pytest.raises(TypeError, match="has no argument 'draw'"):
         forecaster.predict(frame, fill=True, draw="9")
 
 

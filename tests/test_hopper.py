@@ -99,7 +99,9 @@ def test_a_missing_model_names_the_command_that_brings_it_and_it_brings_it(tmp_p
     pytest.importorskip("mujoco")
     monkeypatch.setenv("VRNN_LAB_CACHE", str(tmp_path))
     monkeypatch.setattr(hopper.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"hopper.xml and what it includes.*python -m vrnn_lab\.fetch hopper"):
+    with pytest.raises(
+        ValueError, match=r"hopper.xml and the files that it includes.*python -m vrnn_lab\.fetch hopper"
+    ):
         _ = Hopper(**FEW).splits
     assert {file.rsplit("/", 1)[1] for file in fetch.SOURCES["hopper"].files} == {MODEL, *PARTS}
 

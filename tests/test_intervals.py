@@ -111,7 +111,8 @@ REFUSED = {
     "output=x.csv": "belongs to a backtest; set backtest=true",
     "backtest=true": "backtest.horizon is missing",
     "backtest=true backtest.horizon=-1": "expected a number above 0",
-    "backtest=true backtest.horizon=far": "expected a number, or where times are dates 2y, 3M (months), 1w, 7D, 1h",
+    "backtest=true backtest.horizon=far": "expected a number or, if times are dates, a length such as 2y, 3M "
+    "(months), 1w, 7D, 1h",
     "backtest=true backtest.horizon=3 backtest.step=1": "backtest.step: expected backtest.horizon",
     "backtest=true backtest.horizon=3 backtest.folds=1.5": "expected a whole number from 1",
     "recalibrate=yes": "expected true or false",

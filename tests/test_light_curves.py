@@ -108,7 +108,10 @@ def test_a_missing_file_names_the_command_that_brings_it_and_it_brings_it(tmp_pa
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"#MJD Mag\n48823.4 -6.0\n", "2 columns, expected time, magnitude, error"), (b"a b c\n", "cannot be read as")],
+    [
+        (b"#MJD Mag\n48823.4 -6.0\n", "2 columns; expected time, magnitude and error"),
+        (b"a b c\n", "cannot be read as"),
+    ],
 )
 def test_a_curve_of_another_format_is_refused_by_name(cache, content, message):
     write(cache, STARS[2], {"B": content})

@@ -110,7 +110,7 @@ def test_a_file_of_another_format_is_refused(cache):
 
 
 def test_too_few_blocks_are_refused(cache):
-    with pytest.raises(ValueError, match="2 blocks of 100 points cannot make three splits"):
+    with pytest.raises(ValueError, match="2 blocks of 100 points are too few for three splits"):
         _ = Paleoclimate(window=100).splits
 
 

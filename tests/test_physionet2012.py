@@ -233,16 +233,16 @@ WHERE = "physionet.org/content/challenge-2012"
 BROKEN = [
     ({"set-b/142676.txt": None}, f"set-b has 9 records, expected 10.*{WHERE}"),
     ({"Outcomes-c.txt": None}, f"has no Outcomes-c.txt.*{WHERE}"),
-    ({"Outcomes-a.txt": "<html>"}, "Outcomes-a.txt is no list of outcomes"),
-    ({"Outcomes-a.txt": "RecordID,In-hospital_death\n132539,1\n"}, "Outcomes-a.txt tells of 1 records"),
+    ({"Outcomes-a.txt": "<html>"}, "Outcomes-a.txt is not a list of outcomes"),
+    ({"Outcomes-a.txt": "RecordID,In-hospital_death\n132539,1\n"}, "Outcomes-a.txt has the outcomes of 1 records"),
     ({"set-a/132541.txt": record(132542)}, f"132541.txt begins .*expected .*RecordID,132541.*{WHERE}"),
     ({"set-a/132541.txt": ""}, "132541.txt begins ''"),
     ({"set-a/132541.txt": record(132541)[:-2]}, "132541.txt ends .* in the middle of a line"),
-    ({"set-a/132541.txt": record(132541, ["07:00,HR"])}, "132541.txt, line 8: '07:00,HR' is no"),
+    ({"set-a/132541.txt": record(132541, ["07:00,HR"])}, "132541.txt, line 8: '07:00,HR' is not of the form"),
     ({"set-a/132541.txt": record(132541, ["07:00,HR,1,2"])}, "132541.txt, line 8"),
     ({"set-a/132541.txt": record(132541, ["07:00,HR,many"])}, "132541.txt, line 8"),
     ({"set-a/132541.txt": record(132541, ["07:00,HR,nan"])}, "132541.txt, line 8"),
-    ({"set-a/132541.txt": record(132541, ["49:00,HR,70"])}, "132541.txt, line 8.*no time from 00:00 to 48:00"),
+    ({"set-a/132541.txt": record(132541, ["49:00,HR,70"])}, "132541.txt, line 8.*not a time from 00:00 to 48:00"),
     ({"set-a/132541.txt": record(132541, ["07:00,Mood,70"])}, "132541.txt, line 8"),
 ]
 
@@ -259,14 +259,14 @@ def test_a_missing_folder_and_a_broken_archive_say_what_to_do(folder, tmp_path):
     folder()
     (tmp_path / "mine.zip").write_bytes(b"nobody asked for this one")
     assert len(Physionet2012(str(tmp_path)).splits["test"]) == 6
-    with pytest.raises(ValueError, match=r"Outcomes-a\.txt is no whole archive"):
+    with pytest.raises(ValueError, match=r"Outcomes-a\.txt is not a complete archive"):
         _ = Physionet2012(str(tmp_path / "Outcomes-a.txt")).splits
     with tarfile.open(tmp_path / "set-a.tar.gz", "w:gz") as archive:
         archive.add(tmp_path / "set-a", "set-a")
     whole = (tmp_path / "set-a.tar.gz").read_bytes()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "set-a.tar.gz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"set-a\.tar\.gz is no whole archive.*download it again"):
+    with pytest.raises(ValueError, match=r"set-a\.tar\.gz is not a complete archive.*download it again"):
         _ = Physionet2012(str(tmp_path / "broken")).splits
 
 

@@ -58,14 +58,17 @@ def test_a_batch_is_binary_and_silence_is_known(file):
 
 
 REFUSED = [
-    ({"traindata": cells([np.zeros((4, 89))])}, r"roll 1 of traindata is none \(\(4, 89\)\).*21 to 108"),
-    ({"testdata": cells([np.zeros((4, 88)), np.full((2, 88), 2)])}, "roll 2 of testdata is none"),
-    ({"testdata": cells([csc_matrix((4, 88))])}, "roll 1 of testdata is none"),
+    (
+        {"traindata": cells([np.zeros((4, 89))])},
+        r"roll 1 of traindata is not a piano roll \(its shape: \(4, 89\)\).*21 to 108",
+    ),
+    ({"testdata": cells([np.zeros((4, 88)), np.full((2, 88), 2)])}, "roll 2 of testdata is not a piano roll"),
+    ({"testdata": cells([csc_matrix((4, 88))])}, "roll 1 of testdata is not a piano roll"),
     ({"validdata": cells([np.full((4, 88), np.nan)])}, "roll 1 of validdata"),
     ({"validdata": cells([np.zeros((0, 88))])}, "roll 1 of validdata"),
     ({"validdata": cells([np.array("words")])}, "roll 1 of validdata"),
-    ({"validdata": np.zeros((4, 88))}, "validdata holds no cells"),
-    ({"testdata": np.empty((1, 0), dtype=object)}, "testdata holds no cells"),
+    ({"validdata": np.zeros((4, 88))}, "validdata is not a cell array"),
+    ({"testdata": np.empty((1, 0), dtype=object)}, "testdata is not a cell array"),
 ]
 
 
@@ -94,7 +97,7 @@ class Harm:
 @pytest.mark.parametrize("content", [b"", b"words" * 99, pickle.dumps({"train": Harm()})])
 def test_a_file_of_another_kind_is_refused_and_a_pickle_is_never_run(tmp_path, content):
     (tmp_path / "music.mat").write_bytes(content)
-    with pytest.raises(ValueError, match=r"music\.mat is no MATLAB file that can be read"):
+    with pytest.raises(ValueError, match=r"music\.mat cannot be read as a MATLAB file"):
         _ = Polyphonic(str(tmp_path / "music.mat")).splits
 
 

@@ -118,7 +118,7 @@ def test_each_member_is_recalibrated_by_its_own_factors():
 
 
 def test_fewer_draws_than_runs_are_refused():
-    with pytest.raises(ValueError, match="2 draws of 3 runs together"):
+    with pytest.raises(ValueError, match="2 draws are too few for an ensemble of 3 runs"):
         pool_of().predict(asked(batch_of()), 2)
 
 
@@ -154,7 +154,7 @@ def test_what_runs_must_share_is_named(said, monkeypatch):
     )
     with pytest.raises(ValueError, match="Leave one of the two out") as refused:
         load_runs(["a", "b"])
-    assert f"b was trained with {said}: models that are asked as one" in str(refused.value)
+    assert f"b was trained with {said}: the runs of an ensemble must agree" in str(refused.value)
 
 
 def test_models_of_events_are_not_pooled(monkeypatch):
@@ -246,7 +246,7 @@ REFUSED = {
     "run=a,other": "other was trained with data.seed=1, a with data.seed=0",
     "run=a,b data.seed=1": "data.seed: of several runs it could make training series of one the test series",
     "run=a,nowhere": "nowhere is no run folder",
-    "run=a,b evaluate.draws=1": "1 draws of 2 runs together",
+    "run=a,b evaluate.draws=1": "1 draws are too few for an ensemble of 2 runs",
 }
 
 

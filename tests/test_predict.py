@@ -80,7 +80,9 @@ def test_zeros_and_ones_have_their_probability_and_its_quantiles():
     np.testing.assert_allclose(found["std"], np.sqrt(found["mean"] * (1 - found["mean"])), rtol=1e-4)
     for name, level in LEVELS.items():
         assert (found[name] == (level > 1 - found["mean"])).all()
-    with pytest.raises(ValueError, match="series 'x' holds 7 in channel 'b' at time 100; the model is one of zeros"):
+    with pytest.raises(
+        ValueError, match="series 'x' holds 7 in channel 'b' at time 100; the model takes binary values"
+    ):
         ask(frame.assign(b=[7, 0]), model, horizon=3.0, every=1.0)
 
 
@@ -128,7 +130,7 @@ def test_where_nothing_is_asked_there_are_no_rows_but_columns():
     [
         ({}, r"at=<file of id, time>, or horizon=<H> \(and every=<E>\), or fill=true"),
         ({"fill": True, "horizon": 1.0, "every": 1.0}, "one of three"),
-        ({"every": 1.0}, "expected both"),
+        ({"every": 1.0}, "expected both to be positive"),
         ({"horizon": 1.0, "every": 2.0}, "every= at most horizon="),
         ({"horizon": 1.0, "every": 0.0}, "positive"),
         ({"fill": True, "paths": 100}, "as many draws as paths"),
@@ -161,7 +163,7 @@ def test_a_series_no_longer_than_those_of_training_is_one_window():
 
 def test_questions_about_a_longer_series_each_have_a_window_as_in_training():
     found = questions(range(101), [3.5, 4.5, 50.5, 53.5, 99.5])
-    assert [q.times[q.asked[:, 0]].tolist() for q in found] == [[3.5, 4.5], [50.5, 53.5], [99.5]]
+    assert [q.times[q.queried[:, 0]].tolist() for q in found] == [[3.5, 4.5], [50.5, 53.5], [99.5]]
     assert [q.window for q in found] == [(0, 10), (47, 57), (90, 100)]
     assert all(q.times[0] == q.window[0] and q.times[-1] == q.window[1] for q in found)
     assert len({q.id for q in found}) == 3
@@ -172,7 +174,7 @@ def test_no_question_is_lost_to_rounding():
     for shift in np.random.default_rng(0).uniform(0, 1, 50):
         asked = [101 + shift, 102 + shift, 104 + shift]
         (one,) = questions(np.arange(101) + shift, asked)
-        assert one.times[one.asked[:, 0]].tolist() == asked
+        assert one.times[one.queried[:, 0]].tolist() == asked
 
 
 def test_what_lies_far_from_all_that_is_seen_still_sees_its_neighbours():
@@ -238,7 +240,7 @@ def test_bit_by_bit_is_as_whole(ending, form, tmp_path, monkeypatch):
 def test_bit_by_bit_wants_the_rows_of_a_series_together(tmp_path):
     file = tmp_path / "x.csv"
     table().sort_values("time").to_csv(file, index=False)
-    with pytest.raises(ValueError, match=r"comes back in line \d+; .*ORDER BY id, time"):
+    with pytest.raises(ValueError, match=r"comes back in line \d+ after another series; .*ORDER BY id, time"):
         ask(file, in_memory=False, fill=True)
 
 
@@ -246,7 +248,7 @@ def test_bit_by_bit_wants_series_in_one_order(tmp_path):
     frame, at = table(), pd.DataFrame({"id": ["s2", "s0"], "time": [105.0, 101.0]})
     frame.to_csv(tmp_path / "x.csv", index=False)
     at.to_csv(tmp_path / "at.csv", index=False)
-    with pytest.raises(ValueError, match="'s2' stands elsewhere"):
+    with pytest.raises(ValueError, match="'s2' has another place in"):
         ask(tmp_path / "x.csv", in_memory=False, at=tmp_path / "at.csv")
 
 
@@ -269,7 +271,7 @@ def test_a_channel_that_is_missing_was_not_observed(caplog):
     expected = ask(frame.assign(b=np.nan), horizon=2.0, every=1.0)
     found = ask(frame.drop(columns="b").assign(z=1.0), horizon=2.0, every=1.0)
     pd.testing.assert_frame_equal(found, expected)
-    assert "no column b: taken as not observed" in caplog.text
+    assert "no column b: its values are taken as not observed" in caplog.text
 
 
 def test_names_of_digits_are_texts(tmp_path):
@@ -314,7 +316,7 @@ def test_a_series_of_any_name_has_its_figure(name, tmp_path):
 
 
 def test_progress_is_told_also_where_nothing_is_asked(tmp_path, monkeypatch):
-    monkeypatch.setattr(predict, "SAID", -1.0)
+    monkeypatch.setattr(predict, "LOG_EVERY", -1.0)
     asked = Forecasts.of(parts_of(Decay(scale_of())), table().dropna(), Query(fill=True), TableSchema())
     predict.write(asked, tmp_path / "out.csv", 0.0, in_memory=True)
     assert len(pd.read_csv(tmp_path / "out.csv")) == 0
@@ -368,13 +370,13 @@ def test_dates_before_the_reach_of_nanoseconds_stay_such():
 
 
 def test_spans_of_time_are_refused():
-    with pytest.raises(ValueError, match="is period"):
+    with pytest.raises(ValueError, match="is of the type period"):
         ask(dated(pd.period_range("2024-01", periods=2, freq="M")), horizon=1.0, every=1.0)
 
 
 @pytest.mark.parametrize(("dates", "times"), [(False, ["2024-01-01", "2024-01-02"]), (True, [1.0, 2.0])])
 def test_dates_for_numbers_are_refused(dates, times):
-    with pytest.raises(ValueError, match="the times that the model learned are"):
+    with pytest.raises(ValueError, match="but the times that the model was trained on are"):
         ask(dated(times), Decay(replace(scale_of(), dates=dates)), fill=True)
 
 
@@ -384,7 +386,7 @@ def test_dates_for_numbers_are_refused(dates, times):
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        (lambda f: f.rename(columns={"time": "hour"}), "has no column 'time'.*Name yours with time="),
+        (lambda f: f.rename(columns={"time": "hour"}), "has no column 'time'.*Name the column with time="),
         (lambda f: f.rename(columns={"id": "ids"}), "Did you mean id=ids"),
         (lambda f: f[["id", "time"]], "none of the model's channels, a, b"),
         (
@@ -444,7 +446,7 @@ def with_covariates():
 
 def told(frame, **asked) -> pd.DataFrame:
     all_ = Forecasts.of(with_covariates(), frame, Query(**asked), TableSchema())
-    return pd.concat([all_.frame(answer) for answer in all_.answers(True)], ignore_index=True)
+    return pd.concat([all_.frame(summary) for summary in all_.summaries(True)], ignore_index=True)
 
 
 def test_covariates_of_a_question_are_those_of_its_rows():
@@ -461,7 +463,11 @@ def test_covariates_of_a_question_are_those_of_its_rows():
 @pytest.mark.parametrize(
     ("change", "asked", "said"),
     [
-        (lambda f: f, {"horizon": 1.0, "every": 1.0}, "horizon= asks at times at which warm must be known"),
+        (
+            lambda f: f,
+            {"horizon": 1.0, "every": 1.0},
+            "horizon= predicts at times at which the model needs warm, which are not known there",
+        ),
         (lambda f: f.drop(columns="warm"), {"fill": True}, "no column 'warm'"),
         (lambda f: f.assign(warm=np.nan), {"fill": True}, "has no 'warm' at time"),
         (lambda f: f.assign(kind=range(len(f))), {"fill": True}, "two values of 'kind'"),
@@ -469,7 +475,7 @@ def test_covariates_of_a_question_are_those_of_its_rows():
         (
             lambda f: f,
             {"at": pd.DataFrame({"id": ["z"], "time": 1.0, "warm": [1.0]})},
-            "'z' has no 'kind', of which the model knows one number",
+            "'z' has no 'kind', of which the model needs one number",
         ),
         (
             lambda f: f.assign(id="s0", time=1.0).head(1),
@@ -538,12 +544,12 @@ def test_the_command_writes_a_table_and_figures_and_the_same_again(run):
         ({"input": None}, "input=<file> is missing"),
         ({"output": None}, "output=<file> is missing"),
         ({"output": "out.txt"}, "output=out.txt: expected a file that ends in .csv or .parquet"),
-        ({"output": "mine.csv"}, "is a file that is read"),
+        ({"output": "mine.csv"}, "output=mine.csv is also an input"),
         ({"input": "nowhere.csv"}, "input=nowhere.csv does not exist"),
         ({"fill": None, "at": "nowhere.csv"}, "at=nowhere.csv does not exist"),
         ({"run": "nowhere"}, "no run folder"),
         ({"run": "bare"}, "no checkpoint yet"),
-        ({"fill": None}, "what is asked?"),
+        ({"fill": None}, "the query is missing or not unique"),
         ({"fill": "yes"}, "fill=yes: expected true or false"),
         ({"horizon": "far"}, "horizon=far: expected a number"),
         ({"draws": "0"}, "draws=0: expected a whole number from 1"),

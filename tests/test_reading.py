@@ -139,15 +139,18 @@ def test_a_first_line_names_the_separator(mark, file):
 HEAD = b"id,time,a\nx,0,1\n"
 BROKEN = {
     "a quotation mark without an end": (HEAD + b'x,1,"2\nx,2,3\n', r"opens a cell in line 3 is never closed"),
-    "a quotation mark closed too late": (HEAD + b'x,1,"2\nx,2,",3,4\n', r"line 3 has 5 cells.*reaches to line 4"),
-    "too many cells": (HEAD + b"x,1,2\nx,2,3,4,5\n", r"line 4 has 5 cells.*header, which names 3; the rest is '4,5'"),
-    "cells of several lines": (HEAD + b'"x\ny",1,2,3\n', r"line 3 has 4 cells.*reaches to line 4"),
+    "a quotation mark closed too late": (HEAD + b'x,1,"2\nx,2,",3,4\n', r"line 3 has 5 cells.*extends to line 4"),
+    "too many cells": (
+        HEAD + b"x,1,2\nx,2,3,4,5\n",
+        r"line 4 has 5 cells.*header, which names 3 columns; the extra text is '4,5'",
+    ),
+    "cells of several lines": (HEAD + b'"x\ny",1,2,3\n', r"line 3 has 4 cells.*extends to line 4"),
     "semicolons": (HEAD.replace(b",", b";") + b"x;1;2;3\n", r"line 3 has 4 cells.*holds a semicolon in quotation"),
     "after sep=": (b"sep=,\n" + HEAD + b"x,1,2,3\n", r"line 4 has 4 cells"),
     "another encoding": (HEAD + "Zürich,1,2\n".encode("cp1252"), r"line 3 holds the byte 0xfc, in 'Zürich,1,2'"),
     "UTF-16": (HEAD.decode().encode("utf-16"), r"first bytes are those of text in UTF-16; save it as CSV in UTF-8"),
     "a workbook": (b"PK\x03\x04" + bytes(30), r"first bytes are those of an Excel workbook.*save the sheet as CSV"),
-    "a packed file": (gzip.compress(HEAD), r"packed by gzip; rename it to \.csv\.gz"),
+    "a packed file": (gzip.compress(HEAD), r"a gzip file; rename it to \.csv\.gz"),
     "zero bytes": (HEAD + b"x,1,\0\0\n", r"line 3 holds a zero byte.*expected text in UTF-8"),
 }
 
@@ -175,7 +178,7 @@ QUOTED = 'id,time,a,b,note\n007,0,1,"3,14",fine\n007,1,2,"2,5",so so\n007,2,3,,f
 
 def points_of(message: str) -> None:
     """Runs the command that an error gives."""
-    exec(message.split("by pandas: ")[1])
+    exec(message.split("with pandas: ")[1])
 
 
 def test_a_decimal_comma_between_commas_is_refused_and_the_command_mends_it(file, tmp_path):
@@ -224,11 +227,13 @@ def test_decimal_commas_of_times_and_of_frames_are_named(file):
 
 
 def test_a_decimal_comma_without_quotation_marks_is_hinted_at(file):
-    with pytest.raises(ValueError, match=r"more cells than its header.*a decimal comma separates two cells"):
+    with pytest.raises(
+        ValueError, match=r"more cells than its header.*a decimal comma splits a number into two cells"
+    ):
         _ = Table(file("id,time,a\nx,0,3,14\nx,1,2,5\n")).channels
 
 
-# ---- one column a time --------------------------------------------------------------------------------------
+# ---- one column per time --------------------------------------------------------------------------------------
 
 YEARS = "country,code,1990,1991,1992,1993\nCôte d'Ivoire,CIV,1.5,2,,4\nPeru,PER,5,6,7,8\n"
 
@@ -237,14 +242,14 @@ def melted(message: str, path, *args, **options) -> Table:
     """The table that the command of an error makes of a file."""
     with pytest.raises(ValueError, match=message) as error:
         _ = Table(path, *args, **options).channels
-    exec(str(error.value).split("by pandas: ")[1].split(" Then set")[0])
+    exec(str(error.value).split("with pandas: ")[1].split(" Then set")[0])
     return Table(str(Path(path).with_name(f"{Path(path).stem}_long.csv")))
 
 
 def test_a_table_with_a_column_a_year_comes_with_the_command_that_melts_it(file):
     path = file(YEARS)
     message = (
-        r"no column 'id', 'time'.*one column a time \('1990', '1991', ..., '1993'\).*"
+        r"no column 'id', 'time'.*one column per time \('1990', '1991', ..., '1993'\).*"
         r"\.melt\(id_vars=\['country', 'code'\], var_name='time', value_name='value'\).*"
         r"Then set data.id=country, the one of \['country', 'code'\] that names the series"
     )
@@ -283,7 +288,7 @@ def test_a_question_with_a_column_a_time_is_melted_too(file, tmp_path):
     ) as error:
         asked(frame)
     found: dict = {"frame": frame}
-    exec(str(error.value).split("by pandas: ")[1], found)
+    exec(str(error.value).split("with pandas: ")[1], found)
     assert found["frame"].columns.tolist() == ["id", "time", "value"]
 
 
@@ -300,7 +305,7 @@ def test_commands_for_a_frame_change_the_frame(columns, tmp_path):
         Forecaster("model=rnn", folder=tmp_path / "run").fit(frame)
     assert "csv" not in str(error.value)
     found: dict = {"frame": frame.set_axis(map(str, frame), axis=1)}
-    exec(str(error.value).split("by pandas: ")[1], found)
+    exec(str(error.value).split("with pandas: ")[1], found)
     frame = found["frame"]
     assert list(frame) == ["id", "time", "value"] if 1990 in columns else frame["a"].tolist() == ["1.5"]
 
@@ -315,7 +320,7 @@ def test_a_mix_of_times_with_and_without_a_zone_is_refused_with_the_first_of_eac
     text = "id,time,a\n" + "".join(f"x,{time},1\n" for time in times)
     said = (
         r"column 'time' holds '2024-03-31T00:00:00' in line 2, which has no zone, and '2024-03-31T04:00:00\+02:00' "
-        r"in line 4, which has one; .*Write Z behind times that are UTC"
+        r"in line 4, which has one; .*Append Z to times that are UTC"
     )
     with pytest.raises(ValueError, match=said):
         _ = Table(file(text)).whole()
@@ -390,7 +395,7 @@ def test_a_question_with_another_kind_of_times_than_training_is_refused(zoned, f
     with pytest.raises(ValueError, match=said) as error:
         ask(frame, model, horizon=1.0, every=1.0)
     mended: dict = {"pd": pd, "frame": frame.copy()}
-    exec(str(error.value).split("Berlin's: ")[1], mended)
+    exec(str(error.value).split("of Berlin: ")[1], mended)
     expected = ["2024-03-31T13:00:00", "2024-03-31T14:00:00+02:00"][zoned]
     assert ask(mended["frame"], model, horizon=1.0, every=1.0)["time"].map(pd.Timestamp).tolist()[0] == pd.Timestamp(
         expected
@@ -427,7 +432,7 @@ def test_answers_across_a_change_of_summer_time_are_in_the_zone_of_the_question(
         assert str(at["time"].dtype.tz) == "UTC"
         np.testing.assert_allclose(at["std"], found["std"], rtol=1e-4)
         texts = Forecasts.of(parts_of(model), path, Query(horizon=4 / 24, every=1 / 24), TableSchema())
-        written = pd.concat([texts.frame(answer, text=True) for answer in texts.answers(True)])["time"]
+        written = pd.concat([texts.frame(summary, text=True) for summary in texts.summaries(True)])["time"]
         assert written.drop_duplicates().str[-14:].tolist() == expected
 
 
@@ -440,7 +445,8 @@ def test_texts_of_one_offset_are_answered_with_it_and_of_several_in_utc_with_a_n
         found = ask(several, model, horizon=1 / 24, every=1 / 24)["time"].tolist()
     assert found == ["2024-03-31T02:00:00Z"] * 2
     assert (
-        "column 'time' has times with several offsets from UTC (+01:00, +02:00); answers are written" in caplog.text
+        "column 'time' has times with several offsets from UTC (+01:00, +02:00); predictions are written"
+        in caplog.text
     )
 
 

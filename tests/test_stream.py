@@ -176,7 +176,7 @@ def test_what_was_cut_half_way_is_not_taken_for_whole(tmp_path, cache, monkeypat
     frame = wide(40)
     frame["a"] = (4 * frame["a"]).round()
     path, calls = save(frame, tmp_path / "t.parquet"), []
-    owner, name = (store.Pass, "write") if where == "write" else (np.memmap, "flush")
+    owner, name = (store.ArrayWriter, "write") if where == "write" else (np.memmap, "flush")
     before = getattr(owner, name)
 
     def cut(*args):
@@ -222,7 +222,7 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path, cache):
 
 def test_too_little_room_is_said_before_anything_is_written(tmp_path, cache, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 9, 1))
-    refused(r"GB are needed there, and 1e-09 GB are free.*VRNN_LAB_CACHE", save(wide(), tmp_path / "t.parquet"))
+    refused(r"GB are needed there, but only 1e-09 GB are free.*VRNN_LAB_CACHE", save(wide(), tmp_path / "t.parquet"))
     assert not [p for p in cache.iterdir() if p.is_dir()]
 
 
@@ -256,10 +256,11 @@ def test_a_file_that_is_not_sorted_is_refused_with_rows_and_cure(tmp_path):
     refused(r"'x', which begins in row 1, comes back in row 5 after series 'y'.*ORDER BY id, time", path)
     frame = pd.DataFrame({"id": list("x" * 9), "time": [0.0, 1, 2, 3, 4, 5, 6, 5.5, 8], "a": np.arange(9) / 7})
     refused(
-        r"series 'x' has time=5.5 in row 8, before that of row 7; .*sort_values", save(frame, tmp_path / "t.parquet")
+        r"series 'x' has time=5.5 in row 8, before the time of row 7; .*sort_values",
+        save(frame, tmp_path / "t.parquet"),
     )
     shuffled = wide(3000).sample(frac=1, random_state=0)
-    refused(r"comes back|before that of", save(shuffled, tmp_path / "t.parquet"))
+    refused(r"comes back|before the time of", save(shuffled, tmp_path / "t.parquet"))
 
 
 @pytest.mark.parametrize("row", [3, 7])
@@ -278,16 +279,16 @@ def test_empty_and_infinite_cells_are_named_by_row(tmp_path):
     refused(r"row 12 has no 'time'", save(frame.assign(time=frame.time.where(frame.index != 11)), path))
     refused(r"column 'a' is infinite in row 12", save(frame.assign(a=frame.a.where(frame.index != 11, np.inf)), path))
     refused("no observed value", save(frame.assign(a=np.nan), path), values=["a"])
-    refused(r"nothing was observed in the columns \['b'\]", save(frame.assign(b=np.nan), path))
+    refused(r"the columns \['b'\] have no observed value", save(frame.assign(b=np.nan), path))
     refused("holds the text 'here' in row 1", save(frame, path), values=["place"])
     refused("no column of numbers", save(frame[["id", "time", "place"]], path))
     refused("has no rows", save(frame[:0], path))
     split = np.where(frame.index == 11, "valid", "train")
-    refused(r"column 'split' says 'valid' in row 12", save(frame.assign(split=split), path))
+    refused(r"column 'split' holds 'valid' in row 12", save(frame.assign(split=split), path))
 
 
 def test_csv_and_the_long_form_are_refused_with_the_cure(tmp_path):
-    refused(r"reads Parquet, and data.path=t.csv is a CSV file.*duckdb.*t.parquet", "t.csv")
+    refused(r"reads Parquet files, but data.path=t.csv is a CSV file.*duckdb.*t.parquet", "t.csv")
     refused(r"long form \(data.channel\) cannot be streamed.*PIVOT", "t.parquet", channel="kind", value="x")
 
 

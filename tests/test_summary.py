@@ -49,7 +49,7 @@ def test_the_summary_says_how_series_were_split_and_which_covariates_there_are(t
     text, _ = table_of(tmp_path, several(3, 120).assign(dose=1.0), known=["dose"]).describe()
     assert "each split in time" in text and "covariates: dose" in text
     marked = several().assign(split=np.repeat(["train", "val", "test"], 24))
-    assert "split as column 'split' says" in table_of(tmp_path, marked).describe()[0]
+    assert "split by the column 'split'" in table_of(tmp_path, marked).describe()[0]
 
 
 def test_the_summary_says_what_became_of_the_rows_of_the_file(tmp_path):

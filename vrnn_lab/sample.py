@@ -9,13 +9,13 @@ USAGE = """python -m vrnn_lab.sample run=<run folder> [n=16] [points=<number>] [
 
 Draws whole series from the prior of a run's best checkpoint, over a typical training window.
 Covariates are held at their training means.
-  run                  the folder of a finished run, or of one cut short after its first checkpoint
+  run                  the folder of a finished run, or of one interrupted after its first checkpoint
   n                    how many series
-  points               at so many even times each; by default as dense as the training series
+  points               how many evenly spaced times for each; by default as dense as the training series
   seed                 of the draws: the same seed, the same file
   trust                for a run of your own classes: trust=my_model names their module, trust=true trusts the whole
                        folder; without it a folder from somebody else runs no code (SECURITY.md)
-  output               where they go, by default <run folder>/samples/samples.csv; a figure goes beside it
+  output               where they go, by default <run folder>/samples/samples.csv; with a figure next to it
 
 The file has the columns series, time and one for each channel, in the data's own units."""
 
@@ -32,11 +32,11 @@ def csv(draws, channels: tuple[str, ...]) -> str:
 
 
 def main() -> int:
-    found = arguments(USAGE, ("run", "n", "points", "seed", "output", "trust"), sys.argv[1:])
-    folder = folder_of(found)
-    count, seed = int_argument(found, "n", 16, 1), int_argument(found, "seed", 0, 0)
-    points = int_argument(found, "points", 1, 1) if "points" in found else None
-    output = Path(found.get("output", folder / "samples" / "samples.csv"))
+    given = arguments(USAGE, ("run", "n", "points", "seed", "output", "trust"), sys.argv[1:])
+    folder = folder_of(given)
+    count, seed = int_argument(given, "n", 16, 1), int_argument(given, "seed", 0, 0)
+    points = int_argument(given, "points", 1, 1) if "points" in given else None
+    output = Path(given.get("output", folder / "samples" / "samples.csv"))
     if output.suffix != ".csv":
         raise ValueError(f"output={output}: expected a file that ends in .csv.")
     configure_logging()
@@ -46,9 +46,11 @@ def main() -> int:
     from vrnn_lab.runs.build import load_parts
     from vrnn_lab.runs.trust import trust_of
 
-    parts = load_parts(folder, trust=trust_of(found.get("trust", "")))
+    parts = load_parts(folder, trust=trust_of(given.get("trust", "")))
     if points is not None and parts.model.point_process:
-        raise ValueError("points= is for models that are asked at given times; this one draws its times itself.")
+        raise ValueError(
+            "points= is for models of values at given times; this model draws the times of its events itself."
+        )
     draws = prior_samples.draw(parts.model, count, seed, points)
     write_whole(output, csv(draws, parts.model.scale.channels))
     drawn = model_figures.samples(parts.model, parts.data, draws)

@@ -61,7 +61,7 @@ def parts_of(model):
 def ask(found, model=None, form=None, in_memory=True, **asked) -> pd.DataFrame:
     model = model or Decay(scale_of())
     all_ = Forecasts.of(parts_of(model), found, Query(**asked), form or TableSchema())
-    return pd.concat([all_.frame(answer) for answer in all_.answers(in_memory)], ignore_index=True)
+    return pd.concat([all_.frame(summary) for summary in all_.summaries(in_memory)], ignore_index=True)
 
 
 def table(series: int = 4, seed: int = 0) -> pd.DataFrame:

@@ -31,18 +31,18 @@ def contents(path: Path, wanted: Pattern[str], packed: Pattern[str]) -> Iterator
 
 
 def _archived(path: Path, wanted: Pattern[str]) -> Iterator[tuple[str, bytes]]:
-    whole = 0
+    total = 0
     try:
-        for name, held in _zipped(path, wanted) if path.suffix.lower() == ".zip" else _tarred(path, wanted):
-            if (whole := whole + len(held)) > WHOLE:
+        for name, content in _zipped(path, wanted) if path.suffix.lower() == ".zip" else _tarred(path, wanted):
+            if (total := total + len(content)) > WHOLE:
                 raise TooLarge(
-                    f"{path} unpacks to more than {WHOLE:,} bytes; unpack what you need of it to a folder."
+                    f"{path} unpacks to more than {WHOLE:,} bytes; unpack the files that you need to a folder."
                 )
-            yield name, held
+            yield name, content
     except TooLarge:
         raise
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, LZMAError, EOFError, OSError, RuntimeError) as error:
-        raise ValueError(f"{path} is no whole archive ({error}); download it again.") from error
+        raise ValueError(f"{path} is not a complete archive ({error}); download it again.") from error
 
 
 class TooLarge(ValueError):
@@ -51,23 +51,25 @@ class TooLarge(ValueError):
 
 def _tarred(path: Path, wanted: Pattern[str]) -> Iterator[tuple[str, bytes]]:
     with tarfile.open(path) as archive:
-        for each in archive:
-            if each.isreg() and wanted.search(each.name):
-                yield each.name, member(archive, each)
+        for info in archive:
+            if info.isreg() and wanted.search(info.name):
+                yield info.name, member(archive, info)
 
 
 def _zipped(path: Path, wanted: Pattern[str]) -> Iterator[tuple[str, bytes]]:
     with zipfile.ZipFile(path) as archive:
-        for each in archive.infolist():
-            if wanted.search(each.filename):
-                yield each.filename, member(archive, each)
+        for info in archive.infolist():
+            if wanted.search(info.filename):
+                yield info.filename, member(archive, info)
 
 
 def member(archive: tarfile.TarFile | zipfile.ZipFile, info: tarfile.TarInfo | zipfile.ZipInfo) -> bytes:
     """Return the contents of a file in an archive; raise TooLarge before unpacking more than `MEMBER` bytes."""
     name, size = (info.name, info.size) if isinstance(info, tarfile.TarInfo) else (info.filename, info.file_size)
     if size > MEMBER:
-        raise TooLarge(f"{name} of {archive_name(archive)} unpacks to {size:,} bytes, more than {MEMBER:,}.")
+        raise TooLarge(
+            f"{name} in {archive_name(archive)} unpacks to {size:,} bytes, more than the limit of {MEMBER:,} bytes."
+        )
     if isinstance(archive, tarfile.TarFile):
         opened = archive.extractfile(info) if isinstance(info, tarfile.TarInfo) else None
         return b"" if opened is None else opened.read(MEMBER)

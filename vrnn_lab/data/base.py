@@ -190,7 +190,7 @@ class Ragged:
             if not count:
                 raise ValueError(
                     f"channel '{name}' has no observed value in the training split; leave it out, or choose "
-                    "a split that trains on some of it."
+                    "a split whose training part has observed values of it."
                 )
         mean, std = np.zeros(len(channels)), np.ones(len(channels))
         if support == "real":
@@ -375,8 +375,8 @@ def alike(order, lengths: NDArray[np.int64], size: int, rng: np.random.Generator
     """
     stretched = (lengths + 1) * rng.uniform(1, 1 + JITTER, len(lengths))
     pools = cut(order, POOL * size)
-    made = [batch for pool in pools for batch in cut(pool[np.argsort(stretched[pool], kind="stable")], size)]
-    return [made[i] for i in rng.permutation(len(made))]
+    groups = [batch for pool in pools for batch in cut(pool[np.argsort(stretched[pool], kind="stable")], size)]
+    return [groups[i] for i in rng.permutation(len(groups))]
 
 
 class SeriesData(pl.LightningDataModule, ABC):
@@ -449,9 +449,9 @@ class SeriesData(pl.LightningDataModule, ABC):
 
     def series_for(self, split: str, task: Task) -> Ragged:
         """Return the series of a split for a task: for `Beyond`, those with points outside the windows."""
-        found = self.beyond(split) if isinstance(task, Beyond) else self.splits[split]
-        assert found is not None
-        return found
+        series = self.beyond(split) if isinstance(task, Beyond) else self.splits[split]
+        assert series is not None
+        return series
 
     def reaching_back(self, split: str) -> tuple[Ragged, NDArray[np.float64]]:
         """Return the series of a split with their earlier observations, and the start (series,) of the split's part.
@@ -470,23 +470,23 @@ class SeriesData(pl.LightningDataModule, ABC):
     @property
     def splits(self) -> dict[str, Ragged]:
         if self._splits is None:
-            made = self.make()
+            splits = self.make()
             for split in SPLITS:
-                if not len(made[split]):
+                if not len(splits[split]):
                     raise ValueError(
-                        f"the {split} split has no series; give the data set more series or other shares."
+                        f"the {split} split has no series; give the data set more series, or change its shares."
                     )
-            self._splits = made
+            self._splits = splits
         return self._splits
 
     @cached_property
     def scale(self) -> Scale:
         """Return the scale of the training split."""
-        found = self.splits["train"].scale(self.channels, self.support, self.classes, self.covariates)
+        scale = self.splits["train"].scale(self.channels, self.support, self.classes, self.covariates)
         if self.periods:
-            found = replace(found, covariates=found.covariates + wave_names(self.periods), periods=self.periods)
+            scale = replace(scale, covariates=scale.covariates + wave_names(self.periods), periods=self.periods)
         return replace(
-            found,
+            scale,
             dates=self.dates,
             zoned=self.zoned,
             common_time=self.common_time,

@@ -30,7 +30,7 @@ class ValidationBlocks:
 
     def of(self, batch: TimeSeries) -> Float64[Tensor, "batch time 2"]:
         """Return, for every point of a batch, the number of its series and of its span within that series."""
-        names = [self._name(int(each)) for each in batch.ids]
+        names = [self._name(int(id)) for id in batch.ids]
         numbers = torch.tensor([self.numbers.setdefault(name, len(self.numbers)) for name in names])
         spans = torch.floor(batch.times / self.span).cpu()
         return torch.stack([numbers[:, None].expand_as(spans).double(), spans], -1)

@@ -18,6 +18,8 @@ def own_folder(folder: Path) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     state = folder.stat()
     if hasattr(os, "getuid") and state.st_uid != os.getuid():
-        raise OSError(1, "the folder belongs to another user; name a cache of your own: VRNN_LAB_CACHE", str(folder))
+        raise OSError(
+            1, "the folder belongs to another user; set VRNN_LAB_CACHE to a folder of your own", str(folder)
+        )
     if stat.S_IMODE(state.st_mode) & 0o077:
         folder.chmod(0o700)

@@ -34,7 +34,7 @@ class Unknown(TypeError):
 def write(data: SeriesData, file: Path) -> None:
     """Write the state of a data set with its splits; raise Unknown where it holds objects of unsupported classes."""
     writer = _Writer()
-    state = {key: writer.plain(value) for key, value in vars(data).items() if key not in OWN}
+    state = {key: writer.encoded(value) for key, value in vars(data).items() if key not in OWN}
     text = json.dumps({"state": state, "objects": writer.objects}).encode()
     arrays = {f"array_{i}": array for i, array in enumerate(writer.arrays)}
     with file.open("wb") as out:
@@ -48,9 +48,9 @@ def read(data: SeriesData, file: Path) -> bool:
     """
     try:
         with np.load(file, allow_pickle=False) as archive:
-            found = json.loads(archive[TEXT].tobytes())
-            reader = _Reader(lambda name: archive[name], found["objects"])
-            state = {key: reader.value(value) for key, value in found["state"].items()}
+            content = json.loads(archive[TEXT].tobytes())
+            reader = _Reader(lambda name: archive[name], content["objects"])
+            state = {key: reader.value(value) for key, value in content["state"].items()}
     except (BadZipFile, KeyError, ValueError, TypeError, IndexError, EOFError, OSError, RecursionError):
         return False
     if vars(data).keys() - set(OWN) - {"_splits"} - state.keys():
@@ -67,7 +67,7 @@ class _Writer:
         self.objects: list[Any] = []
         self._known: dict[int, tuple[Any, Any]] = {}  # by id: the value, kept alive so that ids stay unique, its JSON
 
-    def plain(self, value: Any) -> Any:
+    def encoded(self, value: Any) -> Any:
         if value is None or type(value) in (bool, int, float, str):
             return value
         if id(value) not in self._known:
@@ -77,9 +77,9 @@ class _Writer:
     def _new(self, value: Any) -> dict[str, Any]:
         kind = type(value)
         if kind in (list, tuple):
-            return {kind.__name__: [self.plain(each) for each in value]}
+            return {kind.__name__: [self.encoded(item) for item in value]}
         if kind is dict:
-            return {"dict": [[self.plain(key), self.plain(each)] for key, each in value.items()]}
+            return {"dict": [[self.encoded(key), self.encoded(item)] for key, item in value.items()]}
         if kind in PATHS:
             return {"path": str(value)}
         if isinstance(value, torch.Tensor):
@@ -87,7 +87,7 @@ class _Writer:
         if isinstance(value, (np.ndarray, np.generic)):
             return {"array": self._array(np.asarray(value)), "number": isinstance(value, np.generic)}
         if CLASSES.get(kind.__name__) is kind:
-            state = {key: self.plain(each) for key, each in vars(value).items()}
+            state = {key: self.encoded(item) for key, item in vars(value).items()}
             self.objects.append({"class": kind.__name__, "state": state})
             return {"object": len(self.objects) - 1}
         raise Unknown(f"a {kind.__name__}")
@@ -106,35 +106,35 @@ class _Reader:
         self._array = array
         self._arrays: dict[int, NDArray] = {}
         self._objects: list[Any] = []
-        for each in objects:  # objects that another one holds come before it
-            self._objects.append(self._object(each))
+        for content in objects:  # an object comes after the objects that it holds
+            self._objects.append(self._object(content))
 
-    def value(self, plain: Any) -> Any:
-        if not isinstance(plain, dict):
-            return plain
-        if (items := plain.get("list", plain.get("tuple"))) is not None:
-            return [*map(self.value, items)] if "list" in plain else (*map(self.value, items),)
-        if "dict" in plain:
-            return {self.value(key): self.value(each) for key, each in plain["dict"]}
-        if "path" in plain:
-            return Path(plain["path"])
-        if "tensor" in plain:
-            return torch.from_numpy(self.array(plain["tensor"]))
-        if "array" in plain:
-            found = self.array(plain["array"])
-            return found[()] if plain["number"] else found
-        return self._objects[plain["object"]]
+    def value(self, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        if (items := content.get("list", content.get("tuple"))) is not None:
+            return [*map(self.value, items)] if "list" in content else (*map(self.value, items),)
+        if "dict" in content:
+            return {self.value(key): self.value(item) for key, item in content["dict"]}
+        if "path" in content:
+            return Path(content["path"])
+        if "tensor" in content:
+            return torch.from_numpy(self.array(content["tensor"]))
+        if "array" in content:
+            array = self.array(content["array"])
+            return array[()] if content["number"] else array
+        return self._objects[content["object"]]
 
     def array(self, place: int) -> NDArray:
         if place not in self._arrays:
             self._arrays[place] = self._array(f"array_{int(place)}")
         return self._arrays[place]
 
-    def _object(self, plain: dict[str, Any]) -> Any:
-        kind = CLASSES[plain["class"]]
-        found = object.__new__(kind)
-        state = {key: self.value(each) for key, each in plain["state"].items()}
+    def _object(self, content: dict[str, Any]) -> Any:
+        kind = CLASSES[content["class"]]
+        value = object.__new__(kind)
+        state = {key: self.value(item) for key, item in content["state"].items()}
         if set(getattr(kind, "__dataclass_fields__", ())) - state.keys():
             raise KeyError(kind.__name__)  # written by a version with fewer fields
-        vars(found).update(state)
-        return found
+        vars(value).update(state)
+        return value

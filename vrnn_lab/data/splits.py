@@ -61,9 +61,11 @@ def check_cut(shares, window: int | None, stride: int | None) -> None:
             "for train, val and test, that add up to 1, such as [0.7,0.15,0.15]."
         )
     if window is not None and window < 2:
-        raise ValueError(f"data.window={window}; expected at least 2 points a window.")
+        raise ValueError(f"data.window={window}; expected at least 2 points per window.")
     if window is None and stride is not None:
-        raise ValueError(f"data.stride={stride} without a window; set data.window=<points> too, or drop it.")
+        raise ValueError(
+            f"data.stride={stride} needs a window; set data.window=<points> too, or leave data.stride out."
+        )
 
 
 def sizes(count: int, shares, what: str) -> list[int]:
@@ -73,7 +75,7 @@ def sizes(count: int, shares, what: str) -> list[int]:
     """
     if count < len(SPLITS):
         raise ValueError(
-            f"{count} {what} cannot make three splits; expected at least {len(SPLITS)}. Give the data set more."
+            f"{count} {what} are too few for three splits; expected at least {len(SPLITS)}. Give the data set more."
         )
     val, test = (max(1, round(share * count)) for share in shares[1:])
     while val + test >= count:
@@ -120,13 +122,13 @@ def by_label(series: Ragged, runs: Runs, label: Integers) -> dict[str, Runs]:
     A series may change its split over time; raise ValueError if it returns to an earlier one.
     """
     key = runs.owner * len(SPLITS) + label
-    _found, position, again = np.unique(key, return_index=True, return_counts=True)
+    _, position, again = np.unique(key, return_index=True, return_counts=True)
     if (again > 1).any():
         place = position[again > 1].min()
         name, split = names_of(series)[int(runs.owner[place])], SPLITS[label[place]]
         raise ValueError(
-            f"series '{name}' goes into the {split} split, out of it and into it again in time; expected "
-            "a series to lie in one split, or in one stretch of time each."
+            f"series '{name}' returns to the {split} split after it left it for another; expected the points of a "
+            "series in one split to be consecutive in time."
         )
     return {name: runs.rows(label == i) for i, name in enumerate(SPLITS)}
 
@@ -163,7 +165,7 @@ def make_splits(series: Ragged, runs: dict[str, Runs], window: int | None, strid
     Training windows start `stride` points apart (`window` by default). Windows of val and test never overlap, so
     that no point counts twice in a result. Raise ValueError for an empty split.
     """
-    made = {}
+    splits = {}
     for split in SPLITS:
         part = runs[split]
         if window is not None:
@@ -171,13 +173,13 @@ def make_splits(series: Ragged, runs: dict[str, Runs], window: int | None, strid
             part = cut(part, window, step if split == "train" else max(step, window))
         if not len(part):
             raise ValueError(
-                f"the {split} split is empty: {runs[split].lengths.sum()} points in {len(runs[split])} stretches "
-                "are no series, or no window of two points. Give it a larger share (data.shares) or rows of its "
-                "own (column split), or the data set more points."
+                f"the {split} split is empty: it got {runs[split].lengths.sum()} points in "
+                f"{len(runs[split])} stretches, from which no series or window of two points can be cut. Give it a "
+                "larger share (data.shares) or rows of its own (column split), or the data set more points."
             )
         ids = series.ids[part.owner] if window is None else window_ids(series, part, split)
-        made[split] = gather(series, part, ids)
-    return made
+        splits[split] = gather(series, part, ids)
+    return splits
 
 
 def reaching_back(series: Ragged, runs: Runs) -> tuple[Ragged, NDArray[np.float64]]:
@@ -212,27 +214,27 @@ def in_memory(values: NDArray[np.float64], name: str, fill: Fill) -> NDArray[np.
 
 
 def dequantised(
-    series: Ragged, train: Runs, channels: tuple[str, ...], seed: int, made=in_memory, shown: Ragged | None = None
+    series: Ragged, train: Runs, channels: tuple[str, ...], seed: int, allocate=in_memory, shown: Ragged | None = None
 ) -> Ragged:
     """Return the series with uniform noise of one rounding step added to channels whose values are rounded.
 
     The likelihood of rounded values is unbounded: a model could put a spike on each. The step is estimated from the
     training values alone. The noise is a function of (seed, series, channel, time), so it does not depend on how the
-    series are split, cut or ordered. made: allocates the new values, which may be stored on disk under a name.
+    series are split, cut or ordered. allocate: makes the new values, which may be stored on disk under a name.
     shown: the same series with only the values that show the rounding.
     """
     size = max(1, CELLS // len(channels))
     steps = [rounding_step(partial(_channel, shown or series, train, place, size)) for place in range(len(channels))]
-    found = [f"'{channel}' (to {step:g})" for channel, step in zip(channels, steps, strict=True) if step]
-    if not found:
+    rounded = [f"'{channel}' (to {step:g})" for channel, step in zip(channels, steps, strict=True) if step]
+    if not rounded:
         return series
     log.warning(
-        "rounded values of %s: uniform noise of that width is added, since the density of rounded values "
-        "has no bound. data.dequantise=false keeps them as they are.",
-        ", ".join(found),
+        "the values of %s are rounded: uniform noise of the width of a rounding step is added, because the "
+        "likelihood of rounded values is unbounded. data.dequantise=false keeps them as they are.",
+        ", ".join(rounded),
     )
     name = "_".join(map(repr, (seed, *steps)))
-    values = made(series.points.values, name, partial(_add_noise, series, steps, seed, size))
+    values = allocate(series.points.values, name, partial(_add_noise, series, steps, seed, size))
     return replace(series, points=replace(series.points, values=values))
 
 
@@ -285,13 +287,13 @@ def rounding_step(pieces_of_values: Callable[[], Iterable[NDArray[np.float64]]])
 
 def _sample(parts: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
     """Return some values (values,) of every piece, at most SAMPLED in all."""
-    found, room = [], SAMPLED
+    samples, room = [], SAMPLED
     for values in parts:
-        found.append(values[:: max(1, len(values) // 1000)][:room])
-        room -= len(found[-1])
+        samples.append(values[:: max(1, len(values) // 1000)][:room])
+        room -= len(samples[-1])
         if room <= 0:
             break
-    return np.concatenate(found) if found else np.zeros(0)
+    return np.concatenate(samples) if samples else np.zeros(0)
 
 
 def _multiples(values: NDArray[np.float64], reference: float, power: int, precision: float) -> bool:

@@ -24,8 +24,8 @@ def fit_trend(
     residuals of a record are autocorrelated. Raise ValueError where a channel has too few values.
     """
     design = _design(times, degree, start, reach, periods)
-    found = [_of_channel(design, column, degree + 1) for column in values.T]
-    coefficients, covariance, noise = (np.stack(part) for part in zip(*found, strict=True))
+    fits = [_fit_channel(design, column, degree + 1) for column in values.T]
+    coefficients, covariance, noise = (np.stack(part) for part in zip(*fits, strict=True))
     return Trend(*map(torch.from_numpy, (np.ascontiguousarray(coefficients.T), covariance, noise)))
 
 
@@ -64,7 +64,7 @@ def _design(times, degree: int, start: float, reach: float, periods: tuple[float
     return np.concatenate(columns, 1)
 
 
-def _of_channel(design: NDArray, values: NDArray, terms: int) -> tuple[NDArray, NDArray, float]:
+def _fit_channel(design: NDArray, values: NDArray, terms: int) -> tuple[NDArray, NDArray, float]:
     known = ~np.isnan(values)
     x, y = design[known], values[known]
     if len(y) <= 2 * x.shape[1]:

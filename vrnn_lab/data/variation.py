@@ -22,8 +22,8 @@ def variation_of(
     slopes.
     """
     channels = zip(values.T, mean, std, strict=True)
-    found = np.array([_channel(owner, times / clock, (x - middle) / wide) for x, middle, wide in channels])
-    return Variation(*torch.from_numpy(found).unbind(1))
+    columns = np.array([_channel(owner, times / clock, (x - middle) / wide) for x, middle, wide in channels])
+    return Variation(*torch.from_numpy(columns).unbind(1))
 
 
 def _channel(owner: NDArray, times: NDArray, values: NDArray) -> tuple[float, ...]:
@@ -48,9 +48,9 @@ def _channel(owner: NDArray, times: NDArray, values: NDArray) -> tuple[float, ..
 
 
 def _is_first(count: int, first: NDArray) -> NDArray[np.bool_]:
-    found = np.zeros(count, bool)
-    found[first] = True
-    return found
+    mask = np.zeros(count, bool)
+    mask[first] = True
+    return mask
 
 
 def _rms(x: NDArray) -> float:

@@ -1,4 +1,4 @@
-"""Run a rolling-origin backtest: forecasts from past cutoffs, scored against the observations that followed."""
+"""Run a fold_rows-origin backtest: forecasts from past cutoffs, scored against the observations that followed."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -60,8 +60,8 @@ class BacktestPlan:
         """
         earlier = times[times < start]
         first = earlier[-1] if len(earlier) else times[0]
-        made = times[-1] - self.horizon - (self.every or self.horizon) * np.arange(self.folds)[::-1]
-        return np.where(made >= first - ROUNDING * self.horizon, made, np.nan)
+        cutoffs = times[-1] - self.horizon - (self.every or self.horizon) * np.arange(self.folds)[::-1]
+        return np.where(cutoffs >= first - ROUNDING * self.horizon, cutoffs, np.nan)
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ class Folds:
         batch = self.series.batch(index, DensityTask(), Own(generator, index))  # DensityTask draws nothing from it
         past = batch.times <= torch.from_numpy(self.origin[index])[:, None] + self.room
         seen = batch.known & past[..., None]
-        plain = {"most_seen": None, "longest_gap": None, "opens_seen": False}
-        return replace(batch, seen=seen, scored=batch.known & ~seen, **plain)
+        reset = {"most_seen": None, "longest_gap": None, "opens_seen": False}
+        return replace(batch, seen=seen, scored=batch.known & ~seen, **reset)
 
 
 def folds(data: SeriesData, split: str, plan: BacktestPlan, longest: float, keep_start: bool = False) -> Folds:
@@ -97,7 +97,7 @@ def folds(data: SeriesData, split: str, plan: BacktestPlan, longest: float, keep
     (`context_window.choose_window`).
     """
     series, starts = data.reaching_back(split)
-    room, made = ROUNDING * plan.horizon, []
+    room, rows = ROUNDING * plan.horizon, []
     for i, start in enumerate(starts):
         times = series.points.times[series.first[i] : series.end[i]]
         for fold, origin in enumerate(plan.of(times, start) if len(times) else [], 1):
@@ -106,14 +106,14 @@ def folds(data: SeriesData, split: str, plan: BacktestPlan, longest: float, keep
                 low, after = np.searchsorted(times, begin), np.searchsorted(times, origin + room, "right")
                 high = np.searchsorted(times, origin + plan.horizon + room, "right")
                 if high > after:
-                    made.append((i, fold, origin, series.first[i] + low, series.first[i] + high, begin, end))
-    if not made:
+                    rows.append((i, fold, origin, series.first[i] + low, series.first[i] + high, begin, end))
+    if not rows:
         lengths = series.windows[:, 1] - starts
         raise ConfigError(
-            f"backtest.horizon={plan.horizon:g}: none of the {len(series)} {split} series is so long (the longest: "
-            f"{lengths.max(initial=0):g} {data.time_unit}); expected a shorter horizon, or longer series."
+            f"backtest.horizon={plan.horizon:g}: none of the {len(series)} {split} series is long enough (the "
+            f"longest: {lengths.max(initial=0):g} {data.time_unit}); expected a shorter horizon, or longer series."
         )
-    row, fold, origin, first, end, begin, stop = map(np.array, zip(*made, strict=True))
+    row, fold, origin, first, end, begin, stop = map(np.array, zip(*rows, strict=True))
     windows = np.stack([begin, stop], 1)
     part = replace(series.part(row), first=first, end=end, windows=windows, labels=None)
     return Folds(part, origin, fold, room, Clock.of_training(data))
@@ -141,35 +141,35 @@ class RowScores:
 
     def result(self, prefix: str) -> dict[str, float]:
         """Return the scores as `<prefix>/<part>/<score>`, without parts that hold no value."""
-        found: dict[str, float] = {}
+        scores: dict[str, float] = {}
         for name, tally in self.tallies.items():
-            if not (each := tally.result(f"{prefix}/{name}")):
+            if not (of_part := tally.result(f"{prefix}/{name}")):
                 continue  # the cutoff lies before all series
-            found |= each
-            if each := self.energies.get(name):
-                found[f"{prefix}/{name}/energy"] = torch.cat(each).mean().item()
-        return found
+            scores |= of_part
+            if energies := self.energies.get(name):
+                scores[f"{prefix}/{name}/energy"] = torch.cat(energies).mean().item()
+        return scores
 
 
-def _parts(asked: Folds, batch: TimeSeries, index: NDArray[np.int64], plan: BacktestPlan) -> dict[str, Tensor]:
+def _parts(fold_rows: Folds, batch: TimeSeries, index: NDArray[np.int64], plan: BacktestPlan) -> dict[str, Tensor]:
     """Return the masks (batch, time) of what is scored separately: all points, parts of the horizon, each cutoff."""
-    since = batch.times - torch.from_numpy(asked.origin[index])[:, None]
+    since = batch.times - torch.from_numpy(fold_rows.origin[index])[:, None]
     whole = torch.ones_like(since, dtype=torch.bool)
     parts, step = {"all": whole}, plan.horizon / STRETCHES
     place = (since / step - ROUNDING).ceil().clamp(1, STRETCHES)
     for i in range(1, STRETCHES + 1):
         parts[f"to {i * step:.4g}"] = place == i
     for fold in range(1, plan.folds + 1):
-        parts[_name(asked, fold)] = whole & torch.from_numpy(asked.fold[index] == fold)[:, None]
+        parts[_name(fold_rows, fold)] = whole & torch.from_numpy(fold_rows.fold[index] == fold)[:, None]
     return parts
 
 
-def _name(asked: Folds, fold: int) -> str:
+def _name(fold_rows: Folds, fold: int) -> str:
     """Return the name of a cutoff in the table: its time where all series share it, else its number."""
-    times = np.unique(asked.origin[asked.fold == fold])
+    times = np.unique(fold_rows.origin[fold_rows.fold == fold])
     if len(times) != 1:
         return f"origin {fold}"
-    return f"from {asked.clock.write(times, text=True)[0] if asked.clock.dates else f'{times[0]:.10g}'}"
+    return f"from {fold_rows.clock.write(times, text=True)[0] if fold_rows.clock.dates else f'{times[0]:.10g}'}"
 
 
 def run(
@@ -183,82 +183,87 @@ def run(
     model, data, draws = parts.model, parts.data, parts.protocol.draws
     check_channels(model.scale.channels, parts)
     if model.scale.support == "events":
-        raise ConfigError("backtest=true: of events there is no value to forecast; expected data with values.")
-    asked = folds(data, split, plan, model.scale.longest.item(), model.keep_start)
-    sheet, told = RowScores(model.scale), []
+        raise ConfigError("backtest=true: a point process has no values to forecast; expected data with values.")
+    fold_rows = folds(data, split, plan, model.scale.longest.item(), model.keep_start)
+    row, frames = RowScores(model.scale), []
     with model.fixed_noise(parts.config.seed):
-        for batch, index in asked.batches(draws):
+        for batch, index in fold_rows.batches(draws):
             batch = batch.to(model.device)
-            said = model.predict(batch, draws)
-            said = change(said, batch) if change else said
-            scores = sample_scores(said, batch.values)
+            prediction = model.predict(batch, draws)
+            prediction = change(prediction, batch) if change else prediction
+            scores = sample_scores(prediction, batch.values)
             joint = batch.values.new_zeros(0)
             if model.scale.support == "real":
-                joint = energy(said.paths, batch.values, batch.scored, model.data_std)
-            batch, scores = batch.to("cpu"), {name: each.cpu() for name, each in scores.items()}
-            sheet.add(scores, joint.cpu(), batch, _parts(asked, batch, index, plan))
-            told.append(_values(said.mean.cpu(), said.std.cpu(), said.paths.cpu(), scores, batch, asked, index))
-    found = sheet.result("this model") | _plain(data, model.scale, plan, asked, model.keep_start)
-    values = pd.concat(told, ignore_index=True)
+                joint = energy(prediction.paths, batch.values, batch.scored, model.data_std)
+            batch, scores = batch.to("cpu"), {name: score.cpu() for name, score in scores.items()}
+            row.add(scores, joint.cpu(), batch, _parts(fold_rows, batch, index, plan))
+            mean, std, paths = prediction.mean.cpu(), prediction.std.cpu(), prediction.paths.cpu()
+            frames.append(_values(mean, std, paths, scores, batch, fold_rows, index))
+    result = row.result("this model") | _baselines(data, model.scale, plan, fold_rows, model.keep_start)
+    values = pd.concat(frames, ignore_index=True)
     values["channel"] = np.array(data.channels, dtype=object)[values["channel"]]
-    return found, values
+    return result, values
 
 
-def _plain(data: SeriesData, scale: Scale, plan: BacktestPlan, asked: Folds, keep_start: bool) -> dict[str, float]:
+def _baselines(
+    data: SeriesData, scale: Scale, plan: BacktestPlan, fold_rows: Folds, keep_start: bool
+) -> dict[str, float]:
     """Return the scores of the baselines and of the exact answer.
 
     Baselines take their spread from the same cutoffs on validation; Gaussian processes from their own likelihood.
     """
-    found: dict[str, float] = {}
+    result: dict[str, float] = {}
     try:
-        known = folds(data, "val", plan, scale.longest.item(), keep_start)
+        validation = folds(data, "val", plan, scale.longest.item(), keep_start)
     except ConfigError:  # validation is too short for the horizon: take the spread of all training data
-        known = None
+        validation = None
     level = level_of(data, scale)
-    answers = {}
+    predictors = {}
     for name, guess in baselines(data, scale).items():
-        before = [] if known is None else (batch for batch, _ in known.batches(1))
-        answers[name] = fitted(before, guess, scale, level)
-    values = int(asked.series.lengths.sum()) * scale.dim
-    question = BaselineQuestion("the backtest", len(asked.origin), values, (batch for batch, _ in asked.batches(1)))
-    answers |= fitted_processes(data, scale, level, [question])
-    for name, answer in answers.items():
-        sheet = RowScores(scale)
-        for batch, index in asked.batches(DRAWS):
-            said = answer(batch)
-            joint = plain_energy(said, batch, scale.std, data.seed)
-            sheet.add(plain_scores(said, batch.values), joint, batch, _parts(asked, batch, index, plan))
-        found |= sheet.result(name)
-    return found | _exact(data, scale, plan, asked)
+        batches = [] if validation is None else (batch for batch, _ in validation.batches(1))
+        predictors[name] = fitted(batches, guess, scale, level)
+    values = int(fold_rows.series.lengths.sum()) * scale.dim
+    question = BaselineQuestion(
+        "the backtest", len(fold_rows.origin), values, (batch for batch, _ in fold_rows.batches(1))
+    )
+    predictors |= fitted_processes(data, scale, level, [question])
+    for name, predict in predictors.items():
+        row = RowScores(scale)
+        for batch, index in fold_rows.batches(DRAWS):
+            density = predict(batch)
+            joint = plain_energy(density, batch, scale.std, data.seed)
+            row.add(plain_scores(density, batch.values), joint, batch, _parts(fold_rows, batch, index, plan))
+        result |= row.result(name)
+    return result | _exact(data, scale, plan, fold_rows)
 
 
-def _exact(data: SeriesData, scale: Scale, plan: BacktestPlan, asked: Folds) -> dict[str, float]:
-    sheet = RowScores(scale)
-    for batch, index in asked.batches(DRAWS):
+def _exact(data: SeriesData, scale: Scale, plan: BacktestPlan, fold_rows: Folds) -> dict[str, float]:
+    row = RowScores(scale)
+    for batch, index in fold_rows.batches(DRAWS):
         truth = data.exact(batch)
         if truth is None or truth[1] is None:
             return {}
         scores = plain_scores(truth[1], batch.values)
-        sheet.add(scores, batch.values.new_zeros(0), batch, _parts(asked, batch, index, plan))
-    return sheet.result("exact")
+        row.add(scores, batch.values.new_zeros(0), batch, _parts(fold_rows, batch, index, plan))
+    return row.result("exact")
 
 
-def _values(mean, std, paths, scores: Scores, batch: TimeSeries, asked: Folds, index) -> pd.DataFrame:
+def _values(mean, std, paths, scores: Scores, batch: TimeSeries, fold_rows: Folds, index) -> pd.DataFrame:
     """Return a data frame with a row for each scored value; channels are indices."""
     row, point, channel = batch.scored.nonzero(as_tuple=True)
-    at = lambda each: each[row, point, channel].numpy()
-    held = paths[:, row, point, channel]
-    names = np.array(names_of(asked.series.part(index)), dtype=object)
+    at = lambda column: column[row, point, channel].numpy()
+    draws = paths[:, row, point, channel]
+    names = np.array(names_of(fold_rows.series.part(index)), dtype=object)
     return pd.DataFrame(
         {
             "id": names[row.numpy()],
-            "origin": asked.clock.write(asked.origin[index][row.numpy()]),
-            "time": asked.clock.write(batch.times[row, point].numpy()),
+            "origin": fold_rows.clock.write(fold_rows.origin[index][row.numpy()]),
+            "time": fold_rows.clock.write(batch.times[row, point].numpy()),
             "channel": channel.numpy(),
             "value": at(batch.values),
             "mean": at(mean),
             "std": at(std),
-            **{name: each.numpy() for name, each in quantiles(held).items()},
+            **{name: level.numpy() for name, level in quantiles(draws).items()},
             **{name: at(scores[name]) for name in ("nll", "crps", "brier") if name in scores},
         }
     )
@@ -272,7 +277,7 @@ def backtest(
     split: str = "test",
     change: Change | None = None,
 ) -> pd.DataFrame:
-    """Return every value that a run, or its parts, forecasts from rolling cutoffs of the series of a split.
+    """Return every value that a run, or its parts, forecasts from fold_rows cutoffs of the series of a split.
 
     horizon, every: in the data's time unit; every: by default the horizon. change: applied to each prediction first.
     The columns are id, origin, time, channel, value (as observed), mean, std, q05 to q95, nll and crps; times are as

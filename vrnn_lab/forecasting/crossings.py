@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 
 from vrnn_lab.config.errors import ConfigError, did_you_mean
 from vrnn_lab.evaluation.scores import LEVELS
-from vrnn_lab.forecasting.summary import Answer, path_names
+from vrnn_lab.forecasting.summary import PredictiveSummary, path_names
 
 DRAWS = 999  # default number of joint draws, which resolves probabilities to about a thousandth
 ROUNDING = 1e-9  # tolerance as a fraction of the number of draws
-FORM = "expected >=<number> or <=<number>, behind the channel's name where there are several: when='temperature>=5'"
+FORM = (
+    "expected >=<number> or <=<number>, after the channel's name if there are several channels: when='temperature>=5'"
+)
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,10 @@ class Level:
     @classmethod
     def of(cls, text: str) -> "Level":
         """Parse >=5, <=5 or temperature>=5; raise ValueError for anything else."""
-        found = fullmatch(r"(.*)([<>]=)([^<>=]+)", text, DOTALL)
+        match = fullmatch(r"(.*)([<>]=)([^<>=]+)", text, DOTALL)
         try:
-            if found:
-                return cls(float(found[3]), found[2] == ">=", found[1].strip() or None)
+            if match:
+                return cls(float(match[3]), match[2] == ">=", match[1].strip() or None)
         except ValueError:  # not a finite number
             pass
         raise ValueError(f"when={text}: {FORM}.")
@@ -51,8 +53,9 @@ class Level:
             return 0
         if self.channel is None:
             raise ConfigError(
-                f"which channel is to cross {self.value:g}? The model has {', '.join(channels)}; name one: "
-                f"when='{channels[0]}{'>=' if self.above else '<='}{self.value:g}' (of Forecaster.when: channel=)."
+                f"the level {self.value:g} names no channel, and the model has several: {', '.join(channels)}; name "
+                f"one: when='{channels[0]}{'>=' if self.above else '<='}{self.value:g}' (in Forecaster.when: "
+                "channel=)."
             )
         raise ConfigError(
             f"the model has no channel '{self.channel}' that could cross {self.value:g}; it has "
@@ -64,11 +67,11 @@ class Level:
         return values >= self.value if self.above else values <= self.value
 
 
-def crossings(found: Answer, level: Level, channel: int, draws: int) -> Answer:
+def crossings(forecast: PredictiveSummary, level: Level, channel: int, draws: int) -> PredictiveSummary:
     """Turn joint draws of a forecast into the distribution of the first time at which a channel is past a level.
 
-    found: a summary that keeps all `draws` as paths, one query window a series. Its rows of `channel` are kept, with
-    the columns crossed, already, never and q05 to q95; all but crossed are the same in all rows of a series:
+    forecast: a summary that keeps all `draws` as paths, one query window per series. Its rows of `channel` are kept,
+    with the columns crossed, already, never and q05 to q95; all but crossed are the same in all rows of a series:
 
     crossed: fraction of draws past the level at this or an earlier queried time.
     already: 1 where the channel's last observed value is past the level; it then counts as crossed from that time on.
@@ -77,18 +80,18 @@ def crossings(found: Answer, level: Level, channel: int, draws: int) -> Answer:
 
     Crossings are of values as they would be observed, noise included; nothing is known between two queried times.
     """
-    mine = np.flatnonzero(found.channel == channel)
+    mine = np.flatnonzero(forecast.channel == channel)
     numbers = {name: np.full(len(mine), np.nan) for name in ("crossed", "already", "never", *LEVELS)}
-    columns = [found.numbers[name] for name in path_names(draws)]
-    for number, question in enumerate(found.questions):
-        rows = np.flatnonzero(found.owner[mine] == number)
-        times = found.times[mine[rows]]
+    columns = [forecast.numbers[name] for name in path_names(draws)]
+    for number, window in enumerate(forecast.windows):
+        rows = np.flatnonzero(forecast.owner[mine] == number)
+        times = forecast.times[mine[rows]]
         past = level.past(np.stack([column[mine[rows]] for column in columns]))
         count = np.logical_or.accumulate(past, 1).sum(0)
-        last = np.flatnonzero(~np.isnan(question.values[:, channel]))[-1:]  # empty where nothing was observed
-        already = bool(level.past(question.values[last, channel]).any())
+        last = np.flatnonzero(~np.isnan(window.values[:, channel]))[-1:]  # empty where nothing was observed
+        already = bool(level.past(window.values[last, channel]).any())
         if already:
-            count, times = np.full_like(count, draws), np.full_like(times, question.times[last[0]])
+            count, times = np.full_like(count, draws), np.full_like(times, window.times[last[0]])
         numbers["crossed"][rows] = count / draws
         numbers["already"][rows] = already
         numbers["never"][rows] = 1 - count[-1] / draws
@@ -96,5 +99,9 @@ def crossings(found: Answer, level: Level, channel: int, draws: int) -> Answer:
             place = np.searchsorted(count, share * draws - ROUNDING * draws)
             numbers[name][rows] = times[place] if place < len(times) else np.nan
     return replace(
-        found, owner=found.owner[mine], times=found.times[mine], channel=found.channel[mine], numbers=numbers
+        forecast,
+        owner=forecast.owner[mine],
+        times=forecast.times[mine],
+        channel=forecast.channel[mine],
+        numbers=numbers,
     )

@@ -42,9 +42,9 @@ class PooledPrediction(Prediction):
         cls, members: Sequence[Prediction], batches: Sequence[TimeSeries], batch: TimeSeries, samples: int
     ) -> "PooledPrediction":
         """Pool predictions of equally many draws: draw s comes from member s modulo their number."""
-        paths = torch.stack([each.paths for each in members], 1).flatten(0, 1)[:samples]
+        paths = torch.stack([member.paths for member in members], 1).flatten(0, 1)[:samples]
         paths = torch.where(batch.seen, batch.values.to(paths), paths)
-        return cls(paths, _joined([each.density for each in members]), tuple(members), tuple(batches))
+        return cls(paths, _joined([member.density for member in members]), tuple(members), tuple(batches))
 
 
 def _joined(densities: list[Density]) -> Density:
@@ -83,30 +83,32 @@ class Ensemble(SequenceModel):
     def __init__(self, members: Sequence[SequenceModel], names: Sequence[str]):
         """Build the mixture of `members`; `names` are their run folders, by which messages call them."""
         first = members[0]
-        longest = torch.stack([each.scale.longest for each in members]).min()
+        longest = torch.stack([member.scale.longest for member in members]).min()
         recipe = Recipe(first.recipe.optim, first.recipe.schedule)
         super().__init__(replace(first.scale, longest=longest), recipe, first.head)
         self.members, self.names, self.seed = nn.ModuleList(members), tuple(names), first.seed
-        self.causal = all(each.causal for each in members)
+        self.causal = all(member.causal for member in members)
         self.classifier = first.classifier if self._same_labels() else None
 
     def _same_labels(self) -> bool:
         """Return whether all members learned the same labels; warn where only some of them did."""
-        labels = [each.classifier is not None and (each.scale.classes, each.scale.labels_of_points) for each in self]
-        same = all(each == labels[0] for each in labels)
+        labels = [
+            member.classifier is not None and (member.scale.classes, member.scale.labels_of_points) for member in self
+        ]
+        same = all(label == labels[0] for label in labels)
         if not same:
             log.warning("labels are not scored: the runs differ in whether they learned labels, or in the classes.")
         return same and bool(labels[0])
 
     def __iter__(self) -> Iterator[SequenceModel]:
-        for each in self.members:
-            assert isinstance(each, SequenceModel)
-            yield each
+        for member in self.members:
+            assert isinstance(member, SequenceModel)
+            yield member
 
     @property
     def keep_start(self) -> bool:
         """Return whether some member predicts from the start of a series; the others then take shorter windows."""
-        return any(each.keep_start for each in self)
+        return any(member.keep_start for member in self)
 
     def _loss_terms(self, series, samples):
         raise NotImplementedError  # an ensemble is never fitted, and predicts in the data's units
@@ -130,26 +132,26 @@ class Ensemble(SequenceModel):
         count = len(self.members)
         if samples < count:
             raise ConfigError(
-                f"{samples} draws of {count} runs together: expected at least one of each; set draws={count} or more "
-                f"(of evaluate: evaluate.draws)."
+                f"{samples} draws are too few for an ensemble of {count} runs: expected at least one draw per run; "
+                f"set draws={count} or more (for evaluate: evaluate.draws)."
             )
-        batches = [batch if each.keep_start == self.keep_start else self._latest(batch) for each in self]
+        batches = [batch if member.keep_start == self.keep_start else self._latest(batch) for member in self]
         predictions = [member.predict(own, -(-samples // count)) for member, own in zip(self, batches, strict=True)]
         return PooledPrediction.of(predictions, batches, batch, samples)
 
     def _latest(self, batch: TimeSeries) -> TimeSeries:
         """Return the batch over the windows of members that do not keep the start of a series."""
-        seen, asked = batch.seen.any(-1), (batch.scored & ~batch.seen).any(-1)
+        seen, queried = batch.seen.any(-1), (batch.scored & ~batch.seen).any(-1)
         window, longest = batch.window.clone(), self.scale.longest.item()
-        for row in (seen.any(1) & asked.any(1)).nonzero()[:, 0].tolist():
-            known, questions = batch.times[row, seen[row]], batch.times[row, asked[row]]
-            before, after = known[known <= questions[0]], known[known > questions[-1]]
-            low, high = torch.cat([questions[:1], before])[-1].item(), torch.cat([after, questions[-1:]])[0].item()
+        for row in (seen.any(1) & queried.any(1)).nonzero()[:, 0].tolist():
+            known, queries = batch.times[row, seen[row]], batch.times[row, queried[row]]
+            before, after = known[known <= queries[0]], known[known > queries[-1]]
+            low, high = torch.cat([queries[:1], before])[-1].item(), torch.cat([after, queries[-1:]])[0].item()
             start, stop = choose_window(low, high, known[0].item(), known[-1].item(), longest)
             window[row] = window.new_tensor([min(start, low), max(stop, high)])
         inside = (batch.times >= window[:, :1]) & (batch.times <= window[:, 1:])
-        left = {"seen": batch.seen & inside[..., None], "scored": batch.scored & inside[..., None]}
-        return replace(batch, **left, window=window, most_seen=None, longest_gap=None, opens_seen=False)
+        masks = {"seen": batch.seen & inside[..., None], "scored": batch.scored & inside[..., None]}
+        return replace(batch, **masks, window=window, most_seen=None, longest_gap=None, opens_seen=False)
 
     def classify(self, batch: TimeSeries, samples: int = 10) -> Float[Tensor, "batch *time classes"]:
         """Return the members' mean probability of each class, given the observed values."""
@@ -158,10 +160,10 @@ class Ensemble(SequenceModel):
     @contextmanager
     def fixed_noise(self, seed: int) -> Iterator[None]:
         """Evaluate all members within the block, each with its own noise, as `SequenceModel.fixed_noise` does."""
-        with ExitStack() as held:
+        with ExitStack() as contexts:
             for number, member in enumerate(self):
-                held.enter_context(member.fixed_noise(seed + APART * number))
-            held.enter_context(super().fixed_noise(seed))
+                contexts.enter_context(member.fixed_noise(seed + APART * number))
+            contexts.enter_context(super().fixed_noise(seed))
             yield
 
 
@@ -170,27 +172,30 @@ class Recalibrations:
     """Hold the recalibration of each member of an ensemble, None for a member without one."""
 
     names: tuple[str, ...]
-    each: tuple[Recalibration | None, ...]
+    factors: tuple[Recalibration | None, ...]
 
     def apply(self, prediction: Prediction, batch: TimeSeries) -> PooledPrediction:
         """Return the pool of the members' predictions, each rescaled about its own mean; observed values stay."""
         assert isinstance(prediction, PooledPrediction)
         members = [
-            each.apply(member, own) if each else member
-            for each, member, own in zip(self.each, prediction.members, prediction.batches, strict=True)
+            factors.apply(member, own) if factors else member
+            for factors, member, own in zip(self.factors, prediction.members, prediction.batches, strict=True)
         ]
         return PooledPrediction.of(members, prediction.batches, batch, len(prediction.paths))
 
     def changed(self, batch: TimeSeries) -> Bool[Tensor, "batch time dim"]:
         """Return the mask of values that some member's factor changes."""
-        return torch.stack([each.changed(batch) for each in self.each if each]).any(0)
+        return torch.stack([factors.changed(batch) for factors in self.factors if factors]).any(0)
 
     def lines(self) -> list[str]:
         """Return the factors as lines of text, those of each run under its name."""
         return [
             line
-            for name, each in zip(self.names, self.each, strict=True)
-            for line in [f"run {name}{'' if each else ': not recalibrated'}", *(each.lines() if each else [])]
+            for name, factors in zip(self.names, self.factors, strict=True)
+            for line in [
+                f"run {name}{'' if factors else ': not recalibrated'}",
+                *(factors.lines() if factors else []),
+            ]
         ]
 
 
@@ -204,16 +209,14 @@ def load_runs(folders: Sequence[str | Path], changes: DictConfig | None = None, 
     parts = load_parts(first, changes, trust)
     if not others:
         return parts
-    every = [parts, *(load_parts(folder, trust=trust) for folder in others)]
-    for folder, other in zip(others, every[1:], strict=True):
+    runs = [parts, *(load_parts(folder, trust=trust) for folder in others)]
+    for folder, other in zip(others, runs[1:], strict=True):
         _check_alike(str(first), parts, str(folder), other)
-    return replace(
-        parts, model=Ensemble([each.model for each in every], [str(folder) for folder in (first, *others)])
-    )
+    return replace(parts, model=Ensemble([run.model for run in runs], [str(folder) for folder in (first, *others)]))
 
 
 CURES = {
-    "channels": "train both on the same columns in one order: data.values=[...]",
+    "channels": "train both on the same columns in the same order: data.values=[...]",
     "covariates": "train both with the same data.known, data.static and data.error",
     "error bars": "train both with the same data.error, or without",
     "unit of time": "train both on times of one kind",
@@ -225,35 +228,35 @@ def _check_alike(first: str, one: Parts, second: str, other: Parts) -> None:
     for folder, parts in ((first, one), (second, other)):
         if parts.model.point_process:
             raise ConfigError(
-                f"{folder} is a model of event times, whose rate cannot be pooled; ask it alone: run={folder}"
+                f"{folder} is a model of event times, whose rate cannot be pooled; query it alone: run={folder}"
             )
     ours, theirs = _shared(one), _shared(other)
     for what, mine in ours.items():
         if mine != theirs[what] and None not in (mine, theirs[what]):  # None: an older run that did not record it
             cure = f", or {CURES[what]}" if what in CURES else ""
             raise ConfigError(
-                f"{second} was trained with {what} {_said(theirs[what])}, {first} with {_said(mine)}: models that "
-                f"are asked as one must share them. Leave one of the two out of run={cure}."
+                f"{second} was trained with {what} {_text(theirs[what])}, {first} with {_text(mine)}: the runs of "
+                f"an ensemble must agree in this. Leave one of the two out of run={cure}."
             )
 
 
 def _shared(parts: Parts) -> dict[str, Any]:
     """Return what the runs of an ensemble must share, by its name in messages."""
     scale, data = parts.model.scale, parts.data
-    beside = beside_of(parts.config, scale)
+    roles = beside_of(parts.config, scale)
     clock = {True: "days (dates)", False: data.time_unit or "numbers", None: None}
     return {
         "channels": scale.channels,
         "values": scale.support,
-        "covariates": (*(f"known {name}" for name in beside.known), *(f"static {name}" for name in beside.static)),
-        "error bars": beside.error if beside.error else scale.errors,
+        "covariates": (*(f"known {name}" for name in roles.known), *(f"static {name}" for name in roles.static)),
+        "error bars": roles.error if roles.error else scale.errors,
         "unit of time": clock[scale.dates],
         "a time zone of dates": scale.zoned,
         "units": tuple(data.units),
     }
 
 
-def _said(fact: Any) -> str:
+def _text(fact: Any) -> str:
     if isinstance(fact, tuple):
         return ", ".join(map(str, fact)) or "none"
     return ("no", "yes")[fact] if isinstance(fact, bool) else str(fact)
@@ -274,11 +277,11 @@ def check_splits(folders: Sequence[str | Path]) -> None:
             raise ConfigError(
                 f"{folder} was trained with data.{key}={theirs}, {folders[0]} with data.{key}={ours}: their test "
                 "series may differ, and some may have been training series of the other run. Scores need runs whose "
-                "data keys are the same; predict needs no splits, and may pool these."
+                "data keys are the same; predict uses no splits, and can pool these runs."
             )
 
 
 def _same_file(one: Any, two: Any) -> bool:
     """Return whether two paths name files of equal content, as the copies that a Forecaster keeps of one frame."""
-    files = [Path(str(each)).expanduser() for each in (one, two)]
+    files = [Path(str(path)).expanduser() for path in (one, two)]
     return all(file.is_file() for file in files) and cmp(*files, shallow=False)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from vrnn_lab.data.table.time_format import Clock
 from vrnn_lab.figures import model_figures, style
 from vrnn_lab.forecasting.queries import SeriesWindow
-from vrnn_lab.forecasting.summary import Answer
+from vrnn_lab.forecasting.summary import PredictiveSummary
 from vrnn_lab.runs.build import Parts
 
 WIDE, NARROW = {"alpha": 0.16, "linewidth": 0}, {"alpha": 0.30, "linewidth": 0}
@@ -30,7 +30,7 @@ LINES = 10  # paths that are drawn at most
 class Part:
     """Hold a query over one window and its summary: times (rows,), channels (rows,), numbers (rows,) by column."""
 
-    question: SeriesWindow
+    window: SeriesWindow
     times: NDArray[np.float64]
     channel: NDArray[np.int64]
     numbers: dict[str, NDArray[np.float64]]
@@ -54,7 +54,7 @@ class PanelLabels:
         return cls(parts.model.scale.channels, tuple(parts.data.units), parts.data.time_unit)
 
 
-class Album:
+class ForecastFigures:
     """Draw the figures of the first `most` series, each as soon as the next series begins."""
 
     def __init__(self, folder: Path, most: float, labels: PanelLabels):
@@ -62,21 +62,21 @@ class Album:
         self.parts: list[Part] = []
         self.written: list[Path] = []
 
-    def add(self, answer: Answer, clock: Clock) -> None:
+    def add(self, summary: PredictiveSummary, clock: Clock) -> None:
         """Keep the windows of a summary, and draw each series that another one follows."""
-        for number, question in enumerate(answer.questions):
-            if self.parts and self.parts[0].question.name != question.name:
+        for number, window in enumerate(summary.windows):
+            if self.parts and self.parts[0].window.name != window.name:
                 self.close(clock)
             if len(self.written) >= self.most:
                 return
-            mine = answer.owner == number
-            numbers = {name: column[mine] for name, column in answer.numbers.items()}
-            self.parts.append(Part(question, answer.times[mine], answer.channel[mine], numbers))
+            mine = summary.owner == number
+            numbers = {name: column[mine] for name, column in summary.numbers.items()}
+            self.parts.append(Part(window, summary.times[mine], summary.channel[mine], numbers))
 
     def close(self, clock: Clock) -> None:
         """Draw the last series and write its figure."""
         if self.parts:
-            name = self.parts[0].question.name
+            name = self.parts[0].window.name
             drawn = figure(name, self.parts, self.labels, clock)
             self.written += model_figures.write({_file(name): drawn}, self.folder)
         self.parts = []
@@ -91,12 +91,12 @@ def _file(name: str) -> str:
 
 def figure(name: str, parts: list[Part], labels: PanelLabels, clock: Clock) -> Figure:
     """Draw a panel for each queried channel: observed values, the median, and the 50 % and 90 % bands."""
-    asked = sorted({int(c) for part in parts for c in part.channel})[: style.CHANNELS]
-    columns = 1 if len(asked) < 4 else 2
-    drawn, axes = style.canvas(len(asked), columns, (8.2 / columns**0.5, 2.9))
-    times = np.concatenate([part.question.times for part in parts])
+    queried = sorted({int(c) for part in parts for c in part.channel})[: style.CHANNELS]
+    columns = 1 if len(queried) < 4 else 2
+    drawn, axes = style.canvas(len(queried), columns, (8.2 / columns**0.5, 2.9))
+    times = np.concatenate([part.window.times for part in parts])
     first, last = times.min(), times.max()
-    for ax, channel in zip(axes, asked, strict=True):
+    for ax, channel in zip(axes, queried, strict=True):
         for part in parts:
             _panel(ax, part, channel)
         ax.set_xlim(first - 0.01 * (last - first or 1), last + 0.01 * (last - first or 1))
@@ -104,21 +104,23 @@ def figure(name: str, parts: list[Part], labels: PanelLabels, clock: Clock) -> F
         ax.set_ylabel(style.label(labels.channels[channel], unit))
         style.time_axis(ax, clock.dates, labels.time_unit)
     lines = [Line2D([], [], color=style.FORWARD, label="paths", **style.LINE)] if "path_1" in parts[0].numbers else []
-    bands = [Patch(color=style.FORWARD, label=said, **how) for said, how in (("50 %", NARROW), ("90 %", WIDE))]
+    bands = [
+        Patch(color=style.FORWARD, label=label, **style_of) for label, style_of in (("50 %", NARROW), ("90 %", WIDE))
+    ]
     style.legend(drawn, [style.seen_key(), Line2D([], [], label="median", **MIDDLE), *bands, *lines])
     drawn.suptitle(style.plain(f"Series {name}"), fontsize=11)
     return drawn
 
 
 def _panel(ax: Axes, part: Part, channel: int) -> None:
-    question = part.question
-    seen = ~np.isnan(question.values[:, channel])
+    window = part.window
+    seen = ~np.isnan(window.values[:, channel])
     times, numbers = part.of(channel)
-    asked = ~np.isin(times, question.times[seen])  # the prediction of an observed value is the value itself
-    times, numbers = times[asked], {name: column[asked] for name, column in numbers.items()}
-    for stretch in _stretches(times, question.times[seen]):
+    queried = ~np.isin(times, window.times[seen])  # the prediction of an observed value is the value itself
+    times, numbers = times[queried], {name: column[queried] for name, column in numbers.items()}
+    for stretch in _stretches(times, window.times[seen]):
         _bands(ax, times[stretch], {name: column[stretch] for name, column in numbers.items()})
-    ax.plot(question.times[seen], question.values[seen, channel], **style.SEEN)
+    ax.plot(window.times[seen], window.values[seen, channel], **style.SEEN)
 
 
 def _stretches(times: NDArray[np.float64], seen: NDArray[np.float64]) -> Iterator[slice]:

@@ -28,20 +28,20 @@ class Notices:
     low: Counter[str] = field(default_factory=Counter)
     high: Counter[str] = field(default_factory=Counter)
     values: Counter[str] = field(default_factory=Counter)
-    asked: int = 0
+    queried: int = 0
     ahead: int = 0
     furthest: float = 0.0
     later: int = 0
     recalibrated: int = 0
-    values_asked: int = 0
+    values_queried: int = 0
 
     @classmethod
     def of(cls, model: SequenceModel) -> list["Notices"]:
         """Return the counters of a model; for an ensemble one for each member, whose training data may differ."""
         members = list(model) if isinstance(model, Ensemble) else [model]
-        return [cls(each.scale, getattr(each, "origin", "row") in ("common", "middle")) for each in members]
+        return [cls(member.scale, getattr(member, "origin", "row") in ("common", "middle")) for member in members]
 
-    def read(self, values: NDArray[np.float64]) -> None:
+    def add_inputs(self, values: NDArray[np.float64]) -> None:
         """Count input values (points, dim), NaN = not observed, that lie outside the training range."""
         if (
             self.scale.support != "real" or self.scale.trend is not None
@@ -53,11 +53,11 @@ class Notices:
             self.low[channel] += int((z[:, i] < -FAR).sum())
             self.high[channel] += int((z[:, i] > FAR).sum())
 
-    def ask(self, question: SeriesWindow) -> None:
+    def add_queries(self, window: SeriesWindow) -> None:
         """Count queried times that lie further after the last observed point, or later, than anything in training."""
-        times = question.times[question.asked.any(1)]
-        seen = question.times[(~np.isnan(question.values) & ~question.asked).any(1)]
-        self.asked += len(times)
+        times = window.times[window.queried.any(1)]
+        seen = window.times[(~np.isnan(window.values) & ~window.queried).any(1)]
+        self.queried += len(times)
         longest, end = float(self.scale.longest), float(self.scale.start + self.scale.reach)
         if longest > 0 and len(seen):
             far = times - seen[-1]
@@ -66,19 +66,19 @@ class Notices:
         if self.absolute:
             self.later += int((times > end + ROUNDING * abs(end)).sum())
 
-    def predicted(self, batch: TimeSeries, recalibration: Recalibration | Recalibrations | None) -> None:
+    def add_predictions(self, batch: TimeSeries, recalibration: Recalibration | Recalibrations | None) -> None:
         """Count the queried values of a batch, and those that the recalibration changes."""
-        held = batch.scored & ~batch.seen
-        self.values_asked += int(held.sum())
+        queried = batch.scored & ~batch.seen
+        self.values_queried += int(queried.sum())
         if recalibration:
-            self.recalibrated += int((held & recalibration.changed(batch)).sum())
+            self.recalibrated += int((queried & recalibration.changed(batch)).sum())
 
     def warnings(self) -> Iterator[str]:
         """Yield a sentence for each count that is worth a warning."""
         mean, std = self.scale.mean.tolist(), self.scale.std.tolist()
         outside = [
-            f"{channel} {self.low[channel]} below {mean[i] - FAR * std[i]:.4g} and {self.high[channel]} above "
-            f"{mean[i] + FAR * std[i]:.4g} of {self.values[channel]}"
+            f"of {self.values[channel]} values of {channel}, {self.low[channel]} are below "
+            f"{mean[i] - FAR * std[i]:.4g} and {self.high[channel]} above {mean[i] + FAR * std[i]:.4g}"
             for i, channel in enumerate(self.scale.channels)
             if self.low[channel] + self.high[channel]
         ]
@@ -89,26 +89,26 @@ class Notices:
             )
         if self.ahead:
             yield (
-                f"{self.ahead} of {self.asked} times asked lie further after the last seen point (up to "
+                f"{self.ahead} of {self.queried} queried times lie further after the last observed point (up to "
                 f"{self.furthest:.4g}) than the longest training window ({float(self.scale.longest):.4g}): the model "
                 "was not trained to look that far ahead."
             )
         if self.later:
             yield (
-                f"{self.later} of {self.asked} times asked lie after the end of the training times, and this model "
-                "depends on the time itself: these predictions are extrapolated."
+                f"{self.later} of {self.queried} queried times lie after the end of the training times, and this "
+                "model depends on the time itself: these predictions are extrapolated."
             )
 
 
 def close(counted: Sequence[Notices], recalibration: Recalibration | Recalibrations | None) -> None:
     """Log the warnings of all counters, each distinct line once, and the recalibration."""
-    for line in dict.fromkeys(line for each in counted for line in each.warnings()):
+    for line in dict.fromkeys(line for notices in counted for line in notices.warnings()):
         log.warning(line)
     if recalibration:
         log.info(
             "recalibrated: %d of %d values (recalibrate=false leaves them as they are)",
             counted[0].recalibrated,
-            counted[0].values_asked,
+            counted[0].values_queried,
         )
         for line in recalibration.lines():
             log.info(line)

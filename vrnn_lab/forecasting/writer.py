@@ -28,8 +28,8 @@ def check_ending(path: Path) -> None:
 @contextmanager
 def writing(path: Path) -> Iterator[Callable[[pd.DataFrame], None]]:
     """Give a function that appends a frame to the file; the file appears under its name, complete, at the end."""
-    with replacing(path) as beside, ExitStack() as opened:
-        yield (_parquet if path.suffix.lower() == ".parquet" else _csv)(beside, opened)
+    with replacing(path) as temporary, ExitStack() as opened:
+        yield (_parquet if path.suffix.lower() == ".parquet" else _csv)(temporary, opened)
 
 
 def _csv(path: Path, opened: ExitStack) -> Callable[[pd.DataFrame], None]:

@@ -109,9 +109,9 @@ class Curves(SeriesData):
         density, total = values.new_ones(len(values), self.grid), values.new_zeros(len(values))
         for i, gap in enumerate(times.diff(dim=1, prepend=times[:, :1]).unbind(1)):
             density = self._moved(density, gap[:, None]) if i else density
-            each = self._log_emission(curve, values[:, i], known[:, i])
-            highest = each.amax(1, keepdim=True)
-            joint = density * (each - highest).exp()
+            log_emission = self._log_emission(curve, values[:, i], known[:, i])
+            highest = log_emission.amax(1, keepdim=True)
+            joint = density * (log_emission - highest).exp()
             mean = joint.mean(1, keepdim=True)
             density, total = joint / mean, total + (mean.log() + highest)[:, 0]
         return total

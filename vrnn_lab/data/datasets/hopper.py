@@ -58,7 +58,7 @@ class Hopper(SeriesData):
         simulator = Simulator()
         wanted = [(split, i) for split, size in enumerate(self.sizes) for i in range(size)]
         first, values = np.zeros(len(wanted)), np.zeros((len(wanted), self.points, len(self.channels)))
-        for place, (split, i) in enumerate(_watched(wanted)):
+        for place, (split, i) in enumerate(_with_progress(wanted)):
             rng = generator(self.seed, 14, split, i)
             whole = simulator.trajectory(*starts(rng))
             start = rng.integers(STEPS - self.points + 1)
@@ -92,10 +92,10 @@ class Simulator:
         self.mujoco = mujoco
         self.model = mujoco.MjModel.from_xml_string((folder / MODEL).read_text("utf-8"), assets)
         self.data = mujoco.MjData(self.model)
-        found = tuple(self.model.joint(i).name for i in range(self.model.njnt))
-        if found != JOINTS:
+        joints = tuple(self.model.joint(i).name for i in range(self.model.njnt))
+        if joints != JOINTS:
             raise ValueError(
-                f"{folder / MODEL} has the joints {', '.join(found)}; expected {', '.join(JOINTS)}. Delete it and "
+                f"{folder / MODEL} has the joints {', '.join(joints)}; expected {', '.join(JOINTS)}. Delete it and "
                 "run: python -m vrnn_lab.fetch hopper"
             )
         self.step = self.model.opt.timestep
@@ -119,18 +119,18 @@ def _files() -> tuple[Path, Path]:
     cache = cache_folder()
     if all((cache / name).is_file() for name in (MODEL, *PARTS)):
         return cache, cache
-    installed = importlib.util.find_spec("dm_control")  # found, not imported
+    installed = importlib.util.find_spec("dm_control")  # located without being imported
     if installed is not None and installed.submodule_search_locations:
         suite = Path(installed.submodule_search_locations[0]) / "suite"
         if (suite / MODEL).is_file():
             return suite, suite / "common"
     raise ValueError(
-        f"{cache / MODEL} and what it includes ({', '.join(PARTS)}) are not all there, and dm_control is not "
-        "installed; run: python -m vrnn_lab.fetch hopper"
+        f"{cache / MODEL} and the files that it includes ({', '.join(PARTS)}) are not all there, and dm_control "
+        "is not installed; run: python -m vrnn_lab.fetch hopper"
     )
 
 
-def _watched(wanted: list):
+def _with_progress(wanted: list):
     """Iterate over the wanted trajectories with a progress bar in a terminal, or a line in the log elsewhere."""
     from rich.console import Console
     from rich.progress import track

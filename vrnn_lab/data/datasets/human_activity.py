@@ -36,13 +36,14 @@ TYPES["stamp"] = "int64"
 SECOND = 10_000_000  # time stamps count 100 ns each
 SOURCE = (
     f"Expected ConfLongDemo_JSI.txt, {ROWS} lines such as 'A01,010-000-024-033,633790226051280329,"
-    "27.05.2009 14:03:25:127,4.06,1.89,0.51,walking': download it from archive.ics.uci.edu/dataset/196 and name it: "
-    "data.path"
+    "27.05.2009 14:03:25:127,4.06,1.89,0.51,walking': download it from archive.ics.uci.edu/dataset/196 and set "
+    "data.path to it"
 )
 NOTICE = (
     "data.protocol=rubanova, as in the public code of Rubanova et al. 2019: points of 10 ms, windows of 50 points at "
-    "stride 25, dealt to the splits at random, so that windows of different splits share points. "
-    "Not as there: 10 % of the windows validate, which are no test windows, and the scale is read from training."
+    "stride 25, assigned to the splits at random, so that windows of different splits share points. "
+    "Differences: 10 % of the windows are for validation, apart from the test windows, and the scale is computed "
+    "from training windows."
 )
 
 
@@ -111,18 +112,19 @@ def read(path: Path) -> pd.DataFrame:
             path, header=None, names=list(COLUMNS), dtype=TYPES, index_col=False, keep_default_na=False
         )
     except (ValueError, UnicodeDecodeError) as error:
-        raise ValueError(f"data.path={path} is no such file ({error}). {SOURCE}") from error
+        raise ValueError(f"data.path={path} is not the expected file ({error}). {SOURCE}") from error
     classes = [name for names in CLASSES.values() for name in names]
     for column, known in (("tag", list(TAGS)), ("activity", classes)):
         if unknown := sorted(set(table[column].cat.categories) - set(known)):
             raise ValueError(
-                f"data.path={path}: {column} '{unknown[0]}'; expected one of {', '.join(known)}. {SOURCE}"
+                f"data.path={path}: column {column} holds '{unknown[0]}'; expected one of "
+                f"{', '.join(known)}. {SOURCE}"
             )
     recordings = table["sequence"].nunique()
     if (len(table), recordings) != (ROWS, RECORDINGS) or not np.isfinite(table[list("xyz")].to_numpy()).all():
         raise ValueError(
-            f"data.path={path} has {len(table)} lines of {recordings} recordings, expected {ROWS} of "
-            f"{RECORDINGS}, each with three coordinates. {SOURCE}"
+            f"data.path={path} has {len(table)} lines of {recordings} recordings; expected {ROWS} lines "
+            f"of {RECORDINGS}, each with three coordinates. {SOURCE}"
         )
     return table
 

@@ -59,9 +59,9 @@ class LightCurves(SeriesData):
 
     def whole(self) -> Ragged:
         """Return every star as one series, before it is cut into windows."""
-        each = [joined(read(cache_folder() / f"lc_{star}.tar.bz2", star), self.max_error) for star in STARS]
-        times = [times for times, _ in each]
-        values, error = np.concatenate([table for _, table in each]).swapaxes(0, 1)
+        stars = [joined(read(cache_folder() / f"lc_{star}.tar.bz2", star), self.max_error) for star in STARS]
+        times = [times for times, _ in stars]
+        values, error = np.concatenate([table for _, table in stars]).swapaxes(0, 1)
         return Ragged.joined(
             times=np.concatenate(times),
             values=values,
@@ -74,11 +74,11 @@ class LightCurves(SeriesData):
 
     def make(self):
         series = self.whole()
-        dealt = [self._deal(series, star) for star in range(len(series))]
-        runs = {split: _together([runs[split] for runs in dealt if split in runs]) for split in SPLITS}
+        by_star = [self._assign(series, star) for star in range(len(series))]
+        runs = {split: _together([runs[split] for runs in by_star if split in runs]) for split in SPLITS}
         return splits.make_splits(series, runs, self.window, self.stride)
 
-    def _deal(self, series: Ragged, star: int) -> dict[str, Runs]:
+    def _assign(self, series: Ragged, star: int) -> dict[str, Runs]:
         """Assign the blocks of one star to splits."""
         own = series.part([star])
         if own.lengths[0] < len(SPLITS) * self.window:
@@ -102,8 +102,8 @@ def read(path: Path, star: str) -> dict[str, NDArray[np.float64]]:
     try:
         with tarfile.open(path) as archive:
             there = {band: f"lc_{star}.{band}.mjd" for band in BANDS if f"lc_{star}.{band}.mjd" in archive.getnames()}
-            held = {band: member(archive, archive.getmember(name)) for band, name in there.items()}
-            return {band: np.loadtxt(BytesIO(content), ndmin=2) for band, content in held.items()}
+            contents = {band: member(archive, archive.getmember(name)) for band, name in there.items()}
+            return {band: np.loadtxt(BytesIO(content), ndmin=2) for band, content in contents.items()}
     except (tarfile.TarError, ValueError, TypeError, EOFError) as error:
         raise ValueError(f"{path} cannot be read as the light curves of MACHO {star}: {error}; {CURE}") from error
 
@@ -129,6 +129,6 @@ def usable(table: NDArray[np.float64], max_error: float) -> NDArray[np.bool_]:
     Raise ValueError for a table without three columns.
     """
     if table.shape[1] != 3:
-        raise ValueError(f"a light curve has {table.shape[1]} columns, expected time, magnitude, error; {CURE}")
+        raise ValueError(f"a light curve has {table.shape[1]} columns; expected time, magnitude and error; {CURE}")
     _, magnitude, error = table.T
     return np.isfinite(table).all(1) & (np.abs(magnitude) < FAINTEST) & (error > 0) & (error <= max_error)

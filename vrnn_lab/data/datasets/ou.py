@@ -17,7 +17,7 @@ class OU(SeriesData):
 
     Each series has its own times, uniform in [0, length]; their number is uniform in `points` = [least, most].
     Over a gap g: x(t + g) - mean ~ N(e^(-theta g) (x(t) - mean), (1 - e^(-2 theta g)) sigma^2 / 2 theta).
-    Raise ValueError where `points` is no range.
+    Raise ValueError where `points` is not a range.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class OU(SeriesData):
     ):
         super().__init__(batch_size, seed)
         if len(points) != 2 or points[0] > points[1]:
-            raise ValueError(f"data.points={list(points)} is no range; expected [least, most] with least <= most.")
+            raise ValueError(f"data.points={list(points)} is not a range; expected [least, most] with least <= most.")
         self.sizes, self.points, self.length = (train, val, test), tuple(points), length
         self.theta, self.mean = theta, mean
         self.noise = self.noise_std = noise
@@ -91,5 +91,5 @@ class OU(SeriesData):
 
     def exact(self, batch):
         space, values = self.state_space(batch.times), batch.values.to(batch.times) - self.mean
-        answer = smooth(space, values, batch.seen)
-        return log_likelihood(space, values, batch.known), Gaussian(answer.mean + self.mean, answer.std)
+        posterior = smooth(space, values, batch.seen)
+        return log_likelihood(space, values, batch.known), Gaussian(posterior.mean + self.mean, posterior.std)

@@ -126,5 +126,5 @@ def read(record: Record):
 
 def _header(lines: list[str], record: Record) -> int | None:
     """Return the number of lines before the header, as some files begin with notes; None without a header."""
-    found = (i for i, line in enumerate(lines) if {record.age, record.value} <= set(line.split(",")))
-    return next(found, None)
+    headers = (i for i, line in enumerate(lines) if {record.age, record.value} <= set(line.split(",")))
+    return next(headers, None)

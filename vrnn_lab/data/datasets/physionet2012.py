@@ -45,8 +45,8 @@ WANTED, PACKED = re.compile(f"{RECORD.pattern}|{OUTCOMES.pattern}"), re.compile(
 HEAD = "Time,Parameter,Value"
 SOURCE = (
     "Download set-a, set-b and set-c (.tar.gz or .zip) and Outcomes-a.txt, -b and -c from "
-    "https://physionet.org/content/challenge-2012/1.0.0/ and name the folder they lie in, packed or not, or one "
-    "archive of all: data.path"
+    "https://physionet.org/content/challenge-2012/1.0.0/ and set data.path to the folder that holds them, packed or "
+    "not, or to one archive of all"
 )
 
 
@@ -62,7 +62,7 @@ class Protocol:
     says: str = ""
 
 
-RAW = "-1 and impossible values count as observed, and descriptors are channels seen at 00:00. Not as there: "
+RAW = "-1 and impossible values count as observed, and descriptors are channels observed at 00:00. Differences: "
 PROTOCOLS = {
     "ours": Protocol("abc", (0.6, 0.2, 0.2), 60.0, False, "abc"),
     "rubanova": Protocol(
@@ -72,9 +72,9 @@ PROTOCOLS = {
         True,
         "a",
         "data.protocol=rubanova, as in Rubanova et al. 2019: sets a and b, 41 parameters, times rounded to 0.016 h, "
-        f"outcomes of set a; {RAW}no stay that validates is a test stay, the scale is read from training stays "
-        "alone, and a stay keeps its clock whatever its batch. Their extrapolation: evaluate.forecast.until=0.5; "
-        "their interpolation is scored at the points seen.",
+        f"outcomes of set a; {RAW}validation and test stays are disjoint, the scale is computed from training "
+        "stays alone, and the times of a stay do not depend on its batch. Their extrapolation: "
+        "evaluate.forecast.until=0.5; their interpolation is scored at the observed points.",
     ),
     "tpatchgnn": Protocol(
         "abc",
@@ -83,8 +83,8 @@ PROTOCOLS = {
         True,
         "abc",
         "data.protocol=tpatchgnn, as in Zhang et al. 2024: sets a, b and c, 41 parameters, mean within a minute, "
-        f"60/20/20; {RAW}stays are dealt by a hash of their id (theirs by the order of a folder's listing), and the "
-        "scale is read from training stays alone. Seen there is what comes before 24 h: "
+        f"60/20/20; {RAW}stays are assigned to splits by a hash of their id (theirs by the order of a folder's "
+        "listing), and the scale is computed from training stays alone. Their models see what comes before 24 h: "
         "evaluate.forecast.until=0.4999.",
     ),
 }
@@ -152,9 +152,9 @@ class Physionet2012(SeriesData):
         names = series.names or ()
         series = replace(series, labels=np.array([died.get(name, -1) for name in names]))
         if self.covariates:
-            told = dict(zip(stays, covariates_of(rows, len(stays)), strict=True))
-            each = np.repeat(np.stack([told[name] for name in names]), series.lengths, axis=0)
-            series = replace(series, points=replace(series.points, covariates=each))
+            of_stay = dict(zip(stays, covariates_of(rows, len(stays)), strict=True))
+            covariates = np.repeat(np.stack([of_stay[name] for name in names]), series.lengths, axis=0)
+            series = replace(series, points=replace(series.points, covariates=covariates))
         runs = splits.by_name(series, self.shares, self.seed)
         if self.dequantise:
             series = splits.dequantised(series, runs["train"], self.channels, self.seed, shown=single)
@@ -170,27 +170,27 @@ def read(path: Path, sets, labelled) -> tuple[dict[str, str], dict[str, int]]:
         raise ValueError(f"data.path={path} does not exist (looked in {Path.cwd()}). {SOURCE}")
     records: dict[str, dict[str, str]] = {s: {} for s in sets}
     died: dict[str, int] = {}
-    found = set()
+    with_outcomes = set()
     for name, text in contents(path, WANTED, PACKED):
         if (match := RECORD.search(name)) and match[1] in sets:
             records[match[1]][match[2]] = text.decode("utf-8", errors="replace")
         elif (match := OUTCOMES.search(name)) and match[1] in labelled:
             died |= outcomes(path, name, text.decode("utf-8", errors="replace"))
-            found.add(match[1])
+            with_outcomes.add(match[1])
     for s in sets:
         if len(records[s]) != STAYS:
             raise ValueError(
                 f"data.path={path}: set-{s} has {len(records[s])} records, expected {STAYS}, such as "
                 f"set-{s}/132539.txt. {SOURCE}"
             )
-    if missing := sorted(set(labelled) - found):
+    if missing := sorted(set(labelled) - with_outcomes):
         raise ValueError(f"data.path={path} has no Outcomes-{missing[0]}.txt. {SOURCE}")
     stays = {name: text for s in sets for name, text in sorted(records[s].items())}
     for name, text in stays.items():
         check_ends(path, name, text)
     if labelled and (without := [n for s in labelled for n in records[s] if n not in died]):
         raise ValueError(
-            f"data.path={path}: no outcome is told of record {without[0]} ({len(without)} in all). {SOURCE}"
+            f"data.path={path}: record {without[0]} has no outcome ({len(without)} such records in all). {SOURCE}"
         )
     return stays, died
 
@@ -200,14 +200,14 @@ def outcomes(path: Path, name: str, text: str) -> dict[str, int]:
     try:
         table = pd.read_csv(io.StringIO(text), usecols=["RecordID", "In-hospital_death"], dtype=int)
     except ValueError as error:
-        raise ValueError(f"data.path={path}: {name} is no list of outcomes ({error}). {SOURCE}") from error
-    told = dict(zip(table["RecordID"].astype(str), table["In-hospital_death"].tolist(), strict=True))
-    if len(told) != STAYS or not set(told.values()) <= {0, 1}:
+        raise ValueError(f"data.path={path}: {name} is not a list of outcomes ({error}). {SOURCE}") from error
+    died = dict(zip(table["RecordID"].astype(str), table["In-hospital_death"].tolist(), strict=True))
+    if len(died) != STAYS or not set(died.values()) <= {0, 1}:
         raise ValueError(
-            f"data.path={path}: {name} tells of {len(told)} records, values {sorted(set(told.values()))[:5]}; "
-            f"expected {STAYS}, each 0 or 1. {SOURCE}"
+            f"data.path={path}: {name} has the outcomes of {len(died)} records, with the values "
+            f"{sorted(set(died.values()))[:5]}; expected {STAYS}, each 0 or 1. {SOURCE}"
         )
-    return told
+    return died
 
 
 def check_ends(path: Path, name: str, text: str) -> None:
@@ -272,7 +272,7 @@ def minute_of(text: str) -> int:
     if not (
         len(hour) == len(minute) == 2 and 0 <= int(minute) < 60 and 0 <= int(hour) * 60 + int(minute) <= HOURS * 60
     ):
-        raise ValueError(f"'{text}' is no time from 00:00 to {HOURS}:00")
+        raise ValueError(f"'{text}' is not a time from 00:00 to {HOURS}:00")
     return int(hour) * 60 + int(minute)
 
 
@@ -282,9 +282,11 @@ def _check_lines(name: str, text: str) -> None:
             time, parameter, value = line.split(",")
             minute_of(time)
             if not np.isfinite(float(value)) or parameter not in (*PARAMETERS, "RecordID", ""):
-                raise ValueError("the parameter or the value is none")
+                raise ValueError("the parameter is unknown or the value is not finite")
         except ValueError as error:
-            raise ValueError(f"{name}.txt, line {number}: {line!r} is no '{HEAD}' ({error}). {SOURCE}") from error
+            raise ValueError(
+                f"{name}.txt, line {number}: {line!r} is not of the form '{HEAD}' ({error}). {SOURCE}"
+            ) from error
 
 
 def plausible(rows: Measurements) -> Measurements:
@@ -297,10 +299,10 @@ def plausible(rows: Measurements) -> Measurements:
 
 def covariates_of(rows: Measurements, count: int) -> NDArray[np.float64]:
     """Return the covariates (records, covariate) from the facts recorded at admission, in the order of COVARIATES."""
-    told = np.full((count, len(STATICS)), np.nan)
+    facts = np.full((count, len(STATICS)), np.nan)
     first = rows.kind < len(STATICS)
-    told[rows.owner[first], rows.kind[first]] = np.where(rows.value[first] < 0, np.nan, rows.value[first])
-    age, gender, height, unit = told.T
+    facts[rows.owner[first], rows.kind[first]] = np.where(rows.value[first] < 0, np.nan, rows.value[first])
+    age, gender, height, unit = facts.T
     known = lambda name, column: np.where(np.isnan(column), USUAL[name], column)
     columns = [known("Age", age), known("Gender", gender), known("Height", height), ~np.isnan(height)]
     return np.stack([*columns, *(unit == i + 1 for i in range(len(UNITS_OF_CARE)))], 1).astype(np.float64)

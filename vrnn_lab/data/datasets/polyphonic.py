@@ -74,24 +74,24 @@ def read(path: Path) -> dict[str, Ragged]:
     if not path.is_file():
         raise ValueError(f"data.path={path} does not exist (looked in {Path.cwd()}); {SOURCE}.")
     try:
-        found = loadmat(path, variable_names=list(PARTS.values()))
+        cells = loadmat(path, variable_names=list(PARTS.values()))
     except Exception as error:  # loadmat raises errors of many types for other files
-        raise ValueError(f"data.path={path} is no MATLAB file that can be read ({error}); {SOURCE}.") from error
-    if missing := sorted(set(PARTS.values()) - set(found)):
+        raise ValueError(f"data.path={path} cannot be read as a MATLAB file ({error}); {SOURCE}.") from error
+    if missing := sorted(set(PARTS.values()) - set(cells)):
         raise ValueError(f"data.path={path} lacks {', '.join(missing)}; {SOURCE}.")
-    return {split: _split(path, name, found[name]) for split, name in PARTS.items()}
+    return {split: _split(path, name, cells[name]) for split, name in PARTS.items()}
 
 
 def _split(path: Path, name: str, cells: NDArray) -> Ragged:
     if cells.dtype != object or not cells.size:
-        raise ValueError(f"data.path={path}: {name} holds no cells with a roll each; {SOURCE}.")
+        raise ValueError(f"data.path={path}: {name} is not a cell array of piano rolls; {SOURCE}.")
     rolls = list(cells.ravel())
     for number, roll in enumerate(rolls, 1):
         if not _is_roll(roll):
             raise ValueError(
-                f"data.path={path}: roll {number} of {name} is none ({np.shape(roll)}); expected zeros and ones, "
-                f"(time, {len(NOTES)}), a column for each MIDI note from {NOTES[0]} to {NOTES[-1]}. Move other notes "
-                "by octaves, or leave them out."
+                f"data.path={path}: roll {number} of {name} is not a piano roll (its shape: {np.shape(roll)}); "
+                f"expected zeros and ones of shape (time, {len(NOTES)}), a column for each MIDI note from "
+                f"{NOTES[0]} to {NOTES[-1]}. Move other notes by octaves, or leave them out."
             )
     return in_steps(rolls, [f"{name} {i}" for i in range(1, len(rolls) + 1)])
 

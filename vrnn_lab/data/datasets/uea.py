@@ -86,7 +86,7 @@ class UEA(SeriesData):
 
     def _read(self, part: str) -> Ragged:
         cure = (
-            f"Run: python -m vrnn_lab.fetch {self.name} (data.path=null), or name the folder of the files: data.path"
+            f"Run: python -m vrnn_lab.fetch {self.name} (data.path=null), or set data.path to the folder of the files"
         )
         return read(self.folder / f"{self.problem.title}_{part}.ts", self.problem, cure)
 
@@ -100,28 +100,32 @@ def read(path: Path, problem: Problem, cure: str) -> Ragged:
         raise ValueError(f"{path} does not exist. {cure}")
     lines = [line.strip() for line in path.read_text("utf-8", errors="replace").splitlines()]
     start = next((i for i, line in enumerate(lines) if line.lower() == "@data"), len(lines))
-    found = []
+    series = []
     for number, line in enumerate(lines[start + 1 :], start + 2):
         try:
-            found += [_series(line, problem)] if line else []
+            series += [_series(line, problem)] if line else []
         except ValueError as error:
             raise ValueError(
-                f"{path}, line {number}: {error}. It is no {problem.title} as we know it. {cure}"
+                f"{path}, line {number}: {error}. The file is not the expected {problem.title}. {cure}"
             ) from error
-    if not found:
-        raise ValueError(f"{path} has no series behind a line '@data'; expected one a line. {cure}")
-    values, labels = zip(*found, strict=True)
-    return in_steps(values, [f"{path.stem} {i}" for i in range(1, len(found) + 1)], np.array(labels))
+    if not series:
+        raise ValueError(f"{path} has no series after a line '@data'; expected one per line. {cure}")
+    values, labels = zip(*series, strict=True)
+    return in_steps(values, [f"{path.stem} {i}" for i in range(1, len(series) + 1)], np.array(labels))
 
 
 def _series(line: str, problem: Problem) -> tuple[NDArray[np.float64], int]:
     """Return the values (time, dim) of a line and the index of its class."""
     *parts, label = line.split(":")
     if len(parts) != len(problem.channels):
-        raise ValueError(f"{len(parts)} channels, expected {len(problem.channels)} and the class, parted by ':'")
+        raise ValueError(
+            f"it has {len(parts)} channels; expected {len(problem.channels)} and the class, separated by ':'"
+        )
     if label not in problem.classes:
-        raise ValueError(f"class '{label}', expected one of {', '.join(problem.classes)}")
+        raise ValueError(f"its class is '{label}'; expected one of {', '.join(problem.classes)}")
     columns = [np.array(part.split(","), dtype=np.float64) for part in parts]
     if len(lengths := {len(column) for column in columns}) > 1:
-        raise ValueError(f"channels of {min(lengths)} to {max(lengths)} values, expected the same number in each")
+        raise ValueError(
+            f"its channels have {min(lengths)} to {max(lengths)} values; expected the same number in each"
+        )
     return np.stack(columns, 1), problem.classes.index(label)

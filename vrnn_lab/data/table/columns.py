@@ -32,7 +32,7 @@ log = logging.getLogger("vrnn_lab")
 ENDINGS = (".csv", ".csv.gz", ".parquet")
 MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "none", "-nan", "-NaN", "<NA>"]
 LARGEST = 1e150  # largest magnitude of values and times, so that sums of their squares are finite
-CODE = "Write a text as numbers: 0 and 1, or for several kinds a column of 0 and 1 each."
+CODE = "Encode categories as numbers: two as 0 and 1, several as one column of 0 and 1 for each."
 OTHER_NAMES = {  # names of these columns in Nixtla, GluonTS and others
     "id": ("unique_id", "item_id", "series_id", "ID", "Id"),
     "time": ("ds", "timestamp", "datetime", "date", "Time", "Date"),
@@ -75,54 +75,54 @@ def column_names(path: Path, key: str = "data.path") -> list[str]:
     key: the option that names the file, for messages.
     """
     if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
-        raise ValueError(f"{key}={path} {found} (looked in {Path.cwd()}); expected a CSV or Parquet file.")
+        fault = "is a folder" if path.is_dir() else "does not exist"
+        raise ValueError(f"{key}={path} {fault} (looked in {Path.cwd()}); expected a CSV or Parquet file.")
     if not path.name.lower().endswith(ENDINGS):
-        raise ValueError(f"{key}={path} has no ending we read; expected one of {', '.join(ENDINGS)}.")
+        raise ValueError(f"{key}={path} has an unknown file name ending; expected one of {', '.join(ENDINGS)}.")
     if path.suffix.lower() == ".parquet":
         return [name for name in parquet_file.schema(path, key).names if not name.startswith("__index_level_")]
     return [str(name) for name in read_csv(path, nrows=0).columns]
 
 
-def refuse_stream(path: Path, channel: str | None, beside: "ColumnRoles") -> None:
+def refuse_stream(path: Path, channel: str | None, roles: "ColumnRoles") -> None:
     """Raise ValueError for a file or a table form that cannot be streamed."""
-    if beside.wanted:
+    if roles.wanted:
         raise ValueError(
-            f"data.stream=true reads values alone, and data.{beside.wanted[0][0]} names other columns; leave those "
-            "out, or leave data.stream out, which reads the whole file into memory."
+            f"data.stream=true reads columns of values alone, but data.{roles.wanted[0][0]} names other columns; "
+            "leave those out, or leave data.stream out to read the whole file into memory."
         )
     if channel is not None:
         raise ValueError(
-            "data.stream=true reads tables with a column a channel; the long form (data.channel) cannot be streamed. "
-            "Turn it into the other once: duckdb's PIVOT, or pandas' pivot_table; or leave data.stream out."
+            "data.stream=true reads tables with one column per channel; the long form (data.channel) cannot be "
+            "streamed. Convert the table once with duckdb's PIVOT or pandas' pivot_table, or leave data.stream out."
         )
     if is_csv(path):
         new = path.name.split(".")[0] + ".parquet"
         raise ValueError(
-            f"data.stream=true reads Parquet, and data.path={path} is a CSV file. Turn it into one, of any size: "
-            f"duckdb -c \"COPY (SELECT * FROM '{path}' ORDER BY id, time) TO '{new}'\", or by pyarrow's open_csv and "
-            "ParquetWriter; or leave data.stream out."
+            f"data.stream=true reads Parquet files, but data.path={path} is a CSV file. Convert it, of any size, "
+            f"with duckdb -c \"COPY (SELECT * FROM '{path}' ORDER BY id, time) TO '{new}'\", or with pyarrow's "
+            "open_csv and ParquetWriter; or leave data.stream out."
         )
 
 
-def demand(path: Path, found: list[str], wanted: Iterable[tuple[str, str]], keys: str = "data.") -> None:
-    """Check that every wanted column, (config key, name), is among those found; raise ValueError with a remedy.
+def demand(path: Path, names: list[str], wanted: Iterable[tuple[str, str]], keys: str = "data.") -> None:
+    """Check that every wanted column, (config key, name), is among `names`; raise ValueError with a remedy.
 
     keys: prefix of the config keys in messages.
     """
     wanted = list(wanted)
-    missing = [(key, name) for key, name in wanted if name not in found]
+    missing = [(key, name) for key, name in wanted if name not in names]
     if not missing:
         return
-    text = f"{path} has no column {_listed(name for _, name in missing)}; it has {_listed(found)}."
+    text = f"{path} has no column {_listed(name for _, name in missing)}; it has {_listed(names)}."
     roles = dict(wanted)
-    if "time" in dict(missing) and (cure := melt_cure(path, found, roles.get("id"), roles["time"], keys)):
+    if "time" in dict(missing) and (cure := melt_cure(path, names, roles.get("id"), roles["time"], keys)):
         raise ValueError(f"{text} {cure}")
-    cures = [_cure(keys + key, name, near) for key, name in missing if (near := _nearest(key, name, found))]
-    text += f" Did you mean {', '.join(cures)}?" if cures else f" Name yours with {keys}{missing[0][0]}=..."
+    cures = [_cure(keys + key, name, near) for key, name in missing if (near := _nearest(key, name, names))]
+    text += f" Did you mean {', '.join(cures)}?" if cures else f" Name the column with {keys}{missing[0][0]}=..."
     if missing[0][0] == "id":
-        text += f" A file of one series needs none: {keys}id=null."
-    if is_csv(path) and (mark := next((m for m in ";\t|" if any(m in name for name in found)), None)):
+        text += f" If the file holds a single series, set {keys}id=null."
+    if is_csv(path) and (mark := next((m for m in ";\t|" if any(m in name for name in names)), None)):
         text += (
             f" The cells seem to be separated by {mark!r}; save the file with commas, or with semicolons or tabs and "
             "no comma in the header."
@@ -138,7 +138,7 @@ def read(path: Path, wanted: list[str], words: Iterable[str]) -> Cells:
     else:
         frame = read_csv(path, **_kinds(wanted, words)).loc[:, wanted]
     if not len(frame):
-        raise ValueError(f"{path} has no rows, only the columns {_listed(wanted)}; expected a row per time.")
+        raise ValueError(f"{path} has no rows, only the columns {_listed(wanted)}; expected one row per time.")
     return Cells(path, frame)
 
 
@@ -169,11 +169,11 @@ def chunks(path: Path, wanted: list[str], words: Iterable[str], rows: int) -> It
     parquet = path.suffix.lower() == ".parquet"
     words = set(words)
     kinds = _kinds(wanted, words)
-    found = _batches(path, wanted, rows) if parquet else read_csv(path, chunksize=rows, **kinds)
-    with closing(found):
+    frames = _batches(path, wanted, rows) if parquet else read_csv(path, chunksize=rows, **kinds)
+    with closing(frames):
         while True:
             with readable_csv(path):
-                frame = next(found, None)
+                frame = next(frames, None)
             if frame is None:
                 return
             yield Cells(path, with_points(path, frame.loc[:, wanted], words))
@@ -217,54 +217,54 @@ class ColumnRoles:
         return named + [("error", name) for name in self.error if name is not None]
 
 
-def covariates(cells: Cells, id: str | None, beside: ColumnRoles) -> NDArray[np.float64] | None:
+def covariates(cells: Cells, id: str | None, roles: ColumnRoles) -> NDArray[np.float64] | None:
     """Return the covariates (rows, covariates), known ones by row and static ones by series; None without any.
 
     Raise ValueError for a missing known number, and for a series without one static number.
     """
-    if not beside.covariates:
+    if not roles.covariates:
         return None
-    known = [_known(cells, name) for name in beside.known]
-    if not beside.static:
+    known = [_known(cells, name) for name in roles.known]
+    if not roles.static:
         return np.stack(known, 1)
     owner, names = (np.zeros(len(cells.frame), np.int64), ("",)) if id is None else words(cells, id)
-    return np.stack(known + [_static(cells, name, owner, names) for name in beside.static], 1)
+    return np.stack(known + [_static(cells, name, owner, names) for name in roles.static], 1)
 
 
 def _known(cells: Cells, column: str) -> NDArray[np.float64]:
-    found = numbers(cells, column, f"data.known takes numbers. {CODE}")
-    empty = first(np.isnan(found))
+    values = numbers(cells, column, f"data.known takes numbers. {CODE}")
+    empty = first(np.isnan(values))
     if empty is not None:
         raise ValueError(
-            f"{cells.path}: {cells.where(empty)} has no '{column}', which data.known says is known everywhere; fill "
-            "it in, in every row, or leave it out of data.known and it is a channel."
+            f"{cells.path}: {cells.where(empty)} has no '{column}', but a column of data.known needs a number in "
+            "every row. Fill it in, or leave the column out of data.known: it is then a channel."
         )
-    return found
+    return values
 
 
 def _static(cells: Cells, column: str, owner: NDArray[np.int64], names: tuple[str, ...]) -> NDArray[np.float64]:
     """Return the static number (rows,) of each row's series; raise ValueError for a series with none or several."""
-    found = numbers(cells, column, f"data.static takes numbers. {CODE}")
-    there = np.flatnonzero(~np.isnan(found) & (owner >= 0))
+    values = numbers(cells, column, f"data.static takes numbers. {CODE}")
+    there = np.flatnonzero(~np.isnan(values) & (owner >= 0))
     series, place = np.unique(owner[there], return_index=True)
-    value = np.full(len(names) + 1, np.nan)  # the last entry is for rows without a name, whose owner is -1
-    value[series] = found[there][place]
-    other = first(found[there] != value[owner[there]])
+    static = np.full(len(names) + 1, np.nan)  # the last entry is for rows without a name, whose owner is -1
+    static[series] = values[there][place]
+    other = first(values[there] != static[owner[there]])
     if other is not None:
         row = int(there[other])
         begun, name = int(there[place[series == owner[row]][0]]), names[owner[row]]
         raise ValueError(
-            f"{cells.path}: series '{name}' has two values of '{column}', {found[begun]:g} in {cells.where(begun)} "
-            f"and {found[row]:g} in {cells.where(row)}; data.static takes one a series. Correct it, or name what "
-            "changes with time in data.known=[...]."
+            f"{cells.path}: series '{name}' has two values of '{column}', {values[begun]:g} in {cells.where(begun)} "
+            f"and {values[row]:g} in {cells.where(row)}; data.static takes one per series. Correct it, or name the "
+            "column in data.known=[...] if it changes with time."
         )
-    without = first(np.isnan(value[owner]) & (owner >= 0))
+    without = first(np.isnan(static[owner]) & (owner >= 0))
     if without is not None:
         raise ValueError(
             f"{cells.path}: series '{names[owner[without]]}' ({cells.where(without)}) has no '{column}' in any row; "
-            "data.static takes one number for every series. Fill it in, in one of its rows or in all."
+            "data.static needs one number for every series. Fill it in, in one of its rows or in all."
         )
-    return value[owner]
+    return static[owner]
 
 
 def errors(cells: Cells, column: str | None, values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -274,21 +274,22 @@ def errors(cells: Cells, column: str | None, values: NDArray[np.float64]) -> NDA
     """
     if column is None:
         return np.where(np.isnan(values), np.nan, 0.0)
-    found = numbers(cells, column, "data.error takes numbers.")
-    for wrong, what in ((np.isnan(found), "a value but no"), (found < 0, "a negative")):
+    bars = numbers(cells, column, "data.error takes numbers.")
+    for wrong, what in ((np.isnan(bars), "a value but no"), (bars < 0, "a negative")):
         place = first(wrong & ~np.isnan(values))
         if place is not None:
             raise ValueError(
-                f"{cells.path}: {cells.where(place)} has {what} '{column}'; data.error wants the "
-                "standard deviation of its noise, 0 where there is none. Fill it in, or empty the value."
+                f"{cells.path}: {cells.where(place)} has {what} '{column}'; data.error needs the "
+                "standard deviation of the value's noise, 0 for a value without noise. Fill it in, or empty the "
+                "value."
             )
-    return np.where(np.isnan(values), np.nan, found)
+    return np.where(np.isnan(values), np.nan, bars)
 
 
 def first(mask) -> int | None:
     """Return the index of the first True of a mask (rows,), or None."""
-    found = np.flatnonzero(mask)
-    return int(found[0]) if len(found) else None
+    places = np.flatnonzero(mask)
+    return int(places[0]) if len(places) else None
 
 
 def looks_like_numbers(cells: Cells, column: str) -> bool:
@@ -333,8 +334,8 @@ def counts_rows(cells: Cells, column: str) -> bool:
     """Return whether a column has a name typical of row numbers and counts the rows of the file."""
     if column.strip().lower() not in ROW_NAMES:
         return False
-    found = _parsed(cells.column(column))
-    return bool(len(found) > 1 and found[0] in (0.0, 1.0) and (np.diff(found) == 1).all())
+    values = _parsed(cells.column(column))
+    return bool(len(values) > 1 and values[0] in (0.0, 1.0) and (np.diff(values) == 1).all())
 
 
 def is_calendar(cells: Cells, column: str) -> bool:
@@ -342,20 +343,20 @@ def is_calendar(cells: Cells, column: str) -> bool:
     limits = CALENDAR.get(column.strip().lower().replace("_", ""))
     if limits is None:
         return False
-    found = _parsed(cells.column(column))
+    values = _parsed(cells.column(column))
     return bool(
-        np.isfinite(found).all()
-        and (found == np.rint(found)).all()
-        and limits[0] <= found.min() <= found.max() <= limits[1]
+        np.isfinite(values).all()
+        and (values == np.rint(values)).all()
+        and limits[0] <= values.min() <= values.max() <= limits[1]
     )
 
 
-def tell_left_out(
+def log_left_out(
     path: Path, id: str | None, time: str, others: list[str], channels: Sequence[str], cure: str
 ) -> None:
     """Log the columns that are not used as channels; raise ValueError where there is no channel."""
     if not channels:
-        raise ValueError(f"{path} has no column of numbers beside '{id}' and '{time}'; it has {others}. {cure}")
+        raise ValueError(f"{path} has no column of numbers other than '{id}' and '{time}'; it has {others}. {cure}")
     if left := [c for c in others if c not in channels]:
         log.info("%s: columns without numbers are left out: %s", path, ", ".join(left))
 
@@ -368,23 +369,23 @@ def numbers(cells: Cells, column: str, cure: str = "") -> NDArray[np.float64]:
     """
     cure = cure or "Correct the cell, or name the columns to use: data.values=[...]."
     content = cells.column(column)
-    found = _parsed(content)
-    wrong = first(np.isnan(found) & content.notna().to_numpy())
+    values = _parsed(content)
+    wrong = first(np.isnan(values) & content.notna().to_numpy())
     if wrong is not None:
         raise _no_number(cells, column, wrong, cure)
-    infinite = first(np.isinf(found))
+    infinite = first(np.isinf(values))
     if infinite is not None:
         raise ValueError(
             f"{cells.path}: column '{column}' is infinite in {cells.where(infinite)}; expected finite numbers, "
-            "empty where nothing was observed."
+            "and empty cells where nothing was observed."
         )
-    if (large := first(np.abs(found) > LARGEST)) is not None:
+    if (large := first(np.abs(values) > LARGEST)) is not None:
         raise ValueError(
             f"{cells.path}: column '{column}' holds {_short(cells.text(column, large))} in {cells.where(large)}; "
-            f"expected numbers up to {LARGEST:g} in magnitude, empty where nothing was observed. Correct the cell, "
-            "empty it if it stands for a missing value, or divide the column by its unit."
+            f"expected numbers up to {LARGEST:g} in magnitude, and empty cells where nothing was observed. Correct "
+            "the cell, empty it if it stands for a missing value, or write the column in a larger unit."
         )
-    return found
+    return values
 
 
 def _short(text: str) -> str:
@@ -398,7 +399,7 @@ def _no_number(cells: Cells, column: str, place: int, cure: str) -> ValueError:
     cure = comma_cure(cells.path, cells.frame, text) if has_decimal_comma(text) else cure
     return ValueError(
         f"{cells.path}: column '{column}' holds the text '{_short(text)}' in {cells.where(place)}; expected numbers, "
-        f"empty where nothing was observed. {cure}"
+        f"and empty cells where nothing was observed. {cure}"
     )
 
 
@@ -430,30 +431,32 @@ def times(cells: Cells, column: str) -> tuple[NDArray[np.float64], bool]:
         or isinstance(content.dtype, pd.PeriodDtype)
         or types.is_timedelta64_dtype(content)
     ):
-        raise ValueError(f"{cells.path}: column '{column}' is {content.dtype}; expected numbers or dates.")
-    found = _parsed(content)
-    if np.isnan(found).all():
+        raise ValueError(
+            f"{cells.path}: column '{column}' is of the type {content.dtype}; expected numbers or dates."
+        )
+    values = _parsed(content)
+    if np.isnan(values).all():
         return _dates(cells, column), True
-    wrong = first(~(np.abs(found) <= LARGEST))
+    wrong = first(~(np.abs(values) <= LARGEST))
     if wrong is not None:
         raise ValueError(
             f"{cells.path}: column '{column}' holds numbers, but '{_short(cells.text(column, wrong))}' in "
             f"{cells.where(wrong)}; expected finite numbers up to {LARGEST:g} in every row, or ISO "
             "dates in every row."
         )
-    return found, False
+    return values, False
 
 
 def _dates(cells: Cells, column: str) -> NDArray[np.float64]:
     content = cells.column(column).astype(str)
-    found = pd.to_datetime(content, format="ISO8601", errors="coerce", utc=True)
-    wrong = first(found.isna())
+    moments = pd.to_datetime(content, format="ISO8601", errors="coerce", utc=True)
+    wrong = first(moments.isna())
     if wrong is not None:
         text = content.iloc[wrong]
         cure = " " + comma_cure(cells.path, cells.frame, text) if has_decimal_comma(text) else ""
         raise ValueError(
-            f"{cells.path}: column '{column}' holds '{text}' in {cells.where(wrong)}; expected numbers, or ISO dates "
-            f"throughout: 2024-05-31 or 2024-05-31T14:30:00.{cure}"
+            f"{cells.path}: column '{column}' holds '{text}' in {cells.where(wrong)}; expected numbers in every row, "
+            f"or ISO dates in every row: 2024-05-31 or 2024-05-31T14:30:00.{cure}"
         )
     zoned = time_zones.offsets(content).notna().to_numpy()
     if zoned.any() and not zoned.all():
@@ -461,7 +464,7 @@ def _dates(cells: Cells, column: str) -> NDArray[np.float64]:
         raise time_zones.mixed(
             cells.path, column, shown(cells, column, without or 0), shown(cells, column, having or 0)
         )
-    return _days(found)
+    return _days(moments)
 
 
 def shown(cells: Cells, column: str, place: int) -> str:
@@ -499,21 +502,21 @@ def all_filled(cells: Cells, column: str, codes: NDArray[np.int64]) -> None:
 
 def marks(cells: Cells, column: str) -> NDArray[np.int64]:
     """Return the split (rows,) that a column names, as an index into SPLITS; raise ValueError for other words."""
-    codes, found = words(cells, column)
+    codes, names = words(cells, column)
     all_filled(cells, column, codes)
-    unknown = [i for i, word in enumerate(found) if word not in SPLITS and (codes == i).any()]
+    unknown = [i for i, word in enumerate(names) if word not in SPLITS and (codes == i).any()]
     if unknown:
         place = int(np.flatnonzero(np.isin(codes, unknown))[0])
         raise ValueError(
-            f"{cells.path}: column '{column}' says '{found[codes[place]]}' in {cells.where(place)}; expected "
-            "train, val or test. data.split=null leaves the column alone and splits by the seed."
+            f"{cells.path}: column '{column}' holds '{names[codes[place]]}' in {cells.where(place)}; expected "
+            "train, val or test. data.split=null ignores the column and splits by the seed."
         )
-    return np.array([SPLITS.index(word) if word in SPLITS else -1 for word in found])[codes]
+    return np.array([SPLITS.index(word) if word in SPLITS else -1 for word in names])[codes]
 
 
-def _nearest(key: str, name: str, found: list[str]) -> str | None:
-    known = [other for other in OTHER_NAMES.get(key, ()) if other in found]
-    near = difflib.get_close_matches(name, found, 1)
+def _nearest(key: str, name: str, names: list[str]) -> str | None:
+    known = [other for other in OTHER_NAMES.get(key, ()) if other in names]
+    near = difflib.get_close_matches(name, names, 1)
     return next(iter(near + known), None)
 
 

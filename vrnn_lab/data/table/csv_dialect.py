@@ -69,7 +69,7 @@ def read_csv(path: Path, **options) -> Any:
         dialect = dialect_of(path)
         if dialect.grouped:  # with thousands=".", pandas would remove the points of dates such as 1.2.2024 too
             options["dtype"] = "str"
-        found = pd.read_csv(
+        table = pd.read_csv(
             path,
             sep=dialect.separator,
             decimal=dialect.decimal,
@@ -81,7 +81,7 @@ def read_csv(path: Path, **options) -> Any:
             low_memory=False,
             **options,
         )
-    return with_points(path, found, words) if isinstance(found, pd.DataFrame) else found
+    return with_points(path, table, words) if isinstance(table, pd.DataFrame) else table
 
 
 def with_points(path: Path, frame: pd.DataFrame, words: Container[str]) -> pd.DataFrame:
@@ -158,14 +158,14 @@ def _dialect(path: Path, _absolute: str, _size: int, _changed: int) -> Dialect:
             separator = ","
         if separator == ",":
             return Dialect(skipped=skipped)
-        found = _decimals(lines, separator)
-    grouped = "both" in found and "point" not in found
+        marks = _decimals(lines, separator)
+    grouped = "both" in marks and "point" not in marks
     cells = f"{path}: its cells are read as separated by {NAMES.get(separator, repr(separator))}"
-    if not grouped and ("comma" not in found or {"point", "both"} & set(found)):
+    if not grouped and ("comma" not in marks or {"point", "both"} & set(marks)):
         log.info("%s.", cells)
         return Dialect(separator, skipped=skipped)
     kind = "decimal commas and points between thousands" if grouped else "decimal commas"
-    log.info("%s, and its numbers as having %s, such as %s.", cells, kind, found["both" if grouped else "comma"])
+    log.info("%s, and its numbers as having %s, such as %s.", cells, kind, marks["both" if grouped else "comma"])
     return Dialect(separator, ",", grouped, skipped)
 
 
@@ -180,18 +180,18 @@ def _decimals(lines: Iterator[str], separator: str) -> dict[str, str]:
     1.234 may have a decimal point or a thousands separator: it counts as a decimal point if no cell has both marks.
     Search LINES lines at a time until one has such a cell.
     """
-    found: dict[str, str] = {}
+    examples: dict[str, str] = {}
     cell = r'(?:^|{0})\s*"?({1})"?\s*(?={0}|$)'
     kinds = NUMBERS | {"thousands": GROUPED, "point": rf"(?!{GROUPED}\s*\"?\s*(?:[{separator}]|$)){NUMBERS['point']}"}
     patterns = {kind: re.compile(cell.format(re.escape(separator), number)) for kind, number in kinds.items()}
-    while not found and (block := list(islice(lines, LINES))):
+    while not examples and (block := list(islice(lines, LINES))):
         for line in block:
             for kind, pattern in patterns.items():
-                if kind not in found and (match := pattern.search(line)):
-                    found[kind] = match[1]
-    if "thousands" in found and "both" not in found:
-        found.setdefault("point", found["thousands"])
-    return found
+                if kind not in examples and (match := pattern.search(line)):
+                    examples[kind] = match[1]
+    if "thousands" in examples and "both" not in examples:
+        examples.setdefault("point", examples["thousands"])
+    return examples
 
 
 def has_decimal_comma(text: str) -> bool:
@@ -250,6 +250,7 @@ def comma_cure(path: Path, frame: pd.DataFrame, cell: str) -> str:
     new = path.with_name(f"{path.name.split('.')[0]}_points.csv")
     sep = dialect_of(path).as_text
     return (
-        f"{text} All of them by pandas: import pandas as pd; frame = pd.read_csv({str(path)!r}, dtype=str, "
-        f"keep_default_na=False, skipinitialspace=True{sep}); {change}; frame.to_csv({str(new)!r}, index=False)"
+        f"{text} To convert all of them with pandas: import pandas as pd; frame = pd.read_csv({str(path)!r}, "
+        f"dtype=str, keep_default_na=False, skipinitialspace=True{sep}); {change}; frame.to_csv({str(new)!r}, "
+        "index=False)"
     )

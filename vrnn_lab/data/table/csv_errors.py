@@ -9,7 +9,7 @@ KINDS = {  # first bytes of other file types
     b"PK\x03\x04": "an Excel workbook or another ZIP file; save the sheet as CSV in UTF-8",
     b"\xd0\xcf\x11\xe0": "an old Excel workbook; save the sheet as CSV in UTF-8",
     b"PAR1": "a Parquet file; rename it to .parquet",
-    b"\x1f\x8b": "a file packed by gzip; rename it to .csv.gz",
+    b"\x1f\x8b": "a gzip file; rename it to .csv.gz",
     b"\xff\xfe": "text in UTF-16; save it as CSV in UTF-8",
     b"\xfe\xff": "text in UTF-16; save it as CSV in UTF-8",
 }
@@ -28,12 +28,12 @@ def refuse_binary(path: Path) -> None:
         start = file.read(BEGINNING)
     for mark, kind in KINDS.items():
         if start.startswith(mark):
-            raise ValueError(f"{path} is no CSV file: its first bytes are those of {kind}.")
+            raise ValueError(f"{path} is not a CSV file: its first bytes are those of {kind}.")
     if b"\0" in start:
         line = start[: start.index(b"\0")].count(b"\n") + 1
         raise ValueError(
-            f"{path} is no CSV file: line {line} holds a zero byte, as binary files do; expected text in UTF-8. Save "
-            "the table as CSV in UTF-8."
+            f"{path} is not a CSV file: line {line} holds a zero byte, as binary files do; expected text in UTF-8. "
+            "Save the table as CSV in UTF-8."
         )
 
 
@@ -52,7 +52,7 @@ def wrong_bytes(path: Path, options: str) -> str | None:
                 return (
                     f"{path} is not UTF-8 text: line {number} holds the byte 0x{line[error.start]:02x}, in "
                     f"'{shown.strip()}' if it is Windows' code page 1252; expected UTF-8. Save it as CSV in UTF-8, "
-                    f"or by pandas: import pandas as pd; pd.read_csv({str(path)!r}, encoding='cp1252', dtype=str, "
+                    f"or with pandas: import pandas as pd; pd.read_csv({str(path)!r}, encoding='cp1252', dtype=str, "
                     f"keep_default_na=False{options}).to_csv({str(new)!r}, index=False)"
                 )
     return None
@@ -83,7 +83,7 @@ def wrong_cells(path: Path, separator: str, skipped: int) -> str | None:
                 'end of the cell. Close or delete it, and write a quotation mark inside a cell twice: "".'
             )
         return (
-            f"{path}: line {last + 1} has text behind the quotation mark that ends a cell; expected a "
+            f"{path}: line {last + 1} has text after the quotation mark that ends a cell; expected a "
             f'{MARKS.get(separator, separator)} there. Write a quotation mark inside a cell twice: "".'
         )
     finally:
@@ -95,13 +95,15 @@ def _too_many(path: Path, cells: list[str], names: int, separator: str, first: i
     spare = separator.join(cells[names:])[:SHOWN]
     name = MARKS.get(separator, repr(separator))
     text = (
-        f"{path}: line {first} has {len(cells)} cells, more cells than its header, which names {names}; the rest is "
-        f"'{spare}'. "
+        f"{path}: line {first} has {len(cells)} cells, more cells than its header, which names {names} columns; the "
+        f"extra text is '{spare}'. "
     )
     if last > first:
         text += (
-            f"The row reaches to line {last}, since a quotation mark opens a cell that ends only there: close it "
-            "where it should end. "
+            f"The row extends to line {last}, because a quotation mark opens a cell that ends only there: close it "
+            "where the cell should end. "
         )
-    text += f"Delete what is too much, name every column, or put a cell that holds a {name} in quotation marks"
-    return text + ("; a decimal comma separates two cells: write decimals with a point." if separator == "," else ".")
+    text += f"Delete the extra cells, name every column, or put a cell that holds a {name} in quotation marks"
+    return text + (
+        "; a decimal comma splits a number into two cells: write decimals with a point." if separator == "," else "."
+    )

@@ -96,7 +96,8 @@ class Table(SeriesData):
         splits.check_cut(shares, window, stride)
         if (channel is None) != (value is None):
             raise ValueError(
-                f"data.channel={channel} and data.value={value}; the long form has both columns, the wide neither."
+                f"data.channel={channel} and data.value={value}; the long form needs both columns, the wide form "
+                "neither."
             )
         self.path, self.id, self.time, self.split = Path(path).expanduser(), id, time, split
         self.values = None if values is None else tuple(values)
@@ -129,22 +130,24 @@ class Table(SeriesData):
 
         Raise ValueError for a trend of more than one series.
         """
-        found = super().scale
+        scale = super().scale
         if self.trend == "none":
-            return found
-        train, start, reach = self.splits["train"], float(found.start), float(found.reach)
+            return scale
+        train, start, reach = self.splits["train"], float(scale.start), float(scale.reach)
         if len(self.whole()) > 1 or not reach > 0:
             raise ValueError(
-                f"data.trend={self.trend} is fitted to one record, and {self.path} holds {len(self.whole())} series; "
-                "set data.trend=none and, for a slope that each series has of its own, model.level=linear."
+                f"data.trend={self.trend} is fitted to a single record, but {self.path} holds {len(self.whole())} "
+                "series; set data.trend=none and, for a separate slope of each series, model.level=linear."
             )
         times, place = np.unique(train.times, return_index=True)  # training windows may overlap
         fitted = fit_trend(
             times, train.values[place], ("linear", "quadratic").index(self.trend) + 1, start, reach, self.periods
         )
-        rest = replace(train.points, values=train.points.values - trend_at(fitted, train.points.times, start, reach))
-        names = replace(train, points=rest).scale(self.channels, self.support, self.classes, self.covariates)
-        return replace(found, mean=names.mean, std=names.std, variation=names.variation, trend=fitted)
+        residuals = replace(
+            train.points, values=train.points.values - trend_at(fitted, train.points.times, start, reach)
+        )
+        residual = replace(train, points=residuals).scale(self.channels, self.support, self.classes, self.covariates)
+        return replace(scale, mean=residual.mean, std=residual.std, variation=residual.variation, trend=fitted)
 
     def whole(self) -> Ragged:
         """Return every series of the file, before it is cut into windows and without added noise."""
@@ -154,7 +157,7 @@ class Table(SeriesData):
     def split_rule(self) -> str:
         """Describe in words how the series were assigned to train, val and test."""
         if self._contents.marked is not None:
-            return f"split as column '{self.split}' says"
+            return f"split by the column '{self.split}'"
         if self._in_time:
             return "each split in time, its earliest part for training"
         return f"split as whole series by a hash of their names (data.seed={self.seed})"
@@ -175,8 +178,8 @@ class Table(SeriesData):
     def _uncut(self) -> tuple[Ragged, dict[str, Runs]]:
         series, runs = self.whole(), self._runs()
         if self.dequantise:
-            made = self._stored.made if self.stream else splits.in_memory
-            series = splits.dequantised(series, runs["train"], self.channels, self.seed, made)
+            allocate = self._stored.allocated if self.stream else splits.in_memory
+            series = splits.dequantised(series, runs["train"], self.channels, self.seed, allocate)
         return series, runs
 
     def _runs(self) -> dict[str, Runs]:
@@ -221,23 +224,25 @@ class Table(SeriesData):
         named += [("values", name) for name in self.values or () if self.channel is None]
         named += [(key, name) for key, name in self.beside.wanted if key != "error" or name not in self.beside.known]
         named += [("split", self.split)] if self.split in self.covariates else []
-        taken: dict[str | None, str] = {}
+        key_of: dict[str | None, str] = {}
         for key, name in named:
-            if name is not None and name in taken:
+            if name is not None and name in key_of:
                 raise ValueError(
-                    f"data.{taken[name]} and data.{key} both name the column '{name}'; each needs its own."
+                    f"data.{key_of[name]} and data.{key} both name the column '{name}'; each needs a column of its "
+                    "own."
                 )
-            taken[name] = key
+            key_of[name] = key
         if self.values is not None and len(set(self.values)) < max(1, len(self.values)):
             raise ValueError(f"data.values={list(self.values)}; expected at least one name, and each once.")
         error = self.beside.error
         if error and self.channel is None and len(self.values or ()) != len(error):
             raise ValueError(
                 f"data.error={list(error)} and data.values={self.values and list(self.values)}; expected the "
-                "channels and as many columns of error bars, in the same order, null for a channel that has none."
+                "channels and one column of error bars for each, in the same order, null for a channel without error "
+                "bars."
             )
         if error and self.channel is not None and (len(error) > 1 or None in error):
-            raise ValueError(f"data.error={list(error)}; the long form has one, the column beside data.value.")
+            raise ValueError(f"data.error={list(error)}; the long form takes one column, for data.value.")
 
     @cached_property
     def _contents(self) -> Contents:
@@ -252,15 +257,15 @@ class Table(SeriesData):
 
         needed: (config key, column) of the columns of values. Raise ValueError for a missing column.
         """
-        found = columns.column_names(self.path)
+        names = columns.column_names(self.path)
         roles = [(key, name) for key, name in (("id", self.id), ("time", self.time)) if name is not None]
         if self.split not in (None, "split"):
             roles.append(("split", self.split))
         roles += self.beside.wanted
-        columns.demand(self.path, found, [*roles, *needed])
-        texts = [name for name in (self.id, self.split, self.channel) if name in found]
+        columns.demand(self.path, names, [*roles, *needed])
+        texts = [name for name in (self.id, self.split, self.channel) if name in names]
         named = {*texts, *(name for _, name in [*roles, *needed])}
-        return [name for name in found if name in named or not needed], texts
+        return [name for name in names if name in named or not needed], texts
 
     def _stream(self) -> Contents:
         wanted, _ = self._wanted([("values", name) for name in self.values or ()])
@@ -294,7 +299,7 @@ class Table(SeriesData):
         values = np.stack([columns.numbers(cells, name) for name in channels], 1)
         observed = np.any(~np.isnan(values), axis=1)
         self._count_unused(~observed)
-        told, error = columns.covariates(cells, self.id, self.beside), None
+        covariates, error = columns.covariates(cells, self.id, self.beside), None
         if self.beside.error:
             pairs = zip(self.beside.error, values.T, strict=True)
             error = np.stack([columns.errors(cells, name, value) for name, value in pairs], 1)
@@ -302,7 +307,7 @@ class Table(SeriesData):
         order = time_order(points)
         self._refuse_twice(points, order, points.owner[order], points.times[order])
         chosen = lambda x: x if x is None else x[observed][order]
-        return self._assemble(points, order, channels, chosen(values), chosen(told), chosen(error))
+        return self._assemble(points, order, channels, chosen(values), chosen(covariates), chosen(error))
 
     def _read_long(self) -> Contents:
         wanted = self._wanted([("channel", str(self.channel)), ("value", str(self.value))])
@@ -318,7 +323,7 @@ class Table(SeriesData):
         place = np.array([*(channels.index(x) if x in channels else -1 for x in occurring), -1])[kind]
         observed = ~np.isnan(numbers) & (place >= 0)
         self._count_unused(np.isnan(numbers), other=int((~np.isnan(numbers) & (place < 0)).sum()))
-        told = columns.covariates(cells, self.id, self.beside)
+        covariates = columns.covariates(cells, self.id, self.beside)
         error = None
         if self.beside.error:
             error = columns.errors(cells, self.beside.error[0], np.where(observed, numbers, np.nan))[observed]
@@ -331,18 +336,18 @@ class Table(SeriesData):
         again = np.lexsort((order, place[order], point))
         self._refuse_twice(points, order[again], point[again], place[order][again])
         first = np.flatnonzero(new)
-        if told is not None:
-            told = told[observed][order]
-            self._refuse_other(points, order, told, first[point])
-            told = told[first]
+        if covariates is not None:
+            covariates = covariates[observed][order]
+            self._refuse_other(points, order, covariates, first[point])
+            covariates = covariates[first]
 
-        def spread(numbers):
-            found = np.full((len(first), len(channels)), np.nan)
-            found[point, place[order]] = numbers[order]
-            return found
+        def pivot(numbers):
+            table = np.full((len(first), len(channels)), np.nan)
+            table[point, place[order]] = numbers[order]
+            return table
 
         return self._assemble(
-            points, order[first], channels, spread(numbers), told, None if error is None else spread(error)
+            points, order[first], channels, pivot(numbers), covariates, None if error is None else pivot(error)
         )
 
     def _points(self, cells: Cells, observed: NDArray[np.bool_]) -> TableRows:
@@ -356,26 +361,26 @@ class Table(SeriesData):
             owner, names = np.zeros(len(observed), np.int64), (self.path.name.split(".")[0],)
         else:
             owner, names = columns.words(cells, self.id)
-        met = np.zeros(len(names) + 1, bool)
-        met[owner[observed]] = True  # the last entry is for rows without a name, whose owner is -1
-        empty = np.flatnonzero(~met[:-1])
+        has_value = np.zeros(len(names) + 1, bool)
+        has_value[owner[observed]] = True  # the last entry is for rows without a name, whose owner is -1
+        empty = np.flatnonzero(~has_value[:-1])
         cells, owner = cells.rows(observed), owner[observed]
         if self.id is not None:
             columns.all_filled(cells, self.id, owner)
         if len(empty):
             shown = ", ".join(f"'{names[i]}'" for i in empty[:5])
             log.warning("%s: %d series have no observed value and are left out: %s", self.path, len(empty), shown)
-            owner = (np.cumsum(met[:-1]) - 1)[owner]
+            owner = (np.cumsum(has_value[:-1]) - 1)[owner]
             names = tuple(np.delete(np.array(names, dtype=object), empty))
         times, dates = columns.times(cells, self.time)
         self.zoned = dates and has_zone(cells.column(self.time))
         return TableRows(cells, owner, names, times, dates)
 
-    def _assemble(self, points: TableRows, order, channels, values, told, error) -> Contents:
+    def _assemble(self, points: TableRows, order, channels, values, covariates, error) -> Contents:
         """Build the contents from sorted arrays.
 
-        order (points,): the row from which each point takes its time and split; values, error (points, dim); told
-        (points, covariates) or None.
+        order (points,): the row from which each point takes its time and split; values, error (points, dim);
+        covariates (points, covariates) or None.
         """
         owner, times = points.owner[order], points.times[order]
         offsets = np.searchsorted(owner, np.arange(len(points.names) + 1))
@@ -386,7 +391,7 @@ class Table(SeriesData):
             windows=np.stack([times[offsets[:-1]], times[offsets[1:] - 1]], 1),
             ids=splits.hashed(points.names),
             names=points.names,
-            covariates=told,
+            covariates=covariates,
             error=error,
         )
         marked = None
@@ -395,14 +400,14 @@ class Table(SeriesData):
         return Contents(tuple(channels), series, marked, points.dates)
 
     def _number_columns(self, cells: Cells) -> tuple[str, ...]:
-        beside = [name for _, name in self.beside.wanted]
-        others = [c for c in cells.frame if c not in (self.id, self.time, self.split, *beside)]
+        with_role = [name for _, name in self.beside.wanted]
+        others = [c for c in cells.frame if c not in (self.id, self.time, self.split, *with_role)]
         others = [c for c in others if not c.startswith("Unnamed: ")]  # row numbers that pandas wrote
-        found = [c for c in others if columns.looks_like_numbers(cells, c)]
-        spare = [c for c in found if columns.counts_rows(cells, c) or columns.is_calendar(cells, c)]
-        if len(spare) == len(found):  # at least one column must be a channel
+        numeric = [c for c in others if columns.looks_like_numbers(cells, c)]
+        spare = [c for c in numeric if columns.counts_rows(cells, c) or columns.is_calendar(cells, c)]
+        if len(spare) == len(numeric):  # at least one column must be a channel
             spare = []
-        channels = tuple(c for c in found if c not in spare)
+        channels = tuple(c for c in numeric if c not in spare)
         if spare:
             log.warning(
                 "%s: columns that look like row numbers or a calendar are left out: %s. To use them as channels, "
@@ -411,8 +416,8 @@ class Table(SeriesData):
                 ", ".join(spare),
             )
         others = [c for c in others if c not in spare]
-        cure = "Expected one a channel, or the long form: data.channel=<column> data.value=<column>."
-        columns.tell_left_out(self.path, self.id, self.time, others, channels, cure)
+        cure = "Expected one per channel, or the long form: data.channel=<column> data.value=<column>."
+        columns.log_left_out(self.path, self.id, self.time, others, channels, cure)
         return channels
 
     def _refuse_unknown_channels(self, channels, occurring) -> None:
@@ -423,20 +428,20 @@ class Table(SeriesData):
                 f"holds {list(occurring)[:20]}."
             )
 
-    def _refuse_other(self, points: TableRows, order, told, first) -> None:
+    def _refuse_other(self, points: TableRows, order, covariates, first) -> None:
         """Raise ValueError where rows of one point of the long form have different covariates.
 
-        told (rows, covariates), in the given order of the file's rows; first (rows,): the first row of each one's
-        point in that order.
+        covariates (rows, covariates), in the given order of the file's rows; first (rows,): the first row of
+        each one's point in that order.
         """
-        if (found := np.argwhere(told != told[first])).size:
-            row, column = found[0]
+        if (differing := np.argwhere(covariates != covariates[first])).size:
+            row, column = differing[0]
             cells, one, two = points.cells, int(order[first[row]]), int(order[row])
             raise ValueError(
                 f"{self.path}: series '{points.names[points.owner[two]]}' has two values of "
                 f"'{self.covariates[column]}' at {self.time}={cells.text(self.time, two)}, "
-                f"{told[first[row], column]:g} in {cells.where(one)} and {told[row, column]:g} in "
-                f"{cells.where(two)}; expected one a time."
+                f"{covariates[first[row], column]:g} in {cells.where(one)} and {covariates[row, column]:g} in "
+                f"{cells.where(two)}; expected one per time."
             )
 
     def _refuse_twice(self, points: TableRows, order, *keys) -> None:

@@ -22,13 +22,13 @@ def schema(path: Path, key: str = "data.path") -> Any:
             "run: pip install 'vrnn_lab[parquet]', or save the table as CSV."
         ) from None
     with readable(path):
-        found = pq.read_schema(path)
-    if twice := sorted({name for name in found.names if found.names.count(name) > 1}):
+        schema = pq.read_schema(path)
+    if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
         raise ValueError(
             f"{path} has more than one column named {', '.join(map(repr, twice))}; expected each name once. Rename "
             "one of them."
         )
-    return found
+    return schema
 
 
 def read(path: Path, wanted: list[str], words: Iterable[str]) -> pd.DataFrame:
@@ -40,7 +40,7 @@ def read(path: Path, wanted: list[str], words: Iterable[str]) -> pd.DataFrame:
 
     with readable(path):
         table = pq.read_table(path, columns=wanted, read_dictionary=sorted(words))
-        table = plain(table)
+        table = supported(table)
         return table.to_pandas(ignore_metadata=True, split_blocks=True, self_destruct=True)
 
 
@@ -50,7 +50,7 @@ def batches(path: Path, wanted: list[str], rows: int) -> Generator[Any, None, No
 
     with readable(path):
         for batch in opened(path, pq).iter_batches(rows, columns=wanted):
-            yield plain(batch)
+            yield supported(batch)
 
 
 def opened(path: Path, pq: Any) -> Any:
@@ -66,7 +66,7 @@ def row_count(path: Path) -> int:
         return pq.read_metadata(path).num_rows
 
 
-def plain(table: Any) -> Any:
+def supported(table: Any) -> Any:
     """Convert cells of a table or batch that are neither numbers, dates nor texts ([1, 2], b'a', 12:30:00) to texts.
 
     Texts can be compared, sorted and shown in a message; pandas would make arrays, dicts and bytes of such cells.
@@ -77,11 +77,11 @@ def plain(table: Any) -> Any:
     halves = [pa.types.is_float16(kind) for kind in table.schema.types]
     if not any(halves) and not any(map(_is_odd, table.schema.types)):
         return table
-    found = [
+    columns = [
         column.cast(pa.float32()) if half else _texts(column) if _is_odd(column.type) else column
         for column, half in zip(table.columns, halves, strict=True)
     ]
-    return type(table).from_arrays(found, names=table.schema.names)
+    return type(table).from_arrays(columns, names=table.schema.names)
 
 
 def _is_odd(kind: Any) -> bool:

@@ -42,7 +42,8 @@ class TableSchema:
             raise ValueError("time=null: expected the name of the column of times.")
         if (self.channel is None) != (self.value is None):
             raise ValueError(
-                f"channel={self.channel} and value={self.value}; the long form has both columns, the wide neither."
+                f"channel={self.channel} and value={self.value}; the long form needs both columns, the wide form "
+                "neither."
             )
 
 
@@ -54,7 +55,7 @@ class SeriesRows:
     times: NDArray[np.float64]  # (points,), increasing
     values: NDArray[np.float64]  # (points, dim), NaN = not observed
     empty: NDArray[np.bool_]  # (points, dim): the file has the cell, and it is empty
-    told: NDArray[np.float64]  # (points, covariates), NaN = not given
+    covariates: NDArray[np.float64]  # (points, covariates), NaN = not given
     error: NDArray[np.float64]  # (points, dim): error bars, NaN = not given
 
 
@@ -67,7 +68,7 @@ class Chunk:
     times: NDArray[np.float64]
     values: NDArray[np.float64]
     empty: NDArray[np.bool_]
-    told: NDArray[np.float64]
+    covariates: NDArray[np.float64]
     error: NDArray[np.float64]
 
 
@@ -79,11 +80,11 @@ class SeriesReader:
     dates: whether times must be dates; zoned: whether dates must have a zone; None where that is not known.
     """
 
-    found: Path | pd.DataFrame
+    source: Path | pd.DataFrame
     key: str
-    form: TableSchema
+    schema: TableSchema
     channels: tuple[str, ...]
-    beside: ColumnRoles
+    roles: ColumnRoles
     dates: bool | None
     zoned: bool | None = None
     clock: Clock | None = field(default=None, init=False)  # format of the times read so far
@@ -92,62 +93,66 @@ class SeriesReader:
     occurring: set[str] = field(default_factory=set, init=False)  # channels read so far in the long form
 
     def __post_init__(self):
-        form = self.form
-        if isinstance(self.found, Path):
-            self.path, self.names = self.found, columns.column_names(self.found, self.key)
+        schema = self.schema
+        if isinstance(self.source, Path):
+            self.path, self.names = self.source, columns.column_names(self.source, self.key)
         else:
-            self.path, self.names = Path(f"the data frame {self.key}"), [str(name) for name in self.found.columns]
+            self.path, self.names = Path(f"the data frame {self.key}"), [str(name) for name in self.source.columns]
         if twice := sorted({name for name in self.names if self.names.count(name) > 1}):
             raise ValueError(f"{self.path} has more than one column named {', '.join(twice)}; expected each once.")
-        self.asks = self.key == "at"
-        roles = [("id", form.id), ("time", form.time)]
-        if not self.asks:
-            self._demand_beside()
-            roles += [("channel", form.channel), ("value", form.value), *self.beside.wanted]
-        self.roles = [(key, name) for key, name in roles if name is not None]
-        columns.demand(self.path, self.names, self.roles, keys="")
-        wide = not self.asks and not form.channel
+        self.is_query = self.key == "at"
+        required = [("id", schema.id), ("time", schema.time)]
+        if not self.is_query:
+            self._demand_roles()
+            required += [("channel", schema.channel), ("value", schema.value), *self.roles.wanted]
+        self.required = [(key, name) for key, name in required if name is not None]
+        columns.demand(self.path, self.names, self.required, keys="")
+        wide = not self.is_query and not schema.channel
         self.present = tuple(c for c in self.channels if wide and c in self.names)
         if wide:
-            self._tell_channels()
-        if self.asks:
-            self._tell_spare()
-        if not self.asks and len(self.beside.error) not in (0, len(self.channels) if wide else 1):
+            self._check_channels()
+        if self.is_query:
+            self._log_unused()
+        if not self.is_query and len(self.roles.error) not in (0, len(self.channels) if wide else 1):
             raise ValueError(
-                f"the model was trained on error bars in the columns {', '.join(map(str, self.beside.error))}; "
-                "expected the form it was trained on, wide or long, which has them so."
+                f"the model was trained with error bars in the columns {', '.join(map(str, self.roles.error))}; "
+                "expected a table of the form it was trained on, wide or long, with these columns."
             )
 
-    def _demand_beside(self) -> None:
-        if absent := [(key, name) for key, name in self.beside.wanted if name not in self.names]:
+    def _demand_roles(self) -> None:
+        if absent := [(key, name) for key, name in self.roles.wanted if name not in self.names]:
             key, name = absent[0]
             raise ValueError(
                 f"{self.path} has no column '{name}', which the model was trained with (data.{key}); it has "
-                f"{self.names}. Add it, under that name."
+                f"{self.names}. Add a column of that name."
             )
 
-    def _tell_spare(self) -> None:
-        known = {name for _, name in (*self.roles, *self.beside.wanted)}
+    def _log_unused(self) -> None:
+        known = {name for _, name in (*self.required, *self.roles.wanted)}
         if spare := [name for name in self.names if name not in known]:
-            log.warning("%s: all channels are asked at its times; columns left out: %s", self.path, ", ".join(spare))
+            log.warning(
+                "%s: all channels are predicted at its times; columns that are not used: %s",
+                self.path,
+                ", ".join(spare),
+            )
 
-    def _tell_channels(self) -> None:
-        spare = [n for n in self.names if n not in {name for _, name in self.roles}]
+    def _check_channels(self) -> None:
+        spare = [n for n in self.names if n not in {name for _, name in self.required}]
         if not self.present:
             raise ValueError(
                 f"{self.path} has none of the model's channels, {', '.join(self.channels)}; it has {self.names}. "
-                "Name its columns so, or give the long form: channel=<column> value=<column>."
+                "Rename its columns to these, or use the long form: channel=<column> value=<column>."
             )
         if absent := [c for c in self.channels if c not in self.present]:
-            log.warning("%s has no column %s: taken as not observed", self.path, ", ".join(absent))
+            log.warning("%s has no column %s: its values are taken as not observed", self.path, ", ".join(absent))
         if unknown := [c for c in spare if c not in self.channels]:
-            log.info("%s: columns that are no channels of the model are left out: %s", self.path, ", ".join(unknown))
+            log.info("%s: columns that are not channels of the model are left out: %s", self.path, ", ".join(unknown))
 
-    def _tell_occurring(self) -> None:
+    def _check_occurring(self) -> None:
         unknown = sorted(self.occurring.difference(self.channels))
         if unknown and len(unknown) == len(self.occurring):
             raise ValueError(
-                f"{self.path}: column '{self.form.channel}' holds none of the model's channels, "
+                f"{self.path}: column '{self.schema.channel}' holds none of the model's channels, "
                 f"{', '.join(self.channels)}; it holds {unknown[:20]}."
             )
         if unknown:
@@ -156,7 +161,7 @@ class SeriesReader:
     @property
     def small(self) -> bool:
         """Return whether the file has at most SMALL rows or is a frame, so that it may be read whole."""
-        if not isinstance(self.found, Path):
+        if not isinstance(self.source, Path):
             return True
         if self.path.suffix.lower() == ".parquet":
             return parquet_file.row_count(self.path) <= SMALL
@@ -165,12 +170,12 @@ class SeriesReader:
 
     def ids(self) -> set[int]:
         """Return the hashes of all names of series."""
-        if self.form.id is None:
+        if self.schema.id is None:
             return set(hashed([ONLY]).tolist())
-        found: set[int] = set()
-        for cells in self._cells([self.form.id]):
-            found.update(hashed(columns.words(cells, self.form.id)[1]).tolist())
-        return found
+        hashes: set[int] = set()
+        for cells in self._cells([self.schema.id]):
+            hashes.update(hashed(columns.words(cells, self.schema.id)[1]).tolist())
+        return hashes
 
     def series(self, whole: bool) -> Iterator[SeriesRows]:
         """Yield the series one after the other.
@@ -179,55 +184,53 @@ class SeriesReader:
         a series must be contiguous. Raise ValueError for a series that comes back and for repeated times.
         """
         pieces: list[Chunk] = []
-        met: dict[int, int] = {}
+        seen: dict[int, int] = {}  # hash of a name -> first row of its series
         for piece in self._pieces(whole):
             if pieces and pieces[0].name != piece.name:
                 yield self._joined(pieces)
                 pieces = []
             if not pieces:
-                self._meet(piece, met)
+                self._check_new(piece, seen)
             pieces.append(piece)
         if pieces:
             yield self._joined(pieces)
-        self._tell_occurring()
+        self._check_occurring()
 
     def nothing(self, name: str) -> SeriesRows:
         """Return a series of that name without any points."""
         none = np.zeros((0, len(self.channels)))
-        return SeriesRows(
-            name, np.zeros(0), none, none.astype(bool), np.zeros((0, len(self.beside.covariates))), none
-        )
+        return SeriesRows(name, np.zeros(0), none, none.astype(bool), np.zeros((0, len(self.roles.covariates))), none)
 
-    def _meet(self, piece: Chunk, met: dict[int, int]) -> None:
+    def _check_new(self, piece: Chunk, seen: dict[int, int]) -> None:
         number = int(hashed([piece.name])[0])
-        if number in met:
+        if number in seen:
             raise ValueError(
-                f"{self.path}: series '{piece.name}', which begins in {columns.where(self.path, met[number])}, comes "
-                f"back in {columns.where(self.path, int(piece.row[0]))}; {self.sort_first}"
+                f"{self.path}: series '{piece.name}', which begins in {columns.where(self.path, seen[number])}, "
+                f"comes back in {columns.where(self.path, int(piece.row[0]))} after another series; {self.sort_first}"
             )
-        met[number] = int(piece.row[0])
+        seen[number] = int(piece.row[0])
 
     @property
     def sort_first(self) -> str:
         return (
-            f"a file of more than {SMALL} rows, or one read with stream=true, needs the rows of a series together, "
-            'and the same order of series in input= and at=. Sort it once: duckdb -c "COPY (SELECT * FROM '
-            f"'{self.path}' ORDER BY {self.form.id}, {self.form.time}) TO 'sorted.parquet'\"; or by pandas: "
+            f"a file of more than {SMALL} rows, or one read with stream=true, needs the rows of each series "
+            'together, and the same order of series in input= and at=. Sort it once: duckdb -c "COPY (SELECT * FROM '
+            f"'{self.path}' ORDER BY {self.schema.id}, {self.schema.time}) TO 'sorted.parquet'\"; or with pandas: "
             "read_csv, sort_values, to_csv."
         )
 
     def _cells(self, wanted: list[str]) -> Iterator[Cells]:
-        words = [name for name in (self.form.id, self.form.channel) if name in wanted]
-        if isinstance(self.found, Path):
-            yield from columns.chunks(self.found, wanted, words, SMALL)
+        words = [name for name in (self.schema.id, self.schema.channel) if name in wanted]
+        if isinstance(self.source, Path):
+            yield from columns.chunks(self.source, wanted, words, SMALL)
         else:
-            frame = self.found.set_axis(self.names, axis=1).loc[:, wanted]
+            frame = self.source.set_axis(self.names, axis=1).loc[:, wanted]
             yield Cells(self.path, frame.reset_index(drop=True))
 
     @cached_property
     def _wanted(self) -> list[str]:
-        beside = [name for _, name in self.beside.wanted if name in self.names]
-        return list(dict.fromkeys([*(name for _, name in self.roles), *beside, *self.present]))
+        optional = [name for _, name in self.roles.wanted if name in self.names]
+        return list(dict.fromkeys([*(name for _, name in self.required), *optional, *self.present]))
 
     def _pieces(self, whole: bool) -> Iterator[Chunk]:
         for cells in self._cells(self._wanted):
@@ -235,32 +238,32 @@ class SeriesReader:
             if not len(cells.frame):
                 continue
             owner, names = np.zeros(len(cells.frame), np.int64), (ONLY,)
-            if self.form.id is not None:
-                owner, names = columns.words(cells, self.form.id)
-                columns.all_filled(cells, self.form.id, owner)
-                self.whole_ids = self.whole_ids or _whole(cells.column(self.form.id))
+            if self.schema.id is not None:
+                owner, names = columns.words(cells, self.schema.id)
+                columns.all_filled(cells, self.schema.id, owner)
+                self.whole_ids = self.whole_ids or _whole(cells.column(self.schema.id))
             times = self._times(cells)
             row = cells.frame.index.to_numpy()
             order = np.argsort(owner, kind="stable") if whole else slice(None)
             owner = owner[order]
-            arrays: list[NDArray[Any]] = [each[order] for each in (row, times, *numbers)]
+            arrays: list[NDArray[Any]] = [array[order] for array in (row, times, *numbers)]
             edges = [0, *np.flatnonzero(np.diff(owner)) + 1, len(owner)]
             for begin, end in pairwise(edges):
-                yield Chunk(names[owner[begin]], *(each[begin:end] for each in arrays))
+                yield Chunk(names[owner[begin]], *(array[begin:end] for array in arrays))
 
     def _times(self, cells: Cells) -> NDArray[np.float64]:
-        times, dates = columns.times(cells, self.form.time)
+        times, dates = columns.times(cells, self.schema.time)
         if self.clock is None:
-            self.clock = Clock.of(cells, self.form.time, dates)
+            self.clock = Clock.of(cells, self.schema.time, dates)
         if self.dates not in (None, dates):
             kinds = "dates", "numbers"
             raise ValueError(
-                f"{self.path}: column '{self.form.time}' holds {kinds[not dates]}, and the times that the model "
-                f"learned are {kinds[dates]}; expected the same kind, counted from the same moment."
+                f"{self.path}: column '{self.schema.time}' holds {kinds[not dates]}, but the times that the model "
+                f"was trained on are {kinds[dates]}; expected the same kind, counted from the same moment."
             )
         if self.clock.dates != dates:
             raise ValueError(
-                f"{self.path}: column '{self.form.time}' holds dates in some rows and numbers in others (from "
+                f"{self.path}: column '{self.schema.time}' holds dates in some rows and numbers in others (from "
                 f"{cells.where(0)}); expected one kind."
             )
         if dates:
@@ -272,20 +275,20 @@ class SeriesReader:
 
         Raise ValueError if they do not. Within the chunk the dates are all of one kind.
         """
-        zoned = has_zone(cells.column(self.form.time))
-        example = columns.shown(cells, self.form.time, 0)
+        zoned = has_zone(cells.column(self.schema.time))
+        example = columns.shown(cells, self.schema.time, 0)
         if self.zoned not in (None, zoned):
-            raise other_than_trained(self.path, self.form.time, example, zoned)
+            raise other_than_trained(self.path, self.schema.time, example, zoned)
         self.first_date = self.first_date or example
         assert self.clock is not None
         if (self.clock.zone is not None) != zoned:
             pair = (self.first_date, example) if zoned else (example, self.first_date)
-            raise mixed(self.path, self.form.time, *pair)
+            raise mixed(self.path, self.schema.time, *pair)
 
     def _numbers(self, cells: Cells) -> tuple[Cells, list[NDArray[Any]]]:
         """Return the cells without blank rows, and [values, empty cells, covariates, error bars] of the kept rows."""
-        told, error = self._columns(cells, self.beside.covariates), self._errors(cells)
-        if self.form.channel and not self.asks:
+        covariates, error = self._columns(cells, self.roles.covariates), self._errors(cells)
+        if self.schema.channel and not self.is_query:
             values, empty, kept = self._long(cells)
             error = np.where(np.isnan(values) & ~empty, np.nan, error)
         else:
@@ -293,33 +296,33 @@ class SeriesReader:
             empty = np.isnan(values) & [name in self.present for name in self.channels]
             kept = np.ones(len(values), bool)
         self._check_errors(cells, values)
-        written = cells.column(self.form.time).notna().to_numpy()
-        if self.form.id is not None:
-            written = written | (columns.words(cells, self.form.id)[0] >= 0)
+        written = cells.column(self.schema.time).notna().to_numpy()
+        if self.schema.id is not None:
+            written = written | (columns.words(cells, self.schema.id)[0] >= 0)
         kept &= written | ~np.isnan(values).all(1)
-        return cells.rows(kept), [each[kept] for each in (values, empty, told, error)]
+        return cells.rows(kept), [array[kept] for array in (values, empty, covariates, error)]
 
     def _columns(self, cells: Cells, names: Sequence[str | None]) -> NDArray[np.float64]:
         """Return the numbers (rows, names) of the named columns, NaN for a column that the file does not have."""
         none = np.full(len(cells.frame), np.nan)
         here = [name if name in self.names else None for name in names]
-        found = [none if name is None else columns.numbers(cells, name, "Correct the cell.") for name in here]
-        return np.stack(found, 1) if found else none[:, None][:, :0]
+        read = [none if name is None else columns.numbers(cells, name, "Correct the cell.") for name in here]
+        return np.stack(read, 1) if read else none[:, None][:, :0]
 
     def _errors(self, cells: Cells) -> NDArray[np.float64]:
         """Return the error bars (rows, dim), NaN where none is given; a single column applies to all channels."""
-        found = self._columns(cells, self.beside.error or (None,))
-        return np.broadcast_to(found, (len(found), len(self.channels)))
+        bars = self._columns(cells, self.roles.error or (None,))
+        return np.broadcast_to(bars, (len(bars), len(self.channels)))
 
     def _check_errors(self, cells: Cells, values: NDArray[np.float64]) -> None:
         """Check that values have error bars where the model uses them, and that none is negative, queries included.
 
         Raise ValueError if not.
         """
-        for channel, name in enumerate(self.beside.error):
+        for channel, name in enumerate(self.roles.error):
             if name not in self.names:
                 continue
-            observed = ~np.isnan(values if self.form.channel else values[:, [channel]]).all(1)
+            observed = ~np.isnan(values if self.schema.channel else values[:, [channel]]).all(1)
             counts = observed | (self._columns(cells, [name])[:, 0] < 0)
             columns.errors(cells, name, np.where(counts, 0.0, np.nan))
 
@@ -329,10 +332,10 @@ class SeriesReader:
         A row holds a cell of one channel. A row without channel and number holds an empty cell of every channel. Rows
         of channels that the model does not know are dropped.
         """
-        assert self.form.channel is not None and self.form.value is not None
-        number = columns.numbers(cells, self.form.value, cure="Correct the cell.")
-        kind, occurring = columns.words(cells, self.form.channel)
-        columns.all_filled(cells.rows(~np.isnan(number)), self.form.channel, kind[~np.isnan(number)])
+        assert self.schema.channel is not None and self.schema.value is not None
+        number = columns.numbers(cells, self.schema.value, cure="Correct the cell.")
+        kind, occurring = columns.words(cells, self.schema.channel)
+        columns.all_filled(cells.rows(~np.isnan(number)), self.schema.channel, kind[~np.isnan(number)])
         self.occurring.update(occurring)
         place = np.array([*(self.channels.index(x) if x in self.channels else -1 for x in occurring), -2])[kind]
         values = np.full((len(place), len(self.channels)), np.nan)
@@ -349,33 +352,33 @@ class SeriesReader:
         times = join("times")
         order = np.argsort(times, kind="stable")
         times, row = times[order], join("row")[order]
-        values, empty, told, error = (join(name)[order] for name in ("values", "empty", "told", "error"))
+        values, empty, covariates, error = (join(name)[order] for name in ("values", "empty", "covariates", "error"))
         observed = ~np.isnan(values)
         new = np.diff(times, prepend=-np.inf) > 0
         point = np.cumsum(new) - 1
         if not new.all():
             self._refuse_twice(pieces[0].name, observed, point, times, row)
-            values, told, error = (_merged(each, point) for each in (values, told, error))
+            values, covariates, error = (_merged(array, point) for array in (values, covariates, error))
             empty = np.logical_or.reduceat(empty, np.flatnonzero(new)) & np.isnan(values)
-        return SeriesRows(pieces[0].name, times[new], values, empty, told, error)
+        return SeriesRows(pieces[0].name, times[new], values, empty, covariates, error)
 
     def _refuse_twice(self, name: str, observed: NDArray, point: NDArray, times: NDArray, row: NDArray) -> None:
         """Raise ValueError for a second value at one time, of a channel in the long form, of a row in the wide form.
 
         observed (rows, dim); point, times, row (rows,): each row's point, time and index in the file.
         """
-        seen = observed if self.form.channel else np.asarray(observed.any(1))[:, None]
+        seen = observed if self.schema.channel else np.asarray(observed.any(1))[:, None]
         for channel, there in enumerate(seen.T):
             which = np.flatnonzero(there)
             again = columns.first(np.diff(point[which]) == 0)
             if again is None:
                 continue
             first, second = (columns.where(self.path, int(row[i])) for i in which[again : again + 2])
-            kind = f", channel '{self.channels[channel]}'" if self.form.channel else ""
+            kind = f", channel '{self.channels[channel]}'" if self.schema.channel else ""
             assert self.clock is not None
             time = self.clock.write(times[which[again : again + 1]], text=True)[0]
             raise ValueError(
-                f"{self.path}: series '{name}'{kind} has two rows at {self.form.time}={time}, {first} and "
+                f"{self.path}: series '{name}'{kind} has two rows at {self.schema.time}={time}, {first} and "
                 f"{second}; expected one. Delete or average them, or name the column that tells the series apart: "
                 "id=..."
             )
@@ -383,10 +386,10 @@ class SeriesReader:
 
 def _merged(values: NDArray[np.float64], point: NDArray[np.int64]) -> NDArray[np.float64]:
     """Merge the rows (rows, columns) of each point into (points, columns), with the last number of several."""
-    found = np.full((point[-1] + 1, values.shape[1]), np.nan)
+    merged = np.full((point[-1] + 1, values.shape[1]), np.nan)
     row, column = np.nonzero(~np.isnan(values))
-    found[point[row], column] = values[row, column]
-    return found
+    merged[point[row], column] = values[row, column]
+    return merged
 
 
 def _whole(content: pd.Series) -> bool:
@@ -394,59 +397,61 @@ def _whole(content: pd.Series) -> bool:
     return types.is_integer_dtype(kind.dtype) and not (len(kind) and kind.max() > np.iinfo(np.int64).max)
 
 
-def paired(given: SeriesReader, asked: SeriesReader, whole: bool) -> Iterator[tuple[SeriesRows, SeriesRows]]:
+def paired(given: SeriesReader, queries: SeriesReader, whole: bool) -> Iterator[tuple[SeriesRows, SeriesRows]]:
     """Yield each queried series as (given rows, queried rows), in the order of the queries.
 
     A series that is not given has no given rows. Raise ValueError where the two files order their series differently.
     """
-    wanted, passed = asked.ids(), Passed(given.path)
-    questions = asked.series(whole)
+    wanted, without = queries.ids(), WithoutRows(given.path)
+    queried = queries.series(whole)
     for rows in given.series(whole):
-        _check_zones(given, asked)
+        _check_zones(given, queries)
         number = int(hashed([rows.name])[0])
-        if number in passed.met:
+        if number in without.seen:
             raise ValueError(
-                f"{given.path}: series '{rows.name}' stands elsewhere in {asked.path}; {asked.sort_first}"
+                f"{given.path}: series '{rows.name}' has another place in {queries.path}; {queries.sort_first}"
             )
         if number not in wanted:
             continue
-        for question in questions:
-            _check_zones(given, asked)
-            if question.name == rows.name:
-                yield rows, question
+        for query in queried:
+            _check_zones(given, queries)
+            if query.name == rows.name:
+                yield rows, query
                 break
-            passed.add(question.name)
-            yield given.nothing(question.name), question
-    for question in questions:
-        passed.add(question.name)
-        yield given.nothing(question.name), question
-    passed.tell()
+            without.add(query.name)
+            yield given.nothing(query.name), query
+    for query in queried:
+        without.add(query.name)
+        yield given.nothing(query.name), query
+    without.log()
 
 
-def _check_zones(given: SeriesReader, asked: SeriesReader) -> None:
+def _check_zones(given: SeriesReader, queries: SeriesReader) -> None:
     """Raise ValueError where the dates read so far have a zone in one of the two files and none in the other."""
-    if given.clock is None or asked.clock is None or not (given.clock.dates and asked.clock.dates):
+    if given.clock is None or queries.clock is None or not (given.clock.dates and queries.clock.dates):
         return
-    if (given.clock.zone is None) != (asked.clock.zone is None):
-        one, other = (given, asked) if given.clock.zone is None else (asked, given)
+    if (given.clock.zone is None) != (queries.clock.zone is None):
+        one, other = (given, queries) if given.clock.zone is None else (queries, given)
         raise ValueError(
             f"{one.path} has times without a zone ({one.first_date}), and {other.path} has times with one "
-            f"({other.first_date}); expected a zone in both or in none. Write Z behind times that are UTC, and "
-            "behind others their offset from it, such as +01:00."
+            f"({other.first_date}); expected a zone in both or in none. Append Z to times that are UTC, and to "
+            "others their offset from it, such as +01:00."
         )
 
 
-class Passed:
+class WithoutRows:
     """Collect queried series without any given row, to log their number and the first names."""
 
     def __init__(self, path: Path):
-        self.path, self.met, self.shown = path, set[int](), list[str]()
+        self.path, self.seen, self.shown = path, set[int](), list[str]()
 
     def add(self, name: str) -> None:
-        self.met.add(int(hashed([name])[0]))
+        self.seen.add(int(hashed([name])[0]))
         self.shown += [f"'{name}'"] if len(self.shown) < 5 else []
 
-    def tell(self) -> None:
-        if self.met:
-            count, shown = len(self.met), ", ".join(self.shown)
-            log.warning("%d series have no row in %s and are answered as unseen ones: %s", count, self.path, shown)
+    def log(self) -> None:
+        if self.seen:
+            count, shown = len(self.seen), ", ".join(self.shown)
+            log.warning(
+                "%d series have no row in %s and are predicted without observations: %s", count, self.path, shown
+            )

@@ -30,7 +30,7 @@ log = logging.getLogger("vrnn_lab")
 ROWS = 2**18  # read at once
 KEPT = 5  # most recently used files that stay in the cache
 COPIES = 3  # copies of a file's values, with noise of different seeds, that are kept
-SAID = 10.0  # seconds between lines of progress in the log
+LOG_EVERY = 10.0  # seconds between lines of progress in the log
 FORM = 3  # version of the format; a new one is written to another folder
 VERIFIED = 2**30  # bytes of arrays up to which checksums are verified (1 s a GB); above, only sizes are checked
 ARRAYS = {
@@ -66,7 +66,7 @@ class Stored:
 
     @property
     def _cure(self) -> str:
-        return "It is written anew."
+        return "It is written again."
 
     def verify(self) -> None:
         """Check the sizes of all arrays, and up to VERIFIED bytes their checksums; raise DamagedError for a fault."""
@@ -75,7 +75,9 @@ class Stored:
         for name, (size, digest) in known.items():
             file = self.folder / name
             if not file.is_file() or file.stat().st_size != size or (whole and checksum(file) != digest):
-                raise DamagedError(f"{file} is damaged: it is not what was written. {self._cure}")
+                raise DamagedError(
+                    f"{file} is damaged: its size or its checksum has changed since it was written. {self._cure}"
+                )
 
     @property
     def zoned(self) -> bool:
@@ -108,26 +110,26 @@ class Stored:
         runs = Runs(owner, first, np.append(first[1:], count)).rows(order)
         return runs, self.array("run_label")[order]
 
-    def made(self, values: NDArray[np.float64], name: str, fill: Fill) -> NDArray[np.float64]:
+    def allocated(self, values: NDArray[np.float64], name: str, fill: Fill) -> NDArray[np.float64]:
         """Return new values of the shape of `values`, stored on disk under a name; `fill` writes them the first time.
 
         Raise ValueError where they cannot be written.
         """
         file = self.folder / f"values_{name}"
-        beside = file.with_name(f".{file.name}")
+        temporary = file.with_name(f".{file.name}")
         with _writing(self.folder):
             if not file.exists():
                 for old in sorted(self.folder.glob("values_*"), key=lambda p: p.stat().st_mtime)[: 1 - COPIES]:
                     old.unlink()
                 _demand_room(self.folder.parent, values.nbytes)
                 try:
-                    _reserve(beside, values.nbytes)
-                    new = np.memmap(beside, "<f8", "r+", shape=values.shape)
+                    _reserve(temporary, values.nbytes)
+                    new = np.memmap(temporary, "<f8", "r+", shape=values.shape)
                     fill(new)
                     new.flush()
-                    beside.replace(file)
+                    temporary.replace(file)
                 finally:
-                    beside.unlink(missing_ok=True)
+                    temporary.unlink(missing_ok=True)
             return np.asarray(np.memmap(file, "<f8", "r", shape=values.shape))
 
 
@@ -140,7 +142,7 @@ def stored(path: Path, wanted: list[str], id: str | None, time: str, values, spl
     key = [str(path.absolute()), state.st_size, state.st_mtime_ns, wanted, id, time, values, split, FORM]
     folder = cache_folder() / "streams" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     with _writing(folder):
-        if folder.is_dir() and _whole(Stored(folder)):
+        if folder.is_dir() and _intact(Stored(folder)):
             os.utime(folder)
         else:
             _convert(Reader(path, wanted, id, time, values, split), folder)
@@ -148,14 +150,14 @@ def stored(path: Path, wanted: list[str], id: str | None, time: str, values, spl
     return Stored(folder)
 
 
-def _whole(found: Stored) -> bool:
+def _intact(stored: Stored) -> bool:
     """Return whether the arrays pass their check; remove them if not, so that they are written again."""
     try:
-        found.verify()
+        stored.verify()
         return True
     except (DamagedError, FileNotFoundError) as error:
         log.warning("warning: %s", error)
-        shutil.rmtree(found.folder)
+        shutil.rmtree(stored.folder)
         return False
 
 
@@ -178,7 +180,7 @@ class Reader:
             self.file = parquet_file.opened(self.path, pq)
         self.count = self.file.metadata.num_rows
         if not self.count:
-            raise ValueError(f"{self.path} has no rows, only the columns {self.wanted}; expected a row per time.")
+            raise ValueError(f"{self.path} has no rows, only the columns {self.wanted}; expected one row per time.")
         self.channels = self.values or self._number_columns()
 
     def _number_columns(self) -> tuple[str, ...]:
@@ -188,23 +190,23 @@ class Reader:
         schema = self.file.schema_arrow
         others = [c for c in self.wanted if c not in (self.id, self.time, self.split) and c[:9] != "Unnamed: "]
         channels = tuple(c for c in others if is_number(schema.field(c).type))
-        columns.tell_left_out(self.path, self.id, self.time, others, channels, "Expected one a channel.")
+        columns.log_left_out(self.path, self.id, self.time, others, channels, "Expected one per channel.")
         return channels
 
     def batches(self) -> Iterator[tuple[int, "Chunk"]]:
         """Yield (index of the first row, chunk) over the whole file, and log the progress."""
-        row, said = 0, monotonic()
-        found = self.file.iter_batches(ROWS, columns=self.wanted)
+        row, logged_at = 0, monotonic()
+        batches = self.file.iter_batches(ROWS, columns=self.wanted)
         while True:
             with parquet_file.readable(self.path):
-                batch = next(found, None)
+                batch = next(batches, None)
                 if batch is None:
                     return
-                chunk = self._chunk(parquet_file.plain(batch), row)
+                chunk = self._chunk(parquet_file.supported(batch), row)
             yield row, chunk
             row += len(batch)
-            if monotonic() - said > SAID:
-                said = monotonic()
+            if monotonic() - logged_at > LOG_EVERY:
+                logged_at = monotonic()
                 log.info("%s: %d %% of %d rows written", self.path, 100 * row / self.count, self.count)
 
     def _chunk(self, batch, row: int) -> "Chunk":
@@ -235,7 +237,7 @@ class Chunk:
     names: list[str]
 
 
-class Pass:
+class ArrayWriter:
     """Write the arrays of a file in one pass over its chunks, and check that its rows are in order."""
 
     def __init__(self, reader: Reader, out: dict):
@@ -253,7 +255,7 @@ class Pass:
     def write(self, name: str, array) -> None:
         self.out[name].write(np.ascontiguousarray(array, ARRAYS[name]).data)
 
-    def take(self, row: int, chunk: Chunk) -> None:
+    def add(self, row: int, chunk: Chunk) -> None:
         reader, cells = self.reader, chunk.cells
         values = np.stack([columns.numbers(cells, name) for name in reader.channels], 1)
         there = ~np.isnan(values)
@@ -261,20 +263,22 @@ class Pass:
         self.observed += there.sum(0)
         owner = np.repeat(np.arange(len(chunk.start)), np.diff(np.append(chunk.start, len(observed))))
         count = np.bincount(owner[observed], minlength=len(chunk.start))
-        goes_on = self.open and chunk.names[0] == self.name
+        continues = self.open and chunk.names[0] == self.name
         if count.any():
-            self._points(cells.rows(observed), row + np.flatnonzero(observed), owner[observed], count, chunk, goes_on)
+            self._points(
+                cells.rows(observed), row + np.flatnonzero(observed), owner[observed], count, chunk, continues
+            )
             self.write("values", values[observed])
         has = (count > 0) | [not name for name in chunk.names]
-        has[0] |= goes_on
+        has[0] |= continues
         self.empty += int((~has[:-1]).sum()) + (chunk.names[0] != self.name and not self.open)
         self.name, self.open = chunk.names[-1], bool(has[-1])
 
-    def _points(self, cells: Cells, row, owner, count, chunk: Chunk, goes_on: bool) -> None:
+    def _points(self, cells: Cells, row, owner, count, chunk: Chunk, continues: bool) -> None:
         """Check and write the rows with an observed value.
 
         row (points,): their index in the file; owner (points,): their run in the chunk; count (runs,): points of each
-        run; goes_on: whether the first run continues the last series.
+        run; continues: whether the first run continues the last series.
         """
         if self.reader.id is not None and (unnamed := [i for i, name in enumerate(chunk.names) if not name]):
             codes = np.where(np.isin(owner, unnamed), -1, 0)
@@ -288,10 +292,10 @@ class Pass:
         self.dates = dates
         if dates:
             self._check_zone(cells)
-        self._check_order(cells, row, owner, times, chunk.names, goes_on)
+        self._check_order(cells, row, owner, times, chunk.names, continues)
         kept = np.flatnonzero(count)
         begin = self.points + np.cumsum(count[kept]) - count[kept]
-        continued = goes_on and bool(kept[0] == 0)
+        continued = continues and bool(kept[0] == 0)
         fresh = kept[continued:]
         names = [chunk.names[i] for i in fresh]
         self._begin(names, begin[continued:], row[np.searchsorted(owner, fresh)])
@@ -322,7 +326,7 @@ class Pass:
         self.ids.append(ids)
         self.series, self.bytes, self.written = self.series + len(names), int(ends[-1]), names[-1]
         if self.series > 2 * self.checked + 1000:
-            self.refuse_back()
+            self.refuse_returning()
 
     def _label(self, label, owner, continued: bool) -> None:
         """Write a new run wherever the series or the split, label (points,), changes."""
@@ -336,8 +340,8 @@ class Pass:
             self.write(f"run_{key}", array)
         self.label = int(label[-1])
 
-    def _check_order(self, cells: Cells, row, owner, times, names: list[str], goes_on: bool) -> None:
-        before = np.append(self.time if goes_on and owner[0] == 0 else -np.inf, times[:-1])
+    def _check_order(self, cells: Cells, row, owner, times, names: list[str], continues: bool) -> None:
+        before = np.append(self.time if continues and owner[0] == 0 else -np.inf, times[:-1])
         before[1:][np.diff(owner) > 0] = -np.inf
         wrong = columns.first(times <= before)
         if wrong is None:
@@ -351,11 +355,11 @@ class Pass:
                 "average them, or name the column that tells the series apart: data.id=..."
             )
         raise ValueError(
-            f"{path}: {name} has {now} in {cells.where(wrong)}, before that of {place}; "
+            f"{path}: {name} has {now} in {cells.where(wrong)}, before the time of {place}; "
             + sort_first(path, self.reader)
         )
 
-    def refuse_back(self) -> None:
+    def refuse_returning(self) -> None:
         """Raise ValueError for a series that returns after another one, found by repeated ids."""
         ids = np.concatenate([*self.ids, np.zeros(0, np.int64)])
         self.ids, self.checked = [ids], self.series
@@ -376,14 +380,14 @@ class Pass:
         )
 
     def finish(self) -> None:
-        self.refuse_back()
+        self.refuse_returning()
         path = self.reader.path
         if not self.series:
             raise ValueError(f"{path} has rows, but no observed value in any; expected numbers in some.")
         if self.reader.values is None and not self.observed.all():
             without = [c for c, n in zip(self.reader.channels, self.observed, strict=True) if not n]
             raise ValueError(
-                f"{path}: nothing was observed in the columns {without}; name those to use: data.values=[...]."
+                f"{path}: the columns {without} have no observed value; name the columns to use: data.values=[...]."
             )
         self.write("offsets", [self.points])
         for out in self.out.values():
@@ -397,19 +401,19 @@ class Pass:
 
 def checksum(file: Path) -> int:
     """Return the CRC-32 of a file."""
-    found = 0
+    crc = 0
     with file.open("rb") as opened:
         while part := opened.read(2**22):
-            found = zlib.crc32(part, found)
-    return found
+            crc = zlib.crc32(part, crc)
+    return crc
 
 
 def sort_first(path: Path, reader: Reader) -> str:
     by = ", ".join(name for name in (reader.id, reader.time) if name)
     return (
-        "data.stream=true needs the rows of a series together and in order of time. Sort the file once: duckdb -c "
-        f"\"COPY (SELECT * FROM '{path}' ORDER BY {by}) TO 'sorted.parquet'\", or by pandas: read_parquet, "
-        "sort_values, to_parquet. Or leave data.stream out: that sorts in memory."
+        "data.stream=true needs the rows of each series together and in order of time. Sort the file once: duckdb -c "
+        f"\"COPY (SELECT * FROM '{path}' ORDER BY {by}) TO 'sorted.parquet'\", or with pandas: read_parquet, "
+        "sort_values, to_parquet. Or leave data.stream out: the rows are then sorted in memory."
     )
 
 
@@ -417,34 +421,36 @@ def _convert(reader: Reader, folder: Path) -> None:
     """Write all arrays to a temporary folder and rename it to `folder` when it is complete."""
     size = 8 * reader.count * (1 + len(reader.channels))
     _demand_room(folder.parent, size)
-    log.info("%s: its numbers are written once to %s, %.2g GB", reader.path, folder.parent, size / 1e9)
-    beside = folder.with_name(f".{folder.name}")
-    shutil.rmtree(beside, ignore_errors=True)  # left by a process that was killed
-    beside.mkdir()
+    log.info("%s: its numbers are converted once and written to %s, %.2g GB", reader.path, folder.parent, size / 1e9)
+    temporary = folder.with_name(f".{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
+    temporary.mkdir()
     try:
         with ExitStack() as opened:
-            passing = Pass(reader, {name: opened.enter_context((beside / name).open("wb")) for name in ARRAYS})
+            writer = ArrayWriter(
+                reader, {name: opened.enter_context((temporary / name).open("wb")) for name in ARRAYS}
+            )
             for row, chunk in reader.batches():
-                passing.take(row, chunk)
-            passing.finish()
+                writer.add(row, chunk)
+            writer.finish()
         facts = {
             "channels": reader.channels,
-            "dates": passing.dates,
-            "zoned": bool(passing.zoned),
-            "by_name": passing.by_name,
+            "dates": writer.dates,
+            "zoned": bool(writer.zoned),
+            "by_name": writer.by_name,
         }
-        facts["arrays"] = {name: [(beside / name).stat().st_size, checksum(beside / name)] for name in ARRAYS}
-        write_json(beside / "facts.json", {**facts, "marked": reader.split is not None})
-        beside.replace(folder)
+        facts["arrays"] = {name: [(temporary / name).stat().st_size, checksum(temporary / name)] for name in ARRAYS}
+        write_json(temporary / "facts.json", {**facts, "marked": reader.split is not None})
+        temporary.replace(folder)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         parquet_file.release()
 
 
 def _demand_room(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < 1.05 * size:
-        raise OSError(f"{size / 1e9:.2g} GB are needed there, and {free / 1e9:.2g} GB are free")
+        raise OSError(f"{size / 1e9:.2g} GB are needed there, but only {free / 1e9:.2g} GB are free")
 
 
 def _reserve(file: Path, size: int) -> None:
@@ -464,15 +470,15 @@ def _writing(folder: Path):
             yield
     except OSError as error:
         raise ValueError(
-            f"data.stream=true writes the numbers of the file to {folder.parent}, and that failed ({error}); nothing "
-            "half written was left. Free some room, or name another place: VRNN_LAB_CACHE=<folder>."
+            f"data.stream=true writes the numbers of the file to {folder.parent}, and that failed ({error}); no "
+            "incomplete file was left. Free disk space, or choose another folder: VRNN_LAB_CACHE=<folder>."
         ) from error
 
 
 def _forget(root: Path) -> None:
     """Remove the least recently used folders of the cache, all but KEPT, unless they are locked."""
-    found = [p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")]
-    for old in sorted(found, key=lambda p: p.stat().st_mtime)[:-KEPT]:
+    folders = [p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    for old in sorted(folders, key=lambda p: p.stat().st_mtime)[:-KEPT]:
         try:
             with FileLock(f"{old}.lock", timeout=0):
                 shutil.rmtree(old, ignore_errors=True)  # processes that mapped the files can still read them

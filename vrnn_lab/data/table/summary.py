@@ -31,7 +31,7 @@ class RowCounts:
         reasons["are of channels that data.values leaves out"] = self.other
         dropped = [f"{_count(number)} {reason}" for reason, number in reasons.items() if number]
         used = self.read - self.copies - self.empty - self.other
-        return f"rows: {_count(self.read)} read, {_count(used)} used" + "".join(f"; {each}" for each in dropped)
+        return f"rows: {_count(self.read)} read, {_count(used)} used" + "".join(f"; {reason}" for reason in dropped)
 
 
 def summary(data: SeriesData, series: Ragged, rule: str, file_rows: RowCounts | None = None) -> str:
@@ -88,15 +88,16 @@ def odd_values(data: SeriesData, series: Ragged) -> Iterator[str]:
         if len(slipped):
             at = known[rest][slipped]
             yield (
-                f"channel '{channel}' has {len(at)} values hundreds of times as large as those beside them, first "
+                f"channel '{channel}' has {len(at)} values hundreds of times as large as their neighbours, first "
                 f"{column[at[0]]:g} in {place(int(at[0]))}. If they are mistakes, correct them or empty their cells."
             )
         plain = np.delete(known[rest], slipped)
         if (far := plain[_far(column[plain])]).size:
             yield (
                 f"channel '{channel}' has {len(far)} values more than {FAR:g} times the spread of the middle half of "
-                f"its values away from their median, first {column[far[0]]:g} in {place(int(far[0]))}. They set the "
-                "unit in which the model sees the channel. If they are mistakes, correct them or empty their cells."
+                f"its values away from their median, first {column[far[0]]:g} in {place(int(far[0]))}. They "
+                "determine the scale by which the channel is standardised. If they are mistakes, correct them or "
+                "empty their cells."
             )
 
 
@@ -117,7 +118,7 @@ def _sizes(split: Ragged) -> tuple[int, int, int, int]:
 def _statistics(x: NDArray[np.float64]) -> list[str]:
     known = x[~np.isnan(x)]
     numbers = [known.min(), np.median(known), known.max()] if len(known) else []
-    return [*(f"{each:.4g}" for each in numbers), *[""] * (3 - len(numbers)), f"{1 - len(known) / len(x):.1%}"]
+    return [*(f"{number:.4g}" for number in numbers), *[""] * (3 - len(numbers)), f"{1 - len(known) / len(x):.1%}"]
 
 
 def _count(number: int) -> str:
@@ -161,5 +162,5 @@ def _slips(x: NDArray[np.float64], owner: NDArray[np.int64]) -> NDArray[np.int64
     before, after = np.zeros(len(x)), np.zeros(len(x))
     same = np.diff(owner) == 0
     before[1:][same], after[:-1][same] = size[:-1][same], size[1:][same]
-    beside, usual = np.maximum(before, after), np.median(size)
-    return np.flatnonzero((beside > 0) & (size > SLIP * beside) & (usual > 0) & (size > SLIP / 3 * usual))
+    neighbour, usual = np.maximum(before, after), np.median(size)
+    return np.flatnonzero((neighbour > 0) & (size > SLIP * neighbour) & (usual > 0) & (size > SLIP / 3 * usual))

@@ -39,12 +39,12 @@ class Clock:
         return cls(True, text=True, short=len(str(content.iloc[0])) <= 10, zone=zone)
 
     @classmethod
-    def of_training(cls, found: Any) -> "Clock":
+    def of_training(cls, source: Any) -> "Clock":
         """Return the format of training data, with zone UTC if its dates have a zone.
 
-        found: a data set or a Scale, with attributes `dates` and `zoned`.
+        source: a data set or a Scale, with attributes `dates` and `zoned`.
         """
-        return cls(bool(found.dates), zone=UTC if found.dates and found.zoned else None)
+        return cls(bool(source.dates), zone=UTC if source.dates and source.zoned else None)
 
     def write(self, times: NDArray[np.float64], text: bool = False) -> Any:
         """Return times (rows,) in this format; text: write dates as ISO texts in any case."""
@@ -53,8 +53,8 @@ class Clock:
         moments = _moments(times)
         if text or self.text:
             return self.texts(moments)
-        found = pd.DatetimeIndex(moments)  # in microseconds, as pandas' nanoseconds end in 2262
-        return found if self.zone is None else found.tz_localize("UTC").tz_convert(self.zone)
+        index = pd.DatetimeIndex(moments)  # in microseconds, as pandas' nanoseconds end in 2262
+        return index if self.zone is None else index.tz_localize("UTC").tz_convert(self.zone)
 
     def texts(self, moments: NDArray[Any]) -> NDArray[Any]:
         """Return ISO texts of UTC times (rows,), datetime64[us], in the zone of this format and with its offset."""
@@ -72,30 +72,31 @@ class Span(float):
     """Hold a length of time that was written with a unit, in days."""
 
     @classmethod
-    def of(cls, key: str, found: Any) -> float:
+    def of(cls, key: str, length: Any) -> float:
         """Return a number, or a quotient such as 1/24, as a float; 2y, 3M, 1w, 7d, 1h, 30min, a Timedelta in days.
 
         A year and a month have their mean length in the Gregorian calendar. Raise ValueError, naming the option
         `key`, for anything else.
         """
         try:
-            return float(Fraction(found)) if isinstance(found, str) else float(found)
+            return float(Fraction(length)) if isinstance(length, str) else float(length)
         except (ValueError, ZeroDivisionError, TypeError):
             pass
-        if isinstance(found, str) and (calendar := fullmatch(r"\s*([0-9.]+)\s*(y|Y|M|w|W)\s*", found)):
+        if isinstance(length, str) and (calendar := fullmatch(r"\s*([0-9.]+)\s*(y|Y|M|w|W)\s*", length)):
             with suppress(ValueError):
                 return cls(float(calendar[1]) * DAYS[calendar[2]])
         try:
-            return cls(pd.Timedelta(found).total_seconds() / 86_400)
+            return cls(pd.Timedelta(length).total_seconds() / 86_400)
         except (ValueError, TypeError, AttributeError):
             raise ValueError(
-                f"{key}={found}: expected a number, or where times are dates 2y, 3M (months), 1w, 7D, 1h, 30min."
+                f"{key}={length}: expected a number or, if times are dates, a length such as 2y, 3M (months), 1w, "
+                "7D, 1h, 30min."
             ) from None
 
 
 def spans(horizon: Any, every: Any) -> tuple[float | None, float | None]:
     """Convert `horizon` and `every` to numbers by `Span.of`; None stays None."""
-    of = lambda key, found: None if found is None else Span.of(key, found)
+    of = lambda key, length: None if length is None else Span.of(key, length)
     return of("horizon", horizon), of("every", every)
 
 

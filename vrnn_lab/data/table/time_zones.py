@@ -36,12 +36,12 @@ def zone_of(content: pd.Series, name: str) -> tzinfo | None:
         return getattr(content.dtype, "tz", None)
     if not has_zone(content):
         return None
-    found = offsets(content).unique().tolist()
-    zones = {_fixed(text) for text in found}
+    distinct = offsets(content).unique().tolist()
+    zones = {_fixed(text) for text in distinct}
     if len(zones) == 1:
         return zones.pop()
-    shown = ", ".join(found[:SHOWN]) + (", ..." if len(found) > SHOWN else "")
-    log.info("%s has times with several offsets from UTC (%s); answers are written in UTC (Z).", name, shown)
+    shown = ", ".join(distinct[:SHOWN]) + (", ..." if len(distinct) > SHOWN else "")
+    log.info("%s has times with several offsets from UTC (%s); predictions are written in UTC (Z).", name, shown)
     return UTC
 
 
@@ -60,8 +60,7 @@ def mixed(path: Path, column: str, without: str, zoned: str) -> ValueError:
     """
     return ValueError(
         f"{path}: column '{column}' holds {without}, which has no zone, and {zoned}, which has one; expected a zone "
-        "in every row or in none. Write Z behind times that are UTC, and behind others their offset from it, such as "
-        "+01:00."
+        "in every row or in none. Append Z to times that are UTC, and to others their offset from it, such as +01:00."
     )
 
 
@@ -69,15 +68,15 @@ def other_than_trained(path: Path, column: str, example: str, zoned: bool) -> Va
     """Return the error for a query whose times have a zone (`zoned`) and those of training none, or the reverse."""
     if zoned:
         return ValueError(
-            f"{path}: column '{column}' has times with a zone ({example}), and those the model was trained on have "
-            "none; expected the local time of the training table, without a zone. By pandas, where that is Berlin's: "
-            f"frame['{column}'] = pd.to_datetime(frame['{column}'], utc=True).dt.tz_convert('Europe/Berlin')"
-            ".dt.tz_localize(None)"
+            f"{path}: column '{column}' has times with a zone ({example}), but the times the model was trained on "
+            "have none; expected the local time of the training table, without a zone. With pandas, if that is the "
+            f"time of Berlin: frame['{column}'] = pd.to_datetime(frame['{column}'], "
+            "utc=True).dt.tz_convert('Europe/Berlin').dt.tz_localize(None)"
         )
     return ValueError(
-        f"{path}: column '{column}' has times without a zone ({example}), and those the model was trained on have "
-        "one; expected Z behind each time if it is UTC, else its offset from it, such as +01:00. By pandas, where "
-        f"the times are Berlin's: frame['{column}'] = pd.to_datetime(frame['{column}'])"
+        f"{path}: column '{column}' has times without a zone ({example}), but the times the model was trained on "
+        "have one; expected Z at the end of each time if it is UTC, else its offset from it, such as +01:00. With "
+        f"pandas, if the times are those of Berlin: frame['{column}'] = pd.to_datetime(frame['{column}'])"
         ".dt.tz_localize('Europe/Berlin')"
     )
 
@@ -94,7 +93,7 @@ def local_texts(moments: NDArray[Any], zone: Any, write: Any) -> NDArray[Any]:
     local = np.where(seconds % 60 == 0, local, moments)
     minutes = np.where(seconds % 60 == 0, seconds // 60, 0)
     distinct, place = np.unique(minutes, return_inverse=True)
-    suffixes = np.array([_written(int(each)) for each in distinct] or [""], dtype=object)
+    suffixes = np.array([_written(int(offset)) for offset in distinct] or [""], dtype=object)
     return write(local) + suffixes[place]
 
 

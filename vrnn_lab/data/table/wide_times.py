@@ -24,18 +24,18 @@ def melt_cure(path: Path, names: list[str], id: str | None, time: str, keys: str
     names: its columns. id: the column that is to name the series, None for a single series. keys: prefix of the
     option `id` in the text, "data." or "".
     """
-    beside = [name for name in names if not is_time(name)]
-    times = len(names) - len(beside)
+    other = [name for name in names if not is_time(name)]
+    times = len(names) - len(other)
     if times < max(FEWEST, len(names) / 2):
         return None
     frame = not (is_csv(path) or path.suffix.lower() == ".parquet")
     source = "frame" if frame else _reading(path)
-    kept, numbered = beside, ""
-    if id is not None and not beside:  # no column names the rows, so their numbers become the names
+    kept, numbered = other, ""
+    if id is not None and not other:  # no column names the rows, so their numbers become the names
         kept, numbered = [id], f".rename_axis({id!r}).reset_index()"
-    value = "observed" if "value" in (time, *beside) else "value"
+    value = "observed" if "value" in (time, *other) else "value"
     melt = f"{source}{numbered}.melt(id_vars={kept}, var_name={time!r}, value_name={value!r})"
-    text = f"It seems to have one column a time ({_shown(names)}). Turn it into one column of times by pandas: "
+    text = f"It seems to have one column per time ({_shown(names)}). Convert it to one column of times with pandas: "
     if frame:
         text += f"frame = {melt}"
     else:
