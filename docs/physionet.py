@@ -111,7 +111,7 @@ def main() -> int:
     with ThreadPoolExecutor(int(found.get("jobs", 1))) as pool:
         *done, mortality = pool.map(Job.run, jobs)
     ours = {name: done[i * len(seeds) : (i + 1) * len(seeds)] for i, (name, _) in enumerate(FORECAST.values())}
-    plain = ours["ours"]  # plain rows are the same beside either
+    plain = ours["ours"]  # the baselines are the same in both
     ranges = [Ranges.of(path, seed) for seed in seeds]
     scores = lambda runs, prefix, least=1: [r.score(m, prefix, least) for r, m in zip(ranges, runs, strict=True)]
     head = "".join(f" split {s} |" for s in seeds)

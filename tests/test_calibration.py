@@ -149,7 +149,7 @@ def test_the_pit_is_the_rank_among_the_draws():
         assert pit(draws, value, torch.full_like(value, 0.5))[f"pit/{rank + 1}"].item() == 1
 
 
-def test_the_pit_of_a_plain_row_is_its_distribution_function():
+def test_the_pit_of_a_baseline_is_its_distribution_function():
     density = Gaussian(torch.full((1, 5, 1), 0.7).double(), torch.full((1, 5, 1), 1.6).double())
     values = [-3.0, -0.4, 0.7, 1.9, 9.0]
     found = plain_pit(density, torch.tensor(values).double().view(1, 5, 1))
@@ -286,7 +286,7 @@ def test_what_nothing_was_seen_for_stands_apart(data):
 
 
 @pytest.mark.parametrize("question", ["interpolation", "forecast"])
-def test_no_plain_row_has_a_lower_energy_score_than_draws_of_the_process(found, plain, question):
+def test_no_baseline_has_a_lower_energy_score_than_draws_of_the_process(found, plain, question):
     """Though the oracle's draws do not hang together, as they should."""
     for row in ("constant", "last", "linear", "blend"):
         assert plain[f"reference/{row}/{question}/energy"] > found[f"test/{question}/energy"]
