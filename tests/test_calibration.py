@@ -29,7 +29,7 @@ from vrnn_lab.evaluation.calibration import (
     plain_pit,
     stretch,
 )
-from vrnn_lab.evaluation.evaluate import answers, evaluate
+from vrnn_lab.evaluation.evaluate import evaluate, held_out_scores
 from vrnn_lab.evaluation.scores import energy, fair_crps
 
 ONE = torch.ones(1).double()
@@ -244,7 +244,7 @@ def test_the_pit_of_a_model_that_knows_the_process_is_flat(data, found, plain, q
         levels = [given[f"{prefix}/{question}/pit/{i + 1}"] for i in range(PIT_BINS)]
         assert sum(levels) == pytest.approx(1)
         assert levels == pytest.approx([0.1] * PIT_BINS, abs=0.03)
-    wide = answers(Oracle(data, 2.0), data, "test", QUESTIONS, 0)
+    wide = held_out_scores(Oracle(data, 2.0), data, "test", QUESTIONS, 0)
     assert wide[f"test/{question}/pit/1"] < 0.05 < 0.13 < wide[f"test/{question}/pit/5"]
 
 
@@ -280,7 +280,7 @@ def test_a_bin_ends_where_the_next_one_begins_though_that_one_is_empty(data):
 def test_what_nothing_was_seen_for_stands_apart(data):
     never = {"interpolation": Interpolate(0, scored="held_out"), "forecast": Forecast(0, scored="held_out")}
     nothing = metrics.EvaluationProtocol(**never, samples=4, draws=9)
-    given = answers(Oracle(data), data, "test", nothing, 0)
+    given = held_out_scores(Oracle(data), data, "test", nothing, 0)
     assert given["test/forecast/horizon/none/share"] == given["test/interpolation/gap/none/share"] == 1
     assert given["test/forecast/horizon/none/mse"] == given["test/forecast/mse"]
 

@@ -55,7 +55,7 @@ def test_series_are_matched_by_their_ids_and_one_has_no_error():
     assert ours.above(theirs) == pytest.approx((0.5, 0.5))
     assert sums_of([[1.0], [2.0]], ids=[4, 4]).above(sums_of([[0.0, 1.0]], ids=[4])) == (1.0, None)
     assert SeriesSums().above(SeriesSums()) == (0.0, None)
-    with pytest.raises(ValueError, match="2 values of 2 series beside 1 values of 1; expected the same"):
+    with pytest.raises(ValueError, match="2 values of 2 series, the other 1 values of 1 series; expected the same"):
         ours.above(sums_of([[1.0]], ids=[3]))
 
 

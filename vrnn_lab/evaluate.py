@@ -150,9 +150,9 @@ def _recalibrated(parts, split: str, factors) -> dict[str, float]:
     """Return the scores of recalibrated predictions as recalibrated/<split>/..., empty without factors."""
     if factors is None:
         return {}
-    from vrnn_lab.evaluation.evaluate import answers
+    from vrnn_lab.evaluation.evaluate import held_out_scores
 
-    scores = answers(parts.model, parts.data, split, parts.protocol, parts.config.seed, factors.apply)
+    scores = held_out_scores(parts.model, parts.data, split, parts.protocol, parts.config.seed, factors.apply)
     return {f"recalibrated/{key}": value for key, value in scores.items()}
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from vrnn_lab.core.types import NonNegative, Share
-from vrnn_lab.evaluation.evaluate import EvaluationProtocol, answers
+from vrnn_lab.evaluation.evaluate import EvaluationProtocol, held_out_scores
 from vrnn_lab.figures import calibration_figures, model_figures
 from vrnn_lab.models.base import LOG_EVERY
 from vrnn_lab.runs.folder import SCORE
@@ -83,12 +83,12 @@ class Figures(Callback):
         if self.protocol is None:
             return {}
         data = trainer.datamodule
-        found = answers(model, data, "val", self.protocol, model.seed, most=WATCHED)
+        scores = held_out_scores(model, data, "val", self.protocol, model.seed, most=WATCHED)
         shown = [
             f"val/{question}/{score}" for question in self.protocol.questions for score in ("crps", "coverage_90")
         ]
-        logger.log_metrics({key: found[key] for key in shown if key in found}, trainer.global_step)
-        return calibration_figures.figures(found, "val", data)
+        logger.log_metrics({key: scores[key] for key in shown if key in scores}, trainer.global_step)
+        return calibration_figures.figures(scores, "val", data)
 
     def _affordable(self, steps: int, seconds: float) -> bool:
         """Return whether the next figures fit into their fraction of the time."""
