@@ -23,7 +23,7 @@ from vrnn_lab.forecasting.notices import Notices, close
 from vrnn_lab.forecasting.queries import SeriesQuery, Times, over_windows
 from vrnn_lab.forecasting.summary import Answer, answer, batches
 from vrnn_lab.models.base import Prediction, SequenceModel
-from vrnn_lab.runs.build import TABLE, Parts, beside_of
+from vrnn_lab.runs.build import TABLE, Parts, roles_of
 
 log = logging.getLogger("vrnn_lab")
 NO_CELL = (
@@ -104,7 +104,7 @@ class Forecasts:
                 "python -m vrnn_lab.sample run=<run folder>."
             )
         asked = asked.with_step(scale)
-        beside = beside_of(parts.config, scale)
+        beside = roles_of(parts.config, scale)
         if asked.when:
             asked.when.index(scale.channels)
         if scale.dates is False and any(isinstance(x, Span) for x in (asked.horizon, asked.every)):
