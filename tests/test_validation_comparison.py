@@ -134,7 +134,7 @@ def test_the_line_by_hand():
         f"{start}this model (10.3) and the best baseline, 'last value' (10), are level by CRPS: the difference of "
         "3 % is within two standard errors"
     ]
-    alone = "(of one series, so without a standard error)"
+    alone = "(there is one series, so no standard error)"
     assert best_rows(keys(0.03, None)) == [
         f"{start}the best row by CRPS is 'last value' (10); this model has 10.3: 3 % worse. {cure} {alone}"
     ]

@@ -56,8 +56,8 @@ def main() -> int:
     folders, split = folders_of(found), found.get("split", "test")
     if split not in ("val", "test"):
         raise ConfigError(f"split={split}: expected val or test.")
-    wanted, plan = bool_argument(found, "recalibrate"), plan_of(found)
-    if wanted and len(folders) > 1:
+    recalibrating, plan = bool_argument(found, "recalibrate"), plan_of(found)
+    if recalibrating and len(folders) > 1:
         raise ConfigError(
             f"recalibrate=true fits the factors of one run, and run= names {len(folders)}; do it run by run: "
             f"run={folders[0]} recalibrate=true. Each run's own factors are used here without it."
@@ -70,21 +70,25 @@ def main() -> int:
             raise ConfigError(f"{key}: the run's config has no such key.{did_you_mean(key, keys)}")
     if len(folders) > 1 and "data.path" not in changes and (moved := [k for k in changes if k.startswith("data.")]):
         raise ConfigError(
-            f"{moved[0]}: of several runs it could make training series of one the test series of all; drop it, or "
-            "name a file that none was trained on, data.path=<file>."
+            f"{moved[0]}: with several runs it could make training series of one run test series of all; drop it, or "
+            "name a file that none was trained on: data.path=<file>."
         )
-    if plan and not wanted and (idle := [k for k in changes if k.startswith("evaluate.") and k != "evaluate.draws"]):
-        raise ConfigError(f"{idle[0]}: a backtest has no such question; of evaluate. it takes evaluate.draws alone.")
+    if (
+        plan
+        and not recalibrating
+        and (idle := [k for k in changes if k.startswith("evaluate.") and k != "evaluate.draws"])
+    ):
+        raise ConfigError(f"a backtest does not use {idle[0]}; the only evaluate.* key it reads is evaluate.draws.")
     check_splits(folders)
     parts = load_runs(folders, from_overrides([f"{key}={value}" for key, value in changes.items()]), trust)
     if not any(key.startswith("data.") for key in changes) and data_changed(folders[0], parts.config):
         log.warning(
-            "warning: the file %s has changed since %s was trained; these are scores on what it holds now, and "
-            "series that were trained on may be among them.",
+            "warning: the file %s has changed since %s was trained; the scores are of its present content, "
+            "which may include series that the run was trained on.",
             parts.config.data.get("path"),
             folders[0],
         )
-    factors = recalibration(parts, folders[0]) if wanted else None
+    factors = recalibration(parts, folders[0]) if recalibrating else None
     if len(folders) > 1 and "recalibrate" not in found:
         factors = recalibration_of(parts.model, None, None)
     if plan:
@@ -101,13 +105,13 @@ def plan_of(found: dict[str, str]):
     """
     given = {key.removeprefix("backtest."): value for key, value in found.items() if key.startswith("backtest.")}
     if not bool_argument(found, "backtest"):
-        if beside := [key for key in found if key == "output" or key.startswith("backtest.")]:
-            raise ValueError(f"{beside[0]} belongs to a backtest; set backtest=true, or drop it.")
+        if misplaced := [key for key in found if key == "output" or key.startswith("backtest.")]:
+            raise ValueError(f"{misplaced[0]} belongs to a backtest; set backtest=true, or drop it.")
         return None
     if unknown := given.keys() - {"horizon", "every", "folds"}:
         raise ValueError(f"backtest.{min(unknown)}: expected backtest.horizon, backtest.every or backtest.folds.")
     if "horizon" not in given:
-        raise ValueError("backtest.horizon is missing: how far ahead, in the data's time unit.")
+        raise ValueError("backtest.horizon is missing; set how far ahead to forecast, in the data's time unit.")
     from vrnn_lab.data.table.time_format import Span
     from vrnn_lab.forecasting.backtest import BacktestPlan
 
@@ -140,10 +144,10 @@ def recalibration(parts, folder: Path):
     from vrnn_lab.training.fit_recalibration import recalibrate
     from vrnn_lab.training.out_of_time import measured
 
-    found = recalibrate(parts, measured(parts, folder))
-    print("\n".join(found.lines()))
-    print(f"written  {found.save(folder)}\n")
-    return found
+    factors = recalibrate(parts, measured(parts, folder))
+    print("\n".join(factors.lines()))
+    print(f"written  {factors.save(folder)}\n")
+    return factors
 
 
 def _recalibrated(parts, split: str, factors) -> dict[str, float]:

@@ -70,7 +70,7 @@ def options(argv: Sequence[str]) -> tuple[list[Path], dict[str, list[str]]]:
                 f"{argument}: there is no option {key}.{did_you_mean(key, ALLOWED)} Options: {', '.join(ALLOWED)}"
             )
         elif key in found and key not in LISTS:
-            raise ConfigError(f"{key}= stands twice; expected once.")
+            raise ConfigError(f"{key}= is given twice; expected once.")
         elif not value:
             raise ConfigError(f"{key}= has no value.")
         else:
@@ -105,7 +105,7 @@ def _outputs(names: Sequence[str]) -> list[Path]:
 
 def _question(found: dict[str, list[str]]) -> ReportQuery:
     if "metric" in found and "baseline" not in found:
-        raise ConfigError("metric= is what is compared with a baseline; add baseline=<filter>.")
+        raise ConfigError("metric= names what is compared with a baseline; add baseline=<filter>.")
     return ReportQuery(
         over=_split(found, "over") or ("seed",),
         score=_one(found, "score", SCORE),
@@ -158,7 +158,7 @@ def main() -> int:
     outputs, each = _outputs(_split(found, "output")), _truth(_one(found, "runs", "false"), "runs")
     figures = _figures(_one(found, "figures", "200"))
     if "figures" in found and not any(file.suffix == ".html" for file in outputs):
-        raise ConfigError("figures= is of the HTML page; add output=report.html.")
+        raise ConfigError("figures= applies to the HTML page; add output=report.html.")
     question = _question(found)
     runs, broken = read_all(folders)
     summary = summarise(runs, question)

@@ -512,7 +512,7 @@ def run_beforehand(argv: list[str]) -> None:
     run.check_launch(argv)
     run.check_beforehand(argv)
     if not run._sweeps(argv):
-        overrides, dirs = run._asked(argv)
+        overrides, dirs = run._overrides_and_dirs(argv)
         assemble(compose([each for each in overrides if not run._of_hydra(each)], dirs))
 
 

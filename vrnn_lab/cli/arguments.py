@@ -125,15 +125,15 @@ def arguments(usage: str, allowed: tuple[str, ...], argv: list[str]) -> dict[str
     if not argv or {"-h", "--help"} & set(argv):
         print(usage)
         raise SystemExit(0 if argv else 2)
-    found = {}
+    values = {}
     for argument in argv:
         key, equals, value = argument.partition("=")
         if not equals or not (key in allowed or any(a.endswith(".") and key.startswith(a) for a in allowed)):
             raise ValueError(
                 f"'{argument}' is not understood; expected key=value with key one of {', '.join(allowed)}."
             )
-        found[key] = value
-    return found
+        values[key] = value
+    return values
 
 
 def int_argument(found: dict[str, str], key: str, usual: int, least: int) -> int:
