@@ -262,7 +262,7 @@ def test_a_value_of_evaluate_that_is_no_yaml_is_refused_by_its_key(value, folder
 
 
 def test_a_folder_of_configs_that_is_not_there_is_named():
-    with pytest.raises(ConfigError, match=r"--config-dir=nowhere is no folder"):
+    with pytest.raises(ConfigError, match=r"--config-dir=nowhere is not a folder"):
         compose([], ("nowhere",))
 
 

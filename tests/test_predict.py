@@ -541,7 +541,7 @@ def test_the_command_writes_a_table_and_figures_and_the_same_again(run):
         ({"output": "mine.csv"}, "is a file that is read"),
         ({"input": "nowhere.csv"}, "input=nowhere.csv does not exist"),
         ({"fill": None, "at": "nowhere.csv"}, "at=nowhere.csv does not exist"),
-        ({"run": "nowhere"}, "no run folder"),
+        ({"run": "nowhere"}, "is not a run folder"),
         ({"run": "bare"}, "no checkpoint yet"),
         ({"fill": None}, "what is asked?"),
         ({"fill": "yes"}, "fill=yes: expected true or false"),

@@ -146,7 +146,7 @@ def test_a_run_that_ends_while_it_is_looked_at_was_not_interrupted(tmp_path, mon
         return False
 
     monkeypatch.setattr("vrnn_lab.runs.folder.is_running", ends)
-    monkeypatch.setattr("vrnn_lab.reports.runs.at_work_on", ends)
+    monkeypatch.setattr("vrnn_lab.reports.runs.is_locked", ends)
     assert status(tmp_path) == "failed"
     (tmp_path / "metrics.json").unlink()
     assert runs.read(tmp_path).status == "failed"

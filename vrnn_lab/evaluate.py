@@ -56,8 +56,8 @@ def main() -> int:
     folders, split = folders_of(found), found.get("split", "test")
     if split not in ("val", "test"):
         raise ConfigError(f"split={split}: expected val or test.")
-    recalibrating, plan = bool_argument(found, "recalibrate"), plan_of(found)
-    if recalibrating and len(folders) > 1:
+    refit, plan = bool_argument(found, "recalibrate"), plan_of(found)
+    if refit and len(folders) > 1:
         raise ConfigError(
             f"recalibrate=true fits the factors of one run, and run= names {len(folders)}; do it run by run: "
             f"run={folders[0]} recalibrate=true. Each run's own factors are used here without it."
@@ -73,11 +73,7 @@ def main() -> int:
             f"{moved[0]}: with several runs it could make training series of one run test series of all; drop it, or "
             "name a file that none was trained on: data.path=<file>."
         )
-    if (
-        plan
-        and not recalibrating
-        and (idle := [k for k in changes if k.startswith("evaluate.") and k != "evaluate.draws"])
-    ):
+    if plan and not refit and (idle := [k for k in changes if k.startswith("evaluate.") and k != "evaluate.draws"]):
         raise ConfigError(f"a backtest does not use {idle[0]}; the only evaluate.* key it reads is evaluate.draws.")
     check_splits(folders)
     parts = load_runs(folders, from_overrides([f"{key}={value}" for key, value in changes.items()]), trust)
@@ -88,7 +84,7 @@ def main() -> int:
             parts.config.data.get("path"),
             folders[0],
         )
-    factors = recalibration(parts, folders[0]) if recalibrating else None
+    factors = recalibration(parts, folders[0]) if refit else None
     if len(folders) > 1 and "recalibrate" not in found:
         factors = recalibration_of(parts.model, None, None)
     if plan:

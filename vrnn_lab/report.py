@@ -15,7 +15,7 @@ from vrnn_lab.reports import claims, csv_files, formats
 from vrnn_lab.reports.page import page
 from vrnn_lab.reports.runs import Run, read_all
 from vrnn_lab.reports.summary import ReportQuery, Summary, summarise
-from vrnn_lab.reports.tables import sheets
+from vrnn_lab.reports.tables import report_tables
 from vrnn_lab.runs.folder import SCORE
 
 USAGE = """python -m vrnn_lab.report <folder> ... [key=value ...]
@@ -139,7 +139,7 @@ def _files(summary: Summary, outputs: Sequence[Path], runs: bool, figures: int) 
                 yield file.with_suffix(".runs.csv"), csv_files.runs(summary)
         else:
             write = formats.markdown if file.suffix == ".md" else formats.latex
-            yield file, write(sheets(summary, runs), summary.notes)
+            yield file, write(report_tables(summary, runs), summary.notes)
 
 
 def _failures(runs: Sequence[Run]) -> list[str]:
@@ -164,7 +164,7 @@ def main() -> int:
     summary = summarise(runs, question)
     wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200
     console = Terminal(width=wide)
-    formats.print_sheets(sheets(summary, each) if runs else [], console)
+    formats.print_tables(report_tables(summary, each) if runs else [], console)
     none = [] if runs else [f"no runs in {', '.join(map(str, folders))}"]
     for line in [*none, *summary.notes, *_failures(summary.runs)]:
         console.print(line, soft_wrap=True)

@@ -169,9 +169,8 @@ def vet(space: Space, fixed: list[str], dirs: tuple[str, ...] = ()) -> DictConfi
     for key, axis in groups.items():
         for choice in axis["choices"] if "choices" in axis else [f"low {axis['low']}"]:
             chosen = [f"{key}={text(choice)}"]
-            within.append(
-                (chosen, _within_space(f"{key}={text(choice)}", lambda c=chosen: compose([*fixed, *c], dirs)))
-            )
+            config = _within_space(f"{key}={text(choice)}", lambda c=chosen: compose([*fixed, *c], dirs))
+            within.append((chosen, config))
     for chosen, config in within:
         _within_space(" ".join(chosen), lambda config=config: check(config))
         for key in space.keys() - groups.keys():
@@ -181,9 +180,8 @@ def vet(space: Space, fixed: list[str], dirs: tuple[str, ...] = ()) -> DictConfi
 
 def _vet_key(key: str, axis: dict[str, Any], config: DictConfig, fixed: list[str], dirs: tuple[str, ...]) -> None:
     if key not in flatten(to_dict(config)):
-        _within_space(
-            key, lambda: compose([*fixed, f"{key}=1"], dirs)
-        )  # raises Hydra's own message, with the nearest name
+        # This raises Hydra's own message, with the nearest name.
+        _within_space(key, lambda: compose([*fixed, f"{key}=1"], dirs))
         raise ConfigError(
             f"search space, {key}: this key names a part of the config, not a value; name a key of that part."
         )

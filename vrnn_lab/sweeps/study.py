@@ -116,9 +116,8 @@ def prepare(plan: SearchPlan, facts: dict[str, Any], first: dict[str, Any]) -> o
         _same(study, key, json.loads(json.dumps(value)))
     study.set_user_attr("first", first)
     for _ in range(len(slots(study.get_trials(deepcopy=False))), plan.trials):
-        study.enqueue_trial(
-            {}
-        )  # workers that start together may queue more than the total; `planned_trials` drops the rest
+        # Workers that start together may queue more than the total; `planned_trials` drops the rest.
+        study.enqueue_trial({})
     return study
 
 

@@ -20,11 +20,8 @@ from vrnn_lab.training import fit, length
 
 log = logging.getLogger("vrnn_lab")
 
-TEST_METRICS = (
-    "test/nll",
-    "test/interpolation/mse",
-    "test/forecast/mse",
-)  # shown for the winner, never used to choose
+# Test metrics that are shown for the best trials, and never used to choose.
+TEST_METRICS = ("test/nll", "test/interpolation/mse", "test/forecast/mse")
 
 
 class Watch(Callback):
