@@ -187,8 +187,8 @@ def _sweeps(argv: list[str]) -> bool:
 
 def _values(argv: list[str], flags: tuple[str, ...]) -> list[str]:
     """Return the values of a flag, given as --flag value or --flag=value."""
-    found = [b for a, b in itertools.pairwise(argv) if a in flags]
-    return found + [a.partition("=")[2] for a in argv if a.partition("=")[0] in flags and "=" in a]
+    separate = [b for a, b in itertools.pairwise(argv) if a in flags]
+    return separate + [a.partition("=")[2] for a in argv if a.partition("=")[0] in flags and "=" in a]
 
 
 def through_hydra(argv: list[str]) -> int:
@@ -234,11 +234,11 @@ def through_hydra(argv: list[str]) -> int:
 def usage(dirs: tuple[str, ...] = ()) -> str:
     """Return the help of config.yaml with all choices; Hydra's own listing of them takes seconds."""
     texts = yaml.safe_load((CONF / "config.yaml").read_text())["hydra"]["help"]
-    found = {group: set(options(group)) for group in groups()}
+    options_of = {group: set(options(group)) for group in groups()}
     for folder in map(Path, dirs):
         for file in folder.glob("*/**/*.yaml"):
-            found.setdefault(str(file.parent.relative_to(folder)), set()).add(file.stem)
-    choices = "".join(f"{group}: {', '.join(sorted(names))}\n" for group, names in sorted(found.items()))
+            options_of.setdefault(str(file.parent.relative_to(folder)), set()).add(file.stem)
+    choices = "".join(f"{group}: {', '.join(sorted(names))}\n" for group, names in sorted(options_of.items()))
     text = texts["template"].replace("$APP_CONFIG_GROUPS", choices)
     return re.sub(r"\$\{hydra\.help\.(\w+)\}", lambda name: texts[name[1]], text)
 

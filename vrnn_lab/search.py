@@ -46,7 +46,7 @@ The space is conf/search/<model>.yaml. Narrow it, or take another file:
 Any other key=value is fixed and leaves the space: optim.lr=1e-3, trainer.max_epochs=40, experiment=order, seed=3.
 --config-dir <folder> adds configs of your own, with search/<model>.yaml among them.
 
-Look at it, while it runs or later:  optuna-dashboard sqlite:///outputs/search/<study>/study.db"""
+View it, while it runs or later:  optuna-dashboard sqlite:///outputs/search/<study>/study.db"""
 
 SETTINGS = {
     "trials": 40,

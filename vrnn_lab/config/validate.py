@@ -41,11 +41,11 @@ def target(name: str, path: str) -> Any:
     return named
 
 
-def is_ours(found: Any) -> bool:
+def is_ours(value: Any) -> bool:
     """Return whether something is a class under one of the contracts that users extend."""
     # Compare names: importing the contracts would import torch, which a report or --help does without.
-    return isinstance(found, type) and any(
-        f"{kind.__module__}.{kind.__qualname__}" in CONTRACTS for kind in found.__mro__
+    return isinstance(value, type) and any(
+        f"{kind.__module__}.{kind.__qualname__}" in CONTRACTS for kind in value.__mro__
     )
 
 

@@ -154,15 +154,15 @@ def _ratio(both: Sequence[tuple[float, float]]) -> float | None:
         return inf
 
 
-def _p(found: Estimate | None) -> float | None:
-    if found is None or found.half is None:
+def _p(difference: Estimate | None) -> float | None:
+    if difference is None or difference.half is None:
         return None
-    if found.half == 0:
-        return 0.0 if found.mean else 1.0
+    if difference.half == 0:
+        return 0.0 if difference.mean else 1.0
     from scipy.special import stdtr
 
-    t = found.mean / found.half * _t(found.n - 1)
-    return 2 * float(stdtr(found.n - 1, -abs(t)))
+    t = difference.mean / difference.half * _t(difference.n - 1)
+    return 2 * float(stdtr(difference.n - 1, -abs(t)))
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:

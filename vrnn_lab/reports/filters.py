@@ -26,14 +26,14 @@ class Filter:
     value: Any
 
     def __call__(self, run: Run) -> bool:
-        found = facts(run).get(self.key, ...)
+        value = facts(run).get(self.key, ...)
         if self.key == "trick":
-            found = _set(found)
+            value = _set(value)
         if self.sign in SAME:
-            same = found == self.value or (isinstance(found, str) and found == self.text)  # YAML reads `off` as false
+            same = value == self.value or (isinstance(value, str) and value == self.text)  # YAML reads `off` as false
             return same == SAME[self.sign]
-        numbers = isinstance(found, (int, float)) and not isinstance(found, bool)
-        return numbers and ORDER[self.sign](found, self.value)
+        numbers = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return numbers and ORDER[self.sign](value, self.value)
 
 
 def facts(run: Run) -> dict[str, Any]:
@@ -96,8 +96,8 @@ def _set(text: Any) -> frozenset[str]:
 
 def select(runs: Iterable[Run], filters: Iterable[Filter]) -> list[Run]:
     """Return the runs that pass all filters."""
-    wanted = list(filters)
-    return [run for run in runs if all(accepts(run) for accepts in wanted)]
+    conditions = list(filters)
+    return [run for run in runs if all(holds(run) for holds in conditions)]
 
 
 def values_of(runs: Iterable[Run], key: str) -> str:

@@ -103,8 +103,8 @@ def by_channel(metrics: dict[str, Any], split: str) -> Table:
                 and f"{prefix}/{question}/channel/{channel}/crps" in metrics
             }
             best = min(others, key=lambda name: others[name], default=None)
-            beside = "" if best is None else f"{number(others[best])} ({NAMES.get(best, best)})"
-            shown.add_row(f"  {channel}", number(mse), number(crps), beside, number(half), number(most))
+            best_baseline = "" if best is None else f"{number(others[best])} ({NAMES.get(best, best)})"
+            shown.add_row(f"  {channel}", number(mse), number(crps), best_baseline, number(half), number(most))
     return shown
 
 

@@ -91,16 +91,16 @@ def summarise(runs: list[Run], question: ReportQuery) -> Summary:
         summary.notes.append(_nothing(runs, question.where))
     summary.data_sets = data_sets(groups, question.over)
     apart: dict[str, None] = {}
-    for each in summary.data_sets:
-        differ = _questions_differ(each.groups, naming, question.score)
-        scored = [g for g in each.groups if g.estimate(question.score)]
-        each.best = best(scored, question.score) if len(scored) > 1 and not differ else None
-        each.groups = _sorted(each.groups, summary, metrics)
+    for data_set in summary.data_sets:
+        differ = _questions_differ(data_set.groups, naming, question.score)
+        scored = [g for g in data_set.groups if g.estimate(question.score)]
+        data_set.best = best(scored, question.score) if len(scored) > 1 and not differ else None
+        data_set.groups = _sorted(data_set.groups, summary, metrics)
         apart |= dict.fromkeys(differ)
-    summary.groups = [g for each in summary.data_sets for g in each.groups]
+    summary.groups = [g for data_set in summary.data_sets for g in data_set.groups]
     _compare(summary)
     everything = group(runs, question.over)[0] if question.claims else []  # claims ignore the table's filters
-    summary.claims = [judge(each, runs, everything, question.score) for each in question.claims]
+    summary.claims = [judge(claim, runs, everything, question.score) for claim in question.claims]
     summary.notes += _notes(summary, copies, list(apart))
     return summary
 
