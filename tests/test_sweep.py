@@ -392,7 +392,7 @@ def test_a_killed_process_may_hold_its_lock_when_the_launcher_hears_of_it(tmp_pa
 
     sweeper.run_all = breaks
     sweeper._launch(jobs)
-    assert "killed, twice" in metrics_of(sweeper.folders[job])["error"]
+    assert "killed twice" in metrics_of(sweeper.folders[job])["error"]
 
 
 # ---- launchers
