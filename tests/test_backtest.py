@@ -87,7 +87,7 @@ def test_a_model_that_knows_the_process_gives_its_exact_answers(ou, known):
         assert line.value == part.values[part.times == line.time, 0][0]
 
 
-def test_its_scores_are_those_of_the_exact_row_and_no_plain_row_is_better(known):
+def test_its_scores_are_those_of_the_exact_row_and_no_baseline_is_better(known):
     found, values = known
     for score in ("nll", "mse"):
         assert found[f"this model/all/{score}"] == pytest.approx(found[f"exact/all/{score}"])
@@ -199,7 +199,7 @@ def test_a_horizon_longer_than_any_series_is_refused(data):
         folds(data, "test", BacktestPlan(1000.0), data.scale.longest.item())
 
 
-def test_where_validation_is_too_short_plain_rows_have_the_spread_of_training(tmp_path):
+def test_where_validation_is_too_short_baselines_have_the_spread_of_training(tmp_path):
     marks = np.repeat(["train", "val", "test"], [300, 5, 95])
     data = table(tmp_path, long_series().assign(split=marks))
     found, values = run(parts_of(model_for(data), data), BacktestPlan(40.0, folds=1))

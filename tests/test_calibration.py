@@ -29,7 +29,7 @@ from vrnn_lab.evaluation.calibration import (
     plain_pit,
     stretch,
 )
-from vrnn_lab.evaluation.evaluate import answers, evaluate
+from vrnn_lab.evaluation.evaluate import evaluate, held_out_scores
 from vrnn_lab.evaluation.scores import energy, fair_crps
 
 ONE = torch.ones(1).double()
@@ -149,7 +149,7 @@ def test_the_pit_is_the_rank_among_the_draws():
         assert pit(draws, value, torch.full_like(value, 0.5))[f"pit/{rank + 1}"].item() == 1
 
 
-def test_the_pit_of_a_plain_row_is_its_distribution_function():
+def test_the_pit_of_a_baseline_is_its_distribution_function():
     density = Gaussian(torch.full((1, 5, 1), 0.7).double(), torch.full((1, 5, 1), 1.6).double())
     values = [-3.0, -0.4, 0.7, 1.9, 9.0]
     found = plain_pit(density, torch.tensor(values).double().view(1, 5, 1))
@@ -244,7 +244,7 @@ def test_the_pit_of_a_model_that_knows_the_process_is_flat(data, found, plain, q
         levels = [given[f"{prefix}/{question}/pit/{i + 1}"] for i in range(PIT_BINS)]
         assert sum(levels) == pytest.approx(1)
         assert levels == pytest.approx([0.1] * PIT_BINS, abs=0.03)
-    wide = answers(Oracle(data, 2.0), data, "test", QUESTIONS, 0)
+    wide = held_out_scores(Oracle(data, 2.0), data, "test", QUESTIONS, 0)
     assert wide[f"test/{question}/pit/1"] < 0.05 < 0.13 < wide[f"test/{question}/pit/5"]
 
 
@@ -280,13 +280,13 @@ def test_a_bin_ends_where_the_next_one_begins_though_that_one_is_empty(data):
 def test_what_nothing_was_seen_for_stands_apart(data):
     never = {"interpolation": Interpolate(0, scored="held_out"), "forecast": Forecast(0, scored="held_out")}
     nothing = metrics.EvaluationProtocol(**never, samples=4, draws=9)
-    given = answers(Oracle(data), data, "test", nothing, 0)
+    given = held_out_scores(Oracle(data), data, "test", nothing, 0)
     assert given["test/forecast/horizon/none/share"] == given["test/interpolation/gap/none/share"] == 1
     assert given["test/forecast/horizon/none/mse"] == given["test/forecast/mse"]
 
 
 @pytest.mark.parametrize("question", ["interpolation", "forecast"])
-def test_no_plain_row_has_a_lower_energy_score_than_draws_of_the_process(found, plain, question):
+def test_no_baseline_has_a_lower_energy_score_than_draws_of_the_process(found, plain, question):
     """Though the oracle's draws do not hang together, as they should."""
     for row in ("constant", "last", "linear", "blend"):
         assert plain[f"reference/{row}/{question}/energy"] > found[f"test/{question}/energy"]

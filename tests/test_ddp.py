@@ -131,7 +131,7 @@ def test_the_first_process_alone_writes_and_prints(runs):
     folder, _, _, done = runs
     rows = [line for line in done.stdout.splitlines() if line.strip().startswith("this model")]
     assert len(rows) == 2  # interpolation and forecast, once each
-    assert done.stderr.count("\n") == 2 and done.stderr.count("training:") == done.stderr.count("going on") == 1
+    assert done.stderr.count("\n") == 2 and done.stderr.count("training:") == done.stderr.count("resuming from") == 1
     written = lambda name: {
         str(p.relative_to(folder / name)) for p in (folder / name).rglob("*") if "event" not in p.name
     }

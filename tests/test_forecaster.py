@@ -148,7 +148,7 @@ def test_what_cannot_work_is_refused(fitted, tmp_path):
         Forecaster("data=ou")
     with pytest.raises(ValueError, match="holds a run on another frame"):
         Forecaster(*KEYS, folder=forecaster.folder).fit(frame[1:], id="plant no", time="day")
-    with pytest.raises(ValueError, match="no run folder"):
+    with pytest.raises(ValueError, match="is not a run folder"):
         Forecaster.load(tmp_path)
     with pytest.raises(ValueError, match="has no column 'name'"):
         forecaster.predict(frame, fill=True, id="name")

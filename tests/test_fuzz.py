@@ -231,16 +231,16 @@ def test_a_quotation_mark_left_open_in_the_last_row_is_named_by_its_line(column,
 
 REFUSED = {
     "model._target_=0": r"model\._target_=0: expected the name of a class with its module",
-    "+optim=0": r"\+optim=0: .*do not go together",
-    "~seed": r"seed: there is none, and a run needs one",
-    "~data": r"data: there is none, and a run needs one",
+    "+optim=0": r"\+optim=0: .*cannot be combined",
+    "~seed": r"seed is missing, but a run needs it",
+    "~data": r"data is missing, but a run needs it",
     "++tricks=-1": r"tricks=-1: expected none",
     "++trainer.max_steps=${nothing}": r"trainer\.max_steps: .*nothing",
     "data.seed={}": r"data\.seed=\{\}: expected a whole number",
     "a b=1": r"'a b=1' cannot be read; expected key=value",
     "+model@foo=rnn": r"foo: a run has no such key or group",
     "labels=null": r"labels=null: expected one of learn, none",
-    "objective=[null]": r"objective=\[null\]: these overrides do not go together, or one has a value",
+    "objective=[null]": r"objective=\[null\]: these overrides cannot be combined, or one has a value",
     "evaluate=builtins.int": r"evaluate=builtins\.int: expected the keys of a part",
     "+lr=1": r"lr: a run has no such key or group",
     "model=glob(*)": r"glob\(\*\)",
@@ -262,7 +262,7 @@ def test_a_value_of_evaluate_that_is_no_yaml_is_refused_by_its_key(value, folder
 
 
 def test_a_folder_of_configs_that_is_not_there_is_named():
-    with pytest.raises(ConfigError, match=r"--config-dir=nowhere is no folder"):
+    with pytest.raises(ConfigError, match=r"--config-dir=nowhere is not a folder"):
         compose([], ("nowhere",))
 
 

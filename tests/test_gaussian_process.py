@@ -147,7 +147,7 @@ def test_where_series_have_no_levels_of_their_own_or_scikit_learn_is_missing_not
 @pytest.mark.parametrize(
     ("limit", "reason"),
     [
-        ("MOST_SEEN", "seen values of a series in "),
+        ("MOST_SEEN", "observed values of a series in "),
         ("MOST_SERIES", "40 series in interpolation"),
         ("MOST_CHANNELS", "channels"),
     ],

@@ -139,7 +139,9 @@ def test_what_would_take_long_is_left_out_and_the_reason_is_logged(monkeypatch, 
     monkeypatch.setattr(rows, "MOST_VALUES", 100)
     assert not any(LINEAR_PROCESS in key for key in references(data, QUESTIONS))
     points = data.splits["test"].lengths.sum()
-    assert f"no linear process among the baselines, which would take long: {points} values in interp" in caplog.text
+    assert (
+        f"the linear process baseline is left out, since it would take long: {points} values in interp" in caplog.text
+    )
 
 
 def test_of_zeros_and_ones_there_is_none():

@@ -57,7 +57,10 @@ def test_a_config_of_ones_own_with_a_name_of_before_is_composed_with_a_notice(tm
     with caplog.at_level(logging.WARNING, logger="vrnn_lab"):
         config = compose(["model=rnn", "model/head=own"], (str(tmp_path),))
     assert config.model.head._target_ == "vrnn_lab.models.heads.LaplaceHead"
-    assert "model.head._target_=vrnn_lab.likelihoods.LaplaceHead is vrnn_lab.models.heads.LaplaceHead" in caplog.text
+    assert (
+        "model.head._target_=vrnn_lab.likelihoods.LaplaceHead was renamed to vrnn_lab.models.heads.LaplaceHead"
+        in caplog.text
+    )
 
 
 def test_a_run_of_an_earlier_version_has_the_scores_that_it_recorded(old):

@@ -57,13 +57,13 @@ def worker(server: Server, folder: Path, *more: str) -> subprocess.Popen:
 
 
 def seats_in(server: Server) -> list[study.TrialSlot]:
-    return study.seats(optuna.load_study(study_name="shared", storage=study.open_storage(server.url)).trials)
+    return study.slots(optuna.load_study(study_name="shared", storage=study.open_storage(server.url)).trials)
 
 
 def ended(server: Server) -> int:
     """How many trials have ended; -1 while the database has no study, or does not answer."""
     try:
-        return sum(seat.end is not None for seat in seats_in(server))
+        return sum(slot.end is not None for slot in seats_in(server))
     except Exception:
         return -1
 
@@ -104,14 +104,14 @@ def test_three_workers_a_kill_and_a_restart_lose_no_trial_and_run_none_twice(ser
     said = said_in(tmp_path)
     assert workers[-1].returncode == 0, said
     found = seats_in(server)[:TRIALS]  # workers that began together queued more than were asked
-    assert [seat.number for seat in found] == list(range(len(found))) and len(found) == TRIALS
-    finished = [[a for a in seat.attempts if a.state == TrialState.COMPLETE] for seat in found]
+    assert [slot.number for slot in found] == list(range(len(found))) and len(found) == TRIALS
+    finished = [[a for a in slot.attempts if a.state == TrialState.COMPLETE] for slot in found]
     assert [len(each) for each in finished] == [1] * TRIALS, said  # none lost, none twice
     folder = tmp_path / "outputs" / "search" / "shared"
     scores = {number: metrics(folder / str(number))["val/loss"] for number in range(TRIALS)}
     assert scores == pytest.approx({number: each[0].value for number, each in enumerate(finished)})
     assert len({str(sorted(each[0].params.items())) for each in finished}) == TRIALS  # no draw is made twice
-    count = Counter(len(seat.attempts) for seat in found)
+    count = Counter(len(slot.attempts) for slot in found)
     print(
         f"{TRIALS} trials by 3 workers in {time.monotonic() - started:.0f} s; {alive} of 2 lived on after the restart"
     )

@@ -547,7 +547,7 @@ def test_the_command_writes_a_table_and_figures_and_the_same_again(run):
         ({"output": "mine.csv"}, "output=mine.csv is also an input"),
         ({"input": "nowhere.csv"}, "input=nowhere.csv does not exist"),
         ({"fill": None, "at": "nowhere.csv"}, "at=nowhere.csv does not exist"),
-        ({"run": "nowhere"}, "no run folder"),
+        ({"run": "nowhere"}, "is not a run folder"),
         ({"run": "bare"}, "no checkpoint yet"),
         ({"fill": None}, "the query is missing or not unique"),
         ({"fill": "yes"}, "fill=yes: expected true or false"),

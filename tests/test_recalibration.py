@@ -11,7 +11,7 @@ from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.core.series import series_of
 from vrnn_lab.core.tasks import Interpolate
 from vrnn_lab.evaluation import recalibration
-from vrnn_lab.evaluation.evaluate import answers
+from vrnn_lab.evaluation.evaluate import held_out_scores
 from vrnn_lab.evaluation.recalibration import Recalibration, ahead, fit, load
 
 INSIDE, AFTER = torch.tensor([1.5, 0.4]).double(), torch.tensor([0.7, 3.0]).double()
@@ -41,9 +41,9 @@ def test_a_spread_wrong_by_a_factor_is_put_right(data, right, wide):
     rel = 0.02  # a factor below 1 weighs all series alike, one above 1 all values
     assert wide * found.interpolation.item() == pytest.approx(right.interpolation.item(), rel=rel)
     assert wide * found.forecast.item() == pytest.approx(right.forecast.item(), rel=rel)
-    before = answers(model, data, "test", QUESTIONS, 0)
-    after = answers(model, data, "test", QUESTIONS, 0, found.apply)
-    best = answers(Oracle(data), data, "test", QUESTIONS, 0)
+    before = held_out_scores(model, data, "test", QUESTIONS, 0)
+    after = held_out_scores(model, data, "test", QUESTIONS, 0, found.apply)
+    best = held_out_scores(Oracle(data), data, "test", QUESTIONS, 0)
     for question in ("interpolation", "forecast"):
         assert abs(before[f"test/{question}/coverage_90"] - 0.9) > 0.06
         assert after[f"test/{question}/coverage_90"] == pytest.approx(0.9, abs=0.02)
@@ -116,12 +116,12 @@ def test_values_that_were_never_asked_for_leave_the_factor_at_one(data):
 
 def test_zeros_and_ones_are_refused(data):
     model = model_of("rnn model/head=bernoulli", scale_of(support="binary"))
-    with pytest.raises(ConfigError, match="have no spread to set right"):
+    with pytest.raises(ConfigError, match="predictions have no spread that could be recalibrated"):
         fit(model, data, QUESTIONS, seed=0)
 
 
 def test_a_single_draw_tells_no_spread(data):
-    with pytest.raises(ConfigError, match="of a single draw"):
+    with pytest.raises(ConfigError, match="a single draw has no spread"):
         fit(model_of("rnn", scale_of()), data, replace(QUESTIONS, draws=1), seed=0)
 
 

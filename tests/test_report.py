@@ -156,7 +156,7 @@ def test_runs_of_different_code_are_said_to_be(said, tmp_path):
         origin = {"code": f"hash{seed}", "data": None, "torch": "2.13.0"}
         (tmp_path / "s" / str(seed) / ".hydra" / "origin.json").write_text(json.dumps(origin))
     _, out, _ = said(tmp_path / "s")
-    assert "not all of these runs were made by the same code" in out and "version of torch" not in out
+    assert "these runs were not all made with the same code" in out and "version of torch" not in out
 
 
 def test_rows_on_different_data_are_never_in_one_ranking(said, tmp_path):
@@ -326,13 +326,13 @@ WRONG = {
     "where=optm=adam": "Did you mean 'optim'?",
     "where=optim.lr>much": "compares numbers",
     "where=optim": "expected <key>=<value>",
-    "where=test/nll<1": "test numbers choose nothing",
+    "where=test/nll<1": "test metrics must not choose runs",
     "score=test/nll": "choose by a val/ metric such as val/nll",
     "score=val/nl": "Did you mean 'val/nll'?",
     "columns=test/nl": "Did you mean 'test/nll'?",
     "sort=optm": "Did you mean 'optim'?",
     "baseline=optim=sgd": "optim is adam, rmsprop",
-    "baseline=seed=0": "means 2 rows",
+    "baseline=seed=0": "matches 2 rows",
     "metric=test/nll": "add baseline=",
     "output=report.pdf": "expected a name that ends in",
     "output=nowhere/report.md": "there is no folder",
@@ -396,7 +396,7 @@ def test_a_narrow_terminal_cuts_no_number(said, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "50")
     code, out, _ = said(top, "baseline=optim=adam")
     assert code == 0 and all(len(line) <= 50 for line in out.splitlines() if line.startswith(" optim="))
-    assert out.count("2.235 ± 2.5") == 2 and "no room in 50 columns for" in out and "undecided" in out
+    assert out.count("2.235 ± 2.5") == 2 and "a width of 50 has no room for" in out and "undecided" in out
 
 
 def test_claims_hold_or_do_not_or_are_undecided(said, tmp_path, monkeypatch):
@@ -478,7 +478,7 @@ def test_the_page_holds_as_many_figures_as_asked(said, shown, tmp_path):
     figures = lambda: sum(len(run["figures"]) for run in count()["runs"])
     assert figures() == 6
     said(tmp_path / "s", f"output={shown}", "figures=2")
-    assert figures() == 2 and any("figures of 4 runs are not in this page" in note for note in count()["notes"])
+    assert figures() == 2 and any("figures of 4 runs are left out of this page" in note for note in count()["notes"])
     said(tmp_path / "s", f"output={shown}", "figures=false")
     assert figures() == 0
 
@@ -491,7 +491,7 @@ def test_the_page_works_in_a_browser_without_network(shown, browser):
     page.on("request", lambda request: requests.append(request.url))
     page.goto(shown.as_uri())
     rows = lambda: page.locator("tr.row .name button").all_inner_texts()
-    assert rows() == ["rmsprop", "adam"] and page.title() == "s: what was tried"
+    assert rows() == ["rmsprop", "adam"] and page.title() == "s: comparison of runs"
     page.locator("thead button").nth(2).click()
     page.locator("thead button").nth(2).click()
     assert rows() == ["adam", "rmsprop"]
@@ -502,7 +502,7 @@ def test_the_page_works_in_a_browser_without_network(shown, browser):
     figure = page.locator("figure img")
     assert figure.count() == 1 and figure.evaluate("image => image.complete && image.naturalWidth") == 1
     page.locator(".mini tr", has_text="failed").click()
-    assert "document.title='owned'" in page.locator("pre").inner_text() and page.title() == "s: what was tried"
+    assert "document.title='owned'" in page.locator("pre").inner_text() and page.title() == "s: comparison of runs"
     page.select_option("#x", "fit/seconds")
     page.locator("#scatter circle.mark").first.hover()
     assert "val/loss" in page.locator("#tip").inner_text()
@@ -591,7 +591,7 @@ def test_a_verdict_knows_which_way_is_better_or_is_refused(tmp_path, said):
         _, out, _ = said(tmp_path, "baseline=optim=rmsprop", f"metric={metric}")
         assert " better" in out and " worse" not in out
     code, _, complaint = said(tmp_path, "baseline=optim=rmsprop", "metric=test/forecast/coverage_90")
-    assert code == 2 and "neither less nor more" in complaint
+    assert code == 2 and "neither a lower nor a higher coverage" in complaint
 
 
 def test_baselines_stand_below_the_rows_of_their_data_set_best_crps_first(said, two_tables, tmp_path, monkeypatch):

@@ -206,7 +206,7 @@ def test_a_finished_run_is_not_trained_again(whole):
 @pytest.mark.slow
 def test_a_folder_holds_one_run_and_refuses_another(whole):
     done = command("run", *FAST, "model.width=9", f"hydra.run.dir={whole}", folder=whole.parent, check=False)
-    assert done.returncode == 2 and "model.width is 8 there and 9 here" in done.stderr
+    assert done.returncode == 2 and "model.width is 8 instead of 9" in done.stderr
 
 
 @pytest.mark.slow

@@ -108,7 +108,7 @@ def test_the_command_writes_a_table_and_a_figure_and_the_same_again(run):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["run=nowhere"], "no run folder"),
+        (["run=nowhere"], "is not a run folder"),
         (["n=3"], "run=<run folder> is missing"),
         (["run=run", "n=0"], "n=0: expected a whole number from 1"),
         (["run=run", "points=many"], "points=many"),

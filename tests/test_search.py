@@ -142,7 +142,7 @@ def test_a_search_that_was_killed_goes_on_to_the_same_numbers(whole, here, run_i
     cut = CUT.format(**IN_THE_SECOND_SEED, signal="KILL")
     done = command("search", *WHOLE, folder=here, before=cut, check=False)
     assert done.returncode == -signal.SIGKILL
-    assert [s.number for s in study.seats(study_in(folder).trials) if s.end] == [0]
+    assert [s.number for s in study.slots(study_in(folder).trials) if s.end] == [0]
     first = (folder / "1" / "seed=0" / "metrics.json").stat().st_mtime_ns
     monkeypatch.setattr(fit.model_figures, "figures", lambda *a, **k: {})
     code, printed = run_in(*WHOLE)
@@ -150,7 +150,7 @@ def test_a_search_that_was_killed_goes_on_to_the_same_numbers(whole, here, run_i
     assert (folder / "1" / "seed=0" / "metrics.json").stat().st_mtime_ns == first
     for run in ("0/seed=0", "0/seed=1", "1/seed=0", "1/seed=1"):
         assert metrics(folder / run) == metrics(whole[0] / run)
-    ends = [s.end for s in study.seats(study_in(folder).trials)]
+    ends = [s.end for s in study.slots(study_in(folder).trials)]
     assert [e.intermediate_values for e in ends] == [t.intermediate_values for t in study_in(whole[0]).trials]
 
 
@@ -186,7 +186,7 @@ def test_workers_that_begin_together_make_the_first_trial_once(here, monkeypatch
     plan, facts, first = search.plan_of(search.Call([*LR, "study=t", "trials=3"]))
     plan.folder.mkdir(parents=True)
     with monkeypatch.context() as patch:
-        patch.setattr(study, "seats", lambda trials: [])  # as three that look before any of them has queued a trial
+        patch.setattr(study, "slots", lambda trials: [])  # as three that look before any of them has queued a trial
         for _ in range(3):
             study.prepare(plan, facts, first)
     drawn = []
@@ -224,8 +224,8 @@ def test_a_trial_that_kills_its_process_again_and_again_is_given_up(here):
             assert found is not None and found[0] == 0
     with study.claimed(study.open_study(plan), plan) as found:
         assert found is None
-    (seat,) = study.asked(study.open_study(plan), plan)
-    assert seat.end is not None and "died" in study.reason(seat.end)
+    (slot,) = study.planned_trials(study.open_study(plan), plan)
+    assert slot.end is not None and "died" in study.reason(slot.end)
 
 
 @pytest.mark.slow
@@ -239,7 +239,7 @@ def test_an_interrupted_search_shows_its_best_and_goes_on(here, run_in, stub, ca
     with pytest.raises(KeyboardInterrupt):
         run_in(*LR, "study=c", "trials=4")
     printed = capsys.readouterr().out
-    assert "2 of 4 trials have ended" in printed and "the same command goes on" in printed
+    assert "2 of 4 trials have ended" in printed and "the same command runs the others" in printed
     assert run_in(*LR, "study=c", "trials=4")[0] == 0
     assert len(seen) == 5 and seen[2].optim.lr == seen[3].optim.lr
 
@@ -382,7 +382,7 @@ WRONG = {
     "optim=adam,sgd": "space.optim=[adam,sgd]",
     "workers=2": "hydra/launcher=joblib",
     "workers=2 hydra/launcher=basic": "hydra/launcher=joblib",
-    "hydra.run.dir=x": "no meaning in a search",
+    "hydra.run.dir=x": "a search does not use this key",
     "sweep=x": "study=<name>",
     "sampler=cmaes": "tpe, random",
     "storage=sqlite:////no/such/folder/x.db": "cannot be opened",

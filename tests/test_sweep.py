@@ -40,7 +40,7 @@ from vrnn_lab.runs.folder import (
     with_absolute_paths,
 )
 from vrnn_lab.sweeps.sweep import Job, Sweeper, _table, folders, plan
-from vrnn_lab.training.fit import _same_run
+from vrnn_lab.training.fit import _check_same_run
 
 SHORT = [*FAST, "trainer.max_epochs=2"]
 
@@ -69,7 +69,7 @@ def test_a_job_keeps_its_folder_when_values_are_added_or_reordered_or_said_outri
 def test_equal_jobs_are_one_and_it_says_so(caplog):
     with caplog.at_level("INFO"):
         assert len(plan(("optim.lr=1e-3,0.001", "seed=0"))) == 1
-    assert "of 2 combinations 1 give the same as another" in caplog.text
+    assert "of 2 combinations, 1 make the same config as another" in caplog.text
 
 
 def test_names_of_folders_are_plain_and_short(tmp_path):
@@ -104,7 +104,7 @@ def test_how_to_go_on_names_the_whole_sweep(tmp_path, capsys):
     sweeper = sweeper_of(tmp_path / "a" / "b", jobs)
     sweeper.name = "a/b c"
     sweeper._conclude(jobs)
-    assert "sweep='a/b c' goes on" in capsys.readouterr().out
+    assert "sweep='a/b c' resumes the sweep" in capsys.readouterr().out
 
 
 def test_devices_are_looked_for_where_the_jobs_will_run(monkeypatch):
@@ -146,7 +146,7 @@ def test_a_run_that_ends_while_it_is_looked_at_was_not_interrupted(tmp_path, mon
         return False
 
     monkeypatch.setattr("vrnn_lab.runs.folder.is_running", ends)
-    monkeypatch.setattr("vrnn_lab.reports.runs.at_work_on", ends)
+    monkeypatch.setattr("vrnn_lab.reports.runs.is_locked", ends)
     assert status(tmp_path) == "failed"
     (tmp_path / "metrics.json").unlink()
     assert runs.read(tmp_path).status == "failed"
@@ -160,7 +160,7 @@ def test_a_job_that_failed_before_it_had_a_folder_may_be_tried_again(tmp_path, m
         job = tmp_path / path.strip("'")[0]
         config = compose(["data=table", f"data.path={path}"])
         record_failure(job, RuntimeError("why"), config)
-        _same_run(with_absolute_paths(config), job, resuming=False)
+        _check_same_run(with_absolute_paths(config), job, resuming=False)
         assert config_of(job).data.path == str(tmp_path / "my.csv")
 
 
@@ -412,7 +412,7 @@ def test_a_killed_process_may_hold_its_lock_when_the_launcher_hears_of_it(tmp_pa
 
     sweeper.run_all = breaks
     sweeper._launch(jobs)
-    assert "killed, twice" in metrics_of(sweeper.folders[job])["error"]
+    assert "killed twice" in metrics_of(sweeper.folders[job])["error"]
 
 
 # ---- launchers

@@ -225,7 +225,7 @@ def test_what_looks_like_an_interpolation_is_text(text, folder, tmp_path):
     change(folder, lambda config: config.update(note=text, deep={"list": [text]}))
     config = config_to_build(folder)
     assert config.note == config.deep.list[0] == text
-    fit._same_run(config, folder, resuming=False)  # and is so when it is written and read once more
+    fit._check_same_run(config, folder, resuming=False)  # and is so when it is written and read once more
     assert config_of(folder).note == text
 
 

@@ -9,25 +9,26 @@ from vrnn_lab.cli.arguments import arguments, bool_argument, configure_logging, 
 USAGE = """python -m vrnn_lab.evaluate run=<run folder> [evaluate.<key>=<value> ...] [data.path=<file>] [split=val]
 python -m vrnn_lab.evaluate run=<run folder> backtest=true backtest.horizon=24 [output=<csv>]
 
-Scores the best checkpoint of a run again and prints its table, and how true its intervals are: by the distance to
-what was seen, by channel, and where values fall in their predictions. Writes nothing but what is asked for here.
-  run                  the folder of a finished run, or of one cut short after its first checkpoint; or several,
-                       run=a,b,c: the mixture of their predictions with equal shares, asked the first run's questions;
-                       nll is that of the mixture (a bound where one of theirs is; a mixture has no loss). Their data
-                       keys must be the same, so that none was trained on a test series. Each is recalibrated by its
-                       own factors (row 'recalibrated', and a backtest), unless recalibrate=false; nothing is fitted
+Scores the best checkpoint of a run again and prints its table, and the calibration of its intervals: coverage by the
+distance to the nearest observation and by channel, and PIT histograms. Writes only the files that are named below.
+  run                  the folder of a finished run, or of one interrupted after its first checkpoint; or several,
+                       run=a,b,c: the mixture of their predictions with equal weights, scored by the protocol of the
+                       first run; nll is that of the mixture (a bound where one of theirs is; a mixture has no loss).
+                       Their data keys must be the same, so that none was trained on a test series. Each is
+                       recalibrated by its own factors (row 'recalibrated', and a backtest), unless
+                       recalibrate=false; nothing is fitted
   evaluate.forecast.seen=30, evaluate.interpolation.seen=0.1, evaluate.samples=1000, ...   another protocol
   data.<key>           other data of the same channels
   trust                for a run of your own classes: trust=my_model names their module, trust=true trusts the whole
                        folder; without it a folder from somebody else runs no code (SECURITY.md)
   split                test (default) or val: whose scores the table shows
-  recalibrate=true     fits on validation by what the spread of predictions is multiplied, a factor a channel for
-                       points up to the last seen one and one for those after it; prints the table with and without,
-                       and writes the factors to <run folder>/recalibration.json, for predict. Every run of
+  recalibrate=true     fits on validation the factors that multiply the spread of predictions: for each channel one
+                       for points up to the last observed one and one for those after it; prints the table with and
+                       without, and writes the factors to <run folder>/recalibration.json, for predict. Every run of
                        real values does so when it ends.
-  backtest=true        in place of all that forecasts from rolling origins: at each origin all of a series up to it is
-                       seen (over a window as long as those of training), all up to a horizon after it is scored. Of a
-                       series that is split in time what comes before the split's own part is seen too. With
+  backtest=true        instead, a backtest of forecasts from rolling origins: at each origin a series is observed
+                       up to it (over a window as long as those of training) and scored up to a horizon after it.
+                       Where series are split in time, the part before the split's own is observed too. With
                        recalibrate=true forecasts are recalibrated.
   backtest.horizon     how far ahead, in the data's time unit
   backtest.every       time between origins (default: the horizon)
@@ -39,7 +40,7 @@ KEYS = ("run", "trust", "split", "recalibrate", "backtest", "output", "backtest.
 
 
 def main() -> int:
-    found = arguments(USAGE, KEYS, sys.argv[1:])
+    given = arguments(USAGE, KEYS, sys.argv[1:])
     configure_logging()
 
     from vrnn_lab.config.compose import from_overrides
@@ -53,67 +54,67 @@ def main() -> int:
     from vrnn_lab.runs.provenance import data_changed
     from vrnn_lab.runs.trust import trust_of
 
-    folders, split = folders_of(found), found.get("split", "test")
+    folders, split = folders_of(given), given.get("split", "test")
     if split not in ("val", "test"):
         raise ConfigError(f"split={split}: expected val or test.")
-    wanted, plan = bool_argument(found, "recalibrate"), plan_of(found)
-    if wanted and len(folders) > 1:
+    refit, plan = bool_argument(given, "recalibrate"), plan_of(given)
+    if refit and len(folders) > 1:
         raise ConfigError(
             f"recalibrate=true fits the factors of one run, and run= names {len(folders)}; do it run by run: "
             f"run={folders[0]} recalibrate=true. Each run's own factors are used here without it."
         )
-    trust = trust_of(found.get("trust", ""))
+    trust = trust_of(given.get("trust", ""))
     keys = flatten(to_dict(config_to_build(folders[0], trust)))
-    changes = {k: v for k, v in found.items() if k.startswith(("evaluate.", "data."))}
+    changes = {k: v for k, v in given.items() if k.startswith(("evaluate.", "data."))}
     for key in changes:
         if key not in keys:
             raise ConfigError(f"{key}: the run's config has no such key.{did_you_mean(key, keys)}")
     if len(folders) > 1 and "data.path" not in changes and (moved := [k for k in changes if k.startswith("data.")]):
         raise ConfigError(
-            f"{moved[0]}: of several runs it could make training series of one the test series of all; drop it, or "
-            "name a file that none was trained on, data.path=<file>."
+            f"{moved[0]}: with several runs it could make training series of one run test series of all; drop it, or "
+            "name a file that none was trained on: data.path=<file>."
         )
-    if plan and not wanted and (idle := [k for k in changes if k.startswith("evaluate.") and k != "evaluate.draws"]):
-        raise ConfigError(f"{idle[0]}: a backtest has no such question; of evaluate. it takes evaluate.draws alone.")
+    if plan and not refit and (idle := [k for k in changes if k.startswith("evaluate.") and k != "evaluate.draws"]):
+        raise ConfigError(f"a backtest does not use {idle[0]}; the only evaluate.* key it reads is evaluate.draws.")
     check_splits(folders)
     parts = load_runs(folders, from_overrides([f"{key}={value}" for key, value in changes.items()]), trust)
     if not any(key.startswith("data.") for key in changes) and data_changed(folders[0], parts.config):
         log.warning(
-            "warning: the file %s has changed since %s was trained; these are scores on what it holds now, and "
-            "series that were trained on may be among them.",
+            "warning: the file %s has changed since %s was trained; the scores are of its present content, "
+            "which may include series that the run was trained on.",
             parts.config.data.get("path"),
             folders[0],
         )
-    factors = recalibration(parts, folders[0]) if wanted else None
-    if len(folders) > 1 and "recalibrate" not in found:
+    factors = recalibration(parts, folders[0]) if refit else None
+    if len(folders) > 1 and "recalibrate" not in given:
         factors = recalibration_of(parts.model, None, None)
     if plan:
-        print_backtest(parts, plan, split, factors, found.get("output"))
+        print_backtest(parts, plan, split, factors, given.get("output"))
     else:
         print_run(folders, score(parts) | _recalibrated(parts, split, factors), split, parts.data)
     return 0
 
 
-def plan_of(found: dict[str, str]):
+def plan_of(given: dict[str, str]):
     """Return the backtest plan of the arguments, None where no backtest is wanted.
 
     Raise ValueError for keys that do not go together.
     """
-    given = {key.removeprefix("backtest."): value for key, value in found.items() if key.startswith("backtest.")}
-    if not bool_argument(found, "backtest"):
-        if beside := [key for key in found if key == "output" or key.startswith("backtest.")]:
-            raise ValueError(f"{beside[0]} belongs to a backtest; set backtest=true, or drop it.")
+    settings = {key.removeprefix("backtest."): value for key, value in given.items() if key.startswith("backtest.")}
+    if not bool_argument(given, "backtest"):
+        if misplaced := [key for key in given if key == "output" or key.startswith("backtest.")]:
+            raise ValueError(f"{misplaced[0]} belongs to a backtest; set backtest=true, or drop it.")
         return None
-    if unknown := given.keys() - {"horizon", "every", "folds"}:
+    if unknown := settings.keys() - {"horizon", "every", "folds"}:
         raise ValueError(f"backtest.{min(unknown)}: expected backtest.horizon, backtest.every or backtest.folds.")
-    if "horizon" not in given:
-        raise ValueError("backtest.horizon is missing: how far ahead, in the data's time unit.")
+    if "horizon" not in settings:
+        raise ValueError("backtest.horizon is missing; set how far ahead to forecast, in the data's time unit.")
     from vrnn_lab.data.table.time_format import Span
     from vrnn_lab.forecasting.backtest import BacktestPlan
 
-    every = Span.of("backtest.every", given["every"]) if "every" in given else None
+    every = Span.of("backtest.every", settings["every"]) if "every" in settings else None
     return BacktestPlan(
-        Span.of("backtest.horizon", given["horizon"]), every, int_argument(found, "backtest.folds", 5, 1)
+        Span.of("backtest.horizon", settings["horizon"]), every, int_argument(given, "backtest.folds", 5, 1)
     )
 
 
@@ -124,10 +125,10 @@ def print_backtest(parts, plan, split: str, factors, output: str | None) -> None
     from vrnn_lab.forecasting.backtest import run
     from vrnn_lab.reports.run_table import backtest, paper
 
-    found, values = run(parts, plan, split, factors and factors.apply)
+    scores, values = run(parts, plan, split, factors and factors.apply)
     unit = f" {parts.data.time_unit}" if parts.data.time_unit else ""
     title = f"{split}: {values['origin'].nunique()} origins, {plan.horizon:g}{unit} ahead, {len(values)} values"
-    paper().print(backtest(found, title + (", recalibrated" if factors else "")))
+    paper().print(backtest(scores, title + (", recalibrated" if factors else "")))
     if output:
         for name in ("origin", "time") if parts.data.dates else ():
             values[name] = Clock.of_training(parts.data).texts(values[name].to_numpy("datetime64[us]"))
@@ -140,19 +141,19 @@ def recalibration(parts, folder: Path):
     from vrnn_lab.training.fit_recalibration import recalibrate
     from vrnn_lab.training.out_of_time import measured
 
-    found = recalibrate(parts, measured(parts, folder))
-    print("\n".join(found.lines()))
-    print(f"written  {found.save(folder)}\n")
-    return found
+    factors = recalibrate(parts, measured(parts, folder))
+    print("\n".join(factors.lines()))
+    print(f"written  {factors.save(folder)}\n")
+    return factors
 
 
 def _recalibrated(parts, split: str, factors) -> dict[str, float]:
     """Return the scores of recalibrated predictions as recalibrated/<split>/..., empty without factors."""
     if factors is None:
         return {}
-    from vrnn_lab.evaluation.evaluate import answers
+    from vrnn_lab.evaluation.evaluate import held_out_scores
 
-    scores = answers(parts.model, parts.data, split, parts.protocol, parts.config.seed, factors.apply)
+    scores = held_out_scores(parts.model, parts.data, split, parts.protocol, parts.config.seed, factors.apply)
     return {f"recalibrated/{key}": value for key, value in scores.items()}
 
 

@@ -15,7 +15,7 @@ from vrnn_lab.reports import claims, csv_files, formats
 from vrnn_lab.reports.page import page
 from vrnn_lab.reports.runs import Run, read_all
 from vrnn_lab.reports.summary import ReportQuery, Summary, summarise
-from vrnn_lab.reports.tables import sheets
+from vrnn_lab.reports.tables import report_tables
 from vrnn_lab.runs.folder import SCORE
 
 USAGE = """python -m vrnn_lab.report <folder> ... [key=value ...]
@@ -23,17 +23,17 @@ USAGE = """python -m vrnn_lab.report <folder> ... [key=value ...]
 Reads run folders and what holds them, finished or not, and shows one row for all runs that differ by seed alone:
 the mean of their scores with half of its 95 % interval (Student's t over the seeds), best by validation first.
 Runs on several data sets have a table for each data set, whose rows are named by folder: scores are ranked and
-compared on the same data alone. Below each table stand the baselines of its data set.
+compared only on the same data. Below each table are the baselines of its data set.
 
 What is shown
-  where=optim=adam              runs of which this is true; also != < <= > >=, by config key, group, trick, status or
+  where=optim=adam              only runs that match; also != < <= > >=, by config key, group, trick, status or
                                 val/ metric; several by commas, or where= again: where=model.width>=32,optim=adam
-                                trick=[big_batch,wide] are exactly these tricks, trick=none no trick
-  score=val/loss                what rows are chosen by: a val/ metric; less is better, but of accuracy, auc and ks_p
-  columns=test/nll,fit/seconds  the metrics beside it
+                                trick=[big_batch,wide] means exactly these tricks, trick=none no trick
+  score=val/loss                the val/ metric that rows are ranked by; less is better, but for accuracy, auc, ks_p
+  columns=test/nll,fit/seconds  further metrics to show
   sort=model.width              by a metric, key, name or runs; sort=-fit/seconds from the largest; default: the score
   over=seed                     the keys over which a config is repeated: over=data.seed,seed
-  runs=true                     each run as well
+  runs=true                     also a table of all runs
 
 What is compared
   baseline=trick=none           each row less this one, paired by seed: difference, interval, verdict
@@ -60,7 +60,7 @@ ALLOWED = ("where", "over", "score", "columns", "sort", "baseline", "metric", "c
 
 def options(argv: Sequence[str]) -> tuple[list[Path], dict[str, list[str]]]:
     """Return the folders, and the values of each option in order; raise ConfigError for an unknown option."""
-    folders, found = [], {}
+    folders, given = [], {}
     for argument in argv:
         key, equals, value = argument.partition("=")
         if not equals or (key not in ALLOWED and Path(argument).is_dir()):  # a folder's name may hold a `=`
@@ -69,15 +69,15 @@ def options(argv: Sequence[str]) -> tuple[list[Path], dict[str, list[str]]]:
             raise ConfigError(
                 f"{argument}: there is no option {key}.{did_you_mean(key, ALLOWED)} Options: {', '.join(ALLOWED)}"
             )
-        elif key in found and key not in LISTS:
-            raise ConfigError(f"{key}= stands twice; expected once.")
+        elif key in given and key not in LISTS:
+            raise ConfigError(f"{key}= is given twice; expected once.")
         elif not value:
             raise ConfigError(f"{key}= has no value.")
         else:
-            found.setdefault(key, []).append(value)
+            given.setdefault(key, []).append(value)
     if not folders:
         raise ConfigError("no folder to read; expected python -m vrnn_lab.report <folder> ..., such as outputs.")
-    return folders, found
+    return folders, given
 
 
 def _truth(value: str, option: str) -> bool:
@@ -103,27 +103,27 @@ def _outputs(names: Sequence[str]) -> list[Path]:
     return files
 
 
-def _question(found: dict[str, list[str]]) -> ReportQuery:
-    if "metric" in found and "baseline" not in found:
-        raise ConfigError("metric= is what is compared with a baseline; add baseline=<filter>.")
+def _question(given: dict[str, list[str]]) -> ReportQuery:
+    if "metric" in given and "baseline" not in given:
+        raise ConfigError("metric= names what is compared with a baseline; add baseline=<filter>.")
     return ReportQuery(
-        over=_split(found, "over") or ("seed",),
-        score=_one(found, "score", SCORE),
-        columns=_split(found, "columns"),
-        sort=_one(found, "sort"),
-        where=found.get("where", []),
-        baseline=_one(found, "baseline"),
-        metric=_one(found, "metric"),
-        claims=claims.read(Path(_one(found, "claims"))) if "claims" in found else (),
+        over=_split(given, "over") or ("seed",),
+        score=_one(given, "score", SCORE),
+        columns=_split(given, "columns"),
+        sort=_one(given, "sort"),
+        where=given.get("where", []),
+        baseline=_one(given, "baseline"),
+        metric=_one(given, "metric"),
+        claims=claims.read(Path(_one(given, "claims"))) if "claims" in given else (),
     )
 
 
-def _one(found: dict[str, list[str]], option: str, default: str = "") -> str:
-    return found.get(option, [default])[-1]
+def _one(given: dict[str, list[str]], option: str, default: str = "") -> str:
+    return given.get(option, [default])[-1]
 
 
-def _split(found: dict[str, list[str]], option: str) -> list[str]:
-    return [part for value in found.get(option, []) for part in value.split(",")]
+def _split(given: dict[str, list[str]], option: str) -> list[str]:
+    return [part for value in given.get(option, []) for part in value.split(",")]
 
 
 def _files(summary: Summary, outputs: Sequence[Path], runs: bool, figures: int) -> Iterator[tuple[Path, str]]:
@@ -139,7 +139,7 @@ def _files(summary: Summary, outputs: Sequence[Path], runs: bool, figures: int) 
                 yield file.with_suffix(".runs.csv"), csv_files.runs(summary)
         else:
             write = formats.markdown if file.suffix == ".md" else formats.latex
-            yield file, write(sheets(summary, runs), summary.notes)
+            yield file, write(report_tables(summary, runs), summary.notes)
 
 
 def _failures(runs: Sequence[Run]) -> list[str]:
@@ -154,22 +154,22 @@ def main() -> int:
     if not argv or {"-h", "--help"} & set(argv):
         print(USAGE)
         return 0 if argv else 2
-    folders, found = options(argv)
-    outputs, each = _outputs(_split(found, "output")), _truth(_one(found, "runs", "false"), "runs")
-    figures = _figures(_one(found, "figures", "200"))
-    if "figures" in found and not any(file.suffix == ".html" for file in outputs):
-        raise ConfigError("figures= is of the HTML page; add output=report.html.")
-    question = _question(found)
+    folders, given = options(argv)
+    outputs, with_runs = _outputs(_split(given, "output")), _truth(_one(given, "runs", "false"), "runs")
+    figures = _figures(_one(given, "figures", "200"))
+    if "figures" in given and not any(file.suffix == ".html" for file in outputs):
+        raise ConfigError("figures= applies to the HTML page; add output=report.html.")
+    question = _question(given)
     runs, broken = read_all(folders)
     summary = summarise(runs, question)
     wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200
     console = Terminal(width=wide)
-    formats.print_sheets(sheets(summary, each) if runs else [], console)
+    formats.print_tables(report_tables(summary, with_runs) if runs else [], console)
     none = [] if runs else [f"no runs in {', '.join(map(str, folders))}"]
     for line in [*none, *summary.notes, *_failures(summary.runs)]:
         console.print(line, soft_wrap=True)
     summary.notes += [f"unreadable: {line}" for line in broken]  # on the terminal they are warnings
-    for file, text in _files(summary, outputs, each, figures):
+    for file, text in _files(summary, outputs, with_runs, figures):
         write_whole(file, text)
         console.print(f"written  {file}", soft_wrap=True)
     for line in broken:

@@ -58,9 +58,9 @@ def job(
         metrics = fitting.run(config, folder, overrides, choices, resuming=resuming, links=links)
     except KeyboardInterrupt:
         if not (folder / "checkpoints" / "last.ckpt").exists():
-            raise KeyboardInterrupt("no checkpoint was written yet; to begin anew, give the command again") from None
+            raise KeyboardInterrupt("no checkpoint was written yet; to start again, repeat the command") from None
         raise KeyboardInterrupt(
-            f"to go on from the last checkpoint: python -m vrnn_lab.run resume={folder}"
+            f"to resume from the last checkpoint: python -m vrnn_lab.run resume={folder}"
         ) from None
     if metrics is None:  # only the first process of this run prints the table
         return nan
@@ -86,7 +86,7 @@ def job_of_sweep(config: DictConfig, folder: Path, overrides: list[str], choices
     from vrnn_lab.runs.folder import SCORE
     from vrnn_lab.training import fit as fitting
 
-    say(f"begun    {folder.name}")
+    say(f"started  {folder.name}")
     try:
         with _placed(config):
             metrics = fitting.run(config, folder, overrides, choices, in_sweep=True)
@@ -130,8 +130,8 @@ def resume(folder: Path, changes: list[str]) -> int:
         key = change.split("=")[0]
         if not key.startswith("trainer."):
             raise ConfigError(
-                f"{key} beside resume=: a run goes on with its own config, of which only trainer.* may change. "
-                "Start a new run to change anything else."
+                f"{key} cannot be given with resume=: a run resumes with its own config, of which only trainer.* may "
+                "change. Start a new run to change anything else."
             )
         if key not in flatten(to_dict(config)):
             raise ConfigError(f"{key}: the run has no such key.{did_you_mean(key, flatten(to_dict(config)))}")
@@ -144,7 +144,7 @@ def check_beforehand(argv: list[str]) -> None:
     """Raise ConfigError, before any folder is made, for a call that does not compose or cannot work."""
     from vrnn_lab.training.devices import check_accelerator
 
-    overrides, dirs = _asked(argv)
+    overrides, dirs = _overrides_and_dirs(argv)
     if _sweeps(argv):
         for each in plan(overrides, dirs):
             if not set(ELSEWHERE) & set(overrides):
@@ -152,12 +152,12 @@ def check_beforehand(argv: list[str]) -> None:
         return
     config = compose([o for o in overrides if not _of_hydra(o)], dirs)
     if config.retry:
-        raise ConfigError("retry belongs to a sweep (-m); a single run that failed goes on with resume=<folder>.")
+        raise ConfigError("retry belongs to a sweep (-m); a single run that failed is resumed by resume=<folder>.")
     check(config)
     check_accelerator(config)
 
 
-def _asked(argv: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _overrides_and_dirs(argv: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the overrides of a call, and its folders of configs besides our own."""
     given = _values(argv, ("--config-dir", "-cd"))
     dirs = tuple(str(Path(folder).absolute()) for folder in given)
@@ -173,12 +173,11 @@ def check_launch(argv: list[str]) -> None:
     if launched()[1] == 1:
         return
     if _sweeps(argv):
-        raise ConfigError(
-            "a sweep is started by itself, not by torchrun or srun: its jobs start their own processes."
-        )
+        raise ConfigError("start a sweep without torchrun or srun: its jobs start their own processes.")
     if not any(a.startswith(("resume=", "hydra.run.dir=")) for a in argv):
         raise ConfigError(
-            "started as several processes, which must agree on the run's folder; set hydra.run.dir=<folder>."
+            "this command was started as several processes, which must agree on the run's folder; set "
+            "hydra.run.dir=<folder>."
         )
 
 
@@ -188,8 +187,8 @@ def _sweeps(argv: list[str]) -> bool:
 
 def _values(argv: list[str], flags: tuple[str, ...]) -> list[str]:
     """Return the values of a flag, given as --flag value or --flag=value."""
-    found = [b for a, b in itertools.pairwise(argv) if a in flags]
-    return found + [a.partition("=")[2] for a in argv if a.partition("=")[0] in flags and "=" in a]
+    separate = [b for a, b in itertools.pairwise(argv) if a in flags]
+    return separate + [a.partition("=")[2] for a in argv if a.partition("=")[0] in flags and "=" in a]
 
 
 def through_hydra(argv: list[str]) -> int:
@@ -227,7 +226,7 @@ def through_hydra(argv: list[str]) -> int:
             raise
         raise ConfigError(
             f"the run folder {error.filename} cannot be made ({error.strerror}); choose another with "
-            "hydra.run.dir=<folder>, or mend its permissions."
+            "hydra.run.dir=<folder>, or correct its permissions."
         ) from error
     return 0
 
@@ -235,11 +234,11 @@ def through_hydra(argv: list[str]) -> int:
 def usage(dirs: tuple[str, ...] = ()) -> str:
     """Return the help of config.yaml with all choices; Hydra's own listing of them takes seconds."""
     texts = yaml.safe_load((CONF / "config.yaml").read_text())["hydra"]["help"]
-    found = {group: set(options(group)) for group in groups()}
+    options_of = {group: set(options(group)) for group in groups()}
     for folder in map(Path, dirs):
         for file in folder.glob("*/**/*.yaml"):
-            found.setdefault(str(file.parent.relative_to(folder)), set()).add(file.stem)
-    choices = "".join(f"{group}: {', '.join(sorted(names))}\n" for group, names in sorted(found.items()))
+            options_of.setdefault(str(file.parent.relative_to(folder)), set()).add(file.stem)
+    choices = "".join(f"{group}: {', '.join(sorted(names))}\n" for group, names in sorted(options_of.items()))
     text = texts["template"].replace("$APP_CONFIG_GROUPS", choices)
     return re.sub(r"\$\{hydra\.help\.(\w+)\}", lambda name: texts[name[1]], text)
 
@@ -248,7 +247,7 @@ def main() -> int:
     argv = sys.argv[1:]
     install()
     if {"-h", "--help"} & set(argv):
-        print(usage(_asked(argv)[1]))
+        print(usage(_overrides_and_dirs(argv)[1]))
         return 0
     if any(a.split("=")[0] in PASSED_ON for a in argv):
         return through_hydra(argv)
@@ -262,8 +261,8 @@ def main() -> int:
         argv.append(f"sweep={datetime.now():%Y-%m-%d_%H-%M-%S}")
     check_beforehand(argv)
     if _sweeps(argv):
-        Sweeper.asked = _asked(argv)
-        own = [a for a in Sweeper.asked[0] if not _of_hydra(a) and not a.startswith(("sweep=", "retry="))]
+        Sweeper.request = _overrides_and_dirs(argv)
+        own = [a for a in Sweeper.request[0] if not _of_hydra(a) and not a.startswith(("sweep=", "retry="))]
         sys.argv[1:] = ["-m", *(a for a in argv if a not in (*own, "-m", "--multirun"))]
     return through_hydra(argv)
 

@@ -25,7 +25,7 @@ from vrnn_lab.training import length
 USAGE = """python -m vrnn_lab.search [model=vrnn] [data=curves] [trials=40] [<setting>=<value>] [<key>=<value>] ...
 
 Trains trial after trial, each with values that earlier ones make promising, chosen by val/loss. Trial 0 is the config
-as it is. The same command goes on with the same search, also after a crash, and ends at the same total.
+as it is. The same command resumes the same search, also after a crash, and ends at the same total.
 
 Settings
   trials=40         in all; the same command with more goes on
@@ -46,7 +46,7 @@ The space is conf/search/<model>.yaml. Narrow it, or take another file:
 Any other key=value is fixed and leaves the space: optim.lr=1e-3, trainer.max_epochs=40, experiment=order, seed=3.
 --config-dir <folder> adds configs of your own, with search/<model>.yaml among them.
 
-Look at it, while it runs or later:  optuna-dashboard sqlite:///outputs/search/<study>/study.db"""
+View it, while it runs or later:  optuna-dashboard sqlite:///outputs/search/<study>/study.db"""
 
 SETTINGS = {
     "trials": 40,
@@ -100,7 +100,7 @@ class Call:
         elif key.startswith("hydra"):
             if not word.startswith(LAUNCHING):
                 raise ConfigError(
-                    f"{key} has no meaning in a search; of hydra's keys only hydra/launcher and its own have."
+                    f"{key}: a search does not use this key; of Hydra's it takes hydra/launcher and that launcher's."
                 )
             self.launching.append(word)
         else:
@@ -133,7 +133,7 @@ def _fixable(key: str, word: str) -> str:
         raise ConfigError(f"{word}: there is no such setting or group.{did_you_mean(key, known)} --help lists all.")
     if _parsed(word).is_sweep_override():
         values = word.partition("=")[2]
-        raise ConfigError(f"{word}: several values are searched, not swept; say space.{key}=[{values}].")
+        raise ConfigError(f"{word}: a search does not sweep over values; set space.{key}=[{values}] to search them.")
     return word
 
 
@@ -224,11 +224,10 @@ def show(plan: Any) -> int:
     """
     from optuna.trial import TrialState
 
-    from vrnn_lab.sweeps.study import asked, failures_in_a_row, open_study, reason
+    from vrnn_lab.sweeps.study import failures_in_a_row, open_study, planned_trials, reason
 
     study = open_study(plan)
-    seats = asked(study, plan)
-    ended = [(seat.number, seat.end) for seat in seats if seat.end]
+    ended = [(slot.number, slot.end) for slot in planned_trials(study, plan) if slot.end]
     kinds = {state: [(n, t) for n, t in ended if t.state == state] for state in TrialState}
     complete, failed = kinds[TrialState.COMPLETE], kinds[TrialState.FAIL]
     counts = {"completed": len(complete), "pruned": len(kinds[TrialState.PRUNED]), "failed": len(failed)}
@@ -238,7 +237,7 @@ def show(plan: Any) -> int:
     if complete:
         _show_best(plan, study, sorted(complete, key=lambda each: each[1].value))
     if len(ended) < plan.trials:
-        print("the same command goes on with the others")
+        print("the same command runs the others")
     row = failures_in_a_row(study, plan)
     if len(row) >= plan.failures:
         complain(
@@ -257,18 +256,18 @@ def _show_best(plan: Any, study: Any, ranked: list[tuple[int, Any]]) -> None:
     from vrnn_lab.reports.run_table import number
     from vrnn_lab.sweeps.search_space import overrides
 
-    beside = [k for k in ranked[0][1].user_attrs if k.startswith("test/")]
+    test_metrics = [k for k in ranked[0][1].user_attrs if k.startswith("test/")]
     table = Table(title="best by val/loss", title_justify="left", box=None)
-    for column in ("trial", "val/loss", *plan.space, *beside):
+    for column in ("trial", "val/loss", *plan.space, *test_metrics):
         table.add_column(column, justify="right", no_wrap=True)
     for place, trial in ranked[:5]:
         values = trial.user_attrs["values"]
         shown = [str(values[key]) for key in plan.space]
-        tests = [number(trial.user_attrs.get(key)) for key in beside]
+        tests = [number(trial.user_attrs.get(key)) for key in test_metrics]
         table.add_row(*map(terminal_cell, [str(place), number(trial.value), *shown, *tests]))
     console = Terminal(width=None if sys.stdout.isatty() else 300)
     console.print(table)
-    print("test numbers stand beside the trials and chose none of them")
+    print("the test metrics are shown for information; they chose no trial")
     if len(ranked) >= ENOUGH and (weights := _importances(study)):
         say("importance   " + ", ".join(f"{key} {weight:.2f}" for key, weight in weights.items()))
     place, best = ranked[0]
@@ -316,7 +315,7 @@ def _words(axis: dict[str, Any]) -> str:
     if "choices" in axis:
         return ", ".join(map(str, axis["choices"]))
     step = f", steps of {axis['step']}" if "step" in axis else ""
-    return f"{axis['low']} to {axis['high']}{', by its logarithm' if axis.get('log') else ''}{step}"
+    return f"{axis['low']} to {axis['high']}{', on a log scale' if axis.get('log') else ''}{step}"
 
 
 def main() -> int:
@@ -337,11 +336,11 @@ def main() -> int:
     plan, facts, first = plan_of(call)
     plan.folder.mkdir(parents=True, exist_ok=True)
     study.prepare(plan, facts, first)
-    say(f"study    {plan.study}\nfolder   {plan.folder}\nlook     optuna-dashboard {study.shown(plan.storage)}")
+    say(f"study    {plan.study}\nfolder   {plan.folder}\nview     optuna-dashboard {study.shown(plan.storage)}")
     for key, axis in plan.space.items():
         say(f"space    {key}: {_words(axis)}")
     if not first:
-        print("         the config as it stands lies outside of it, so the first trial is drawn too")
+        print("         the config as it is lies outside the space, so the values of trial 0 are drawn too")
     try:
         launch(plan, call.settings["workers"], call.launching)
     finally:

@@ -139,7 +139,7 @@ BYTES = [b"\x00", b"\xff", b"\xfe\xff", b"\xef\xbb\xbf", b"\xfc", b'"', b"\n", b
 SEPARATORS = [",", ",", ",", ";", "\t", "|"]
 
 
-def plain_rows(series: int = 5, points: int = 7) -> list[list[str]]:
+def example_rows(series: int = 5, points: int = 7) -> list[list[str]]:
     """A good table with the columns id, time, a, b, split."""
     rng = np.random.default_rng(0)
     splits = ["train", "train", "val", "test", "train"]
@@ -153,7 +153,7 @@ def plain_rows(series: int = 5, points: int = 7) -> list[list[str]]:
 @st.composite
 def csv_files(draw) -> bytes:
     """A good CSV file with one or two of its cells, columns, rows, names or bytes changed."""
-    header, rows, content = ["id", "time", "a", "b", "split"], plain_rows(), b""
+    header, rows, content = ["id", "time", "a", "b", "split"], example_rows(), b""
     changes = draw(st.lists(st.sampled_from([_cell, _cell, _cell, _column, _row, _name, _cut, None]), max_size=3))
     for change in filter(None, changes):
         change(draw, header, rows)
@@ -278,7 +278,7 @@ COLUMNS = _columns()
 @st.composite
 def parquet_files(draw) -> bytes:
     """A good Parquet file with columns of other types, or with damaged bytes, or both."""
-    rows = plain_rows()
+    rows = example_rows()
     rows = rows[: draw(st.sampled_from([99, 99, 99, 99, 99, 3, 1, 0]))]
     found: dict[str, pa.Array] = {
         "id": pa.array([row[0] for row in rows], pa.string()),
@@ -512,7 +512,7 @@ def run_beforehand(argv: list[str]) -> None:
     run.check_launch(argv)
     run.check_beforehand(argv)
     if not run._sweeps(argv):
-        overrides, dirs = run._asked(argv)
+        overrides, dirs = run._overrides_and_dirs(argv)
         assemble(compose([each for each in overrides if not run._of_hydra(each)], dirs))
 
 
@@ -520,7 +520,7 @@ def asked_files(folder: Path) -> None:
     """Write the files that `paths` names anew: data.csv, question.csv, data.parquet, broken.csv."""
     import pandas as pd
 
-    rows = [",".join(row) for row in [["id", "time", "a", "b", "split"], *plain_rows()]]
+    rows = [",".join(row) for row in [["id", "time", "a", "b", "split"], *example_rows()]]
     (folder / "data.csv").write_text("\n".join(rows) + "\n")
     (folder / "question.csv").write_text("\n".join(row.rpartition(",")[0] for row in rows) + "\n")
     (folder / "broken.csv").write_text('id,time,a,b\ns0,0,"1,2\n')

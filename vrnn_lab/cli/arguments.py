@@ -125,41 +125,41 @@ def arguments(usage: str, allowed: tuple[str, ...], argv: list[str]) -> dict[str
     if not argv or {"-h", "--help"} & set(argv):
         print(usage)
         raise SystemExit(0 if argv else 2)
-    found = {}
+    values = {}
     for argument in argv:
         key, equals, value = argument.partition("=")
         if not equals or not (key in allowed or any(a.endswith(".") and key.startswith(a) for a in allowed)):
             raise ValueError(
                 f"'{argument}' is not understood; expected key=value with key one of {', '.join(allowed)}."
             )
-        found[key] = value
-    return found
+        values[key] = value
+    return values
 
 
-def int_argument(found: dict[str, str], key: str, usual: int, least: int) -> int:
+def int_argument(values: dict[str, str], key: str, usual: int, least: int) -> int:
     """Return a whole number among the arguments, from `least` to MOST; raise ValueError for anything else.
 
     usual: the default. A seed may be as large as random generators take.
     """
-    text, most = found.get(key, str(usual)), 2**63 - 1 if key == "seed" else MOST
+    text, most = values.get(key, str(usual)), 2**63 - 1 if key == "seed" else MOST
     if not text.isdecimal() or len(text) > 20 or not least <= int(text) <= most:
         raise ValueError(f"{key}={text}: expected a whole number from {least} to {most}.")
     return int(text)
 
 
-def folder_of(found: dict[str, str]) -> Path:
+def folder_of(values: dict[str, str]) -> Path:
     """Return the folder of run=<folder>; raise ValueError where it is missing."""
-    if "run" not in found:
+    if "run" not in values:
         raise ValueError("run=<run folder> is missing.")
-    return Path(found["run"])
+    return Path(values["run"])
 
 
-def folders_of(found: dict[str, str]) -> list[Path]:
+def folders_of(values: dict[str, str]) -> list[Path]:
     """Return the folders of run=<folder>[,<folder>...]; a folder whose own name holds commas counts as one.
 
     Raise ValueError for an empty name, or for a folder named twice.
     """
-    text = str(folder_of(found))
+    text = str(folder_of(values))
     folders, held = [], ""
     for part in text.split(","):
         held = f"{held},{part}" if held else part
@@ -177,8 +177,8 @@ def folders_of(found: dict[str, str]) -> list[Path]:
     return folders
 
 
-def bool_argument(found: dict[str, str], key: str) -> bool:
+def bool_argument(values: dict[str, str], key: str) -> bool:
     """Return the truth of key=true or key=false (the default); raise ValueError for anything else."""
-    if (value := found.get(key, "false")) not in ("true", "false"):
+    if (value := values.get(key, "false")) not in ("true", "false"):
         raise ValueError(f"{key}={value}: expected true or false.")
     return value == "true"

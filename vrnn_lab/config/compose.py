@@ -47,7 +47,7 @@ def compose(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> DictConf
     config = _with_current_names(_composed(overrides, config_dirs))
     for key in REQUIRED:
         if config.get(key) is None:
-            raise ConfigError(f"{key}: there is none, and a run needs one; leave out ~{key} or {key}=null.")
+            raise ConfigError(f"{key} is missing, but a run needs it; leave out ~{key} or {key}=null.")
         if isinstance(config[key], str | int | float) and key not in ("seed", "tricks"):
             raise ConfigError(
                 f"{key}={config[key]}: expected the keys of a part of a run, such as {key}.<key>=<value>."
@@ -71,7 +71,9 @@ def _with_current_names(config: DictConfig) -> DictConfig:
     before, now = (dict(nodes(each)) for each in (plain, named))
     for path, node in before.items():
         if node["_target_"] != now[path]["_target_"]:
-            log.warning("%s._target_=%s is %s now; change the config.", path, node["_target_"], now[path]["_target_"])
+            log.warning(
+                "%s._target_=%s was renamed to %s; change the config.", path, node["_target_"], now[path]["_target_"]
+            )
     return DictConfig(OmegaConf.create(named))
 
 
@@ -126,7 +128,7 @@ def _composed(overrides: list[str], config_dirs: tuple[str, ...], with_hydra: bo
 
     for folder in config_dirs:
         if not Path(folder).is_dir():
-            raise ConfigError(f"--config-dir={folder} is no folder; expected one that holds configs, as conf/ does.")
+            raise ConfigError(f"--config-dir={folder} is not a folder; expected a folder of configs such as conf/.")
     before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     search = [f"hydra.searchpath=[{','.join(f'file://{Path(d).resolve()}' for d in config_dirs)}]"]
@@ -180,8 +182,8 @@ def _check_of_sweep(override: Any) -> None:
     key = override.key_or_group
     if key in ("hydra.sweep.subdir", "hydra/sweeper"):
         raise ConfigError(
-            f"{override.input_line}: jobs are run, and their folders named, by a sweep itself, so that it can go on; "
-            "hydra.sweep.dir=<folder> says where it lies."
+            f"{override.input_line}: a sweep runs its jobs and names their folders itself, so that it can be "
+            "resumed; hydra.sweep.dir=<folder> sets the folder of the sweep."
         )
     if override.is_sweep_override() and (override.is_hydra_override() or key in ("sweep", "retry")):
         raise ConfigError(f"{override.input_line}: a sweep has one {key} for all of its jobs.")
@@ -192,7 +194,7 @@ def check_tricks(config: DictConfig, config_dirs: tuple[str, ...] = ()) -> None:
     owner: dict[str, str] = {}
     tricks = config.get("tricks", {})
     if not isinstance(tricks, DictConfig | dict):
-        raise ConfigError(f"tricks={tricks}: expected none, or those of trick=...: trick=[clip,wide].")
+        raise ConfigError(f"tricks={tricks}: expected none, or a list of tricks: trick=[clip,wide].")
     for trick in tricks:
         files = [Path(d) / "trick" / f"{trick}.yaml" for d in (CONF, *config_dirs)]
         for file in filter(Path.exists, files):

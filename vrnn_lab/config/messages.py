@@ -19,7 +19,7 @@ def error_of_hydra(error: Exception, hydra: Any) -> ConfigError:
         return ConfigError(_explain(str(error), hydra))
     return ConfigError(
         f"{override!r} cannot be read; expected key=value, such as model=vrnn, optim.lr=1e-3 or "
-        "data.shares=[0.7,0.2,0.1]. A value with spaces or other signs stands in quotation marks of its own: "
+        "data.shares=[0.7,0.2,0.1]. A value with spaces or other signs needs quotation marks of its own: "
         "'data.path=\"a b.csv\"'."
     )
 
@@ -31,13 +31,13 @@ def error_together(overrides: list[str], error: Exception) -> ConfigError:
         if option in ("null", "None", "~") and group in groups():
             return ConfigError(f"{override}: expected one of {', '.join(options(group))}.")
     reason = f": {error}" if isinstance(error, ValueError) else ", or one has a value of the wrong kind."
-    return ConfigError(f"{' '.join(overrides)}: these overrides do not go together{reason}")
+    return ConfigError(f"{' '.join(overrides)}: these overrides cannot be combined{reason}")
 
 
 def _explain(message: str, hydra) -> str:
     """Return Hydra's message, with the nearest name that exists."""
-    if found := re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", message):
-        group, option = found.groups()
+    if match := re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", message):
+        group, option = match.groups()
         if group in groups():
             allowed = options(group)
             nearest = did_you_mean(option, allowed)
@@ -45,11 +45,11 @@ def _explain(message: str, hydra) -> str:
         if group == "hydra/launcher":
             extra = option.partition("_")[0] if option.startswith(LAUNCHERS) else "joblib"
             return (
-                f"{group}={option} is not installed; pip install 'vrnn_lab[{extra}]'. There are joblib, "
-                "submitit_local, submitit_slurm, ray and, for one job after the other, basic."
+                f"{group}={option} is not installed; pip install 'vrnn_lab[{extra}]'. The launchers are "
+                "joblib, submitit_local, submitit_slurm, ray and basic, which runs one job after the other."
             )
-    if found := re.search(r"Could not override '([^']+)'", message):
-        return _unknown(found.group(1), to_dict(hydra.compose("config"), resolve=False))
+    if match := re.search(r"Could not override '([^']+)'", message):
+        return _unknown(match.group(1), to_dict(hydra.compose("config"), resolve=False))
     return message.strip()
 
 
@@ -63,7 +63,7 @@ def _unknown(key: str, default: Any) -> str:
             for name in flatten(node):
                 owners.setdefault(f"{each.replace('/', '.')}.{name}", []).append(f"{each}={option}")
     if key in owners:
-        return f"{key} belongs to {', '.join(owners[key])}, and this run has chosen another {group}."
+        return f"{key} belongs to {', '.join(owners[key])}, but this run has chosen another {group}."
     if key in groups():
         whole = key.split("/")[0]
         return f"{key}: the chosen {whole} has no such part; it belongs to {whole}={', '.join(_with_part(key))}."

@@ -54,8 +54,8 @@ def _renamed(node: Any, classes: dict[str, str], modules: dict[str, str]) -> Any
         return [_renamed(each, classes, modules) for each in node]
     if not isinstance(node, dict):
         return node
-    found = {key: _renamed(value, classes, modules) for key, value in node.items()}
-    if isinstance(target := found.get("_target_"), str):
+    renamed = {key: _renamed(value, classes, modules) for key, value in node.items()}
+    if isinstance(target := renamed.get("_target_"), str):
         module, _, name = target.rpartition(".")
-        found["_target_"] = classes.get(target, f"{modules.get(module, module)}.{name}" if module else target)
-    return found
+        renamed["_target_"] = classes.get(target, f"{modules.get(module, module)}.{name}" if module else target)
+    return renamed

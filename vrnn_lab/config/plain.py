@@ -12,21 +12,21 @@ from vrnn_lab.config.errors import ConfigError
 def to_dict(config: Any, resolve: bool = True) -> dict[str, Any]:
     """Return a config as plain Python; raise ConfigError for a ${reference} to nothing."""
     try:
-        found = OmegaConf.to_container(config, resolve=resolve) if isinstance(config, DictConfig) else config
+        plain = OmegaConf.to_container(config, resolve=resolve) if isinstance(config, DictConfig) else config
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
-    assert isinstance(found, dict)
-    return {str(k): v for k, v in found.items()}
+    assert isinstance(plain, dict)
+    return {str(k): v for k, v in plain.items()}
 
 
 def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
     """Return nested dicts as one dict, its keys joined by dots."""
     if not isinstance(node, dict) or (not node and prefix):
         return {prefix: node}
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in node.items():
-        found |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return found
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
 
 
 def nodes(node: Any, path: str = "") -> Iterator[tuple[str, dict]]:

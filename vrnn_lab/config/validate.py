@@ -28,24 +28,24 @@ def target(name: str, path: str) -> Any:
     """Return what a `_target_` names; raise ConfigError where it is missing or a config may not construct it."""
     module, _, attribute = name.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        named = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"{path}._target_={name} cannot be imported ({error}). Is the module on the Python path?"
         ) from error
-    if not name.startswith(TRUSTED) and not is_ours(found):
+    if not name.startswith(TRUSTED) and not is_ours(named):
         raise ConfigError(
             f"{path}._target_={name} is none of vrnn_lab's models, data sets, tasks, heads, cells or encoders, "
             "nor a subclass of their contracts; such a target could run anything, so it is refused."
         )
-    return found
+    return named
 
 
-def is_ours(found: Any) -> bool:
+def is_ours(value: Any) -> bool:
     """Return whether something is a class under one of the contracts that users extend."""
     # Compare names: importing the contracts would import torch, which a report or --help does without.
-    return isinstance(found, type) and any(
-        f"{kind.__module__}.{kind.__qualname__}" in CONTRACTS for kind in found.__mro__
+    return isinstance(value, type) and any(
+        f"{kind.__module__}.{kind.__qualname__}" in CONTRACTS for kind in value.__mro__
     )
 
 
@@ -73,7 +73,9 @@ def check(
         raise ConfigError(f"trainer.accelerator={trainer['accelerator']}: expected one of auto, cpu, gpu, cuda.")
     epochs, steps = trainer.get("max_epochs"), trainer.get("max_steps")
     if epochs in (-1, None) and (steps == -1 or (steps is None and epochs == -1)):
-        raise ConfigError("trainer.max_epochs and trainer.max_steps set no end; schedules need one. Set either.")
+        raise ConfigError(
+            "trainer.max_epochs and trainer.max_steps set no end of training, but schedules need one. Set either."
+        )
     for path, node in nodes(plain):
         if not re.fullmatch(r"\w+(\.\w+)+", name := str(node["_target_"])):
             raise ConfigError(f"{path}._target_={name}: expected the name of a class with its module: module.Class.")
@@ -107,7 +109,7 @@ def _check_devices(trainer: dict[str, Any]) -> None:
         raise ConfigError(f"trainer.devices={devices!r}: expected auto, {words(Count)}, or a list of GPUs as [0,1].")
     if gpus and trainer.get("accelerator") == "cpu":
         raise ConfigError(
-            f"trainer.devices={devices} are GPUs; of the CPU say how many processes: trainer.devices=2."
+            f"trainer.devices={devices} names GPUs; for the CPU set the number of processes: trainer.devices=2."
         )
     if strategy not in ("auto", *STRATEGIES):
         raise ConfigError(f"trainer.strategy={strategy!r}: expected one of auto, {', '.join(STRATEGIES)}.")
@@ -125,7 +127,7 @@ def _check_value(path: str, value: Any, key: str, signature, hints, name: str) -
     if key not in signature.parameters:
         raise ConfigError(f"{path}: {name} has no such parameter.{did_you_mean(key, signature.parameters)}")
     if value == "???":
-        raise ConfigError(f"{path} is required; say {path}=...")
+        raise ConfigError(f"{path} is required; set {path}=...")
     if key in hints and not _is_built(value) and not conforms(value, hints[key]):
         raise ConfigError(f"{path}={value!r}: expected {words(hints[key])}.")
 

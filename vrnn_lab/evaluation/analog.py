@@ -54,8 +54,8 @@ class Analog:
         # All records on one time axis, end to end, so that a single search finds a time of any of them.
         room = self.length + max(self.length.max(initial=0.0), 1.0)
         self.start = np.concatenate([[0.0], np.cumsum(room)[:-1]]) if len(chosen) else np.zeros(0)
-        each = [_observed(chosen, self.start, channel) for channel in range(len(std))]
-        self.times, self.values, self.first, self.last = map(list, zip(*each, strict=True))
+        by_channel = [_observed(chosen, self.start, channel) for channel in range(len(std))]
+        self.times, self.values, self.first, self.last = map(list, zip(*by_channel, strict=True))
         self.record, self.place = _places(self.length, most)
 
     def __call__(self, series: TimeSeries, mean: Tensor) -> Float[Tensor, "batch time dim"]:
@@ -67,22 +67,22 @@ class Analog:
     ) -> Float[Tensor, "kind batch time dim"]:
         """Return some kinds of predictions in the data's units; values that are not scored have the line."""
         line = self.line(series, mean)
-        found = line.expand(len(kinds), *line.shape).clone()
+        predictions = line.expand(len(kinds), *line.shape).clone()
         compared = _compared(series.times, series.seen, series.scored)
         rows = (compared.any((1, 2)) & series.scored.any((1, 2))).nonzero()[:, 0]
         if not len(rows) or not len(self.record):
-            return found
-        some, compared = series.rows(rows), compared[rows]
-        start, offset = self._starts(some, compared)
-        distances, reaching = self._distances(some, compared, start, offset), self._reaching(some, start, offset)
+            return predictions
+        batch, compared = series.rows(rows), compared[rows]
+        start, offset = self._starts(batch, compared)
+        distances, reaching = self._distances(batch, compared, start, offset), self._reaching(batch, start, offset)
         for place, kind in enumerate(kinds):
             known = reaching & np.isfinite(distances[kind])
             distance = np.where(known | ~known.any(1, keepdims=True), distances[kind], np.inf)
             order = np.argsort(distance, 1, kind="stable")[:, :NEAREST]
             begin, weight = (np.take_along_axis(each, order, 1) for each in (start, distance))
             chosen = zip(begin.T, self.record[order].T, _weights(weight).T, strict=True)
-            found[place, rows] = self._mean(some, mean, offset, chosen, kind == CHANGES)
-        return found
+            predictions[place, rows] = self._mean(batch, mean, offset, chosen, kind == CHANGES)
+        return predictions
 
     def _starts(self, series: TimeSeries, compared: Bool[Tensor, "batch time dim"]) -> tuple[Array, Array]:
         """Return each stretch's start on the common axis, (batch, stretches), and the times since a row's own start.
@@ -101,9 +101,9 @@ class Analog:
 
     def _reaching(self, series: TimeSeries, start: Array, offset: Array) -> NDArray[np.bool_]:
         """Return whether each stretch's record reaches the middle of the query times, (batch, stretches)."""
-        asked = series.scored.any(2).numpy()
-        low = np.where(asked, offset, np.inf).min(1, keepdims=True)
-        high = np.where(asked, offset, -np.inf).max(1, keepdims=True)
+        queried = series.scored.any(2).numpy()
+        low = np.where(queried, offset, np.inf).min(1, keepdims=True)
+        high = np.where(queried, offset, -np.inf).max(1, keepdims=True)
         since = start + (low + high) / 2 - self.start[self.record]
         return (since >= -self.slack) & (since <= self.length[self.record] + self.slack)
 
@@ -156,23 +156,23 @@ class Analog:
         """
         line = self.line(series, mean)
         read_at = series.known if changes else series.scored
-        wanted = [read_at[..., c].numpy().nonzero() for c in range(len(self.std))]
+        to_read = [read_at[..., c].numpy().nonzero() for c in range(len(self.std))]
         total, weights = (np.zeros(line.shape) for _ in range(2))
         for begin, record, weight in chosen:
             at, read = begin[:, None] + offset, np.full(line.shape, np.nan)
-            for c, (row, point) in enumerate(wanted):
+            for c, (row, point) in enumerate(to_read):
                 read[row, point, c] = self._read(at[row, point], record[row], c)
             if changes:
                 own = torch.from_numpy(read)
                 seen = series.seen & own.isfinite()
                 theirs = self.line(replace(series, values=torch.where(seen, own, 0), seen=seen), mean).numpy()
                 read = read - np.where(seen.any(1, keepdim=True).numpy(), theirs, np.nan)
-            each = np.where(np.isfinite(read), weight[:, None, None], 0.0)
-            total += each * np.where(each > 0, read, 0.0)
-            weights += each
-        answer = torch.from_numpy(total / np.where(weights > 0, weights, 1.0)).to(line)
+            share = np.where(np.isfinite(read), weight[:, None, None], 0.0)
+            total += share * np.where(share > 0, read, 0.0)
+            weights += share
+        average = torch.from_numpy(total / np.where(weights > 0, weights, 1.0)).to(line)
         known = torch.from_numpy(weights > 0) & series.scored
-        return torch.where(known, line + answer if changes else answer, line)
+        return torch.where(known, line + average if changes else average, line)
 
 
 def records_of(series: Ragged, most: int) -> list[tuple[Array, Array]]:
@@ -188,8 +188,8 @@ def records_of(series: Ragged, most: int) -> list[tuple[Array, Array]]:
         new = np.flatnonzero(np.concatenate([[True], ~continues]))
         first, end = first[new], np.maximum.reduceat(end, new)
     some = np.linspace(0, len(first) - 1, min(len(first), most)).round().astype(int)
-    own = [slice(max(first[i], end[i] - LONGEST), end[i]) for i in some]
-    return [(np.array(series.points.times[each]), np.array(series.points.values[each])) for each in own]
+    slices = [slice(max(first[i], end[i] - LONGEST), end[i]) for i in some]
+    return [(np.array(series.points.times[part]), np.array(series.points.values[part])) for part in slices]
 
 
 def _places(length: Array, most: int) -> tuple[NDArray[np.int64], Array]:
@@ -207,10 +207,10 @@ def _places(length: Array, most: int) -> tuple[NDArray[np.int64], Array]:
 def _observed(records: list[tuple[Array, Array]], start: Array, channel: int) -> tuple[Array, Array, Array, Array]:
     """Return a channel's times on the common axis and values, (values,) each, and each record's start and end."""
     times, values, ends = [], [], []
-    for begin, (when, what) in zip(start, records, strict=True):
-        there = np.isfinite(what[:, channel])
-        times.append(begin + when[there] - when[0])
-        values.append(what[there, channel])
+    for begin, (points, observations) in zip(start, records, strict=True):
+        there = np.isfinite(observations[:, channel])
+        times.append(begin + points[there] - points[0])
+        values.append(observations[there, channel])
         ends.append((times[-1][0], times[-1][-1]) if there.any() else (np.inf, -np.inf))
     first, last = np.array(ends, dtype=float).reshape(-1, 2).T
     return np.concatenate([*times, np.zeros(0)]), np.concatenate([*values, np.zeros(0)]), first, last
@@ -220,9 +220,9 @@ def _compared(
     times: Float64[Tensor, "batch time"], seen: Bool[Tensor, "batch time dim"], scored: Bool[Tensor, "batch time dim"]
 ) -> Bool[Tensor, "batch time dim"]:
     """Return the mask of observed values at the COMPARED points nearest in time to the query times."""
-    asked = scored.any(2)
-    before = torch.where(asked, times, -torch.inf).cummax(1).values
-    after = torch.where(asked, times, torch.inf).flip(1).cummin(1).values.flip(1)
+    queried = scored.any(2)
+    before = torch.where(queried, times, -torch.inf).cummax(1).values
+    after = torch.where(queried, times, torch.inf).flip(1).cummin(1).values.flip(1)
     apart = torch.where(seen.any(2), torch.minimum(times - before, after - times), torch.inf)
     rank = apart.argsort(dim=1, stable=True).argsort(dim=1, stable=True)
     return seen & (rank < COMPARED)[..., None]

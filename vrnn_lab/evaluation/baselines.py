@@ -32,7 +32,7 @@ STRETCHES = 32, 512  # least and largest number of training stretches compared w
 READ = 10_000_000  # values of training stretches read in one pass over a task, about half a second
 DRAWS = 20  # draws for a baseline's energy score, which is unbiased for any number
 Guess = Callable[[TimeSeries, Tensor], Tensor]
-Answer = Callable[[TimeSeries], Gaussian | Bernoulli]
+Predictor = Callable[[TimeSeries], Gaussian | Bernoulli]
 
 
 def constant(series: TimeSeries, mean: Tensor) -> Float[Tensor, "batch time dim"]:
@@ -99,17 +99,19 @@ def baselines(data: SeriesData, scale: Scale) -> dict[str, Callable[[TimeSeries,
 
     Among several known periods the longest is used.
     """
-    found = dict(REFERENCES)
+    guesses = dict(REFERENCES)
     if scale.support == "real":
-        found["drift"] = drift
+        guesses["drift"] = drift
         if similar := analog(data, scale):
-            found[ANALOG] = similar
+            guesses[ANALOG] = similar
     if data.periods:
         period = max(data.periods)
-        found["seasonal naive"] = lambda series, mean: seasonal(series, last(series, mean), period)
+        guesses["seasonal naive"] = lambda series, mean: seasonal(series, last(series, mean), period)
         if scale.support == "real":
-            found["seasonal naive + drift"] = lambda series, mean: seasonal(series, last(series, mean), period, True)
-    return found
+            guesses["seasonal naive + drift"] = lambda series, mean: seasonal(
+                series, last(series, mean), period, True
+            )
+    return guesses
 
 
 def analog(data: SeriesData, scale: Scale) -> Analog | None:
@@ -119,14 +121,14 @@ def analog(data: SeriesData, scale: Scale) -> Analog | None:
     READ values. Returns None, with a debug message in the log, where it would still take more than some seconds.
     """
     sizes = [data.splits[split].lengths for split in ("val", "test")]
-    channels, values = len(data.channels), max(int(each.sum()) for each in sizes) * len(data.channels)
+    channels, values = len(data.channels), max(int(lengths.sum()) for lengths in sizes) * len(data.channels)
     if values > MOST_VALUES:
         log.debug(
-            "no analog among the baselines, which would take long: %d values in validation or test, at most %d",
+            "the analog baseline is left out, since it would take long: validation or test has %d values, at most %d",
             *(values, MOST_VALUES),
         )
         return None
-    compared = max(int(np.minimum(each, COMPARED).sum()) for each in sizes) * channels
+    compared = max(int(np.minimum(lengths, COMPARED).sum()) for lengths in sizes) * channels
     most = int(np.clip(READ / max(compared, 1), *STRETCHES))
     return Analog(records_of(data.splits["train"], most // 2), scale.std.numpy(), linear, most)
 
@@ -149,33 +151,39 @@ def references(
     if scale.support == "events":
         return _exact_nll(data, split, "nll_events")
     level = level_of(data, scale)
-    found: dict[str, float] = {}
+    scores: dict[str, float] = {}
     questions = protocol.questions | data.questions
     guesses = baselines(data, scale)
-    processes = fitted_processes(data, scale, level, list(_asked(data, questions, split)))
+    processes = fitted_processes(data, scale, level, list(_questions_of(data, questions, split)))
     for name, task in questions.items():
-        answers = {
-            row: fitted(data.batches("val", task, 256), guess, scale, level) for row, guess in guesses.items()
+        predictors = {
+            baseline: fitted(data.batches("val", task, 256), guess, scale, level)
+            for baseline, guess in guesses.items()
         } | processes
-        for row, answer in answers.items():
-            account = CalibrationAccumulator(data, name, task, scale.std)
+        for baseline, predict in predictors.items():
+            accumulator = CalibrationAccumulator(data, name, task, scale.std)
             for batch in data.batches(split, task, min(256, rows_at_once(data, split, task, DRAWS))):
-                said = answer(batch)
-                account.add(_scores(said, batch), batch)
-                account.add_energy(plain_energy(said, batch, scale.std, data.seed))
-            found |= account.result(f"reference/{row}/{name}")
-            if crps and name in protocol.questions and name in crps and _quick_on_validation(data, row, name, task):
-                found |= on_validation(data, name, task, answer, scale, crps[name], f"reference/{row}/{name}")
-        found |= _exact(data, task, split, name, scale)
-    return found | _exact_nll(data, split)
+                density = predict(batch)
+                accumulator.add(_scores(density, batch), batch)
+                accumulator.add_energy(plain_energy(density, batch, scale.std, data.seed))
+            scores |= accumulator.result(f"reference/{baseline}/{name}")
+            if (
+                crps
+                and name in protocol.questions
+                and name in crps
+                and _quick_on_validation(data, baseline, name, task)
+            ):
+                scores |= on_validation(data, name, task, predict, scale, crps[name], f"reference/{baseline}/{name}")
+        scores |= _exact(data, task, split, name, scale)
+    return scores | _exact_nll(data, split)
 
 
-def _quick_on_validation(data: SeriesData, row: str, name: str, task: Task) -> bool:
-    return row != GAUSSIAN_PROCESS or not _too_slow(data, _asked(data, {name: task}, "val"))
+def _quick_on_validation(data: SeriesData, baseline: str, name: str, task: Task) -> bool:
+    return baseline != GAUSSIAN_PROCESS or not _too_slow(data, _questions_of(data, {name: task}, "val"))
 
 
 def on_validation(
-    data: SeriesData, name: str, task: Task, answer: Answer, scale: Scale, model: SeriesSums, prefix: str
+    data: SeriesData, name: str, task: Task, predict: Predictor, scale: Scale, model: SeriesSums, prefix: str
 ) -> dict[str, float]:
     """Return a baseline's CRPS on validation and how much larger a model's is, `<prefix>/val_...`.
 
@@ -188,45 +196,45 @@ def on_validation(
     """
     if scale.support != "real":
         return {}
-    tally, sums = ScoreAccumulator(scale.channels, scale.std), SeriesSums()
+    accumulator, sums = ScoreAccumulator(scale.channels, scale.std), SeriesSums()
     for batch in data.batches("val", task, 256):
-        each = plain_scores(answer(batch), batch.values)["crps"]
-        tally.add({"crps": each}, batch.scored)
-        sums.add(each / scale.std, batch)
-    found = tally.result(prefix)
-    if not found:
+        crps = plain_scores(predict(batch), batch.values)["crps"]
+        accumulator.add({"crps": crps}, batch.scored)
+        sums.add(crps / scale.std, batch)
+    scores = accumulator.result(prefix)
+    if not scores:
         return {}
     above, error = model.above(sums)
     return {
-        f"{prefix}/val_crps": found[f"{prefix}/crps"],
-        f"{prefix}/val_ncrps": found[f"{prefix}/ncrps"],
+        f"{prefix}/val_crps": scores[f"{prefix}/crps"],
+        f"{prefix}/val_ncrps": scores[f"{prefix}/ncrps"],
         f"{prefix}/val_ncrps_above": above,
     } | ({} if error is None else {f"{prefix}/val_ncrps_above_se": error})
 
 
-def _scores(said: Gaussian | Bernoulli, batch: TimeSeries) -> Scores:
-    scores = plain_scores(said, batch.values)
-    if isinstance(said, Gaussian):
-        scores |= plain_pit(said, batch.values)
-    return scores if batch.clean is None else {**scores, "mse_clean": (said.mean - batch.clean) ** 2}
+def _scores(density: Gaussian | Bernoulli, batch: TimeSeries) -> Scores:
+    scores = plain_scores(density, batch.values)
+    if isinstance(density, Gaussian):
+        scores |= plain_pit(density, batch.values)
+    return scores if batch.clean is None else {**scores, "mse_clean": (density.mean - batch.clean) ** 2}
 
 
 def plain_energy(
-    said: Gaussian | Bernoulli, batch: TimeSeries, std: Float[Tensor, " dim"], seed: int
+    density: Gaussian | Bernoulli, batch: TimeSeries, std: Float[Tensor, " dim"], seed: int
 ) -> Float[Tensor, " series"]:
     """Return the energy score of a baseline, whose values are independent; empty for binary values.
 
     A series' draws are a function of (seed, id), the same for all baselines.
     """
-    if isinstance(said, Bernoulli):
+    if isinstance(density, Bernoulli):
         return std.new_zeros(0)
-    apart, wide = (said.mean - batch.values) / std, (said.std / std).expand_as(said.mean)
-    found = []
+    apart, wide = (density.mean - batch.values) / std, (density.std / std).expand_as(density.mean)
+    scores = []
     for i, scored in enumerate(batch.scored):
         if scored.any():
             noise = generator(PLAIN, seed, int(batch.ids[i])).standard_normal((DRAWS, int(scored.sum())))
-            found.append(energy_of(apart[i][scored] + wide[i][scored] * torch.from_numpy(noise)))
-    return torch.stack(found) if found else std.new_zeros(0)
+            scores.append(energy_of(apart[i][scored] + wide[i][scored] * torch.from_numpy(noise)))
+    return torch.stack(scores) if scores else std.new_zeros(0)
 
 
 def level_of(data: SeriesData, scale: Scale) -> Float[Tensor, " dim"]:
@@ -248,7 +256,7 @@ class BaselineQuestion:
     batches: Iterable[TimeSeries]
 
 
-def _asked(data: SeriesData, questions: dict[str, Task], split: str) -> Iterator[BaselineQuestion]:
+def _questions_of(data: SeriesData, questions: dict[str, Task], split: str) -> Iterator[BaselineQuestion]:
     for name, task in questions.items():
         series = data.series_for(split, task)
         values = int(series.lengths.sum()) * len(data.channels)
@@ -256,82 +264,84 @@ def _asked(data: SeriesData, questions: dict[str, Task], split: str) -> Iterator
 
 
 def fitted_processes(
-    data: SeriesData, scale: Scale, level: Float[Tensor, " dim"], asked: Sequence[BaselineQuestion]
-) -> dict[str, Answer]:
+    data: SeriesData, scale: Scale, level: Float[Tensor, " dim"], questions: Sequence[BaselineQuestion]
+) -> dict[str, Predictor]:
     """Return the baselines that are fitted to training data by their likelihood, except those that are slow."""
-    found = {
-        LINEAR_PROCESS: linear_process(data, scale, level, asked),
-        GAUSSIAN_PROCESS: gaussian_process(data, scale, level, asked),
+    processes = {
+        LINEAR_PROCESS: linear_process(data, scale, level, questions),
+        GAUSSIAN_PROCESS: gaussian_process(data, scale, level, questions),
     }
-    return {name: answer for name, answer in found.items() if answer}
+    return {name: predict for name, predict in processes.items() if predict}
 
 
 def linear_process(
-    data: SeriesData, scale: Scale, level: Float[Tensor, " dim"], asked: Iterable[BaselineQuestion]
-) -> Answer | None:
+    data: SeriesData, scale: Scale, level: Float[Tensor, " dim"], questions: Iterable[BaselineQuestion]
+) -> Predictor | None:
     """Fit a linear process to the training series, to be conditioned on the observed values of each series.
 
-    asked: the tasks to predict. Returns None, with a debug message, where that would take more than some seconds;
+    questions: the tasks to predict. Returns None, with a debug message, where that would take more than some seconds;
     None without a message where values are not real.
     """
     if scale.support != "real":
         return None
     process = LinearProcess(scale, level, data.periods)
     most = MOST_VALUES * 4 // process.states
-    for question in asked:
+    for question in questions:
         if question.values > most:
             log.debug(
-                "no linear process among the baselines, which would take long: %d values in %s, at most %d",
+                "the linear process baseline is left out, since it would take long: %d values in %s, at most %d",
                 *(question.values, question.name, most),
             )
             return None
     process.fit(fit_batch(data.splits["train"]))
 
-    def answer(batch: TimeSeries) -> Gaussian:
-        said = process(batch.given())
-        return Gaussian(said.mean.to(batch.values), said.std.clamp(min=1e-3 * scale.std).to(batch.values))
+    def predict(batch: TimeSeries) -> Gaussian:
+        density = process(batch.given())
+        return Gaussian(density.mean.to(batch.values), density.std.clamp(min=1e-3 * scale.std).to(batch.values))
 
-    return answer
+    return predict
 
 
 def gaussian_process(
-    data: SeriesData, scale: Scale, level: Float[Tensor, " dim"], asked: Iterable[BaselineQuestion]
-) -> Answer | None:
+    data: SeriesData, scale: Scale, level: Float[Tensor, " dim"], questions: Iterable[BaselineQuestion]
+) -> Predictor | None:
     """Fit a Gaussian process to the training series, to be conditioned on the observed values of each series.
 
-    asked: the tasks to predict. Returns None, with a debug message, where scikit-learn is missing or where it would
-    take long: a baseline is scored on the same values as all others or not at all. Returns None without a message
-    where values are not real, and for datasets whose series have no levels of their own, whose published tables have
-    no such baseline.
+    questions: the tasks to predict. Returns None, with a debug message, where scikit-learn is missing or where it
+    would take long: a baseline is scored on the same values as all others or not at all. Returns None without a
+    message where values are not real, and for datasets whose series have no levels of their own, whose published
+    tables have no such baseline.
     """
     if scale.support != "real" or not scale.own_levels:
         return None
     if not available():
-        log.debug("no Gaussian process among the baselines: pip install 'vrnn_lab[gp]' installs scikit-learn for it")
+        log.debug(
+            "the Gaussian process baseline is left out, since scikit-learn is missing: pip install 'vrnn_lab[gp]'"
+        )
         return None
-    if reason := _too_slow(data, asked):
-        log.debug("no Gaussian process among the baselines, which would take long: %s", reason)
+    if reason := _too_slow(data, questions):
+        log.debug("the Gaussian process baseline is left out, since it would take long: %s", reason)
         return None
     std = scale.std
     process = SharedProcess(_in_random_order(data), level.numpy(), std.numpy(), max(data.periods, default=None))
 
-    def answer(batch: TimeSeries) -> Gaussian:
+    def predict(batch: TimeSeries) -> Gaussian:
         mean, spread = process(replace(batch.given(), scored=batch.scored))
         return Gaussian(mean, spread.clamp(min=1e-3 * std))
 
-    return answer
+    return predict
 
 
-def _too_slow(data: SeriesData, asked: Iterable[BaselineQuestion]) -> str:
+def _too_slow(data: SeriesData, questions: Iterable[BaselineQuestion]) -> str:
     """Return why a Gaussian process would take long on some tasks; an empty string where it would not."""
     if len(data.channels) > MOST_CHANNELS:
         return f"{len(data.channels)} channels, at most {MOST_CHANNELS}"
-    for question in asked:
+    for question in questions:
         if question.series > MOST_SERIES:
             return f"{question.series} series in {question.name}, at most {MOST_SERIES}"
         most = max((int(batch.seen.sum(1).max()) for batch in question.batches), default=0)
         if most > MOST_SEEN:
-            return f"{most} seen values of a series in {question.name}, at most {MOST_SEEN}"
+            return f"{most} observed values of a series in {question.name}, at most {MOST_SEEN}"
     return ""
 
 
@@ -343,10 +353,10 @@ def _in_random_order(data: SeriesData) -> Iterator[tuple[NDArray[np.float64], ND
         yield series.points.times[own], series.points.values[own]
 
 
-def fitted(asked: Iterable[TimeSeries], guess: Guess, scale: Scale, level: Float[Tensor, " dim"]) -> Answer:
-    """Return a baseline's predictive function of a batch: its guess, with the spread of its errors on `asked`."""
-    spread = _mixed_in if scale.support == "binary" else _spread
-    return spread(asked, guess, scale, level)
+def fitted(batches: Iterable[TimeSeries], guess: Guess, scale: Scale, level: Float[Tensor, " dim"]) -> Predictor:
+    """Return a baseline's predictive function of a batch: its guess, with the spread of its errors on `batches`."""
+    density = _bernoulli_of if scale.support == "binary" else _gaussian_of
+    return density(batches, guess, scale, level)
 
 
 def _given(batch: TimeSeries) -> TimeSeries:
@@ -354,14 +364,14 @@ def _given(batch: TimeSeries) -> TimeSeries:
     return replace(batch.given(), scored=batch.scored)
 
 
-def _mixed_in(
-    asked: Iterable[TimeSeries], guess: Guess, scale: Scale, level: Float[Tensor, " dim"]
+def _bernoulli_of(
+    batches: Iterable[TimeSeries], guess: Guess, scale: Scale, level: Float[Tensor, " dim"]
 ) -> Callable[[TimeSeries], Bernoulli]:
     """Return the Bernoulli of (1 - a) guess + a level, with the share a of the smallest nll per channel."""
     mixed = lambda mean, share: Bernoulli(((1 - share) * mean + share * level).logit())
     shares = torch.linspace(0.01, 1, 34, dtype=torch.float64)[:, None, None, None]
     total = torch.zeros(len(shares), len(level), dtype=torch.float64)
-    for batch in asked:
+    for batch in batches:
         for i, share in enumerate(shares):
             nll = -mixed(guess(_given(batch), level), share).log_prob_each(batch.values)
             total[i] += torch.where(batch.scored, nll, 0).sum((0, 1))
@@ -369,8 +379,8 @@ def _mixed_in(
     return lambda batch: mixed(guess(_given(batch), level), best)
 
 
-def _spread(
-    asked: Iterable[TimeSeries], guess: Guess, scale: Scale, level: Float[Tensor, " dim"]
+def _gaussian_of(
+    batches: Iterable[TimeSeries], guess: Guess, scale: Scale, level: Float[Tensor, " dim"]
 ) -> Callable[[TimeSeries], Gaussian]:
     """Return a Gaussian about the guess; for the analog, each channel uses the kind with the smaller error."""
     kinds = [CHANGES, VALUES] if isinstance(guess, Analog) else [0]
@@ -380,29 +390,29 @@ def _spread(
         known = _given(batch)
         return guess.candidates(known, level, kinds) if isinstance(guess, Analog) else guess(known, level)[None]
 
-    for batch in asked:
-        for tally, each in zip(tallies, guesses(batch, kinds), strict=True):
-            tally.add({"mse": (each - batch.values) ** 2}, batch.scored)
-    errors = [torch.where(each.count > 0, each.sums["mse"] / each.count, scale.std**2) for each in tallies]
+    for batch in batches:
+        for tally, guessed in zip(tallies, guesses(batch, kinds), strict=True):
+            tally.add({"mse": (guessed - batch.values) ** 2}, batch.scored)
+    errors = [torch.where(t.count > 0, t.sums["mse"] / t.count, scale.std**2) for t in tallies]
     mse, best = torch.stack(errors).min(0)
     spread = mse.sqrt().clamp(min=1e-3 * scale.std)
     taken, place = best.unique(return_inverse=True)
 
-    def answer(batch: TimeSeries) -> Gaussian:
-        found = guesses(batch, taken.tolist())
-        return Gaussian(found.gather(0, place.expand(1, *batch.values.shape))[0], spread)
+    def predict(batch: TimeSeries) -> Gaussian:
+        candidates = guesses(batch, taken.tolist())
+        return Gaussian(candidates.gather(0, place.expand(1, *batch.values.shape))[0], spread)
 
-    return answer
+    return predict
 
 
 def _exact(data: SeriesData, task: Task, split: str, name: str, scale: Scale) -> dict[str, float]:
-    account = CalibrationAccumulator(data, name, task, scale.std)
+    accumulator = CalibrationAccumulator(data, name, task, scale.std)
     for batch in data.batches(split, task, 256):
         truth = data.exact(batch)
         if truth is None or truth[1] is None:
             return {}
-        account.add(_scores(truth[1], batch), batch)
-    return account.result(f"reference/exact/{name}")
+        accumulator.add(_scores(truth[1], batch), batch)
+    return accumulator.result(f"reference/exact/{name}")
 
 
 def _exact_nll(data: SeriesData, split: str, name: str = "nll") -> dict[str, float]:

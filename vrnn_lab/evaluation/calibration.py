@@ -60,26 +60,26 @@ def horizon(batch: TimeSeries) -> Float64[Tensor, "batch time dim"]:
 
 
 DISTANCE = {"interpolation": ("gap", gap), "forecast": ("horizon", horizon)}
-BESIDE = ("gap", gap)  # for a dataset's own evaluation tasks
+DEFAULT_DISTANCE = ("gap", gap)  # for a dataset's own evaluation tasks
 
 
 def edges(data: SeriesData, question: str, task: Task) -> Float64[Tensor, " edge"]:
     """Return the boundaries of the distance bins: even quantiles over validation, used for every split."""
-    found, count = [torch.zeros(0, dtype=torch.float64)], 0
+    parts, count = [torch.zeros(0, dtype=torch.float64)], 0
     for batch in data.batches("val", task, 256):
-        each = DISTANCE.get(question, BESIDE)[1](batch)[batch.scored]
-        found.append(each[each.isfinite()])
-        count += len(found[-1])
+        distances = DISTANCE.get(question, DEFAULT_DISTANCE)[1](batch)[batch.scored]
+        parts.append(distances[distances.isfinite()])
+        count += len(parts[-1])
         if count > DISTANCES:
             break
-    distance = torch.cat(found)[:DISTANCES]
+    distance = torch.cat(parts)[:DISTANCES]
     levels = torch.arange(1, DISTANCE_BINS, dtype=torch.float64) / DISTANCE_BINS
     if not len(distance):
         return distance
-    parts = torch.quantile(distance, levels, interpolation="higher").unique()
+    boundaries = torch.quantile(distance, levels, interpolation="higher").unique()
     # Distances that are equal up to the rounding of times share a bin.
-    apart = torch.cat([parts.diff() > ROUNDING * parts[1:], parts.new_ones(1, dtype=torch.bool)])
-    return parts[apart & (parts < distance.max() * (1 - ROUNDING))]
+    apart = torch.cat([boundaries.diff() > ROUNDING * boundaries[1:], boundaries.new_ones(1, dtype=torch.bool)])
+    return boundaries[apart & (boundaries < distance.max() * (1 - ROUNDING))]
 
 
 class CalibrationAccumulator:
@@ -91,7 +91,7 @@ class CalibrationAccumulator:
     """
 
     def __init__(self, data: SeriesData, question: str, task: Task, std: Float[Tensor, " dim"]):
-        self.name, self.distance = DISTANCE.get(question, BESIDE)
+        self.name, self.distance = DISTANCE.get(question, DEFAULT_DISTANCE)
         self.edges = edges(data, question, task).to(std.device)
         self.all = ScoreAccumulator(data.channels, std)
         self.bins = [ScoreAccumulator(data.channels, std) for _ in range(len(self.edges) + 2)]
@@ -107,47 +107,47 @@ class CalibrationAccumulator:
         for i, tally in enumerate(self.bins):
             tally.add(some, batch.scored & (place == i))
 
-    def add_energy(self, each: Float[Tensor, " series"]) -> None:
+    def add_energy(self, scores: Float[Tensor, " series"]) -> None:
         """Add the energy scores of some series."""
-        self.energy += each.sum().item()
-        self.series += len(each)
+        self.energy += scores.sum().item()
+        self.series += len(scores)
 
     def result(self, prefix: str) -> dict[str, float]:
         """Return the mean scores under `<prefix>/...`; an empty dict where no value was scored."""
-        found = self.all.result(prefix)
+        scores = self.all.result(prefix)
         if self.series:
-            found[f"{prefix}/energy"] = self.energy / self.series
-        if not found:
+            scores[f"{prefix}/energy"] = self.energy / self.series
+        if not scores:
             return {}
         total = self.all.count.sum()
-        found[f"{prefix}/values"] = total.item()
+        scores[f"{prefix}/values"] = total.item()
         starts = [0.0, *self.edges.tolist(), None]
         for i, (start, tally) in enumerate(zip(starts, self.bins, strict=True)):
             place = f"{prefix}/{self.name}/{'none' if start is None else i + 1}"
             if start is not None:  # also of an empty bin, since the bin before it ends there
-                found[f"{place}/from"] = start
+                scores[f"{place}/from"] = start
             if share := (tally.count.sum() / total).item():
-                found |= {f"{place}/share": share} | tally.result(place)
-        return found
+                scores |= {f"{place}/share": share} | tally.result(place)
+        return scores
 
 
-def bins(found: Mapping[str, float], prefix: str) -> list[str]:
+def bins(scores: Mapping[str, float], prefix: str) -> list[str]:
     """Return the keys of the bins under <...>/<gap or horizon>, in order."""
     return [
-        key.removesuffix("/share") for key in found if re.fullmatch(rf"{re.escape(prefix)}/(\d+|none)/share", key)
+        key.removesuffix("/share") for key in scores if re.fullmatch(rf"{re.escape(prefix)}/(\d+|none)/share", key)
     ]
 
 
-def stretch(found: Mapping[str, float], place: str) -> str:
+def stretch(scores: Mapping[str, float], place: str) -> str:
     """Return the range of distances of a bin as text, such as `0.5 to 1`."""
     before, _, number = place.rpartition("/")
     if number == "none":
         return "nothing seen"
-    start, end = (found.get(f"{before}/{int(number) + i}/from") for i in (0, 1))
+    start, end = (scores.get(f"{before}/{int(number) + i}/from") for i in (0, 1))
     return f"over {start:.3g}" if end is None else f"{start:.3g} to {end:.3g}"
 
 
-def parted(found: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+def parted(scores: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:
     """Split scores into the metrics, and the details that are stored separately."""
-    details = {key: value for key, value in found.items() if DETAIL.search(key)}
-    return {key: value for key, value in found.items() if key not in details}, details
+    details = {key: value for key, value in scores.items() if DETAIL.search(key)}
+    return {key: value for key, value in scores.items() if key not in details}, details

@@ -61,16 +61,18 @@ def evaluate(
     crps: is filled with the CRPS of each series in training stds, by the name of the task.
     """
     with model.fixed_noise(seed):
-        found = _nll(model, data, split, protocol)
+        scores = _nll(model, data, split, protocol)
         if model.classifier is not None:
-            found |= _labels(model, data, split)
+            scores |= _labels(model, data, split)
         if model.point_process:
-            found |= event_fit(model, data, split)
-    asked = protocol.questions | data.questions
-    return found | answers(model, data, split, protocol, seed, questions=asked, recalibrated=recalibrated, crps=crps)
+            scores |= event_fit(model, data, split)
+    questions = protocol.questions | data.questions
+    return scores | held_out_scores(
+        model, data, split, protocol, seed, questions=questions, recalibrated=recalibrated, crps=crps
+    )
 
 
-def answers(
+def held_out_scores(
     model: SequenceModel,
     data: SeriesData,
     split: str,
@@ -89,15 +91,15 @@ def answers(
     predictions; crps: is filled with the CRPS of each series in training stds, before recalibration, by the name of
     the task.
     """
-    found: dict[str, float] = {}
+    scores: dict[str, float] = {}
     if model.scale.support == "events":  # events have no values
-        return found
+        return scores
     with model.fixed_noise(seed):
         for name, task in (questions or protocol.questions).items():
-            ways = {split: change} | ({f"recalibrated/{split}": recalibrated} if recalibrated else {})
+            changes = {split: change} | ({f"recalibrated/{split}": recalibrated} if recalibrated else {})
             sums = None if crps is None else crps.setdefault(name, SeriesSums())
-            found |= _answers(model, data, split, protocol, name, task, ways, most, sums)
-    return found
+            scores |= _held_out_scores(model, data, split, protocol, name, task, changes, most, sums)
+    return scores
 
 
 def rows_at_once(data: SeriesData, split: str, task: Task, samples: int) -> int:
@@ -115,12 +117,12 @@ def batches(model: SequenceModel, data: SeriesData, split: str, task: Task, samp
 
 def _nll(model: SequenceModel, data: SeriesData, split: str, protocol: EvaluationProtocol) -> dict[str, float]:
     """Return the loss, and -log p(x) by the importance-weighted bound, compared with any known exact value."""
-    found = _loss(model, data, split) if model.has_loss else {}
-    found[f"{split}/nll_samples"] = float(protocol.samples)
+    scores = _loss(model, data, split) if model.has_loss else {}
+    scores[f"{split}/nll_samples"] = float(protocol.samples)
     for name, parts in _parts(model).items():
         with model.only(*parts):
-            found |= _bound(model, data, split, protocol.samples, name)
-    return found
+            scores |= _bound(model, data, split, protocol.samples, name)
+    return scores
 
 
 def _loss(model: SequenceModel, data: SeriesData, split: str) -> dict[str, float]:
@@ -159,15 +161,15 @@ def _bound(model: SequenceModel, data: SeriesData, split: str, samples: int, nam
         truth = data.exact(batch) if comparable else None
         exact += [] if truth is None else [truth[0]]
     nll, count = -torch.cat(bounds), torch.cat(counts).sum().clamp(min=1)
-    found = {f"{split}/{name}": (nll.sum() / count).item(), f"{split}/{name}_is_exact": float(alike)}
+    scores = {f"{split}/{name}": (nll.sum() / count).item(), f"{split}/{name}_is_exact": float(alike)}
     if len(data.channels) > 1 and name == "nll":
-        found[f"{split}/nll_point"] = nll.sum().item() / max(points, 1)
+        scores[f"{split}/nll_point"] = nll.sum().item() / max(points, 1)
     if exact:
         above = nll + torch.cat(exact)
-        found[f"{split}/{name}_above_exact"] = (above.sum() / count).item()
+        scores[f"{split}/{name}_above_exact"] = (above.sum() / count).item()
         if len(above) > 1:
-            found[f"{split}/{name}_above_exact_se"] = (above.std() * sqrt(len(above)) / count).item()
-    return found
+            scores[f"{split}/{name}_above_exact_se"] = (above.std() * sqrt(len(above)) / count).item()
+    return scores
 
 
 def event_fit(model: Any, data: SeriesData, split: str) -> dict[str, float]:
@@ -192,55 +194,55 @@ def event_fit(model: Any, data: SeriesData, split: str) -> dict[str, float]:
         return {}
     from scipy.stats import kstest  # a slow import (0.5 s) that only point processes need
 
-    found = kstest(-torch.expm1(-tau).cpu().numpy(), "uniform")
-    return {f"{split}/events/ks": float(found.statistic), f"{split}/events/ks_p": float(found.pvalue)}
+    test = kstest(-torch.expm1(-tau).cpu().numpy(), "uniform")
+    return {f"{split}/events/ks": float(test.statistic), f"{split}/events/ks_p": float(test.pvalue)}
 
 
 def _labels(model: SequenceModel, data: SeriesData, split: str) -> dict[str, float]:
     """Return accuracy, AUC (one class against the others, averaged) and nats per label, given all observed values."""
-    told, labels = [], []
+    probabilities, labels = [], []
     for batch in batches(model, data, split, DensityTask(), 10):
         if (truth := batch.labels_that_count) is not None:
             there = truth >= 0
-            told.append(model.classify(batch)[there].double())
+            probabilities.append(model.classify(batch)[there].double())
             labels.append(truth[there])
     if not labels or not sum(map(len, labels)):
         return {}
-    chance, truth = torch.cat(told), torch.cat(labels)
+    probability, truth = torch.cat(probabilities), torch.cat(labels)
     count = len(model.scale.classes)
-    found = {
-        "accuracy": multiclass_accuracy(chance, truth, count, average="micro"),
-        "nll": -chance.gather(1, truth[:, None]).clamp(min=1e-300).log().mean(),
+    scores = {
+        "accuracy": multiclass_accuracy(probability, truth, count, average="micro"),
+        "nll": -probability.gather(1, truth[:, None]).clamp(min=1e-300).log().mean(),
     }
     if len(truth.unique()) == count:  # the AUC is undefined for a class that does not occur
-        found["auc"] = multiclass_auroc(chance, truth, count)
-    return {f"{split}/labels/{name}": value.item() for name, value in found.items()}
+        scores["auc"] = multiclass_auroc(probability, truth, count)
+    return {f"{split}/labels/{name}": value.item() for name, value in scores.items()}
 
 
-def _answers(
+def _held_out_scores(
     model,
     data,
     split,
     protocol,
     name: str,
     task: Task,
-    ways: dict[str, Change | None],
+    changes: dict[str, Change | None],
     most,
     crps: SeriesSums | None = None,
 ) -> dict[str, float]:
     """Return the scores of one evaluation task.
 
-    ways: the change applied to each prediction, by the prefix of its scores; crps: receives the CRPS of the prefix
-    `split`.
+    changes: the change applied to each prediction, by the prefix of its scores; crps: receives the CRPS of the
+    prefix `split`.
     """
-    accounts = {prefix: CalibrationAccumulator(data, name, task, model.data_std) for prefix in ways}
-    floored, real, series = dict.fromkeys(ways, 0.0), model.scale.support == "real", 0
+    accumulators = {prefix: CalibrationAccumulator(data, name, task, model.data_std) for prefix in changes}
+    floored, real, series = dict.fromkeys(changes, 0.0), model.scale.support == "real", 0
     for batch in _first(batches(model, data, split, task, protocol.draws), most):
         if not batch.scored.any():
             continue
         series += int(batch.scored.any(2).any(1).sum())
         plain = model.predict(batch, protocol.draws)
-        for prefix, change in ways.items():
+        for prefix, change in changes.items():
             prediction = change(plain, batch) if change else plain
             scores = sample_scores(prediction, batch.values)
             if batch.clean is not None and real:
@@ -248,27 +250,27 @@ def _answers(
             if real:
                 scores |= pit(prediction.paths, batch.values, _uniform(model, batch))
                 each = energy(prediction.paths, batch.values, batch.scored, model.data_std)
-                accounts[prefix].add_energy(each)
+                accumulators[prefix].add_energy(each)
                 low = on_floor(prediction.density, model.data_std).to(batch.values).mean(0)
                 floored[prefix] += torch.where(batch.scored, low, 0).sum().item()
-            accounts[prefix].add(scores, batch)
+            accumulators[prefix].add(scores, batch)
             if crps is not None and prefix == split and real:
                 crps.add(scores["crps"] / model.data_std, batch)
-    made: dict[str, float] = {}
-    for prefix, account in accounts.items():
-        found = account.result(f"{prefix}/{name}")
-        if found:
-            found[f"{prefix}/{name}/series"] = float(series)
-        if found and real:
-            found[f"{prefix}/{name}/on_floor"] = floored[prefix] / account.all.count.sum().item()
-        made |= found
-    return made
+    results: dict[str, float] = {}
+    for prefix, accumulator in accumulators.items():
+        result = accumulator.result(f"{prefix}/{name}")
+        if result:
+            result[f"{prefix}/{name}/series"] = float(series)
+        if result and real:
+            result[f"{prefix}/{name}/on_floor"] = floored[prefix] / accumulator.all.count.sum().item()
+        results |= result
+    return results
 
 
-def _first(found: Iterator[TimeSeries], most: int | None) -> Iterator[TimeSeries]:
+def _first(series_batches: Iterator[TimeSeries], most: int | None) -> Iterator[TimeSeries]:
     """Yield batches up to `most` series; the last batch is cut to that number."""
     left = maxsize if most is None else most
-    for batch in found:
+    for batch in series_batches:
         yield batch if len(batch.ids) <= left else batch.rows(slice(left))
         if (left := left - len(batch.ids)) <= 0:
             return

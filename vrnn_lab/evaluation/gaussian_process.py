@@ -56,8 +56,8 @@ def _limited(steps: int):
     def optimise(objective, start: Array, bounds: Array) -> tuple[Array, float]:
         from scipy.optimize import minimize
 
-        found = minimize(objective, start, method="L-BFGS-B", jac=True, bounds=bounds, options={"maxiter": steps})
-        return found.x, found.fun
+        result = minimize(objective, start, method="L-BFGS-B", jac=True, bounds=bounds, options={"maxiter": steps})
+        return result.x, result.fun
 
     return optimise
 
@@ -66,7 +66,7 @@ def condition(kernel: Any, times: Array, values: Array, at: Array, error: Array 
     """Return mean and std of observations at some times, given the observed values of one series.
 
     With K the kernel of the observed times, k that between these and the query times, v(t) the kernel at one time:
-    mean k^T (K + E)^-1 y, variance v - diag k^T (K + E)^-1 k. times, values, error: (seen,); at: (asked,). E is
+    mean k^T (K + E)^-1 y, variance v - diag k^T (K + E)^-1 k. times, values, error: (seen,); at: (queries,). E is
     diagonal: the known variance of the observed values' noise beyond the kernel's own, from the std `error`.
     """
     from scipy.linalg import cho_solve, cholesky, solve_triangular
@@ -126,16 +126,18 @@ class SharedProcess:
         error = np.zeros(values.shape) if batch.error is None else batch.error.double().cpu().numpy()
         for row in range(len(times)):
             for channel, kernel in enumerate(self.kernels):
-                given, asked = seen[row, :, channel], scored[row, :, channel]
-                if kernel is None or not asked.any():
+                given, queried = seen[row, :, channel], scored[row, :, channel]
+                if kernel is None or not queried.any():
                     continue
                 level, unit = self.level[channel], self.std[channel]
                 bars = error[row, :, channel] / unit
                 scaled = times[row] / self.span
                 known = (values[row, given, channel] - level) / unit
-                found, wide = condition(kernel, scaled[given], known, scaled[asked], bars[given])
-                mean[row, asked, channel] = level + unit * found
-                std[row, asked, channel] = unit * np.hypot(wide, bars[asked])
+                conditional_mean, conditional_std = condition(
+                    kernel, scaled[given], known, scaled[queried], bars[given]
+                )
+                mean[row, queried, channel] = level + unit * conditional_mean
+                std[row, queried, channel] = unit * np.hypot(conditional_std, bars[queried])
         number = lambda array: torch.from_numpy(array).to(batch.values)
         return number(mean), number(std)
 

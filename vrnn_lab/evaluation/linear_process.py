@@ -105,13 +105,15 @@ class LinearProcess(nn.Module):
         Tensors are (batch, time, dim), in the data's units. Where error bars are known, the std includes them.
         """
         size = max(1, CELLS // (series.times.shape[1] * len(self.std) * self.states**2))
-        found = [self._answer(series.rows(slice(i, i + size))) for i in range(0, len(series.ids), size)]
-        mean, std = (torch.cat([getattr(each, name) for each in found]) for name in ("mean", "std"))
+        densities = [self._density(series.rows(slice(i, i + size))) for i in range(0, len(series.ids), size)]
+        mean, std = (torch.cat([getattr(density, name) for density in densities]) for name in ("mean", "std"))
         return Gaussian(mean, std)
 
-    def _answer(self, series: TimeSeries) -> Gaussian:
-        said = smooth(self._space(series), *self._rows(series))
-        mean, std = (x.unflatten(0, (-1, len(self.std)))[..., 0].transpose(1, 2) for x in (said.mean, said.std))
+    def _density(self, series: TimeSeries) -> Gaussian:
+        smoothed = smooth(self._space(series), *self._rows(series))
+        mean, std = (
+            x.unflatten(0, (-1, len(self.std)))[..., 0].transpose(1, 2) for x in (smoothed.mean, smoothed.std)
+        )
         return Gaussian(self.mean + self.std * (self.middle + mean), self.std * std)
 
     def _rows(self, series: TimeSeries) -> tuple[Tensor, Tensor]:

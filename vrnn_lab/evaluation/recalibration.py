@@ -88,10 +88,10 @@ class Recalibration:
     def factors(self, batch: TimeSeries) -> Float[Tensor, "batch time dim"]:
         """Return the factor of every value of a batch; 1 where it is observed."""
         inside, after = (getattr(self, place).to(batch.values) for place in PLACES)
-        found = torch.where(ahead(batch)[..., None], after, inside)
+        factors = torch.where(ahead(batch)[..., None], after, inside)
         if self.beyond:
-            found = torch.where(*self.beyond.at(batch), found)
-        return torch.where(batch.seen, 1.0, found)
+            factors = torch.where(*self.beyond.at(batch), factors)
+        return torch.where(batch.seen, 1.0, factors)
 
     def changed(self, batch: TimeSeries) -> Bool[Tensor, "batch time dim"]:
         """Return which values of a batch have a factor other than 1."""
@@ -103,17 +103,19 @@ class Recalibration:
 
     def lines(self) -> list[str]:
         """Format the factors as text, one line per place, with the data each was fitted on."""
-        each = {
+        by_place = {
             place: (getattr(self, place), self.values.get(place), "validation", self.blocks.get(place))
             for place in PLACES
         }
         if far := self.beyond:
             for start, factors in zip(far.starts, far.factors, strict=True):
                 by = f" by {start:.2g} longest windows or more" if start else ""
-                each[f"beyond training{by}"] = factors, far.values, "out-of-time", None
-        return [f"spread x {place:13} {', '.join(self._each(*rest))}" for place, rest in each.items()]
+                by_place[f"beyond training{by}"] = factors, far.values, "out-of-time", None
+        return [
+            f"spread x {place:13} {', '.join(self._of_channels(*described))}" for place, described in by_place.items()
+        ]
 
-    def _each(
+    def _of_channels(
         self, factors: Tensor, counts: tuple[int, ...] | None, kind: str, blocks: tuple[int, ...] | None
     ) -> Iterator[str]:
         for i, (channel, factor) in enumerate(zip(self.channels, factors.tolist(), strict=True)):
@@ -123,11 +125,11 @@ class Recalibration:
 
     def metrics(self) -> dict[str, float]:
         """Return, for metrics.json, each place's number of validation values and geometric mean of factors."""
-        found: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         for place in PLACES:
-            found[f"recalibration/{place}/values"] = float(sum(self.values.get(place, ())))
-            found[f"recalibration/{place}/factor"] = exp(getattr(self, place).log().mean().item())
-        return found
+            metrics[f"recalibration/{place}/values"] = float(sum(self.values.get(place, ())))
+            metrics[f"recalibration/{place}/factor"] = exp(getattr(self, place).log().mean().item())
+        return metrics
 
     def apply(self, prediction: Prediction, batch: TimeSeries) -> Prediction:
         """Scale a batch's density and paths about the predictive mean; observed values are unchanged."""
@@ -138,14 +140,14 @@ class Recalibration:
 
     def save(self, folder: str | Path) -> Path:
         """Write <folder>/recalibration.json atomically, and return its path."""
-        each = lambda numbers: dict(zip(self.channels, numbers, strict=True))
-        named: dict[str, dict] = {place: each(getattr(self, place).tolist()) for place in PLACES}
+        by_channel = lambda numbers: dict(zip(self.channels, numbers, strict=True))
+        named: dict[str, dict] = {place: by_channel(getattr(self, place).tolist()) for place in PLACES}
         if self.values:
-            named["values"] = {place: each(counts) for place, counts in self.values.items()}
+            named["values"] = {place: by_channel(counts) for place, counts in self.values.items()}
         if self.blocks:
-            named["blocks"] = {place: each(counts) for place, counts in self.blocks.items()}
+            named["blocks"] = {place: by_channel(counts) for place, counts in self.blocks.items()}
         if far := self.beyond:
-            factors, values = [each(row) for row in far.factors.tolist()], each(far.values)
+            factors, values = [by_channel(row) for row in far.factors.tolist()], by_channel(far.values)
             reach = {"end": far.end, "longest": far.longest, "starts": list(far.starts)}
             named["beyond"] = reach | {"factors": factors, "values": values}
         write_json(Path(folder) / FILE, named)
@@ -169,7 +171,9 @@ def load(folder: str | Path, channels: tuple[str, ...]) -> Recalibration:
     except DamagedError:
         raise
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{file} is broken, or of other channels than {', '.join(channels)}. {cure}") from error
+        raise ConfigError(
+            f"{file} is broken, or holds factors of other channels than {', '.join(channels)}. {cure}"
+        ) from error
     return Recalibration(channels, **factors, values=values, blocks=blocks, beyond=beyond)
 
 
@@ -218,26 +222,26 @@ def fit(
     """
     if model.scale.support != "real":
         raise ConfigError(
-            f"recalibrate=true: values of this run are {model.scale.support}, which have no spread to set right; "
-            "expected a run on real values."
+            f"recalibrate=true: the values of this run are {model.scale.support}, so its predictions have no spread "
+            "that could be recalibrated; expected a run on real values."
         )
     if protocol.draws < 2:
-        raise ConfigError("recalibrate=true: of a single draw there is no spread; set evaluate.draws=99.")
-    least: list[Needed] = []
+        raise ConfigError("recalibrate=true: a single draw has no spread; set evaluate.draws=99.")
+    needed_factors: list[Needed] = []
     blocks = ValidationBlocks(data)
     with model.fixed_noise(seed):
-        asked = (batches_of(data, task, protocol.draws) for task in protocol.questions.values())
-        for batch in chain(chain.from_iterable(asked), further):
+        validation = (batches_of(data, task, protocol.draws) for task in protocol.questions.values())
+        for batch in chain(chain.from_iterable(validation), further):
             if batch.scored.any():
                 places = blocks.of(batch)
                 batch = batch.to(model.device)
-                least.append(needed(model.predict(batch, protocol.draws), batch, places))
-    found, *counts = factors_of(least, model.scale.dim)
+                needed_factors.append(needed(model.predict(batch, protocol.draws), batch, places))
+    factors, *counts = factors_of(needed_factors, model.scale.dim)
     by_place: list[dict[str, tuple[int, ...]]] = [
         {place: tuple(row) for place, row in zip(PLACES, each.tolist(), strict=True)} for each in counts
     ]
     values, blocks_of = by_place
-    return Recalibration(model.scale.channels, found[0], found[1], values, blocks_of)
+    return Recalibration(model.scale.channels, factors[0], factors[1], values, blocks_of)
 
 
 def evenly(count: int, most: int = SERIES) -> np.ndarray:
@@ -297,10 +301,10 @@ def factors_of(needed: list[Needed], dim: int) -> tuple[Tensor, Tensor, Tensor]:
 def _factor(least: Float[Tensor, " values"], block: Int64[Tensor, " values"]) -> float:
     """Return the factor that LEVEL of the values need, and, where it narrows, at least what holds for a new block."""
     rank = min(len(least), ceil(LEVEL * (len(least) + 1)))
-    found = least.kthvalue(rank).values.item()
-    if found < 1:
-        found = min(1.0, max(found, _of_new_block(least, block)))
-    return min(max(found, 1 / WIDEST), WIDEST)
+    factor = least.kthvalue(rank).values.item()
+    if factor < 1:
+        factor = min(1.0, max(factor, _of_new_block(least, block)))
+    return min(max(factor, 1 / WIDEST), WIDEST)
 
 
 def _of_new_block(least: Float[Tensor, " values"], block: Int64[Tensor, " values"]) -> float:
@@ -321,11 +325,13 @@ def _basis(counts: tuple[int, ...], channel: int, kind: str, blocks: tuple[int, 
     """Describe the data that a channel's factor was fitted on; blocks: given where they may bound the factor."""
     if blocks and sum(counts) >= LEAST and blocks[channel] < BLOCKS:
         of = f"in {blocks[channel]} block{'' if blocks[channel] == 1 else 's'}"
-        return f"{sum(counts)} {kind} values {of}: narrowed only from {BLOCKS} blocks on"
+        return f"{sum(counts)} {kind} values {of}: {BLOCKS} blocks are needed to narrow"
     if counts[channel] >= LEAST:
         return f"{counts[channel]} {kind} values"
     if sum(counts) >= LEAST:
-        return f"{counts[channel]} {kind} values, fewer than {LEAST}: fitted on all channels, {sum(counts)} values"
+        return (
+            f"{counts[channel]} {kind} values, fewer than {LEAST}: fitted on the {sum(counts)} values of all channels"
+        )
     if sum(counts) >= FEWEST:
-        return f"{sum(counts)} {kind} values, fewer than {LEAST}: only widened"
+        return f"{sum(counts)} {kind} values, fewer than {LEAST}: may only widen"
     return f"not fitted: {sum(counts)} {kind} values, fewer than {FEWEST}"

@@ -72,8 +72,8 @@ def energy(
     measures whether draws have the dependence of the values.
     """
     rows = scored.any(2).any(1).nonzero()[:, 0]
-    found = [energy_of(((paths[:, i] - values[i]) / std)[:, scored[i]]) for i in rows.tolist()]
-    return torch.stack(found) if found else values.new_zeros(0)
+    scores = [energy_of(((paths[:, i] - values[i]) / std)[:, scored[i]]) for i in rows.tolist()]
+    return torch.stack(scores) if scores else values.new_zeros(0)
 
 
 def energy_of(apart: Float[Tensor, "samples values"]) -> Float[Tensor, ""]:
@@ -128,8 +128,8 @@ class SeriesSums:
         (total, count), (theirs, values) = self._by_id(), other._by_id()
         if not torch.equal(count, values):
             raise ValueError(
-                f"scores of {count.sum():.0f} values of {len(count)} series beside {values.sum():.0f} values of "
-                f"{len(values)}; expected the same values of the same series in both."
+                f"one set of scores has {count.sum():.0f} values of {len(count)} series, the other "
+                f"{values.sum():.0f} values of {len(values)} series; expected the same values of the same series."
             )
         apart, number = total - theirs, len(count)
         mean = apart.sum() / count.sum().clamp(min=1)
@@ -140,8 +140,8 @@ class SeriesSums:
         if not self.ids:
             return torch.zeros(2, 0, dtype=torch.float64)
         known, place = torch.cat(self.ids).unique(return_inverse=True)
-        found = torch.zeros(2, len(known), dtype=torch.float64).index_add_(1, place, torch.cat(self.parts, 1))
-        return found[:, found[1] > 0]
+        sums = torch.zeros(2, len(known), dtype=torch.float64).index_add_(1, place, torch.cat(self.parts, 1))
+        return sums[:, sums[1] > 0]
 
 
 class ScoreAccumulator:

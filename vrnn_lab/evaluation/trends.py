@@ -41,17 +41,17 @@ def seasonal(
     from season to season is added for every period between (seasonal naive with drift). `otherwise` is used where no
     season has a value. period: in the data's time unit.
     """
-    found = otherwise.clone()
-    for i in range(len(found)):
+    guesses = otherwise.clone()
+    for i in range(len(guesses)):
         times = series.times[i].double().cpu().numpy()
-        for channel in range(found.shape[2]):
+        for channel in range(guesses.shape[2]):
             seen = series.seen[i, :, channel].cpu().numpy()
             if seen.any():
                 values = series.values[i, seen, channel].double().cpu().numpy()
                 guess = _seasonal(times[seen], values, times, period, drift)
-                known = torch.from_numpy(guess).to(found)
-                found[i, :, channel] = torch.where(known.isfinite(), known, found[i, :, channel])
-    return found
+                known = torch.from_numpy(guess).to(guesses)
+                guesses[i, :, channel] = torch.where(known.isfinite(), known, guesses[i, :, channel])
+    return guesses
 
 
 def _seasonal(
@@ -62,17 +62,17 @@ def _seasonal(
     if drift:
         changes = values - _between(times, values, times - period, period)
         change = float(np.mean(changes[np.isfinite(changes)])) if np.isfinite(changes).any() else 0.0
-    found = np.full(at.shape, np.nan)
+    guess = np.full(at.shape, np.nan)
     start = np.maximum(np.ceil((at - times[-1]) / period - ROUNDING), 1)
     for more in range(SEASONS):
-        open_ = np.isnan(found)
+        open_ = np.isnan(guess)
         count = (start + more)[open_]
         if not open_.any() or (more > (times[-1] - times[0]) / period + 1):
             break
         before = _between(times, values, at[open_] - count * period, period) + count * change
         after = _between(times, values, at[open_] + count * period, period) - count * change
-        found[open_] = np.where(np.isnan(before), after, np.where(np.isnan(after), before, (before + after) / 2))
-    return found
+        guess[open_] = np.where(np.isnan(before), after, np.where(np.isnan(after), before, (before + after) / 2))
+    return guess
 
 
 def _between(

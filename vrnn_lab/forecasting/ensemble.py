@@ -21,7 +21,7 @@ from vrnn_lab.evaluation.recalibration import Recalibration
 from vrnn_lab.forecasting.context_window import choose_window
 from vrnn_lab.models.base import Prediction, SequenceModel
 from vrnn_lab.models.recipe import Recipe
-from vrnn_lab.runs.build import Parts, beside_of, load_parts
+from vrnn_lab.runs.build import Parts, load_parts, roles_of
 from vrnn_lab.runs.folder import config_of
 from vrnn_lab.runs.trust import Trust
 
@@ -243,7 +243,7 @@ def _check_alike(first: str, one: Parts, second: str, other: Parts) -> None:
 def _shared(parts: Parts) -> dict[str, Any]:
     """Return what the runs of an ensemble must share, by its name in messages."""
     scale, data = parts.model.scale, parts.data
-    roles = beside_of(parts.config, scale)
+    roles = roles_of(parts.config, scale)
     clock = {True: "days (dates)", False: data.time_unit or "numbers", None: None}
     return {
         "channels": scale.channels,

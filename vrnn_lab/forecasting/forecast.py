@@ -23,7 +23,7 @@ from vrnn_lab.forecasting.notices import Notices, close
 from vrnn_lab.forecasting.queries import SeriesQuery, Times, over_windows
 from vrnn_lab.forecasting.summary import PredictiveSummary, batches, summarise
 from vrnn_lab.models.base import Prediction, SequenceModel
-from vrnn_lab.runs.build import TABLE, Parts, beside_of
+from vrnn_lab.runs.build import TABLE, Parts, roles_of
 
 log = logging.getLogger("vrnn_lab")
 NO_CELL = "the input has no empty cell. In the long form a cell is a row: give rows with an empty value, or use at=."
@@ -103,7 +103,7 @@ class Forecasts:
                 "python -m vrnn_lab.sample run=<run folder>."
             )
         query = query.with_step(scale)
-        roles = beside_of(parts.config, scale)
+        roles = roles_of(parts.config, scale)
         if query.when:
             query.when.index(scale.channels)
         if scale.dates is False and any(isinstance(x, Span) for x in (query.horizon, query.every)):

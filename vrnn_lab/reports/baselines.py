@@ -30,12 +30,12 @@ class Baseline:
 
 def baselines(runs: Sequence[Run]) -> list[Baseline]:
     """Return the baselines of runs on one dataset, question by question, best CRPS first."""
-    found = []
+    ranked = []
     for question in QUESTIONS:
         keys = {k.rpartition("/")[0] for run in runs for k in run.metrics if _is_crps(k, question)}
         rows = [_baseline(runs, key) for key in keys]
-        found += sorted((row for row in rows if "crps" in row.scores), key=lambda b: (b.scores["crps"].mean, b.name))
-    return found
+        ranked += sorted((row for row in rows if "crps" in row.scores), key=lambda b: (b.scores["crps"].mean, b.name))
+    return ranked
 
 
 def _is_crps(key: str, question: str) -> bool:

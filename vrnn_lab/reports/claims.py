@@ -26,8 +26,8 @@ class Claim:
     @property
     def verdict(self) -> str:
         """Return holds, does not hold or undecided."""
-        found = self.result.verdict if self.result else "undecided"
-        return {"better": "holds", "worse": "does not hold"}.get(found, found)
+        verdict = self.result.verdict if self.result else "undecided"
+        return {"better": "holds", "worse": "does not hold"}.get(verdict, verdict)
 
 
 def read(file: Path) -> list[dict[str, Any]]:
@@ -35,20 +35,20 @@ def read(file: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         raise ConfigError(f"claims={file}: there is no such file.")
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        claims = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"claims={file} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(found, list):
+        raise ConfigError(f"claims={file} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(claims, list):
         raise ConfigError(f"claims={file}: expected a list of {{claim, better, than, metric, lower}}.")
     needed, allowed = {"claim", "better", "than"}, {"claim", "better", "than", "metric", "lower"}
-    for place, claim in enumerate(found, 1):
+    for place, claim in enumerate(claims, 1):
         keys = set(claim) if isinstance(claim, dict) else set()
         if not needed <= keys <= allowed or not isinstance(claim.get("lower", True), bool):
             raise ConfigError(
-                f"claims={file}, claim {place}: expected claim, better and than, and beside these only metric and "
-                f"lower (true or false); found {', '.join(map(str, keys)) or claim}."
+                f"claims={file}, claim {place}: expected the keys claim, better and than, and optionally metric "
+                f"and lower (true or false); found {', '.join(map(str, keys)) or claim}."
             )
-    return found
+    return claims
 
 
 def judge(claim: dict[str, Any], runs: list[Run], groups: list[Group], score: str) -> Claim:

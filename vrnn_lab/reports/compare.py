@@ -67,8 +67,8 @@ class Group:
 
     def values(self, metric: str) -> dict[Seed, float]:
         """Return {seed: value} of a metric over the completed runs that have it."""
-        found = {seed: run.number(metric) for seed, run in self.runs.items()}
-        return {seed: value for seed, value in found.items() if value is not None}
+        numbers = {seed: run.number(metric) for seed, run in self.runs.items()}
+        return {seed: value for seed, value in numbers.items() if value is not None}
 
     def estimate(self, metric: str) -> Estimate | None:
         return estimate(list(self.values(metric).values()))
@@ -87,11 +87,11 @@ def group(runs: Sequence[Run], over: Sequence[str]) -> tuple[list[Group], RowNam
         same[seed] = max(same[seed], run, key=_worth) if seed in same else run
     rows = [shared(list(each.values()), over) for each in sets.values()]
     naming = names(rows, {c for r in runs for c in r.choices}, {t for r in runs for t in r.typed})
-    found = [
+    groups = [
         Group(naming.name(row), naming.items(row), row, dict(sorted(each.items())))
         for row, each in zip(rows, sets.values(), strict=True)
     ]
-    return found, naming, len(runs) - sum(len(g.runs) for g in found)
+    return groups, naming, len(runs) - sum(len(g.runs) for g in groups)
 
 
 def _worth(run: Run) -> tuple[int, float]:
@@ -129,10 +129,10 @@ class Paired:
     @property
     def verdict(self) -> str:
         """Return better or worse where the 95 % interval of the difference excludes 0, else undecided."""
-        found = self.difference
-        if found is None or found.low is None or found.high is None or found.low <= 0 <= found.high:
+        d = self.difference
+        if d is None or d.low is None or d.high is None or d.low <= 0 <= d.high:
             return "undecided"
-        return "better" if (found.mean < 0) == self.lower else "worse"
+        return "better" if (d.mean < 0) == self.lower else "worse"
 
 
 def paired(one: Group, other: Group, metric: str, lower: bool) -> Paired:
@@ -140,8 +140,8 @@ def paired(one: Group, other: Group, metric: str, lower: bool) -> Paired:
     ours, theirs = one.values(metric), other.values(metric)
     both = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
     both = [(a, b) for a, b in both if isfinite(a) and isfinite(b)]
-    found = estimate([a - b for a, b in both])
-    return Paired(found, _ratio(both), _p(found), lower)
+    difference = estimate([a - b for a, b in both])
+    return Paired(difference, _ratio(both), _p(difference), lower)
 
 
 def _ratio(both: Sequence[tuple[float, float]]) -> float | None:
@@ -154,22 +154,22 @@ def _ratio(both: Sequence[tuple[float, float]]) -> float | None:
         return inf
 
 
-def _p(found: Estimate | None) -> float | None:
-    if found is None or found.half is None:
+def _p(difference: Estimate | None) -> float | None:
+    if difference is None or difference.half is None:
         return None
-    if found.half == 0:
-        return 0.0 if found.mean else 1.0
+    if difference.half == 0:
+        return 0.0 if difference.mean else 1.0
     from scipy.special import stdtr
 
-    t = found.mean / found.half * _t(found.n - 1)
-    return 2 * float(stdtr(found.n - 1, -abs(t)))
+    t = difference.mean / difference.half * _t(difference.n - 1)
+    return 2 * float(stdtr(difference.n - 1, -abs(t)))
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
     """Return Holm's adjusted p-values, None kept: the familywise error of calling those below 0.05 decided is 5 %."""
     ranked = sorted((p, place) for place, p in enumerate(values) if p is not None)
-    found: list[float | None] = [None] * len(values)
+    adjusted: list[float | None] = [None] * len(values)
     largest = 0.0
     for rank, (p, place) in enumerate(ranked):
-        largest = found[place] = max(largest, min(1.0, p * (len(ranked) - rank)))
-    return found
+        largest = adjusted[place] = max(largest, min(1.0, p * (len(ranked) - rank)))
+    return adjusted

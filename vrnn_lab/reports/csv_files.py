@@ -13,36 +13,36 @@ from vrnn_lab.reports.runs import Run
 from vrnn_lab.reports.summary import STATUSES, Summary
 
 
-def rows(found: Summary) -> str:
+def rows(summary: Summary) -> str:
     """Return a CSV with a line for each row.
 
     Its columns are the row's keys, dataset and runs by status, and mean, interval and n of each metric. Rows of one
     dataset are consecutive; `best` is best within its dataset.
     """
-    metrics = list(dict.fromkeys([found.question.score, *found.columns]))
-    header = ["name", *found.naming.keys, "data set", "folder", "best", "n", *STATUSES]
+    metrics = list(dict.fromkeys([summary.question.score, *summary.columns]))
+    header = ["name", *summary.naming.keys, "data set", "folder", "best", "n", *STATUSES]
     header += [f"{m}{part}" for m in metrics for part in ("", " low", " high", " n")]
     parts = ("difference", "low", "high", "pairs", "ratio", "p", "p (Holm)", "verdict")
-    header += [f"{found.metric} against baseline: {part}" for part in parts if found.against]
-    folders = folder_names(found.groups)
+    header += [f"{summary.metric} against baseline: {part}" for part in parts if summary.against]
+    folders = folder_names(summary.groups)
     lines = (
         [
-            *_named(g, found),
+            *_named(g, summary),
             data_set.name,
             folders[id(g)],
             g is data_set.best,
             len(g.runs),
             *map(g.count, STATUSES),
             *_numbers(g, metrics),
-            *_compared(g, found),
+            *_compared(g, summary),
         ]
-        for data_set in found.data_sets
+        for data_set in summary.data_sets
         for g in data_set.groups
     )
     return _csv(header, lines)
 
 
-def baseline_rows(found: Summary) -> str:
+def baseline_rows(summary: Summary) -> str:
     """Return a CSV with a line for each baseline and question of a dataset: mean, interval and n of each score.
 
     `key` is where metrics.json of a run holds the scores. The text is empty where no run has a baseline.
@@ -50,47 +50,53 @@ def baseline_rows(found: Summary) -> str:
     header = ["data set", "baseline", "question", "key"]
     header += [f"{score}{part}" for score in SCORES for part in ("", " low", " high", " n")]
     lines = [
-        [data_set.name, each.name, each.question, each.key, *_parts([each.scores.get(score) for score in SCORES])]
-        for data_set in found.data_sets
-        for each in baselines(data_set.runs)
+        [
+            data_set.name,
+            baseline.name,
+            baseline.question,
+            baseline.key,
+            *_parts([baseline.scores.get(score) for score in SCORES]),
+        ]
+        for data_set in summary.data_sets
+        for baseline in baselines(data_set.runs)
     ]
     return _csv(header, lines) if lines else ""
 
 
-def _named(group: Group, found: Summary) -> list[str]:
-    return [group.name, *(group.items.get(key, "") for key in found.naming.keys)]
+def _named(group: Group, summary: Summary) -> list[str]:
+    return [group.name, *(group.items.get(key, "") for key in summary.naming.keys)]
 
 
 def _numbers(group: Group, metrics: Sequence[str]) -> list[Any]:
     return _parts([group.estimate(metric) for metric in metrics])
 
 
-def _parts(found: Sequence[Estimate | None]) -> list[Any]:
-    return [x for e in found for x in ((e.mean, e.low, e.high, e.n) if e else ("", "", "", 0))]
+def _parts(estimates: Sequence[Estimate | None]) -> list[Any]:
+    return [x for e in estimates for x in ((e.mean, e.low, e.high, e.n) if e else ("", "", "", 0))]
 
 
-def _compared(group: Group, found: Summary) -> list[Any]:
-    each = found.against.get(group.name)
-    if each is None:
-        return [""] * 8 if found.against else []
-    d = each.difference
-    numbers = [d.mean, d.low, d.high] if d else ["", "", ""]
-    return [*numbers, each.pairs, each.ratio, each.p, found.holm[group.name], each.verdict]
+def _compared(group: Group, summary: Summary) -> list[Any]:
+    comparison = summary.against.get(group.name)
+    if comparison is None:
+        return [""] * 8 if summary.against else []
+    difference = comparison.difference
+    numbers = [difference.mean, difference.low, difference.high] if difference else ["", "", ""]
+    return [*numbers, comparison.pairs, comparison.ratio, comparison.p, summary.holm[group.name], comparison.verdict]
 
 
-def runs(found: Summary) -> str:
+def runs(summary: Summary) -> str:
     """Return a CSV with a line for each run: the keys that distinguish the rows, and the metrics shown."""
-    metrics = list(dict.fromkeys([found.question.score, *found.columns]))
-    header = ["name", *found.naming.keys, *found.question.over, "status", *metrics, "error", "folder"]
+    metrics = list(dict.fromkeys([summary.question.score, *summary.columns]))
+    header = ["name", *summary.naming.keys, *summary.question.over, "status", *metrics, "error", "folder"]
     line = lambda g, seed, run: [
-        *_named(g, found),
+        *_named(g, summary),
         *seed,
         run.status,
         *_values(run, metrics),
         run.error,
         str(run.folder),
     ]
-    return _csv(header, (line(g, seed, run) for g in found.groups for seed, run in g.runs.items()))
+    return _csv(header, (line(g, seed, run) for g in summary.groups for seed, run in g.runs.items()))
 
 
 def _values(run: Run, metrics: Sequence[str]) -> list[float | None]:

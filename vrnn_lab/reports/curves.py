@@ -28,17 +28,17 @@ def curve(folder: Path, tag: str) -> list[tuple[int, float]]:
 
     A step that was run again after a resume has the later value.
     """
-    wanted, found = tag.encode(), {}
+    wanted, values = tag.encode(), {}
     for file in sorted(folder.glob("events*"), key=lambda f: f.lstat().st_mtime)[-FILES:]:
-        found |= _points(file, folder, wanted)
-    points = sorted(found.items())
+        values |= _points(file, folder, wanted)
+    points = sorted(values.items())
     every = -(-len(points) // POINTS) or 1
     return points[:-1:every] + points[-1:]
 
 
 def _points(file: Path, folder: Path, tag: bytes) -> dict[int, float]:
     """Return {step: value} of a tag in one file, empty for a file that `files.opened` refuses."""
-    found: dict[int, float] = {}
+    values: dict[int, float] = {}
     parsed = 0
     try:
         with opened(file, folder, FILE_BYTES) as stream:
@@ -46,10 +46,10 @@ def _points(file: Path, folder: Path, tag: bytes) -> dict[int, float]:
                 if AT_THE_END in record:  # this file holds the final scores of the best checkpoint, no curve
                     return {}
                 if tag in record and (parsed := parsed + len(record)) <= PARSED_BYTES:  # skip records of other tags
-                    found |= dict(_values(record, tag))
-    except ValueError:  # `files.strangers` reports the reason
+                    values |= dict(_values(record, tag))
+    except ValueError:  # `files.files_not_read` reports the reason
         return {}
-    return found
+    return values
 
 
 def _records(stream: BinaryIO) -> Iterator[bytes]:

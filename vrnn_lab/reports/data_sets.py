@@ -32,20 +32,20 @@ def data_sets(groups: Sequence[Group], over: Sequence[str]) -> list[DataSet]:
 
     over: the keys over which runs are repeated; runs that differ in them alone share a dataset.
     """
-    found: dict[str, list[Group]] = {}
+    rows_of: dict[str, list[Group]] = {}
     for group in groups:
-        own = _data_keys(_first(group), over)
-        found.setdefault(json.dumps(own, default=str, sort_keys=True), []).append(group)
-    labels = _labels([_first(rows[0]) for rows in found.values()], over)
-    return [DataSet(label, rows) for label, rows in zip(labels, found.values(), strict=True)]
+        data_keys = _data_keys(_first(group), over)
+        rows_of.setdefault(json.dumps(data_keys, default=str, sort_keys=True), []).append(group)
+    labels = _labels([_first(rows[0]) for rows in rows_of.values()], over)
+    return [DataSet(label, rows) for label, rows in zip(labels, rows_of.values(), strict=True)]
 
 
 def settings(group: Group, sets: Sequence[DataSet]) -> str:
     """Return the items of a row's name that its dataset does not already imply."""
-    return " ".join(f"{k}={v}" for k, v in group.items.items() if k not in told_by_data_set(sets))
+    return " ".join(f"{k}={v}" for k, v in group.items.items() if k not in keys_of_data_sets(sets))
 
 
-def told_by_data_set(sets: Sequence[DataSet]) -> set[str]:
+def keys_of_data_sets(sets: Sequence[DataSet]) -> set[str]:
     """Return the keys of data that vary between datasets but not within any."""
     keys = {k for each in sets for g in each.groups for k in g.items if k == "data" or k.startswith("data.")}
     return {k for k in keys if all(len({g.items.get(k) for g in each.groups}) < 2 for each in sets)}
@@ -67,11 +67,11 @@ def shortest_tails(paths: Iterable[Path]) -> dict[Path, str]:
         for start in range(len(path.parts)):
             tail = path.parts[start:]
             count[tail] = count.get(tail, 0) + 1
-    found = {}
+    shortest = {}
     for path in distinct:
         tails = (path.parts[start:] for start in reversed(range(len(path.parts))))
-        found[path] = str(Path(*next((tail for tail in tails if count[tail] == 1), path.parts)))
-    return found
+        shortest[path] = str(Path(*next((tail for tail in tails if count[tail] == 1), path.parts)))
+    return shortest
 
 
 def _first(group: Group) -> Run:
@@ -100,11 +100,11 @@ def _differences(run: Run, others: Sequence[Run], over: Sequence[str]) -> list[s
     values = [_data_keys(each, over) for each in others]
     own = _data_keys(run, over)
     varying = [k for k in own if any(each.get(k, ABSENT) != own[k] for each in values)]
-    found = []
+    differences = []
     for key in varying:
         value = written(own[key])
         if key == "data.path":
             paths = [Path(str(each[key])) for each in values if each.get(key)]
             value = shortest_tails(paths).get(Path(value), value)
-        found.append(f"{key.removeprefix('data.')}={value}")
-    return found
+        differences.append(f"{key.removeprefix('data.')}={value}")
+    return differences

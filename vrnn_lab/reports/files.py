@@ -33,7 +33,7 @@ KINDS = {
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
-    stat.S_IFLNK: "a link in a circle",
+    stat.S_IFLNK: "a circular link",
 }
 
 
@@ -46,19 +46,19 @@ def _checked(file: Path, folder: Path) -> tuple[Path, os.stat_result]:
     real = Path(os.path.realpath(file))
     if not real.is_relative_to(os.path.realpath(folder)):
         raise ValueError(f"{file.relative_to(folder)} is a link to outside of the run folder.")
-    found = os.lstat(real)
-    if not stat.S_ISREG(found.st_mode):
-        kind = KINDS.get(stat.S_IFMT(found.st_mode), "something else")
-        raise ValueError(f"{file.relative_to(folder)} is no plain file but {kind}.")
-    return real, found
+    stats = os.lstat(real)
+    if not stat.S_ISREG(stats.st_mode):
+        kind = KINDS.get(stat.S_IFMT(stats.st_mode), "something else")
+        raise ValueError(f"{file.relative_to(folder)} is not a plain file but {kind}.")
+    return real, stats
 
 
 @contextmanager
 def opened(file: Path, folder: Path, most: int) -> Iterator[BinaryIO]:
     """Open a plain file of a folder for reading; raise ValueError where `size` does, or beyond `most` bytes."""
-    real, found = _checked(file, folder)
-    if found.st_size > most:
-        raise ValueError(f"{file.relative_to(folder)} has {found.st_size} bytes; at most {most} are read.")
+    real, stats = _checked(file, folder)
+    if stats.st_size > most:
+        raise ValueError(f"{file.relative_to(folder)} has {stats.st_size} bytes; at most {most} are read.")
     careful = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     with open(os.open(real, os.O_RDONLY | careful), "rb") as stream:
         yield stream
@@ -79,24 +79,24 @@ def _sized(files: Iterable[Path], folder: Path) -> Iterator[tuple[Path, int]]:
     for file in files:
         try:
             yield file, size(file, folder)
-        except (OSError, ValueError):  # `strangers` reports it
+        except (OSError, ValueError):  # `files_not_read` reports it
             continue
 
 
-def strangers(folder: Path) -> tuple[str, ...]:
+def files_not_read(folder: Path) -> tuple[str, ...]:
     """Return a sentence for each file of a run folder that is not read: a link to outside, a FIFO, a device."""
-    found = []
+    sentences = []
     for place in (folder, folder / ".hydra", folder / "figures"):
         with os.scandir(place) if _own_folder(place, folder) else nullcontext(()) as entries:
-            found += [said for entry in sorted(entries, key=lambda e: e.name) if (said := _strange(entry, folder))]
-    return tuple(found)
+            sentences += [why for e in sorted(entries, key=lambda e: e.name) if (why := _why_not_read(e, folder))]
+    return tuple(sentences)
 
 
 def _own_folder(place: Path, folder: Path) -> bool:
     return place == folder or (place.is_dir() and not place.is_symlink())
 
 
-def _strange(entry: os.DirEntry[str], folder: Path) -> str:
+def _why_not_read(entry: os.DirEntry[str], folder: Path) -> str:
     if entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False):
         return ""
     file = Path(entry.path)
@@ -105,14 +105,14 @@ def _strange(entry: os.DirEntry[str], folder: Path) -> str:
     except ValueError as error:
         return str(error)
     except OSError:
-        return f"{file.relative_to(folder)} is a link to nothing."
+        return f"{file.relative_to(folder)} is a broken link."
     return ""
 
 
-def walk(top: Path) -> Iterator[tuple[Path, list[str]]]:
+def folders_below(top: Path) -> Iterator[tuple[Path, list[str]]]:
     """Yield (folder, names of its subfolders) for a folder and all below it, by name; links are not followed.
 
-    The caller removes from the list what is not to be walked. Deep folders do not overflow the stack.
+    The caller removes from the list the folders to leave out. Deep folders do not overflow the stack.
     """
     waiting = [top]
     while waiting:
@@ -126,7 +126,7 @@ def walk(top: Path) -> Iterator[tuple[Path, list[str]]]:
         waiting += [place / name for name in reversed(below) if name != ".hydra"]
 
 
-def at_work_on(folder: Path) -> bool:
+def is_locked(folder: Path) -> bool:
     """Return whether a process holds the lock of a run folder; nothing is written for it, not even the lock."""
     if fcntl is None:
         return is_running(folder)
@@ -148,7 +148,7 @@ def parsed_yaml(text: bytes) -> Any:
     depth = 0
     for event in yaml.parse(text, Loader):
         if isinstance(event, yaml.AliasEvent):
-            raise ValueError(f"it has an alias (*{event.anchor}); a run writes none.")
+            raise ValueError(f"it has an alias (*{event.anchor}), which no run writes.")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         _check_depth(depth)
     return plain(yaml.load(text, Loader))

@@ -26,14 +26,14 @@ class Filter:
     value: Any
 
     def __call__(self, run: Run) -> bool:
-        found = facts(run).get(self.key, ...)
+        value = facts(run).get(self.key, ...)
         if self.key == "trick":
-            found = _set(found)
+            value = _set(value)
         if self.sign in SAME:
-            same = found == self.value or (isinstance(found, str) and found == self.text)  # YAML reads `off` as false
+            same = value == self.value or (isinstance(value, str) and value == self.text)  # YAML reads `off` as false
             return same == SAME[self.sign]
-        numbers = isinstance(found, (int, float)) and not isinstance(found, bool)
-        return numbers and ORDER[self.sign](found, self.value)
+        numbers = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return numbers and ORDER[self.sign](value, self.value)
 
 
 def facts(run: Run) -> dict[str, Any]:
@@ -59,18 +59,20 @@ def parse(text: str | Sequence[str], runs: Iterable[Run], option: str) -> list[F
 
 
 def _filter(text: str, keys: set[str], option: str) -> Filter:
-    found = re.fullmatch(r"([^<>=!]+)(>=|<=|!=|=|>|<)(.*)", text)
-    if not found:
+    match = re.fullmatch(r"([^<>=!]+)(>=|<=|!=|=|>|<)(.*)", text)
+    if not match:
         raise ConfigError(f"{option}={text}: expected <key>=<value> (or !=, <, <=, >, >=), as in optim=adam.")
-    key, sign, value = (part.strip() for part in found.groups())
+    key, sign, value = (part.strip() for part in match.groups())
     key = key if key in keys else key.replace(".", "/") if key.replace(".", "/") in keys else key
     if key.startswith("test/"):
-        raise ConfigError(f"{option}={text}: test numbers choose nothing; filter by config keys or val/ metrics.")
+        raise ConfigError(
+            f"{option}={text}: test metrics must not choose runs; filter by config keys or val/ metrics."
+        )
     if key not in keys:
         raise ConfigError(f"{option}={text}: no run has the key {key}.{did_you_mean(key, keys)}")
     read = _set(value) if key == "trick" else scalar(value)
     if sign in ORDER and not isinstance(read, (int, float)):
-        raise ConfigError(f"{option}={text}: {sign} compares numbers, and {value!r} is none.")
+        raise ConfigError(f"{option}={text}: {sign} compares numbers, but {value!r} is not a number.")
     return Filter(key, sign, value, read)
 
 
@@ -94,24 +96,26 @@ def _set(text: Any) -> frozenset[str]:
 
 def select(runs: Iterable[Run], filters: Iterable[Filter]) -> list[Run]:
     """Return the runs that pass all filters."""
-    wanted = list(filters)
-    return [run for run in runs if all(accepts(run) for accepts in wanted)]
+    conditions = list(filters)
+    return [run for run in runs if all(holds(run) for holds in conditions)]
 
 
 def values_of(runs: Iterable[Run], key: str) -> str:
     """Return the values that a key has in some runs, as text for a message."""
-    found = dict.fromkeys(str(facts(run)[key]) for run in runs if key in facts(run))
-    return ", ".join(list(found)[:12])
+    values = dict.fromkeys(str(facts(run)[key]) for run in runs if key in facts(run))
+    return ", ".join(list(values)[:12])
 
 
 def only(groups: Sequence[Group], runs: Sequence[Run], text: Any, option: str) -> Group:
     """Return the only group with runs that match a filter; raise ConfigError for none or several."""
     filters = parse(text, runs, option)
-    found = [g for g in groups if select(g.runs.values(), filters)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        rows = "; ".join(g.name for g in found[:5])
-        raise ConfigError(f"{option}={text} means {len(found)} rows: {rows}. Say which by its whole name, in quotes.")
-    there = "; ".join(f"{f.key} is {values_of(runs, f.key)}" for f in filters)
-    raise ConfigError(f"{option}={text} means no row; there {there}.")
+    matches = [g for g in groups if select(g.runs.values(), filters)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        rows = "; ".join(g.name for g in matches[:5])
+        raise ConfigError(
+            f"{option}={text} matches {len(matches)} rows: {rows}. Choose one by its whole name, in quotes."
+        )
+    values = "; ".join(f"{f.key} is {values_of(runs, f.key)}" for f in filters)
+    raise ConfigError(f"{option}={text} matches no row; in these runs {values}.")

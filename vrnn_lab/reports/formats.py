@@ -26,19 +26,19 @@ WORDS = (
 )  # the columns that may be folded
 
 
-def print_sheets(made: Sequence[TextTable], console: Terminal) -> None:
+def print_tables(text_tables: Sequence[TextTable], console: Terminal) -> None:
     """Print each table; a numeric column that does not fit is left out with a notice, never cut."""
-    for sheet in made:
-        shown = list(range(len(sheet.header)))
-        while _least(_table(sheet, shown), console) > console.width and (spare := _spare(sheet, shown)):
+    for text_table in text_tables:
+        shown = list(range(len(text_table.header)))
+        while _least(_table(text_table, shown), console) > console.width and (spare := _spare(text_table, shown)):
             shown.remove(spare)
-        if sheet.title:
-            console.print(sheet.title)
-        fits = _least(_table(sheet, shown), console) <= console.width
-        console.print(_table(sheet, shown, WIDTH if fits else 1))
-        if missing := [name for place, name in enumerate(sheet.header) if place not in shown]:
-            say = f"no room in {console.width} columns for {', '.join(missing)}; choose with columns=, or see output="
-            console.print(say, soft_wrap=True)
+        if text_table.title:
+            console.print(text_table.title)
+        fits = _least(_table(text_table, shown), console) <= console.width
+        console.print(_table(text_table, shown, WIDTH if fits else 1))
+        if missing := [name for place, name in enumerate(text_table.header) if place not in shown]:
+            notice = f"a width of {console.width} has no room for {', '.join(missing)}; use columns= or output="
+            console.print(notice, soft_wrap=True)
 
 
 def _least(table: Table, console: Terminal) -> int:
@@ -46,18 +46,18 @@ def _least(table: Table, console: Terminal) -> int:
     return console.measure(table, options=console.options.update(width=10_000)).minimum
 
 
-def _spare(sheet: TextTable, shown: list[int]) -> int | None:
+def _spare(text_table: TextTable, shown: list[int]) -> int | None:
     """Return the index of the last numeric column that may be left out, None where there is none."""
-    return next((place for place in reversed(shown[3:]) if sheet.header[place] not in WORDS), None)
+    return next((place for place in reversed(shown[3:]) if text_table.header[place] not in WORDS), None)
 
 
-def _table(sheet: TextTable, shown: list[int], least: int = WIDTH) -> Table:
+def _table(text_table: TextTable, shown: list[int], least: int = WIDTH) -> Table:
     """Return a table of the columns `shown`; columns of words fold, but to no less than the width `least`."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for place in shown:
-        name = terminal_cell(sheet.header[place])
+        name = terminal_cell(text_table.header[place])
         words = name in WORDS
-        cells = [_cell(sheet, row, place) for row in sheet.rows]
+        cells = [_cell(text_table, row, place) for row in text_table.rows]
         heading = name if words or len(name) < 14 else name.replace("/", "/\n")
         longest = max(map(len, [*heading.split("\n"), *cells]))
         table.add_column(
@@ -67,41 +67,43 @@ def _table(sheet: TextTable, shown: list[int], least: int = WIDTH) -> Table:
             no_wrap=not words,
             min_width=min(longest, least) if words else longest,
         )
-    for place, row in enumerate(sheet.rows):
-        table.add_row(*(_cell(sheet, row, p) for p in shown), style="bold" if place == sheet.marked else None)
+    for place, row in enumerate(text_table.rows):
+        table.add_row(
+            *(_cell(text_table, row, p) for p in shown), style="bold" if place == text_table.marked else None
+        )
     return table
 
 
-def _cell(sheet: TextTable, row: Sequence[str], place: int) -> str:
+def _cell(text_table: TextTable, row: Sequence[str], place: int) -> str:
     """Return a cell; it is cut to WIDEST unless its column folds or is our own count of runs."""
-    whole = sheet.header[place] in (*WORDS, "runs")
+    whole = text_table.header[place] in (*WORDS, "runs")
     return terminal_cell(row[place]) if whole else terminal_cell(row[place], WIDEST)
 
 
-def markdown(made: Sequence[TextTable], notes: Sequence[str]) -> str:
+def markdown(text_tables: Sequence[TextTable], notes: Sequence[str]) -> str:
     """Return the tables, then the notes, in Markdown."""
     parts = []
-    for sheet in made:
-        lines = [sheet.header, ["---"] + ["---:"] * (len(sheet.header) - 1)]
-        rows = [list(map(shown_text.markdown, row)) for row in [sheet.header, *sheet.rows]]
-        if sheet.marked is not None:
-            rows[sheet.marked + 1] = [f"**{cell}**" if cell else "" for cell in rows[sheet.marked + 1]]
+    for text_table in text_tables:
+        lines = [text_table.header, ["---"] + ["---:"] * (len(text_table.header) - 1)]
+        rows = [list(map(shown_text.markdown, row)) for row in [text_table.header, *text_table.rows]]
+        if text_table.marked is not None:
+            rows[text_table.marked + 1] = [f"**{cell}**" if cell else "" for cell in rows[text_table.marked + 1]]
         rows.insert(1, lines[1])
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-        parts += [*map(markdown_paragraph, sheet.title.splitlines()), table]
+        parts += [*map(markdown_paragraph, text_table.title.splitlines()), table]
     return "\n\n".join([*parts, *map(markdown_paragraph, notes)]) + "\n"
 
 
-def latex(made: Sequence[TextTable], notes: Sequence[str]) -> str:
+def latex(text_tables: Sequence[TextTable], notes: Sequence[str]) -> str:
     """Return the tables in LaTeX with booktabs, with the notes as comments."""
     parts = ["% \\usepackage{booktabs}", *map(latex_comment, notes)]
-    for sheet in made:
-        rows = [list(map(shown_text.latex, row)) for row in sheet.rows]
-        if sheet.marked is not None:
-            rows[sheet.marked] = [f"\\textbf{{{cell}}}" for cell in rows[sheet.marked]]
+    for text_table in text_tables:
+        rows = [list(map(shown_text.latex, row)) for row in text_table.rows]
+        if text_table.marked is not None:
+            rows[text_table.marked] = [f"\\textbf{{{cell}}}" for cell in rows[text_table.marked]]
         line = lambda row: " & ".join(row) + r" \\"
-        parts += map(latex_comment, sheet.title.splitlines() or [""])
-        parts += [f"\\begin{{tabular}}{{l{'r' * (len(sheet.header) - 1)}}}"]
-        parts += [r"\toprule", line(map(shown_text.latex, sheet.header)), r"\midrule", *map(line, rows)]
+        parts += map(latex_comment, text_table.title.splitlines() or [""])
+        parts += [f"\\begin{{tabular}}{{l{'r' * (len(text_table.header) - 1)}}}"]
+        parts += [r"\toprule", line(map(shown_text.latex, text_table.header)), r"\midrule", *map(line, rows)]
         parts += [r"\bottomrule", r"\end{tabular}"]
     return "\n".join(parts) + "\n"

@@ -52,11 +52,11 @@ def print_run(
         console.print(shown)
     if mixed and data is None and (shown := by_channel(metrics, split)).row_count:
         console.print(shown)
-    for closer in intervals(metrics, split, data.channels, data.time_unit) if data else []:
-        console.print(closer)
+    for calibration in intervals(metrics, split, data.channels, data.time_unit) if data else []:
+        console.print(calibration)
     console.print(_facts(metrics, split), soft_wrap=True)
     if len(folders) > 1:
-        console.print(f"pooled   {len(folders)} runs with equal shares: 'this model' is their mixture")
+        console.print(f"ensemble {len(folders)} runs with equal weights: 'this model' is their mixture")
     for folder in folders:
         console.print(f"run      {folder}", soft_wrap=True)
     for figure in sorted((folders[0] / "figures").glob("*.png")) if len(folders) == 1 else []:
@@ -103,8 +103,8 @@ def by_channel(metrics: dict[str, Any], split: str) -> Table:
                 and f"{prefix}/{question}/channel/{channel}/crps" in metrics
             }
             best = min(others, key=lambda name: others[name], default=None)
-            beside = "" if best is None else f"{number(others[best])} ({NAMES.get(best, best)})"
-            shown.add_row(f"  {channel}", number(mse), number(crps), beside, number(half), number(most))
+            best_baseline = "" if best is None else f"{number(others[best])} ({NAMES.get(best, best)})"
+            shown.add_row(f"  {channel}", number(mse), number(crps), best_baseline, number(half), number(most))
     return shown
 
 
@@ -132,22 +132,22 @@ def table(metrics: dict[str, Any], split: str, mixed: bool = False) -> Table:
 
 def _extent(metrics: dict[str, Any], at: str) -> str:
     """Return, in words, the number of series and values that the scores of a question are means over."""
-    found = [f"{metrics[f'{at}/{what}']:.0f} {what}" for what in ("series", "values") if f"{at}/{what}" in metrics]
-    return f" ({', '.join(found)})" if found else ""
+    counts = [f"{metrics[f'{at}/{what}']:.0f} {what}" for what in ("series", "values") if f"{at}/{what}" in metrics]
+    return f" ({', '.join(counts)})" if counts else ""
 
 
-def backtest(found: dict[str, float], title: str) -> Table:
+def backtest(scores: dict[str, float], title: str) -> Table:
     """Return a table of a backtest: every row over all values, by horizon and by cutoff."""
     shown = Table(title=title, title_justify="left", box=None)
     shown.add_column("", no_wrap=True)
-    columns = [c for c in ("values", *COLUMNS) if any(k.count("/") == 2 and k.endswith(f"/{c}") for k in found)]
+    columns = [c for c in ("values", *COLUMNS) if any(k.count("/") == 2 and k.endswith(f"/{c}") for k in scores)]
     for column in columns:
         shown.add_column(label(column), justify="right", no_wrap=True)
-    keys = [key.split("/") for key in found]
+    keys = [key.split("/") for key in scores]
     for part in dict.fromkeys(key[1] for key in keys):
         shown.add_row(part, style="italic")
         for name in dict.fromkeys(key[0] for key in keys):
-            cells = [found.get(f"{name}/{part}/{c}") for c in columns]
+            cells = [scores.get(f"{name}/{part}/{c}") for c in columns]
             style = "bold" if name == "this model" else None
             shown.add_row(f"  {NAMES.get(name, name)}", *map(number, cells), style=style)
     return shown
@@ -194,7 +194,7 @@ def number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def _too_sure(metrics: dict[str, Any], split: str) -> list[str]:
+def _coverage_hints(metrics: dict[str, Any], split: str) -> list[str]:
     """Return a hint that names the likely cause, and the cure, where coverage is far from nominal; else nothing."""
     shares = [metrics.get(f"{split}/{question}/coverage_90") for question in DISTANCE]
     if all(share is None or abs(share - 0.9) < 0.05 for share in shares):
@@ -207,12 +207,12 @@ def _too_sure(metrics: dict[str, Any], split: str) -> list[str]:
     if (share := metrics.get(f"{split}/outside_range", 0.0)) > OUTSIDE:
         return [
             f"{hint}: {share:.0%} of the values lie outside the range of the training values. Give the training "
-            "split series that reach so far, or a model that keeps each series' level and slope: model=latent_ode."
+            "split series that reach as far, or a model that keeps each series' level and slope: model=latent_ode."
         ]
     if (share := metrics.get(f"{split}/longer_windows", 0.0)) > OUTSIDE:
         return [
-            f"{hint}: {share:.0%} of the series are longer than any of training, so questions reach beyond what was "
-            "trained. Give the training split longer series, or cut all of them: data.window=<points>."
+            f"{hint}: {share:.0%} of the series are longer than any of training, so predictions reach beyond what "
+            "was trained. Give the training split longer series, or cut all of them: data.window=<points>."
         ]
     values = [v for k, v in metrics.items() if k.startswith("recalibration/") and k.endswith("/values")]
     if any(key.startswith(f"recalibrated/{split}/") for key in metrics) and min(values, default=FEW) >= FEW:
@@ -232,7 +232,7 @@ def _diverged(metrics: dict[str, Any], split: str) -> list[str]:
         mean = metrics.get(f"reference/constant/{question}/{score}")
         if ours is not None and mean and not ours <= DIVERGED * mean:
             return [
-                f"warning: training went astray: the {score} of this model ({heading}) is {number(ours)}, "
+                f"warning: training diverged: the {score} of this model ({heading}) is {number(ours)}, "
                 f"{number(ours / mean)} times that of the training mean ({number(mean)}). Lower the learning rate "
                 "(optim.lr), or clip gradients (trick=clip), and train again."
             ]
@@ -260,7 +260,7 @@ def _out_of_time(metrics: dict[str, Any]) -> list[str]:
     return lines
 
 
-def best_rows(metrics: dict[str, Any]) -> list[str]:
+def validation_comparison(metrics: dict[str, Any]) -> list[str]:
     """Return a line for forecasts and one for gaps: the row of the lowest CRPS on validation, and the model's.
 
     The rows are compared in training stds, and shown in the data's units where there is one channel. A difference
@@ -268,8 +268,8 @@ def best_rows(metrics: dict[str, Any]) -> list[str]:
     """
     lines, unit = [], "ncrps" if _several(metrics, "val") else "crps"
     for question, start in (("forecast", "ahead"), ("interpolation", "gaps")):
-        found = re.compile(rf"reference/([^/]+)/{question}/val_ncrps")
-        rows = {match[1]: value for key, value in metrics.items() if (match := found.fullmatch(key))}
+        pattern = re.compile(rf"reference/([^/]+)/{question}/val_ncrps")
+        rows = {match[1]: value for key, value in metrics.items() if (match := pattern.fullmatch(key))}
         ours = metrics.get(f"val/{question}/{unit}")
         if ours is None or not rows:
             continue
@@ -285,12 +285,12 @@ def best_rows(metrics: dict[str, Any]) -> list[str]:
             )
             text += f"of {more} is within two standard errors"
         elif above > 0:
-            text = f"the best row by {score} is {row} ({theirs}); this model has {ours}: {more} worse. Use {row}, "
+            text = f"the best method by {score} is {row} ({theirs}); this model has {ours}: {more} worse. Use {row}, "
             text += "try another model, or train longer"
         else:
-            text = f"this model is the best row by {score} ({ours}); the best baseline, {row}, has {theirs}: this "
+            text = f"this model is the best method by {score} ({ours}); the best baseline, {row}, has {theirs}: this "
             text += f"model is {more} better"
-        alone = "" if error is not None else " (of one series, so without a standard error)"
+        alone = "" if error is not None else " (there is one series, so no standard error)"
         lines.append(f"{start:8} on validation, {text}{alone}")
     return lines
 
@@ -298,14 +298,16 @@ def best_rows(metrics: dict[str, Any]) -> list[str]:
 def _facts(metrics: dict[str, Any], split: str) -> str:
     get = lambda key: number(metrics.get(key))
     k = int(metrics[f"{split}/nll_samples"])
-    lines = _diverged(metrics, split) + best_rows(metrics)
+    lines = _diverged(metrics, split) + validation_comparison(metrics)
     if any(key.endswith("/coverage_50") for key in metrics):
-        lines.append("coverage: the share of values inside the central 50 % and 90 % of the prediction")
-        lines += _too_sure(metrics, split)
+        lines.append("coverage: the share of values inside the central 50 % and 90 % intervals of their predictions")
+        lines += _coverage_hints(metrics, split)
     if any(key.endswith("/energy") for key in metrics):
-        lines.append("energy: the score of joint draws of a series, in training stds")
+        lines.append("energy: the energy score of joint draws of a series, in training stds")
     if any("/pit/" in key for key in metrics):
-        lines.append("pit: % of the values in each tenth of their prediction, 10 everywhere if it is true")
+        lines.append(
+            "pit: % of the values in each tenth of their predictive distribution, 10 everywhere if calibrated"
+        )
     lines += _out_of_time(metrics)
     kinds = {"nll": "a value, all points", "nll_events": "an event, their times", "nll_joint": "a value, with times"}
     how = "exact for this model" if metrics.get(f"{split}/nll_is_exact") else f"bound with K = {k} samples"
@@ -341,7 +343,7 @@ def _facts(metrics: dict[str, Any], split: str) -> str:
         floor = f"scale floor 1e-3 of the training std: {max(floored):.1%} of predicted stds lie on it"
         lines.append(("warning: " if max(floored) > 0.01 else "") + floor)
     if "noise_floor" in metrics:
-        lines.append(f"noise    {get('noise_floor')} is the mse that observation noise alone makes")
+        lines.append(f"noise    {get('noise_floor')} is the mse that observation noise alone causes")
     if "fit/seconds" in metrics:
         lines.append(
             f"fit      {metrics['fit/epochs']:.0f} epochs, {metrics['fit/steps']:.0f} steps in "
@@ -349,5 +351,5 @@ def _facts(metrics: dict[str, Any], split: str) -> str:
             f"{metrics['model/parameters']:.0f} parameters"
         )
     if metrics.get("model/causal"):
-        lines.append("causal   a step model: at a query it cannot use what is seen after it")
+        lines.append("causal   this is a step model: a prediction uses no observation after its own time")
     return "\n".join(lines)

@@ -18,12 +18,12 @@ from vrnn_lab.reports.files import (
     CONFIG_BYTES,
     METRICS_BYTES,
     Loader,
-    at_work_on,
     content,
+    files_not_read,
+    folders_below,
+    is_locked,
     parsed_json,
     parsed_yaml,
-    strangers,
-    walk,
 )
 
 
@@ -38,7 +38,7 @@ class Run:
     metrics: dict[str, Any]
     status: str  # completed | failed | pruned | running | interrupted
     origin: dict[str, Any]  # hashes of the code and the data file, the version of torch
-    strange: tuple[str, ...] = ()  # a sentence for each file of the folder that is not read
+    not_read: tuple[str, ...] = ()  # a sentence for each file of the folder that is not read
 
     @property
     def error(self) -> str:
@@ -55,15 +55,17 @@ def find(folders: Iterable[Path]) -> list[Path]:
 
     Raise ConfigError where a folder does not exist.
     """
-    found: dict[Path, Path] = {}
+    run_folders: dict[Path, Path] = {}
     for top in folders:
         if not top.is_dir():
-            raise ConfigError(f"{top}: there is no such folder; expected run folders or what holds them: outputs")
-        for path, below in walk(top):
+            raise ConfigError(
+                f"{top}: there is no such folder; expected run folders, or a folder that holds them, such as outputs"
+            )
+        for path, below in folders_below(top):
             if ".hydra" in below and os.path.lexists(path / ".hydra" / "config.yaml"):
-                found.setdefault(path.resolve(), path)
+                run_folders.setdefault(path.resolve(), path)
                 below.clear()
-    return list(found.values())
+    return list(run_folders.values())
 
 
 def read_all(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
@@ -92,7 +94,7 @@ def read(folder: Path) -> Run:
     keys = {k: v for k, v in flatten(config).items() if not k.startswith("tricks")}
     typed = frozenset(str(o).lstrip("+~").partition("=")[0] for o in _yaml(folder, "overrides.yaml", []))
     origin = _yaml(folder, "origin.json", {})
-    return Run(folder, keys, choices, typed, metrics, status, origin, strangers(folder))
+    return Run(folder, keys, choices, typed, metrics, status, origin, files_not_read(folder))
 
 
 def _yaml(folder: Path, name: str, default: Any) -> Any:
@@ -100,13 +102,13 @@ def _yaml(folder: Path, name: str, default: Any) -> Any:
     try:
         file = folder / ".hydra" / name
         text = checked_text(content(file, folder, CONFIG_BYTES).decode(), file, "")
-        found = parsed_yaml(text.encode())
-        found = checked(found, file, "") if name.endswith(".json") and isinstance(found, dict) else found
+        parsed = parsed_yaml(text.encode())
+        parsed = checked(parsed, file, "") if name.endswith(".json") and isinstance(parsed, dict) else parsed
     except FileNotFoundError:
-        found = default
-    if not isinstance(found or default, type(default)):
-        raise ValueError(f".hydra/{name} is {found!r:.40}; expected a {type(default).__name__}.")
-    return found or default
+        parsed = default
+    if not isinstance(parsed or default, type(default)):
+        raise ValueError(f".hydra/{name} is {parsed!r:.40}; expected a {type(default).__name__}.")
+    return parsed or default
 
 
 def _result(folder: Path) -> tuple[dict[str, Any], str]:
@@ -115,7 +117,7 @@ def _result(folder: Path) -> tuple[dict[str, Any], str]:
         metrics = parsed_json(content(folder / "metrics.json", folder, METRICS_BYTES))
         metrics = checked(metrics, folder / "metrics.json", "") if isinstance(metrics, dict) else metrics
     except FileNotFoundError:
-        if at_work_on(folder):
+        if is_locked(folder):
             return {}, "running"
         if (folder / "metrics.json").exists():  # the run ended between the two checks
             return _result(folder)

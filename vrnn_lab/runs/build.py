@@ -56,8 +56,8 @@ def assemble(config: DictConfig, scale: Scale | None = None) -> Parts:
     model.seed = config.seed
     if model.point_process and not _all_scored(data.task):
         raise ConfigError(
-            "task: to a point process a point that is not scored is an event that did not happen, and this task "
-            "leaves some unscored; set task.scored=known, or task=density."
+            "task: a point process takes a point that is not scored for an event that did not happen, and this task "
+            "leaves some points unscored; set task.scored=known, or task=density."
         )
     return Parts(config, model, data, instantiate(config.evaluate, "evaluate"))
 
@@ -90,13 +90,13 @@ def check_channels(known: Sequence[str], parts: Parts) -> None:
     if tuple(known) != tuple(parts.data.channels):
         raise ConfigError(
             f"the model was trained on channels {', '.join(known)}; the data set now has "
-            f"{', '.join(parts.data.channels)}. Give it data with the channels it knows, in their order."
+            f"{', '.join(parts.data.channels)}. Give it data with the channels of training, in their order."
         )
-    told, now = parts.model.scale.given_covariates, parts.data.covariates
-    if told != now:
+    trained, now = parts.model.scale.given_covariates, parts.data.covariates
+    if trained != now:
         raise ConfigError(
-            f"the model was trained with the covariates {', '.join(told) or 'none'}; the data set now has "
-            f"{', '.join(now) or 'none'}. Give it those it knows: data.known and data.static as in training."
+            f"the model was trained with the covariates {', '.join(trained) or 'none'}; the data set now has "
+            f"{', '.join(now) or 'none'}. Give it those of training: set data.known and data.static as there."
         )
 
 
@@ -105,17 +105,17 @@ def score(parts: Parts, recalibrated: Change | None = None) -> dict[str, float]:
 
     recalibrated: a change of predictions, whose test scores are added as `recalibrated/test/...`.
     """
-    found: dict[str, float] = {}
+    scores: dict[str, float] = {}
     crps: dict[str, SeriesSums] = {}  # of the model on validation, for standard errors of differences to baselines
     check_channels(parts.model.scale.channels, parts)
     for split in ("val", "test"):
         change = recalibrated if split == "test" else None
         kept = crps if split == "val" else None
-        found |= evaluate(parts.model, parts.data, split, parts.protocol, parts.config.seed, change, kept)
+        scores |= evaluate(parts.model, parts.data, split, parts.protocol, parts.config.seed, change, kept)
     if parts.data.noise_std is not None:
-        found["noise_floor"] = parts.data.noise_std**2
-    found |= apart_from_training(parts, "test")
-    return found | references(parts.data, parts.protocol, parts.model.scale, crps=crps)
+        scores["noise_floor"] = parts.data.noise_std**2
+    scores |= apart_from_training(parts, "test")
+    return scores | references(parts.data, parts.protocol, parts.model.scale, crps=crps)
 
 
 def apart_from_training(parts: Parts, split: str) -> dict[str, float]:
@@ -159,7 +159,7 @@ def load_parts(folder: str | Path, changes: DictConfig | None = None, trust: Tru
         scale = _scale(checkpoint)
     except (KeyError, TypeError, AttributeError) as error:
         raise DamagedError(
-            f"{file} holds no scale of the training data ({error}); it is of another program."
+            f"{file} holds no scale of the training data ({error}); another program wrote it."
         ) from error
     parts = assemble(config, scale)
     try:
@@ -173,7 +173,7 @@ def load_parts(folder: str | Path, changes: DictConfig | None = None, trust: Tru
     return parts
 
 
-def beside_of(config: DictConfig, scale: Scale) -> ColumnRoles:
+def roles_of(config: DictConfig, scale: Scale) -> ColumnRoles:
     """Return the covariate and error-bar columns of a run's own table, or the known covariates of other data."""
     if config.data.get("_target_") != TABLE:
         return ColumnRoles(known=scale.given_covariates)
@@ -204,8 +204,8 @@ def _scale(checkpoint: dict[str, Any]) -> Scale:
 
 def _variation(checkpoint: dict[str, Any]) -> Variation | None:
     """Return the variation of the training values; older checkpoints hold `change` in place of `wander`."""
-    found = checkpoint.get("variation")
-    return Variation(**({"wander": found["change"]} | found)) if found else None
+    saved = checkpoint.get("variation")
+    return Variation(**({"wander": saved["change"]} | saved)) if saved else None
 
 
 def _scale_of_covariates(checkpoint: dict[str, Any]) -> dict[str, Any]:

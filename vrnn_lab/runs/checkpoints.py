@@ -33,22 +33,22 @@ def read(file: Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(file) as archive:
             if not all(map(_is_whole, archive.infolist())):
-                raise DamagedError(f"{file} is damaged: its directory is not as torch writes it. {_cure(file)}")
+                raise DamagedError(f"{file} is damaged: its ZIP directory is not as torch writes it. {_cure(file)}")
             broken = archive.testzip()
         if broken:
             raise DamagedError(
                 f"{file} is damaged: the checksum of its record {broken} does not match. {_cure(file)}"
             )
-        found = torch.load(file, map_location="cpu", weights_only=True)
+        content = torch.load(file, map_location="cpu", weights_only=True)
     except (DamagedError, FileNotFoundError, PermissionError):
         raise
     except (zipfile.BadZipFile, RuntimeError, EOFError, UnpicklingError, KeyError, ValueError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DamagedError(f"{file} is damaged ({reason:.80}). {_cure(file)}") from error
-    missing = [part for part in PARTS if not isinstance(found, dict) or part not in found]
+    missing = [part for part in PARTS if not isinstance(content, dict) or part not in content]
     if missing:
-        raise DamagedError(f"{file} is no checkpoint of a run: it holds no {missing[0]}. {_cure(file)}")
-    return found
+        raise DamagedError(f"{file} is not a checkpoint of a run: it holds no {missing[0]}. {_cure(file)}")
+    return content
 
 
 def _is_whole(record: zipfile.ZipInfo) -> bool:
@@ -69,8 +69,8 @@ def check_there(folder: Path) -> None:
     """Raise RemovedError where the folder of a run was removed or moved while the run was at work."""
     if not folder.is_dir():
         raise RemovedError(
-            f"the run folder {folder} was removed, or moved, while the run was at work, and so the run has ended. "
-            "Nothing more was written. If it was moved, go on there: python -m vrnn_lab.run resume=<folder>"
+            f"the run folder {folder} was removed, or moved, while the run was training, and so the run has ended. "
+            "Nothing more was written. If it was moved, resume it there: python -m vrnn_lab.run resume=<folder>"
         )
 
 
@@ -95,23 +95,23 @@ def latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     try:
         if last.exists():
             return last, read(last)
-        raise DamagedError(f"{last} is not there.")
+        raise DamagedError(f"{last} does not exist.")
     except DamagedError as error:
         if not before.exists():
             raise
-        reason, found = str(error).partition(". ")[0].rstrip("."), read(before)
-        log.warning("warning: %s. The run goes on from the checkpoint before it.", reason)
+        reason, checkpoint = str(error).partition(". ")[0].rstrip("."), read(before)
+        log.warning("warning: %s. The run resumes from the checkpoint before it.", reason)
         _keep(before, last)
-        return last, found
+        return last, checkpoint
 
 
 def _keep(file: Path, name: Path) -> None:
     """Give a file a second name: by a hard link where the file system knows links, else by a copy."""
-    with replacing(name) as beside:
+    with replacing(name) as temporary:
         try:
-            os.link(file, beside)
+            os.link(file, temporary)
         except OSError:
-            shutil.copyfile(file, beside)
+            shutil.copyfile(file, temporary)
 
 
 class CheckpointFiles(TorchCheckpointIO):

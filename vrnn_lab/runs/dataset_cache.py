@@ -57,7 +57,7 @@ def _shared(key: str, config: DictConfig) -> SeriesData:
     except OSError as error:
         if error.filename is None or file.parent not in (*Path(error.filename).parents, Path(error.filename)):
             raise
-        log.warning("the data set is built anew in every process: %s", error)
+        log.warning("the data set cannot be cached on disk, so every process builds it anew: %s", error)
         return _build(config)
 
 
@@ -72,12 +72,12 @@ def _build(config: DictConfig, file: Path | None = None) -> SeriesData:
 
 def _write(file: Path, data: SeriesData) -> None:
     try:
-        with replacing(file) as beside:
-            saved_state.write(data, beside)
+        with replacing(file) as temporary:
+            saved_state.write(data, temporary)
     except OSError as error:
-        log.warning("the data set is not kept for the next process: %s", error)
+        log.warning("the data set was not cached on disk for the next process: %s", error)
     except saved_state.Unknown as error:  # a user's own dataset may hold objects of any type
-        log.debug("the data set is not kept for the next process: its state holds %s", error)
+        log.debug("the data set was not cached on disk for the next process: its state holds %s", error)
     _forget(file.parent)
 
 

@@ -24,7 +24,7 @@ SCORE = "val/loss"  # the metric by which models, tricks and trials are chosen
 def metrics_of(folder: Path) -> dict[str, Any]:
     """Return the recorded result of a run, empty before it has ended."""
     try:
-        return read_json(folder / "metrics.json", "Remove the file, and the run goes on from its last checkpoint.")
+        return read_json(folder / "metrics.json", "Remove the file; the run then resumes from its last checkpoint.")
     except FileNotFoundError:
         return {}
 
@@ -94,7 +94,7 @@ def config_of(folder: Path) -> DictConfig:
     """
     file = Path(folder) / ".hydra" / "config.yaml"
     if not file.is_file():
-        raise ConfigError(f"{folder} is no run folder: {file} does not exist. Expected outputs/<date>/<time>.")
+        raise ConfigError(f"{folder} is not a run folder: {file} does not exist. Expected outputs/<date>/<time>.")
     plain = read_yaml(file, COPY)
     if not isinstance(plain, dict):
         raise ConfigError(f"{file} holds a {type(plain).__name__}; expected the config of a run. {COPY}")
@@ -149,11 +149,11 @@ def run_lock(folder: Path, wait: bool):
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()  # creates the file: on a disk without flock an existing file is a held lock
     except Timeout:
-        raise ConfigError(f"another process is at work on {folder}; wait until it has ended.") from None
+        raise ConfigError(f"another process is working on {folder}; wait until it has ended.") from None
     except OSError as error:
         raise ConfigError(
             f"the run folder {folder} cannot be written ({error.strerror}); choose another with "
-            "hydra.run.dir=<folder>, or mend its permissions."
+            "hydra.run.dir=<folder>, or correct its permissions."
         ) from error
     try:
         clean(folder)

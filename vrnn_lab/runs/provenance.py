@@ -16,7 +16,7 @@ from vrnn_lab.config.plain import nodes, to_dict
 from vrnn_lab.core.files import DamagedError, read_json, write_json
 from vrnn_lab.data.cache import cache_folder, own_folder
 
-CURE = "Remove the file: then nobody knows what has changed since the run began, and all else works."
+CURE = "Remove the file: changes since the run began are then not reported, and all else works."
 NAMES = {"code": "the code changed", "data": "the data file changed", "torch": "the version of torch changed"}
 
 
@@ -50,8 +50,8 @@ def _foreign(config: dict[str, Any]) -> frozenset[Path]:
     """Return the source files of the user's own models and datasets."""
     modules = {node["_target_"].rpartition(".")[0] for _, node in nodes(config)}
     own = {m for m in modules if m.partition(".")[0] not in ("vrnn_lab", "torch", "lightning")}
-    found = (importlib.util.find_spec(module) for module in own)
-    return frozenset(Path(spec.origin) for spec in found if spec and spec.origin)
+    specs = (importlib.util.find_spec(module) for module in own)
+    return frozenset(Path(spec.origin) for spec in specs if spec and spec.origin)
 
 
 @cache
@@ -81,12 +81,12 @@ def _parsed(file: Path) -> ast.Module:
 def _reached() -> dict[Path, ast.Module]:
     """Return the syntax tree of each file that fitting imports, directly or not, and of all models and datasets."""
     todo = [PACKAGE / "training" / "fit.py", *(PACKAGE / "models").rglob("*.py"), *(PACKAGE / "data").rglob("*.py")]
-    found: dict[Path, ast.Module] = {}
+    trees: dict[Path, ast.Module] = {}
     while todo:
-        if (file := todo.pop()) not in found:
-            found[file] = _parsed(file)
-            todo += _imported(found[file])
-    return found
+        if (file := todo.pop()) not in trees:
+            trees[file] = _parsed(file)
+            todo += _imported(trees[file])
+    return trees
 
 
 def _imported(tree: ast.Module) -> list[Path]:

@@ -23,7 +23,9 @@ def trust_of(text: str) -> Trust:
     modules = tuple(text.split(","))
     for module in modules:
         if not all(part.isidentifier() for part in module.split(".")):
-            raise ConfigError(f"trust={text}: '{module}' is no name of a module; expected true, false or my_model.")
+            raise ConfigError(
+                f"trust={text}: '{module}' is not the name of a module; expected true, false or my_model."
+            )
     return modules
 
 
@@ -67,7 +69,7 @@ def refuse_links(folder: Path) -> None:
             if path.is_symlink() or not (path.is_file() or path.is_dir()):
                 kind = f"a link to {os.readlink(path)}" if path.is_symlink() else "a pipe, a socket or a device"
                 raise ConfigError(
-                    f"{path} is {kind}; the files of a run folder must lie in it, so that to read a folder from "
+                    f"{path} is {kind}; the files of a run folder must lie in it, so that reading a folder from "
                     "somebody else touches nothing outside. Put a copy in its place, or, if you trust the folder: "
                     "trust=true"
                 )

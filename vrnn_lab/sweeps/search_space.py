@@ -16,7 +16,7 @@ from vrnn_lab.config.plain import flatten, to_dict
 from vrnn_lab.config.validate import check
 
 FIELDS = ("low", "high", "log", "step", "choices")
-FORM = "expected {low, high} with log: true or step if you like, or {choices: [...]}"
+FORM = "expected {low, high} with log: true or step as options, or {choices: [...]}"
 Space = dict[str, dict[str, Any]]
 
 
@@ -29,15 +29,15 @@ def file_of(model: str, dirs: tuple[str, ...] = ()) -> Path:
 def read(file: Path) -> Space:
     """Read a search space from YAML; raise ConfigError where that fails."""
     try:
-        found = to_dict(OmegaConf.load(file))
+        space = to_dict(OmegaConf.load(file))
     except (OSError, AssertionError, YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(
             f"space={file} cannot be read as YAML of key: {{low, high}} or {{choices}}: {error}"
         ) from error
-    for key, axis in found.items():
+    for key, axis in space.items():
         if not isinstance(axis, dict):
             raise ConfigError(f"search space, {key:.40}: {FORM}.")
-    return found
+    return space
 
 
 def changed(space: Space, changes: list[str], fixed: list[str]) -> Space:
@@ -46,13 +46,15 @@ def changed(space: Space, changes: list[str], fixed: list[str]) -> Space:
     Raise ConfigError for an invalid range, and where nothing is left to search.
     """
     space = {key: dict(axis) if isinstance(axis, dict) else axis for key, axis in space.items()}
-    taken = {o.partition("=")[0].lstrip("+") for o in fixed}
+    fixed_keys = {o.partition("=")[0].lstrip("+") for o in fixed}
     for change in changes:
         key, field, value = _parsed(change)
-        if key in taken:
-            raise ConfigError(f"{change} beside {key}=...: a key is either searched or fixed; leave one of them out.")
+        if key in fixed_keys:
+            raise ConfigError(
+                f"{change} and {key}=... are both given, but a key is either searched or fixed; leave one out."
+            )
         space[key] = space.get(key, {}) | {field: value} if field else _axis(change, value)
-    space = {key: axis for key, axis in space.items() if key not in taken}
+    space = {key: axis for key, axis in space.items() if key not in fixed_keys}
     for key, axis in space.items():
         _check_axis(key, axis)
     if not space:
@@ -104,7 +106,7 @@ def _check_axis(key: str, axis: Any) -> None:
             )
     if "choices" in axis:
         if len(axis) > 1 or not isinstance(axis["choices"], list) or not axis["choices"]:
-            raise ConfigError(f"{where}: choices are a list of one or more values, with no other field beside it.")
+            raise ConfigError(f"{where}: choices must be a list of one or more values, without any other field.")
         return
     low: Any = axis.get("low")
     high: Any = axis.get("high")
@@ -112,9 +114,9 @@ def _check_axis(key: str, axis: Any) -> None:
     if not (number(low) and number(high) and low < high):
         raise ConfigError(f"{where}: {FORM}, with low < high.")
     if axis.get("log") not in (None, True, False) or (axis.get("log") and (low <= 0 or "step" in axis)):
-        raise ConfigError(f"{where}: log is true or false; with true, low is above 0 and there is no step.")
+        raise ConfigError(f"{where}: log must be true or false; with true, low must be above 0 and step left out.")
     if "step" in axis and not (number(axis["step"]) and axis["step"] > 0):
-        raise ConfigError(f"{where}: step is a number above 0.")
+        raise ConfigError(f"{where}: step must be a number above 0.")
 
 
 def suggest(trial: Any, space: Space) -> dict[str, Any]:
@@ -167,9 +169,10 @@ def vet(space: Space, fixed: list[str], dirs: tuple[str, ...] = ()) -> DictConfi
     for key, axis in groups.items():
         for choice in axis["choices"] if "choices" in axis else [f"low {axis['low']}"]:
             chosen = [f"{key}={text(choice)}"]
-            within.append((chosen, _said(f"{key}={text(choice)}", lambda c=chosen: compose([*fixed, *c], dirs))))
+            config = _within_space(f"{key}={text(choice)}", lambda c=chosen: compose([*fixed, *c], dirs))
+            within.append((chosen, config))
     for chosen, config in within:
-        _said(" ".join(chosen), lambda config=config: check(config))
+        _within_space(" ".join(chosen), lambda config=config: check(config))
         for key in space.keys() - groups.keys():
             _vet_key(key, space[key], config, [*fixed, *chosen], dirs)
     return base
@@ -177,15 +180,18 @@ def vet(space: Space, fixed: list[str], dirs: tuple[str, ...] = ()) -> DictConfi
 
 def _vet_key(key: str, axis: dict[str, Any], config: DictConfig, fixed: list[str], dirs: tuple[str, ...]) -> None:
     if key not in flatten(to_dict(config)):
-        _said(key, lambda: compose([*fixed, f"{key}=1"], dirs))  # raises Hydra's own message, with the nearest name
-        raise ConfigError(f"search space, {key}: it names a part, not a value; name a key of it.")
+        # This raises Hydra's own message, with the nearest name.
+        _within_space(key, lambda: compose([*fixed, f"{key}=1"], dirs))
+        raise ConfigError(
+            f"search space, {key}: this key names a part of the config, not a value; name a key of that part."
+        )
     for value in axis.get("choices") or [axis["low"], axis["high"]]:
-        each = config.copy()
-        OmegaConf.update(each, key, value)
-        _said(key, lambda each=each: check(each))
+        changed_config = config.copy()
+        OmegaConf.update(changed_config, key, value)
+        _within_space(key, lambda config=changed_config: check(config))
 
 
-def _said(where: str, do: Any) -> Any:
+def _within_space(where: str, do: Any) -> Any:
     try:
         return do()
     except ConfigError as error:
@@ -194,8 +200,8 @@ def _said(where: str, do: Any) -> Any:
 
 def defaults(space: Space, known: dict[str, Any]) -> dict[str, Any]:
     """Return the base config's values of the searched keys, empty where they lie outside the space."""
-    found = {key: stored(known.get(key)) for key in space}
-    return found if all(_holds(axis, found[key]) for key, axis in space.items()) else {}
+    values = {key: stored(known.get(key)) for key in space}
+    return values if all(_holds(axis, values[key]) for key, axis in space.items()) else {}
 
 
 def _holds(axis: dict[str, Any], value: Any) -> bool:

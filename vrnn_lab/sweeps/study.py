@@ -115,8 +115,9 @@ def prepare(plan: SearchPlan, facts: dict[str, Any], first: dict[str, Any]) -> o
     for key, value in facts.items():
         _same(study, key, json.loads(json.dumps(value)))
     study.set_user_attr("first", first)
-    for _ in range(len(seats(study.get_trials(deepcopy=False))), plan.trials):
-        study.enqueue_trial({})  # workers that start together may queue more than the total; `asked` drops the rest
+    for _ in range(len(slots(study.get_trials(deepcopy=False))), plan.trials):
+        # Workers that start together may queue more than the total; `planned_trials` drops the rest.
+        study.enqueue_trial({})
     return study
 
 
@@ -127,10 +128,10 @@ def _same(study: optuna.Study, key: str, now: Any) -> None:
     elif before != now:
         both = before if isinstance(before, dict) else {key: before}, now if isinstance(now, dict) else {key: now}
         differ = [k for k in sorted({*both[0], *both[1]}) if both[0].get(k) != both[1].get(k)]
-        said = "; ".join(f"{k} is {both[0].get(k)} there and {both[1].get(k)} here" for k in differ)
+        differences = "; ".join(f"{k} is {both[0].get(k)} there and {both[1].get(k)} here" for k in differ)
         raise ConfigError(
-            f"the study {study.study_name} is another search ({key}: {said}). Choose another name, "
-            f"study={study.study_name}-2, or search as it does."
+            f"the study {study.study_name} is another search ({key}: {differences}). Choose another name, "
+            f"study={study.study_name}-2, or give the settings of that search."
         )
 
 
@@ -162,25 +163,25 @@ def _died(trial: FrozenTrial) -> bool:
 
 def reason(trial: FrozenTrial) -> str:
     """Return why a trial failed."""
-    return trial.user_attrs.get("reason", f"its process died, {ATTEMPTS} times")
+    return trial.user_attrs.get("reason", f"its process died {ATTEMPTS} times")
 
 
-def seats(trials: list[FrozenTrial]) -> list[TrialSlot]:
+def slots(trials: list[FrozenTrial]) -> list[TrialSlot]:
     """Group attempts into trials, in the order of their numbers; a later attempt names the trial that it resumes."""
-    found: dict[int, list[FrozenTrial]] = {}
+    attempts_at: dict[int, list[FrozenTrial]] = {}
     for trial in trials:
-        found.setdefault(trial.user_attrs.get("goes_on_with", trial.number), []).append(trial)
-    return [TrialSlot(number, tuple(attempts)) for number, attempts in sorted(found.items())]
+        attempts_at.setdefault(trial.user_attrs.get("goes_on_with", trial.number), []).append(trial)
+    return [TrialSlot(number, tuple(attempts)) for number, attempts in sorted(attempts_at.items())]
 
 
-def asked(study: optuna.Study, plan: SearchPlan) -> list[TrialSlot]:
+def planned_trials(study: optuna.Study, plan: SearchPlan) -> list[TrialSlot]:
     """Return the planned trials of a study; more may have been queued."""
-    return seats(study.get_trials(deepcopy=False))[: plan.trials]
+    return slots(study.get_trials(deepcopy=False))[: plan.trials]
 
 
 def failures_in_a_row(study: optuna.Study, plan: SearchPlan) -> list[FrozenTrial]:
     """Return the failed trials since the last that did not fail, of those that ended since this command began."""
-    ends = [seat.end for seat in asked(study, plan)]
+    ends = [slot.end for slot in planned_trials(study, plan)]
     since = [e for e in ends if e and e.datetime_complete and e.datetime_complete >= plan.since]
     row: list[FrozenTrial] = []
     for end in sorted(since, key=lambda e: e.datetime_complete or plan.since):
@@ -193,18 +194,18 @@ def claimed(study: optuna.Study, plan: SearchPlan) -> Iterator[tuple[int, optuna
     """Yield a trial to work on with its number, held by a lock in the search's folder; None if all are taken."""
     with _unwarned():
         optuna.storages.fail_stale_trials(study)
-    for seat in asked(study, plan):
-        if seat.end or _elsewhere(seat.current):
+    for slot in planned_trials(study, plan):
+        if slot.end or _elsewhere(slot.current):
             continue
-        lock = FileLock(plan.folder / ".locks" / str(seat.number), timeout=0)
+        lock = FileLock(plan.folder / ".locks" / str(slot.number), timeout=0)
         try:
             lock.acquire()
         except Timeout:
             continue
         try:
-            if trial := _take(study, plan, seat.number):
-                with _beating(study, trial):
-                    yield seat.number, trial
+            if trial := _take(study, plan, slot.number):
+                with _heartbeats(study, trial):
+                    yield slot.number, trial
                 return
         finally:
             lock.release()
@@ -220,16 +221,16 @@ def _take(study: optuna.Study, plan: SearchPlan, number: int) -> optuna.Trial | 
 
     Since the lock is held, an attempt recorded as running on this machine has died.
     """
-    find = lambda: next(s for s in asked(study, plan) if s.number == number)
-    seat = find()
-    if seat.current.state == TrialState.RUNNING and not _elsewhere(seat.current):
-        study.tell(seat.current.number, state=TrialState.FAIL, skip_if_finished=True)
-        seat = find()
-    if _died(seat.current) and not seat.end:
-        _queue_again(study, seat)
-        seat = find()
-    waiting = seat.current
-    if seat.end or waiting.state != TrialState.WAITING:
+    find = lambda: next(s for s in planned_trials(study, plan) if s.number == number)
+    slot = find()
+    if slot.current.state == TrialState.RUNNING and not _elsewhere(slot.current):
+        study.tell(slot.current.number, state=TrialState.FAIL, skip_if_finished=True)
+        slot = find()
+    if _died(slot.current) and not slot.end:
+        _queue_again(study, slot)
+        slot = find()
+    waiting = slot.current
+    if slot.end or waiting.state != TrialState.WAITING:
         return None
     if number == 0:  # set here and not when queued, since several workers may have queued a first trial
         study._storage.set_trial_system_attr(waiting._trial_id, "fixed_params", study.user_attrs.get("first", {}))
@@ -242,18 +243,18 @@ def _take(study: optuna.Study, plan: SearchPlan, number: int) -> optuna.Trial | 
     return trial
 
 
-def _queue_again(study: optuna.Study, seat: TrialSlot) -> None:
-    dead = seat.attempts[-1]
+def _queue_again(study: optuna.Study, slot: TrialSlot) -> None:
+    dead = slot.attempts[-1]
     again = optuna.create_trial(
         state=TrialState.WAITING,
         params=dead.params,
         distributions=dead.distributions,
-        user_attrs={**dead.user_attrs, "goes_on_with": seat.number},
+        user_attrs={**dead.user_attrs, "goes_on_with": slot.number},
         system_attrs=dead.system_attrs,
         intermediate_values=dead.intermediate_values,
     )
     study.add_trial(again)
-    log.info("trial %d was cut short; it goes on", seat.number)
+    log.info("trial %d was interrupted; it is resumed", slot.number)
 
 
 def sampler_of(plan: SearchPlan, number: int) -> optuna.samplers.BaseSampler:
@@ -271,7 +272,7 @@ def _heartbeat(study: optuna.Study, trial_id: int) -> None:
 
 
 @contextmanager
-def _beating(study: optuna.Study, trial: optuna.Trial) -> Iterator[None]:
+def _heartbeats(study: optuna.Study, trial: optuna.Trial) -> Iterator[None]:
     """Send heartbeats while a trial is at work, as only Study.optimize would by itself."""
     over = Event()
 
@@ -280,7 +281,7 @@ def _beating(study: optuna.Study, trial: optuna.Trial) -> Iterator[None]:
             try:
                 _heartbeat(study, trial._trial_id)
             except Exception as error:  # a database that is busy now may accept the next heartbeat
-                log.debug("no heartbeat: %s", error)
+                log.debug("the heartbeat failed: %s", error)
 
     heart = Thread(target=beat, daemon=True)
     heart.start()

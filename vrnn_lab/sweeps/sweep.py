@@ -30,7 +30,7 @@ from vrnn_lab.runs.provenance import changes
 log = logging.getLogger("vrnn_lab")
 LONGEST = 120  # bytes of the readable part of a folder's name
 SHOWN = 10  # the best jobs that the table shows
-STANDING = {"new": "not begun", "running": "at work elsewhere", "interrupted": "cut short"}
+STANDING = {"new": "not started", "running": "running elsewhere"}
 
 
 class SweepFailed(Exception):
@@ -50,22 +50,26 @@ class Job:
 @cache
 def plan(overrides: tuple[str, ...], config_dirs: tuple[str, ...] = ()) -> list[Job]:
     """Return the distinct jobs of a sweep, each checked; raise ConfigError for the first that cannot work."""
-    found = jobs_of(list(overrides))
-    told = lambda values: len(set(values)) > 1 or values[0].startswith("seed=")
-    varying = [i for i, values in enumerate(zip(*found, strict=True)) if told(values)]
+    combinations = jobs_of(list(overrides))
+    names_jobs = lambda values: len(set(values)) > 1 or values[0].startswith("seed=")
+    varying = [i for i, values in enumerate(zip(*combinations, strict=True)) if names_jobs(values)]
     jobs: dict[str, Job] = {}
     compose = composer(config_dirs)
-    for each in found:
-        title = ",".join(each[i] for i in varying)
+    for combination in combinations:
+        title = ",".join(combination[i] for i in varying)
         try:
-            config = compose(each)
+            config = compose(combination)
             check(config)
         except ConfigError as error:
             raise ConfigError(f"{error} (in the job {title})" if title else str(error)) from error
-        job = Job(tuple(each), config, title, job_id(config))
+        job = Job(tuple(combination), config, title, job_id(config))
         jobs.setdefault(job.id, job)
-    if len(jobs) < len(found):
-        log.info("         of %d combinations %d give the same as another", len(found), len(found) - len(jobs))
+    if len(jobs) < len(combinations):
+        log.info(
+            "         of %d combinations, %d make the same config as another",
+            len(combinations),
+            len(combinations) - len(jobs),
+        )
     return list(jobs.values())
 
 
@@ -84,11 +88,11 @@ def _name(job: Job) -> str:
 class Sweeper(sweeper.Sweeper):
     """Run a grid of jobs as Hydra's sweeper, by any of its launchers; only jobs without a result are launched.
 
-    asked: the sweep's overrides and folders of configs. Hydra itself gets none of them: it would compose what all
+    request: the sweep's overrides and folders of configs. Hydra itself gets none of them: it would compose what all
     jobs share with the default model, which need not have those keys.
     """
 
-    asked: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]]
+    request: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]]
 
     def __init__(self, max_batch_size: int | None = None, params: dict[str, str] | None = None):
         self.at_once, self.params = max_batch_size, params or {}
@@ -99,7 +103,7 @@ class Sweeper(sweeper.Sweeper):
         self.all_at_once = config.hydra.launcher._target_.endswith("submitit_launcher.LocalLauncher")
 
     def sweep(self, arguments: list[str]) -> None:
-        jobs = plan(*self.asked)
+        jobs = plan(*self.request)
         self.folders = folders(jobs, self.root)
         self._announce(jobs)
         try:
@@ -121,12 +125,12 @@ class Sweeper(sweeper.Sweeper):
         known = ", ".join(f"{n} {what}" for what, n in count.items() if what != "new")
         log.info("sweep    %s: %d jobs%s", self.root, len(jobs), f", of which {known}" if known else "")
         if count["failed"] and not self.retry:
-            log.info("         those that failed are not tried again; retry=failed does so")
+            log.info("         failed jobs are not run again; retry=failed runs them again")
         differ = Counter(w for job in jobs for w in changes(self.folders[job], job.config))
         for what, n in differ.items():
             log.warning(
-                "         %s since %d of these jobs began; what they have recorded stands, and sweep=<another name> "
-                "runs them anew",
+                "         %s after %d of these jobs started. Their recorded results are kept; to run them again use "
+                "sweep=<another name>.",
                 what,
                 n,
             )
@@ -152,7 +156,7 @@ class Sweeper(sweeper.Sweeper):
                 if not cut:
                     raise
                 if alone:
-                    self._bury(cut[0], error)
+                    self._mark_failed(cut[0], error)
                     continue
                 suspects += cut
                 todo = [job for job in todo if job not in suspects and self._is_open(job)]
@@ -166,8 +170,8 @@ class Sweeper(sweeper.Sweeper):
             if done.status == JobStatus.FAILED and self._status(job) in ("new", "interrupted"):
                 record_failure(self.folders[job], done._return_value, job.config)
 
-    def _bury(self, job: Job, error: Exception) -> None:
-        why = RuntimeError(f"its process was killed, twice; out of memory? ({type(error).__name__})")
+    def _mark_failed(self, job: Job, error: Exception) -> None:
+        why = RuntimeError(f"its process was killed twice; did it run out of memory? ({type(error).__name__})")
         record_failure(self.folders[job], why, job.config)
 
     # ---- results
@@ -181,18 +185,18 @@ class Sweeper(sweeper.Sweeper):
         best = sorted((job for job in jobs if states[job] == "completed"), key=order)
         if len(best) > 1:
             rows = [(f"{ended[job][SCORE]:.4g}", f"{ended[job]['fit/seconds']:.0f}", job.title) for job in best]
-            title = "best first, by validation" + (f" ({SHOWN} of {len(best)})" if len(best) > SHOWN else "")
+            title = "jobs by val/loss, best first" + (f" ({SHOWN} of {len(best)})" if len(best) > SHOWN else "")
             console.print(_table(title, (SCORE, "fit s", ""), rows[:SHOWN]))
         why = lambda job: ended[job].get("error") or _standing(states[job])
         bad = [(job.title or job.id, why(job)) for job in jobs if job not in best]
         if bad:
-            console.print(_table("without a result", ("", ""), bad))
+            console.print(_table("jobs without a result", ("", ""), bad))
         summary = ", ".join(f"{n} {_standing(what)}" for what, n in count.items())
         console.print(f"sweep    {self.root}: {summary}", soft_wrap=True)
         if count["failed"]:
-            console.print("         retry=failed with the same command tries those that failed again", soft_wrap=True)
+            console.print("         the same command with retry=failed runs the failed jobs again", soft_wrap=True)
         if set(count) - {"completed", "failed"}:
-            again = f"         the same command with sweep={shlex.quote(self.name)} goes on"
+            again = f"         the same command with sweep={shlex.quote(self.name)} resumes the sweep"
             console.print(again, soft_wrap=True)
 
 

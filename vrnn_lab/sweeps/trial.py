@@ -15,12 +15,13 @@ from vrnn_lab.cli.arguments import configure_logging
 from vrnn_lab.config.compose import choices, compose
 from vrnn_lab.runs.folder import SCORE
 from vrnn_lab.sweeps.search_space import overrides, suggest
-from vrnn_lab.sweeps.study import SearchPlan, asked, claimed, failures_in_a_row, open_study
+from vrnn_lab.sweeps.study import SearchPlan, claimed, failures_in_a_row, open_study, planned_trials
 from vrnn_lab.training import fit, length
 
 log = logging.getLogger("vrnn_lab")
 
-BESIDE = ("test/nll", "test/interpolation/mse", "test/forecast/mse")  # shown for the winner, never used to choose
+# Test metrics that are shown for the best trials, and never used to choose.
+TEST_METRICS = ("test/nll", "test/interpolation/mse", "test/forecast/mse")
 
 
 class Watch(Callback):
@@ -57,21 +58,21 @@ def run(trial: Any, plan: SearchPlan, folder: Path) -> float:
     trial.set_user_attr("values", values)
     chosen = [*plan.fixed, *overrides(values)]
     scores: list[float] = []
-    found: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     try:
         for seed in range(plan.seed, plan.seed + plan.seeds):
             config = compose([*chosen, f"seed={seed}"] if plan.seeds > 1 else chosen, plan.dirs)
-            each = folder / f"seed={seed}" if plan.seeds > 1 else folder
+            run_folder = folder / f"seed={seed}" if plan.seeds > 1 else folder
             watch = Watch(trial, list(scores), config.trainer, plan.bar)
-            metrics = fit.run(config, each, chosen, choices(chosen, plan.dirs), watching=[watch])
+            metrics = fit.run(config, run_folder, chosen, choices(chosen, plan.dirs), watching=[watch])
             assert metrics is not None
-            found.append(metrics)
+            results.append(metrics)
             scores.append(metrics[SCORE])
     finally:
         fit.release()
-    for key in BESIDE:
-        if all(key in metrics for metrics in found):
-            trial.set_user_attr(key, sum(metrics[key] for metrics in found) / len(found))
+    for key in TEST_METRICS:
+        if all(key in metrics for metrics in results):
+            trial.set_user_attr(key, sum(metrics[key] for metrics in results) / len(results))
     return sum(scores) / len(scores)
 
 
@@ -80,13 +81,13 @@ def work(plan: SearchPlan) -> None:
     configure_logging()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = open_study(plan)
-    while not all(seat.end for seat in asked(study, plan)):
+    while not all(slot.end for slot in planned_trials(study, plan)):
         if len(failures_in_a_row(study, plan)) >= plan.failures:
             return
-        with claimed(study, plan) as found:
-            if found:
-                _end(study, plan, *found)
-        if not found:
+        with claimed(study, plan) as claim:
+            if claim:
+                _end(study, plan, *claim)
+        if not claim:
             time.sleep(1)  # other workers hold all trials; if one dies, its trial becomes free
 
 

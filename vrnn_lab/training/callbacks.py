@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from vrnn_lab.core.types import NonNegative, Share
-from vrnn_lab.evaluation.evaluate import EvaluationProtocol, answers
+from vrnn_lab.evaluation.evaluate import EvaluationProtocol, held_out_scores
 from vrnn_lab.figures import calibration_figures, model_figures
 from vrnn_lab.models.base import LOG_EVERY
 from vrnn_lab.runs.folder import SCORE
@@ -83,12 +83,12 @@ class Figures(Callback):
         if self.protocol is None:
             return {}
         data = trainer.datamodule
-        found = answers(model, data, "val", self.protocol, model.seed, most=WATCHED)
+        scores = held_out_scores(model, data, "val", self.protocol, model.seed, most=WATCHED)
         shown = [
             f"val/{question}/{score}" for question in self.protocol.questions for score in ("crps", "coverage_90")
         ]
-        logger.log_metrics({key: found[key] for key in shown if key in found}, trainer.global_step)
-        return calibration_figures.figures(found, "val", data)
+        logger.log_metrics({key: scores[key] for key in shown if key in scores}, trainer.global_step)
+        return calibration_figures.figures(scores, "val", data)
 
     def _affordable(self, steps: int, seconds: float) -> bool:
         """Return whether the next figures fit into their fraction of the time."""
@@ -223,19 +223,19 @@ class StopOnNaN(Callback):
     # Callbacks run before the model's own hook, which discards the losses that it has logged.
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if trainer.global_step % LOG_EVERY == 0 or trainer.is_last_batch:
-            self._look(trainer, pl_module)
+            self._check_losses(trainer, pl_module)
 
     def on_validation_start(self, trainer, pl_module) -> None:
         if not trainer.sanity_checking:
-            self._look(trainer, pl_module)
+            self._check_losses(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer, pl_module, checkpoint: dict[str, Any]) -> None:
-        self._look(trainer, pl_module)
+        self._check_losses(trainer, pl_module)
         for name, weight in checkpoint["state_dict"].items():
             if weight.is_floating_point() and not weight.isfinite().all():
                 raise NotFiniteError(
                     f"the weights {name} are not finite after step {trainer.global_step}, though the last loss was "
-                    f"{self.last:.6g}: the last gradient was not. {CURE}"
+                    f"{self.last:.6g}: the last gradient was not finite. {CURE}"
                 )
 
     def on_exception(self, trainer, pl_module, exception: BaseException) -> None:
@@ -245,7 +245,7 @@ class StopOnNaN(Callback):
                 if isinstance(checkpoint, ModelCheckpoint):
                     checkpoint.save_on_exception = False
 
-    def _look(self, trainer, pl_module) -> None:
+    def _check_losses(self, trainer, pl_module) -> None:
         if not pl_module._held:
             return
         held = pl_module.losses().cpu()
@@ -256,17 +256,17 @@ class StopOnNaN(Callback):
         after = (len(held) - 1 - bad) // trainer.accumulate_grad_batches
         if bad:
             self.last = held[bad - 1, 0].item()
-        raise NotFiniteError(_what(trainer.global_step - after, held[bad], self.last))
+        raise NotFiniteError(_not_finite(trainer.global_step - after, held[bad], self.last))
 
 
 CURE = (
     "Try a smaller learning rate (optim.lr), a limit on the gradient (trick=clip), a warm-up (schedule=cosine), or "
     "an output whose noise cannot vanish (model.head.noise=global); look for extreme values in the data. "
-    "trainer=debug says which operation it was."
+    "trainer=debug names the operation that it came from."
 )
 
 
-def _what(step: int, terms: Tensor, last: float) -> str:
+def _not_finite(step: int, terms: Tensor, last: float) -> str:
     loss, nll, kl = terms[:3].tolist()
     before = f"the last finite one was {last:.6g}" if isfinite(last) else "and it was the first"
     return f"the training loss at step {step} is {loss} (nll {nll:.6g}, kl {kl:.6g}); {before}. {CURE}"

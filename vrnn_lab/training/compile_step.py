@@ -41,7 +41,7 @@ class RecordingNoise(Noise):
         return self.draws.setdefault(stream, super().of_series(stream, series, samples, dim, like))
 
 
-class Drawn(Noise):
+class PredrawnNoise(Noise):
     """Return draws made beforehand, so that the compiled code holds no random generator."""
 
     def __init__(self):
@@ -65,15 +65,15 @@ class Compiled:
 
     def __init__(self, model: SequenceModel, mode: str, backend: str = "inductor"):
         self.model, self.mode, self.whole = model, mode, mode == "reduce-overhead"
-        self.drawn, self.asked, self.rows = Drawn(), dict[int, dict[str, Tensor]](), 0
+        self.predrawn, self.recorded, self.rows = PredrawnNoise(), dict[int, dict[str, Tensor]](), 0
         settings: Any = torch._dynamo.config
         settings.optimize_ddp = False  # these models are so small that their gradients fit into one message
-        how: dict[str, Any] = {}
+        options: dict[str, Any] = {}
         if self.whole:
-            how = {"fullgraph": True, "dynamic": False} | ({"mode": mode} if backend == "inductor" else {})
+            options = {"fullgraph": True, "dynamic": False} | ({"mode": mode} if backend == "inductor" else {})
         else:
             settings.cache_size_limit = max(VERSIONS, settings.cache_size_limit)
-        self.terms = torch.compile(model.loss_terms, backend=backend, **how)
+        self.terms = torch.compile(model.loss_terms, backend=backend, **options)
 
     def __call__(self, batch: TimeSeries) -> LossTerms:
         count, own = len(batch.ids), self.model.noise
@@ -82,7 +82,7 @@ class Compiled:
             batch, draws = self._filled(batch, draws)
             if batch.ids.is_cuda:
                 torch.compiler.cudagraph_mark_step_begin()
-        self.model.noise, self.drawn.draws = self.drawn, draws
+        self.model.noise, self.predrawn.draws = self.predrawn, draws
         try:
             with unrolled(self.whole):
                 terms = self.terms(_rounded(batch))
@@ -96,16 +96,16 @@ class Compiled:
     def _draws(self, batch: TimeSeries) -> dict[str, Tensor]:
         """Return the noise that the model would draw itself, in its order."""
         own, time = self.model.noise, batch.times.shape[1]
-        if time not in self.asked:
-            self.model.noise = asked = RecordingNoise()
+        if time not in self.recorded:
+            self.model.noise = recording = RecordingNoise()
             try:
                 with torch.no_grad():
                     self.model.loss_terms(batch.rows(slice(0, 1)))
             finally:
                 self.model.noise = own
-            self.asked[time] = asked.draws
+            self.recorded[time] = recording.draws
         shape = lambda like: (like.shape[0], len(batch.ids), *like.shape[2:])
-        return {stream: own._generated(shape(like), like) for stream, like in self.asked[time].items()}
+        return {stream: own._generated(shape(like), like) for stream, like in self.recorded[time].items()}
 
     def _filled(self, batch: TimeSeries, draws: dict[str, Tensor]) -> tuple[TimeSeries, dict[str, Tensor]]:
         """Pad an epoch's last batch to the others' size with copies of its first row, which are dropped later."""

@@ -59,8 +59,8 @@ def run(config: dict[str, Any], folder: Path, count: int) -> None:
             rank.kill()
             rank.communicate()
     for code in sorted(filter(None, codes)):  # signals are negative codes and come first, as the likelier cause
-        who, rest = f"process {codes.index(code)} of the {count} of this run", "and the others were ended."
-        cure = f"Go on from its last checkpoint: resume={folder}"
+        who, rest = f"process {codes.index(code)} of the {count} of this run", "so the others were ended."
+        cure = f"Resume from its last checkpoint: resume={folder}"
         if code < 0:
             raise KilledError(f"{who} was killed by {signal.Signals(-code).name}, {rest} {cure}")
         raise ProcessError(f"{who} ended with exit code {code}, {rest} {cure}")

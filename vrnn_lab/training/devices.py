@@ -18,18 +18,18 @@ def check_accelerator(config: DictConfig) -> None:
     trainer, known = config.trainer, launched()[1]
     if trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise ConfigError(
-            f"trainer.accelerator={trainer.accelerator}, and this machine has no GPU that torch "
+            f"trainer.accelerator={trainer.accelerator}, but this machine has no GPU that torch "
             f"{torch.__version__} can use; choose trainer=auto or trainer=cpu, or install a GPU build of torch."
         )
     if trainer.get("compile") == "reduce-overhead" and accelerator_of(config) == "cpu":
         raise ConfigError(
-            "trainer.compile=reduce-overhead makes CUDA graphs, and this run is on the CPU; set trainer.compile=on."
+            "trainer.compile=reduce-overhead makes CUDA graphs, but this run is on the CPU; set trainer.compile=on."
         )
     number, machines, there = processes_of(config), trainer.get("num_nodes", 1), torch.cuda.device_count()
     named = OmegaConf.is_list(trainer.devices)
     last = max(trainer.devices) if named else number - 1
     if last >= there and (named or accelerator_of(config) != "cpu"):
-        raise ConfigError(f"trainer.devices={trainer.devices}, and this machine has {there} GPUs, counted from 0.")
+        raise ConfigError(f"trainer.devices={trainer.devices}, but this machine has {there} GPUs, numbered from 0.")
     if machines > 1 == known:
         raise ConfigError(
             f"trainer.num_nodes={machines}: by itself a run starts processes on one machine; start this command on "
@@ -37,8 +37,9 @@ def check_accelerator(config: DictConfig) -> None:
         )
     if known > 1 and number * machines != known:
         raise ConfigError(
-            f"started as {known} processes, but trainer.devices={trainer.devices} on {machines} machines are "
-            f"{number * machines}; choose trainer=ddp with trainer.devices and trainer.num_nodes that make {known}."
+            f"this command was started as {known} processes, but trainer.devices={trainer.devices} on {machines} "
+            f"machines make {number * machines}; choose trainer=ddp with trainer.devices and trainer.num_nodes that "
+            f"make {known}."
         )
 
 

@@ -79,25 +79,25 @@ def run(
     if not links:
         refuse_links(folder)
     with run_lock(folder, wait=in_sweep):
-        _same_run(config, folder, resuming)
+        _check_same_run(config, folder, resuming)
         if metrics := finished(folder):
-            log.info("%s is finished already; its recorded result stands.", folder)
+            log.info("%s is finished already; its recorded result is kept.", folder)
             return metrics
-        (folder / "metrics.json").unlink(missing_ok=True)  # of a failed run that is tried again; run.log keeps it
+        (folder / "metrics.json").unlink(missing_ok=True)  # left by a failed attempt, whose error is in run.log too
         tensorboard.forget_end(folder)
         parts = _begin(config, folder, overrides or [], choices or {}, in_sweep)
         several = processes_of(config) > 1 and launched()[1] == 1
         if several and watching:
-            raise ConfigError("a search trains each trial in one process; leave out trainer=ddp, or say workers=2.")
-        with _recorded(folder):
-            quiet = in_sweep or bool(watching)  # one of many runs logs less
-            return _run_by(parts, folder) if several else _run(parts, folder, watching, quiet)
+            raise ConfigError("a search trains each trial in one process; leave out trainer=ddp, or set workers=2.")
+        with _failures_recorded(folder):
+            quiet = in_sweep or bool(watching)  # a run of a sweep or a search logs less
+            return _run_in_processes(parts, folder) if several else _run(parts, folder, watching, quiet)
 
 
 def take_part(config: DictConfig, folder: Path) -> None:
     """Fit a run as one of several processes; another process owns the folder and waits for all of them."""
     parts = assemble(config)
-    with _recorded(folder):
+    with _failures_recorded(folder):
         _run(parts, folder)
 
 
@@ -109,7 +109,7 @@ def release() -> None:
 
 
 @contextmanager
-def _recorded(folder: Path):
+def _failures_recorded(folder: Path):
     """Record a failure in metrics.json; of several processes, that of the first to fail, which caused the others."""
     with _log_to(folder / "run.log"), _without_tracebacks_of_a_full_disk():
         try:
@@ -126,7 +126,7 @@ def _recorded(folder: Path):
             raise error
 
 
-def _run_by(parts: Parts, folder: Path) -> dict[str, Any] | None:
+def _run_in_processes(parts: Parts, folder: Path) -> dict[str, Any] | None:
     """Fit a run by processes of their own, one a device."""
     try:
         ddp.run(to_dict(parts.config), folder, processes_of(parts.config))
@@ -139,7 +139,7 @@ def _run_by(parts: Parts, folder: Path) -> dict[str, Any] | None:
     return finished(folder)
 
 
-def _same_run(config: DictConfig, folder: Path, resuming: bool) -> None:
+def _check_same_run(config: DictConfig, folder: Path, resuming: bool) -> None:
     """Raise ConfigError where a folder holds another config's run; its trainer may change until the fit is done."""
     if not (folder / ".hydra" / "config.yaml").exists():
         return
@@ -149,9 +149,9 @@ def _same_run(config: DictConfig, folder: Path, resuming: bool) -> None:
     for key in differ:
         if not (resuming and key.startswith("trainer.") and not done):
             raise ConfigError(
-                f"{folder} holds another run: {key} is {before.get(key)} there and {now.get(key)} here"
+                f"{folder} holds another run, in which {key} is {before.get(key)} instead of {now.get(key)}"
                 + (", and its training is finished" if resuming and done else "")
-                + ". Choose another folder (hydra.run.dir=...), or go on with that run as it is: resume=<folder>."
+                + ". Choose another folder (hydra.run.dir=...), or resume that run as it is: resume=<folder>."
             )
     if differ:
         write_yaml(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
@@ -184,7 +184,7 @@ def _begin(config: DictConfig, folder: Path, overrides: list[str], choices: dict
         provenance.write(folder, config)
     if known:
         for what in provenance.changes(folder, config):
-            log.warning("%s since this run began; what follows is a mix of both.", what)
+            log.warning("%s since this run began; its result will be a mix of both versions.", what)
     return parts
 
 
@@ -300,8 +300,8 @@ def _fit_and_score(parts: Parts, folder: Path, watching: Sequence[Callback], qui
         level = logging.DEBUG if quiet else logging.INFO
         out_of_time.check(parts)
         if not (folder / "checkpoints" / "last.ckpt").exists():
-            _tell_data(parts, level)
-        log.log(level, "%s", _announced(parts, trainer, seconds))
+            _log_summary(parts, level)
+        log.log(level, "%s", _fit_summary(parts, trainer, seconds))
     fit = _fit(parts, trainer, folder)
     if not trainer.is_global_zero:
         return None
@@ -353,7 +353,7 @@ def _set_threads(parts: Parts, trainer: pl.Trainer, folder: Path) -> float | Non
     return seconds
 
 
-def _tell_data(parts: Parts, level: int) -> None:
+def _log_summary(parts: Parts, level: int) -> None:
     """Log a summary of the dataset, and warn of what looks odd in it."""
     text, odd = parts.data.describe()
     if text:
@@ -362,7 +362,7 @@ def _tell_data(parts: Parts, level: int) -> None:
         log.log(max(level, logging.WARNING) if level > logging.DEBUG else level, "warning: %s", sentence)
 
 
-def _announced(parts: Parts, trainer: pl.Trainer, seconds: float | None) -> str:
+def _fit_summary(parts: Parts, trainer: pl.Trainer, seconds: float | None) -> str:
     """Return a line on a fit: its length in steps and epochs, the model's size, and a rough time."""
     batches = max(1, len(parts.data.train_dataloader()))
     accumulated = trainer.accumulate_grad_batches
@@ -374,10 +374,10 @@ def _announced(parts: Parts, trainer: pl.Trainer, seconds: float | None) -> str:
     number, size = torch.get_num_threads(), sum(p.numel() for p in parts.model.parameters())
     epochs = f"{steps / steps_of_epoch:.3g} epochs of {steps_of_epoch}"
     text = f"training: {steps} steps ({epochs}), {size:,} parameters, {number} thread{'s' * (number > 1)}"
-    return text if seconds is None else f"{text}, about {_lasting(OVERHEAD * steps * accumulated * seconds)}"
+    return text if seconds is None else f"{text}, about {_duration(OVERHEAD * steps * accumulated * seconds)}"
 
 
-def _lasting(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     """Return a rough duration as text."""
     if seconds < 60:
         return f"{max(1, round(seconds))} s"
@@ -395,11 +395,11 @@ def _recalibrate(
     if not possible(parts.model, parts.protocol):
         return None, None
     ends = out_of_time.measured(parts, folder, among_others)
-    found = recalibrate(parts, ends)
-    found.save(folder)
-    for line in found.lines():
+    factors = recalibrate(parts, ends)
+    factors.save(folder)
+    for line in factors.lines():
         log.debug(line)
-    return found, ends
+    return factors, ends
 
 
 def _fit(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, Any]:
@@ -409,7 +409,7 @@ def _fit(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, Any]:
     """
     done = folder / "checkpoints" / "fit.json"
     if done.exists():
-        return read_json(done, "Remove it: the fit then goes on from its last checkpoint, which ends it at once.")
+        return read_json(done, "Remove it: the fit then resumes from its last checkpoint, at which it ends.")
     cost = _train(parts, trainer, folder)
     if trainer.is_global_zero:
         write_json(done, cost)
@@ -420,9 +420,9 @@ def _fit(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, Any]:
 
 def _train(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, Any]:
     start, step = None, 0
-    if found := checkpoints.latest(folder):
-        last, checkpoint = found
-        log.log(logging.INFO if trainer.is_global_zero else logging.DEBUG, "going on from %s", last)
+    if resumed := checkpoints.latest(folder):
+        last, checkpoint = resumed
+        log.log(logging.INFO if trainer.is_global_zero else logging.DEBUG, "resuming from %s", last)
         check_channels(checkpoint["channels"], parts)
         if _stopped_early(checkpoint):  # interrupted after the decision to stop, which is kept
             known = checkpoint["callbacks"]

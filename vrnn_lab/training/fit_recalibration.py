@@ -14,7 +14,7 @@ from vrnn_lab.forecasting.backtest import BacktestPlan, Folds, folds
 from vrnn_lab.runs.build import Parts
 from vrnn_lab.training.out_of_time import OutOfTime
 
-ORIGINS = (1 / 3, 2 / 3)  # cutoffs as fractions of a validation window, in addition to the protocol's own question
+CUTOFFS = (1 / 3, 2 / 3)  # cutoffs as fractions of a validation window, in addition to the protocol's own question
 FOLDS = 5  # cutoffs in the validation part of a series that is split in time
 
 
@@ -27,28 +27,28 @@ def recalibrate(parts: Parts, ends: OutOfTime | None = None) -> Recalibration:
     """
     scale = parts.model.scale
     further = rolling(parts.data, scale.longest.item(), parts.protocol.draws, parts.model.keep_start)
-    found = fit(parts.model, parts.data, parts.protocol, parts.config.seed, further)
+    factors = fit(parts.model, parts.data, parts.protocol, parts.config.seed, further)
     if scale.whole_series and not parts.data.split_in_time:
-        found = found.widening_ahead()
-    return replace(found, beyond=ends.beyond(scale, found.forecast)) if ends else found
+        factors = factors.widening_ahead()
+    return replace(factors, beyond=ends.beyond(scale, factors.forecast)) if ends else factors
 
 
 def rolling(data: SeriesData, longest: float, draws: int, keep_start: bool = False) -> Iterator[TimeSeries]:
     """Yield batches of forecasts from several cutoffs of each validation series.
 
     For series that are split in time the cutoffs lie in the validation part, and everything before, the training part
-    too, is observed; for series that are split as a whole they lie at ORIGINS of the window. longest: the longest
+    too, is observed; for series that are split as a whole they lie at CUTOFFS of the window. longest: the longest
     training window. keep_start: training windows begin where their series do.
     """
     for plan in plans(data, longest):
         try:
-            asked = folds(data, "val", plan, longest, keep_start)
+            queries = folds(data, "val", plan, longest, keep_start)
         except ConfigError:  # no validation part is as long as the horizon
             continue
-        yield from (batch for batch, _ in _few(asked).batches(draws))
+        yield from (batch for batch, _ in _few(queries).batches(draws))
     if data.split_in_time:
         return
-    for until in ORIGINS:
+    for until in CUTOFFS:
         yield from batches_of(data, Forecast(until, scored="held_out"), draws)
 
 
@@ -68,6 +68,6 @@ def plans(data: SeriesData, longest: float) -> list[BacktestPlan]:
     return [BacktestPlan(far, folds=1), BacktestPlan(near, every=(whole - near) / (FOLDS - 1), folds=FOLDS)]
 
 
-def _few(asked: Folds) -> Folds:
-    some = evenly(len(asked.origin))
-    return replace(asked, series=asked.series.part(some), origin=asked.origin[some], fold=asked.fold[some])
+def _few(queries: Folds) -> Folds:
+    some = evenly(len(queries.origin))
+    return replace(queries, series=queries.series.part(some), origin=queries.origin[some], fold=queries.fold[some])

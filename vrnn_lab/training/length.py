@@ -55,16 +55,19 @@ def settings(trainer: Mapping[str, Any], val_batches: int, usual: int = STEPS) -
     """
     epochs, steps = trainer.get("max_epochs"), trainer.get("max_steps")
     total = steps_of(trainer, usual)
-    found = {
+    parameters = {
         "max_epochs": -1 if epochs is None else epochs,
         "max_steps": total if total else -1 if steps is None else steps,
     }
     every_epochs, every_steps = trainer.get("check_val_every_n_epoch"), trainer.get("val_check_interval")
     if every_epochs is not None or isinstance(every_steps, int):
-        return found
+        return parameters
     if every_steps is not None or not total:
-        return found | {"check_val_every_n_epoch": EPOCHS_BETWEEN}
+        return parameters | {"check_val_every_n_epoch": EPOCHS_BETWEEN}
     limit = trainer.get("limit_val_batches")
     batches = min(val_batches, limit) if isinstance(limit, int) else val_batches
     accumulated = trainer.get("accumulate_grad_batches") or 1
-    return found | {"check_val_every_n_epoch": None, "val_check_interval": accumulated * interval(total, batches)}
+    return parameters | {
+        "check_val_every_n_epoch": None,
+        "val_check_interval": accumulated * interval(total, batches),
+    }

@@ -69,7 +69,7 @@ class OutOfTime:
         return Beyond(*_reach(scale), tuple(self.starts), factors, tuple(self.values))
 
 
-AGAIN = "Remove it, and it is measured again by a second fit."
+AGAIN = "Remove it; a second fit then measures it again."
 
 
 def measured(parts: Parts, folder: Path, among_others: bool = False) -> OutOfTime | None:
@@ -83,38 +83,38 @@ def measured(parts: Parts, folder: Path, among_others: bool = False) -> OutOfTim
         try:
             return OutOfTime(**read_json(file, AGAIN))
         except TypeError as error:
-            raise DamagedError(f"{file} is none of ours: {error}. {AGAIN}") from error
+            raise DamagedError(f"{file} was not written by vrnn_lab: {error}. {AGAIN}") from error
     if not _wanted(parts, among_others):
         return None
     steps = checkpoints.read(folder / "checkpoints" / checkpoints.BEST)["global_step"]
     log.info("out-of-time validation: a second fit of %d steps, without the second half of each series", steps)
-    found = validate(parts, max(1, steps))
-    if found:
-        found.save(folder)
-    return found
+    result = validate(parts, max(1, steps))
+    if result:
+        result.save(folder)
+    return result
 
 
 def check(parts: Parts) -> None:
     """Raise ConfigError, before anything is trained, where the config requires a second fit that cannot be made."""
     if parts.config.get("out_of_time") is True and (reason := _impossible(parts)):
-        raise ConfigError(f"out_of_time=true: {reason}; leave it out, which is out_of_time=auto.")
+        raise ConfigError(f"out_of_time=true: {reason}; leave it out, for the default out_of_time=auto.")
 
 
 def _wanted(parts: Parts, among_others: bool) -> bool:
-    asked = parts.config.get("out_of_time", False)  # runs of earlier versions have no such key
-    return not _impossible(parts) if asked == "auto" and not among_others else asked is True
+    chosen = parts.config.get("out_of_time", False)  # runs of earlier versions have no such key
+    return not _impossible(parts) if chosen == "auto" and not among_others else chosen is True
 
 
 def _impossible(parts: Parts) -> str:
     """Return why no second fit can be made, empty where one can."""
     scale = parts.model.scale
     if not possible(parts.model, parts.protocol):
-        return "the run's values have no spread that could be set right (they are no real numbers, or of one draw)"
+        return "the predictions have no spread that could be recalibrated (values are not real, or there is one draw)"
     if processes_of(parts.config) > 1 or launched()[1] > 1:
         return "the run is fitted by several processes"
     if not scale.own_levels or not scale.whole_series or scale.trend is not None or parts.data.split_in_time:
         return (
-            "it needs a table of whole series that are split by their names; of series that are cut into windows, or "
+            "it needs a table of whole series that are split by their names; where series are cut into windows, or "
             "split in time, validation lies beyond the times of training already"
         )
     return ""
@@ -126,8 +126,8 @@ def validate(parts: Parts, steps: int) -> OutOfTime | None:
     Return None where the series are too short, or where that fit failed to give finite numbers.
     """
     cut = without_ends(parts.data)
-    asked = ends(parts.data, cut.scale, parts.model.keep_start) if cut else None
-    if cut is None or asked is None:
+    queries = ends(parts.data, cut.scale, parts.model.keep_start) if cut else None
+    if cut is None or queries is None:
         return None
     second = assemble(parts.config, cut.scale)
     second.data = cut
@@ -135,7 +135,7 @@ def validate(parts: Parts, steps: int) -> OutOfTime | None:
     second.model.to(parts.model.device)
     if not all(bool(p.isfinite().all()) for p in second.model.parameters()):
         return None
-    return _scored(second, asked)
+    return _scored(second, queries)
 
 
 def without_ends(data: SeriesData) -> SeriesData | None:
@@ -210,19 +210,19 @@ def _fit(second: Parts, steps: int) -> None:
         trainer.fit(second.model, datamodule=second.data)
 
 
-def _scored(second: Parts, asked: Folds) -> OutOfTime | None:
+def _scored(second: Parts, queries: Folds) -> OutOfTime | None:
     """Score the second model and the baselines beyond the times of its training; return None for too few values."""
     model, data, draws = second.model, second.data, second.protocol.draws
     guesses, level = baselines(data, model.scale), level_of(data, model.scale)
     tallies = {name: ScoreAccumulator(data.channels, model.scale.std) for name in (MODEL, *guesses)}
     least, distances = [], []
     with model.fixed_noise(second.config.seed):
-        for batch, distance in _beyond(asked, model.scale, draws):
-            said = model.predict(batch.to(model.device), draws)
-            least.append(needed(said, batch.to(model.device)))
+        for batch, distance in _beyond(queries, model.scale, draws):
+            prediction = model.predict(batch.to(model.device), draws)
+            least.append(needed(prediction, batch.to(model.device)))
             distances.append(distance[..., None].expand_as(batch.values)[batch.scored])
             means = {name: guess(batch.given(), level) for name, guess in guesses.items()}
-            for name, mean in ({MODEL: said.mean.cpu()} | means).items():
+            for name, mean in ({MODEL: prediction.mean.cpu()} | means).items():
                 tallies[name].add({"mse": (mean - batch.values) ** 2}, batch.scored)
     if sum(map(len, distances)) < FEWEST:
         return None
@@ -247,16 +247,16 @@ def by_distance(
     place = torch.bucketize(distance, torch.tensor(starts[1:], dtype=distance.dtype), right=True)
     factors = []
     for i in range(len(starts)):
-        mine = place == i
-        one = torch.zeros(int(mine.sum()), 2, dtype=torch.float64)  # a single block, with which no factor is below 1
-        found, *_ = factors_of([(least[mine], torch.zeros_like(channel[mine]), channel[mine], one)], dim)
-        factors.append(found[0].tolist())
+        in_part = place == i
+        block = torch.zeros(int(in_part.sum()), 2, dtype=torch.float64)  # a single one, so that no factor is below 1
+        fitted, *_ = factors_of([(least[in_part], torch.zeros_like(channel[in_part]), channel[in_part], block)], dim)
+        factors.append(fitted[0].tolist())
     return starts, factors
 
 
-def _beyond(asked: Folds, scale: Scale, draws: int) -> Iterator[tuple[TimeSeries, Tensor]]:
+def _beyond(queries: Folds, scale: Scale, draws: int) -> Iterator[tuple[TimeSeries, Tensor]]:
     """Yield batches of the queries beyond the times of training, with their distances; skip batches without any."""
-    for batch, _ in asked.batches(draws):
+    for batch, _ in queries.batches(draws):
         distance = beyond_training(batch, *_reach(scale))
         batch = replace(batch, scored=batch.scored & (distance > 0)[..., None])  # all other queries become padding
         if batch.scored.any():

@@ -15,7 +15,7 @@ from vrnn_lab.cli.signals import SIGNALS, is_usual
 from vrnn_lab.runs.checkpoints import LAST
 
 log = logging.getLogger("vrnn_lab")
-TEXT = b"\nstopping: a checkpoint is written after the step at hand; a second signal ends the run at once\n"
+TEXT = b"\nstopping: a checkpoint is written after the current step; a second signal ends the run at once\n"
 
 
 class SaveOnSignal(Callback):

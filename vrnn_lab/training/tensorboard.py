@@ -84,8 +84,8 @@ def final(metrics: dict[str, Any]) -> dict[str, float]:
     """
     best = {"best/score": metrics.get(SCORE)}
     best |= {f"best/{key}": value for key, value in metrics.items() if TESTED.fullmatch(key)}
-    found = best | {key: metrics.get(key) for key in COST}
-    return {key: value for key, value in found.items() if value is not None and isfinite(value)}
+    numbers = best | {key: metrics.get(key) for key in COST}
+    return {key: value for key, value in numbers.items() if value is not None and isfinite(value)}
 
 
 def choices(config: dict[str, Any], chosen: dict[str, Any]) -> dict[str, bool | int | float | str]:

@@ -46,22 +46,22 @@ def fastest(step: Callable[[], None], several: int) -> tuple[int, float]:
 
     With several=1 the step is timed as it is. The first round is a warm-up.
     """
-    taken: dict[int, list[float]] = {count: [] for count in (1, several)}
+    times: dict[int, list[float]] = {count: [] for count in (1, several)}
     began, before = perf_counter(), torch.get_num_threads()
     try:
         for turn in range(1 + ROUNDS):
-            for count in list(taken):
+            for count in list(times):
                 torch.set_num_threads(count)
                 started = perf_counter()
                 step()
-                taken[count].append(perf_counter() - started)
-            if turn and min(taken.get(several, [0.0])[1:] or [0.0]) > HOPELESS * min(taken[1][1:]):
-                taken.pop(several)
+                times[count].append(perf_counter() - started)
+            if turn and min(times.get(several, [0.0])[1:] or [0.0]) > HOPELESS * min(times[1][1:]):
+                times.pop(several)
             if perf_counter() - began > BUDGET:
                 break
     finally:
         torch.set_num_threads(before)
-    typical = {count: median(seconds[1:] or seconds) for count, seconds in taken.items()}
+    typical = {count: median(seconds[1:] or seconds) for count, seconds in times.items()}
     chosen = several if several in typical and typical[several] <= GAIN * typical[1] else 1
     return chosen, typical[chosen]
 
@@ -70,12 +70,12 @@ def typical(step: Callable[[], None], threads: int) -> float:
     """Return the median seconds of a step with a number of threads."""
     with restored():
         torch.set_num_threads(threads)
-        taken, began = list[float](), perf_counter()
-        while len(taken) < 4 and perf_counter() - began < BUDGET:
+        times, began = list[float](), perf_counter()
+        while len(times) < 4 and perf_counter() - began < BUDGET:
             started = perf_counter()
             step()
-            taken.append(perf_counter() - started)
-    return median(taken[1:] or taken)
+            times.append(perf_counter() - started)
+    return median(times[1:] or times)
 
 
 def free_to_choose() -> bool:

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from helpers.commands import TINY, command, metrics
-from helpers.long_use import growth, measured
+from helpers.resource_use import growth, measured
 from helpers.small import trained
 from vrnn_lab.config.compose import compose
 from vrnn_lab.config.errors import ConfigError

@@ -141,7 +141,7 @@ def test_a_page_of_hostile_runs_is_text_in_a_browser(said, tmp_path, browser):
         page.locator("tr.row").nth(place).locator("button").dispatch_event("click")
         page.locator("tr.row.open").locator("button").dispatch_event("click")
     page.locator("#scatter select").first.select_option(index=2)
-    assert page.evaluate("window.owned === undefined") and page.title() == "s: what was tried"
+    assert page.evaluate("window.owned === undefined") and page.title() == "s: comparison of runs"
     assert "<script>window.owned" in page.locator("#rows").inner_text()
     assert not messages and all(url.startswith(("file:", "data:")) for url in requests)
 
@@ -361,7 +361,7 @@ def test_what_is_no_plain_file_of_the_folder_is_not_read_and_said(place, how, sa
     page, out, complaint = everything(said, tmp_path / "s")
     assert "1.25" in page and SECRET not in page and SECRET not in out + complaint and "7777" not in page
     assert all(not run["figures"] and not run["curve"] for run in json.loads(page)["runs"])
-    reason = r"(link to outside|no plain file|link to nothing|link in a circle)"
+    reason = r"(link to outside|not a plain file|broken link|circular link)"
     assert re.search(rf"left out: .*{reason}" if PLACES[place] else rf"not read: .*{reason}", complaint + out)
 
 

@@ -1,8 +1,8 @@
 """Mistakes met in public code of models like these, each of which would fail a test here.
 
 Others have their tests elsewhere: a batch axis flipped in place of time, and clocks that depend on the batch, in
-test_contract.py; a scale that reaches zero in test_likelihoods.py; pairs never observed that count as no error in
-test_metrics.py; one pattern of seen points for all series in test_tasks.py; windows on both sides of a split in
+test_contract.py; a scale that reaches zero in test_gaussian_head.py; pairs never observed that count as no error in
+test_evaluation.py; one pattern of seen points for all series in test_tasks.py; windows on both sides of a split in
 test_table.py and test_paleoclimate.py.
 """
 

@@ -1,4 +1,4 @@
-"""The protocol: scores against closed forms, integrals and simulation; plain rows by hand."""
+"""The protocol: scores against closed forms, integrals and simulation; baselines against hand-computed values."""
 
 from dataclasses import replace
 from math import log, pi, sqrt
@@ -188,7 +188,7 @@ def test_nothing_scored_gives_no_numbers():
     assert tally.result("p") == {}
 
 
-# ---- plain rows ------------------------------------------------------------------------------------------
+# ---- baselines -------------------------------------------------------------------------------------------
 
 TRAINING_MEAN = torch.tensor([10.0], dtype=torch.float64)
 
@@ -232,7 +232,7 @@ BY_HAND = {
 
 @pytest.mark.parametrize("row", REFERENCES)
 @pytest.mark.parametrize("case", BY_HAND)
-def test_plain_rows_are_those_computed_by_hand(row, case):
+def test_baselines_have_their_hand_computed_values(row, case):
     series, truth = BY_HAND[case]
     assert REFERENCES[row](seen_at(*series), TRAINING_MEAN).flatten().tolist() == pytest.approx(truth[row])
 

@@ -170,7 +170,7 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_one_before_and_the_numbers_a
     last.write_bytes(last.read_bytes()[:-100])
     with caplog.at_level(logging.WARNING, "vrnn_lab"):
         found = fit.run(config_of(folder), folder, resuming=True)
-    assert found is not None and "The run goes on from the checkpoint before it" in caplog.text
+    assert found is not None and "The run resumes from the checkpoint before it" in caplog.text
     seconds = lambda key: "second" in key
     right = metrics_of(finished)
     assert {k: v for k, v in found.items() if not seconds(k)} == {k: v for k, v in right.items() if not seconds(k)}
@@ -188,7 +188,7 @@ def test_without_a_whole_checkpoint_a_run_does_not_go_on(folder):
 
 def test_a_checkpoint_of_something_else_is_refused(folder):
     torch.save({"weights": torch.zeros(3)}, folder / "checkpoints" / "best.ckpt")
-    with pytest.raises(DamagedError, match="is no checkpoint of a run"):
+    with pytest.raises(DamagedError, match="is not a checkpoint of a run"):
         load_parts(folder)
     state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     state["state_dict"].pop(next(k for k in state["state_dict"] if "data_" not in k))

@@ -131,7 +131,7 @@ def test_a_question_that_a_backtest_does_not_ask_is_refused(folder, monkeypatch,
     given = f"run={folder} backtest=true backtest.horizon=3 evaluate.forecast.seen=3"
     monkeypatch.setattr("sys.argv", ["evaluate", *given.split()])
     assert run_command(evaluate.main) == 2
-    assert "evaluate.forecast.seen: a backtest has no such question" in capsys.readouterr().err
+    assert "a backtest does not use evaluate.forecast.seen; the only evaluate.* key" in capsys.readouterr().err
 
 
 def test_nothing_is_drawn_of_zeros_and_ones():

@@ -219,7 +219,7 @@ def test_evaluate_prints_the_table_of_the_pool_and_leaves_the_runs_alone(runs, m
     before = {file: file.read_bytes() for file in runs.rglob("*.json")}
     assert call(evaluate, "run=a,b evaluate.samples=2", monkeypatch, runs) == 0
     shown = capsys.readouterr().out
-    assert "pooled   2 runs" in shown and "this model" in shown and "recalibrated" in shown
+    assert "ensemble 2 runs" in shown and "this model" in shown and "recalibrated" in shown
     pool = load_runs(["a", "b"])
     scored = scores_of(pool.model, pool.data, "test", pool.protocol, pool.config.seed)
     assert f"nll      {scored['test/nll']:.4g} nats a value, all points (exact for this model)" in shown
@@ -244,8 +244,8 @@ def test_backtests_of_the_pool_are_recalibrated_unless_told_otherwise(runs, monk
 REFUSED = {
     "run=a,b recalibrate=true": "recalibrate=true fits the factors of one run, and run= names 2",
     "run=a,other": "other was trained with data.seed=1, a with data.seed=0",
-    "run=a,b data.seed=1": "data.seed: of several runs it could make training series of one the test series",
-    "run=a,nowhere": "nowhere is no run folder",
+    "run=a,b data.seed=1": "data.seed: with several runs it could make training series of one run test series of all",
+    "run=a,nowhere": "nowhere is not a run folder",
     "run=a,b evaluate.draws=1": "1 draws are too few for an ensemble of 2 runs",
 }
 

@@ -13,7 +13,7 @@ from vrnn_lab.evaluation.baselines import REFERENCES, fitted, references
 from vrnn_lab.evaluation.calibration import parted
 from vrnn_lab.evaluation.evaluate import evaluate
 from vrnn_lab.evaluation.scores import SeriesSums, plain_scores
-from vrnn_lab.reports.run_table import _facts, best_rows
+from vrnn_lab.reports.run_table import _facts, validation_comparison
 
 
 def sums_of(values: list[list[float]], ids=None) -> SeriesSums:
@@ -55,7 +55,7 @@ def test_series_are_matched_by_their_ids_and_one_has_no_error():
     assert ours.above(theirs) == pytest.approx((0.5, 0.5))
     assert sums_of([[1.0], [2.0]], ids=[4, 4]).above(sums_of([[0.0, 1.0]], ids=[4])) == (1.0, None)
     assert SeriesSums().above(SeriesSums()) == (0.0, None)
-    with pytest.raises(ValueError, match="2 values of 2 series beside 1 values of 1; expected the same"):
+    with pytest.raises(ValueError, match="2 values of 2 series, the other 1 values of 1 series; expected the same"):
         ours.above(sums_of([[1.0]], ids=[3]))
 
 
@@ -100,14 +100,14 @@ def test_the_numbers_are_among_the_metrics_and_test_scores_stay_what_they_are(da
 
 @pytest.mark.slow
 def test_the_lines_of_a_model_that_knows_the_process_and_of_one_that_does_not(data, known):
-    ahead, gaps = best_rows(known)
+    ahead, gaps = validation_comparison(known)
     for line, start in ((ahead, "ahead    "), (gaps, "gaps     ")):
         assert line.startswith(f"{start}on validation, this model") and "'linear process'" in line
-        assert "are level by CRPS" in line or "is the best row by CRPS" in line
+        assert "are level by CRPS" in line or "is the best method by CRPS" in line
     found = scored(data, 12.0)
-    line = best_rows(found)[0]
+    line = validation_comparison(found)[0]
     ours, theirs = found["val/forecast/crps"], found["reference/linear process/forecast/val_crps"]
-    assert f"the best row by CRPS is 'linear process' ({theirs:.4g}); this model has {ours:.4g}: " in line
+    assert f"the best method by CRPS is 'linear process' ({theirs:.4g}); this model has {ours:.4g}: " in line
     percent = re.search(r"(\d+) % worse\. Use 'linear process', try another model, or train longer", line)
     assert percent and float(percent[1]) == pytest.approx(100 * (ours / theirs - 1), abs=0.6)
 
@@ -123,25 +123,25 @@ def keys(above: float, error: float | None, channels: bool = False) -> dict[str,
 def test_the_line_by_hand():
     start = "ahead    on validation, "
     cure = "Use 'last value', try another model, or train longer"
-    assert best_rows(keys(0.14, 0.02)) == [
-        f"{start}the best row by CRPS is 'last value' (10); this model has 11.4: 14 % worse. {cure}"
+    assert validation_comparison(keys(0.14, 0.02)) == [
+        f"{start}the best method by CRPS is 'last value' (10); this model has 11.4: 14 % worse. {cure}"
     ]
-    assert best_rows(keys(-0.2, 0.02, channels=True)) == [
-        f"{start}this model is the best row by CRPS in training stds (0.8); the best baseline, 'last value', has "
+    assert validation_comparison(keys(-0.2, 0.02, channels=True)) == [
+        f"{start}this model is the best method by CRPS in training stds (0.8); the best baseline, 'last value', has "
         "1: this model is 20 % better"
     ]
-    assert best_rows(keys(0.03, 0.02)) == [
+    assert validation_comparison(keys(0.03, 0.02)) == [
         f"{start}this model (10.3) and the best baseline, 'last value' (10), are level by CRPS: the difference of "
         "3 % is within two standard errors"
     ]
-    alone = "(of one series, so without a standard error)"
-    assert best_rows(keys(0.03, None)) == [
-        f"{start}the best row by CRPS is 'last value' (10); this model has 10.3: 3 % worse. {cure} {alone}"
+    alone = "(there is one series, so no standard error)"
+    assert validation_comparison(keys(0.03, None)) == [
+        f"{start}the best method by CRPS is 'last value' (10); this model has 10.3: 3 % worse. {cure} {alone}"
     ]
-    assert best_rows({"val/forecast/crps": 1.0, "reference/last/forecast/crps": 2.0}) == []
+    assert validation_comparison({"val/forecast/crps": 1.0, "reference/last/forecast/crps": 2.0}) == []
 
 
 def test_the_line_stands_right_under_the_table():
     assert _facts({**keys(0.14, 0.02), "test/nll_samples": 1.0}, "test").startswith(
-        "ahead    on validation, the best row"
+        "ahead    on validation, the best method"
     )

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from helpers.oracle import QUESTIONS
 from helpers.small import model_of
 from vrnn_lab.data.table.dataset import Table
-from vrnn_lab.reports.run_table import _facts, _too_sure
+from vrnn_lab.reports.run_table import _coverage_hints, _facts
 from vrnn_lab.runs.build import Parts, apart_from_training
 
 LEVELS = (0.1, 0.35, 0.7)  # of training, whose standardised values do not come back to the last bit
@@ -62,7 +62,7 @@ HINTS = {
 @pytest.mark.parametrize("case", HINTS)
 def test_wrong_intervals_are_explained_by_their_likely_cause(case):
     metrics, expected = HINTS[case]
-    hints = _too_sure(metrics, "test")
+    hints = _coverage_hints(metrics, "test")
     assert len(hints) == bool(expected) and all(expected in hint for hint in hints)
 
 
