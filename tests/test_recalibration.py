@@ -12,7 +12,7 @@ from vrnn_lab.core.series import series_of
 from vrnn_lab.core.tasks import Interpolate
 from vrnn_lab.evaluation import recalibration
 from vrnn_lab.evaluation.evaluate import held_out_scores
-from vrnn_lab.evaluation.recalibration import Recalibration, ahead, fit, load
+from vrnn_lab.evaluation.recalibration import Beyond, Recalibration, ahead, fit, load
 
 INSIDE, AFTER = torch.tensor([1.5, 0.4]).double(), torch.tensor([0.7, 3.0]).double()
 FITTED = Recalibration(("a", "b"), INSIDE, AFTER)
@@ -72,7 +72,15 @@ def test_ahead_is_what_comes_after_the_last_seen_value_of_a_row():
         [[0.0, 1.0, 2.0, 3.0, 3.0, 4.0]] * 2,
         [[[nan, nan], [1.0, nan], [nan, nan], [nan, 2.0], [nan, nan], [nan, nan]], [[nan, nan]] * 6],
     )
-    assert ahead(batch).tolist() == [[False] * 5 + [True], [True] * 6]
+    assert ahead(batch).tolist() == [[False] * 5 + [True], [False] * 6]
+
+
+def test_a_row_without_observations_keeps_the_models_own_spread():
+    nan, two = torch.nan, torch.full((1,), 2.0).double()
+    beyond = Beyond(end=1.0, longest=1.0, starts=(0.0,), factors=torch.full((1, 1), 5.0).double())
+    batch = series_of([[0.0, 0.5, 9.0]] * 2, [[[1.0], [nan], [nan]], [[nan]] * 3])
+    factors = Recalibration(("a",), two, two, beyond=beyond).factors(replace(batch, seen=batch.known))
+    assert factors[..., 0].tolist() == [[1, 2, 5], [1, 1, 1]]
 
 
 @pytest.mark.slow

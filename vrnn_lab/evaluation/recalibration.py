@@ -39,9 +39,14 @@ Needed = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def ahead(batch: TimeSeries) -> Bool[Tensor, "batch time"]:
-    """Return the points after the last observed one of their row; all points of a row without observations."""
+    """Return the points after the last observed one of their row; no point of a row without observations."""
     last = torch.where(batch.seen.any(-1), batch.times, -torch.inf).amax(1, keepdim=True)
-    return batch.times > last
+    return (batch.times > last) & last.isfinite()
+
+
+def observed(batch: TimeSeries) -> Bool[Tensor, "batch 1 1"]:
+    """Return which rows have an observation."""
+    return batch.seen.any(-1).any(-1)[:, None, None]
 
 
 def beyond_training(batch: TimeSeries, end: float, longest: float) -> Float[Tensor, "batch time"]:
@@ -86,12 +91,16 @@ class Recalibration:
     beyond: Beyond | None = None  # None: the factors of `forecast` hold beyond the times of training too
 
     def factors(self, batch: TimeSeries) -> Float[Tensor, "batch time dim"]:
-        """Return the factor of every value of a batch; 1 where it is observed."""
+        """Return the factor of every value of a batch; 1 where it is observed.
+
+        A row without observations keeps the model's own spread: its predictions are the prior, which is not what the
+        factors were fitted on, and a prior does not get less certain beyond the times of training.
+        """
         inside, after = (getattr(self, place).to(batch.values) for place in PLACES)
         factors = torch.where(ahead(batch)[..., None], after, inside)
         if self.beyond:
             factors = torch.where(*self.beyond.at(batch), factors)
-        return torch.where(batch.seen, 1.0, factors)
+        return torch.where(batch.seen | ~observed(batch), 1.0, factors)
 
     def changed(self, batch: TimeSeries) -> Bool[Tensor, "batch time dim"]:
         """Return which values of a batch have a factor other than 1."""
@@ -259,9 +268,9 @@ def batches_of(data: SeriesData, task: Task, draws: int) -> Batches:
 def needed(prediction: Prediction, batch: TimeSeries, block: Float64[Tensor, "batch time 2"] | None = None) -> Needed:
     """Return for each scored value the smallest factor whose interval contains it, its place, channel and block.
 
-    Without `block`, all values are in one block.
+    Without `block`, all values are in one block. Rows without observations are left out.
     """
-    scored, mean = batch.scored & ~batch.seen, prediction.mean
+    scored, mean = batch.scored & ~batch.seen & observed(batch), prediction.mean
     low, high = central((prediction.paths - mean).sort(0).values, round(100 * LEVEL))
     apart = batch.values - mean
     width = torch.where(apart < 0, -low, high).clamp(min=torch.finfo(mean.dtype).tiny)
