@@ -11,7 +11,7 @@ import torch
 from bench import ours
 from bench.harness import OPTIONS, Row, row
 from bench.vrnn import batch_of, scale_of
-from vrnn_lab.models.fused.tape import plainly
+from vrnn_lab.models.fused.tape import fused_disabled
 from vrnn_lab.models.layers import VectorField
 from vrnn_lab.models.ode import Solver
 
@@ -109,7 +109,7 @@ def solves() -> Iterator[Row]:
     The path itself, a node's state and slope, is 20 numbers a row of some 840: a share of 0.05 is flat but for it.
     """
     few, many = 80, 320
-    with plainly():
+    with fused_disabled():
         plain = kept_by(few), kept_by(many)
     own = kept_by(few), kept_by(many)
     per_node = [(b - a) / (many - few) / 1024 for a, b in (own, plain)]

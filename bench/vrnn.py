@@ -10,7 +10,7 @@ from bench import ours
 from bench.harness import OPTIONS, Row, against, alternate, row
 from bench.plain_vrnn import PlainVRNN, copied
 from vrnn_lab.core.series import Scale, TimeSeries
-from vrnn_lab.models.fused.tape import plainly
+from vrnn_lab.models.fused.tape import fused_disabled
 from vrnn_lab.models.vrnn import VRNN
 
 PIXELS = 28  # a row of an image is a point: sequential MNIST
@@ -79,7 +79,7 @@ def plain_backward(plain: PlainVRNN, batch: TimeSeries) -> Callable[[], torch.Te
 
 def flops(step: Callable[[], object]) -> int:
     """Of matrix products; what is differentiated by hand as autograd does it, since the counter looks no deeper."""
-    with FlopCounterMode(display=False) as counter, plainly():
+    with FlopCounterMode(display=False) as counter, fused_disabled():
         step()
     return counter.get_total_flops()
 

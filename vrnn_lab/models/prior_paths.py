@@ -106,11 +106,11 @@ def chained(
     state = start.unflatten(-1, (groups, states))
     move, spread = dynamics.move(_held_times(series).diff(dim=1, prepend=_held_times(series)[:, :1]))
     jumps = torch.einsum("btgij,sbtgj->sbtgi", lower_root(spread), drawn).unbind(2)
-    found = []
+    path = []
     for step, jump in zip(move.unbind(1), jumps, strict=True):
         state = torch.einsum("bgij,sbgj->sbgi", step, state) + jump
-        found.append(state)
-    return torch.stack(found, 2)
+        path.append(state)
+    return torch.stack(path, 2)
 
 
 def _held_times(series: TimeSeries) -> Float64[Tensor, "batch time"]:
