@@ -118,9 +118,7 @@ def read_json(path: Path, cure: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise error if isinstance(error, DamagedError) else _damaged(path, error, cure) from error
     if not isinstance(content, dict):
-        raise DamagedError(
-            f"{path} holds a {type(content).__name__}; expected a JSON object of names and values. {cure}"
-        )
+        raise DamagedError(f"{path} holds a {type(content).__name__}; expected an object of names and values. {cure}")
     return checked(content, path, cure)
 
 

@@ -236,7 +236,7 @@ class Mixed(Vectorised):
 
     def __init__(self, tasks: list[Task]):
         if not tasks:
-            raise ValueError("task.tasks is empty; give at least one task to draw from.")
+            raise ValueError("task.tasks is empty; name at least one task to draw from.")
         self.tasks = tasks
 
     def together(self, times, known, windows, lengths, draws):

@@ -62,8 +62,8 @@ def tiled(
     rows = -(-len(flat) // columns)
     tiles = flat.new_full((rows * columns, height + 1, width + 1), torch.nan)
     tiles[: len(flat), :height, :width] = flat.view(-1, height, width)
-    whole = tiles.view(rows, columns, height + 1, width + 1).transpose(1, 2).flatten(2).flatten(0, 1)
-    return whole[:-1, :-1]
+    grid = tiles.view(rows, columns, height + 1, width + 1).transpose(1, 2).flatten(2).flatten(0, 1)
+    return grid[:-1, :-1]
 
 
 def _show(ax: Axes, image: Tensor, limits: tuple[float, float]) -> None:

@@ -23,7 +23,7 @@ class Cell(nn.Module, ABC):
     """
 
     size: int  # size of a state
-    output: int  # the first so many numbers of a state are its output
+    output: int  # how many of a state's first numbers are its output
 
     @abstractmethod
     def forward(

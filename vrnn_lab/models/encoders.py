@@ -37,7 +37,7 @@ def last_place(count: Int64[Tensor, "batch 1"]) -> Int64[Tensor, "batch 1"]:
 
 
 class Encoder(nn.Module, ABC):
-    """Read of each point its values, which of them are observed, the gap to the later point, its time, and its
+    """Read observed points: the values, which of them are observed, the gap to the later point, the time, and the
     covariates."""
 
     def __init__(self, scale: Scale, width: int):

@@ -281,10 +281,10 @@ class Ticks:
         tick = torch.arange(most, device=gap.device).expand(len(gap), -1).contiguous()
         place = torch.searchsorted(after, tick, right=True).clamp(max=gap.shape[1] - 1)
         done = tick - pick(after - count, place)
-        whole, later = pick(gap, place), pick(count, place) - 1 - done
-        rest = whole.abs() - done.double() * step  # an integer tensor times a float would be float32
+        tick_gap, later = pick(gap, place), pick(count, place) - 1 - done
+        rest = tick_gap.abs() - done.double() * step  # an integer tensor times a float would be float32
         length = torch.where(later > 0, rest.clamp(max=step), torch.where(later == 0, rest, 0))
-        return cls(place, done == 0, length * whole.sign(), after - count, after - 1)
+        return cls(place, done == 0, length * tick_gap.sign(), after - count, after - 1)
 
 
 def ticks_in_training(places: int, reach: float, step: float, longest: float | None = None) -> int:

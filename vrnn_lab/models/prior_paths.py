@@ -139,11 +139,11 @@ class Bridge:
     def between(cls, move: Tensor, noise: Tensor, onward: Tensor, later: Tensor) -> "Bridge":
         """Build the bridge from A and Q of the gap to the middle (move, noise) and from it (onward, later)."""
         reach = noise @ onward.mT
-        whole = onward @ reach + later
+        total = onward @ reach + later
         # Entries of Q may be of different orders in the gap, so the system is solved for correlations.
-        size = whole.diagonal(dim1=-2, dim2=-1).sqrt()
+        size = total.diagonal(dim1=-2, dim2=-1).sqrt()
         scale = size[..., :, None] * size[..., None, :]
-        gain = torch.linalg.solve(whole / scale, (reach / size[..., None, :]).mT).mT / size[..., None, :]
+        gain = torch.linalg.solve(total / scale, (reach / size[..., None, :]).mT).mT / size[..., None, :]
         return cls(move - gain @ onward @ move, gain, _root(noise - gain @ reach.mT))
 
     def draw(self, left: Tensor, right: Tensor, noise: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 aten = torch.ops.aten
-# Each activation, in place; and its input's gradient from its output's gradient and its output, in place too.
+# Of each activation: the function, and its input's gradient from its output's gradient and its output; both in place.
 KNOWN: dict[str, tuple[Callable[[Tensor], Any], Callable[[Tensor, Tensor], Any]]] = {
     "sigmoid": (torch.sigmoid_, lambda slope, y: aten.sigmoid_backward.grad_input(slope, y, grad_input=slope)),
     "relu": (torch.relu_, lambda slope, y: slope.mul_(y > 0)),
