@@ -1,4 +1,4 @@
-"""What a GPU makes of the models: steps a second against batch, the compiled step, bf16."""
+"""Measure the models on a GPU: steps per second against the batch size, the compiled step, and bf16."""
 
 import statistics
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ MODELS, BATCHES, TIME, DIM = ("latent_ode", "vrnn"), (32, 128, 512, 2048, 8192),
 
 
 def compiled(model: SequenceModel, batch: TimeSeries) -> Callable[[], object]:
-    """Forward and backward, as few launches as torch makes of them."""
+    """Return a compiled step, forward and backward, with as few kernel launches as torch.compile reaches."""
     loss_of = torch.compile(lambda: ours.loss_of(model.loss_terms(batch), batch), mode="reduce-overhead")
 
     def step() -> None:
@@ -27,7 +27,7 @@ def compiled(model: SequenceModel, batch: TimeSeries) -> Callable[[], object]:
 
 
 def halved(model: SequenceModel, batch: TimeSeries) -> Callable[[], object]:
-    """Forward and backward in bf16 where torch holds that to be safe."""
+    """Return a step, forward and backward, in bf16 where autocast considers that safe."""
 
     def step() -> None:
         model.zero_grad()

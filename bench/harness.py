@@ -1,4 +1,4 @@
-"""How a row is measured, and what it holds: two things alternately in one process, medians, no garbage collection."""
+"""Measure rows: two calls alternately in one process, medians of their times, without garbage collection."""
 
 import gc
 import importlib.util
@@ -15,11 +15,11 @@ FIELDS = ("name", "ours", "peer", "peer_name", "unit", "ratio", "target", "ok")
 
 @dataclass
 class Options:
-    """How the process measures; set once, by its worker."""
+    """Hold how this process measures; set once, by its worker."""
 
     device: str = "cpu"
-    quick: bool = False  # small and few: shows that it works, measures nothing
-    slow: bool = False  # what takes many minutes, too
+    quick: bool = False  # small problems, which show that a suite works; their numbers mean nothing
+    slow: bool = False  # also measure what takes many minutes
 
 
 OPTIONS = Options()
@@ -34,7 +34,7 @@ def synchronize() -> None:
 
 @dataclass(frozen=True)
 class Taken:
-    """Seconds of a call: of the clock, and of all cores together, which tell more where others are at work."""
+    """Hold the seconds of a call: wall clock, and CPU time of all cores, which is steadier on a shared machine."""
 
     wall: float
     cpu: float
@@ -48,11 +48,11 @@ def timed(call: Callable[[], object]) -> Taken:
     return Taken(time.perf_counter() - wall, time.process_time() - cpu)
 
 
-SLICE = 0.05  # seconds a fast thing is called again and again before it is the other's turn
+SLICE = 0.05  # seconds for which a fast call is repeated before the other call's turn
 
 
 def turn(call: Callable[[], object]) -> list[Taken]:
-    """The calls of one turn."""
+    """Return the times of the calls of one turn."""
     taken = [timed(call)]
     while total(taken) < SLICE:
         taken.append(timed(call))
@@ -66,7 +66,8 @@ def total(taken: list[Taken]) -> float:
 def alternate(
     calls: dict[str, Callable[[], object]], budget: float = 1.0, least: int = 5, few: int = 3
 ) -> dict[str, list[Taken]]:
-    """What every call takes: a, b, a, b, ... for at least `least` rounds and `budget` seconds each, when warm.
+    """Return the times of every call, made in the order a, b, a, b, ... for at least `least` rounds and `budget`
+    seconds each, after a warm-up.
 
     Where a call takes longer than the budget, `few` rounds are enough.
     """
@@ -75,7 +76,7 @@ def alternate(
     for call in calls.values():
         call()
     gc.collect()
-    gc.freeze()  # what is there by now need not be looked through after every round
+    gc.freeze()  # objects that exist now need not be scanned after every round
     gc.disable()
     try:
         taken = {name: turn(call) for name, call in calls.items()}
@@ -93,7 +94,7 @@ def alternate(
 
 
 def spread(values: list[float]) -> float:
-    """Half of them lie in an interval so wide, in medians."""
+    """Return the interquartile range of some values, relative to their median."""
     if len(values) < 2:
         return 0.0
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -110,9 +111,9 @@ def row(
     sense: Sense = ">=",
     **more: Any,
 ) -> Row:
-    """ratio: with >=, how many times less ours takes than the peer; with <=, ours over the peer.
+    """Return a row; its ratio is peer / ours where sense is >= (the speed-up), and ours / peer where it is <=.
 
-    Without a peer, or ours, there is no ratio and ok is null; so it is without a target: then the row reports.
+    Without a peer or without ours, ratio and ok are None; without a target ok is None, and the row only reports.
     """
     ratio = None
     if ours is not None and peer is not None:
@@ -133,24 +134,24 @@ def against(
     sense: Sense = ">=",
     **more: Any,
 ) -> Row:
-    """A row of milliseconds, measured here and now."""
+    """Measure two calls, and return a row of their milliseconds."""
     taken = alternate({"ours": ours, "peer": peer})
     ms = {key: 1e3 * statistics.median(each.wall for each in calls) for key, calls in taken.items()}
-    told = {
+    details = {
         "cpu_ms": [round(1e3 * statistics.median(each.cpu for each in calls), 3) for calls in taken.values()],
         "repeats": [len(calls) for calls in taken.values()],
         "spread": [round(spread([each.wall for each in calls]), 3) for calls in taken.values()],
     }
-    return row(name, ms["ours"], ms["peer"], peer_name, "ms", target, sense, **more, **told)
+    return row(name, ms["ours"], ms["peer"], peer_name, "ms", target, sense, **more, **details)
 
 
 def within(name: str, ours: float, limit: float, unit: str, **more: Any) -> Row:
-    """A row that is held to an absolute limit."""
+    """Return a row with an absolute limit."""
     return row(name, ours, limit, "limit", unit, 1.0, "<=", **more)
 
 
 def missing(name: str, package: str, target: float | None = None, sense: Sense = ">=", **more: Any) -> Row:
-    """The row of a peer that is not installed."""
+    """Return the row of a peer that is not installed."""
     note = f"{package} is not installed; run: pip install 'vrnn_lab[bench]'"
     return row(name, None, None, package, "ms", target, sense, note=note, **more)
 

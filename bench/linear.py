@@ -1,4 +1,4 @@
-"""The exact likelihood of one record and its gradient: linear_sde, celerite2, and a dense Gaussian process."""
+"""Measure the exact likelihood of one record and its gradient: linear_sde, celerite2, a dense Gaussian process."""
 
 import importlib
 from collections.abc import Callable, Iterator
@@ -21,16 +21,16 @@ DECAY, SECOND, FREQUENCY = 2.0, 5.0, 10.0  # rates of the two parts, in 1 / wind
 VARIANCES, NOISE = (0.7, 0.4), 0.3  # of the two parts, and the std of the noise
 GAP = 0.02  # mean time between points, in windows
 POINTS = (1_000, 10_000, 100_000)
-DENSE = 10_000  # points that a dense matrix is made of at most: 4 GB with its gradients
+DENSE = 10_000  # most points for a dense matrix: 4 GB with its gradients
 SERIES, LENGTH = 1000, 50
 STEPS: int = LinearSDE.usual_steps or 0  # of a default fit
 
-Answer = Callable[[], float]  # log p; its gradient is computed, too
+LogLikelihood = Callable[[], float]  # returns log p; its gradient is computed too
 
 
 @dataclass(frozen=True)
 class Record:
-    """Random times and values of one record."""
+    """Hold random times and values of one record."""
 
     times: np.ndarray  # (points,)
     values: np.ndarray  # (points,)
@@ -41,8 +41,8 @@ class Record:
         return cls(rng.exponential(GAP, points).cumsum(), rng.standard_normal(points))
 
 
-def by_model(record: Record, oscillator: bool) -> Answer:
-    """linear_sde with an Ornstein-Uhlenbeck part, and a Matern-3/2 part or a damped oscillation, without levels."""
+def by_model(record: Record, oscillator: bool) -> LogLikelihood:
+    """Compute by linear_sde: Ornstein-Uhlenbeck plus Matern-3/2 or a damped oscillation, without levels."""
     second = ["model.matern=0", "model.oscillators=1"] if oscillator else ["model.matern=1", "model.oscillators=0"]
     keys = ["model=linear_sde", "trainer=cpu", "model.level=none", "model.mean=constant", *second]
     model = ours.parts_of(*keys, scale=scale_of(2, 1, "real")).model
@@ -58,32 +58,34 @@ def by_model(record: Record, oscillator: bool) -> Answer:
     batch = series_of(record.times[None], record.values[None, :, None]).to(OPTIONS.device)
     batch = replace(batch, scored=batch.seen, seen=torch.zeros_like(batch.seen))
 
-    def answer() -> float:
+    def log_likelihood() -> float:
         model.zero_grad()
         loss = model.loss_terms(batch).nll.sum()
         loss.backward()
         return -loss.item()
 
-    return answer
+    return log_likelihood
 
 
-def by_process(record: Record) -> Answer:
-    """scikit-learn's Gaussian process with the same kernel."""
+def by_process(record: Record) -> LogLikelihood:
+    """Compute by scikit-learn's Gaussian process with the same kernel."""
     process_of: Any = importlib.import_module("sklearn.gaussian_process").GaussianProcessRegressor
     kernels: Any = importlib.import_module("sklearn.gaussian_process.kernels")
     one, other = VARIANCES
     first = kernels.ConstantKernel(one) * kernels.Matern(1 / DECAY, nu=0.5)
     second = kernels.ConstantKernel(other) * kernels.Matern(sqrt(3) / SECOND, nu=1.5)
     process = process_of(first + second + kernels.WhiteKernel(NOISE**2), alpha=0.0, optimizer=None)
-    few = slice(0, 2)  # a fit of all would solve once more
+    few = slice(0, 2)  # a fit of all points would solve once more
     process.fit(record.times[few, None], record.values[few])
     process.X_train_, process.y_train_ = record.times[:, None], record.values
     return lambda: float(process.log_marginal_likelihood(process.kernel_.theta, eval_gradient=True)[0])
 
 
-def by_celerite(record: Record) -> Answer:
-    """celerite2 (Foreman-Mackey et al. 2017), in C++, with the same kernel. The gradients are those in its matrices;
-    those in the parameters follow from them at little cost."""
+def by_celerite(record: Record) -> LogLikelihood:
+    """Compute by celerite2 (Foreman-Mackey et al. 2017), in C++, with the same kernel.
+
+    The gradients are with respect to its matrices; those of the parameters follow from them at little cost.
+    """
     backprop: Any = importlib.import_module("celerite2.backprop")
     terms: Any = importlib.import_module("celerite2.terms")
     one, other = VARIANCES
@@ -91,7 +93,7 @@ def by_celerite(record: Record) -> Answer:
     times, values, count = record.times, record.values[:, None].copy(), len(record.times)
     like = lambda *others: [np.empty_like(each) for each in others]
 
-    def answer() -> float:
+    def log_likelihood() -> float:
         c, a, u, v = kernel.get_celerite_matrices(times, np.full(count, NOISE**2))
         room = np.empty((count, len(c), len(c))), np.empty((count, len(c), 1))
         d, w, s = backprop.factor_fwd(times, c, a, u, v, *like(a, v), room[0])
@@ -102,7 +104,7 @@ def by_celerite(record: Record) -> Answer:
         backprop.factor_rev(times, c, a, u, v, d, w, s, 0.5 * (square - 1) / d, to_w, *like(times, c, a, u, v))
         return float(-0.5 * (square + np.log(2 * pi * d)).sum())
 
-    return answer
+    return log_likelihood
 
 
 def apart(one: float, other: float) -> dict[str, Any]:
@@ -113,13 +115,13 @@ def apart(one: float, other: float) -> dict[str, Any]:
 def rows(quick: bool) -> Iterator[Row]:
     for points in POINTS[:1] if quick else POINTS:
         record = Record.of(points)
-        yield from _beside_celerite(record)
+        yield from _against_celerite(record)
         if points <= DENSE:
-            yield _beside_process(record)
+            yield _against_process(record)
     yield fit(quick)
 
 
-def _beside_celerite(record: Record) -> Iterator[Row]:
+def _against_celerite(record: Record) -> Iterator[Row]:
     points = len(record.times)
     name = f"one record of {points} points, OU + oscillation: log p and gradient"
     own, target = by_model(record, oscillator=True), 20.0 if points == POINTS[-1] else None
@@ -133,7 +135,7 @@ def _beside_celerite(record: Record) -> Iterator[Row]:
         yield within(f"one record of {points} points: log p and gradient", 1e3 * taken, 1000.0, "ms")
 
 
-def _beside_process(record: Record) -> Row:
+def _against_process(record: Record) -> Row:
     points = len(record.times)
     name = f"one record of {points} points, OU + Matern-3/2: log p and gradient"
     target = 1000.0 if points == DENSE else None
@@ -142,13 +144,13 @@ def _beside_process(record: Record) -> Row:
     own, peer = by_model(record, oscillator=False), by_process(record)
     own()
     values: list[float] = []
-    once = timed(lambda: values.append(peer())).wall  # of 10 000 points it takes minutes, and is measured once
+    once = timed(lambda: values.append(peer())).wall  # with 10 000 points it takes minutes, so it is measured once
     taken = min(timed(own).wall for _ in range(5))
     return row(name, 1e3 * taken, 1e3 * once, "scikit-learn's GP", "ms", target, **apart(own(), values[0]))
 
 
 def fit(quick: bool) -> Row:
-    """A default fit, without validation: all its steps, on series of the `ou` process."""
+    """Measure all steps of a default fit, without validation, on series of the `ou` process."""
     series, steps = (100, 5) if quick else (SERIES, STEPS)
     keys = [f"data.train={series}", f"data.points=[{LENGTH},{LENGTH}]"]
     parts = ours.parts_of("model=linear_sde", "data=ou", "trainer=cpu", *keys)

@@ -1,4 +1,4 @@
-"""What the rows were measured on and with."""
+"""Describe the machine and the packages that rows are measured with."""
 
 import os
 import platform
@@ -33,7 +33,7 @@ def gpu() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """The machine of the last run; how busy it was is in each row."""
-    found = {"processor": processor(), "cores": len(os.sched_getaffinity(0)), "gpu": gpu()}
-    found |= {"python": platform.python_version()}
-    return found | {package: installed_version(package) for package in PACKAGES}
+    """Return a description of this machine; each row states the load it was measured under."""
+    facts = {"processor": processor(), "cores": len(os.sched_getaffinity(0)), "gpu": gpu()}
+    facts |= {"python": platform.python_version()}
+    return facts | {package: installed_version(package) for package in PACKAGES}

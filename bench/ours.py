@@ -1,4 +1,4 @@
-"""Our models as a run builds them, on the device that is measured, and their training step."""
+"""Build our models as a run does, on the device that is measured, and their training steps."""
 
 from collections.abc import Callable
 
@@ -13,19 +13,19 @@ from vrnn_lab.runs.build import Parts, assemble
 
 
 def parts_of(*overrides: str, scale: Scale | None = None) -> Parts:
-    """What a run with these overrides trains; with a scale its data set is not read."""
+    """Return the parts of a run with these overrides; with a scale given, its data set is not read."""
     parts = assemble(compose(list(overrides)), scale)
     parts.model.to(OPTIONS.device).train()
     return parts
 
 
 def loss_of(terms: LossTerms, batch: TimeSeries) -> torch.Tensor:
-    """That of a training step."""
+    """Return the loss of a training step, per scored value."""
     return (terms.nll.sum() + terms.kl.sum()) / batch.scored.sum()
 
 
 def backward_of(model: SequenceModel, batch: TimeSeries) -> Callable[[], torch.Tensor]:
-    """Forward and backward."""
+    """Return a step of forward and backward pass."""
 
     def step() -> torch.Tensor:
         model.zero_grad()
@@ -37,7 +37,7 @@ def backward_of(model: SequenceModel, batch: TimeSeries) -> Callable[[], torch.T
 
 
 def step_of(model: SequenceModel, batch: TimeSeries) -> Callable[[], None]:
-    """A training step: forward, backward, optimizer."""
+    """Return a training step: forward, backward, optimizer."""
     backward, optimizer = backward_of(model, batch), model.recipe.optim(model.parameters())
 
     def step() -> None:

@@ -1,8 +1,9 @@
-"""A latent ODE as the papers' public code goes about it (Rubanova et al. 2019, arXiv 1907.03907; Chen et al. 2018).
+"""Implement a latent ODE as in the papers' public code (Rubanova et al. 2019, arXiv 1907.03907; Chen et al. 2018).
 
-Shared times. The encoder steps over the seen times one by one, from the last to the first: an Euler step of its ODE,
-then its GRU. The path is solved by torchdiffeq's dopri5 at all times. The same sizes, activations and likelihood as
-ours: an encoder state of `encoder`, fields of two layers of `width`, a linear decoder, one learned std.
+All series share their times. The encoder steps over the seen times one by one, from the last to the first: an Euler
+step of its ODE, then its GRU. The path is solved by torchdiffeq's dopri5 at all times. Sizes, activations and
+likelihood are those of our model: an encoder state of `encoder`, fields of two layers of `width`, a linear decoder,
+one learned std.
 """
 
 from itertools import pairwise
@@ -15,8 +16,8 @@ from torchdiffeq import odeint
 
 
 def layers(*sizes: int) -> nn.Sequential:
-    each = [part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), nn.Tanh())]
-    return nn.Sequential(*each[:-1])
+    modules = [part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), nn.Tanh())]
+    return nn.Sequential(*modules[:-1])
 
 
 class PlainLatentODE(nn.Module):
@@ -31,7 +32,7 @@ class PlainLatentODE(nn.Module):
         self.tolerances = {"rtol": rtol, "atol": atol}
 
     def encode(self, times: Tensor, values: Tensor, seen: Tensor) -> Normal:
-        """times (time,), values and seen (batch, time): those of the seen points."""
+        """Return q(z_0 | seen) from times (time,), values and seen (batch, time) of the seen points."""
         state = values.new_zeros(len(values), self.cell.hidden_size)
         later = times[-1]
         for i in reversed(range(len(times))):
@@ -42,9 +43,9 @@ class PlainLatentODE(nn.Module):
         return Normal(mean, log_std.exp())
 
     def loss(self, times: Tensor, values: Tensor, seen: Tensor, samples: int) -> Tensor:
-        """Negative ELBO a value of all (batch, time) values, which share their (time,) times from 0 on."""
-        some = seen.any(0)
-        q = self.encode(times[some], (values * seen)[:, some], seen[:, some].to(values))
+        """Return the negative ELBO per value of all (batch, time) values, which share (time,) times from 0 on."""
+        observed = seen.any(0)
+        q = self.encode(times[observed], (values * seen)[:, observed], seen[:, observed].to(values))
         z = q.rsample((samples,))
         path = odeint(lambda t, state: self.field(state), z, times, method="dopri5", **self.tolerances)
         assert isinstance(path, Tensor)

@@ -1,7 +1,7 @@
-"""A VRNN as its usual loops are written (Chung et al. 2015, arXiv 1506.02216): all of a step inside the loop.
+"""Implement a VRNN by the usual loop (Chung et al. 2015, arXiv 1506.02216): all of a step is inside the loop.
 
-At each point: features of x, prior, posterior, draw, features of z, output, likelihood and KL, then the GRU cell. The
-same function as ours, of the same weights and noise (`copied`).
+A step computes the features of x, prior, posterior, draw, features of z, output, likelihood and KL, then the GRU
+cell. With the weights of our VRNN (`copied`) and its noise it is the same function.
 """
 
 import torch
@@ -13,7 +13,7 @@ from vrnn_lab.models.vrnn import VRNN
 
 
 class PlainVRNN(nn.Module):
-    """For zeros and ones, all known, a usual gap apart."""
+    """Model zeros and ones, all known, at equal gaps of the usual length."""
 
     def __init__(self, dim: int, width: int, latent: int, features: int):
         super().__init__()
@@ -26,12 +26,12 @@ class PlainVRNN(nn.Module):
         self.cell = nn.GRUCell(2 * features + 2, width)
 
     def _parts(self, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-std, kept in bounds as ours."""
+        """Return mean and log-std, bounded as in our VRNN."""
         mean, log_std = raw.chunk(2, -1)
         return mean, 5 * torch.tanh((log_std + 2) / 5) - 2
 
     def loss(self, values: Tensor, noise: Tensor) -> Tensor:
-        """Negative ELBO a value; values (batch, time, dim), noise (batch, time, latent)."""
+        """Return the negative ELBO per value; values (batch, time, dim), noise (batch, time, latent)."""
         batch, time, _ = values.shape
         state = values.new_zeros(batch, self.width)
         nothing = values.new_zeros(batch, 2 * self.dim)
@@ -39,7 +39,7 @@ class PlainVRNN(nn.Module):
             torch.tanh(self.phi_x(nothing)),
             torch.tanh(self.phi_z(values.new_zeros(batch, self.latent))),
         )
-        gap = values.new_tensor([0.0, 1.0])  # log(1 + gap) and exp(-gap) of no gap
+        gap = values.new_tensor([0.0, 1.0])  # log(1 + gap) and exp(-gap) of a gap of zero
         usual = torch.stack([gap.new_tensor(1.0).log1p(), gap.new_tensor(-1.0).exp()])
         total = values.new_zeros(())
         for i in range(time):
@@ -57,7 +57,7 @@ class PlainVRNN(nn.Module):
 
 
 def copied(model: VRNN, dim: int) -> PlainVRNN:
-    """A plain VRNN with the weights of ours."""
+    """Return a plain VRNN with the weights of ours."""
     features = model.posterior_of_x.in_features
     plain = PlainVRNN(dim, model.width, model.latent, features).to(model.posterior_of_x.weight.device)
     assert model.prior is not None

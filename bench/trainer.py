@@ -1,4 +1,4 @@
-"""What the Trainer costs over a bare loop of the same steps, on the default job."""
+"""Measure the overhead of the Trainer over a plain loop of the same steps, on the default job."""
 
 import statistics
 import tempfile
@@ -13,12 +13,12 @@ EPOCHS, REPEATS, TARGET = 3, 12, 1.10
 
 
 def parts_of(steps: int):
-    """Ended by max_steps: a fit that ends with its last epoch is validated and drawn once more."""
+    """Build a run ended by max_steps, since a fit that ends with its last epoch is validated and drawn once more."""
     return ours.parts_of(f"trainer.max_steps={steps}", "trainer.check_val_every_n_epoch=1000", "trainer=cpu")
 
 
 def bare(parts) -> Taken:
-    """The job's steps in a plain loop."""
+    """Run the job's steps in a plain loop."""
     from torch.nn.utils import clip_grad_norm_
 
     model, data = parts.model.train(), parts.data
@@ -41,7 +41,7 @@ def bare(parts) -> Taken:
 
 
 def trained(parts) -> Taken:
-    """The same steps in the Trainer of a run: logger, callbacks and all, without validation; cpu with its set-up."""
+    """Run the same steps in a run's Trainer with logger and callbacks, without validation; cpu includes set-up."""
     from vrnn_lab.training.callbacks import timer_of
     from vrnn_lab.training.fit import trainer_of
 
@@ -52,7 +52,7 @@ def trained(parts) -> Taken:
 
 
 def rows(quick: bool = False) -> Iterator[Row]:
-    """On the CPU: batches of the bare loop stay where they are made."""
+    """Measure on the CPU only, since the plain loop does not move its batches to a device."""
     if OPTIONS.device != "cpu":
         return
     steps = 16 if quick else 16 * EPOCHS
@@ -60,14 +60,14 @@ def rows(quick: bool = False) -> Iterator[Row]:
     taken: dict[str, list[Taken]] = {name: [] for name in ways}
     for turn in range(1 + (1 if quick else REPEATS)):
         for name, way in ways.items():
-            found = way(parts_of(steps))
-            taken[name] += [found] if turn else []  # the first is warm-up
+            seconds = way(parts_of(steps))
+            taken[name] += [seconds] if turn else []  # the first is warm-up
     wall, cpu = ([[getattr(x, of) for x in each] for each in taken.values()] for of in ("wall", "cpu"))
-    told = {
+    details = {
         "steps": steps,
         "cpu_ms": [round(1e3 * statistics.median(each)) for each in cpu],
         "repeats": [len(each) for each in wall],
         "spread": [round(spread(each), 3) for each in wall],
     }
     own, peer = map(statistics.median, wall)
-    yield row("Trainer overhead, the default job", own, peer, "bare loop", "s", TARGET, "<=", **told)
+    yield row("Trainer overhead, the default job", own, peer, "bare loop", "s", TARGET, "<=", **details)

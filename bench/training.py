@@ -1,4 +1,4 @@
-"""A training step of the latent ODE, and of an ODE-RNN whose rows have times of their own."""
+"""Measure a training step of the latent ODE, and of an ODE-RNN whose rows have their own times."""
 
 from collections.abc import Callable, Iterator
 
@@ -22,7 +22,7 @@ PERIODIC = (
 
 
 def plain_step(batch) -> Callable[[], None]:
-    """A training step of the plain implementation on the same series, standardised."""
+    """Return a training step of the plain implementation on the same series, standardised."""
     torch.manual_seed(0)
     model = PlainLatentODE(10, 20, 100).to(OPTIONS.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
@@ -42,15 +42,15 @@ def latent_ode(quick: bool) -> Iterator[Row]:
     batch = next(iter(parts.data.train_dataloader())).to(OPTIONS.device)
     nodes = parts.config.model.nodes
     step, plain = ours.step_of(parts.model, batch), plain_step(batch)
-    told = {"sizes": "batch 50, 50 of 100 shared times seen, 3 samples", "nodes": nodes}
-    found = against("latent ODE, a training step", step, plain, "plain, dopri5 over all times", **told)
-    wide = {"repeats": found["repeats"][0], "spread": found["spread"][0]}
-    yield within("latent ODE, a training step: ms", found["ours"], LIMIT, "ms", **told, **wide)
-    yield found
+    details = {"sizes": "batch 50, 50 of 100 shared times seen, 3 samples", "nodes": nodes}
+    measured = against("latent ODE, a training step", step, plain, "plain, dopri5 over all times", **details)
+    accuracy = {"repeats": measured["repeats"][0], "spread": measured["spread"][0]}
+    yield within("latent ODE, a training step: ms", measured["ours"], LIMIT, "ms", **details, **accuracy)
+    yield measured
 
 
 def memory_of(rows: int, points: int, seed: int = 0) -> tuple[ODERNNCell, torch.Tensor, torch.Tensor]:
-    """An ODE-RNN of the sizes of the encoder's, its inputs (rows, points, 12), and times in [0, 1]."""
+    """Return an ODE-RNN of the encoder's sizes, its inputs (rows, points, 12), and times in [0, 1]."""
     torch.manual_seed(seed)
     memory = ODERNNCell(12, 20, 64, 1, "tanh", 1.0, nodes=10)
     times = torch.rand(rows, points, dtype=torch.float64).sort(1).values
@@ -59,24 +59,28 @@ def memory_of(rows: int, points: int, seed: int = 0) -> tuple[ODERNNCell, torch.
 
 
 def last_state(memory: ODERNNCell, inputs: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
-    """Ours, carried on to where the union ends."""
+    """Return our states, carried on to the last time of the union."""
     gap = torch.cat([times, times.max().expand(len(times), 1)], 1).diff(dim=1)
     return memory(inputs, gap.to(inputs), inputs.new_zeros(len(inputs), memory.memory.size))[1][:, -1]
 
 
-def gradient_of(walk: Callable[..., torch.Tensor], memory: ODERNNCell, *told: torch.Tensor) -> Callable[[], object]:
+def gradient_of(
+    final_state: Callable[..., torch.Tensor], memory: ODERNNCell, *series: torch.Tensor
+) -> Callable[[], object]:
     weights = list(memory.parameters())
-    return lambda: torch.autograd.grad(walk(memory, *told).square().sum(), weights)
+    return lambda: torch.autograd.grad(final_state(memory, *series).square().sum(), weights)
 
 
 def ode_rnn(quick: bool) -> Iterator[Row]:
-    memory, inputs, times = told = memory_of(*(4, 5) if quick else (50, 100))
+    memory, inputs, times = arguments = memory_of(*(4, 5) if quick else (50, 100))
     with torch.no_grad():
         fine = ODERNNCell(12, 20, 64, 1, "tanh", 1.0, nodes=200).double().to(inputs.device)
         fine.load_state_dict(memory.state_dict())
         exact = last_state(fine, inputs.double(), times)
-        errors = [(walk(*told).double() - exact).abs().max().item() for walk in (last_state, over_union)]
-    own, union = (gradient_of(walk, *told) for walk in (last_state, over_union))
+        errors = [
+            (final_state(*arguments).double() - exact).abs().max().item() for final_state in (last_state, over_union)
+        ]
+    own, union = (gradient_of(final_state, *arguments) for final_state in (last_state, over_union))
     name, peer = "ODE-RNN encoder, own times, forward and backward", "union of times, one by one"
     size = f"{times.shape[0]} rows x {times.shape[1]} points"
     steps = "ours Runge-Kutta of at most a 10th of the window, the union's Euler from time to time"

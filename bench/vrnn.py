@@ -1,4 +1,4 @@
-"""A training step of the VRNN against the usual loop with everything inside."""
+"""Measure a training step of the VRNN against the usual loop, in which all computations are inside the loop."""
 
 import statistics
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from bench import ours
 from bench.harness import OPTIONS, Row, against, alternate, row
 from bench.plain_vrnn import PlainVRNN, copied
 from vrnn_lab.core.series import Scale, TimeSeries
-from vrnn_lab.models.fused.tape import plainly
+from vrnn_lab.models.fused.tape import fused_disabled
 from vrnn_lab.models.vrnn import VRNN
 
 PIXELS = 28  # a row of an image is a point: sequential MNIST
@@ -18,7 +18,7 @@ LATENT = 16
 
 
 def scale_of(time: int, dim: int, support: str = "binary") -> Scale:
-    """Of series of `time` points, one a unit of time."""
+    """Return the scale of series of `time` points, one per unit of time."""
     number = lambda x: torch.tensor(float(x), dtype=torch.float64)
     length = number(time - 1)
     names = tuple(f"x{i}" for i in range(dim))
@@ -27,10 +27,10 @@ def scale_of(time: int, dim: int, support: str = "binary") -> Scale:
 
 
 def batch_of(batch: int, time: int, dim: int, binary: bool = True) -> TimeSeries:
-    """Random series on regular times, all known, as the training loader hands them on."""
-    made = torch.Generator().manual_seed(0)
+    """Return random series at regular times, all known, as the training loader yields them."""
+    generator = torch.Generator().manual_seed(0)
     draw = torch.rand if binary else torch.randn
-    values = draw(batch, time, dim, generator=made, dtype=torch.float64)
+    values = draw(batch, time, dim, generator=generator, dtype=torch.float64)
     known = torch.ones_like(values, dtype=torch.bool)
     return TimeSeries(
         times=torch.arange(time, dtype=torch.float64).expand(batch, -1).contiguous(),
@@ -55,7 +55,7 @@ def model_of(time: int, width: int, dim: int = PIXELS) -> VRNN:
 
 
 def losses(model: VRNN, plain: PlainVRNN, batch: TimeSeries) -> tuple[float, float]:
-    """Ours and the plain one's, of the same weights and the same noise."""
+    """Return the losses of our VRNN and of the plain one, with the same weights and the same noise."""
     seed = lambda: model.noise.seed(0, device=batch.values.device)
     like = next(model.parameters())
     seed()
@@ -78,8 +78,8 @@ def plain_backward(plain: PlainVRNN, batch: TimeSeries) -> Callable[[], torch.Te
 
 
 def flops(step: Callable[[], object]) -> int:
-    """Of matrix products; what is differentiated by hand as autograd does it, since the counter looks no deeper."""
-    with FlopCounterMode(display=False) as counter, plainly():
+    """Count the operations of matrix products; fused functions are disabled, as the counter cannot see into them."""
+    with FlopCounterMode(display=False) as counter, fused_disabled():
         step()
     return counter.get_total_flops()
 
@@ -95,24 +95,26 @@ def compare(time: int, size: int, width: int, target: float) -> Iterator[Row]:
     plain = copied(model, PIXELS)
     own, theirs = losses(model, plain, batch)
     if abs(own - theirs) > 1e-4 * abs(theirs):
-        raise RuntimeError(f"the two VRNNs are not one function: losses {own} and {theirs}")
+        raise RuntimeError(
+            f"the two VRNNs compute different losses: ours {own}, the plain loop's {theirs}; expected equal ones"
+        )
     step, other = ours.backward_of(model, batch), plain_backward(plain, batch)
     count, other_count = flops(step), flops(other)
     name = f"VRNN, T {time}, batch {size}, width {width}"
-    found = against(
+    measured = against(
         f"{name}: forward and backward", step, other, "everything in the loop", target,
         losses=[own, theirs], gflop=[count / 1e9, other_count / 1e9],
     )  # fmt: skip
-    yield found
+    yield measured
     yield share_of_peak(name, step, count)
 
 
 def share_of_peak(name: str, step: Callable[[], object], count: int, size: int = 1536) -> Row:
-    """Of the machine's float32 matrix products, how many the step makes a second."""
+    """Measure the step's rate of matrix products, relative to the machine's rate of large float32 products."""
     a, b = torch.randn(2, size, size, device=OPTIONS.device)
     out = torch.empty_like(a)
     taken = alternate({"ours": step, "peak": lambda: torch.mm(a, b, out=out)})
-    seconds = {key: statistics.median(each.wall for each in calls) for key, calls in taken.items()}
+    seconds = {key: statistics.median(call.wall for call in calls) for key, calls in taken.items()}
     rate, peak = count / seconds["ours"] / 1e9, 2 * size**3 / seconds["peak"] / 1e9
-    told = f"mm of {size} x {size}"
-    return row(f"{name}: matrix products a second", rate, peak, told, "GFLOP/s", None, "<=")
+    peer_name = f"mm of {size} x {size}"
+    return row(f"{name}: matrix products a second", rate, peak, peer_name, "GFLOP/s", None, "<=")

@@ -1,4 +1,4 @@
-"""Whole commands: how long until the first step, until the help, until a figure of merit; the Trainer's share."""
+"""Measure whole commands: time to the first step, to the help, and to a target error; the overhead of the Trainer."""
 
 import os
 import statistics
@@ -15,25 +15,27 @@ from bench.harness import OPTIONS, Row, row, spread, within
 
 COMMAND = (sys.executable, "-m", "vrnn_lab.run")
 GOAL = 1e-3  # interpolation MSE on `periodic`
-PATIENCE = 120  # seconds until a run must have taken its first step
+PATIENCE = 120  # seconds within which a run must take its first step
 
 
 def environment() -> dict[str, str]:
-    """Ours, with this checkout found from wherever a command runs."""
+    """Return our environment, in which commands import this checkout from any working directory."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in (os.getcwd(), os.environ.get("PYTHONPATH")) if p)}
 
 
 def first_step() -> float:
-    """Seconds from the command to the checkpoint of its first step; the run is then ended."""
+    """Return the seconds from the command to the checkpoint of its first step; the run is then ended."""
     with tempfile.TemporaryDirectory() as folder:
         keys = ("trainer.max_steps=1", "trainer=cpu", f"hydra.run.dir={folder}/run")
         checkpoint, started = Path(folder, "run", "checkpoints", "last.ckpt"), time.time()
-        silent = subprocess.DEVNULL
-        run = subprocess.Popen([*COMMAND, *keys], env=environment(), stdout=silent, stderr=silent)
+        null = subprocess.DEVNULL
+        run = subprocess.Popen([*COMMAND, *keys], env=environment(), stdout=null, stderr=null)
         try:
             while not checkpoint.exists():
                 if run.poll() is not None or time.time() - started > PATIENCE:
-                    raise RuntimeError(f"`{' '.join(keys)}` came to no first step; run it by hand to see why.")
+                    raise RuntimeError(
+                        f"a run with `{' '.join(keys)}` took no first step; run it in a terminal to see why."
+                    )
                 time.sleep(0.02)
             return checkpoint.stat().st_mtime - started
         finally:
@@ -53,23 +55,23 @@ def commands(quick: bool) -> Iterator[Row]:
         ("run --help", help_seconds, 1.0),
     ):
         taken = [measured() for _ in range(1 if quick else 6)]
-        taken = taken[1:] or taken  # the first reads the files from disk
-        told = {"repeats": len(taken), "spread": round(spread(taken), 3)}
-        yield within(f"{name}: s", statistics.median(taken), limit, "s", **told)
+        taken = taken[1:] or taken  # the first one reads files from disk
+        details = {"repeats": len(taken), "spread": round(spread(taken), 3)}
+        yield within(f"{name}: s", statistics.median(taken), limit, "s", **details)
 
 
 def reached() -> Row:
-    """Seconds of training on `periodic` until the interpolation MSE of a validation is at the goal."""
+    """Measure the seconds of training on `periodic` until the interpolation MSE of a validation reaches GOAL."""
     from lightning.pytorch.callbacks import Callback
 
     from vrnn_lab.evaluation.evaluate import evaluate
     from vrnn_lab.training.fit import trainer_of
 
     class Goal(Callback):
-        """Scores every validation, whose time does not count, and ends the fit at the goal."""
+        """Score every validation, whose time does not count, and end the fit at the goal."""
 
         def __init__(self):
-            self.scoring, self.course = 0.0, []
+            self.scoring, self.history = 0.0, []
 
         def on_validation_start(self, trainer, pl_module) -> None:
             self.began = time.perf_counter()
@@ -78,7 +80,7 @@ def reached() -> Row:
             scores = evaluate(parts.model, parts.data, "val", protocol, parts.config.seed)
             self.scoring += time.perf_counter() - self.began
             mse = scores["val/interpolation/mse"]
-            self.course.append((time.perf_counter() - started - self.scoring, trainer.global_step, mse))
+            self.history.append((time.perf_counter() - started - self.scoring, trainer.global_step, mse))
             trainer.should_stop = mse <= GOAL
 
     goal, parts = (
@@ -89,7 +91,7 @@ def reached() -> Row:
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         trainer_of(parts, Path(folder), [goal]).fit(parts.model, datamodule=parts.data, weights_only=True)
-    seconds, steps, mse = goal.course[-1]
+    seconds, steps, mse = goal.history[-1]
     name = f"periodic: training until interpolation MSE {GOAL:g}"
     if mse > GOAL:
         return row(name, None, None, "none", "s", note=f"not reached: {mse:.2g} after {steps} steps, {seconds:.0f} s")

@@ -1,4 +1,4 @@
-"""python -m bench.worker <suite> <threads> <options as JSON>: one suite, a JSON row a line as it is measured."""
+"""Measure one suite, a line of JSON per row (python -m bench.worker <suite> <threads> <options as JSON>)."""
 
 import importlib
 import json
@@ -11,7 +11,7 @@ THREADS_OF = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def pin(threads: int) -> None:
-    """To so many cores and threads; before JAX is imported, which takes as many as it finds."""
+    """Restrict this process to some cores and threads; call it before JAX is imported, which uses all it finds."""
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[-threads:])
     for name in THREADS_OF:
@@ -23,16 +23,17 @@ def rows_of(suite: str, threads: int):
     from bench.harness import OPTIONS
 
     for row in module.rows(quick=OPTIONS.quick):
-        of = {"suite": suite, "threads": threads, "device": OPTIONS.device}
-        yield {**row, **of, "load": round(os.getloadavg()[0], 1), "measured": f"{datetime.now():%Y-%m-%d %H:%M}"}
+        key = {"suite": suite, "threads": threads, "device": OPTIONS.device}
+        yield {**row, **key, "load": round(os.getloadavg()[0], 1), "measured": f"{datetime.now():%Y-%m-%d %H:%M}"}
 
 
 def _ended(number, frame) -> None:
-    raise SystemExit(128 + number)  # so that what it started is ended, too
+    raise SystemExit(128 + number)  # so that the processes it started are ended too
 
 
 def main(suite: str, threads: int, options: dict) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is told to whoever started this process, who ends it
+    # The process that started this one handles Ctrl-C, and ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _ended)
     if threads:
         pin(threads)
@@ -51,7 +52,7 @@ def main(suite: str, threads: int, options: dict) -> None:
     for key, value in options.items():
         setattr(harness.OPTIONS, key, value)
     out = os.fdopen(os.dup(1), "w")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whatever a library prints is no row
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the output of libraries is not taken for rows
     for row in rows_of(suite, threads):
         print(json.dumps(row), file=out, flush=True)
 

@@ -113,8 +113,8 @@ def known(file: Path) -> list[tuple]:
 def test_a_run_of_some_suites_keeps_the_rows_of_the_others(tmp_path):
     file = tmp_path / "latest.json"
     for rows in (rows_of("a", "x", "gone"), rows_of("a", "x", threads=2), rows_of("b", "x")):
-        results.keep(file, rows, all_of_them=True)
-    results.keep(file, rows_of("a", "x", ours=5.0), all_of_them=True)
+        results.keep(file, rows, complete=True)
+    results.keep(file, rows_of("a", "x", ours=5.0), complete=True)
     assert known(file) == [("a", 2, "x", 1.0), ("b", 1, "x", 1.0), ("a", 1, "x", 5.0)]
 
 
@@ -161,7 +161,7 @@ def test_rows_so_far_are_kept_of_a_suite_that_breaks_off(tmp_path, monkeypatch, 
 def test_a_broken_file_of_rows_is_named_with_its_cure(tmp_path):
     file = tmp_path / "latest.json"
     file.write_text("[{")
-    with pytest.raises(ValueError, match=r"latest\.json is broken .* remove it"):
+    with pytest.raises(ValueError, match=r"latest\.json is damaged .* remove it"):
         results.keep(file, [])
 
 
@@ -182,22 +182,25 @@ def test_the_table_is_markdown_in_line_and_tells_what_fell_short(tmp_path):
 @pytest.mark.parametrize(
     "argv, what",
     [
-        (["solv"], "no suite 'solv'; choose among solve, training, vrnn"),
-        (["thread=1"], "'thread=' is not understood; expected one of threads=, quick="),
+        (["solv"], "there is no suite 'solv'; choose among solve, training, vrnn"),
+        (["thread=1"], "'thread=' is not an option; expected one of threads=, quick="),
         (["threads=one"], "threads=one; expected whole numbers"),
-        (["solve", "threads=7"], "threads=7: nothing to measure; there is solve 1/2"),
+        (
+            ["solve", "threads=7"],
+            "threads=7: no suite is measured with these numbers of threads; choose among solve 1/2",
+        ),
     ],
 )
 def test_what_is_not_known_is_an_error_that_names_the_choices(argv, what):
     with pytest.raises(ValueError) as error:
-        command.understood(argv)
+        command.parse(argv)
     assert what in str(error.value)
 
 
 def test_suites_and_threads_are_chosen_by_name():
-    jobs, _ = command.understood(["vrnn", "solve", "threads=1"])
+    jobs, _ = command.parse(["vrnn", "solve", "threads=1"])
     assert jobs == [("solve", 1), ("vrnn", 1)]
-    assert {name for name, _ in command.understood([])[0]} == set(command.SUITES)
+    assert {name for name, _ in command.parse([])[0]} == set(command.SUITES)
 
 
 @pytest.mark.slow
@@ -237,7 +240,7 @@ def test_peers_answer_the_same_question(problem, packages):
     if not harness.installed(*packages):
         pytest.skip(f"{packages[-1]} is not installed")
     for peer in islice(solve.PEERS[packages](problem), 1 if "jax" in packages else None):  # JAX compiles for long
-        assert solve.error_of(peer.answers, peer.problem.exact()) < 0.1
+        assert solve.error_of(peer.states, peer.problem.exact()) < 0.1
         own, *_ = solve.step_of(solve.ours(25), peer.problem)()
         found = peer.step()
         slope = found[1][0] if packages[-1] == "diffrax" else found[0]
@@ -255,10 +258,10 @@ def test_the_plain_vrnn_is_the_same_function_and_costs_the_same_products():
 
 
 def test_the_union_walk_comes_to_the_states_of_ours():
-    memory, inputs, times = told = training.memory_of(4, 6)
+    memory, inputs, times = arguments = training.memory_of(4, 6)
     with torch.no_grad():
         fine = [inputs, times]
-        own, theirs = training.last_state(memory, *fine), over_union(*told)
+        own, theirs = training.last_state(memory, *fine), over_union(*arguments)
         assert torch.allclose(own, theirs, atol=2e-3)
         assert not torch.allclose(own, torch.zeros_like(own), atol=0.05)
 

@@ -82,22 +82,22 @@ def test_a_model_that_reads_no_covariates_refuses_them_by_name(name):
 
 def test_what_has_no_density_with_error_bars_refuses_them():
     scale = replace(scale_of(), errors=True)
-    with pytest.raises(ValueError, match=r"point process .* knows no error bars"):
+    with pytest.raises(ValueError, match=r"point process .* cannot use error bars"):
         model_of("latent_ode_poisson", scale)
     with pytest.raises(ValueError, match=r"LaplaceHead .* choose model/head=gaussian or gmm"):
         model_of("rnn model/head=laplace", scale)
     with pytest.raises(ValueError, match="BernoulliHead"):
         model_of("rnn model/head=bernoulli", replace(scale, support="binary"))
-    with pytest.raises(ValueError, match="the batch has error bars, of which RNN with LaplaceHead knows nothing"):
+    with pytest.raises(ValueError, match="the batch has error bars, which RNN with LaplaceHead cannot use"):
         model_of("rnn model/head=laplace").loss_terms(replace(told(density(batch_of())), covariates=None))
 
 
 @pytest.mark.parametrize("name", ["rnn", "latent_ode"])
 def test_covariates_that_do_not_fit_the_model_are_an_error(name):
     batch = told(density(batch_of()))
-    with pytest.raises(ValueError, match="the batch has 2 covariates, the model 0: none"):
+    with pytest.raises(ValueError, match="the batch has 2 covariates, but the model has 0: none"):
         model_of(name).loss_terms(batch)
-    with pytest.raises(ValueError, match="the batch has 0 covariates, the model 2: u, v"):
+    with pytest.raises(ValueError, match="the batch has 0 covariates, but the model has 2: u, v"):
         model_of(name, told_scale(scale_of())).predict(replace(batch, covariates=None), 2)
 
 
@@ -178,7 +178,7 @@ def test_the_likelihood_of_a_signal_with_error_bars_is_the_closed_form():
 
 
 def test_a_leaf_of_ones_own_that_knows_nothing_of_them_refuses_both():
-    with pytest.raises(ValueError, match="Deaf knows no error bars"):
+    with pytest.raises(ValueError, match="Deaf cannot use error bars"):
         Deaf(replace(scale_of(), errors=True), small.recipe_of(), GaussianHead)
     with pytest.raises(ValueError, match="Bell cannot read covariates"):
         Bell(told_scale(scale_of()), small.recipe_of(), GaussianHead)

@@ -209,7 +209,7 @@ def test_a_full_disk_is_named_and_leaves_what_was_there(call, tmp_path, monkeypa
     file = tmp_path / "file"
     write_bytes(file, b"before")
     monkeypatch.setattr(os if call == "fsync" else Path, call, full)
-    with pytest.raises(UnwritableError, match=r"file cannot be written \(No space left on device\); free some room"):
+    with pytest.raises(UnwritableError, match=r"file cannot be written \(No space left on device\); free disk space"):
         write_bytes(file, b"after")
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["file"] and file.read_bytes() == b"before"
@@ -325,7 +325,7 @@ def test_a_run_on_a_disk_that_is_too_small_ends_with_one_message_and_resumes_whe
     failed = command("run", *RUN, f"hydra.run.dir={folder}", folder=folder.parent.parent, check=False)
     assert failed.returncode == 1 and "Traceback" not in failed.stderr, failed.stderr
     errors = [line for line in failed.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and f"{folder}" in errors[0] and "(No space left on device); free some room" in errors[0]
+    assert len(errors) == 1 and f"{folder}" in errors[0] and "(No space left on device); free disk space" in errors[0]
     assert not list(folder.rglob(f"*{PART}"))
     small_disk(50_000, again=True)
     command("run", f"resume={folder}", folder=folder.parent.parent)

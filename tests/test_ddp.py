@@ -1,4 +1,4 @@
-"""Several processes fit one model: to the numbers of one, each on its share of the data, and they end together."""
+"""Several processes fit one model: to the numbers of one, each on its shard of the data, and they end together."""
 
 import json
 from dataclasses import replace
@@ -12,7 +12,7 @@ from helpers.small import MODELS, batch_of, from_loader, held_out, model_of
 from vrnn_lab.config.compose import compose
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.validate import check
-from vrnn_lab.core.shard import Share
+from vrnn_lab.core.shard import Shard
 from vrnn_lab.models.losses import LossTerms
 from vrnn_lab.runs.folder import metrics_of
 
@@ -20,11 +20,11 @@ from vrnn_lab.runs.folder import metrics_of
 @pytest.mark.parametrize("processes", [1, 2, 3, 8])
 @pytest.mark.parametrize("total", [1, 2, 7, 10])
 def test_shares_are_every_row_once(total, processes):
-    shares = [Share.of(total, rank, processes) for rank in range(processes)]
-    rows = [torch.arange(total) if share.rows is None else share.rows for share in shares if share.weight]
+    shards = [Shard.of(total, rank, processes) for rank in range(processes)]
+    rows = [torch.arange(total) if shard.rows is None else shard.rows for shard in shards if shard.weight]
     assert torch.cat(rows).sort().values.tolist() == list(range(total))
     assert max(map(len, rows)) - min(map(len, rows)) <= 1
-    assert all(share.part(batch_of(rows=total)).ids.numel() for share in shares)
+    assert all(shard.part(batch_of(rows=total)).ids.numel() for shard in shards)
 
 
 def gradients(name: str, batch, rank: int, processes: int, monkeypatch) -> list[torch.Tensor]:
@@ -56,14 +56,14 @@ def test_the_loss_of_labels_is_shared_too(labels):
     batch = replace(batch_of(rows=5), labels=torch.tensor(labels))
     states = torch.randn(3, 5, 8, 2, dtype=torch.float64)
 
-    def told(share):
-        part = states if share.rows is None else states[:, share.rows]
+    def label_loss(shard):
+        part = states if shard.rows is None else states[:, shard.rows]
         nats = torch.zeros(part.shape[1])
         terms = LossTerms(nats, nats, states=part)
-        return model._label_loss(terms, batch, share)
+        return model._label_loss(terms, batch, shard)
 
-    parts = [told(Share.of(5, rank, 2)) for rank in range(2)]
-    torch.testing.assert_close(torch.stack(parts).mean(), told(Share()))
+    parts = [label_loss(Shard.of(5, rank, 2)) for rank in range(2)]
+    torch.testing.assert_close(torch.stack(parts).mean(), label_loss(Shard()))
 
 
 # What each process sees, and how it may fail: on which, at which step.

@@ -36,7 +36,7 @@ def test_every_figure_has_labelled_axes_titles_and_one_legend(name, data):
     assert set(drawn) == {"forecast", "interpolation"} | ({"phase_plane"} if data.phase_plane else set())
     for figure in drawn.values():
         assert len(figure.legends) == 1
-        assert {"seen", "truth without noise"} <= {t.get_text() for t in figure.legends[0].get_texts()}
+        assert {"observed", "noise-free truth"} <= {t.get_text() for t in figure.legends[0].get_texts()}
         assert all(ax.get_xlabel() and ax.get_ylabel() for ax in figure.axes)
         assert figure.axes[0].get_title().startswith("series ")
 
@@ -70,7 +70,7 @@ def test_lines_of_the_phase_plane_end_where_the_truth_does():
     data = Spirals(start=(465, 480), **SIZES)  # the curve ends within a window's length of every window
     batch, model = batch_of(data), model_of("latent_ode", scale=data.scale)
     curves = model_figures._beyond(data, "test", batch)
-    fan = model_figures._fan(model, batch, model_figures._times(model, batch, 2.0), 0)
+    fan = model_figures._predict_bands(model, batch, model_figures._times(model, batch, 2.0), 0)
     for row, curve in enumerate(curves):
         lines = model_figures._curves(fan, batch, row, curve)
         assert lines.shape[1] == ((fan.times[row] <= curve.times[-1]) & (fan.times[row] >= curve.times[0])).sum()
@@ -115,7 +115,7 @@ def test_the_same_seed_draws_the_same_picture_and_another_seed_another():
     data, batch = DATA[0], batch_of(DATA[0])
     model = model_of("latent_ode", scale=data.scale)
     grid = model_figures._times(model, batch, 1.3)
-    one, same, other = (model_figures._fan(model, batch, grid, seed) for seed in (1, 1, 2))
+    one, same, other = (model_figures._predict_bands(model, batch, grid, seed) for seed in (1, 1, 2))
     assert torch.equal(one.bands, same.bands)
     assert not torch.equal(one.bands, other.bands)
 
@@ -127,7 +127,7 @@ def test_nothing_that_is_held_out_reaches_the_model(name):
     other = replace(batch, values=torch.where(batch.seen, batch.values, 1e3), clean=batch.clean + 5)
     model = model_of(name, scale=data.scale)
     grid = model_figures._times(model, batch, 1.3)
-    one, two = (model_figures._fan(model, b, grid, 0) for b in (batch, other))
+    one, two = (model_figures._predict_bands(model, b, grid, 0) for b in (batch, other))
     assert torch.equal(one.mean, two.mean)
     assert torch.equal(one.bands, two.bands)
 
@@ -135,7 +135,7 @@ def test_nothing_that_is_held_out_reaches_the_model(name):
 def test_a_step_model_is_asked_at_its_rows_own_points_and_beyond():
     batch = batch_of(DATA[0])
     model = model_of("rnn", scale=DATA[0].scale)
-    fan = model_figures._fan(model, batch, model_figures._times(model, batch, 1.3), 0)
+    fan = model_figures._predict_bands(model, batch, model_figures._times(model, batch, 1.3), 0)
     points = batch.times.shape[1]
     assert torch.equal(fan.times[:, :points], batch.times)
     assert fan.times.shape[1] == points + round(0.3 * points)
@@ -147,7 +147,7 @@ def test_the_queries_of_the_grid_stand_in_time_order_among_the_seen_points():
     batch = batch_of(DATA[2])
     model = model_of("latent_ode", scale=DATA[2].scale)
     grid = model_figures._times(model, batch, 1.3)
-    asked, place = model_figures._ask(batch, grid, own=False)
+    asked, place = model_figures._with_queries(batch, grid, own=False)
     assert torch.equal(asked.check().times.gather(1, place), grid)
     assert asked.scored.any(-1).sum() == grid.numel()
     assert asked.seen.sum() == batch.seen.sum()
@@ -157,7 +157,7 @@ def test_bands_are_the_quantiles_of_observations():
     data = DATA[1]
     model = model_of("rnn", scale=data.scale)
     batch = batch_of(data, DensityTask())
-    fan = model_figures._fan(model, batch, model_figures._times(model, batch, 1.0), 0)
+    fan = model_figures._predict_bands(model, batch, model_figures._times(model, batch, 1.0), 0)
     with model.fixed_noise(0):
         density = model.predict(batch, 1).density
     z = torch.tensor([-1.645, -0.674, 0.674, 1.645], dtype=torch.float64).view(4, 1, 1, 1)
@@ -294,7 +294,7 @@ def test_many_channels_of_zeros_and_ones_are_a_roll(name):
         batch = model_figures._shown(data, "test", model_figures.TASKS[task], 1)
         assert np.array_equal(above, batch.values[0].T.numpy())
         assert below.min() > 0 and below.max() < 1
-        assert "seen" in words(figure) and ("forecast starts" in words(figure)) == (task == "forecast")
+        assert "observed" in words(figure) and ("start of the forecast" in words(figure)) == (task == "forecast")
 
 
 def test_many_real_channels_show_the_first_eight():

@@ -8,7 +8,7 @@ from helpers.small import batch_of, density, model_of
 from vrnn_lab.models import layers
 from vrnn_lab.models.fused import runge_kutta, tape
 from vrnn_lab.models.layers import GRUCell, VectorField
-from vrnn_lab.models.ode import Solver, through
+from vrnn_lab.models.ode import Solver, integrate_with_jumps
 
 
 def values_and_gradients(outputs, inputs: list[Tensor]) -> list[Tensor]:
@@ -20,7 +20,7 @@ def values_and_gradients(outputs, inputs: list[Tensor]) -> list[Tensor]:
 
 
 def by_autograd(outputs, inputs: list[Tensor]) -> list[Tensor]:
-    with tape.plainly():
+    with tape.fused_disabled():
         return values_and_gradients(outputs, inputs)
 
 
@@ -56,7 +56,7 @@ def test_a_walk_is_that_of_autograd_however_short_the_tape(kept, block, monkeypa
     told = torch.randn(6, 7, 3, dtype=torch.float64, requires_grad=True)
     gap = 0.3 * torch.rand(6, 7, dtype=torch.float64) * torch.tensor([[1.0], [-1], [1], [0], [-1], [1]])
     start = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
-    walk = lambda: through(field, memory, memory.gates(told), gap, start, 0.1)
+    walk = lambda: integrate_with_jumps(field, memory, memory.gates(told), gap, start, 0.1)
     inputs = [told, start, *memory.parameters(), *field.parameters()]
     agree(values_and_gradients(walk, inputs), by_autograd(walk, inputs))
 
@@ -106,9 +106,9 @@ def test_a_second_derivative_is_refused_rather_than_wrong_and_left_to_autograd_o
         (slope,) = torch.autograd.grad(states.sum(), start, create_graph=True)
         return torch.autograd.grad(slope.square().sum(), start)[0]
 
-    with pytest.raises(RuntimeError, match="plainly"):
+    with pytest.raises(RuntimeError, match="fused_disabled"):
         curvature()
-    with tape.plainly():
+    with tape.fused_disabled():
         assert curvature().abs().sum() > 0
 
 
@@ -130,14 +130,14 @@ def widened(field: VectorField) -> VectorField:
 @pytest.mark.parametrize("change", [hooked, widened])
 def test_a_network_that_was_changed_is_the_one_that_is_solved(change):
     field, start = change(VectorField(3, 6, 2, "tanh", 2.0)), torch.randn(1, 4, 3)
-    with tape.plainly():
+    with tape.fused_disabled():
         known = Solver().nodes(field, start, 0.1, 3)
     torch.testing.assert_close(Solver().nodes(field, start, 0.1, 3), known)
 
 
 def test_so_is_one_that_was_derived():
     field, start = Leaning(3, 6, 2, "tanh", 2.0), torch.randn(1, 4, 3)
-    with tape.plainly():
+    with tape.fused_disabled():
         known = Solver().nodes(field, start, 0.1, 3)
     torch.testing.assert_close(Solver().nodes(field, start, 0.1, 3), known)
 

@@ -128,7 +128,7 @@ def test_a_mixture_may_be_moved_point_by_point(covariance):
 
 
 def test_a_full_covariance_is_for_two_channels():
-    with pytest.raises(ValueError, match="two channels, the data has 3"):
+    with pytest.raises(ValueError, match="two channels, but the data have 3"):
         MixtureHead(scale_of(3), 2, "full")
 
 
@@ -177,5 +177,5 @@ def test_a_learned_std_begins_where_it_is_told():
     density = GaussianHead(scale_of(2), noise="channel", start=0.3)(torch.zeros(4, 2))
     torch.testing.assert_close(density.std, torch.full((4, 2), 0.3), rtol=1e-4, atol=0)
     for keys in ({"noise": "point"}, {"noise": "channel", "fixed": 0.5}):
-        with pytest.raises(ValueError, match=r"head\.start is where a learned std"):
+        with pytest.raises(ValueError, match=r"head\.start is the initial value of a std that is learned"):
             GaussianHead(scale_of(2), start=0.3, **keys)

@@ -44,7 +44,7 @@ def test_draws_have_the_distribution_of_the_prior():
 def test_a_step_model_goes_on_from_its_own_draws():
     model = model_of("rnn", double=True)
     free = prior_samples.draw(model, 2, 0)
-    asked = prior_samples.question(model.scale, 2)
+    asked = prior_samples.prior_query(model.scale, 2)
     first = torch.arange(11) < 5
     told = replace(asked, values=free.values, seen=asked.seen | first[:, None], scored=asked.scored & ~first[:, None])
     with model.fixed_noise(0):
@@ -53,15 +53,15 @@ def test_a_step_model_goes_on_from_its_own_draws():
 
 def test_where_series_are_single_points_so_are_the_draws():
     scale = replace(scale_of(), longest=torch.zeros(()).double())
-    asked = prior_samples.question(scale, 4)
+    asked = prior_samples.prior_query(scale, 4)
     assert asked.times.shape == (4, 1)
     assert torch.equal(asked.window[:, 0], asked.window[:, 1])
 
 
 def test_dense_series_have_no_more_points_than_the_limit_unless_asked():
     scale = replace(scale_of(), gap=torch.tensor(1e-6).double())
-    assert prior_samples.question(scale, 1).times.shape == (1, prior_samples.MOST_POINTS)
-    assert prior_samples.question(scale, 1, points=1500).times.shape == (1, 1500)
+    assert prior_samples.prior_query(scale, 1).times.shape == (1, prior_samples.MOST_POINTS)
+    assert prior_samples.prior_query(scale, 1, points=1500).times.shape == (1, 1500)
 
 
 def test_a_point_process_draws_its_own_times():

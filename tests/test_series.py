@@ -102,7 +102,7 @@ def test_covariates_and_error_bars_are_given_of_a_query_too():
 
 def test_what_stands_beside_values_must_be_finite_where_a_point_counts():
     make = lambda **beside: series_of([[0.0, 1.0]], [[[2.0], [NAN]]], scored=[[[False], [True]]], **beside)
-    with pytest.raises(ValueError, match="covariates must be finite at every point that is known or asked"):
+    with pytest.raises(ValueError, match="covariates must be finite at every point that is known or queried"):
         make(covariates=[[[1.0], [NAN]]])
     for wrong in (NAN, -1.0):
         with pytest.raises(ValueError, match="the error of a known value must be finite and not negative"):
@@ -165,7 +165,7 @@ def test_times_must_be_finite(bad):
 
 def test_times_must_not_fall_and_the_row_is_named():
     series_of([[0.0, 1.0, 1.0]], torch.zeros(1, 3, 1))
-    with pytest.raises(ValueError, match="row 1 does"):
+    with pytest.raises(ValueError, match="those of row 1 do"):
         series_of([[0.0, 1.0], [1.0, 0.5]], torch.zeros(2, 2, 1))
 
 

@@ -215,7 +215,7 @@ def test_a_loaded_model_answers_for_covariates_and_error_bars_given_from_python(
     warm, cold, with_measurement_error = told(25.0, NAN), told(15.0, NAN), told(25.0, 30.0)
     assert (warm.mean - cold.mean)[:, 0, 1].mean().item() == pytest.approx(20, abs=6)
     assert with_measurement_error.std[0, 0, 1].item() > 30 > warm.std[0, 0, 1].item()
-    with pytest.raises(ValueError, match="the batch has 0 covariates, the model 2: temp, age"):
+    with pytest.raises(ValueError, match="the batch has 0 covariates, but the model has 2: temp, age"):
         model.predict(series_of([[0.0]], [[[200.0]]]), 1)
 
 

@@ -46,7 +46,7 @@ class Decay(SequenceModel):
                 std[row, place, channel] = (1 - decay**2).sqrt()
         density = self.head(torch.cat([mean, (std**2 - 1e-6).sqrt().log()], -1))
         density = density.map(lambda x: x.expand(samples, *x.shape))
-        return self._answer(density, series, samples)
+        return self._prediction_from(density, series, samples)
 
 
 @cache

@@ -17,22 +17,22 @@ def loop(function: Callable[P, R]) -> Callable[P, R]:
 
     Unrolling such a loop takes minutes, and every new number of steps compiles it again.
     """
-    as_it_is: Any = torch.compiler.disable(function)
+    uncompiled: Any = torch.compiler.disable(function)
 
     @wraps(function)
     def call(*args: P.args, **keys: P.kwargs) -> R:
         if torch.compiler.is_compiling() and not unroll:
-            return as_it_is(*args, **keys)
+            return uncompiled(*args, **keys)
         return function(*args, **keys)
 
     return call
 
 
 @contextmanager
-def unrolled(whole: bool) -> Iterator[None]:
+def unrolled(enabled: bool) -> Iterator[None]:
     """Set, within the context, whether loops marked by `loop` are unrolled and compiled."""
     global unroll
-    before, unroll = unroll, whole
+    before, unroll = unroll, enabled
     try:
         yield
     finally:

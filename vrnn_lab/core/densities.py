@@ -56,9 +56,9 @@ class Density(ABC):
 
         Raise ValueError for a density without a closed form of that sum.
         """
-        return self if error is None else self._blurred(error)
+        return self if error is None else self._plus_noise(error)
 
-    def _blurred(self, error: Tensor) -> "Density":
+    def _plus_noise(self, error: Tensor) -> "Density":
         raise ValueError(f"{type(self).__name__} has no density of a value plus Gaussian noise; use a Gaussian head.")
 
     @abstractmethod
@@ -109,7 +109,7 @@ class Gaussian(OneScale):
         z = (value - self.loc) / self.scale
         return -0.5 * z * z - self.scale.log() - 0.5 * LOG_2PI
 
-    def _blurred(self, error):
+    def _plus_noise(self, error):
         return replace(self, scale=torch.hypot(self.scale, error))
 
     def draw(self, noise):
@@ -187,14 +187,14 @@ class Mixture(Density):
             return replace(self, log_weight=log_weight)
         # The other channel, given this one: mean + rho std z, std sqrt(1 - rho^2).
         other = torch.where(mask[..., None, :], self._standard(filled), 0).flip(-1)
-        told = mask.flip(-1)[..., None, :]
+        other_known = mask.flip(-1)[..., None, :]
         rho = self.correlation[..., None]
-        means = torch.where(told, self.means + rho * self.stds * other, self.means)
-        stds = torch.where(told, self.stds * (1 - rho.square()).sqrt(), self.stds)
+        means = torch.where(other_known, self.means + rho * self.stds * other, self.means)
+        stds = torch.where(other_known, self.stds * (1 - rho.square()).sqrt(), self.stds)
         correlation = torch.where(mask.any(-1, keepdim=True), 0, self.correlation)
         return Mixture(log_weight, means, stds, correlation)
 
-    def _blurred(self, error):
+    def _plus_noise(self, error):
         """Add diag(error^2) to the covariance of every component."""
         stds = torch.hypot(self.stds, error[..., None, :])
         if error.shape[-1] != 2:

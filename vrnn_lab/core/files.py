@@ -34,20 +34,20 @@ def replacing(path: Path) -> Iterator[Path]:
     `path` is either the old file or the new one. A failed attempt leaves no temporary file.
     Raise UnwritableError where the disk is full or permissions are missing.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}{PART}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{PART}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield beside
-        _flush(beside)
-        beside.replace(path)
+        yield temporary
+        _flush(temporary)
+        temporary.replace(path)
         _flush(path.parent)
     except OSError as error:
-        if isinstance(error, UnwritableError) or not _is_of(error, path, beside):
+        if isinstance(error, UnwritableError) or not _is_of(error, path, temporary):
             raise
         raise unwritable(path, error) from error
     finally:
         with suppress(OSError):
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)  # disk errors, which name no file
@@ -56,16 +56,16 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)  # disk
 def unwritable(path: Path, error: OSError) -> UnwritableError:
     """Return the error of a file that the disk did not take, or of a folder where the file is not known."""
     return UnwritableError(
-        f"{path} cannot be written ({error.strerror}); free some room there, mend its permissions, or name "
-        "another place. What was written before is as it was."
+        f"{path} cannot be written ({error.strerror}); free disk space there, fix its permissions, or choose "
+        "another path. Files that were written earlier are unchanged."
     )
 
 
-def _is_of(error: OSError, path: Path, beside: Path) -> bool:
+def _is_of(error: OSError, path: Path, temporary: Path) -> bool:
     """Return whether an error comes from writing `path`, and not from other code within the context."""
     if error.filename is None:
         return error.errno in FULL
-    return Path(os.fsdecode(error.filename)) in (path, beside, *path.parents)
+    return Path(os.fsdecode(error.filename)) in (path, temporary, *path.parents)
 
 
 def _flush(path: Path) -> None:
@@ -87,8 +87,8 @@ def clean(folder: Path) -> None:
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a file atomically; raise UnwritableError where that fails."""
-    with replacing(path) as beside:
-        beside.write_bytes(content)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -114,21 +114,21 @@ def read_json(path: Path, cure: str) -> dict[str, Any]:
     A file without a checksum, from an earlier version, is accepted. cure: last sentence of the error message.
     """
     try:
-        found = json.loads(_text(path, cure))
+        content = json.loads(_text(path, cure))
     except (ValueError, RecursionError) as error:
         raise error if isinstance(error, DamagedError) else _damaged(path, error, cure) from error
-    if not isinstance(found, dict):
-        raise DamagedError(f"{path} holds a {type(found).__name__}; expected an object of names and values. {cure}")
-    return checked(found, path, cure)
+    if not isinstance(content, dict):
+        raise DamagedError(f"{path} holds a {type(content).__name__}; expected an object of names and values. {cure}")
+    return checked(content, path, cure)
 
 
-def checked(found: dict[str, Any], path: Path, cure: str) -> dict[str, Any]:
+def checked(content: dict[str, Any], path: Path, cure: str) -> dict[str, Any]:
     """Return the parsed contents of a JSON file without the checksum; raise DamagedError where it does not match."""
-    last = next(reversed(found), "")
-    digest = found.pop(KEY, None)
-    if digest not in (None, _digest(found)) or (digest is None and _is_digest(found.get(last))):
+    last = next(reversed(content), "")
+    digest = content.pop(KEY, None)
+    if digest not in (None, _digest(content)) or (digest is None and _is_digest(content.get(last))):
         raise DamagedError(f"{path} is damaged: its contents do not match its checksum (key {KEY}). {cure}")
-    return found
+    return content
 
 
 def _is_digest(value: Any) -> bool:
@@ -185,7 +185,7 @@ def _loader() -> type:
 
 def _text(path: Path, cure: str) -> str:
     if (size := path.stat().st_size) > LARGEST:
-        raise DamagedError(f"{path} has {size} bytes, and no such file of a run has more than {LARGEST}. {cure}")
+        raise DamagedError(f"{path} has {size} bytes; such a file of a run has at most {LARGEST}. {cure}")
     try:
         return path.read_bytes().decode()
     except UnicodeDecodeError as error:

@@ -30,18 +30,18 @@ def log_likelihood(
     seen, moves, total = sweeps.seen, sweeps.moves, sweeps.blocks.total
     with torch.no_grad():
         moments = sweeps.forward()
-        found = _log_prob(sweeps, moments)
+        log_p = _log_prob(sweeps, moments)
     parts = [seen.y, seen.h, seen.r, *moves.parts, *([] if moves.process is None else [moves.process])]
     start = [space.mean[:, None, None], space.covariance[..., None]]
     if not (torch.is_grad_enabled() and any(each.requires_grad for each in (*parts, *start))):
-        return found
+        return log_p
     with torch.no_grad():
         messages = sweeps.back(moments)
         slopes = _slopes(sweeps, moments, messages)
         first = [sweeps.blocks.first(each) for each in (messages.before[0], _bend(*messages.before))]
-    inside = sum((total(summed(slope * part)) for slope, part in zip(slopes, parts, strict=True)), found * 0)
+    inside = sum((total(summed(slope * part)) for slope, part in zip(slopes, parts, strict=True)), log_p * 0)
     linear = inside + sum(summed(slope * part) for slope, part in zip(first, start, strict=True))
-    return found + (linear - linear.detach())
+    return log_p + (linear - linear.detach())
 
 
 def smooth(
@@ -128,15 +128,17 @@ def _slopes(sweeps: Sweeps, moments: Moments, messages: Messages) -> list[Tensor
     A few points are processed at a time, so that their matrices stay in the processor's cache.
     """
     matrices, channels = messages.before[1], len(sweeps.seen.y) // len(sweeps.moves)
-    size, found = max(1, CACHED // (matrices[0].numel() * channels)), []
+    size, gradients = max(1, CACHED // (matrices[0].numel() * channels)), []
     for first in range(0, len(matrices), size):
         at = slice(first, first + size)
         before = moments.after[0][:-1][at], moments.after[1][:-1][at]
         slope, curvature = messages.before[0][at], messages.before[1][at]
         after = slope, _bend(slope, curvature)
         values = slice(channels * at.start, channels * at.stop)
-        found.append([*_of_values(values, sweeps.seen, moments, messages), *sweeps.moves.slopes(at, before, after)])
-    return [torch.cat(each) for each in zip(*found, strict=True)]
+        gradients.append(
+            [*_of_values(values, sweeps.seen, moments, messages), *sweeps.moves.slopes(at, before, after)]
+        )
+    return [torch.cat(each) for each in zip(*gradients, strict=True)]
 
 
 def _of_values(at: slice, seen: Values, moments: Moments, messages: Messages) -> tuple[Tensor, Tensor, Tensor]:

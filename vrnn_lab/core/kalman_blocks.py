@@ -133,15 +133,15 @@ def _evidence(moves: Moves, seen: Values, blocks: Blocks) -> BlockEvidence:
     mean = torch.cat([unit.new_zeros(len(unit), columns), unit], 1)[..., None].expand(-1, -1, both)
     state = mean, torch.zeros_like(mean[:, columns:])
     still = unit.new_zeros(len(unit), both)
-    found, channels = torch.zeros_like(mean), len(seen.y) // len(moves)
+    scores, channels = torch.zeros_like(mean), len(seen.y) // len(moves)
     for i, (y, h, r) in enumerate(zip(seen.y.unbind(0), seen.h.unbind(0), seen.r.unbind(0), strict=True)):
         if i % channels == 0:
             state = moves.onward(i // channels, state)
         state, (error, variance, _) = take_in(state, torch.cat([y, still]), h, r)
-        found = torch.addcmul(found, error, (error[columns:] / variance)[:, None])
+        scores = torch.addcmul(scores, error, (error[columns:] / variance)[:, None])
     mean, covariance = state
     # The errors of the unit-vector columns are -h'A e_k, so J has the right sign and eta the opposite one.
-    parts = mean[:, columns:], mean[:, :columns], covariance, -found[:, :columns], found[:, columns:]
+    parts = mean[:, columns:], mean[:, :columns], covariance, -scores[:, :columns], scores[:, columns:]
     return BlockEvidence(*map(blocks.matrices, parts))
 
 
@@ -150,14 +150,14 @@ def _starts(evidence: BlockEvidence, start: State, blocks: Blocks) -> State:
     """Return the mean and covariance of the state before each block, given all values before it."""
     mean, covariance = (each.movedim(-1, 0) for each in start)
     columns, size = mean.shape[-1], mean.shape[-2]
-    unit, found = torch.eye(size, dtype=mean.dtype, device=mean.device), []
+    unit, starts = torch.eye(size, dtype=mean.dtype, device=mean.device), []
     for a, b, c, eta, j in evidence.each():
-        found.append((mean, covariance))
+        starts.append((mean, covariance))
         right = torch.cat([mean + covariance @ eta, covariance], -1)
         mean, covariance = torch.linalg.solve(unit + covariance @ j, right).split([columns, size], -1)
         mean, covariance = a @ mean + b, a @ covariance @ a.mT + c
         covariance = (covariance + covariance.mT) / 2
-    means, covariances = (torch.stack(each) for each in zip(*found, strict=True))
+    means, covariances = (torch.stack(each) for each in zip(*starts, strict=True))
     return blocks.lanes(means), blocks.lanes(covariances)
 
 
@@ -166,14 +166,14 @@ def _ends(evidence: BlockEvidence, last: State, blocks: Blocks) -> State:
     """Return the slope and curvature, in the last state of each block, of the log probability of later values."""
     linear, bend = torch.zeros_like(evidence.b[0]), torch.zeros_like(evidence.c[0])
     columns, size = linear.shape[-1], linear.shape[-2]
-    unit, found = torch.eye(size, dtype=bend.dtype, device=bend.device), []
+    unit, ends = torch.eye(size, dtype=bend.dtype, device=bend.device), []
     for a, b, c, eta, j in reversed(list(evidence.each())):
-        found.append((linear, bend))
+        ends.append((linear, bend))
         right = torch.cat([linear - bend @ b, bend @ a], -1)
         more = a.mT @ torch.linalg.solve(unit + bend @ c, right)
         linear, bend = eta + more[..., :columns], j + more[..., columns:]
         bend = (bend + bend.mT) / 2
-    linear, bend = (torch.stack(each[::-1]) for each in zip(*found, strict=True))
+    linear, bend = (torch.stack(each[::-1]) for each in zip(*ends, strict=True))
     mean, covariance = map(blocks.matrices, last)
     right = torch.cat([linear - bend @ mean, bend], -1)
     slope, curvature = torch.linalg.solve(unit + bend @ covariance, right).split([columns, size], -1)

@@ -64,9 +64,9 @@ class Moves:
     @classmethod
     def of(cls, space: StateSpace) -> "Moves":
         """Build the moves of a state space model; a row's first move, which has no predecessor, changes nothing."""
-        found = space.transition
-        parts = (found.own, found.cross) if isinstance(found, Pairs) else (found,)
-        other = found.other if isinstance(found, Pairs) else None
+        transition = space.transition
+        parts = (transition.own, transition.cross) if isinstance(transition, Pairs) else (transition,)
+        other = transition.other if isinstance(transition, Pairs) else None
         process, stationary = None, space.covariance
         if space.process is not None:
             process = rows_last(space.process)
@@ -114,13 +114,14 @@ class Moves:
         moving, parts = covariance - self.stationary[..., None], [part[at] for part in self.parts]
         if self.other is None:
             moved = torch.einsum("tikb,tklb->tilb", torch.einsum("tijb,tjkb->tikb", bend, parts[0]), moving)
-            found = [torch.einsum("tikb,tjkb->tijb", slope, mean) + 2 * moved]
+            gradients = [torch.einsum("tikb,tjkb->tijb", slope, mean) + 2 * moved]
         else:
             own, cross = parts
             moved = own[:, :, None] * moving + cross[:, :, None] * moving.index_select(1, self.other)
-            each = lambda m, x: (slope * m).sum(2) + 2 * (bend * x.transpose(1, 2)).sum(2)
-            found = [each(m, x) for m, x in ((mean, moved), (mean[:, self.other], moved.index_select(2, self.other)))]
-        return found if self.process is None else [*found, bend]
+            gradient = lambda m, x: (slope * m).sum(2) + 2 * (bend * x.transpose(1, 2)).sum(2)
+            partners = mean[:, self.other], moved.index_select(2, self.other)
+            gradients = [gradient(mean, moved), gradient(*partners)]
+        return gradients if self.process is None else [*gradients, bend]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from vrnn_lab.core.series import TimeSeries
-from vrnn_lab.core.shard import ALL, Share
+from vrnn_lab.core.shard import ALL, Shard
 
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # constants of SplitMix64, as the signed integers that torch has
 AT_ONCE = 2**17  # numbers that evaluation draws at a time
@@ -29,7 +29,7 @@ class Noise:
     def __init__(self):
         self.fixed: int | None = None
         self.generator: torch.Generator | None = None
-        self.share = ALL
+        self.shard = ALL
         self.number = 0  # index of the part of the samples that is being drawn
 
     @contextmanager
@@ -56,8 +56,8 @@ class Noise:
         finally:
             self.fixed = before
 
-    def seed(self, *numbers: int, device, share: Share = ALL) -> None:
-        self.share = share
+    def seed(self, *numbers: int, device, shard: Shard = ALL) -> None:
+        self.shard = shard
         if self.generator is None or self.generator.device != device:
             self.generator = torch.Generator(device)
         self.generator.manual_seed(crc32(repr(numbers).encode()))
@@ -83,9 +83,9 @@ class Noise:
         if self.generator is None or self.generator.device != like.device:
             self.seed(torch.initial_seed(), device=like.device)
         draw = lambda *shape: torch.randn(shape, generator=self.generator, device=like.device, dtype=like.dtype)
-        if self.share.rows is None:
+        if self.shard.rows is None:
             return draw(*shape)
-        return draw(shape[0], self.share.total, *shape[2:])[:, self.share.rows]
+        return draw(shape[0], self.shard.total, *shape[2:])[:, self.shard.rows]
 
     def _hashed(self, stream: str, series: TimeSeries, keys: list[Tensor], samples: int, dim: int, like: Tensor):
         part = f" {self.number}" if self.number else ""

@@ -68,40 +68,51 @@ class TimeSeries:
 
         Unseen values are zeroed, clean curves and labels removed, and scored points marked in all channels.
         """
-        asked = self.scored.any(-1, keepdim=True).expand_as(self.scored)
+        queried = self.scored.any(-1, keepdim=True).expand_as(self.scored)
         values = torch.where(self.seen, self.values, 0)
-        return replace(self, values=values, scored=asked, clean=None, labels=None)
+        return replace(self, values=values, scored=queried, clean=None, labels=None)
 
     def check(self) -> "TimeSeries":
         """Return the batch itself; raise ValueError for misfitting shapes, decreasing times or values not finite."""
         if self.values.shape[:2] != self.times.shape or self.seen.shape != self.values.shape:
             raise ValueError(
-                f"times {tuple(self.times.shape)}, values {tuple(self.values.shape)} and seen "
-                f"{tuple(self.seen.shape)} do not fit; expected (batch, time), (batch, time, dim) twice."
+                f"the shapes of times {tuple(self.times.shape)}, values {tuple(self.values.shape)} and seen "
+                f"{tuple(self.seen.shape)} do not match; expected (batch, time) for times and (batch, time, dim) for "
+                "values and seen."
             )
         if not self.times.isfinite().all():
-            raise ValueError("times must be finite; NaN or infinity found. Drop those points first.")
+            raise ValueError("times must be finite, but some are NaN or infinite. Drop those points first.")
         falls = (self.times.diff(dim=1) < 0).any(1).nonzero()
         if len(falls):
-            raise ValueError(f"times must not decrease; row {falls[0].item()} does. Sort each row by time.")
+            raise ValueError(
+                f"times must not decrease, but those of row {falls[0].item()} do. Sort each row by time."
+            )
         if not torch.where(self.known, self.values, 0).isfinite().all():
             raise ValueError("known values must be finite; mark what was not observed as not seen instead.")
-        self._check_beside()
+        self._check_covariates_and_error()
         return self
 
-    def _check_beside(self) -> None:
-        told, error = self.covariates, self.error
-        if told is not None and told.shape[:2] != self.times.shape:
-            raise ValueError(f"covariates {tuple(told.shape)} do not fit times {tuple(self.times.shape)}.")
-        if told is not None and not told[self.counts].isfinite().all():
+    def _check_covariates_and_error(self) -> None:
+        covariates, error = self.covariates, self.error
+        if covariates is not None and covariates.shape[:2] != self.times.shape:
             raise ValueError(
-                "covariates must be finite at every point that is known or asked; NaN or infinity found. "
+                f"the shape of covariates {tuple(covariates.shape)} does not match that of times "
+                f"{tuple(self.times.shape)}; expected (batch, time, covariate)."
+            )
+        if covariates is not None and not covariates[self.counts].isfinite().all():
+            raise ValueError(
+                "covariates must be finite at every point that is known or queried, but some are NaN or infinite. "
                 "A covariate is known everywhere: fill it in, or make it a channel."
             )
         if error is not None and error.shape != self.values.shape:
-            raise ValueError(f"error {tuple(error.shape)} does not fit values {tuple(self.values.shape)}.")
+            raise ValueError(
+                f"the shape of error {tuple(error.shape)} does not match that of values {tuple(self.values.shape)}; "
+                "expected (batch, time, dim)."
+            )
         if error is not None and not (error[self.known].isfinite() & (error[self.known] >= 0)).all():
-            raise ValueError("the error of a known value must be finite and not negative; 0 where there is none.")
+            raise ValueError(
+                "the error of a known value must be finite and not negative; give 0 where there is none."
+            )
 
 
 def series_of(
@@ -124,7 +135,7 @@ def series_of(
     ids = torch.arange(len(times)) if ids is None else torch.as_tensor(ids)
     window = torch.as_tensor(window, dtype=torch.float64)
     if seen.shape == observed.shape and (seen & ~observed).any():
-        raise ValueError("a value that is NaN is marked seen; mark it not seen, or give its value.")
+        raise ValueError("a value that is NaN is marked as seen; mark it as not seen, or give its value.")
     number = lambda x: None if x is None else torch.as_tensor(x, dtype=torch.float64)
     covariates, error = number(covariates), number(error)
     if error is not None and error.shape == values.shape:

@@ -9,7 +9,7 @@ from vrnn_lab.core.series import TimeSeries
 
 
 @dataclass(frozen=True)
-class Share:
+class Shard:
     """Hold the rows rank, rank + processes, ... of a batch of `total` rows.
 
     Sums over these rows are multiplied by `weight`, so that their mean over the processes is the sum over the batch.
@@ -21,7 +21,7 @@ class Share:
     weight: int = 1
 
     @classmethod
-    def of(cls, total: int, rank: int, processes: int, device=None) -> "Share":
+    def of(cls, total: int, rank: int, processes: int, device=None) -> "Shard":
         if processes == 1:
             return ALL
         rows = torch.arange(min(rank, total), total, processes, device=device)
@@ -31,4 +31,4 @@ class Share:
         return batch if self.rows is None else batch.rows(self.rows)
 
 
-ALL = Share()
+ALL = Shard()

@@ -19,9 +19,9 @@ WORDS = [
     (Natural, "a whole number from 0"),
     (Positive, "a number above 0"),
     (NonNegative, "a number from 0"),
-    (Share, "a share between 0.0 and 1.0"),
+    (Share, "a fraction between 0.0 and 1.0"),
     (Decay, "a number above 0 and up to 1"),
-    (Range, "two shares [low, high]"),
+    (Range, "two fractions [low, high]"),
     (bool, "true or false"),
     (int, "a whole number"),
     (float, "a number"),
@@ -33,7 +33,7 @@ WORDS = [
 def conforms(value: Any, hint: Any) -> bool:
     """Return whether a value read from YAML or a command line is valid for a parameter annotated `hint`."""
     parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    if isinstance(value, bool):  # Python takes a bool for an int; a user does not
+    if isinstance(value, bool):  # to Python a bool is an int; here it is not valid for one
         return any(part in (bool, Any) or (get_origin(part) is Literal and value in get_args(part)) for part in parts)
     if is_bearable(value, hint):
         return True

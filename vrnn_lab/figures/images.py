@@ -31,7 +31,7 @@ def images(model, shape: tuple[int, int], draws: PriorSamples) -> Figure:
     figure, (ax,) = style.canvas(1, 1, (5.0, 5.0))
     _show(ax, tiled(draws.curve[:, 0], shape, columns), limits)
     ax.set_yticks([])
-    figure.suptitle("Drawn from the prior: the mean of each draw", fontsize=11)
+    figure.suptitle("Samples from the prior: the mean of each sample", fontsize=11)
     return figure
 
 
@@ -45,7 +45,7 @@ def reconstructions(model, shape: tuple[int, int], batch: TimeSeries, seed: int,
     figure, (ax,) = style.canvas(1, 1, (0.9 * len(data) + 0.8, 1.5))
     _show(ax, tiled(torch.cat([data, pick(mean, first)[:, 0]]), shape, len(data)), limits)
     ax.set_yticks([shape[0] / 2, 1.5 * shape[0] + 1], ["data", "mean"])
-    figure.suptitle(f"{split.capitalize()} images, and the predictive mean with all of each seen", fontsize=11)
+    figure.suptitle(f"{split.capitalize()} images, and their predictive means given all pixels", fontsize=11)
     return figure
 
 
@@ -62,8 +62,8 @@ def tiled(
     rows = -(-len(flat) // columns)
     tiles = flat.new_full((rows * columns, height + 1, width + 1), torch.nan)
     tiles[: len(flat), :height, :width] = flat.view(-1, height, width)
-    whole = tiles.view(rows, columns, height + 1, width + 1).transpose(1, 2).flatten(2).flatten(0, 1)
-    return whole[:-1, :-1]
+    grid = tiles.view(rows, columns, height + 1, width + 1).transpose(1, 2).flatten(2).flatten(0, 1)
+    return grid[:-1, :-1]
 
 
 def _show(ax: Axes, image: Tensor, limits: tuple[float, float]) -> None:
@@ -80,13 +80,13 @@ def _show(ax: Axes, image: Tensor, limits: tuple[float, float]) -> None:
 
 def rolls(model, data, batch: TimeSeries, seed: int, split: str, title: str, task: Task, samples: int) -> Figure:
     """Draw one series of many binary channels, with the data above and the predictive mean below."""
-    asked = replace(batch, scored=batch.known & ~batch.seen)
+    queries = replace(batch, scored=batch.known & ~batch.seen)
     with model.fixed_noise(seed):
-        mean = model.predict(asked.to(model.device), samples).mean.cpu()
+        mean = model.predict(queries.to(model.device), samples).mean.cpu()
     there = batch.counts[0]
     times, seen = batch.times[0, there], batch.seen[0, there].any(-1)
     figure, axes = style.canvas(2, 1, (8.2, 3.2))
-    for ax, values, said in zip(axes, (batch.values, mean), ("data", "predictive mean"), strict=True):
+    for ax, values, heading in zip(axes, (batch.values, mean), ("data", "predictive mean"), strict=True):
         roll(ax, times, values[0, there], model.scale.channels)
         ax.plot(
             times[seen], torch.full_like(times[seen], len(model.scale.channels) + 0.5), **style.SEEN, clip_on=False
@@ -94,7 +94,7 @@ def rolls(model, data, batch: TimeSeries, seed: int, split: str, title: str, tas
         if isinstance(task, Forecast):
             style.mark_start(ax, batch, 0)
         style.time_axis(ax, data.dates, data.time_unit)
-        ax.set_title(f"{said}, {style.name(data, split, batch, 0)}", fontsize=10)
+        ax.set_title(f"{heading}, {style.name(data, split, batch, 0)}", fontsize=10)
     style.legend(figure, [style.seen_key(), *([style.start_key()] if isinstance(task, Forecast) else [])])
     figure.suptitle(title, fontsize=11)
     return figure
@@ -138,13 +138,13 @@ def vector_field(model, data, batch: TimeSeries) -> Figure:
     figure, axes = style.canvas(2, 2, (4.6, 4.4))
     speed = true.norm(dim=-1)
     norm = LogNorm(*speed.quantile(speed.new_tensor([0.02, 1.0])).clamp(min=1e-12).tolist(), clip=True)
-    for ax, slopes, said in zip(axes, (learned, true), ("learned", "true"), strict=True):
+    for ax, slopes, heading in zip(axes, (learned, true), ("learned", "true"), strict=True):
         _streams(ax, axis, slopes, norm)
         for curve in inside:
             ax.plot(*curve.T, color=style.BACKWARD, linewidth=0.7, alpha=0.5)
         ax.set_xlabel(style.label(data.channels[0], style.unit(data, 0)))
         ax.set_ylabel(style.label(data.channels[1], style.unit(data, 1)))
-        ax.set_title(said, fontsize=10)
+        ax.set_title(heading, fontsize=10)
         ax.set_aspect("equal")
     figure.colorbar(ScalarMappable(norm, "viridis"), ax=axes, label="speed", shrink=0.8)
     style.legend(figure, [Line2D([], [], color=style.BACKWARD, linewidth=1.0, label="data")])
@@ -165,5 +165,5 @@ def _streams(ax: Axes, axis: tuple[Tensor, Tensor], slopes: Float[Tensor, "state
     along = slopes.view(SIDE, SIDE, 2).numpy()
     speed = np.linalg.norm(along, axis=-1)
     x, y = (each.numpy() for each in axis)
-    look_of = {"cmap": "viridis", "norm": norm, "linewidth": 0.9, "density": 1.1}
-    ax.streamplot(x, y, along[..., 0], along[..., 1], color=speed, **look_of)
+    stream_style = {"cmap": "viridis", "norm": norm, "linewidth": 0.9, "density": 1.1}
+    ax.streamplot(x, y, along[..., 0], along[..., 1], color=speed, **stream_style)

@@ -76,7 +76,7 @@ def figures(model, data, seed: int, split: str = "test", tasks: dict[str, Task] 
         if hasattr(data, "field") and hasattr(model, "vector_field"):
             drawn["vector_field"] = images.vector_field(model, data, _shown(data, split, DensityTask(), 6))
     for name, task in (tasks or TASKS).items():
-        drawn[name] = _answers(model, data, seed, split, name, task)
+        drawn[name] = _predictions(model, data, seed, split, name, task)
     return drawn
 
 
@@ -84,8 +84,8 @@ def write(drawn: dict[str, Figure], folder: str | Path) -> list[Path]:
     """Write each figure to <folder>/<name>.png atomically, and return the paths."""
     paths = [Path(folder) / f"{name}.png" for name in drawn]
     for path, figure in zip(paths, drawn.values(), strict=True):
-        with replacing(path) as beside:
-            figure.savefig(beside, dpi=120, format="png")
+        with replacing(path) as temporary:
+            figure.savefig(temporary, dpi=120, format="png")
     return paths
 
 
@@ -95,10 +95,10 @@ def write(drawn: dict[str, Figure], folder: str | Path) -> list[Path]:
 def _shown(data, split: str, task: Task, count: int) -> TimeSeries:
     """Return a few dissimilar series of a split, under the task's fixed pattern."""
     batch = next(iter(data.batches(split, task, CANDIDATES)))
-    return batch.rows(_unlike(batch, count))
+    return batch.rows(_dissimilar(batch, count))
 
 
-def _unlike(batch: TimeSeries, count: int) -> Int64[Tensor, " count"]:
+def _dissimilar(batch: TimeSeries, count: int) -> Int64[Tensor, " count"]:
     """Choose the first row, then repeatedly the row least similar to those chosen, by level, spread and window."""
     known = batch.known.to(batch.values)
     number = known.sum(1).clamp(min=1)
@@ -134,45 +134,45 @@ def _times(model, batch: TimeSeries, last: float) -> Float64[Tensor, "batch grid
     return _grid(model, batch, 1 + 1 / points, last, count)
 
 
-def _ask(batch: TimeSeries, grid: Float64[Tensor, "batch grid"], own: bool) -> tuple[TimeSeries, Tensor]:
+def _with_queries(batch: TimeSeries, grid: Float64[Tensor, "batch grid"], own: bool) -> tuple[TimeSeries, Tensor]:
     """Return the batch with its observed points and a query at each grid time, and the positions of those queries.
 
     A query's covariates are those of the point before it. own: also query each held-out point of the batch.
     """
     nothing = torch.zeros_like(batch.seen[:, :1]).expand(-1, grid.shape[1], -1)
     before = (torch.searchsorted(batch.times.contiguous(), grid.contiguous(), right=True) - 1).clamp(min=0)
-    told, error = batch.covariates, batch.error
+    covariates, error = batch.covariates, batch.error
     times, order = torch.sort(torch.cat([batch.times, grid], 1), dim=1, stable=True)
     merge = lambda points, queries: pick(torch.cat([points, queries], 1), order)
-    asked = replace(
+    queries = replace(
         batch,
         times=times,
         values=merge(torch.where(batch.seen, batch.values, 0), nothing.to(batch.values)),
         seen=merge(batch.seen, nothing),
         scored=merge(batch.scored & own, ~nothing),
-        covariates=None if told is None else merge(told, pick(told, before)),
+        covariates=None if covariates is None else merge(covariates, pick(covariates, before)),
         error=None if error is None else merge(error, torch.zeros_like(nothing).to(error)),
         clean=None,
         labels=None,
         in_training=False,
     )
-    return asked, torch.argsort(order, dim=1)[:, batch.times.shape[1] :]
+    return queries, torch.argsort(order, dim=1)[:, batch.times.shape[1] :]
 
 
-def _fan(model, batch: TimeSeries, grid: Float64[Tensor, "batch grid"], seed: int) -> PredictiveBands:
+def _predict_bands(model, batch: TimeSeries, grid: Float64[Tensor, "batch grid"], seed: int) -> PredictiveBands:
     """Predict the channels that are shown, at the times of a grid."""
-    asked, place = _ask(batch, grid, own=model.causal)
+    queries, place = _with_queries(batch, grid, own=model.causal)
     if model.causal:
-        place = torch.arange(asked.times.shape[1]).expand_as(asked.times)
+        place = torch.arange(queries.times.shape[1]).expand_as(queries.times)
     shown = lambda values: pick(values[..., : style.CHANNELS].cpu(), place, 2)
     with model.fixed_noise(seed):
-        density = model.predict(asked.to(model.device), SAMPLES).density
+        density = model.predict(queries.to(model.device), SAMPLES).density
         means = values = shown(density.mean)
         if model.head.support == "real":  # binary values have no useful quantiles
             values = torch.cat([shown(density.draw(noise)) for noise in _noises(model, density.mean, seed)])
-    there = pick(asked.counts, place)
+    there = pick(queries.counts, place)
     return PredictiveBands(
-        pick(asked.times, place), there, model.causal, means[:LINES], means.mean(0), _quantiles(values)
+        pick(queries.times, place), there, model.causal, means[:LINES], means.mean(0), _quantiles(values)
     )
 
 
@@ -195,7 +195,7 @@ def _noises(model, like: Tensor, seed: int):
 # ---- over time --------------------------------------------------------------------------------------------
 
 
-def _answers(model, data, seed: int, split: str, name: str, task: Task) -> Figure:
+def _predictions(model, data, seed: int, split: str, name: str, task: Task) -> Figure:
     """Draw a model's predictions under a task."""
     if _is_roll(model):
         batch = _shown(data, split, task, 1)
@@ -209,8 +209,8 @@ def _is_roll(model) -> bool:
 
 def _title(model, batch: TimeSeries, name: str, split: str) -> str:
     share = 100 * batch.seen.any(-1).sum() / batch.counts.sum().clamp(min=1)
-    reads = ", each point from those before it" if model.causal else ""
-    return f"{name.capitalize()} of {split} series, {share:.0f} % of the points seen{reads}"
+    conditioning = ", each point predicted from those before it" if model.causal else ""
+    return f"{name.capitalize()} of {split} series, {share:.0f} % of the points observed{conditioning}"
 
 
 def _over_time(model, data, seed: int, split: str, name: str, task: Task) -> Figure:
@@ -218,13 +218,13 @@ def _over_time(model, data, seed: int, split: str, name: str, task: Task) -> Fig
     channels = data.channels[: style.CHANNELS]
     batch = _shown(data, split, task, {1: 4, 2: 3, 3: 2, 4: 2}.get(len(channels), 1))
     further = ahead and not _covariates_change(batch)  # beyond the last point covariates are unknown
-    fan = _fan(model, batch, _times(model, batch, 1.3 if further else 1.0), seed)
+    predicted = _predict_bands(model, batch, _times(model, batch, 1.3 if further else 1.0), seed)
     rows = len(batch.ids)
     columns = rows if rows > 1 and len(channels) > 1 else 2
     figure, axes = style.canvas(rows * len(channels), columns, (4.1, 2.6))
     for place, ax in enumerate(axes):
         channel, row = divmod(place, rows)
-        _panel(ax, fan, batch, row, channel)
+        _panel(ax, predicted, batch, row, channel)
         if ahead:
             style.mark_start(ax, batch, row)
         ax.set_ylabel(style.label(channels[channel], style.unit(data, channel)))
@@ -245,8 +245,8 @@ def _covariates_change(batch: TimeSeries) -> bool:
     return bool(((batch.covariates != first) & batch.counts[..., None]).any())
 
 
-def _panel(ax: Axes, fan: PredictiveBands, batch: TimeSeries, row: int, channel: int) -> None:
-    times, lines, mean, bands = fan.row(row)
+def _panel(ax: Axes, predicted: PredictiveBands, batch: TimeSeries, row: int, channel: int) -> None:
+    times, lines, mean, bands = predicted.row(row)
     low, lower, upper, high = bands[..., channel]
     ax.fill_between(times, low, high, color=style.FORWARD, alpha=0.16, linewidth=0)
     ax.fill_between(times, lower, upper, color=style.FORWARD, alpha=0.30, linewidth=0)
@@ -288,8 +288,8 @@ def _limits(batch: TimeSeries, bands: Tensor, row: int, channel: int) -> tuple[f
 
 def _phase_plane(model, data, seed: int, split: str) -> Figure:
     batch = _shown(data, split, Interpolate(0.5), 6)
-    after = _fan(model, batch, _times(model, batch, 2.0), seed)
-    before = None if model.causal else _fan(model, batch, _grid(model, batch, -1.0, 0.0, 80), seed)
+    after = _predict_bands(model, batch, _times(model, batch, 2.0), seed)
+    before = None if model.causal else _predict_bands(model, batch, _grid(model, batch, -1.0, 0.0, 80), seed)
     beyond = _beyond(data, split, batch)
     figure, axes = style.canvas(len(batch.ids), min(3, len(batch.ids)), (3.4, 3.4))
     for row, ax in enumerate(axes):
@@ -339,9 +339,9 @@ def _plane(
     row: int,
     beyond: Curve | None = None,
 ) -> None:
-    for fan, color in ((before, style.BACKWARD), (after, style.FORWARD)):
-        if fan:
-            x, y = _curves(fan, batch, row, beyond).unbind(-1)
+    for predicted, color in ((before, style.BACKWARD), (after, style.FORWARD)):
+        if predicted:
+            x, y = _curves(predicted, batch, row, beyond).unbind(-1)
             ax.plot(x.T, y.T, color=color, **style.LINE)
     for part in beyond.beyond(batch.window[row]) if beyond else []:
         ax.plot(*part.T, **style.BEYOND)
@@ -355,15 +355,15 @@ def _plane(
 
 
 def _curves(
-    fan: PredictiveBands, batch: TimeSeries, row: int, beyond: Curve | None = None
+    predicted: PredictiveBands, batch: TimeSeries, row: int, beyond: Curve | None = None
 ) -> Float[Tensor, "samples place dim"]:
     """Return a row's lines over the range of its true curve, where that is known.
 
     The lines of a step model begin at the first observed point, before which their values are arbitrary.
     """
-    times, lines, _, _ = fan.row(row)
+    times, lines, _, _ = predicted.row(row)
     seen = batch.times[row, batch.seen[row].any(-1)]
-    first = seen[0] if fan.causal and len(seen) else times[0] - 1
+    first = seen[0] if predicted.causal and len(seen) else times[0] - 1
     there = times > first
     return lines[:, there & (times >= beyond.times[0]) & (times <= beyond.times[-1]) if beyond else there]
 
@@ -393,7 +393,7 @@ def samples(model, data, draws: PriorSamples) -> Figure:
         figure = _drawn_events(data, draws)
     else:
         figure = _drawn_lines(model, data, draws)
-    figure.suptitle("Drawn from the prior: nothing seen", fontsize=11)
+    figure.suptitle("Samples from the prior, given no observed value", fontsize=11)
     return figure
 
 

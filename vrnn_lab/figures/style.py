@@ -34,11 +34,11 @@ START: dict[str, Any] = {"color": INK, "linewidth": 0.9, "linestyle": ":"}
 
 
 def seen_key() -> Line2D:
-    return Line2D([], [], label="seen", **SEEN)
+    return Line2D([], [], label="observed", **SEEN)
 
 
 def truth_key() -> Line2D:
-    return Line2D([], [], label="truth without noise", **TRUE)
+    return Line2D([], [], label="noise-free truth", **TRUE)
 
 
 def beyond_key() -> Line2D:
@@ -46,7 +46,7 @@ def beyond_key() -> Line2D:
 
 
 def start_key() -> Line2D:
-    return Line2D([], [], label="forecast starts", **START)
+    return Line2D([], [], label="start of the forecast", **START)
 
 
 def time_keys() -> list[Line2D | Patch]:

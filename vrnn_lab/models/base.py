@@ -18,13 +18,13 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from vrnn_lab.core.densities import Density, log_mean_exp
 from vrnn_lab.core.noise import Noise
 from vrnn_lab.core.series import Scale, TimeSeries, Trend
-from vrnn_lab.core.shard import ALL, Share
+from vrnn_lab.core.shard import ALL, Shard
 from vrnn_lab.models.heads import Head
 from vrnn_lab.models.losses import Activity, LossTerms
 from vrnn_lab.models.networks import Classifier
 from vrnn_lab.models.recipe import FIVO, Recipe
 
-HELD = ("loss", "nll", "kl", "labels")  # logged of every training step; the last only where labels are learned
+STEP_LOSSES = ("loss", "nll", "kl", "labels")  # logged for every training step; the last only with learned labels
 HEADS = {"real": "model/head=gaussian", "binary": "model/head=bernoulli", "events": "model/head=events"}
 NUMBERS = ("mean", "std", "clock", "gap", "longest", "start", "reach")  # attributes of the scale that become buffers
 TREND_DRAWS = 11  # draws of a trend's coefficients per prediction
@@ -88,23 +88,23 @@ class SequenceModel(pl.LightningModule, ABC):
         super().__init__()
         if head.support != scale.support:
             raise ValueError(
-                f"the head speaks of {head.support} values, the data set's are {scale.support}; "
+                f"the output head models {head.support} values, but the values of the data set are {scale.support}; "
                 f"choose {HEADS.get(scale.support, 'another head')}, or other data."
             )
         self._refuse(scale, head, point_process)
         if scale.support == "events" and not point_process:
             raise ValueError(
-                f"the data set holds events, of which times are all, and this {type(self).__name__} does not model "
-                "times; set model=latent_ode_poisson model/head=events."
+                "the data set is a point process (event times without values), and "
+                f"{type(self).__name__} does not model times; set model=latent_ode_poisson model/head=events."
             )
         if point_process and not scale.longest > 0:
             raise ValueError(
-                "every training window is a single moment, in which no rate of events can be told; "
+                "every training window is a single moment, over which no rate of events can be estimated; "
                 "set model.point_process=false, or choose data with times."
             )
         if isinstance(recipe.objective, FIVO) and type(self)._filter_bound is SequenceModel._filter_bound:
             raise ValueError(
-                f"objective=fivo needs a model with a latent at every step, {type(self).__name__} has none; "
+                f"objective=fivo needs a model with a latent at every step, and {type(self).__name__} has none; "
                 "choose model=vrnn, or objective=iwae."
             )
         self.scale, self.recipe, self.head, self.point_process = scale, recipe, head, point_process
@@ -150,8 +150,8 @@ class SequenceModel(pl.LightningModule, ABC):
             )
         if scale.errors and not (self.takes_error and not point_process):
             raise ValueError(
-                f"{name} knows no error bars, and the data set has some; leave them out (data.error=null), or choose "
-                "a model that does: model=rnn, vrnn, rnn_vae, latent_ode."
+                f"{name} cannot use error bars, and the data set has some; leave them out (data.error=null), or "
+                "choose a model that can: model=rnn, vrnn, rnn_vae, latent_ode."
             )
         if scale.errors and not head.takes_error:
             raise ValueError(
@@ -173,7 +173,7 @@ class SequenceModel(pl.LightningModule, ABC):
     def _predict(self, series: TimeSeries, samples: int) -> Prediction:
         """Return draws at every point given the observed values alone; padding holds arbitrary finite values."""
 
-    def _answer(self, density: Density, series: TimeSeries, samples: int) -> Prediction:
+    def _prediction_from(self, density: Density, series: TimeSeries, samples: int) -> Prediction:
         """Draw from a density whose points are dependent only through a latent path, error bars included."""
         density = density.with_measurement_error(series.error)
         density = density.given(series.values.expand(density.mean.shape), series.seen.expand(density.mean.shape))
@@ -190,10 +190,8 @@ class SequenceModel(pl.LightningModule, ABC):
 
     def _classifier(self, states: int) -> Classifier:
         if not self.scale.classes or not states:
-            what = (
-                "the data set has no labels" if states else f"{type(self).__name__} gives no states to tell them from"
-            )
-            raise ValueError(f"labels are asked for, but {what}; set labels=none.")
+            what = "the data set has no labels" if states else f"{type(self).__name__} has no states to classify"
+            raise ValueError(f"labels are to be learned, but {what}; set labels=none.")
         return Classifier(states, self.recipe.labels.width, len(self.scale.classes), self.scale.labels_of_points)
 
     # ---- public methods, in the data's units ----------------------------------------------------------
@@ -295,10 +293,10 @@ class SequenceModel(pl.LightningModule, ABC):
         """
         if batch.values.shape[-1] != self.scale.dim:
             raise ValueError(
-                f"the batch has {batch.values.shape[-1]} channels, the model {self.scale.dim}: "
+                f"the batch has {batch.values.shape[-1]} channels, but the model has {self.scale.dim}: "
                 f"{', '.join(self.scale.channels)}. Give values (batch, time, {self.scale.dim})."
             )
-        self._check_beside(batch)
+        self._check_covariates_and_error(batch)
         start = batch.window[:, :1]
         values = torch.where(batch.known, (batch.values - self._centre(batch.times, shift)) / self.data_std, 0)
         return replace(
@@ -311,17 +309,18 @@ class SequenceModel(pl.LightningModule, ABC):
             longest_gap=None if batch.longest_gap is None else batch.longest_gap / self.clock,
         )
 
-    def _check_beside(self, batch: TimeSeries) -> None:
-        known, found = self.scale.given_covariates, 0 if batch.covariates is None else batch.covariates.shape[-1]
-        if found != len(known):
+    def _check_covariates_and_error(self, batch: TimeSeries) -> None:
+        known = self.scale.given_covariates
+        count = 0 if batch.covariates is None else batch.covariates.shape[-1]
+        if count != len(known):
             raise ValueError(
-                f"the batch has {found} covariates, the model {len(known)}: {', '.join(known) or 'none'}. "
-                f"Give covariates (batch, time, {len(known)}), known at every point that is seen or asked."
+                f"the batch has {count} covariates, but the model has {len(known)}: {', '.join(known) or 'none'}. "
+                f"Give covariates (batch, time, {len(known)}), known at every point that is seen or queried."
             )
         if batch.error is not None and not (self.takes_error and self.head.takes_error):
             raise ValueError(
-                f"the batch has error bars, of which {type(self).__name__} with {type(self.head).__name__} knows "
-                "nothing; set error=None, or fit a model that does, with data.error=[...]."
+                f"the batch has error bars, which {type(self).__name__} with {type(self.head).__name__} cannot use; "
+                "set error=None, or train a model that can, with data.error=[...]."
             )
 
     def _standard_covariates(self, batch: TimeSeries) -> Tensor | None:
@@ -342,17 +341,17 @@ class SequenceModel(pl.LightningModule, ABC):
             return None
         return torch.where(batch.counts[..., None], batch.error / self.data_std, 0).to(self.dtype_of_weights)
 
-    def _label_loss(self, terms: LossTerms, batch: TimeSeries, share: Share = ALL) -> Tensor:
+    def _label_loss(self, terms: LossTerms, batch: TimeSeries, shard: Shard = ALL) -> Tensor:
         """Return the cross-entropy in nats per label; over DDP shards, its mean is that of the whole batch."""
         assert self.classifier is not None
-        part = share.part(batch)
+        part = shard.part(batch)
         all_labels, labels = batch.labels_that_count, part.labels_that_count
         if terms.states is None or all_labels is None or labels is None:
             raise ValueError("labels are to be learned, but this batch has none; set labels=none.")
         logits = self.classifier(terms.states, part.counts)
         labels = labels.expand(logits.shape[:-1])
-        each = cross_entropy(logits.movedim(-1, 1), labels, ignore_index=-1, reduction="sum")
-        return share.weight * each / (len(logits) * (all_labels >= 0).sum()).clamp(min=1)
+        total = cross_entropy(logits.movedim(-1, 1), labels, ignore_index=-1, reduction="sum")
+        return shard.weight * total / (len(logits) * (all_labels >= 0).sum()).clamp(min=1)
 
     @property
     def dtype_of_weights(self) -> torch.dtype:
@@ -385,15 +384,15 @@ class SequenceModel(pl.LightningModule, ABC):
 
     # ---- training ---------------------------------------------------------------------------------------
 
-    def _share(self, batch: TimeSeries) -> Share:
-        return Share.of(len(batch.ids), self.global_rank, self.trainer.world_size, batch.ids.device)
+    def _shard(self, batch: TimeSeries) -> Shard:
+        return Shard.of(len(batch.ids), self.global_rank, self.trainer.world_size, batch.ids.device)
 
-    def _mean(self, each: Tensor) -> Tensor:
-        """Average over the DDP processes."""
-        return each if self.trainer.world_size == 1 else self.trainer.strategy.reduce(each, reduce_op="mean")
+    def _mean(self, value: Tensor) -> Tensor:
+        """Average a value over the DDP processes."""
+        return value if self.trainer.world_size == 1 else self.trainer.strategy.reduce(value, reduce_op="mean")
 
     def losses(self) -> Tensor:
-        """Return the losses (step, HELD) of the steps not logged yet, of whole batches; a collective call in DDP."""
+        """Return the losses (step, STEP_LOSSES) of steps not logged yet, over whole batches; collective in DDP."""
         return self._mean(torch.stack(self._held))
 
     def training_step(self, batch: TimeSeries, batch_idx: int) -> Tensor:
@@ -401,20 +400,20 @@ class SequenceModel(pl.LightningModule, ABC):
 
         DDP averages the gradients, which therefore equal those of one process, whatever the number of processes.
         """
-        share = self._share(batch)
+        shard = self._shard(batch)
         batch = self.vary(batch)
-        self.noise.seed(self.seed, self.global_step, 0, device=self.device, share=share)
-        terms = (self.compiled or self.loss_terms)(share.part(batch))
+        self.noise.seed(self.seed, self.global_step, 0, device=self.device, shard=shard)
+        terms = (self.compiled or self.loss_terms)(shard.part(batch))
         count = batch.scored.sum().clamp(min=1)
         beta = self.recipe.beta(self.global_step, self._total_steps)
-        nll, kl = (share.weight * each.sum() / count for each in (terms.nll, terms.kl))
+        nll, kl = (shard.weight * each.sum() / count for each in (terms.nll, terms.kl))
         loss = nll + beta * kl
-        shown = [loss, nll, kl]
+        step_losses = [loss, nll, kl]
         if self.classifier is not None:
-            told = self._label_loss(terms, batch, share)
-            loss = loss + self.recipe.labels.weight * told
-            shown.append(told)
-        self._held.append(torch.stack(shown).detach())
+            label_loss = self._label_loss(terms, batch, shard)
+            loss = loss + self.recipe.labels.weight * label_loss
+            step_losses.append(label_loss)
+        self._held.append(torch.stack(step_losses).detach())
         return loss
 
     def vary(self, batch: TimeSeries) -> TimeSeries:
@@ -433,7 +432,7 @@ class SequenceModel(pl.LightningModule, ABC):
     def _log_held(self) -> None:
         means = self.losses().mean(0).tolist()
         self._held.clear()
-        self.latest = {f"train/{name}": mean for name, mean in zip(HELD, means, strict=False)}
+        self.latest = {f"train/{name}": mean for name, mean in zip(STEP_LOSSES, means, strict=False)}
         # Not self.log: Lightning would write the same value again at every step until the epoch ends.
         if self.logger:
             self.logger.log_metrics(self.latest, self.global_step)
@@ -451,28 +450,27 @@ class SequenceModel(pl.LightningModule, ABC):
         self._evaluation_step(batch, "test")
 
     def _evaluation_step(self, batch: TimeSeries, split: str) -> None:
-        share = self._share(batch)
+        shard = self._shard(batch)
         with self.fixed_noise(self.seed):
-            terms = self.loss_terms(share.part(batch))
+            terms = self.loss_terms(shard.part(batch))
         count = batch.scored.sum().clamp(min=1)
-        nll, kl = (self._mean(share.weight * each.sum()) / count for each in (terms.nll, terms.kl))
+        nll, kl = (self._mean(shard.weight * each.sum()) / count for each in (terms.nll, terms.kl))
         # Weighting each batch's mean by its count makes the epoch's number a mean over all scored values.
         named = {f"{split}/loss": nll + kl, f"{split}/nll": nll, f"{split}/kl": kl}
         if split == "val":  # a test's latents would be counted in the next validation
-            self._activity.add(terms.latents, share.weight)
-        several = (
-            self.trainer.world_size > 1
-        )  # the numbers are equal in all processes already; without sync_dist Lightning warns
+            self._activity.add(terms.latents, shard.weight)
+        # The numbers are equal in all processes already, but without sync_dist Lightning warns.
+        several = self.trainer.world_size > 1
         self.log_dict(named, batch_size=int(count), sync_dist=several)
         if self.classifier is not None and (labels := batch.labels_that_count) is not None:
             with torch.no_grad():
-                told = self._mean(self._label_loss(terms, batch, share))
-            self.log(f"{split}/labels", told, batch_size=max(1, int((labels >= 0).sum())), sync_dist=several)
+                label_loss = self._mean(self._label_loss(terms, batch, shard))
+            self.log(f"{split}/labels", label_loss, batch_size=max(1, int((labels >= 0).sum())), sync_dist=several)
 
     def on_validation_epoch_end(self) -> None:
-        found, self._activity = self._activity.result(self._mean), Activity()
-        if "active_units" in found and self.logger and not self.trainer.sanity_checking:
-            self.logger.log_metrics({"val/latent/active_units": found["active_units"]}, self.global_step)
+        activity, self._activity = self._activity.result(self._mean), Activity()
+        if "active_units" in activity and self.logger and not self.trainer.sanity_checking:
+            self.logger.log_metrics({"val/latent/active_units": activity["active_units"]}, self.global_step)
 
     @property
     def _total_steps(self) -> int:
@@ -484,14 +482,14 @@ class SequenceModel(pl.LightningModule, ABC):
         optimizer._step_supports_amp_scaling = False
         schedule = self.recipe.schedule(optimizer, self._total_steps)
         # Without a name the rate would be logged under the optimizer's class.
-        each = {"scheduler": schedule, "interval": "step", "name": "train/lr"}
+        scheduler = {"scheduler": schedule, "interval": "step", "name": "train/lr"}
         if isinstance(schedule, ReduceLROnPlateau):
             # Where validations are counted in steps, Lightning cannot step it: callbacks.Plateau lowers the rate.
             every = self.trainer.check_val_every_n_epoch
-            each |= {"monitor": "val/loss"} | (
+            scheduler |= {"monitor": "val/loss"} | (
                 {"interval": "epoch", "frequency": every} if every else {"frequency": sys.maxsize}
             )
-        return {"optimizer": optimizer, "lr_scheduler": each}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._held = list(checkpoint.get("losses", []))
@@ -507,8 +505,8 @@ class SequenceModel(pl.LightningModule, ABC):
         checkpoint["covariates"] = list(self.scale.covariates)
         checkpoint["periods"] = list(self.scale.periods)
         checkpoint["own_levels"] = self.scale.own_levels
-        found = self.scale.variation
-        checkpoint["variation"] = found and {f.name: getattr(found, f.name) for f in fields(found)}
+        variation = self.scale.variation
+        checkpoint["variation"] = variation and {f.name: getattr(variation, f.name) for f in fields(variation)}
         checkpoint["whole_series"] = self.scale.whole_series
         checkpoint["errors"] = self.scale.errors
         checkpoint["common_time"] = self.scale.common_time

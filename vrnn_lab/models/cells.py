@@ -11,19 +11,19 @@ from vrnn_lab.core.compile_loops import loop
 from vrnn_lab.core.series import Scale
 from vrnn_lab.core.types import Count, Natural, Positive
 from vrnn_lab.models.layers import Activation, GRUCell
-from vrnn_lab.models.networks import GAP_FEATURES, ODERNNCell, beside, gap_features
+from vrnn_lab.models.networks import GAP_FEATURES, ODERNNCell, gap_features, with_covariates
 from vrnn_lab.models.ode import ticks_in_training
 
 
 class Cell(nn.Module, ABC):
     """Compute s_i = cell(x_{i-1}, known_{i-1}, gap_i, u_i, s_{i-1}), which summarises all points before point i.
 
-    Gaps are in usual gaps of the training data (`Scale.gap`); unknown values are zero. u_i (`told`) are the
-    covariates of point i, where there are any.
+    Gaps are in usual gaps of the training data (`Scale.gap`); unknown values are zero. u_i (`covariates`) are those
+    of point i, where there are any.
     """
 
     size: int  # size of a state
-    output: int  # the first so many numbers of a state are its output
+    output: int  # how many of a state's first numbers are its output
 
     @abstractmethod
     def forward(
@@ -31,7 +31,7 @@ class Cell(nn.Module, ABC):
         values: Float[Tensor, "*rows dim"],
         known: Float[Tensor, "*rows dim"],
         gap: Float[Tensor, "*rows 1"],
-        told: Float[Tensor, "*rows covariate"] | None,
+        covariates: Float[Tensor, "*rows covariate"] | None,
         state: Float[Tensor, "*rows size"],
         longest: float | None = None,
     ) -> Float[Tensor, "*rows size"]:
@@ -47,13 +47,13 @@ class Cell(nn.Module, ABC):
         values: Float[Tensor, "batch time dim"],
         known: Float[Tensor, "batch time dim"],
         gap: Float[Tensor, "batch time 1"],
-        told: Float[Tensor, "batch time covariate"] | None = None,
+        covariates: Float[Tensor, "batch time covariate"] | None = None,
         longest: float | None = None,
     ) -> Float[Tensor, "batch time size"]:
         """Return the states s_1, s_2, ... of a whole batch of sequences."""
         state, states = self.start(values, len(values)), []
         for i, (x, flag, wait) in enumerate(zip(values.unbind(1), known.unbind(1), gap.unbind(1), strict=True)):
-            state = self(x, flag, wait, None if told is None else told[:, i], state, longest)
+            state = self(x, flag, wait, None if covariates is None else covariates[:, i], state, longest)
             states.append(state)
         return torch.stack(states, 1)
 
@@ -66,14 +66,14 @@ class GRU(Cell):
         self.size = self.output = width
         self.memory = GRUCell(2 * scale.dim + GAP_FEATURES + len(scale.covariates), width)
 
-    def _inputs(self, values: Tensor, known: Tensor, gap: Tensor, told: Tensor | None) -> Tensor:
-        return beside(torch.cat([values, known, gap_features(gap[..., 0])], -1), told)
+    def _inputs(self, values: Tensor, known: Tensor, gap: Tensor, covariates: Tensor | None) -> Tensor:
+        return with_covariates(torch.cat([values, known, gap_features(gap[..., 0])], -1), covariates)
 
-    def forward(self, values, known, gap, told, state, longest=None):
-        return self.memory(self.memory.gates(self._inputs(values, known, gap, told)), state)
+    def forward(self, values, known, gap, covariates, state, longest=None):
+        return self.memory(self.memory.gates(self._inputs(values, known, gap, covariates)), state)
 
-    def over(self, values, known, gap, told=None, longest=None):
-        return self.memory.over(self._inputs(values, known, gap, told))
+    def over(self, values, known, gap, covariates=None, longest=None):
+        return self.memory.over(self._inputs(values, known, gap, covariates))
 
 
 def rates(*shape: int) -> Float[Tensor, "..."]:
@@ -109,11 +109,12 @@ class Decay(Cell):
     def _kept(self, gap: Tensor) -> Tensor:
         return torch.exp(-gap * softplus(self.rate))
 
-    def forward(self, values, known, gap, told, state, longest=None):
-        return self._kept(gap) * self.memory(self.memory.gates(beside(torch.cat([values, known], -1), told)), state)
+    def forward(self, values, known, gap, covariates, state, longest=None):
+        gates = self.memory.gates(with_covariates(torch.cat([values, known], -1), covariates))
+        return self._kept(gap) * self.memory(gates, state)
 
-    def over(self, values, known, gap, told=None, longest=None):
-        return decayed(self.memory, beside(torch.cat([values, known], -1), told), self._kept(gap))
+    def over(self, values, known, gap, covariates=None, longest=None):
+        return decayed(self.memory, with_covariates(torch.cat([values, known], -1), covariates), self._kept(gap))
 
 
 class GRUD(Cell):
@@ -146,16 +147,17 @@ class GRUD(Cell):
     def _kept(self, since: Tensor) -> Tensor:
         return torch.exp(-torch.relu(since @ self.state_rate.T + self.state_shift))
 
-    def forward(self, values, known, gap, told, state, longest=None):
+    def forward(self, values, known, gap, covariates, state, longest=None):
         state, last, since = state.split([self.output, self.dim, self.dim], -1)
-        state = self.memory(self.memory.gates(beside(self._inputs(values, known, last, since), told)), state)
+        inputs = with_covariates(self._inputs(values, known, last, since), covariates)
+        state = self.memory(self.memory.gates(inputs), state)
         last, since = torch.where(known > 0, values, last), torch.where(known > 0, 0, since) + gap
         return torch.cat([self._kept(since) * state, last, since], -1)
 
-    def over(self, values, known, gap, told=None, longest=None):
+    def over(self, values, known, gap, covariates=None, longest=None):
         last, since = self._history(values, known, gap)
         before = lambda x: torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1)
-        inputs = beside(self._inputs(values, known, before(last), before(since)), told)
+        inputs = with_covariates(self._inputs(values, known, before(last), before(since)), covariates)
         states = decayed(self.memory, inputs, self._kept(since))
         return torch.cat([states, last, since], -1)
 
@@ -193,16 +195,16 @@ class ODE(Cell):
         self.memory = ODERNNCell(inputs, width, field_width, field_depth, activation, rate, nodes)
         self.usual_gap, self.reach = (scale.gap / scale.clock).item(), (scale.longest / scale.clock).item()
 
-    def forward(self, values, known, gap, told, state, longest=None):
+    def forward(self, values, known, gap, covariates, state, longest=None):
         rows = lambda x: x.reshape(-1, 1, x.shape[-1])
-        told = told if told is None else rows(told)
-        found = self.over(rows(values), rows(known), rows(gap), told, longest, rows(state)[:, 0])
-        return found.view(state.shape)
+        covariates = covariates if covariates is None else rows(covariates)
+        states = self.over(rows(values), rows(known), rows(gap), covariates, longest, rows(state)[:, 0])
+        return states.view(state.shape)
 
-    def over(self, values, known, gap, told=None, longest=None, start=None):
+    def over(self, values, known, gap, covariates=None, longest=None, start=None):
         start = self.start(values, len(values)) if start is None else start
         most = None
         if longest is not None:  # in training a row's gaps add up to at most a training window
             most = ticks_in_training(gap.shape[1], self.reach, self.memory.step, longest * self.usual_gap)
-        inputs = beside(torch.cat([values, known], -1), told)
+        inputs = with_covariates(torch.cat([values, known], -1), covariates)
         return self.memory(inputs, gap[..., 0] * self.usual_gap, start, most)[1]

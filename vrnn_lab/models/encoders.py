@@ -11,7 +11,7 @@ from vrnn_lab.core.series import Scale, TimeSeries, compact, pick
 from vrnn_lab.core.types import Count, Natural, Positive
 from vrnn_lab.models.layers import Activation, GRUCell, mlp
 from vrnn_lab.models.losses import Normal
-from vrnn_lab.models.networks import CLOCK_FEATURES, ODERNNCell, beside, clock_features
+from vrnn_lab.models.networks import CLOCK_FEATURES, ODERNNCell, clock_features, with_covariates
 from vrnn_lab.models.ode import ticks_in_training
 
 
@@ -37,7 +37,7 @@ def last_place(count: Int64[Tensor, "batch 1"]) -> Int64[Tensor, "batch 1"]:
 
 
 class Encoder(nn.Module, ABC):
-    """Read of each point its values, which of them are observed, the gap to the later point, its time, and its
+    """Read observed points: the values, which of them are observed, the gap to the later point, the time, and the
     covariates."""
 
     def __init__(self, scale: Scale, width: int):
@@ -75,9 +75,9 @@ class Encoder(nn.Module, ABC):
         values, seen = pick(series.values, place), pick(series.seen, place).to(series.values)
         # Gaps are differences in float64, since elapsed times may be much larger than gaps.
         gap = elapsed.diff(dim=1, prepend=elapsed[:, :1]).neg().to(values)
-        told = [torch.log1p(gap / self.usual_gap)[..., None], clock_features(elapsed.to(values))]
+        time_features = [torch.log1p(gap / self.usual_gap)[..., None], clock_features(elapsed.to(values))]
         covariates = None if series.covariates is None else pick(series.covariates, place)
-        inputs = beside(torch.cat([values * seen, seen, *told], -1), covariates)
+        inputs = with_covariates(torch.cat([values * seen, seen, *time_features], -1), covariates)
         states, last = self._read(inputs, elapsed, count, reach)
         return Reading(states, last, elapsed, count)
 
@@ -138,8 +138,8 @@ class Recognition(nn.Module):
     ):
         super().__init__()
         self.encoder, self.levels = encoder, levels * dim
-        told = CHANNEL_FEATURES * dim + 1 if levels else 0
-        self.posterior = mlp(encoder.summary + told, width, 2 * (latent + self.levels), 1, activation)
+        channel_inputs = CHANNEL_FEATURES * dim + 1 if levels else 0
+        self.posterior = mlp(encoder.summary + channel_inputs, width, 2 * (latent + self.levels), 1, activation)
         if levels:
             start = torch.zeros(levels, CHANNEL_FEATURES, dim)
             start[0, :2] = 0.5
@@ -154,10 +154,10 @@ class Recognition(nn.Module):
         if not self.levels:
             posterior = Normal.of(self.posterior(summary))
         else:
-            told = channel_summary(series, elapsed)
-            now = pick(reading.elapsed, torch.zeros_like(reading.count)).to(told)
-            posterior = Normal.of(self.posterior(torch.cat([summary, told.flatten(1), now], -1)))
-            level = (self.direct * told[:, None]).sum(2).flatten(1)
+            channels = channel_summary(series, elapsed)
+            now = pick(reading.elapsed, torch.zeros_like(reading.count)).to(channels)
+            posterior = Normal.of(self.posterior(torch.cat([summary, channels.flatten(1), now], -1)))
+            level = (self.direct * channels[:, None]).sum(2).flatten(1)
             mean = torch.cat([posterior.mean[:, : -self.levels], posterior.mean[:, -self.levels :] + level], -1)
             posterior = Normal(mean, posterior.log_std)
         return posterior.where(reading.count > 0, Normal.standard(posterior.mean))

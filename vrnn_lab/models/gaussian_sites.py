@@ -12,7 +12,7 @@ from vrnn_lab.core.densities import Density
 from vrnn_lab.core.series import Scale, TimeSeries
 from vrnn_lab.models.heads import Head, last_bias
 from vrnn_lab.models.layers import mlp
-from vrnn_lab.models.networks import beside
+from vrnn_lab.models.networks import with_covariates
 
 FEATURES = 5  # the recognition network's inputs per point and channel
 WIDEST = 3.0  # log of the largest factor by which the network changes a site's std
@@ -42,8 +42,8 @@ class Site:
         return self._sum((self.value - mean).square() + variance, mask)
 
     def _sum(self, squares: Tensor, mask: Tensor) -> Tensor:
-        each = -0.5 * (squares / self.variance + self.variance.log() + log(2 * pi))
-        return torch.where(mask, each, 0).sum((-1, -2))
+        log_probs = -0.5 * (squares / self.variance + self.variance.log() + log(2 * pi))
+        return torch.where(mask, log_probs, 0).sum((-1, -2))
 
 
 class Sites(nn.Module):
@@ -83,7 +83,7 @@ class Sites(nn.Module):
         inputs = [seen * start.value, seen, rest, mean, torch.log1p(variance / start.variance)]
         if self.errors:
             inputs.append(torch.zeros_like(std) if series.error is None else seen * series.error.double())
-        raw = self.network(beside(torch.cat(inputs, -1).to(series.values), series.covariates)).double()
+        raw = self.network(with_covariates(torch.cat(inputs, -1).to(series.values), series.covariates)).double()
         moved, widened = raw.chunk(2, -1)
         factor = torch.exp(2 * WIDEST * torch.tanh(widened / WIDEST))
         return Site(start.value + std * moved, start.variance * factor)

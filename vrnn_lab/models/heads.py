@@ -88,13 +88,13 @@ class OneScaleHead(Head):
         self.speed = speed if fixed is None else 1.0
         if fixed is not None and noise == "point":
             raise ValueError(
-                "head.fixed gives one std for all points, head.noise=point one for each; "
+                "head.fixed sets one std for all points, but head.noise=point predicts one for each point; "
                 "set head.noise=channel, or head.fixed=null."
             )
         if start is not None and (noise == "point" or fixed is not None):
             raise ValueError(
-                "head.start is where a learned std of a channel, or of all, begins; set head.noise=channel and "
-                "head.fixed=null, or head.start=null."
+                "head.start is the initial value of a std that is learned per channel or for all channels; set "
+                "head.noise=channel and head.fixed=null, or head.start=null."
             )
         self.noise, self.draws = noise, scale.dim
         self.width = 2 * scale.dim if noise == "point" else scale.dim
@@ -156,7 +156,8 @@ class MixtureHead(Head):
         super().__init__()
         if covariance == "full" and scale.dim != 2:
             raise ValueError(
-                f"head.covariance=full is for two channels, the data has {scale.dim}; set head.covariance=diagonal."
+                f"head.covariance=full needs two channels, but the data have {scale.dim}; set "
+                "head.covariance=diagonal."
             )
         self.components, self.dim, self.full = components, scale.dim, covariance == "full"
         self.width = components * (1 + 2 * scale.dim + self.full)
@@ -167,20 +168,21 @@ class MixtureHead(Head):
         self.first_std = first_std(scale, 1.0)  # read by `begin` only
 
     def begin(self, network):
-        each = last_bias(network).view(self.components, -1)
-        each[:, 1 : 1 + self.dim] += spread_of(self.components) * (self.first_std - 1)
-        each[:, 1 + self.dim : 1 + 2 * self.dim] += self.first_std.log()
+        biases = last_bias(network).view(self.components, -1)
+        biases[:, 1 : 1 + self.dim] += spread_of(self.components) * (self.first_std - 1)
+        biases[:, 1 + self.dim : 1 + 2 * self.dim] += self.first_std.log()
         return network
 
     def located(self, place):
-        each = nn.functional.pad(place, (1, self.dim + self.full))  # after the weight, before stds and correlation
-        return each.repeat(*[1] * (place.ndim - 1), self.components)
+        # The location comes after the weight, and before the stds and the correlation.
+        component = nn.functional.pad(place, (1, self.dim + self.full))
+        return component.repeat(*[1] * (place.ndim - 1), self.components)
 
     def forward(self, raw):
-        each = raw.unflatten(-1, (self.components, -1))
-        means, log_std = each[..., 1 : 1 + 2 * self.dim].chunk(2, -1)
-        rho = 0.999 * torch.tanh(each[..., -1]) if self.full else torch.zeros_like(each[..., 0])
-        return Mixture(each[..., 0].log_softmax(-1), means + self.start, floored(log_std), rho)
+        components = raw.unflatten(-1, (self.components, -1))
+        means, log_std = components[..., 1 : 1 + 2 * self.dim].chunk(2, -1)
+        rho = 0.999 * torch.tanh(components[..., -1]) if self.full else torch.zeros_like(components[..., 0])
+        return Mixture(components[..., 0].log_softmax(-1), means + self.start, floored(log_std), rho)
 
 
 def spread_of(components: int) -> Float[Tensor, "components 1"]:

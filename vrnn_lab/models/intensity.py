@@ -71,7 +71,9 @@ class Rate:
 
     def until(self, times: Float64[Tensor, "batch time"]) -> Float[Tensor, "samples batch time"]:
         """Return the expected number of events from the window's start to each time within it."""
-        whole = self.between(self.edges[:, :-1], self.edges[:, 1:]).cumsum(2)
+        cumulative = self.between(self.edges[:, :-1], self.edges[:, 1:]).cumsum(2)
         place = (torch.searchsorted(self.edges, times, right=True) - 1).clamp(0, self.edges.shape[1] - 2)
-        before = torch.cat([torch.zeros_like(whole[:, :, :1]), whole], 2).gather(2, place.expand(len(whole), -1, -1))
+        before = torch.cat([torch.zeros_like(cumulative[:, :, :1]), cumulative], 2).gather(
+            2, place.expand(len(cumulative), -1, -1)
+        )
         return before + self.between(self.edges.gather(1, place), times)

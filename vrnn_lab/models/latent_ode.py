@@ -65,11 +65,11 @@ class LatentODE(PathModel):
         level: PathLevel = "none",
         encoder=GRUEncoder,
     ):
-        each = scale.dim if levels else 0
-        super().__init__(scale, recipe, head(scale), latent + each, point_process, level)
+        level_dim = scale.dim if levels else 0
+        super().__init__(scale, recipe, head(scale), latent + level_dim, point_process, level)
         if origin == "auto":
             origin = "middle" if scale.common_time and not point_process else "row"
-        self.moving, self.latent, self.origin = latent, latent + levels * each, origin
+        self.moving, self.latent, self.origin = latent, latent + levels * level_dim, origin
         self.levels = Levels(scale.dim, levels) if levels else None
         self.field = VectorField(latent, width, depth, activation, rate)
         self.recognition = Recognition(
@@ -77,7 +77,7 @@ class LatentODE(PathModel):
         )
         self.decoder = self.intensity = None
         if self.head.width:
-            inputs = latent + each + len(scale.covariates)
+            inputs = latent + level_dim + len(scale.covariates)
             self.decoder = self.head.begin(mlp(inputs, decoder_width, self.head.width, decoder_depth, activation))
         if point_process:
             self.intensity = Intensity(latent, decoder_width, activation, self.usual_gap)
@@ -88,7 +88,7 @@ class LatentODE(PathModel):
         longest, reach = (scale.longest / scale.clock).item(), (scale.reach / scale.clock).item()
         self.zero = reach / 2 if origin == "middle" else 0.0  # the time of z_0 on the data's common time axis
         self.reach = longest if origin == "row" else reach - self.zero
-        self.walk = self.reach + (
+        self.encoder_reach = self.reach + (
             longest if origin == "middle" else 0.0
         )  # the encoder's largest distance, from the last point to z_0
         self.nodes, self.panels = steps_in_training(nodes, self.reach), steps_in_training(nodes, longest)
@@ -108,9 +108,9 @@ class LatentODE(PathModel):
         return elapsed.clamp(-self.reach if self.origin == "middle" else 0, self.reach)
 
     def _encode(self, series):
-        return self.recognition(series, self._elapsed(series), self.walk if series.in_training else None)
+        return self.recognition(series, self._elapsed(series), self.encoder_reach if series.in_training else None)
 
-    def _watched(self, series: TimeSeries) -> Tensor:
+    def _relative_window(self, series: TimeSeries) -> Tensor:
         """Return the window relative to z_0, (batch, 2), in typical windows."""
         return series.window - (series.window[:, :1] if self.origin == "row" else self.zero)
 
@@ -120,7 +120,7 @@ class LatentODE(PathModel):
         else:
             times = self._moving(series)
             if self.point_process:
-                times = torch.cat([times, self._watched(series)], 1)
+                times = torch.cat([times, self._relative_window(series)], 1)
             after, before = steps_to_cover(times, self.step, self.nodes)
         if self.origin == "middle":  # equal numbers of steps in both directions are solved as one batch
             after = before = max(after, before)
@@ -131,11 +131,11 @@ class LatentODE(PathModel):
         panels = self.panels
         if not series.in_training:
             panels, _ = steps_to_cover(series.window.diff(dim=1), self.step, self.nodes)
-        return Rate.over(self.intensity, path, self._watched(series), panels + 1)
+        return Rate.over(self.intensity, path, self._relative_window(series), panels + 1)
 
     def backward(self, loss, *args, **options) -> None:
         """Compute the gradients of a loss; ValueError where the adjoint method cannot solve the ODE backwards."""
-        with self.solver.ending():
+        with self.solver.solver_errors():
             super().backward(loss, *args, **options)
 
     def _states(self, series, z):
@@ -199,9 +199,9 @@ class LatentODE(PathModel):
         """
         series, _ = compact(self.standardise(batch), batch.counts)
         rate, there = self._prior_rate(series, samples), series.counts
-        end = self._watched(series)[:, 1:]
+        end = self._relative_window(series)[:, 1:]
         times = torch.where(there, self._elapsed(series), end)
-        reached = rate.until(torch.cat([self._watched(series)[:, :1], times, end], 1)).double()
+        reached = rate.until(torch.cat([self._relative_window(series)[:, :1], times, end], 1)).double()
         log_rate = torch.where(there, rate.log_at(times), 0).double().cumsum(2)
         weights = torch.cat([torch.zeros_like(log_rate[..., :1]), log_rate], 2) - reached[..., :-1]
         waits = weights.logsumexp(0) - (weights - reached.diff(dim=2)).logsumexp(0)
@@ -217,7 +217,9 @@ class LatentODE(PathModel):
         where the model is no point process.
         """
         if not self.point_process:
-            raise ValueError("the model has no rate of events; train one with model.point_process=true.")
+            raise ValueError(
+                "the model is not a point process and has no rate of events; train one with model.point_process=true."
+            )
         empty = torch.zeros(samples, 1, self.scale.dim, dtype=torch.bool, device=window.device)
         windows = window.expand(samples, 2)
         series = self.standardise(
@@ -230,14 +232,14 @@ class LatentODE(PathModel):
             while low.any():
                 bound = torch.where(low, 2 * bound, bound)
                 times, kept, low = self._thin(series, rate, bound)
-        start = self._watched(series)[:, :1]
+        start = self._relative_window(series)[:, :1]
         return [window[0] + self.data_clock * (t[k] - s) for t, k, s in zip(times, kept, start, strict=True)]
 
     def _thin(
         self, series: TimeSeries, rate: Rate, bound: Float64[Tensor, " batch"]
     ) -> tuple[Float64[Tensor, "batch candidate"], Bool[Tensor, "batch candidate"], Bool[Tensor, " batch"]]:
         """Return candidate times, which of them are kept, and which paths have a rate above their bound."""
-        start, end = self._watched(series).split(1, 1)
+        start, end = self._relative_window(series).split(1, 1)
         mean = (bound * (end - start)[:, 0]).max().item()
         most = int(mean + 10 * sqrt(mean) + 20)
         draw = lambda stream: torch.special.ndtr(self.noise.of_series(stream, series, 1, most, bound)[0])

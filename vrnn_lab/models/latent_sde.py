@@ -17,7 +17,7 @@ from vrnn_lab.models.encoders import GRUEncoder, Reading
 from vrnn_lab.models.layers import Activation, VectorField, mlp
 from vrnn_lab.models.lines import Line, Lines, PathLevel
 from vrnn_lab.models.losses import Latents, LossTerms, Normal
-from vrnn_lab.models.networks import beside
+from vrnn_lab.models.networks import with_covariates
 from vrnn_lab.models.ode import linear_read, steps_in_training, steps_to_cover
 from vrnn_lab.models.recipe import Recipe
 
@@ -74,8 +74,8 @@ class PosteriorDrift(nn.Module):
         self, context: Float[Tensor, "batch steps context"], gap: Float[Tensor, "batch steps"], near: Tensor
     ) -> list[Float[Tensor, "steps 1 batch _"]]:
         """Return (a, b, d, log spread) per step; the next observed point is `gap` usual gaps or `near` steps away."""
-        told = torch.stack([torch.log1p(gap), torch.exp(-gap), torch.log1p(near), torch.exp(-near)], -1)
-        parts = self.told(torch.cat([context, told], -1)).transpose(0, 1)[:, None].split(self.sizes, -1)
+        time_features = torch.stack([torch.log1p(gap), torch.exp(-gap), torch.log1p(near), torch.exp(-near)], -1)
+        parts = self.told(torch.cat([context, time_features], -1)).transpose(0, 1)[:, None].split(self.sizes, -1)
         spread = -nn.functional.softplus(parts[3] - 2) if len(parts) > 3 else torch.zeros_like(parts[0])
         return [*parts[:3], spread]
 
@@ -147,10 +147,12 @@ class LatentSDE(SequenceModel):
         posterior = Normal.of(self.start(reading.summary()))
         posterior = posterior.where(reading.count > 0, Normal.standard(posterior.mean))
         start = posterior.draw(self.noise.of_series("latent", series, samples, self.latent, posterior.mean))
-        return posterior, start, self._walk(series, reading, start)
+        return posterior, start, self._simulate(series, reading, start)
 
     @loop
-    def _walk(self, series: TimeSeries, reading: Reading, start: Float[Tensor, "samples batch latent"]) -> SDEPath:
+    def _simulate(
+        self, series: TimeSeries, reading: Reading, start: Float[Tensor, "samples batch latent"]
+    ) -> SDEPath:
         count = self.nodes
         if not series.in_training:
             count, _ = steps_to_cover(series.times.clamp(min=0), self.step, self.nodes)
@@ -192,7 +194,7 @@ class LatentSDE(SequenceModel):
 
     def _decode(self, series: TimeSeries, states: Tensor, line: Line | None) -> Density:
         """Return the density of every point, without error bars."""
-        density = self.head(self.decoder(beside(states, series.covariates)))
+        density = self.head(self.decoder(with_covariates(states, series.covariates)))
         return density if line is None else line.add(density)
 
     def _log_likelihood(
@@ -224,4 +226,4 @@ class LatentSDE(SequenceModel):
     def _predict(self, series, samples):
         line = self._line(series, samples)
         states = self._points(series, self._chain(series, samples, line)[2])
-        return self._answer(self._decode(series, states, line), series, samples)
+        return self._prediction_from(self._decode(series, states, line), series, samples)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vrnn_lab.core.compile_loops import loop
 from vrnn_lab.models.fused.gru import GatedSequence
-from vrnn_lab.models.fused.tape import QuickTanh, Weights, by_hand
+from vrnn_lab.models.fused.tape import QuickTanh, Weights, fused_enabled
 
 LARGE = 20_000  # numbers from which tanh via sigmoid is faster
 Activation = Literal["tanh", "relu", "elu", "silu", "softplus"]
@@ -19,7 +19,7 @@ class Tanh(nn.Module):
     """Compute tanh; for large float32 tensors on a CPU as 2 sigmoid(2 x) - 1, within 2e-7, in a third of the time."""
 
     def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        if x.numel() < LARGE or x.device.type != "cpu" or x.dtype != torch.float32 or not by_hand():
+        if x.numel() < LARGE or x.device.type != "cpu" or x.dtype != torch.float32 or not fused_enabled():
             return torch.tanh(x)
         return QuickTanh.apply(x)
 
@@ -96,11 +96,11 @@ class GRUCell(nn.Module):
     @loop
     def over(self, inputs: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time state"]:
         """Return the states after each of a sequence of inputs, starting from the zero state."""
-        if inputs.device.type == "cpu" and by_hand():  # on a GPU torch.gru is a single kernel
+        if inputs.device.type == "cpu" and fused_enabled():  # on a GPU torch.gru is a single kernel
             gates = self.gates(inputs.transpose(0, 1))
             start = gates.new_zeros(len(inputs), self.size)
-            told = (torch.is_grad_enabled(), gates, start, self.recur.weight, self.recur.bias)
-            return GatedSequence.apply(*told).transpose(0, 1)
+            arguments = (torch.is_grad_enabled(), gates, start, self.recur.weight, self.recur.bias)
+            return GatedSequence.apply(*arguments).transpose(0, 1)
         start = inputs.new_zeros(1, len(inputs), self.size)
         weights = [self.gates.weight, self.recur.weight, self.gates.bias, self.recur.bias]
         return torch.gru(inputs, start, weights, True, 1, 0.0, False, False, True)[0]

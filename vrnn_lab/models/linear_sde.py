@@ -21,7 +21,7 @@ from vrnn_lab.models.linear_signal import LinearSignal
 from vrnn_lab.models.linear_state import Coupled, Independent, Parts, lower_root
 from vrnn_lab.models.lines import PathLevel
 from vrnn_lab.models.losses import LossTerms
-from vrnn_lab.models.networks import beside
+from vrnn_lab.models.networks import with_covariates
 from vrnn_lab.models.prior_paths import PriorPaths, chained
 from vrnn_lab.models.recipe import Recipe
 
@@ -82,9 +82,11 @@ class LinearSDE(LinearSignal):
         states = scale.dim * parts.states
         super().__init__(scale, recipe, head(scale), states=states)
         if not parts.states:
-            raise ValueError("the state has no part; set model.ou, model.matern or model.oscillators to 1 or more.")
-        each = Independent(parts, scale.dim, oscillators, self.usual_gap, self._turning(known, harmonics))
-        self.dynamics = Coupled(each) if coupling == "full" else each
+            raise ValueError(
+                "the state has no component; set model.ou, model.matern or model.oscillators to 1 or more."
+            )
+        independent = Independent(parts, scale.dim, oscillators, self.usual_gap, self._turning(known, harmonics))
+        self.dynamics = Coupled(independent) if coupling == "full" else independent
         self.joint = scale.dim > 1 and (coupling == "full" or (scale.dim <= MANY if shared == "auto" else shared))
         self.readout = Readout(scale, parts, level, mean, self.joint, coupling == "full")
         exact = isinstance(self.head, GaussianHead) and self.head.width == scale.dim and not decoder_depth
@@ -110,7 +112,9 @@ class LinearSDE(LinearSignal):
         """Return p(x | signal), without error bars."""
         signal = signal.to(series.values)
         raw = self.head.located(signal)
-        return self.head(raw if self.decoder is None else raw + self.decoder(beside(signal, series.covariates)))
+        return self.head(
+            raw if self.decoder is None else raw + self.decoder(with_covariates(signal, series.covariates))
+        )
 
     # ---- methods of the contract (`models.base`) -----------------------------------------------------------------
 
@@ -119,8 +123,8 @@ class LinearSDE(LinearSignal):
         many = replace(series.map(lambda x: x.repeat(len(masks), *[1] * (x.ndim - 1))), covariates=None)
         rest = (series.values.double() - self.readout.mean(series)).repeat(len(masks), 1, 1)[..., None]
         values, mask = self._split(rest)[..., 0], self._split(torch.cat(masks)[..., None])[..., 0]
-        each = log_likelihood(self._space(many, self._observed(many).variance), values, mask)
-        return each.view(len(masks), len(series.ids), -1).sum(-1).to(series.values)
+        log_probs = log_likelihood(self._space(many, self._observed(many).variance), values, mask)
+        return log_probs.view(len(masks), len(series.ids), -1).sum(-1).to(series.values)
 
     def _loss_terms(self, series, samples):
         if self.sites is not None:
@@ -139,11 +143,11 @@ class LinearSDE(LinearSignal):
         The bound is a sum over points, so marginal draws suffice, and they have less variance than joint draws.
         """
         site = self._observed(series)
-        found = self._smoothed(series, site)
+        smoothed = self._smoothed(series, site)
         noise = self.noise.at_points("signal", series, samples, self.scale.dim, site.value)
-        drawn = self._join(found.means + lower_root(found.covariance) @ self._split(noise.movedim(0, -1)))
+        drawn = self._join(smoothed.means + lower_root(smoothed.covariance) @ self._split(noise.movedim(0, -1)))
         log_prob = self._log_likelihood(series, drawn.movedim(-1, 0) + self.readout.mean(series))
-        kl = site.expected(*self._marginals(series, found), series.seen) - found.log_z
+        kl = site.expected(*self._marginals(series, smoothed), series.seen) - smoothed.log_z
         return LossTerms(-log_prob.mean(0), kl.to(log_prob), states=self._label_states(series))
 
     def _log_likelihood(self, series: TimeSeries, signal: Tensor) -> Float[Tensor, "samples batch"]:
@@ -156,11 +160,11 @@ class LinearSDE(LinearSignal):
             return self._log_prob(series, series.known)[0].expand(samples, -1)
         site = self._observed(series)
         moving = chained(self.dynamics, self.noise, series, samples)
-        drawn, shown = self._prior(series, self._space(series, site.variance), site, moving)
-        found = self._smoothed(series, site, shown)
-        means = self._join(found.means).movedim(-1, 0)
+        drawn, noisy = self._prior(series, self._space(series, site.variance), site, moving)
+        smoothed = self._smoothed(series, site, noisy)
+        means = self._join(smoothed.means).movedim(-1, 0)
         signal = drawn + means[:1] - means[1:] + self.readout.mean(series)
-        ratio = found.log_z - site.log_prob(signal, series.seen)
+        ratio = smoothed.log_z - site.log_prob(signal, series.seen)
         return self._log_likelihood(series, signal) + ratio.to(series.values)
 
     @torch.no_grad()
@@ -180,16 +184,16 @@ class LinearSDE(LinearSignal):
         site, mean = self._observed(series), self.readout.mean(series)
         space = self._space(series, site.variance)
         with self.noise.repeatable(series.times.device):
-            drawn, shown = self._prior(
+            drawn, noisy = self._prior(
                 series, space, site, PriorPaths(self.dynamics, self.noise, series, samples).draw()
             )
             noise = self.noise.at_points("value", series, samples, self.scale.dim, drawn)
-        columns = torch.cat([(site.value - mean)[..., None], shown.movedim(0, -1)], -1)
+        columns = torch.cat([(site.value - mean)[..., None], noisy.movedim(0, -1)], -1)
         signal, variance = self._signal(series, space, columns)
         first, others = signal[..., :1], signal[..., 1:]
         paths = drawn + (first - others).movedim(-1, 0) + mean
         if self.sites is not None:
-            return self._answer(self._decode(series, paths), series, samples)
+            return self._prediction_from(self._decode(series, paths), series, samples)
         paths = paths + site.variance.sqrt() * noise
         std = (variance + site.variance).sqrt()
         density = Gaussian((first[..., 0] + mean).expand_as(paths), std.expand_as(paths))

@@ -64,23 +64,23 @@ class LinearSignal(SequenceModel):
     def _join(self, x: Float64[Tensor, "rows time channels column"]) -> Float64[Tensor, "batch time dim column"]:
         return x if self.joint else x[:, :, 0].unflatten(0, (-1, self.scale.dim)).transpose(1, 2)
 
-    def _smoothed(self, series: TimeSeries, site: Site, shown: Tensor | None = None) -> Smoothed:
+    def _smoothed(self, series: TimeSeries, site: Site, others: Tensor | None = None) -> Smoothed:
         """Return the distribution of the signal given the observed sites.
 
-        shown: (samples, batch, time, dim), further values less the mean function, each sample smoothed like the
+        others: (samples, batch, time, dim), further values less the mean function, each sample smoothed like the
         sites.
         """
         space, seen = self._space(series, site.variance), self._split(series.seen[..., None])[..., 0]
         columns = (site.value - self.readout.mean(series))[..., None]
-        columns = columns if shown is None else torch.cat([columns, shown.movedim(0, -1)], -1)
+        columns = columns if others is None else torch.cat([columns, others.movedim(0, -1)], -1)
         states, covariance, log_p = joint_posterior(space, self._split(columns), seen)
         means = space.observe.expand(*states.shape[:2], -1, -1) @ states
         return Smoothed(means, covariance, log_p.view(len(series.ids), -1).sum(-1))
 
-    def _marginals(self, series: TimeSeries, found: Smoothed) -> tuple[Tensor, Tensor]:
+    def _marginals(self, series: TimeSeries, smoothed: Smoothed) -> tuple[Tensor, Tensor]:
         """Return the mean and variance of each point's channels, (batch, time, dim) each."""
-        variance = found.covariance.diagonal(dim1=-2, dim2=-1).clamp(min=0)
-        mean = self._join(found.means[..., :1])[..., 0] + self.readout.mean(series)
+        variance = smoothed.covariance.diagonal(dim1=-2, dim2=-1).clamp(min=0)
+        mean = self._join(smoothed.means[..., :1])[..., 0] + self.readout.mean(series)
         return mean, self._join(variance[..., None])[..., 0]
 
     def _signal(
@@ -99,8 +99,8 @@ class LinearSignal(SequenceModel):
         moving: Float64[Tensor, "samples batch time groups part"],
     ) -> tuple[Float64[Tensor, "samples batch time dim"], Float64[Tensor, "samples batch time dim"]]:
         """Return draws of the signal less its mean, and noisy observations of them, from draws of the parts."""
-        asked = replace(series, scored=torch.zeros_like(series.seen))
-        seen = self.noise.at_points("seen", asked, len(moving), self.scale.dim, moving)
+        queries = replace(series, scored=torch.zeros_like(series.seen))
+        seen = self.noise.at_points("seen", queries, len(moving), self.scale.dim, moving)
         signal = self._join(space.observe @ self._prior_states(series, moving, space.observe.shape[-1]))
         signal = signal.movedim(-1, 0)
         return signal, signal + site.variance.sqrt() * seen

@@ -50,13 +50,15 @@ class Lines(nn.Module):
     def __init__(self, scale: Scale, kind: Literal["constant", "linear"]):
         super().__init__()
         one = torch.ones(scale.dim)
-        found = scale.variation
-        level, slope, rest = (one, one, one) if found is None else (found.level, found.slope, found.residual)
+        variation = scale.variation
+        level, slope, rest = (
+            (one, one, one) if variation is None else (variation.level, variation.slope, variation.residual)
+        )
         start = lambda numbers, least: nn.Parameter(numbers.float().clamp(least, 3.0).log())
         self.log_level, self.log_rest = start(level, 0.1), start(rest, 0.05)
         self.log_slope = self.mean_slope = None
         if kind == "linear":
-            mean = 0 * one if found is None else found.mean_slope.float().clamp(-3, 3)
+            mean = 0 * one if variation is None else variation.mean_slope.float().clamp(-3, 3)
             self.log_slope, self.mean_slope = start(slope, 0.1), nn.Parameter(mean)
 
     @classmethod
@@ -69,8 +71,8 @@ class Lines(nn.Module):
         if scale.support != "real":
             if level in ("constant", "linear"):
                 raise ValueError(
-                    f"model.level={level} adds a line to real values, and the data set's are {scale.support}; set "
-                    "model.level=none."
+                    f"model.level={level} adds a line to real values, but the values of the data set are "
+                    f"{scale.support}; set model.level=none."
                 )
             return None
         return None if kind == "none" else cls(scale, kind)

@@ -113,7 +113,7 @@ class Activity:
         sums = (mean(torch.stack(x).sum(0)) for x in zip(*self.batches, strict=True))
         count, total, squares, kl, series = sums
         variance = squares / count.clamp(min=1) - (total / count.clamp(min=1)).square()
-        each = {f"kl_{i}": x for i, x in enumerate((kl / series.clamp(min=1)).tolist())}
+        kl_of_each = {f"kl_{i}": x for i, x in enumerate((kl / series.clamp(min=1)).tolist())}
         if count < FEW:  # too few for a variance
-            return each
-        return {"active_units": float((variance > ACTIVE).sum()), **each}
+            return kl_of_each
+        return {"active_units": float((variance > ACTIVE).sum()), **kl_of_each}

@@ -7,7 +7,7 @@ from torch.nn.functional import softplus
 
 from vrnn_lab.core.series import pick
 from vrnn_lab.models.layers import Activation, GRUCell, VectorField, mlp
-from vrnn_lab.models.ode import through
+from vrnn_lab.models.ode import integrate_with_jumps
 
 GAP_FEATURES = 2
 
@@ -18,7 +18,7 @@ def gap_features(gap: Float[Tensor, "..."]) -> Float[Tensor, "... 2"]:
     return torch.stack([torch.log1p(gap), torch.exp(-gap)], -1)
 
 
-def beside(inputs: Float[Tensor, "*rows inputs"], covariates: Tensor | None) -> Float[Tensor, "*rows more"]:
+def with_covariates(inputs: Float[Tensor, "*rows inputs"], covariates: Tensor | None) -> Float[Tensor, "*rows more"]:
     """Concatenate inputs with the covariates of their points; return the inputs alone where there are no
     covariates."""
     if covariates is None:
@@ -85,7 +85,7 @@ class ODERNNCell(nn.Module):
     ) -> tuple[Float[Tensor, "batch place state"], Float[Tensor, "batch place state"]]:
         """Return (j, s); `most` bounds the solver's steps where a bound is known without synchronising with the
         device."""
-        return through(self.field, self.memory, self.memory.gates(inputs), gap, start, self.step, most)
+        return integrate_with_jumps(self.field, self.memory, self.memory.gates(inputs), gap, start, self.step, most)
 
 
 class Classifier(nn.Module):

@@ -13,7 +13,7 @@ from vrnn_lab.models.base import Prediction, SequenceModel
 from vrnn_lab.models.heads import OneScaleHead, floored
 from vrnn_lab.models.layers import Activation, mlp
 from vrnn_lab.models.losses import LossTerms
-from vrnn_lab.models.ode import through, ticks_in_training
+from vrnn_lab.models.ode import integrate_with_jumps, ticks_in_training
 from vrnn_lab.models.recipe import Recipe
 
 
@@ -56,8 +56,9 @@ class NeuralODE(SequenceModel):
         super().__init__(scale, recipe, head(scale), states=scale.dim)
         if not isinstance(self.head, OneScaleHead) or self.head.width != scale.dim:
             raise ValueError(
-                "the state of a neural ODE is the data themselves, one location a channel, and this head wants more; "
-                "choose model/head=gaussian or laplace with model.head.noise=channel or global, or model=latent_ode."
+                "the state of a neural ODE is the predicted value, one number per channel, but this head needs more "
+                "numbers; choose model/head=gaussian or laplace with model.head.noise=channel or global, or "
+                "model=latent_ode."
             )
         self.layers, self.power = mlp(scale.dim, width, scale.dim, depth, activation), power
         for name, parameter in self.layers.named_parameters():
@@ -88,7 +89,7 @@ class NeuralODE(SequenceModel):
         instead = series.known & (place == anchor)[..., None]
         return anchor, torch.where(any_seen[..., None], series.seen, instead)
 
-    def _carry(self, series: TimeSeries, values: Tensor, anchor: Tensor, taken: Tensor) -> Tensor:
+    def _carry(self, series: TimeSeries, values: Tensor, anchor: Tensor, resets: Tensor) -> Tensor:
         """Return y at every point of compacted rows, before the point's own values reset it, (batch, time, dim).
 
         It runs in both directions from the anchor at once, as rows of one batch; gaps are zero until the anchor is
@@ -98,19 +99,21 @@ class NeuralODE(SequenceModel):
         place = torch.arange(times.shape[1], device=times.device)
         ahead = torch.diff(times, dim=1, append=times[:, -1:])
         ahead = torch.where((place >= anchor) & series.counts.roll(-1, 1), ahead, 0)
-        told, gap = torch.cat([values, taken.to(values)], -1), ahead
+        inputs, gap = torch.cat([values, resets.to(values)], -1), ahead
         both = not (series.in_training and series.opens_seen)
         if both:
             back = torch.diff(times, dim=1, prepend=times[:, :1]).neg()
             back = torch.where(place <= anchor, back, 0).flip(1)
-            only = torch.cat([values, (taken & (place == anchor)[..., None]).to(values)], -1).flip(1)
-            told, gap = torch.cat([told, only]), torch.cat([ahead, back])
-        start = self.first.expand(len(told), -1)
-        jump = lambda told, state: torch.where(told[..., self.scale.dim :] > 0, told[..., : self.scale.dim], state)
+            only = torch.cat([values, (resets & (place == anchor)[..., None]).to(values)], -1).flip(1)
+            inputs, gap = torch.cat([inputs, only]), torch.cat([ahead, back])
+        start = self.first.expand(len(inputs), -1)
+        jump = lambda inputs, state: torch.where(
+            inputs[..., self.scale.dim :] > 0, inputs[..., : self.scale.dim], state
+        )
         most = None
         if series.in_training:
             most = ticks_in_training(times.shape[1], self.reach, self.step, series.longest_gap)
-        _, arrived = through(self._field, jump, told, gap, start, self.step, most)
+        _, arrived = integrate_with_jumps(self._field, jump, inputs, gap, start, self.step, most)
         carried = torch.cat([start[:, None], arrived[:, :-1]], 1)
         if not both:
             return carried
@@ -126,8 +129,8 @@ class NeuralODE(SequenceModel):
     def _terms(self, series: TimeSeries) -> tuple[Tensor, Tensor]:
         """Return log p of each series' scored values, in nats, and y at each of its points."""
         series, index = compact(series, series.counts)
-        anchor, taken = self._anchor(series)
-        carried = self._carry(series, series.values, anchor, taken)
+        anchor, resets = self._anchor(series)
+        carried = self._carry(series, series.values, anchor, resets)
         density = self._density(carried, anchor).with_measurement_error(series.error)
         log_prob = density.log_prob(series.values, series.scored).sum(1)
         return log_prob, put_back(carried, index)
@@ -141,7 +144,7 @@ class NeuralODE(SequenceModel):
 
     def _predict(self, series, samples):
         series, index = compact(series, series.counts)
-        anchor, taken = self._anchor(series)
+        anchor, resets = self._anchor(series)
         noise = self.noise.at_points("value", series, samples, self.head.draws, series.values)
         first = (
             self._density(self.first.expand_as(series.values), anchor)
@@ -153,7 +156,7 @@ class NeuralODE(SequenceModel):
             values = values[:1]  # every row has an observed start, equal in all samples: one solve serves them all
         rows = lambda x: x.repeat(len(values), *[1] * (x.ndim - 1))
         many = replace(series.map(rows), values=values.flatten(0, 1))
-        carried = self._carry(many, many.values, rows(anchor), rows(taken)).unflatten(0, values.shape[:2])
+        carried = self._carry(many, many.values, rows(anchor), rows(resets)).unflatten(0, values.shape[:2])
         density = self._density(carried.expand(samples, -1, -1, -1), anchor).with_measurement_error(series.error)
         unmove = lambda x: put_back(x, index, 2)
         return Prediction(unmove(density.draw(noise)), density.map(unmove))

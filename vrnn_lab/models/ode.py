@@ -6,8 +6,8 @@ the one before them, whose error is O(step^6); so the nodes may lie as far apart
 cost is that of the nodes, however many distinct times the batch queries. The position of the nodes, and which of them
 are read, does not depend on other queries, so adding (or moving) queries changes no other prediction.
 
-Where a state jumps at each row's own points and follows the ODE in between (`through`), every row takes its own
-steps: step lengths are a function of its own gaps alone, and a batch takes as many steps as its longest row.
+Where a state jumps at each row's own points and follows the ODE in between (`integrate_with_jumps`), every row takes
+its own steps: step lengths are a function of its own gaps alone, and a batch takes as many steps as its longest row.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,8 +23,8 @@ from torchdiffeq import odeint, odeint_adjoint
 
 from vrnn_lab.core.compile_loops import loop
 from vrnn_lab.core.series import pick
-from vrnn_lab.models.fused.runge_kutta import RungeKutta, Walk
-from vrnn_lab.models.fused.tape import Weights, by_hand
+from vrnn_lab.models.fused.runge_kutta import JumpRungeKutta, RungeKutta
+from vrnn_lab.models.fused.tape import Weights, fused_enabled
 from vrnn_lab.models.layers import GRUCell, VectorField
 
 Field = Callable[[Float[Tensor, ""], Float[Tensor, "*rows state"]], Float[Tensor, "*rows state"]]
@@ -119,7 +119,7 @@ class Solver:
         times = torch.arange(count + 1, dtype=start.dtype, device=start.device) * step
         solve = odeint_adjoint if self.adjoint else odeint
         states: Tensor
-        with self.ending():
+        with self.solver_errors():
             states = solve(field, start, times, method=self.method, **self._control)  # pyright: ignore
         return states, field(times[0], states)
 
@@ -129,11 +129,11 @@ class Solver:
         if self.method not in ADAPTIVE:
             return {}
         limit = {"max_num_steps": MOST_ADAPTIVE}
-        beside = {"adjoint_options": {**limit}} if self.adjoint else {}
-        return {"rtol": self.rtol, "atol": self.atol, "options": limit, **beside}
+        adjoint = {"adjoint_options": {**limit}} if self.adjoint else {}
+        return {"rtol": self.rtol, "atol": self.atol, "options": limit, **adjoint}
 
     @contextmanager
-    def ending(self) -> Iterator[None]:
+    def solver_errors(self) -> Iterator[None]:
         """Raise ValueError where torchdiffeq takes too many steps, too short ones, or reaches a non-finite state.
 
         The adjoint method solves again in `backward`, which therefore needs this context too.
@@ -141,20 +141,20 @@ class Solver:
         try:
             yield
         except AssertionError as error:
-            found = str(error).splitlines()[0] if str(error) else "no solution"
-            raise ValueError(self._no_solution(found)) from error
+            message = str(error).splitlines()[0] if str(error) else "no solution"
+            raise ValueError(self._no_solution(message)) from error
 
-    def _no_solution(self, found: str) -> str:
-        what = {
+    def _no_solution(self, message: str) -> str:
+        known = {
             "max_num_steps": f"it needs more than {MOST_ADAPTIVE} steps from one node to the next",
             "underflow": "its step became shorter than the precision of time",
             "non-finite": "the state is no longer finite",
         }
-        reason = next((text for words, text in what.items() if words in found), found)
+        reason = next((text for words, text in known.items() if words in message), message)
         return (
-            f"method={self.method} with rtol={self.rtol:g} cannot solve the ODE: {reason}, as where the field became "
-            "stiff in training. Expected a smooth field. Take a larger model.rtol (1e-3), or model.method=rk4, whose "
-            "steps are fixed; or keep the field smooth: a smaller optim.lr, trick=clip."
+            f"method={self.method} with rtol={self.rtol:g} cannot solve the ODE: {reason}; this happens where "
+            "training has made the field stiff. Expected a smooth field. Set a larger model.rtol (1e-3), or "
+            "model.method=rk4, whose steps are fixed; or keep the field smooth by a smaller optim.lr or trick=clip."
         )
 
     def path(
@@ -191,18 +191,18 @@ def rk4_step(field: Field, state: Tensor, slope: Tensor, step: Float[Tensor, "..
 
 def rk4(field: Field, start: Tensor, step: float | Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return states and slopes at `count` + 1 nodes; the slopes are the steps' first stages, at no extra cost."""
-    time, each = start.new_zeros(()), step if isinstance(step, Tensor) else start.new_full((), step)
+    time, length = start.new_zeros(()), step if isinstance(step, Tensor) else start.new_full((), step)
     if weights := _weights(field):
         rows = start.flatten(0, -2)
-        length = each.expand(*start.shape[:-1], 1).reshape(-1, 1) if each.ndim else each
+        row_length = length.expand(*start.shape[:-1], 1).reshape(-1, 1) if length.ndim else length
         states, slopes = RungeKutta.apply(
-            weights.activation, torch.is_grad_enabled(), count, length, rows, *weights.flat
+            weights.activation, torch.is_grad_enabled(), count, row_length, rows, *weights.flat
         )
         return states.view(count + 1, *start.shape), slopes.view(count + 1, *start.shape)
     state, states, slopes = start, [start], []
     for _ in range(count):
         slopes.append(field(time, state))
-        state = rk4_step(field, state, slopes[-1], each)
+        state = rk4_step(field, state, slopes[-1], length)
         states.append(state)
     slopes.append(field(time, state))
     return torch.stack(states), torch.stack(slopes)
@@ -210,10 +210,10 @@ def rk4(field: Field, start: Tensor, step: float | Tensor, count: int) -> tuple[
 
 def _weights(field: Field) -> Weights | None:
     """Return the weights of a field that has a fused implementation; None for any other field."""
-    if not isinstance(field, VectorField) or type(field) is not VectorField or not by_hand():
+    if not isinstance(field, VectorField) or type(field) is not VectorField or not fused_enabled():
         return None
     weights = field.weights()
-    return weights if weights is None else weights.by_hand()
+    return weights if weights is None else weights.for_fused()
 
 
 def steps_in_training(nodes: int, windows: float) -> int:
@@ -224,8 +224,9 @@ def steps_in_training(nodes: int, windows: float) -> int:
     """
     if nodes * windows > MOST_STEPS:
         raise ValueError(
-            f"the longest way from z_0 in training is {windows:.0f} windows, {nodes} solver steps each: more than "
-            f"{MOST_STEPS}. Cut long series (data.window), fewer nodes, or origin=row where the model has an origin."
+            f"training reaches {windows:.0f} typical windows from z_0, with {nodes} solver steps per window: more "
+            f"than {MOST_STEPS} steps. Cut long series (data.window), take fewer nodes, or set origin=row where "
+            "the model has an origin."
         )
     return max(nodes, ceil(nodes * windows - 1e-6))
 
@@ -240,8 +241,8 @@ def steps_to_cover(elapsed: Float64[Tensor, "batch time"], step: float, least: i
     before = max(0, ceil(-low.item() / step - 1e-9))
     if after + before > MOST_NODES:
         raise ValueError(
-            f"a time lies {max(after, before)} solver steps from where its series starts, and at most {MOST_NODES} "
-            "are taken. Ask nearer times, or train on longer windows (or with fewer nodes)."
+            f"a queried time lies {max(after, before)} solver steps from the start of its series; at most "
+            f"{MOST_NODES} are allowed. Query nearer times, or train on longer windows (or with fewer nodes)."
         )
     return after, before
 
@@ -274,16 +275,16 @@ class Ticks:
         most = int(after[:, -1].max().item()) if most is None else most
         if most > MOST_NODES:
             raise ValueError(
-                f"a series takes {most} solver steps, and at most {MOST_NODES} are taken. Ask nearer times, or train "
-                "on longer windows (or with fewer nodes)."
+                f"a series needs {most} solver steps; at most {MOST_NODES} are allowed. Query nearer times, or "
+                "train on longer windows (or with fewer nodes)."
             )
         tick = torch.arange(most, device=gap.device).expand(len(gap), -1).contiguous()
         place = torch.searchsorted(after, tick, right=True).clamp(max=gap.shape[1] - 1)
         done = tick - pick(after - count, place)
-        whole, later = pick(gap, place), pick(count, place) - 1 - done
-        rest = whole.abs() - done.double() * step  # an integer tensor times a float would be float32
+        tick_gap, later = pick(gap, place), pick(count, place) - 1 - done
+        rest = tick_gap.abs() - done.double() * step  # an integer tensor times a float would be float32
         length = torch.where(later > 0, rest.clamp(max=step), torch.where(later == 0, rest, 0))
-        return cls(place, done == 0, length * whole.sign(), after - count, after - 1)
+        return cls(place, done == 0, length * tick_gap.sign(), after - count, after - 1)
 
 
 def ticks_in_training(places: int, reach: float, step: float, longest: float | None = None) -> int:
@@ -293,45 +294,47 @@ def ticks_in_training(places: int, reach: float, step: float, longest: float | N
 
 
 @loop
-def through(
+def integrate_with_jumps(
     field: Field,
-    jump: Callable[[Float[Tensor, "batch told"], Float[Tensor, "batch state"]], Float[Tensor, "batch state"]],
-    told: Float[Tensor, "batch place told"],
+    jump: Callable[[Float[Tensor, "batch input"], Float[Tensor, "batch state"]], Float[Tensor, "batch state"]],
+    inputs: Float[Tensor, "batch place input"],
     gap: Float[Tensor, "batch place"],
     start: Float[Tensor, "batch state"],
     step: float,
     most: int | None = None,
 ) -> tuple[Float[Tensor, "batch place state"], Float[Tensor, "batch place state"]]:
-    """Return (j, s) with j_i = jump(told_i, s_{i-1}) and s_i = flow(j_i, gap_i), for every place i.
+    """Return (j, s) with j_i = jump(input_i, s_{i-1}) and s_i = flow(j_i, gap_i), for every place i.
 
     The flow is dz/dt = field(z) over each row's own gap (negative: back in time), in Runge-Kutta steps of `step`.
-    told: the inputs of the jump at each place.
+    inputs: the inputs of the jump at each place.
     """
     ticks = Ticks.of(gap, step, most)
     if isinstance(jump, GRUCell) and type(jump) is GRUCell and (weights := _weights(field)):
-        return _by_hand(weights, jump, ticks, told, start)
+        return _fused_with_jumps(weights, jump, ticks, inputs, start)
     time, state, jumped, arrived = start.new_zeros(()), start, [], []
-    each = zip(
-        pick(told, ticks.place).unbind(1),
+    ticks_in_turn = zip(
+        pick(inputs, ticks.place).unbind(1),
         ticks.first[..., None].unbind(1),
         ticks.length[..., None].to(start.dtype).unbind(1),
         strict=True,
     )
-    for tell, first, length in each:
-        state = torch.where(first, jump(tell, state), state)
+    for inputs_now, first, length in ticks_in_turn:
+        state = torch.where(first, jump(inputs_now, state), state)
         jumped.append(state)
         state = rk4_step(field, state, field(time, state), length)
         arrived.append(state)
     return pick(torch.stack(jumped, 1), ticks.begin), pick(torch.stack(arrived, 1), ticks.end)
 
 
-def _by_hand(weights: Weights, jump: GRUCell, ticks: Ticks, told: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-    """Run `through` by the fused function, for a gated recurrent unit and a plain network."""
+def _fused_with_jumps(
+    weights: Weights, jump: GRUCell, ticks: Ticks, inputs: Tensor, start: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Run `integrate_with_jumps` by the fused function, for a gated recurrent unit and a plain network."""
     by_tick = lambda x: x.transpose(0, 1)
-    jumped, arrived = Walk.apply(
+    jumped, arrived = JumpRungeKutta.apply(
         weights.activation,
         torch.is_grad_enabled(),
-        by_tick(pick(told, ticks.place)).contiguous(),
+        by_tick(pick(inputs, ticks.place)).contiguous(),
         by_tick(ticks.first[..., None]),
         by_tick(ticks.length[..., None]).to(start.dtype),
         start,

@@ -12,7 +12,7 @@ from vrnn_lab.models.base import SequenceModel
 from vrnn_lab.models.heads import Head
 from vrnn_lab.models.lines import Line, Lines, PathLevel
 from vrnn_lab.models.losses import Latents, LossTerms, Normal
-from vrnn_lab.models.networks import beside
+from vrnn_lab.models.networks import with_covariates
 from vrnn_lab.models.recipe import Recipe
 
 
@@ -68,7 +68,7 @@ class PathModel(SequenceModel):
         return line.remove(series), line
 
     def _signal(self, series: TimeSeries, states: Tensor, line: Line | None) -> Density:
-        density = self._decode(beside(states, series.covariates))
+        density = self._decode(with_covariates(states, series.covariates))
         return density if line is None else line.add(density)
 
     def _log_prob(self, series: TimeSeries, states: Tensor, line: Line | None) -> Float[Tensor, "samples batch time"]:
@@ -96,8 +96,8 @@ class PathModel(SequenceModel):
         prior = Normal.standard(posterior.mean)
         log_prob, states = self._log_likelihood(series, self._draw(posterior, series, samples), line)
         there = series.counts if posterior.mean.ndim == 3 else torch.ones_like(series.ids, dtype=torch.bool)
-        each = torch.where(there[..., None], posterior.kl_each(prior), 0)
-        kl = each.sum(1) if each.ndim == 3 else each
+        kl_of_codes = torch.where(there[..., None], posterior.kl_each(prior), 0)
+        kl = kl_of_codes.sum(1) if kl_of_codes.ndim == 3 else kl_of_codes
         latents = Latents(kl.detach(), posterior.shift(prior).detach(), there)
         total = kl.sum(-1) if line is None else kl.sum(-1) + line.kl
         return LossTerms(-log_prob.mean(0), total, latents, states)
@@ -139,4 +139,4 @@ class PathModel(SequenceModel):
     def _predict(self, series, samples):
         rest, line = self._line(series, samples)
         states = self._states(series, self._draw(self._encode(rest), series, samples))
-        return self._answer(self._signal(series, states, line), series, samples)
+        return self._prediction_from(self._signal(series, states, line), series, samples)

@@ -106,11 +106,11 @@ def chained(
     state = start.unflatten(-1, (groups, states))
     move, spread = dynamics.move(_held_times(series).diff(dim=1, prepend=_held_times(series)[:, :1]))
     jumps = torch.einsum("btgij,sbtgj->sbtgi", lower_root(spread), drawn).unbind(2)
-    found = []
+    path = []
     for step, jump in zip(move.unbind(1), jumps, strict=True):
         state = torch.einsum("bgij,sbgj->sbgi", step, state) + jump
-        found.append(state)
-    return torch.stack(found, 2)
+        path.append(state)
+    return torch.stack(path, 2)
 
 
 def _held_times(series: TimeSeries) -> Float64[Tensor, "batch time"]:
@@ -139,11 +139,11 @@ class Bridge:
     def between(cls, move: Tensor, noise: Tensor, onward: Tensor, later: Tensor) -> "Bridge":
         """Build the bridge from A and Q of the gap to the middle (move, noise) and from it (onward, later)."""
         reach = noise @ onward.mT
-        whole = onward @ reach + later
+        total = onward @ reach + later
         # Entries of Q may be of different orders in the gap, so the system is solved for correlations.
-        size = whole.diagonal(dim1=-2, dim2=-1).sqrt()
+        size = total.diagonal(dim1=-2, dim2=-1).sqrt()
         scale = size[..., :, None] * size[..., None, :]
-        gain = torch.linalg.solve(whole / scale, (reach / size[..., None, :]).mT).mT / size[..., None, :]
+        gain = torch.linalg.solve(total / scale, (reach / size[..., None, :]).mT).mT / size[..., None, :]
         return cls(move - gain @ onward @ move, gain, _root(noise - gain @ reach.mT))
 
     def draw(self, left: Tensor, right: Tensor, noise: Tensor) -> Tensor:

@@ -27,18 +27,18 @@ def draw(model, count: int, seed: int, points: int | None = None) -> PriorSample
 
     A step model feeds its own draws back. A point process draws the times too, from the same latent as the values.
     """
-    asked = question(model.scale, count, points)
+    query = prior_query(model.scale, count, points)
     with model.fixed_noise(seed):
-        asked = asked.to(model.device)
+        query = query.to(model.device)
         if getattr(model, "point_process", False):
-            found = model.draw_times(asked.window[0], count)
-            asked = _at(asked, pad_sequence([*found, found[0].new_empty(1)], True, torch.nan)[:-1])
-        found = model.predict(asked, 1)
-    tensors = (asked.times, asked.counts, found.paths[0], found.density.mean[0])
+            event_times = model.draw_times(query.window[0], count)
+            query = _at(query, pad_sequence([*event_times, event_times[0].new_empty(1)], True, torch.nan)[:-1])
+        prediction = model.predict(query, 1)
+    tensors = (query.times, query.counts, prediction.paths[0], prediction.density.mean[0])
     return PriorSamples(*(tensor.cpu() for tensor in tensors))
 
 
-def question(scale: Scale, count: int, points: int | None = None) -> TimeSeries:
+def prior_query(scale: Scale, count: int, points: int | None = None) -> TimeSeries:
     """Build a query of `count` series at even times over a typical training window, with no observed value.
 
     Covariates take their training means. By default the points are as dense as in a training series; where training
@@ -48,26 +48,26 @@ def question(scale: Scale, count: int, points: int | None = None) -> TimeSeries:
     usual = 1 if not clock else min(round((scale.clock / scale.gap).item()) + 1, MOST_POINTS)
     share = torch.linspace(0, 1, points or usual, dtype=torch.float64)
     times = (scale.start.cpu() + clock * share).repeat(count, 1)
-    asked = torch.ones(*times.shape, scale.dim, dtype=torch.bool)
+    scored = torch.ones(*times.shape, scale.dim, dtype=torch.bool)
     return TimeSeries(
         times=times,
-        values=torch.zeros(asked.shape, dtype=torch.float64),
-        seen=~asked,
-        scored=asked,
+        values=torch.zeros(scored.shape, dtype=torch.float64),
+        seen=~scored,
+        scored=scored,
         window=torch.stack([times[:, 0], times[:, 0] + clock], 1),
         ids=torch.arange(count),
         covariates=scale.covariate_mean.cpu().expand(*times.shape, -1) if scale.given_covariates else None,
     )
 
 
-def _at(asked: TimeSeries, times: Float64[Tensor, "series place"]) -> TimeSeries:
+def _at(query: TimeSeries, times: Float64[Tensor, "series place"]) -> TimeSeries:
     """Return the query at other times; NaN marks padding, which is moved to the window's end."""
     there = ~times.isnan()
-    scored = there[..., None].expand(-1, -1, asked.values.shape[-1])
+    scored = there[..., None].expand(-1, -1, query.values.shape[-1])
     return replace(
-        asked,
-        times=torch.where(there, times, asked.window[:, 1:]),
-        values=torch.zeros_like(scored, dtype=asked.values.dtype),
+        query,
+        times=torch.where(there, times, query.window[:, 1:]),
+        values=torch.zeros_like(scored, dtype=query.values.dtype),
         seen=torch.zeros_like(scored),
         scored=scored,
     )

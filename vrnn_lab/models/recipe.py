@@ -134,8 +134,9 @@ class Recipe:
             return
         name = type(self.objective).__name__.lower()
         if self.beta != ConstantBeta(1.0):
-            raise ValueError(f"objective={name} has no KL to weigh; set beta=constant with beta.weight=1.")
+            raise ValueError(f"objective={name} has no KL term to weight; set beta=constant with beta.weight=1.")
         if self.labels.weight:
             raise ValueError(
-                f"labels are learned beside objective=elbo, not {name}; set labels=none or objective=elbo."
+                f"labels can be learned with objective=elbo only, not with objective={name}; set labels=none or "
+                "objective=elbo."
             )

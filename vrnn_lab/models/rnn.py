@@ -8,7 +8,7 @@ from vrnn_lab.core.types import Count, Natural
 from vrnn_lab.models.cells import GRU
 from vrnn_lab.models.layers import Activation, mlp
 from vrnn_lab.models.losses import LossTerms
-from vrnn_lab.models.networks import beside
+from vrnn_lab.models.networks import with_covariates
 from vrnn_lab.models.recipe import Recipe
 from vrnn_lab.models.steps import StepLevel, StepModel
 
@@ -37,20 +37,24 @@ class RNN(StepModel):
         cell=GRU,
     ):
         super().__init__(scale, recipe, head, width, level)
-        self.told = len(scale.covariates)
+        self.covariate_count = len(scale.covariates)
         self.width, self.cell = width, cell(self._read_scale(), width)
-        self.output = self.head.begin(mlp(self.cell.output + self.told, width, self.head.width, depth, activation))
+        self.output = self.head.begin(
+            mlp(self.cell.output + self.covariate_count, width, self.head.width, depth, activation)
+        )
 
     def _density(self, state: Tensor):
         """Return the density of a point; state: the cell's state, with the covariates appended undecayed."""
         read = state[..., : self.cell.output]
-        return self.head(self.output(beside(read, state[..., self.cell.size :] if self.told else None)))
+        return self.head(
+            self.output(with_covariates(read, state[..., self.cell.size :] if self.covariate_count else None))
+        )
 
     def _log_prob(self, series: TimeSeries) -> tuple[Tensor, Tensor]:
         """Return log p of each series' scored values, in nats, and the states after each of its points."""
         series, index = compact(series, series.counts)
-        values, known, gap, told = self._before(series)
-        states = beside(self.cell.over(values, known, gap, told, self._longest(series)), told)
+        values, known, gap, covariates = self._before(series)
+        states = with_covariates(self.cell.over(values, known, gap, covariates, self._longest(series)), covariates)
         density = self._moved(self._density(states[:, :-1]), series).with_measurement_error(series.error)
         log_prob = density.log_prob(series.values, series.scored).sum(1)
         return log_prob, put_back(states[:, 1:, : self.cell.output], index)
@@ -63,10 +67,10 @@ class RNN(StepModel):
         return self._log_prob(series)[0].expand(samples, -1)
 
     def _start(self, like, *rows):
-        return torch.cat([self.cell.start(like, *rows), like.new_zeros(*rows, self.told)], -1)
+        return torch.cat([self.cell.start(like, *rows), like.new_zeros(*rows, self.covariate_count)], -1)
 
-    def _remember(self, values, known, gap, told, latent, state):
-        return beside(self.cell(values, known, gap, told, state[..., : self.cell.size]), told)
+    def _remember(self, values, known, gap, covariates, latent, state):
+        return with_covariates(self.cell(values, known, gap, covariates, state[..., : self.cell.size]), covariates)
 
     def _emit(self, state, values, seen, noise):
         return self._density(state), noise

@@ -40,8 +40,10 @@ class LastValue(nn.Module):
         self.stretch = stretch
         self.register_buffer("kept", kept)
         nothing = scale.std.new_ones(scale.dim)
-        found = scale.variation
-        low, high, change = (-nothing, nothing, nothing) if found is None else (found.low, found.high, found.change)
+        variation = scale.variation
+        low, high, change = (
+            (-nothing, nothing, nothing) if variation is None else (variation.low, variation.high, variation.change)
+        )
         for name, numbers in (("low", low), ("high", high), ("change", change.clamp(min=SMALLEST_CHANGE))):
             self.register_buffer(name, numbers.float())
 
@@ -110,14 +112,14 @@ class StepModel(SequenceModel):
         kept = kept_channels(level, scale)
         keeps = bool(kept.any())
         # A spread predicted per point is one of changes, so it starts in their units.
-        made = head(replace(scale, variation=None) if keeps else scale)
-        super().__init__(scale, recipe, made, states)
+        output_head = head(replace(scale, variation=None) if keeps else scale)
+        super().__init__(scale, recipe, output_head, states)
         if level == "last" and scale.support != "real":
             raise ValueError(
-                f"model.level=last predicts changes of real values, and the data set's are {scale.support}; "
-                "set model.level=auto or none."
+                "model.level=last predicts changes of real values, but the values of the data set are "
+                f"{scale.support}; set model.level=auto or none."
             )
-        self.last = LastValue(scale, kept, getattr(made, "noise", "point") == "point") if keeps else None
+        self.last = LastValue(scale, kept, getattr(output_head, "noise", "point") == "point") if keeps else None
 
     def vary(self, batch):
         """Mask the first points of about half of the series, at random, where every series is read from its own
@@ -162,7 +164,7 @@ class StepModel(SequenceModel):
 
     @abstractmethod
     def _remember(
-        self, values: Tensor, known: Tensor, gap: Tensor, told: Tensor | None, latent: Tensor, state: Tensor
+        self, values: Tensor, known: Tensor, gap: Tensor, covariates: Tensor | None, latent: Tensor, state: Tensor
     ) -> Float[Tensor, "... state"]:
         """Return s_i from the previous point (values, mask of the known ones, z), the gap to point i, its covariates
         and s_{i-1}.
@@ -185,9 +187,10 @@ class StepModel(SequenceModel):
         values, known = self._readings(series)
         nothing = torch.zeros_like(values[:, :1])
         gap = torch.cat([self._gap(series), nothing[:, :, 0]], 1)
-        told = series.covariates
-        told = told if told is None else torch.cat([told, torch.zeros_like(told[:, :1])], 1)
-        return torch.cat([nothing, values], 1), torch.cat([nothing, known.to(values)], 1), gap[..., None], told
+        covariates = series.covariates
+        if covariates is not None:
+            covariates = torch.cat([covariates, torch.zeros_like(covariates[:, :1])], 1)
+        return torch.cat([nothing, values], 1), torch.cat([nothing, known.to(values)], 1), gap[..., None], covariates
 
     def _gap(self, series: TimeSeries) -> Tensor:
         """Return the gaps of compacted rows, in usual gaps."""
@@ -214,9 +217,9 @@ class StepModel(SequenceModel):
         latent, state = last.new_zeros(samples, batch, self.latent), self._start(last, samples, batch)
         paths, densities = [], []
         for i in range(time):
-            told = None if series.covariates is None else series.covariates[:, i].expand(samples, -1, -1)
+            covariates = None if series.covariates is None else series.covariates[:, i].expand(samples, -1, -1)
             read, flag = before[0], before[1].to(last)
-            state = self._remember(read, flag, gap[i].expand(samples, -1, -1), told, latent, state)
+            state = self._remember(read, flag, gap[i].expand(samples, -1, -1), covariates, latent, state)
             value, shown = values[i].expand(spread), seen[i].expand(spread)
             density, latent = self._emit(state, *self._reading(value, shown, last, ever), latents[i])
             density = density if self.last is None else self.last.move(density, last, ever)

@@ -6,7 +6,7 @@ from vrnn_lab.core.series import Scale
 from vrnn_lab.core.types import Count, Natural
 from vrnn_lab.models.layers import Activation, mlp
 from vrnn_lab.models.losses import Normal
-from vrnn_lab.models.networks import beside
+from vrnn_lab.models.networks import with_covariates
 from vrnn_lab.models.paths import PathModel
 from vrnn_lab.models.recipe import Recipe
 
@@ -32,14 +32,14 @@ class VAE(PathModel):
     ):
         super().__init__(scale, recipe, head(scale), states=latent)
         self.latent = latent
-        told = len(scale.covariates)
-        self.encoder = mlp(2 * scale.dim + told, width, 2 * latent, depth, activation)
-        self.decoder = self.head.begin(mlp(latent + told, width, self.head.width, depth, activation))
+        covariates = len(scale.covariates)
+        self.encoder = mlp(2 * scale.dim + covariates, width, 2 * latent, depth, activation)
+        self.decoder = self.head.begin(mlp(latent + covariates, width, self.head.width, depth, activation))
 
     def _encode(self, series):
         seen = series.seen.to(series.values)
         inputs = torch.cat([series.values * seen, seen], -1)
-        posterior = Normal.of(self.encoder(beside(inputs, series.covariates)))
+        posterior = Normal.of(self.encoder(with_covariates(inputs, series.covariates)))
         return posterior.where(series.seen.any(-1, keepdim=True), Normal.standard(posterior.mean))
 
     def _states(self, series, z):

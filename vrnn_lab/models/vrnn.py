@@ -10,11 +10,11 @@ from vrnn_lab.core.compile_loops import loop
 from vrnn_lab.core.densities import log_mean_exp
 from vrnn_lab.core.series import Scale, TimeSeries, compact, put_back
 from vrnn_lab.core.types import Count, Natural
-from vrnn_lab.models.fused.tape import Weights, by_hand
+from vrnn_lab.models.fused.tape import Weights, fused_enabled
 from vrnn_lab.models.fused.vrnn import VariationalSequence
 from vrnn_lab.models.layers import ACTIVATIONS, Activation, GRUCell, mlp, weights_of
 from vrnn_lab.models.losses import Latents, LossTerms, Normal
-from vrnn_lab.models.networks import GAP_FEATURES, beside, gap_features
+from vrnn_lab.models.networks import GAP_FEATURES, gap_features, with_covariates
 from vrnn_lab.models.recipe import Recipe
 from vrnn_lab.models.steps import StepLevel, StepModel, last_values
 
@@ -92,8 +92,9 @@ class VRNN(StepModel):
         zero = torch.zeros_like(values[:1])
         before = torch.cat([self._features(zero, zero), features[:-1]])
         gap = gap_features(self._gap(series)).transpose(0, 1)
-        told = None if series.covariates is None else series.covariates.transpose(0, 1)
-        return self.memory.gates(beside(torch.cat([before, gap], -1), told)), self.posterior_of_x(features)
+        covariates = None if series.covariates is None else series.covariates.transpose(0, 1)
+        inputs = with_covariates(torch.cat([before, gap], -1), covariates)
+        return self.memory.gates(inputs), self.posterior_of_x(features)
 
     def _begin(self, series: TimeSeries, samples: int) -> tuple[Tensor, Tensor]:
         """Return the initial state, and the gates of a zero latent before the first point."""
@@ -103,8 +104,8 @@ class VRNN(StepModel):
     def _terms(self, series: TimeSeries, samples: int):
         """Return (p(x | z) of each point, posterior, prior, z, states for labels) of compacted rows."""
         noise = self.noise.at_points("latent", series, samples, self.latent, series.values).permute(2, 0, 1, 3)
-        told = *self._prepare(series), noise, *self._begin(series, samples)
-        state, raw, z, feature = self._sequence(*told)
+        inputs = *self._prepare(series), noise, *self._begin(series, samples)
+        state, raw, z, feature = self._sequence(*inputs)
         both = torch.cat([feature, state], -1)
         by_time = lambda x: x.permute(1, 2, 0, 3)
         density = self._moved(self.head(by_time(self.output(both))), series).with_measurement_error(series.error)
@@ -114,18 +115,18 @@ class VRNN(StepModel):
     @loop
     def _sequence(self, gates, from_x, noise, state, gates_of_z) -> list[Tensor]:
         """Return (states, the posterior's raw numbers, z, features of z), each (time, samples, batch, _)."""
-        weights = self._weights() if by_hand() else None
+        weights = self._weights() if fused_enabled() else None
         if weights:
-            return self._taped(gates, from_x, noise, state, gates_of_z, *weights)
-        found = []
-        for gate, x, each in zip(gates, from_x, noise, strict=True):
+            return self._fused_sequence(gates, from_x, noise, state, gates_of_z, *weights)
+        steps = []
+        for gate, x, eps in zip(gates, from_x, noise, strict=True):
             state = self.memory(gate + gates_of_z, state)
             raw = self._raw_posterior(x, state)
-            z = Normal.of(raw).draw(each)
+            z = Normal.of(raw).draw(eps)
             feature = self._features_of_z(z)
             gates_of_z = self.gates_of_z(feature)
-            found.append((state, raw, z, feature))
-        return [torch.stack(x) for x in zip(*found, strict=True)]
+            steps.append((state, raw, z, feature))
+        return [torch.stack(x) for x in zip(*steps, strict=True)]
 
     def _weights(self) -> tuple[Weights, Weights] | None:
         """Return fused weights of the posterior (from the state) and of z's gates (from z), or None.
@@ -139,17 +140,19 @@ class VRNN(StepModel):
         if type(self) is not VRNN or features is None:
             return None
         matrices, shifts = (*features.matrices, gates), (*features.shifts, gates.new_zeros(len(gates)))
-        read_by_hand, told_by_hand = posterior.by_hand(), Weights(self.named, matrices, shifts).by_hand()
-        return (read_by_hand, told_by_hand) if read_by_hand and told_by_hand else None
+        fused_posterior, fused_gates = posterior.for_fused(), Weights(self.named, matrices, shifts).for_fused()
+        return (fused_posterior, fused_gates) if fused_posterior and fused_gates else None
 
-    def _taped(self, gates, from_x, noise, state, gates_of_z, posterior: Weights, telling: Weights) -> list[Tensor]:
+    def _fused_sequence(
+        self, gates, from_x, noise, state, gates_of_z, posterior: Weights, latent_gates: Weights
+    ) -> list[Tensor]:
         """Run `_sequence` as one fused function with its own backward pass."""
         samples, batch = noise.shape[1:3]
         rows = lambda x: x[:, None].expand(-1, samples, -1, -1).flatten(1, 2)
         # Fused weights express tanh(x) as 2 sigmoid(2 x) - 1: the first shift, from_x, is doubled, and the
         # features, which are sigmoids y, stand for 2 y - 1.
         tanh = self.named == "tanh"
-        found = VariationalSequence.apply(
+        outputs = VariationalSequence.apply(
             posterior.activation,
             len(posterior.flat),
             torch.is_grad_enabled(),
@@ -161,9 +164,9 @@ class VRNN(StepModel):
             self.memory.recur.weight,
             self.memory.recur.bias,
             *posterior.flat,
-            *telling.flat,
+            *latent_gates.flat,
         )
-        state, raw, z, feature = (x.unflatten(1, (samples, batch)) for x in found)
+        state, raw, z, feature = (x.unflatten(1, (samples, batch)) for x in outputs)
         return [state, raw, z, 2 * feature - 1 if tanh else feature]
 
     def _loss_terms(self, series, samples):
@@ -220,8 +223,10 @@ class VRNN(StepModel):
     def _start(self, like, *rows):
         return like.new_zeros(*rows, self.width)
 
-    def _remember(self, values, known, gap, told, latent, state):
-        inputs = beside(torch.cat([self._features(values, known), gap_features(gap[..., 0])], -1), told)
+    def _remember(self, values, known, gap, covariates, latent, state):
+        inputs = with_covariates(
+            torch.cat([self._features(values, known), gap_features(gap[..., 0])], -1), covariates
+        )
         return self.memory(self.memory.gates(inputs) + self.gates_of_z(self._features_of_z(latent)), state)
 
     def _emit(self, state, values, seen, noise):

@@ -37,7 +37,7 @@ class Gates:
         states = states.flatten(0, 1)
         at_once.step(0, *early_and_late(gates.flatten(0, 1)), states, torch.empty_like(states))
 
-    def turn(self, of_gates: Tensor) -> None:
+    def prepare_backward(self, of_gates: Tensor) -> None:
         """Prepare the backward pass, which writes the gates' gradients to `of_gates`, (places, rows, 3 states)."""
         self.of_gates, self.of_second = of_gates, torch.empty_like(self.kept[2])
         early, late = early_and_late(of_gates)
@@ -81,9 +81,9 @@ class GatedSequence(torch.autograd.Function):
         rows, size = start.shape
         steps = Gates(matrix, shift, Gates.empty(len(gates) if keep else 1, rows, size, start))
         states = start.new_empty(len(gates) + 1, *start.shape)
-        each, states[0] = states.unbind(0), start
+        state_at, states[0] = states.unbind(0), start
         for n, (early, late) in enumerate(places_of(early_and_late(gates))):
-            steps.step(n if keep else 0, early, late, each[n], each[n + 1])
+            steps.step(n if keep else 0, early, late, state_at[n], state_at[n + 1])
         ctx.save_for_backward(matrix, shift, states, *steps.kept)
         return states[1:]
 
@@ -91,12 +91,12 @@ class GatedSequence(torch.autograd.Function):
     @once
     def backward(ctx, of_states: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         matrix, shift, states, *kept = ctx.saved_tensors
-        steps, each, of_each = Gates(matrix, shift, kept), states.unbind(0), of_states.unbind(0)
+        steps, state_at, of_state_at = Gates(matrix, shift, kept), states.unbind(0), of_states.unbind(0)
         of_gates = torch.empty_like(kept[0])
-        steps.turn(of_gates)
+        steps.prepare_backward(of_gates)
         pull, carried = torch.zeros_like(states[0]), torch.empty_like(states[0])
-        for n in reversed(range(len(of_each))):
-            pull, carried = steps.step_back(n, pull.add_(of_each[n]), each[n], carried), pull
+        for n in reversed(range(len(of_state_at))):
+            pull, carried = steps.step_back(n, pull.add_(of_state_at[n]), state_at[n], carried), pull
         sums = [torch.zeros_like(matrix), torch.zeros_like(shift)]
         steps.add_gradients(sums, states[:-1])
         return None, of_gates, pull, *sums

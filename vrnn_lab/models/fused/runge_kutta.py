@@ -45,10 +45,10 @@ class Lengths:
 class RungeKuttaSteps(Tape):
     """Store Runge-Kutta steps along a network; stage j of step n has place j steps + n on the tape."""
 
-    def __init__(self, weights: Weights, told: Sequence[Tensor]):
-        super().__init__(weights, told)
-        self.steps = len(told[0]) // 4
-        self.stages = told[0].new_empty(3, *told[0].shape[1:]).unbind(0)
+    def __init__(self, weights: Weights, inputs: Sequence[Tensor]):
+        super().__init__(weights, inputs)
+        self.steps = len(inputs[0]) // 4
+        self.stages = inputs[0].new_empty(3, *inputs[0].shape[1:]).unbind(0)
         self.carried = torch.empty_like(self.stages[0])
 
     def step(self, n: int, state: Tensor, length: Lengths, slope: Tensor, out: Tensor) -> None:
@@ -86,13 +86,14 @@ class RungeKuttaSteps(Tape):
 
     def fill(self, states: Float[Tensor, "steps rows state"], lengths: Lengths) -> None:
         """Recompute the activations of all steps at once, from the states before them."""
-        stage = [[x[j * self.steps : (j + 1) * self.steps].flatten(0, 1) for x in self.told] for j in range(4)]
+        stage = [[x[j * self.steps : (j + 1) * self.steps].flatten(0, 1) for x in self.inputs] for j in range(4)]
         states, lengths = states.flatten(0, 1), lengths.flat()
         slope = torch.empty_like(states)
         stage[0][0].copy_(states)
-        for told, following, by in zip(stage, stage[1:], (lengths.half, lengths.half, lengths.whole), strict=False):
-            self.evaluate(told, slope)
-            torch.addcmul(states, slope, by, out=following[0])
+        following_stages = zip(stage, stage[1:], (lengths.half, lengths.half, lengths.whole), strict=False)
+        for inputs, following, length in following_stages:
+            self.evaluate(inputs, slope)
+            torch.addcmul(states, slope, length, out=following[0])
         self.evaluate(stage[3], slope)
 
 
@@ -102,10 +103,10 @@ def _blocks(steps: int, rows: int) -> list[slice]:
     return [slice(first, min(first + many, steps)) for first in range(0, steps, many)]
 
 
-def _fits(weights: Weights, steps: int, rows: int, like: Tensor, beside: int = 0) -> bool:
-    """Return whether a tape of the steps may be kept; beside: further numbers per row and step."""
-    each = beside + 4 * sum(matrix.shape[1] for matrix in weights.matrices)
-    return each * steps * rows * like.element_size() <= TAPE
+def _fits(weights: Weights, steps: int, rows: int, like: Tensor, extra: int = 0) -> bool:
+    """Return whether a tape of the steps may be kept; extra: further numbers per row and step."""
+    numbers = extra + 4 * sum(matrix.shape[1] for matrix in weights.matrices)
+    return numbers * steps * rows * like.element_size() <= TAPE
 
 
 class RungeKutta(torch.autograd.Function):
@@ -126,7 +127,7 @@ class RungeKutta(torch.autograd.Function):
             steps = step_by_step
             if keep:
                 steps = RungeKuttaSteps(weights, Tape.empty(weights, 4 * (block.stop - block.start), rows, start))
-                kept += steps.told
+                kept += steps.inputs
             for n in range(block.start, block.stop):
                 steps.step(n - block.start if keep else 0, states[n], lengths, slopes[n], states[n + 1])
         _evaluated(weights, states[count], slopes[count])
@@ -147,7 +148,7 @@ class RungeKutta(torch.autograd.Function):
         )
         sums = [torch.zeros_like(x) for x in flat]
         last = _evaluated(weights, states[count], torch.empty_like(states[0]))
-        last.turn()
+        last.prepare_backward()
         last.back[0][-1].copy_(of_slopes[count])
         pull = last.pull(0, torch.empty_like(states[0])).add_(of_states[count])
         last.add_gradients(sums)
@@ -158,7 +159,7 @@ class RungeKutta(torch.autograd.Function):
                 steps = RungeKuttaSteps(weights, Tape.empty(weights, 4 * (block.stop - block.start), rows, states))
                 whole = length.expand(block.stop - block.start, *length.shape) if length.ndim else length
                 steps.fill(states[block], Lengths.of(whole))
-            steps.turn(last)
+            steps.prepare_backward(last)
             for n in reversed(range(block.start, block.stop)):
                 steps.step_back(n - block.start, pull, lengths, of_slopes[n]).add_(of_states[n])
             steps.add_gradients(sums)
@@ -173,23 +174,24 @@ def _evaluated(weights: Weights, state: Tensor, out: Tensor) -> Tape:
     return tape
 
 
-class Walk(torch.autograd.Function):
-    """Return (j, s) of `ode.through` tick by tick, for a gated recurrent unit and a network: (tick, rows, _)."""
+class JumpRungeKutta(torch.autograd.Function):
+    """Return (j, s) of `ode.integrate_with_jumps` tick by tick, (tick, rows, _), for a gated recurrent unit and a
+    network."""
 
     @staticmethod
     def forward(ctx, activation: str, keep: bool, gates, first, length, start, matrix, shift, *flat: Tensor):
         weights, (ticks, rows, _), size = Weights.of(activation, flat), gates.shape, start.shape[-1]
         keep = keep and _fits(weights, ticks, rows, start, 6 * size)
         jumped, arrived = start.new_empty(2, ticks, *start.shape).unbind(0)
-        each = places_of((*early_and_late(gates), first, jumped, arrived))
+        at_tick = places_of((*early_and_late(gates), first, jumped, arrived))
         lengths, kept, state, slope = Lengths.of(length).each(ticks), [], start, torch.empty_like(start)
         jumps, steps = _tick_tape(weights, matrix, shift, 1, start)
         for block in _blocks(ticks, rows):
             if keep:
                 jumps, steps = _tick_tape(weights, matrix, shift, block.stop - block.start, start)
-                kept += [*jumps.kept, *steps.told]
+                kept += [*jumps.kept, *steps.inputs]
             for n in range(block.start, block.stop):
-                place, (early, late, begins, jump, arrival) = n - block.start if keep else 0, each[n]
+                place, (early, late, begins, jump, arrival) = n - block.start if keep else 0, at_tick[n]
                 jumps.step(place, early, late, state, jump)
                 torch.where(begins, jump, state, out=jump)
                 steps.step(place, jump, lengths[n], slope, arrival)
@@ -205,27 +207,27 @@ class Walk(torch.autograd.Function):
         flat, kept = rest[: ctx.layers], rest[ctx.layers :]
         weights, lengths, (ticks, rows, _) = Weights.of(ctx.activation, flat), Lengths.of(length), gates.shape
         before = torch.cat([start[None], arrived[:-1]])
-        each = list(zip(places_of((before, first, of_jumped, of_arrived)), lengths.each(ticks), strict=True))
+        at_tick = list(zip(places_of((before, first, of_jumped, of_arrived)), lengths.each(ticks), strict=True))
         pull, carried, of_gates = torch.zeros_like(start), torch.empty_like(start), torch.empty_like(gates)
         sums, of_recurrence = [torch.zeros_like(x) for x in flat], [torch.zeros_like(x) for x in (matrix, shift)]
         steps = None
         for block in reversed(_blocks(ticks, rows)):
             tape = kept[-3 - len(weights.matrices) :]
             del kept[-3 - len(weights.matrices) :]
-            turned = steps
+            later = steps
             jumps, steps = _tick_tape(weights, matrix, shift, block.stop - block.start, start, tape)
             if not tape:  # too long to keep: recompute this block's activations from its states
                 jumps.fill(gates[block], before[block])
                 steps.fill(jumped[block], lengths.part(block))
-            jumps.turn(of_gates[block])
-            steps.turn(turned)
+            jumps.prepare_backward(of_gates[block])
+            steps.prepare_backward(later)
             for n in reversed(range(block.start, block.stop)):
-                (state, begins, of_jump, of_arrival), by = each[n]
+                (state, begins, of_jump, of_arrival), by = at_tick[n]
                 steps.step_back(n - block.start, pull.add_(of_arrival), by).add_(of_jump)
                 # A jump replaces the state at a gap's first tick alone; elsewhere the gradient passes it by.
-                taken = pull * begins
-                jumps.step_back(n - block.start, taken, state, carried)
-                pull.sub_(taken).add_(carried)
+                into_jump = pull * begins
+                jumps.step_back(n - block.start, into_jump, state, carried)
+                pull.sub_(into_jump).add_(carried)
             jumps.add_gradients(of_recurrence, before[block])
             steps.add_gradients(sums)
         return None, None, of_gates, None, None, pull, *of_recurrence, *sums

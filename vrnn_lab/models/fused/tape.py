@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 aten = torch.ops.aten
-# Each activation, in place; and its input's gradient from its output's gradient and its output, in place too.
+# Of each activation: the function, and its input's gradient from its output's gradient and its output; both in place.
 KNOWN: dict[str, tuple[Callable[[Tensor], Any], Callable[[Tensor, Tensor], Any]]] = {
     "sigmoid": (torch.sigmoid_, lambda slope, y: aten.sigmoid_backward.grad_input(slope, y, grad_input=slope)),
     "relu": (torch.relu_, lambda slope, y: slope.mul_(y > 0)),
@@ -20,25 +20,25 @@ KNOWN: dict[str, tuple[Callable[[Tensor], Any], Callable[[Tensor, Tensor], Any]]
 }
 
 
-_plainly = False
+_disabled = False
 
 
-def by_hand() -> bool:
+def fused_enabled() -> bool:
     """Return whether fused functions may run: torch.compile, autocast, torch.func and forward mode preclude them."""
-    looked_at = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     cast = torch.is_autocast_enabled() or torch.is_autocast_enabled("cpu")
-    return not (_plainly or looked_at or cast or forward_ad._current_level >= 0)
+    return not (_disabled or transformed or cast or forward_ad._current_level >= 0)
 
 
 @contextmanager
-def plainly() -> Iterator[None]:
+def fused_disabled() -> Iterator[None]:
     """Disable fused functions within the context, so that autograd can differentiate more than once."""
-    global _plainly
-    before, _plainly = _plainly, True
+    global _disabled
+    before, _disabled = _disabled, True
     try:
         yield
     finally:
-        _plainly = before
+        _disabled = before
 
 
 def once(backward: Callable[..., Any]) -> Callable[..., Any]:
@@ -48,8 +48,9 @@ def once(backward: Callable[..., Any]) -> Callable[..., Any]:
     def checked(ctx, *slopes: Tensor):
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "second derivatives are asked for (create_graph=True) of a loop that is differentiated by hand, "
-                "once; run its forward pass within vrnn_lab.models.fused.tape.plainly()."
+                "a second derivative (create_graph=True) was requested of a fused function, whose hand-written "
+                "backward pass cannot be differentiated again; run its forward pass within "
+                "vrnn_lab.models.fused.tape.fused_disabled()."
             )
         return backward(ctx, *slopes)
 
@@ -87,7 +88,7 @@ class Weights:
     def flat(self) -> tuple[Tensor, ...]:
         return self.matrices + self.shifts
 
-    def by_hand(self) -> "Weights | None":
+    def for_fused(self) -> "Weights | None":
         """Return the weights in the form that the fused backward pass needs; None where it lacks the activation."""
         same = self.without_tanh()
         return same if same.activation in KNOWN else None
@@ -110,64 +111,64 @@ class Weights:
 
 
 class Tape:
-    """Store evaluations of one network, each at a place; `told` holds the layers' inputs, (places, rows, width)."""
+    """Store evaluations of one network, each at a place; `inputs` holds the layers' inputs, (places, rows, width)."""
 
-    def __init__(self, weights: Weights, told: Sequence[Tensor]):
-        self.weights, self.told = weights, told
+    def __init__(self, weights: Weights, inputs: Sequence[Tensor]):
+        self.weights, self.inputs = weights, inputs
         self.transposed = [matrix.t() for matrix in weights.matrices]
         self.activate, self.deactivate = KNOWN[weights.activation]
-        self.at = places_of(told)
+        self.at = places_of(inputs)
 
     @classmethod
     def empty(cls, weights: Weights, places: int, rows: int, like: Tensor) -> list[Tensor]:
         return [like.new_empty(places, rows, matrix.shape[1]) for matrix in weights.matrices]
 
-    def evaluate(self, told: Sequence[Tensor], out: Tensor, first: Tensor | None = None) -> None:
-        """Write the network's output for told[0] to `out`, and fill the other layer inputs.
+    def evaluate(self, inputs: Sequence[Tensor], out: Tensor, first: Tensor | None = None) -> None:
+        """Write the network's output for inputs[0] to `out`, and fill the other layer inputs.
 
         first: the first layer's shift, one per row, in place of the network's own.
         """
         shifts = self.weights.shifts if first is None else (first, *self.weights.shifts[1:])
         for i, matrix in enumerate(self.transposed[:-1]):
-            self.activate(torch.addmm(shifts[i], told[i], matrix, out=told[i + 1]))
-        torch.addmm(shifts[-1], told[-1], self.transposed[-1], out=out)
+            self.activate(torch.addmm(shifts[i], inputs[i], matrix, out=inputs[i + 1]))
+        torch.addmm(shifts[-1], inputs[-1], self.transposed[-1], out=out)
 
-    def turn(self, before: "Tape | None" = None, last: Tensor | None = None) -> None:
+    def prepare_backward(self, before: "Tape | None" = None, last: Tensor | None = None) -> None:
         """Prepare the backward pass by allocating the gradients of the layers' outputs, `slopes` (`back`: by place).
 
         before: a tape whose memory is reused; last: memory that already holds the output's gradients.
         """
-        places, rows, _ = self.told[0].shape
-        if before and before.told[0].shape == self.told[0].shape:
+        places, rows, _ = self.inputs[0].shape
+        if before and before.inputs[0].shape == self.inputs[0].shape:
             self.slopes, self.back = before.slopes, before.back
             return
         matrices = self.weights.matrices if last is None else self.weights.matrices[:-1]
-        self.slopes = [self.told[0].new_empty(places, rows, len(matrix)) for matrix in matrices]
+        self.slopes = [self.inputs[0].new_empty(places, rows, len(matrix)) for matrix in matrices]
         self.slopes += [] if last is None else [last]
         self.back = places_of(self.slopes)
 
-    def pull(self, place: int, out: Tensor, beside: Tensor | None = None) -> Tensor:
+    def pull(self, place: int, out: Tensor, extra: Tensor | None = None) -> Tensor:
         """Return the gradient of a place's input, given that of its output in self.back[place][-1].
 
-        beside: a further gradient of the last layer's input.
+        extra: a further gradient of the last layer's input.
         """
-        told, slopes, matrices = self.at[place], self.back[place], self.weights.matrices
+        inputs, slopes, matrices = self.at[place], self.back[place], self.weights.matrices
         for i in range(len(matrices) - 1, 0, -1):
             slope = torch.mm(slopes[i], matrices[i], out=slopes[i - 1])
             # An activation's derivative is a function of its output, which is the next layer's input.
-            self.deactivate(slope if beside is None else slope.add_(beside), told[i])
-            beside = None
+            self.deactivate(slope if extra is None else slope.add_(extra), inputs[i])
+            extra = None
         return torch.mm(slopes[0], matrices[0], out=out)
 
     def add_gradients(self, sums: Sequence[Tensor]) -> None:
         """Add the gradients of matrices and shifts, over all places at once, to `sums`."""
         half = len(sums) // 2
-        for matrix, shift, slope, told in zip(sums[:half], sums[half:], self.slopes, self.told, strict=True):
-            slope, told = slope.flatten(0, 1), told.flatten(0, 1)
-            if told.shape[1] < slope.shape[1]:  # a matrix product with a wide result is faster
-                matrix.add_((told.t() @ slope).t())
+        for matrix, shift, slope, inputs in zip(sums[:half], sums[half:], self.slopes, self.inputs, strict=True):
+            slope, inputs = slope.flatten(0, 1), inputs.flatten(0, 1)
+            if inputs.shape[1] < slope.shape[1]:  # a matrix product with a wide result is faster
+                matrix.add_((inputs.t() @ slope).t())
             else:
-                matrix.addmm_(slope.t(), told)
+                matrix.addmm_(slope.t(), inputs)
             shift.add_(slope.sum(0))
 
 
