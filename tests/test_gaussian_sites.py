@@ -169,7 +169,8 @@ def test_the_root_of_a_covariance_has_a_finite_gradient_at_nothing_and_at_any_si
 def test_the_joint_posterior_is_that_of_the_marginals_and_of_log_p(kind):
     model, series = any_model(kind), any_model(kind).standardise(any_batch())
     site = model._observed(series)
-    space, mask = model._space(series, site.variance), model._split(series.seen[..., None])[..., 0]
+    space = model._space(series.times[..., None], site.variance)
+    mask = model._split(series.seen[..., None])[..., 0]
     values = model._split((site.value - model.readout.mean(series))[..., None])
     states, variance = posterior(space, values, mask)
     found, covariance, log_p = joint_posterior(space, values, mask)

@@ -14,6 +14,7 @@ from vrnn_lab.core.series import TimeSeries, series_of
 from vrnn_lab.core.tasks import DensityTask, Interpolate
 from vrnn_lab.data.datasets.lgssm import LGSSM
 from vrnn_lab.data.datasets.ou import OU
+from vrnn_lab.models import linear_sde
 from vrnn_lab.models.linear_state import SLOWEST
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -33,7 +34,7 @@ def dense(model, batch: TimeSeries, row: int):
     """Mean (time, dim) and covariance (time, dim, time, dim) of a row's signal, and the variances of its noise."""
     series = model.standardise(batch).rows([row])
     dim, parts = model.scale.dim, model.scale.dim * model.readout.read.shape[1]
-    observe = model.readout.observe(series.times)[0]
+    observe = model.readout.observe(series.times[..., None])[0]
     if not model.joint:
         wide, each = torch.zeros(*observe.shape[:2], dim, observe.shape[2]).double(), torch.arange(dim)
         wide[:, each, each] = observe
@@ -151,7 +152,7 @@ def test_with_the_true_parameters_it_is_the_exact_row_of_lgssm():
     with torch.no_grad():
         model.dynamics.skew_start[:2, :2] = 0.5 * (drift - drift.mT)
         model.dynamics.root_start[:2, :2] = (-2 * log(data.radius) * clock) ** 0.5 * torch.eye(2)
-        model.readout.every[:] = -model.readout.observe(torch.zeros(1, 1).double())[0, 0]
+        model.readout.every[:] = -model.readout.observe(torch.zeros(1, 1, 1).double())[0, 0]
         model.readout.every[:, :2] += data.variance**0.5 * torch.from_numpy(data.observe) / std[:, None]
     set_to(model, readout__middle=-mean / std, head__log_std=data.noise / std)
     assert_exact(model, data)
@@ -265,3 +266,29 @@ def test_only_a_gaussian_of_one_std_a_channel_is_exact(head):
 def test_a_state_without_parts_is_refused():
     with pytest.raises(ValueError, match=r"model\.ou"):
         model_of("linear_sde model.ou=0 model.matern=0 model.oscillators=0")
+
+
+def test_channels_without_a_shared_state_take_no_steps_at_the_points_of_others(monkeypatch):
+    """The same likelihood and gradients as over all points, over as many steps as the fullest channel has values."""
+    model, batch = any_model("separate", dim=3), any_batch(dim=3, rows=4)
+    some = torch.rand(batch.known.shape, generator=torch.Generator().manual_seed(5)) < 0.3
+    series = model.standardise(batch)
+    masks = batch.known & some, torch.zeros_like(some)
+    steps = []
+    kept = linear_sde.log_likelihood
+    monkeypatch.setattr(
+        linear_sde,
+        "log_likelihood",
+        lambda space, values, mask: steps.append(mask.shape[1]) or kept(space, values, mask),
+    )
+
+    def found() -> list[torch.Tensor]:
+        log_prob = model._log_prob(series, *masks)
+        return [log_prob, *torch.autograd.grad(log_prob.sum(), list(model.parameters()), allow_unused=True)]
+
+    alone = found()
+    monkeypatch.setattr(linear_sde, "_readable", lambda mask: False)
+    for one, other in zip(alone, found(), strict=True):
+        torch.testing.assert_close(one, other, **CLOSE)
+    assert steps == [masks[0].sum(1).max().item(), batch.times.shape[1]] and steps[0] < steps[1]
+    assert (alone[0][1] == 0).all()

@@ -123,7 +123,7 @@ class LinearProcess(nn.Module):
 
     def _space(self, series: TimeSeries) -> StateSpace:
         gap = torch.diff(series.times, dim=1, prepend=series.times[:, :1]) / self.clock
-        own, cross = (x.transpose(1, 2).flatten(0, 1) for x in self.dynamics.pairs(gap))
+        own, cross = (x.transpose(1, 2).flatten(0, 1) for x in self.dynamics.pairs(gap[..., None]))
         still = lambda x, value: nn.functional.pad(x, (0, 1), value=value)  # the level is constant
         other = torch.cat([self.dynamics.other, self.dynamics.other.new_tensor([self.dynamics.states])])
         sizes = self.sizes

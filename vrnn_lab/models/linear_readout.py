@@ -81,26 +81,26 @@ class Readout(nn.Module):
         """Return the mean function at every point: an offset, any damped trend, and the effect of any covariates."""
         mean = SPEED * self.middle.double().expand(*series.values.shape)
         if self.rise is not None:
-            mean = mean + SPEED * self.rise.double() * self._along(series.times)
+            mean = mean + SPEED * self.rise.double() * self._along(series.times[..., None])
         if self.of_covariates is not None and series.covariates is not None:
             mean = mean + SPEED * (series.covariates.double() @ self.of_covariates.double())
         return mean
 
-    def _along(self, times: Float64[Tensor, "batch time"]) -> Float64[Tensor, "batch time dim"]:
+    def _along(self, times: Float64[Tensor, "batch time channels"]) -> Float64[Tensor, "batch time dim"]:
         """Return the function of time that multiplies slopes: (1 - e^(-k |t|)) / k with the sign of t."""
         assert self.log_fading is not None
         rate = SLOWEST + (SPEED * self.log_fading.double()).exp()
-        return times.sign()[..., None] * -torch.expm1(-rate * times.abs()[..., None]) / rate
+        return times.sign() * -torch.expm1(-rate * times.abs()) / rate
 
-    def observe(self, times: Float64[Tensor, "batch time"]) -> Float64[Tensor, "batch time dim state"]:
-        """Return the observation matrix H at every point."""
+    def observe(self, times: Float64[Tensor, "batch time channels"]) -> Float64[Tensor, "batch time dim state"]:
+        """Return the observation matrix H at every point; channels: one time for all of them, or one for each."""
         loadings = torch.stack([part() for part in self.parts], -1)
         moving = (loadings[..., None] * self.read).sum(-2)  # (dim, dim of the parts, state)
         moving = moving.flatten(1) if self.joint else moving.diagonal(dim1=0, dim2=1).T
         if self.every is not None:
             moving = moving + self.every
         still = [each if self.joint else each.sum(-1, keepdim=True) for each in self._still(times)]
-        return torch.cat([moving.expand(*times.shape, -1, -1), *still], -1)
+        return torch.cat([moving.expand(*times.shape[:2], -1, -1), *still], -1)
 
     def _still(self, times: Tensor) -> list[Float64[Tensor, "batch time dim dim"]]:
         """Return the columns of the observation matrix for levels and for slopes.
@@ -109,7 +109,7 @@ class Readout(nn.Module):
         """
         if self.level is None:
             return []
-        level = self.level().expand(*times.shape, -1, -1)
+        level = self.level().expand(*times.shape[:2], -1, -1)
         if self.slope is None:
             return [level]
         along = self._along(times)[..., None]

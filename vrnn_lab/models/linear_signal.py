@@ -35,21 +35,24 @@ class LinearSignal(SequenceModel):
     readout: Readout
     joint: bool  # whether the channels of a series share one state
 
-    def _space(self, series: TimeSeries, variance: Float64[Tensor, "batch time dim"]) -> StateSpace:
-        observe = self.readout.observe(series.times)
+    def _space(
+        self, times: Float64[Tensor, "batch time channels"], variance: Float64[Tensor, "batch time dim"]
+    ) -> StateSpace:
+        """Return the state space at the times of all channels (channels = 1) or, not `joint`, at those of each."""
+        observe = self.readout.observe(times)
         observe = observe if self.joint else observe.transpose(1, 2).flatten(0, 1)[:, :, None]
         one = torch.eye(observe.shape[-1], dtype=observe.dtype, device=observe.device)
         variance = self._split(variance[..., None])[..., 0]
-        gap = torch.diff(series.times, dim=1, prepend=series.times[:, :1])
+        gap = torch.diff(times, dim=1, prepend=times[:, :1])
         return StateSpace(one[0] * 0, one, self._transition(gap, len(one)), None, observe, variance)
 
-    def _transition(self, gap: Float64[Tensor, "batch time"], size: int) -> Tensor | Pairs:
+    def _transition(self, gap: Float64[Tensor, "batch time channels"], size: int) -> Tensor | Pairs:
         """Return the transition over each gap; levels and slopes, which are the last states, stay constant."""
         pad = nn.functional.pad
         if isinstance(self.dynamics, Coupled):
             still = size - self.dynamics.states
             more = (torch.arange(size, device=gap.device) >= self.dynamics.states).double().diag()
-            return pad(self.dynamics.matrices(gap), (0, still, 0, still)) + more
+            return pad(self.dynamics.matrices(gap[..., 0]), (0, still, 0, still)) + more
         rows = lambda x: x.flatten(2) if self.joint else x.transpose(1, 2).flatten(0, 1)
         own, cross = (rows(x) for x in self.dynamics.pairs(gap))
         still = size - own.shape[-1]
@@ -70,7 +73,7 @@ class LinearSignal(SequenceModel):
         others: (samples, batch, time, dim), further values less the mean function, each sample smoothed like the
         sites.
         """
-        space, seen = self._space(series, site.variance), self._split(series.seen[..., None])[..., 0]
+        space, seen = self._space(series.times[..., None], site.variance), self._split(series.seen[..., None])[..., 0]
         columns = (site.value - self.readout.mean(series))[..., None]
         columns = columns if others is None else torch.cat([columns, others.movedim(0, -1)], -1)
         states, covariance, log_p = joint_posterior(space, self._split(columns), seen)

@@ -112,18 +112,21 @@ class Independent(Dynamics):
             return known
         return torch.cat([(SPEED * self.log_frequency.double()).clamp(max=FASTEST).exp(), known], 1)
 
-    def pairs(self, gap: Float64[Tensor, "*shape"]) -> tuple[Tensor, Tensor]:
-        """Return A by its entries, (*shape, dim, state) each: the diagonal, and the coupling of partners."""
-        passed = gap[..., None, None] * self.decay()  # in decay times
+    def pairs(self, gap: Float64[Tensor, "*shape channels"]) -> tuple[Tensor, Tensor]:
+        """Return A by its entries, (*shape, dim, state) each: the diagonal, and the coupling of partners.
+
+        gap: one for all channels (channels = 1), or one for each.
+        """
+        passed = gap[..., None] * self.decay()  # in decay times
         left, (_, matern, _) = self._split((-passed).exp()), self._split(passed)
-        angle = gap[..., None, None] * self.turning()
+        angle = gap[..., None] * self.turning()
         cos, sin = left[2] * angle.cos(), left[2] * angle.sin()
         own = _in_turn(left[0], (left[1] * (1 + matern), left[1] * (1 - matern)), (cos, cos))
         step = left[1] * matern
         return own, _in_turn(torch.zeros_like(left[0]), (step, -step), (-sin, sin))
 
     def move(self, gap):
-        own, cross = self.pairs(gap)
+        own, cross = self.pairs(gap[..., None])
         passed = gap[..., None, None] * self.decay()
         lost, (_, matern, _) = self._split(-torch.expm1(-2 * passed)), self._split(passed)
         both = 2 * (matern * (-matern).exp()).square()
