@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
     frame.mask(rng.random(frame.shape) < [0.0, 0.2, 0.2]).to_csv(top / "one.csv", index=False)
     arguments = ["model=rnn", "model.width=8", "data=table", f"data.path={top}/one.csv", "data.id=null"]
     arguments += ["data.window=20", "evaluate.samples=2", "evaluate.draws=19", "trainer=cpu", "trainer.max_epochs=2"]
-    command("run", *arguments, "hydra.run.dir=run", folder=top)
+    command("run", *arguments, "hydra.run.dir=run", folder=top, figures=True)
     return top / "run"
 
 

@@ -71,7 +71,7 @@ def test_without_a_compiler_the_cure_is_named_and_the_run_goes_on_without(tmp_pa
     none = (
         f"import os; os.environ |= {{'CXX': 'no-compiler', 'TORCHINDUCTOR_CACHE_DIR': {str(tmp_path / 'cache')!r}}}"
     )
-    done = command("run", *few, folder=tmp_path, before=none, check=False)
+    done = command("run", *few, folder=tmp_path, before=none, check=False, fresh=True)
     assert done.returncode == 2 and "no C++ compiler" in done.stderr and "trainer.compile=off" in done.stderr
     assert "Traceback" not in done.stderr
     command("run", "resume=run", "trainer.compile=off", folder=tmp_path)

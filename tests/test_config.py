@@ -79,7 +79,7 @@ WRONG = [
     (["seed=x"], "a whole number from 0"),
     (["evaluate.samples=0"], "a whole number from 1"),
     (["task=interpolate", "task.unit=row"], "point, value"),
-    (["task=interpolate", "task.seen=1.5"], "share"),
+    (["task=interpolate", "task.seen=1.5"], "fraction"),
     (["trainer.max_epochs=-1"], "trainer.max_epochs"),
     (["model.head.noise=point", "model.head.fixed=0.3"], "head.noise=channel"),
     (["model.head.fixed=1e-9"], "floor"),

@@ -341,7 +341,7 @@ def test_what_is_seen_moves_the_trend_as_linear_regression_would():
 
 def test_a_trend_of_several_series_is_refused(tmp_path):
     frame = pd.concat([record().assign(id=name) for name in "abcdefgh"])
-    with pytest.raises(ValueError, match=r"one record.*8 series.*model.level=linear"):
+    with pytest.raises(ValueError, match=r"single record.*8 series.*model.level=linear"):
         vrnn_lab.Forecaster("model=latent_ode", "data.trend=linear", *SMALL, folder=tmp_path / "run").fit(frame)
 
 

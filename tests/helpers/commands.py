@@ -78,22 +78,29 @@ calibration_figures.figures = model_figures.figures = lambda *a, **k: {}
 
 
 def command(
-    module: str, *arguments: str, folder: Path, before: str = "", check: bool = True, figures: bool = False
+    module: str,
+    *arguments: str,
+    folder: Path,
+    before: str = "",
+    check: bool = True,
+    figures: bool = False,
+    fresh: bool = False,
 ) -> CompletedProcess:
     """Run a command in a process of its own; `before` is Python run first, to cut it short at a place.
 
     The process is forked from one that has imported torch and the package, which takes seconds, and nothing more:
-    without the checks of shapes that tests put around every function.
+    without the checks of shapes that tests put around every function. fresh: start a new interpreter instead, for
+    what is read when torch is imported. figures: draw the figures of a run.
     """
     code = (
-        f"{PRELUDE}import sys; sys.argv = {['x', *arguments]!r}\n{'' if figures else UNDRAWN}\n{before}\n"
+        f"{PRELUDE}import sys; sys.argv = {['x', *arguments]!r}\n{before}\n{'' if figures else UNDRAWN}\n"
         f"from vrnn_lab import {module}\nfrom vrnn_lab.cli.arguments import run_command\n"
         f"sys.exit(run_command({module}.main))"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "RAY_worker_niceness": "0"}
     with TemporaryDirectory() as place:
         streams = [Path(place) / name for name in ("out", "err")]
-        process = FORKING.Process(target=_in_child, args=(code, folder, environment, streams))
+        process = (get_context("spawn") if fresh else FORKING).Process(target=_in_child, args=(code, folder, environment, streams))
         process.start()
         process.join(240)
         if process.exitcode is None:
