@@ -322,11 +322,11 @@ def test_a_run_on_a_disk_that_is_too_small_ends_with_one_message_and_resumes_whe
 ):
     """The disk is full at the first checkpoint, at a later one, or at TensorBoard's events."""
     folder = small_disk(kilobytes) / "run"
-    failed = command("run", *RUN, f"hydra.run.dir={folder}", folder=folder.parent.parent, check=False)
+    failed = command("run", *RUN, f"hydra.run.dir={folder}", folder=folder.parent.parent, check=False, figures=True)
     assert failed.returncode == 1 and "Traceback" not in failed.stderr, failed.stderr
     errors = [line for line in failed.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and f"{folder}" in errors[0] and "(No space left on device); free disk space" in errors[0]
     assert not list(folder.rglob(f"*{PART}"))
     small_disk(50_000, again=True)
-    command("run", f"resume={folder}", folder=folder.parent.parent)
+    command("run", f"resume={folder}", folder=folder.parent.parent, figures=True)
     assert metrics_of(folder)["status"] == "completed"

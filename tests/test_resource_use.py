@@ -62,7 +62,7 @@ def test_the_same_seed_gives_the_same_numbers_in_every_process(tmp_path):
     alone = [command("run", *EQUAL, f"hydra.run.dir={name}", folder=tmp_path) for name in ("one", "two")]
     assert len(alone) == 2 and metrics(tmp_path / "one") == metrics(tmp_path / "two")
     sweep = ["-m", "seed=0,1", "sweep=s", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    command("run", *EQUAL, *sweep, folder=tmp_path)
+    command("run", *EQUAL, *sweep, folder=tmp_path, fresh=True)
     (job,) = (tmp_path / "outputs" / "s").glob("*seed=0*")
     assert metrics(job) == metrics(tmp_path / "one")  # two jobs at once, each in a process of its own
 

@@ -24,7 +24,7 @@ from vrnn_lab.training import fit
 def whole(tmp_path_factory) -> Path:
     """A run that nothing disturbed."""
     folder = tmp_path_factory.mktemp("whole")
-    command("run", *FAST, "hydra.run.dir=run", folder=folder)
+    command("run", *FAST, "hydra.run.dir=run", folder=folder, figures=True)
     return folder / "run"
 
 
@@ -82,7 +82,7 @@ SPIRALS = [*(each for each in FAST if each != "data=periodic"), "trainer.max_epo
 def spirals(tmp_path_factory):
     """A run of the demo's kind, and what it printed."""
     folder = tmp_path_factory.mktemp("spirals")
-    return folder / "run", command("run", *SPIRALS, "hydra.run.dir=run", folder=folder).stdout
+    return folder / "run", command("run", *SPIRALS, "hydra.run.dir=run", folder=folder, figures=True).stdout
 
 
 @pytest.mark.slow

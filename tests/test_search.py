@@ -157,7 +157,7 @@ def test_a_search_that_was_killed_goes_on_to_the_same_numbers(whole, here, run_i
 @pytest.mark.slow
 def test_two_workers_make_as_many_trials_as_asked_for(here):
     few = [*TINY, "study=j", "trials=3", "trainer.max_epochs=1", "workers=2", "hydra/launcher=joblib"]
-    command("search", *few, folder=here)
+    command("search", *few, folder=here, fresh=True)
     trials = study_in(here / "outputs" / "search" / "j").trials
     assert [t.state for t in trials] == [TrialState.COMPLETE] * 3
     began = [p.read_text().count("torch") for p in sorted((here / "outputs/search/j").glob("*/run.log"))]

@@ -375,7 +375,7 @@ def test_workers_that_outlive_a_killed_launcher_and_a_second_launcher_do_not_dis
         first.kill()
     try:
         assert first.wait() == -signal.SIGKILL
-        command("run", *sweep, folder=tmp_path)
+        command("run", *sweep, folder=tmp_path, fresh=True)
         assert {name: metrics(path) for name, path in jobs_in(tmp_path / "outputs" / "s").items()} == undisturbed
     finally:
         with suppress(ProcessLookupError):
@@ -392,7 +392,7 @@ def test_a_job_whose_process_is_killed_again_and_again_is_given_up_and_the_other
     )
     sweep = [*SHORT, "-m", "sweep=s", "hydra/launcher=joblib", "data._target_=deadly.Deadly", "data.seed=0,1,2"]
     path = f"import sys, os; sys.path.insert(0, {str(tmp_path)!r}); os.environ['PYTHONPATH'] = {str(tmp_path)!r}"
-    done = command("run", *sweep, folder=tmp_path, before=path, check=False)
+    done = command("run", *sweep, folder=tmp_path, before=path, check=False, fresh=True)
     found = {name: status(path) for name, path in jobs_in(tmp_path / "outputs" / "s").items()}
     assert found == {"data.seed=0": "completed", "data.seed=1": "failed", "data.seed=2": "completed"}
     assert done.returncode == 1 and "its process was killed" in " ".join(done.stdout.split())
@@ -421,7 +421,9 @@ def test_a_killed_process_may_hold_its_lock_when_the_launcher_hears_of_it(tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
 def test_every_launcher_runs_two_jobs_to_the_same_numbers(launcher, undisturbed, tmp_path):
-    done = command("run", *FAST, "-m", "sweep=s", "seed=0,1", f"hydra/launcher={launcher}", folder=tmp_path)
+    done = command(
+        "run", *FAST, "-m", "sweep=s", "seed=0,1", f"hydra/launcher={launcher}", folder=tmp_path, fresh=True
+    )
     found = jobs_in(tmp_path / "outputs" / "s")
     found.pop("", None)  # the launcher's own files
     assert {name: metrics(path) for name, path in found.items()} == undisturbed

@@ -3,11 +3,11 @@
 import atexit
 import json
 import os
+import subprocess
 import sys
 import warnings
 from multiprocessing import get_context
 from pathlib import Path
-from subprocess import CompletedProcess
 from tempfile import TemporaryDirectory
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -85,12 +85,13 @@ def command(
     check: bool = True,
     figures: bool = False,
     fresh: bool = False,
-) -> CompletedProcess:
+) -> subprocess.CompletedProcess:
     """Run a command in a process of its own; `before` is Python run first, to cut it short at a place.
 
     The process is forked from one that has imported torch and the package, which takes seconds, and nothing more:
     without the checks of shapes that tests put around every function. fresh: start a new interpreter instead, for
-    what is read when torch is imported. figures: draw the figures of a run.
+    what is read when torch is imported, and for launchers that start processes of their own. figures: draw the
+    figures of a run.
     """
     code = (
         f"{PRELUDE}import sys; sys.argv = {['x', *arguments]!r}\n{before}\n{'' if figures else UNDRAWN}\n"
@@ -98,20 +99,29 @@ def command(
         f"sys.exit(run_command({module}.main))"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "RAY_worker_niceness": "0"}
-    with TemporaryDirectory() as place:
-        streams = [Path(place) / name for name in ("out", "err")]
-        process = (get_context("spawn") if fresh else FORKING).Process(target=_in_child, args=(code, folder, environment, streams))
-        process.start()
-        process.join(240)
-        if process.exitcode is None:
-            process.kill()
-            raise TimeoutError(f"{module} {' '.join(arguments)} took more than 240 s")
-        done = CompletedProcess(arguments, process.exitcode, *(stream.read_text() for stream in streams))
+    if fresh:
+        words = [sys.executable, "-W", "error::UserWarning", "-c", code]
+        done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=LONGEST)
+    else:
+        done = _forked(code, folder, environment)
     if check:
         assert done.returncode == 0, done.stdout + done.stderr
     return done
 
 
+def _forked(code: str, folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess:
+    with TemporaryDirectory() as place:
+        streams = [Path(place) / name for name in ("out", "err")]
+        process = FORKING.Process(target=_in_child, args=(code, folder, environment, streams))
+        process.start()
+        process.join(LONGEST)
+        if process.exitcode is None:
+            process.kill()
+            raise subprocess.TimeoutExpired(code, LONGEST)
+        return subprocess.CompletedProcess(code, process.exitcode, *(stream.read_text() for stream in streams))
+
+
+LONGEST = 240  # seconds
 FORKING = get_context("forkserver")
 FORKING.set_forkserver_preload(
     ["vrnn_lab.training.fit", "vrnn_lab.forecaster", "vrnn_lab.run", "sklearn.gaussian_process"]
