@@ -94,12 +94,17 @@ def runs(tmp_path_factory):
     """A run by one process; and by two, of which one is killed, and the run gone on with."""
     folder = tmp_path_factory.mktemp("ddp")
     (folder / "watched.py").write_text(WATCHED)
-    command("run", *WATCH, "hydra.run.dir=one", folder=folder, fresh=True)
+    command("run", *WATCH, "hydra.run.dir=one", folder=folder, fresh=True, figures=True)
     (folder / "kill").touch()
-    killed = command("run", *WATCH, *TWO, folder=folder, check=False, fresh=True)
+    killed = command("run", *WATCH, *TWO, folder=folder, check=False, fresh=True, figures=True)
     told = (folder / "two" / "metrics.json").read_text()
     (folder / "kill").unlink()
-    return folder, killed, told, command("run", "resume=two", "trust=watched", folder=folder, fresh=True)
+    return (
+        folder,
+        killed,
+        told,
+        command("run", "resume=two", "trust=watched", folder=folder, fresh=True, figures=True),
+    )
 
 
 @pytest.mark.slow
@@ -142,7 +147,7 @@ def test_the_first_process_alone_writes_and_prints(runs):
 def test_a_process_that_fails_ends_the_run_with_its_reason(tmp_path):
     (tmp_path / "watched.py").write_text(WATCHED)
     (tmp_path / "raise").touch()
-    done = command("run", *WATCH, *TWO, folder=tmp_path, check=False, fresh=True)
+    done = command("run", *WATCH, *TWO, folder=tmp_path, check=False, fresh=True, figures=True)
     assert done.returncode == 1 and "out of luck" in done.stderr and "Traceback" not in done.stderr
     failed = {"status": "failed", "error": "ArithmeticError: out of luck"}
     assert metrics_of(tmp_path / "two") == failed
