@@ -87,6 +87,7 @@ def test_a_model_that_knows_the_process_gives_its_exact_answers(ou, known):
         assert line.value == part.values[part.times == line.time, 0][0]
 
 
+@pytest.mark.slow
 def test_its_scores_are_those_of_the_exact_row_and_no_baseline_is_better(known):
     found, values = known
     for score in ("nll", "mse"):

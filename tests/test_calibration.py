@@ -248,6 +248,7 @@ def test_the_pit_of_a_model_that_knows_the_process_is_flat(data, found, plain, q
     assert wide[f"test/{question}/pit/1"] < 0.05 < 0.13 < wide[f"test/{question}/pit/5"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("question, name, of", [("interpolation", "gap", gap), ("forecast", "horizon", horizon)])
 def test_scores_by_distance_are_those_of_the_values_at_that_distance(data, found, plain, question, name, of):
     batch = next(iter(data.batches("test", QUESTIONS.questions[question], 1000)))

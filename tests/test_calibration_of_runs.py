@@ -127,6 +127,7 @@ def test_what_does_not_go_together_is_refused_by_name(given, tmp_path, monkeypat
     assert REFUSED[given] in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_question_that_a_backtest_does_not_ask_is_refused(folder, monkeypatch, capsys):
     given = f"run={folder} backtest=true backtest.horizon=3 evaluate.forecast.seen=3"
     monkeypatch.setattr("sys.argv", ["evaluate", *given.split()])

@@ -207,6 +207,7 @@ def test_probabilities_of_zeros_and_ones_sum_to_one(name):
     assert (prediction.mean >= 0).all() and (prediction.mean <= 1).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rnn_gmm", "vrnn_gmm", "latent_ode model/head=gmm", "vae model/head=gmm"])
 def test_a_mixture_with_full_covariance_integrates_to_one_over_both_channels(name):
     scale = scale_of(2)

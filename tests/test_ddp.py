@@ -114,6 +114,7 @@ def test_a_process_that_is_killed_ends_the_run(runs):
     assert json.loads(told)["status"] == "failed"
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one_killed_in_between_or_not(runs):
     one, two = (metrics(runs[0] / name) for name in ("one", "two"))
     assert one == {k: pytest.approx(v, rel=1e-4, abs=1e-6) if k != "status" else v for k, v in two.items()}
@@ -124,6 +125,7 @@ def seen(file) -> dict[int, list[int]]:
     return {step: ids for step, *ids in lines}
 
 
+@pytest.mark.slow
 def test_each_process_sees_its_share_of_every_batch(runs):
     one, *two = (seen(runs[0] / f"seen-{name}") for name in ("1-0", "2-0", "2-1"))
     assert len(one) == 20 and all(each.keys() == one.keys() for each in two)
@@ -132,6 +134,7 @@ def test_each_process_sees_its_share_of_every_batch(runs):
             assert sorted(two[0][step] + two[1][step]) == sorted(ids) and len(two[0][step]) == len(ids) / 2
 
 
+@pytest.mark.slow
 def test_the_first_process_alone_writes_and_prints(runs):
     folder, _, _, done = runs
     rows = [line for line in done.stdout.splitlines() if line.strip().startswith("this model")]

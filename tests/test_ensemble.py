@@ -266,6 +266,7 @@ def test_runs_of_different_splits_can_still_predict_but_not_backtest(runs, monke
         forecaster.backtest(horizon=1)
 
 
+@pytest.mark.slow
 def test_files_of_another_content_are_other_data(runs, monkeypatch):
     monkeypatch.chdir(runs)
     ensemble.check_splits(["a", "b"])  # each holds its own copy of one frame

@@ -47,6 +47,7 @@ def test_a_model_comes_near_the_exact_likelihood_and_never_below(data, name):
         assert nll_above_exact(fitted(name, data), SETS[data], 2)[0] > above
 
 
+@pytest.mark.slow
 def test_ninety_per_cent_intervals_of_a_fitted_rnn_hold_ninety_per_cent():
     data, model = SETS["ou"], fitted("rnn", "ou")
     inside = total = 0

@@ -91,6 +91,7 @@ def test_a_rows_numbers_are_those_of_validation(data, known, row, question):
     assert found[f"{at}_ncrps_above"] + 2 * found[f"{at}_ncrps_above_se"] < 0  # the model knows the process
 
 
+@pytest.mark.slow
 def test_the_numbers_are_among_the_metrics_and_test_scores_stay_what_they_are(data, known):
     plain = references(data, QUESTIONS)
     assert "reference/analog/forecast/val_ncrps" in parted(known)[0]

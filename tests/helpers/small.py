@@ -55,7 +55,7 @@ def trained(folder: Path, *overrides: str) -> Path:
     from vrnn_lab.training import fit as fitting  # not for tests that need no run
 
     chosen = [*RUN, *overrides]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), unchecked():  # the shapes of fits are checked where fits are tested
         warnings.simplefilter("ignore")  # Lightning's advice
         fitting.run(compose(chosen), folder, chosen)
     return folder
