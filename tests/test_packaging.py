@@ -1,4 +1,4 @@
-"""requirements.lock holds an allowed release of every dependency of pyproject.toml, with the hashes of its files."""
+"""The lock holds an allowed release of every dependency with its hashes; the Makefile names files that are there."""
 
 import re
 import tomllib
@@ -10,7 +10,8 @@ from packaging.utils import canonicalize_name
 
 TOP = Path(__file__).parents[1]
 PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
-EXTRAS = re.search(r"^EXTRAS := (.+)$", (TOP / "Makefile").read_text(), re.M)[1].split()
+MAKEFILE = (TOP / "Makefile").read_text()
+EXTRAS = re.search(r"^EXTRAS := (.+)$", MAKEFILE, re.M)[1].split()
 ENTRIES = re.split(r"\n(?=\S)", (TOP / "requirements.lock").read_text().split("make lock\n")[1])
 
 
@@ -40,3 +41,8 @@ def test_every_entry_names_the_hashes_of_its_files():
     assert len(ENTRIES) > 50
     for entry in ENTRIES:
         assert re.search(r"--hash=sha256:[0-9a-f]{64}\b", entry), entry
+
+
+def test_the_tests_of_the_oldest_releases_are_there():
+    names = re.search(r"^FEW := (.+)$", MAKEFILE, re.M)[1].split()
+    assert names and all((TOP / "tests" / f"test_{name}.py").is_file() for name in names)
