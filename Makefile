@@ -57,7 +57,7 @@ check: $(STAMP) ## format, lint, layers of imports, types
 	$(BIN)/pyright
 
 LOWEST := .venv-lowest/bin/python -m
-FEW := config ode gaussian_head cells series table_formats report run
+FEW := config ode gaussian_head cells series table_formats report run figures
 
 check-lowest: ## the oldest releases that are allowed, in an environment of their own: a part of the tests
 	$(PYTHON) -m venv .venv-lowest
