@@ -236,6 +236,7 @@ REFUSED = {
     "~data": r"data is missing, but a run needs it",
     "++tricks=-1": r"tricks=-1: expected none",
     "++trainer.max_steps=${nothing}": r"trainer\.max_steps: .*nothing",
+    "seed=${seed}": r"seed: Recursive interpolation detected; expected \$\{<key>\} of another key",
     "data.seed={}": r"data\.seed=\{\}: expected a whole number",
     "a b=1": r"'a b=1' cannot be read; expected key=value",
     "+model@foo=rnn": r"foo: a run has no such key or group",

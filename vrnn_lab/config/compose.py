@@ -45,12 +45,13 @@ def compose(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> DictConf
     config_dirs: folders of configs besides conf/. Raise ConfigError where the overrides make no config of a run.
     """
     config = _with_current_names(_composed(overrides, config_dirs))
+    plain = to_dict(config)  # a ${reference} to nothing, or to itself, is an error of its key
     for key in REQUIRED:
-        if config.get(key) is None:
+        if plain.get(key) is None:
             raise ConfigError(f"{key} is missing, but a run needs it; leave out ~{key} or {key}=null.")
-        if isinstance(config[key], str | int | float) and key not in ("seed", "tricks"):
+        if isinstance(plain[key], str | int | float) and key not in ("seed", "tricks"):
             raise ConfigError(
-                f"{key}={config[key]}: expected the keys of a part of a run, such as {key}.<key>=<value>."
+                f"{key}={plain[key]}: expected the keys of a part of a run, such as {key}.<key>=<value>."
             )
     if stray := [str(key) for key in config if key not in (*REQUIRED, *OPTIONAL)]:
         raise ConfigError(

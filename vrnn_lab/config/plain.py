@@ -10,11 +10,14 @@ from vrnn_lab.config.errors import ConfigError
 
 
 def to_dict(config: Any, resolve: bool = True) -> dict[str, Any]:
-    """Return a config as plain Python; raise ConfigError for a ${reference} to nothing."""
+    """Return a config as plain Python; raise ConfigError for a ${reference} to nothing or to itself."""
     try:
         plain = OmegaConf.to_container(config, resolve=resolve) if isinstance(config, DictConfig) else config
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"{error.full_key}: {reason}; expected ${{<key>}} of another key that has a value."
+        ) from error
     assert isinstance(plain, dict)
     return {str(k): v for k, v in plain.items()}
 
