@@ -214,6 +214,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", WRONG)
 def test_what_cannot_work_is_refused_and_nothing_written(given, run, monkeypatch, capsys):
     top, _, _ = run
@@ -221,6 +222,7 @@ def test_what_cannot_work_is_refused_and_nothing_written(given, run, monkeypatch
     assert WRONG[given] in capsys.readouterr().err and not (top / "none.csv").exists()
 
 
+@pytest.mark.slow
 def test_the_forecaster_refuses_what_does_not_go_together(run):
     _, forecaster, frame = run
     for keys, said in (

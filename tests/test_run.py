@@ -99,6 +99,7 @@ def test_the_demo_prints_the_error_beyond_the_window_beside_the_baselines(spiral
         assert {f"val/{question}/mse", f"reference/linear/{question}/mse_clean"} <= set(found)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_keeps_whether_series_share_a_time_axis_and_an_old_one_means_no(spirals, tmp_path):
     folder, _ = spirals
     model, _ = vrnn_lab.load(folder)
