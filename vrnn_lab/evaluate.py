@@ -15,17 +15,17 @@ distance to the nearest observation and by channel, and PIT histograms. Writes o
                        run=a,b,c: the mixture of their predictions with equal weights, scored by the protocol of the
                        first run; nll is that of the mixture (a bound where one of theirs is; a mixture has no loss).
                        Their data keys must be the same, so that none was trained on a test series. Each is
-                       recalibrated by its own factors (row 'recalibrated', and a backtest), unless
-                       recalibrate=false; nothing is fitted
+                       recalibrated by its own factors, in a backtest too; nothing is fitted
   evaluate.forecast.seen=30, evaluate.interpolation.seen=0.1, evaluate.samples=1000, ...   another protocol
   data.<key>           other data of the same channels
   trust                for a run of your own classes: trust=my_model names their module, trust=true trusts the whole
                        folder; without it a folder from somebody else runs no code (SECURITY.md)
   split                test (default) or val: whose scores the table shows
+  recalibrate=false    leaves out the row 'recalibrated', which has the factors in <run folder>/recalibration.json
   recalibrate=true     fits on validation the factors that multiply the spread of predictions: for each channel one
                        for points up to the last observed one and one for those after it; prints the table with and
-                       without, and writes the factors to <run folder>/recalibration.json, for predict. Every run of
-                       real values does so when it ends.
+                       without, and writes the factors to that file, for predict. Every run of real values does so
+                       when it ends.
   backtest=true        instead, a backtest of forecasts from rolling origins: at each origin a series is observed
                        up to it (over a window as long as those of training) and scored up to a horizon after it.
                        Where series are split in time, the part before the split's own is observed too. With
@@ -86,8 +86,8 @@ def main() -> int:
             folders[0],
         )
     factors = recalibration(parts, folders[0]) if refit else None
-    if len(folders) > 1 and "recalibrate" not in given:
-        factors = recalibration_of(parts.model, None, None)
+    if "recalibrate" not in given and (len(folders) > 1 or not plan):
+        factors = recalibration_of(parts.model, None, folders[0])
     if plan:
         print_backtest(parts, plan, split, factors, given.get("output"))
     else:
