@@ -97,21 +97,21 @@ def runs(tmp_path_factory):
     command("run", *WATCH, "hydra.run.dir=one", folder=folder, fresh=True, figures=True)
     (folder / "kill").touch()
     killed = command("run", *WATCH, *TWO, folder=folder, check=False, fresh=True, figures=True)
-    told = (folder / "two" / "metrics.json").read_text()
+    recorded = (folder / "two" / "metrics.json").read_text()
     (folder / "kill").unlink()
     return (
         folder,
         killed,
-        told,
+        recorded,
         command("run", "resume=two", "trust=watched", folder=folder, fresh=True, figures=True),
     )
 
 
 @pytest.mark.slow
 def test_a_process_that_is_killed_ends_the_run(runs):
-    _, killed, told, _ = runs
+    _, killed, recorded, _ = runs
     assert killed.returncode == 1 and "killed by SIGKILL" in killed.stderr and "resume=" in killed.stderr
-    assert json.loads(told)["status"] == "failed"
+    assert json.loads(recorded)["status"] == "failed"
 
 
 @pytest.mark.slow

@@ -53,20 +53,20 @@ def test_a_walk_is_that_of_autograd_however_short_the_tape(kept, block, monkeypa
     monkeypatch.setattr(runge_kutta, "BLOCK", block)
     torch.manual_seed(0)
     memory, field = GRUCell(3, 4).double(), VectorField(4, 5, 1, "tanh", 1.0).double()
-    told = torch.randn(6, 7, 3, dtype=torch.float64, requires_grad=True)
+    readings = torch.randn(6, 7, 3, dtype=torch.float64, requires_grad=True)
     gap = 0.3 * torch.rand(6, 7, dtype=torch.float64) * torch.tensor([[1.0], [-1], [1], [0], [-1], [1]])
     start = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
-    walk = lambda: integrate_with_jumps(field, memory, memory.gates(told), gap, start, 0.1)
-    inputs = [told, start, *memory.parameters(), *field.parameters()]
+    walk = lambda: integrate_with_jumps(field, memory, memory.gates(readings), gap, start, 0.1)
+    inputs = [readings, start, *memory.parameters(), *field.parameters()]
     agree(values_and_gradients(walk, inputs), by_autograd(walk, inputs))
 
 
 def test_a_gated_sequence_is_torchs():
     torch.manual_seed(0)
     memory = GRUCell(3, 4).double()
-    told = torch.randn(5, 8, 3, dtype=torch.float64, requires_grad=True)
-    run = lambda: (memory.over(told),)
-    inputs = [told, *memory.parameters()]
+    readings = torch.randn(5, 8, 3, dtype=torch.float64, requires_grad=True)
+    run = lambda: (memory.over(readings),)
+    inputs = [readings, *memory.parameters()]
     agree(values_and_gradients(run, inputs), by_autograd(run, inputs))
 
 
@@ -118,7 +118,7 @@ class Leaning(VectorField):
 
 
 def hooked(field: VectorField) -> VectorField:
-    field.layers[0].register_forward_hook(lambda layer, told, out: 2 * out)
+    field.layers[0].register_forward_hook(lambda layer, readings, out: 2 * out)
     return field
 
 

@@ -269,7 +269,7 @@ def test_a_state_without_parts_is_refused():
 
 
 def test_channels_without_a_shared_state_take_no_steps_at_the_points_of_others(monkeypatch):
-    """The same likelihood and gradients as over all points, over as many steps as the fullest channel has values."""
+    """The filter takes as many steps as the fullest channel has values; likelihood and gradients stay the same."""
     model, batch = any_model("separate", dim=3), any_batch(dim=3, rows=4)
     some = torch.rand(batch.known.shape, generator=torch.Generator().manual_seed(5)) < 0.3
     series = model.standardise(batch)

@@ -167,17 +167,17 @@ def test_ticks_add_up_to_each_gap_in_steps_no_longer_than_asked():
     assert least <= ticks_in_training(gap.shape[1], 100.0, step, gap.abs().max().item())
 
 
-def jumping(state, told):
-    return 0.5 * state + told
+def jumping(state, readings):
+    return 0.5 * state + readings
 
 
 def test_a_state_jumps_and_follows_a_linear_field_over_its_own_gaps():
-    gap, told = gaps_of(), torch.randn(5, 6, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    jump = lambda told, state: jumping(state, told)
-    jumped, arrived = integrate_with_jumps(Linear(), jump, told, gap, told[:, 0], 0.005)
-    state = told[:, 0]
+    gap, readings = gaps_of(), torch.randn(5, 6, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    jump = lambda readings, state: jumping(state, readings)
+    jumped, arrived = integrate_with_jumps(Linear(), jump, readings, gap, readings[:, 0], 0.005)
+    state = readings[:, 0]
     for i in range(6):
-        state = jumping(state, told[:, i])
+        state = jumping(state, readings[:, i])
         torch.testing.assert_close(jumped[:, i], state, rtol=1e-7, atol=1e-7)
         state = torch.einsum("bi,bij->bj", state, torch.matrix_exp(gap[:, i, None, None] * TURN))
         torch.testing.assert_close(arrived[:, i], state, rtol=1e-7, atol=1e-7)
@@ -185,9 +185,9 @@ def test_a_state_jumps_and_follows_a_linear_field_over_its_own_gaps():
 
 def test_the_steps_of_a_row_are_its_own():
     """Beside a row with gaps a hundred times as long, and with a bound far above, its answers stay."""
-    gap, told = gaps_of(), torch.randn(5, 6, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    jump = lambda told, state: jumping(state, told)
-    solve = lambda gap, most=None: integrate_with_jumps(Linear(), jump, told, gap, told[:, 0], 0.1, most)[1]
+    gap, readings = gaps_of(), torch.randn(5, 6, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    jump = lambda readings, state: jumping(state, readings)
+    solve = lambda gap, most=None: integrate_with_jumps(Linear(), jump, readings, gap, readings[:, 0], 0.1, most)[1]
     alone = solve(gap)
     longer = gap.clone()
     longer[4] *= 100
@@ -196,11 +196,12 @@ def test_the_steps_of_a_row_are_its_own():
 
 
 def test_the_error_over_gaps_falls_with_the_fourth_power_of_the_step():
-    gap, told = gaps_of().abs() + 0.4, torch.ones(5, 6, 2, dtype=torch.float64)
-    jump = lambda told, state: told
-    exact = torch.einsum("bpi,bpij->bpj", told, torch.matrix_exp(gap[..., None, None] * TURN))
+    gap, readings = gaps_of().abs() + 0.4, torch.ones(5, 6, 2, dtype=torch.float64)
+    jump = lambda readings, state: readings
+    exact = torch.einsum("bpi,bpij->bpj", readings, torch.matrix_exp(gap[..., None, None] * TURN))
     errors = [
-        (integrate_with_jumps(Linear(), jump, told, gap, told[:, 0], h)[1] - exact).abs().max() for h in (0.1, 0.05)
+        (integrate_with_jumps(Linear(), jump, readings, gap, readings[:, 0], h)[1] - exact).abs().max()
+        for h in (0.1, 0.05)
     ]
     assert 10 < errors[0] / errors[1] < 25
 

@@ -70,6 +70,7 @@ def _code(foreign: frozenset[Path]) -> str:
     trees = _reached() | {file: _parsed(file) for file in foreign}
     code = _hash(*(ast.unparse(_bare(tree)).encode() for _, tree in sorted(trees.items())))
     with suppress(OSError):
+        own_folder(cached.parent)  # nothing is written to a folder of somebody else
         write_json(cached, {"dates": dates, "code": code})
     return code
 
