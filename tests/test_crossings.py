@@ -11,7 +11,7 @@ from helpers.commands import call
 from helpers.linear_sdes import of_process, set_to
 from helpers.pools import pool_of
 from helpers.predictions import KEYS, LEVELS, Decay, parts_of, table
-from helpers.small import scale_of
+from helpers.small import asked, batch_of, model_of, scale_of
 from vrnn_lab import predict
 from vrnn_lab.data.datasets.ou import OU
 from vrnn_lab.data.table.reader import TableSchema
@@ -82,13 +82,19 @@ def test_other_texts_are_refused(text):
 SERIES, STEP, HORIZON, DRAWS = 1000, 0.25, 4.0, 199
 
 
-@pytest.fixture(scope="module")
-def known():
-    """Return the draws of a model with the true parameters after 12 values of 1000 series, and the true values."""
+def true_model():
+    """Return the data set `ou` and a model with its true parameters."""
     data = OU(train=400, val=2, test=2)
     model, std, mean, clock = of_process(data, "model.ou=1 model.matern=0 model.oscillators=0")
     set_to(model, dynamics__log_decay=data.theta * clock - SLOWEST, readout__middle=(data.mean - mean) / std)
     set_to(model, readout__parts__0__log_std=data.variance**0.5 / std, head__log_std=data.noise / std)
+    return data, model
+
+
+@pytest.fixture(scope="module")
+def known():
+    """Return the draws of a model with the true parameters after 12 values of 1000 series, and the true values."""
+    data, model = true_model()
     rng = np.random.default_rng(0)
     seen = np.sort(rng.uniform(0, 5, (SERIES, 12)), 1)
     ahead = seen[:, -1:] + STEP * np.arange(1, round(HORIZON / STEP) + 1)
@@ -145,6 +151,84 @@ def test_draws_that_do_not_hang_together_are_found_out(known):
         for found in answers
     ]
     assert kstest(pit_of(crossed(mixed, level), after, level), "uniform").pvalue < 1e-6
+
+
+# ---- the signal in continuous time ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def in_between(known):
+    """Return the model, a coarse query of the signal of 1000 series, and their true paths at 80 times as many points.
+
+    The true signal after the last observed value is drawn given its value there, which is known in the simulation.
+    """
+    data, model = known[0], true_model()[1]
+    rng, fine = np.random.default_rng(5), 80
+    seen = np.sort(rng.uniform(0, 5, (SERIES, 12)), 1)
+    ahead = seen[:, -1:] + STEP / fine * np.arange(0, fine * round(HORIZON / STEP) + 1)
+    times = np.concatenate([seen[:, :-1], ahead], 1)
+    clean = data._path(times, rng)
+    values = clean[:, :12] + data.noise * rng.standard_normal((SERIES, 12))
+    names = np.repeat([f"{number:04d}" for number in range(SERIES)], 12)
+    frame = pd.DataFrame({"id": names, "time": seen.ravel(), "x": values.ravel()})
+    return data, model, frame, clean[:, 11:].reshape(SERIES, -1), fine
+
+
+def of_signal(model, frame, level: Level, horizon: float = HORIZON, every: float = STEP) -> pd.DataFrame:
+    query = Query(None, horizon, every, draws=DRAWS, when=replace(level, signal=True))
+    found = Forecasts.of(parts_of(model), frame, query, TableSchema())
+    return pd.concat([found.frame(answer) for answer in found.summaries(True)], ignore_index=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("above", [True, False])
+def test_crossing_times_of_the_signal_have_a_uniform_pit(in_between, above):
+    """The fine path crosses between the queried times; a model that looks only at these comes too late."""
+    data, model, frame, clean, fine = in_between
+    level = Level(data.mean + (0.8 if above else -0.5) * data.variance**0.5, above)
+    told = of_signal(model, frame, level)
+    past = level.past(clean)
+    # Whether the signal has crossed within each interval, its ends included.
+    after = np.stack([past[:, k * fine : (k + 1) * fine + 1].any(1) for k in range(round(HORIZON / STEP))], 1)
+    truth = np.where(after, level.value, level.value - 1e-6 if above else level.value + 1e-6)
+    assert not told["already"].any()
+    levels = pit_of(told, truth, level)
+    assert len(levels) == SERIES and kstest(levels, "uniform").pvalue > 0.01
+    only_ends = np.stack([past[:, (k + 1) * fine] for k in range(round(HORIZON / STEP))], 1)
+    assert np.logical_or.accumulate(after, 1).mean() > np.logical_or.accumulate(only_ends, 1).mean() + 0.05
+
+
+@pytest.mark.slow
+def test_more_queried_times_hardly_change_when_the_signal_crosses(in_between):
+    data, model, frame, *_ = in_between
+    level, few = Level(data.mean + 0.8 * data.variance**0.5, True), frame[frame["id"] < "0200"]
+    coarse, fine = (of_signal(model, few, level, every=every) for every in (0.5, 0.125))
+    last = lambda found: found.groupby("id")["crossed"].last().mean()
+    assert abs(last(coarse) - last(fine)) < 0.015
+
+
+def test_the_extremes_of_a_signal_lie_beyond_its_ends():
+    model = model_of("linear_sde model.components=2", scale_of(), double=True)
+    batch = asked(batch_of())
+    with model.fixed_noise(0):
+        high, low = (model.predict_extremes(batch, 50, highest).paths for highest in (True, False))
+    later = batch.counts.clone()
+    later[:, 0] = False
+    assert (high >= low)[:, batch.scored].all() and (high > low)[:, batch.scored & later[..., None]].all()
+
+
+@pytest.mark.parametrize("name", ["rnn", "latent_ode", "linear_sde model.decoder_depth=1"])
+def test_other_models_refuse_a_question_about_their_signal(name):
+    with pytest.raises(ValueError, match=r"does not know how high its signal rises.*signal=false"):
+        of_signal(
+            model_of(name, scale_of(1)), pd.DataFrame({"id": ["a"], "time": [1.0], "x": [0.0]}), Level(1.0, True)
+        )
+
+
+def test_signal_without_a_level_is_refused(monkeypatch, tmp_path, capsys):
+    (tmp_path / "mine.csv").write_text("id,time,x\na,1,2\n")
+    assert call(predict, "run=run input=mine.csv output=out.csv horizon=2 signal=true", monkeypatch, tmp_path) == 2
+    assert "give when= too" in capsys.readouterr().err
 
 
 # ---- commands -----------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from vrnn_lab.core.series import TimeSeries, series_of
 from vrnn_lab.core.tasks import DensityTask, Interpolate
 from vrnn_lab.data.datasets.lgssm import LGSSM
 from vrnn_lab.data.datasets.ou import OU
-from vrnn_lab.models import linear_sde
+from vrnn_lab.models import linear_sde, observed_points
 from vrnn_lab.models.linear_state import SLOWEST
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -287,7 +287,7 @@ def test_channels_without_a_shared_state_take_no_steps_at_the_points_of_others(m
         return [log_prob, *torch.autograd.grad(log_prob.sum(), list(model.parameters()), allow_unused=True)]
 
     alone = found()
-    monkeypatch.setattr(linear_sde, "_readable", lambda mask: False)
+    monkeypatch.setattr(observed_points, "_readable", lambda mask: False)
     for one, other in zip(alone, found(), strict=True):
         torch.testing.assert_close(one, other, **CLOSE)
     assert steps == [masks[0].sum(1).max().item(), batch.times.shape[1]] and steps[0] < steps[1]

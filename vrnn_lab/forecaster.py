@@ -153,6 +153,7 @@ class Forecaster:
         seed: int = 0,
         recalibrate: bool | None = None,
         columns: Mapping[str, str | None] | None = None,
+        signal: bool = False,
     ) -> pd.DataFrame:
         """Predict when each series is first at or above, or at or below, a level, as `predict` with when= does.
 
@@ -163,7 +164,8 @@ class Forecaster:
         Return a row for each series and queried time: id, time, channel, crossed (probability that it has crossed by
         then) and, the same in all rows of a series, already (its last observed value is past the level), never, q05
         to q95 (quantiles of the time of the first crossing, empty beyond the horizon). Crossings are of values as
-        they would be observed at the queried times.
+        they would be observed at the queried times; with signal=True of the value without its observation noise, at
+        any time up to each queried one, for model=linear_sde.
         """
         named = [(level, side) for level, side in ((above, True), (below, False)) if level is not None]
         if len(named) != 1:
@@ -172,7 +174,7 @@ class Forecaster:
             )
         if within is None:
             raise ValueError("within is missing: expected how far ahead to predict, in the data's unit of time.")
-        level = Level(float(named[0][0]), named[0][1], channel)
+        level = Level(float(named[0][0]), named[0][1], channel, signal)
         horizon, step = spans(within, every)
         query = Query(None, horizon, step, draws=draws, seed=seed, recalibrate=recalibrate, when=level)
         return self._predicted(frame, query, dict(columns or {}))

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 from time import monotonic
@@ -26,6 +27,8 @@ With horizon= also the time at which a level is crossed:
                        level), never (the probability of no crossing within the horizon), q05, q25, q50, q75, q95
                        (quantiles of the time of the first crossing, empty where they lie beyond the horizon).
                        draws: by default 999
+  signal=false         true: crossings of the signal, which is the value without its observation noise, at any time
+                       within the horizon and so also between two queried times; for model=linear_sde
 
   run                  the folder of a finished run, or of one interrupted after its first checkpoint; or several,
                        run=a,b,c: their predictions are mixed with equal weights, each recalibrated by its factors
@@ -59,6 +62,7 @@ KEYS = (
     "stream",
     "recalibrate",
     "when",
+    "signal",
 )
 COLUMNS = ("id", "time", "channel", "value")
 LOG_EVERY = 10.0  # seconds between lines of progress in the log
@@ -107,7 +111,10 @@ def main() -> int:
 
     trust = trust_of(given.get("trust", ""))
     at = Path(given["at"]).expanduser() if "at" in given else None
-    when = Level.of(given["when"]) if "when" in given else None
+    signal = bool_argument(given, "signal")
+    if "signal" in given and "when" not in given:
+        raise ValueError("signal= says of what when= counts the crossings; give when= too, or leave signal= out.")
+    when = replace(Level.of(given["when"]), signal=signal) if "when" in given else None
     counts = {
         "draws": int_argument(given, "draws", DRAWS if when else 99, 1),
         "paths": int_argument(given, "paths", 0, 0),

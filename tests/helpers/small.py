@@ -27,6 +27,8 @@ MODELS = [
     "latent_sde model.level=linear",
     "linear_sde model.level=linear model.mean=linear model.shared=false",
     "linear_sde model.level=linear model.coupling=full",
+    "linear_sde model.components=3",
+    "linear_sde model.components=2 model.shared=false model.level=linear",
     "linear_sde model/head=laplace_channel",
     "linear_sde model/head=gaussian model.decoder_depth=1 model.shared=false",
     "rnn_vae model.level=linear",

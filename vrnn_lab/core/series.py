@@ -199,6 +199,9 @@ class Variation:
     slope: Float64[Tensor, " dim"]  # standard deviation, between series, of their slopes
     low: Float64[Tensor, " dim"]  # the smallest value
     high: Float64[Tensor, " dim"]  # the largest value
+    # Standard deviation, between series, of the log of the root mean square of their changes, less its uncertainty;
+    # None: from an older run that lacks it.
+    heterogeneity: Float64[Tensor, " dim"] | None = None
 
 
 @dataclass(frozen=True)

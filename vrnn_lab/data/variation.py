@@ -6,6 +6,12 @@ from numpy.typing import NDArray
 
 from vrnn_lab.core.series import Variation
 
+FEWEST = 10  # series from which their heterogeneity is estimated
+HALF = 3  # changes in each half of such a series, at least
+STILL = (
+    0.01  # smallest root mean square of a half's changes, relative to that of all: of constant series the log is -inf
+)
+
 
 def variation_of(
     owner: NDArray[np.int64],
@@ -44,6 +50,7 @@ def _channel(owner: NDArray, times: NDArray, values: NDArray) -> tuple[float, ..
         slopes,
         float(values.min()),
         float(values.max()),
+        _heterogeneity(change, np.repeat(np.arange(len(first)), sizes - 1), sizes - 1),
     )
 
 
@@ -68,6 +75,29 @@ def _left_by_half_last_half_mean(values: NDArray, first: NDArray, sizes: NDArray
     number = np.arange(len(values)) - np.repeat(first, sizes)
     guess = 0.5 * np.roll(values, 1) + 0.5 * before / (number + 1)
     return (values - guess)[number > 0]
+
+
+def _heterogeneity(change: NDArray, place: NDArray, sizes: NDArray) -> float:
+    """Return the std, between series, of the log of the root mean square of their changes; zero where that is unsure.
+
+    place (changes,): the series of each change; sizes (series,): the number of changes. The variance is the
+    covariance, over series, of the two halves of each, which share nothing that is there by chance. Two standard
+    errors are subtracted from it.
+    """
+    within = np.arange(len(change)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    half = sizes // 2
+    first, second = within < half[place], within >= (sizes - half)[place]
+    enough = half >= HALF
+    if enough.sum() < FEWEST:
+        return 0.0
+    squares = np.array([np.bincount(place[of], change[of] ** 2, len(sizes)) for of in (first, second)])
+    squares = squares[:, enough] / half[enough]
+    least = STILL**2 * squares.mean()
+    if not least > 0:
+        return 0.0
+    logs = 0.5 * np.log(np.maximum(squares, least))
+    product = np.prod(logs - logs.mean(1, keepdims=True), axis=0)
+    return float(np.sqrt(max(0.0, product.mean() - 2 * product.std() / len(product) ** 0.5)))
 
 
 def _between(place: NDArray, times: NDArray, values: NDArray, sizes: NDArray) -> tuple[float, ...]:

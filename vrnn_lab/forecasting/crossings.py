@@ -29,6 +29,7 @@ class Level:
     value: float
     above: bool
     channel: str | None = None  # None: the model's only channel
+    signal: bool = False  # whether the signal crosses it, at any time, instead of observed values at the queried ones
 
     def __post_init__(self):
         if not isfinite(self.value):
@@ -79,6 +80,8 @@ def crossings(forecast: PredictiveSummary, level: Level, channel: int, draws: in
     q05 to q95: the earliest queried time by which that fraction of draws has crossed, NaN where none is.
 
     Crossings are of values as they would be observed, noise included; nothing is known between two queried times.
+    With level.signal the paths hold the extremes of the signal since the previous point; already is then 0, since the
+    signal is never observed.
     """
     mine = np.flatnonzero(forecast.channel == channel)
     numbers = {name: np.full(len(mine), np.nan) for name in ("crossed", "already", "never", *LEVELS)}
@@ -89,7 +92,7 @@ def crossings(forecast: PredictiveSummary, level: Level, channel: int, draws: in
         past = level.past(np.stack([column[mine[rows]] for column in columns]))
         count = np.logical_or.accumulate(past, 1).sum(0)
         last = np.flatnonzero(~np.isnan(window.values[:, channel]))[-1:]  # empty where nothing was observed
-        already = bool(level.past(window.values[last, channel]).any())
+        already = not level.signal and bool(level.past(window.values[last, channel]).any())
         if already:
             count, times = np.full_like(count, draws), np.full_like(times, window.times[last[0]])
         numbers["crossed"][rows] = count / draws

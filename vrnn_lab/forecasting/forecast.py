@@ -106,6 +106,8 @@ class Forecasts:
         roles = roles_of(parts.config, scale)
         if query.when:
             query.when.index(scale.channels)
+            if query.when.signal:
+                parts.model.check_signal()
         if scale.dates is False and any(isinstance(x, Span) for x in (query.horizon, query.every)):
             raise ValueError(
                 f"horizon={query.horizon} every={query.every} days: the model's times are numbers without a known "
@@ -192,7 +194,11 @@ class Forecasts:
         model = self.parts.model
         with model.fixed_noise(self.query.seed):
             batch = batch.to(model.device)
-            prediction = model.predict(batch, self.query.draws)
+            level = self.query.when
+            if level and level.signal:
+                prediction = model.predict_extremes(batch, self.query.draws, level.above)
+            else:
+                prediction = model.predict(batch, self.query.draws)
             notices[0].add_predictions(batch, self.recalibration)
             return self.recalibration.apply(prediction, batch) if self.recalibration else prediction
 

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from math import sqrt
 from typing import Any
 
@@ -61,6 +62,7 @@ class SequenceModel(pl.LightningModule, ABC):
     has_loss: it has an objective to be trained on, as all have except a mixture of trained models
         (`vrnn_lab.forecasting.ensemble`).
     takes_covariates: it reads `series.covariates`; any other model refuses data with covariates.
+    has_signal: it knows its signal's extremes between two points (`predict_extremes`).
     takes_error: every density of a scored or predicted value includes `with_measurement_error(series.error)`.
     states: the size of the states in its loss terms, from which labels can be classified; 0 = none.
     usual_steps: the default number of training steps; None: length.STEPS.
@@ -71,6 +73,7 @@ class SequenceModel(pl.LightningModule, ABC):
     has_loss = True
     takes_covariates = False
     takes_error = False
+    has_signal = False
     usual_steps: int | None = None
     parts: tuple[str, ...] = ("values", "events")  # the terms of the likelihood
     data_mean: Tensor
@@ -173,6 +176,10 @@ class SequenceModel(pl.LightningModule, ABC):
     def _predict(self, series: TimeSeries, samples: int) -> Prediction:
         """Return draws at every point given the observed values alone; padding holds arbitrary finite values."""
 
+    def _extremes(self, series: TimeSeries, samples: int, highest: bool) -> Prediction:
+        """Return draws of the signal's extremes, as `predict_extremes`; a model that has a signal overrides it."""
+        raise NotImplementedError
+
     def _prediction_from(self, density: Density, series: TimeSeries, samples: int) -> Prediction:
         """Draw from a density whose points are dependent only through a latent path, error bars included."""
         density = density.with_measurement_error(series.error)
@@ -220,24 +227,53 @@ class SequenceModel(pl.LightningModule, ABC):
         Points to be predicted are marked `scored`. Where a value is observed, its path equals that value; at padding
         the paths have no meaning. Paths and densities are in the data's units.
         """
+        return self._in_units(batch, samples, self._predict)
+
+    def predict_extremes(self, batch: TimeSeries, samples: int, highest: bool) -> Prediction:
+        """Draw jointly the highest, or lowest, value of the signal since the previous point of each series.
+
+        The signal is the value without observation noise, in continuous time; the draws are the paths of the
+        prediction, whose densities are those of `predict`. ValueError where the model has no such signal.
+        """
+        self.check_signal()
+        return self._in_units(batch, samples, partial(self._extremes, highest=highest))
+
+    def check_signal(self) -> None:
+        """Raise ValueError where the model does not know the extremes of its signal."""
+        if not self.has_signal:
+            raise ValueError(
+                f"{type(self).__name__} does not know how high its signal rises between two times; use "
+                "model=linear_sde with its default head, or ask for crossings of observed values (signal=false)."
+            )
+
+    def _in_units(
+        self, batch: TimeSeries, samples: int, standard: Callable[[TimeSeries, int], Prediction]
+    ) -> Prediction:
+        """Return, in the data's units, what a method predicts in standardised units."""
         given = batch.given()
         if not len(self.trend_coefficients):
-            return self._predicted(given, samples, None)
+            return self._predicted(given, samples, None, standard)
         counts = [len(part) for part in torch.arange(samples).chunk(TREND_DRAWS)]
         parts = []
         for number, (count, shift) in enumerate(zip(counts, self._trend_draws(given, len(counts)), strict=True)):
             with self.noise.part(number):
-                parts.append(self._predicted(given, count, shift))
+                parts.append(self._predicted(given, count, shift, standard))
         density = parts[0].density.stack([part.density for part in parts], torch.cat)
         return Prediction(torch.cat([part.paths for part in parts]), density)
 
-    def _predicted(self, given: TimeSeries, samples: int, shift: Tensor | None) -> Prediction:
+    def _predicted(
+        self,
+        given: TimeSeries,
+        samples: int,
+        shift: Tensor | None,
+        standard: Callable[[TimeSeries, int], Prediction],
+    ) -> Prediction:
         """Predict with the trend's coefficients shifted by `shift` (batch, terms, dim) from their estimates."""
         with torch.no_grad():
-            standard = self._predict(self.standardise(given, shift), samples)
+            prediction = standard(self.standardise(given, shift), samples)
         std, centre = self.data_std, self._centre(given.times, shift)
-        density = standard.density.map(torch.Tensor.double).affine(std, centre)
-        paths = standard.paths.double() * std + centre
+        density = prediction.density.map(torch.Tensor.double).affine(std, centre)
+        paths = prediction.paths.double() * std + centre
         return Prediction(torch.where(given.seen, given.values.to(paths), paths), density)
 
     def _centre(self, times: Tensor, shift: Tensor | None) -> Float64[Tensor, "*points dim"]:

@@ -92,14 +92,20 @@ class Readout(nn.Module):
         rate = SLOWEST + (SPEED * self.log_fading.double()).exp()
         return times.sign() * -torch.expm1(-rate * times.abs()) / rate
 
-    def observe(self, times: Float64[Tensor, "batch time channels"]) -> Float64[Tensor, "batch time dim state"]:
-        """Return the observation matrix H at every point; channels: one time for all of them, or one for each."""
+    def observe(
+        self, times: Float64[Tensor, "batch time channels"], factor: Float64[Tensor, "batch 1 dim"] | None = None
+    ) -> Float64[Tensor, "batch time dim state"]:
+        """Return the observation matrix H at every point; channels: one time for all of them, or one for each.
+
+        factor: of the loadings of the moving parts, for the rows of a mixture.
+        """
         loadings = torch.stack([part() for part in self.parts], -1)
         moving = (loadings[..., None] * self.read).sum(-2)  # (dim, dim of the parts, state)
         moving = moving.flatten(1) if self.joint else moving.diagonal(dim1=0, dim2=1).T
         if self.every is not None:
             moving = moving + self.every
         still = [each if self.joint else each.sum(-1, keepdim=True) for each in self._still(times)]
+        moving = moving if factor is None else moving * factor[..., None]
         return torch.cat([moving.expand(*times.shape[:2], -1, -1), *still], -1)
 
     def _still(self, times: Tensor) -> list[Float64[Tensor, "batch time dim dim"]]:

@@ -1,12 +1,12 @@
 """Define the linear SDE, exact where its output is linear and Gaussian, and bounded by Gaussian sites elsewhere."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import pi
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from vrnn_lab.core.densities import Density, Gaussian
@@ -16,16 +16,35 @@ from vrnn_lab.core.types import Count, Natural, Positive
 from vrnn_lab.models.base import Prediction
 from vrnn_lab.models.gaussian_sites import Site, Sites, decoder
 from vrnn_lab.models.heads import GaussianHead
+from vrnn_lab.models.linear_mixture import Components, Factors, chosen
 from vrnn_lab.models.linear_readout import Readout
 from vrnn_lab.models.linear_signal import LinearSignal
 from vrnn_lab.models.linear_state import Coupled, Independent, Parts, lower_root
 from vrnn_lab.models.lines import PathLevel
 from vrnn_lab.models.losses import LossTerms
 from vrnn_lab.models.networks import with_covariates
+from vrnn_lab.models.observed_points import observed_alone, some
 from vrnn_lab.models.prior_paths import PriorPaths, chained
 from vrnn_lab.models.recipe import Recipe
 
 MANY = 2  # channels up to which a joint state is worth its cost
+SEVERAL = 4  # components by default where series differ
+UNLIKE = 0.5  # heterogeneity of the training series (`Variation`) above which they are taken to differ
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Hold joint paths of the signal, and what is known of the marginals of every point."""
+
+    signal: Float64[Tensor, "samples batch time dim"]
+    mean: Float64[Tensor, "samples batch time dim"]  # of the signal, given the sample's component of the mixture
+    std: Float64[Tensor, "samples batch time dim"]  # of a value as it would be observed
+    noise: Float64[Tensor, "samples batch time dim"]  # std of the observation's noise
+    rate: Float64[Tensor, "samples batch time dim"]  # variance of the signal per typical window over short gaps
+
+    def prediction(self, paths: Float64[Tensor, "samples batch time dim"], series: TimeSeries) -> Prediction:
+        """Return paths with the densities of single values, in the precision of the series."""
+        return Prediction(paths.to(series.values), Gaussian(self.mean.to(series.values), self.std.to(series.values)))
 
 
 class LinearSDE(LinearSignal):
@@ -41,6 +60,10 @@ class LinearSDE(LinearSignal):
     season. Level and slope are drawn once per series, with learned variances: a mixed model (Laird & Ware 1982). With
     shared=true every channel also reads the parts of the others, by learned loadings. coupling=full: any stable F and
     G.
+
+    components=K: a mixture of K such SDEs, which differ in how far and how fast the parts move and in their noise
+    (`models.linear_mixture`), for series that differ in these; K is drawn once per series, or, where channels are
+    separate, once per channel of a series.
 
     log p and its gradient come from the Kalman filter, marginals from the smoother, and joint paths from Matheron's
     rule: a path of the prior, plus the smoother's mean of the difference between the observed values and those of
@@ -72,6 +95,7 @@ class LinearSDE(LinearSignal):
         mean: Literal["auto", "constant", "linear"] = "auto",
         shared: Literal["auto"] | bool = "auto",
         coupling: Literal["none", "full"] = "none",
+        components: Literal["auto"] | Count = "auto",
         decoder_depth: Natural = 0,
         decoder_width: Count = 64,
         encoder_width: Count = 64,
@@ -82,16 +106,23 @@ class LinearSDE(LinearSignal):
         states = scale.dim * parts.states
         super().__init__(scale, recipe, head(scale), states=states)
         if not parts.states:
-            raise ValueError(
-                "the state has no component; set model.ou, model.matern or model.oscillators to 1 or more."
-            )
+            raise ValueError("the state has no part; set model.ou, model.matern or model.oscillators to 1 or more.")
         independent = Independent(parts, scale.dim, oscillators, self.usual_gap, self._turning(known, harmonics))
         self.dynamics = Coupled(independent) if coupling == "full" else independent
         self.joint = scale.dim > 1 and (coupling == "full" or (scale.dim <= MANY if shared == "auto" else shared))
         self.readout = Readout(scale, parts, level, mean, self.joint, coupling == "full")
         exact = isinstance(self.head, GaussianHead) and self.head.width == scale.dim and not decoder_depth
+        self.has_signal = exact
         self.sites = None if exact else Sites(scale, encoder_width)
         self.decoder = None if exact else decoder(scale, self.head, decoder_width, decoder_depth)
+        count = components if components != "auto" else _default_components(scale) if exact else 1
+        if count > 1 and not exact:
+            raise ValueError(
+                f"model.components={count} needs an exact likelihood, with model/head=gaussian_channel and "
+                "model.decoder_depth=0; set model.components=1, or leave those two as they are."
+            )
+        groups = 1 if self.joint else scale.dim
+        self.mixture = Components(count, scale.dim, groups, paced=not known) if count > 1 else None
 
     def _turning(self, periods: Sequence[float], harmonics: int) -> list[float]:
         """Return the frequencies of the harmonics of known periods, in radians per typical window."""
@@ -99,12 +130,16 @@ class LinearSDE(LinearSignal):
 
     # ---- observations and their densities -------------------------------------------------------------------------
 
-    def _observed(self, series: TimeSeries) -> Site:
-        """Return the filter's observations: the data with their noise variance, error bars included; or sites."""
+    def _observed(self, series: TimeSeries, factors: Factors | None = None) -> Site:
+        """Return the filter's observations: the data with their noise variance, error bars included; or sites.
+
+        factors: those of the series, where these are the rows of a mixture.
+        """
         if self.sites is not None:
             start = self.sites.start(series, lambda signal: self._decode(series, signal))
             return self.sites(series, start, *self._marginals(series, self._smoothed(series, start)))
         std = self.head(torch.zeros_like(series.values)).std.double()
+        std = std if factors is None else std * factors.noise
         variance = std.square() if series.error is None else std.square() + series.error.double().square()
         return Site(series.values.double(), variance)
 
@@ -120,19 +155,37 @@ class LinearSDE(LinearSignal):
 
     def _log_prob(self, series: TimeSeries, *masks: Bool[Tensor, "batch time dim"]) -> Float[Tensor, "masks batch"]:
         """Return log p of the values under each mask, in nats per series."""
-        many = replace(series.map(lambda x: x.repeat(len(masks), *[1] * (x.ndim - 1))), covariates=None)
-        rest = (series.values.double() - self.readout.mean(series)).repeat(len(masks), 1, 1)
-        parts = torch.cat(masks), many.times[..., None], rest, self._observed(many).variance
-        mask, times, rest, variance = parts if self.joint else _observed_alone(*parts)
+        log_probs = self._log_probs(series, *masks)
+        if self.mixture is not None:
+            log_probs = self.mixture.joint(log_probs).logsumexp(0, keepdim=True)
+        return log_probs[0].sum(-1).to(series.values)
+
+    def _log_probs(
+        self, series: TimeSeries, *masks: Bool[Tensor, "batch time dim"]
+    ) -> Float64[Tensor, "components masks batch groups"]:
+        """Return log p of the values of each group of channels under each mask and component."""
+        many, factors = self._rows(series, len(masks))
+        copies = len(many.ids) // len(series.ids)
+        rest = (series.values.double() - self.readout.mean(series)).repeat(copies, 1, 1)
+        mask = torch.cat(masks).repeat(copies // len(masks), 1, 1)
+        parts = mask, many.times[..., None], rest, self._observed(many, factors).variance
+        mask, times, rest, variance = parts if self.joint else observed_alone(*parts)
         values, mask = self._split(rest[..., None])[..., 0], self._split(mask[..., None])[..., 0]
-        log_probs = log_likelihood(self._space(times, variance), values, mask)
-        return log_probs.view(len(masks), len(series.ids), -1).sum(-1).to(series.values)
+        log_probs = log_likelihood(self._space(times, variance, factors), values, mask)
+        return log_probs.view(-1, len(masks), len(series.ids), 1 if self.joint else self.scale.dim)
+
+    def _rows(self, series: TimeSeries, copies: int = 1) -> tuple[TimeSeries, Factors | None]:
+        """Return the series, without covariates, `copies` times for each component, and the factors of the rows."""
+        count = 1 if self.mixture is None else self.mixture.count
+        repeated = series.map(lambda x: x.repeat(count * copies, *[1] * (x.ndim - 1)))
+        factors = None if self.mixture is None else self.mixture.factors(copies * len(series.ids))
+        return replace(repeated, covariates=None), factors
 
     def _loss_terms(self, series, samples):
         if self.sites is not None:
             return self._elbo(series, samples)
         known, given = series.known, series.seen & ~series.scored
-        if _some(given):
+        if some(given):
             both = self._log_prob(series, known, given)
             log_prob = both[0] - both[1]
         else:
@@ -171,65 +224,95 @@ class LinearSDE(LinearSignal):
 
     @torch.no_grad()
     def _label_states(self, series: TimeSeries) -> Float[Tensor, "1 batch time state"] | None:
-        """Return the smoothed means of the parts, if a classifier of labels reads them; no gradient flows back."""
+        """Return the smoothed means of the parts, if a classifier of labels reads them; no gradient flows back.
+
+        In a mixture they are averages over the components, by their probabilities given the observed values.
+        """
         if self.classifier is None:
             return None
-        site = self._observed(series)
-        space, rest = (
-            self._space(series.times[..., None], site.variance),
-            (site.value - self.readout.mean(series))[..., None],
-        )
-        states, _ = posterior(space, self._split(rest), self._split(series.seen[..., None])[..., 0])
-        parts = self.dynamics.groups * self.dynamics.states
-        if not self.joint:
-            states = self._join(states[:, :, None, : self.dynamics.states, 0]).flatten(2)
-        return states.reshape(*series.times.shape, -1)[None, :, :, :parts].to(series.values)
+        many, factors = self._rows(series) if self.sites is None else (series, None)
+        site = self._observed(many, factors)
+        rest = site.value - self.readout.mean(series).repeat(len(many.ids) // len(series.ids), 1, 1)
+        space = self._space(many.times[..., None], site.variance, factors)
+        states, _ = posterior(space, self._split(rest[..., None]), self._split(many.seen[..., None])[..., 0])
+        states = states.view(-1, len(series.ids), *([1] if self.joint else [self.scale.dim]), *states.shape[1:3])
+        if self.mixture is not None:
+            log_probs = self.mixture.joint(self._log_probs(series, series.seen)[:, 0])
+            states = states * log_probs.softmax(0)[..., None, None]
+        states = states.sum(0)[
+            ..., : self.dynamics.groups * self.dynamics.states if self.joint else self.dynamics.states
+        ]
+        return states.transpose(1, 2).flatten(2)[None].to(series.values)
 
     def _predict(self, series, samples):
-        site, mean = self._observed(series), self.readout.mean(series)
-        space = self._space(series.times[..., None], site.variance)
         with self.noise.repeatable(series.times.device):
-            drawn, noisy = self._prior(
-                series, space, site, PriorPaths(self.dynamics, self.noise, series, samples).draw()
+            drawn = self._draw(series, samples)
+            if self.sites is not None:
+                return self._prediction_from(self._decode(series, drawn.signal), series, samples)
+            noise = self.noise.at_points("value", series, samples, self.scale.dim, drawn.signal)
+        return drawn.prediction(drawn.signal + drawn.noise * noise, series)
+
+    def _extremes(self, series, samples, highest):
+        """Draw the maximum, or minimum, of the Brownian bridge between neighbouring points of every path.
+
+        Between values x and y, of a process whose increments have variance v over the gap, P(maximum > m) =
+        exp(-2 (m - x) (m - y) / v) (Karatzas & Shreve 1991, 4.3.40), solved for m at a uniform number. Between points
+        the parts are taken as Brownian motions, which they are over gaps that are short relative to their decay.
+        """
+        with self.noise.repeatable(series.times.device):
+            drawn = self._draw(series, samples)
+            log_uniform = torch.special.log_ndtr(
+                self.noise.at_points("extreme", series, samples, self.scale.dim, drawn.signal)
             )
-            noise = self.noise.at_points("value", series, samples, self.scale.dim, drawn)
+        variance = drawn.rate * torch.diff(series.times, dim=1, prepend=series.times[:, :1])[..., None]
+        before = torch.cat([drawn.signal[:, :, :1], drawn.signal[:, :, :-1]], 2)
+        apart = ((drawn.signal - before).square() - 2 * variance * log_uniform).sqrt()
+        return drawn.prediction(0.5 * (before + drawn.signal + (apart if highest else -apart)), series)
+
+    def _draw(self, series: TimeSeries, samples: int) -> "Drawn":
+        """Draw joint paths of the signal given the observed values."""
+        many, factors = (series, None) if self.mixture is None else self._rows(series)
+        site = self._observed(many, factors)
+        mean = self.readout.mean(series).repeat(len(many.ids) // len(series.ids), 1, 1)
+        space = self._space(many.times[..., None], site.variance, factors)
+        paced = many if factors is None else replace(many, times=many.times * factors.speed)
+        moving = PriorPaths(self.dynamics, self.noise, paced, samples).draw()
+        drawn, noisy = self._prior(many, space, site, moving)
         columns = torch.cat([(site.value - mean)[..., None], noisy.movedim(0, -1)], -1)
-        signal, variance = self._signal(series, space, columns)
+        signal, variance = self._signal(many, space, columns)
         first, others = signal[..., :1], signal[..., 1:]
-        paths = drawn + (first - others).movedim(-1, 0) + mean
-        if self.sites is not None:
-            return self._prediction_from(self._decode(series, paths), series, samples)
-        paths = paths + site.variance.sqrt() * noise
-        std = (variance + site.variance).sqrt()
-        density = Gaussian((first[..., 0] + mean).expand_as(paths), std.expand_as(paths))
-        return Prediction(paths.to(series.values), density.map(lambda x: x.to(series.values)))
+        rate = self._rate(self.readout.observe(many.times[:, :1, None], None if factors is None else factors.signal))
+        component = self._component(series, samples)
+        return Drawn(
+            *(
+                chosen(x.expand(samples, *mean.shape), component)
+                for x in (
+                    drawn + (first - others).movedim(-1, 0) + mean,
+                    first[..., 0] + mean,
+                    (variance + site.variance).sqrt(),
+                    site.variance.sqrt(),
+                    rate if factors is None else rate * factors.speed[..., None],
+                )
+            )
+        )
+
+    def _rate(self, observe: Float64[Tensor, "rows 1 dim state"]) -> Float64[Tensor, "rows 1 dim"]:
+        """Return the variance of each channel's signal per typical window over a gap close to zero, H G G' H'."""
+        spread, moving = self.dynamics.spread(), self.dynamics.states
+        if not self.joint:
+            read = observe[..., :moving]
+            return (torch.einsum("rtdi,dij->rtdj", read, spread) * read).sum(-1)
+        read = observe[..., : self.dynamics.groups * moving].unflatten(-1, (-1, moving))
+        return (torch.einsum("rtdgi,gij->rtdgj", read, spread) * read).sum((-1, -2))
+
+    def _component(self, series: TimeSeries, samples: int) -> Int64[Tensor, "samples batch groups"] | None:
+        """Return a draw of each sample's component given the observed values; None where there is only one."""
+        if self.mixture is None:
+            return None
+        return self.mixture.draw(self._log_probs(series, series.seen)[:, 0], self.noise, series, samples)
 
 
-def _observed_alone(
-    mask: Bool[Tensor, "batch time dim"],
-    times: Float64[Tensor, "batch time 1"],
-    values: Float64[Tensor, "batch time dim"],
-    variance: Float64[Tensor, "batch time dim"],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the arguments with only the masked points of each channel, moved to the front; (batch, most, dim) each.
-
-    A channel with a state of its own needs no step at the points of other channels. In tables of many channels that
-    are seldom observed together, most points have one value: 41 channels of PhysioNet have 3 to 60 values each at
-    over 100 points of a series. The arguments are unchanged where reading the mask is expensive.
-    """
-    if not _readable(mask):
-        return mask, times, values, variance
-    most = max(1, int(mask.numpy().sum(1).max()))
-    order = mask.byte().argsort(dim=1, descending=True, stable=True)[:, :most]
-    mask, times, values, variance = (x.expand(mask.shape).gather(1, order) for x in (mask, times, values, variance))
-    return mask, torch.where(mask, times, times[:, :1]).cummax(1).values, values, variance
-
-
-def _readable(mask: Tensor) -> bool:
-    """Return whether a mask can be read at no cost; on a GPU, or in a graph, that would wait for the device."""
-    return mask.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-def _some(mask: Bool[Tensor, "..."]) -> bool:
-    """Return whether any entry may be set; True where reading the mask is expensive (on a GPU, in a graph)."""
-    return bool(mask.numpy().any()) if _readable(mask) else True
+def _default_components(scale: Scale) -> int:
+    """Return several where the training series move by different amounts in any channel, and one otherwise."""
+    measured = None if scale.variation is None else scale.variation.heterogeneity
+    return SEVERAL if measured is not None and bool((measured > UNLIKE).any()) else 1

@@ -10,6 +10,7 @@ from vrnn_lab.core.kalman import Pairs, StateSpace, joint_posterior, posterior
 from vrnn_lab.core.series import TimeSeries
 from vrnn_lab.models.base import SequenceModel
 from vrnn_lab.models.gaussian_sites import Site
+from vrnn_lab.models.linear_mixture import Factors
 from vrnn_lab.models.linear_readout import Readout
 from vrnn_lab.models.linear_state import Coupled, Independent
 
@@ -36,14 +37,21 @@ class LinearSignal(SequenceModel):
     joint: bool  # whether the channels of a series share one state
 
     def _space(
-        self, times: Float64[Tensor, "batch time channels"], variance: Float64[Tensor, "batch time dim"]
+        self,
+        times: Float64[Tensor, "batch time channels"],
+        variance: Float64[Tensor, "batch time dim"],
+        factors: Factors | None = None,
     ) -> StateSpace:
-        """Return the state space at the times of all channels (channels = 1) or, not `joint`, at those of each."""
-        observe = self.readout.observe(times)
+        """Return the state space at the times of all channels (channels = 1) or, not `joint`, at those of each.
+
+        factors: those of the rows of a mixture, which are in the variance already.
+        """
+        observe = self.readout.observe(times, None if factors is None else factors.signal)
         observe = observe if self.joint else observe.transpose(1, 2).flatten(0, 1)[:, :, None]
         one = torch.eye(observe.shape[-1], dtype=observe.dtype, device=observe.device)
         variance = self._split(variance[..., None])[..., 0]
         gap = torch.diff(times, dim=1, prepend=times[:, :1])
+        gap = gap if factors is None else gap * factors.speed[..., None]
         return StateSpace(one[0] * 0, one, self._transition(gap, len(one)), None, observe, variance)
 
     def _transition(self, gap: Float64[Tensor, "batch time channels"], size: int) -> Tensor | Pairs:

@@ -71,6 +71,10 @@ class Dynamics(nn.Module, ABC):
     ) -> tuple[Float64[Tensor, "*shape groups state state"], Float64[Tensor, "*shape groups state state"]]:
         """Return A = e^(F gap), and Q, to full precision however short the gap is (in typical windows)."""
 
+    @abstractmethod
+    def spread(self) -> Float64[Tensor, "groups state state"]:
+        """Return G G', the variance of the states per typical window over a gap close to zero."""
+
     @property
     @abstractmethod
     def slowest(self) -> float:
@@ -145,6 +149,10 @@ class Independent(Dynamics):
         cross = _in_turn(0 * ou, (matern, -matern), (-self.turning(), self.turning()))
         return Pairs(own, cross, self.other).matrices()
 
+    def spread(self):
+        drift = self.drift()
+        return -(drift + drift.mT)
+
     @property
     def slowest(self):
         return self.decay().min().item()
@@ -217,6 +225,9 @@ class Coupled(Dynamics):
     def matrices(self, gap: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape state state"]:
         """Return A without Q."""
         return torch.matrix_exp(gap[..., None, None] * self._drift()[0])
+
+    def spread(self):
+        return self._drift()[1][None]
 
     @property
     def slowest(self):
