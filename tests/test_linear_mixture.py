@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.linear_sdes import any_batch, any_model
+from helpers.linear_sdes import MIXTURES, any_batch, any_model, mixture_of
 from helpers.small import batch_of, density, fit, model_of, recipe_of, scale_of, unchecked
 from vrnn_lab.core.series import Scale, Variation, series_of
 from vrnn_lab.data.variation import variation_of
@@ -14,30 +14,12 @@ from vrnn_lab.models.linear_state import SPEED
 from vrnn_lab.models.recipe import Labels
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
-KINDS = {
-    "shared": "model.shared=true model.level=none",
-    "levels": "model.shared=true model.level=linear model.mean=linear",
-    "separate": "model.shared=false model.level=linear",
-    "periods": "model.shared=true model.level=constant model.periods=[1.7]",
-    "full": "model.level=linear model.coupling=full",
-}
-every_kind = pytest.mark.parametrize("kind", KINDS)
-
-
-def mixture_of(kind: str, dim: int = 2, components: int = 3):
-    """Return a mixture whose parameters are moved from where they begin."""
-    scale = replace(scale_of(dim, factor=1.0, shift=0.0), whole_series=True)
-    model = model_of(f"linear_sde model.components={components} {KINDS[kind]}", scale, double=True)
-    rng = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.04 * torch.randn(parameter.shape, generator=rng, dtype=torch.float64)
-    return model
+every_kind = pytest.mark.parametrize("kind", MIXTURES)
 
 
 def single(model, kind: str, k: int):
     """Return component k as a model of its own, with the factors in its own parameters."""
-    found = model_of(f"linear_sde model.components=1 {KINDS[kind]}", model.scale, double=True)
+    found = model_of(f"linear_sde model.components=1 {MIXTURES[kind]}", model.scale, double=True)
     own = {name: value for name, value in model.state_dict().items() if not name.startswith("mixture.")}
     found.load_state_dict(own)
     mixture = model.mixture
@@ -158,7 +140,7 @@ def test_it_learns_that_some_series_are_quieter_than_others():
 def test_states_for_labels_are_averages_over_the_components(kind):
     recipe = replace(recipe_of(), labels=Labels(1.0, 8))
     scale = replace(scale_of(2, factor=1.0, shift=0.0), classes=("one", "two"), whole_series=True)
-    name = f"linear_sde model.components={{}} {KINDS[kind]}"
+    name = f"linear_sde model.components={{}} {MIXTURES[kind]}"
     model, alone = (model_of(name.format(count), scale, double=True, recipe=recipe) for count in (2, 1))
     alone.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("mixture.")})
     series = model.standardise(batch_of())

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from helpers.linear_sdes import KINDS, any_batch, any_model, of_process, set_to
+from helpers.linear_sdes import KINDS, any_batch, any_model, mixture_of, of_process, set_to
 from helpers.small import density, model_of
 from vrnn_lab.core.noise import Noise, _rank
 from vrnn_lab.core.series import TimeSeries, series_of
 from vrnn_lab.core.tasks import DensityTask, Interpolate
 from vrnn_lab.data.datasets.lgssm import LGSSM
 from vrnn_lab.data.datasets.ou import OU
-from vrnn_lab.models import linear_sde, observed_points
+from vrnn_lab.models import observed_points
 from vrnn_lab.models.linear_state import SLOWEST
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -268,27 +268,39 @@ def test_a_state_without_parts_is_refused():
         model_of("linear_sde model.ou=0 model.matern=0 model.oscillators=0")
 
 
-def test_channels_without_a_shared_state_take_no_steps_at_the_points_of_others(monkeypatch):
-    """The filter takes as many steps as the fullest channel has values; likelihood and gradients stay the same."""
-    model, batch = any_model("separate", dim=3), any_batch(dim=3, rows=4)
-    some = torch.rand(batch.known.shape, generator=torch.Generator().manual_seed(5)) < 0.3
+@pytest.mark.parametrize("components", [1, 2])
+def test_channels_without_a_shared_state_take_no_steps_at_the_points_of_others(monkeypatch, components):
+    """The filter takes as many steps as the fullest channel has values, and fewer in rows of much fewer values.
+
+    Likelihood and gradients stay the same.
+    """
+    model = mixture_of("separate", dim=3, components=2) if components == 2 else any_model("separate", dim=3)
+    batch = any_batch(dim=3, rows=4, time=40)
+    some = torch.rand(batch.known.shape, generator=torch.Generator().manual_seed(5)) < torch.tensor([0.9, 0.2, 0.05])
     series = model.standardise(batch)
     masks = batch.known & some, torch.zeros_like(some)
     steps = []
-    kept = linear_sde.log_likelihood
+    kept = observed_points.log_likelihood
     monkeypatch.setattr(
-        linear_sde,
+        observed_points,
         "log_likelihood",
         lambda space, values, mask: steps.append(mask.shape[1]) or kept(space, values, mask),
     )
 
     def found() -> list[torch.Tensor]:
+        steps.clear()
         log_prob = model._log_prob(series, *masks)
         return [log_prob, *torch.autograd.grad(log_prob.sum(), list(model.parameters()), allow_unused=True)]
 
-    alone = found()
+    alone, fullest = found(), masks[0].sum(1).max().item()
+    assert steps == [fullest] and fullest < batch.times.shape[1]
+    monkeypatch.setattr(observed_points, "ENOUGH", 0)
+    by_length = found()
+    assert steps[0] == fullest and steps == sorted(steps, reverse=True) and len(steps) > 2
     monkeypatch.setattr(observed_points, "_readable", lambda mask: False)
-    for one, other in zip(alone, found(), strict=True):
-        torch.testing.assert_close(one, other, **CLOSE)
-    assert steps == [masks[0].sum(1).max().item(), batch.times.shape[1]] and steps[0] < steps[1]
-    assert (alone[0][1] == 0).all()
+    every = found()
+    assert steps == [batch.times.shape[1]]
+    for one, two, three in zip(alone, by_length, every, strict=True):
+        torch.testing.assert_close(one, three, **CLOSE)
+        torch.testing.assert_close(two, three, **CLOSE)
+    assert alone[0][1].abs().max() < 1e-12

@@ -20,11 +20,30 @@ KINDS = {
 }
 
 
+MIXTURES = {
+    "shared": "model.shared=true model.level=none",
+    "levels": "model.shared=true model.level=linear model.mean=linear",
+    "separate": "model.shared=false model.level=linear",
+    "periods": "model.shared=true model.level=constant model.periods=[1.7]",
+    "full": "model.level=linear model.coupling=full",
+}
+
+
 def any_model(kind: str, dim: int = 2, seed: int = 3, unit: float = 1.0):
     """A model whose parameters are moved from where they begin; unit: that of times, in usual ones."""
     scale = replace(scale_of(dim, factor=1.0, shift=0.0), whole_series=True)
     scale = replace(scale, **{k: unit * getattr(scale, k) for k in ("clock", "gap", "longest", "start", "reach")})
-    model = model_of(f"linear_sde {KINDS[kind].replace('[1.7]', f'[{1.7 * unit}]')}", scale, double=True)
+    return moved(model_of(f"linear_sde {KINDS[kind].replace('[1.7]', f'[{1.7 * unit}]')}", scale, double=True), seed)
+
+
+def mixture_of(kind: str, dim: int = 2, components: int = 3):
+    """A mixture whose parameters are moved from where they begin."""
+    scale = replace(scale_of(dim, factor=1.0, shift=0.0), whole_series=True)
+    return moved(model_of(f"linear_sde model.components={components} {MIXTURES[kind]}", scale, double=True))
+
+
+def moved(model, seed: int = 3):
+    """The model with its parameters moved at random."""
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -23,7 +23,7 @@ from vrnn_lab.models.linear_state import Coupled, Independent, Parts, lower_root
 from vrnn_lab.models.lines import PathLevel
 from vrnn_lab.models.losses import LossTerms
 from vrnn_lab.models.networks import with_covariates
-from vrnn_lab.models.observed_points import observed_alone, some
+from vrnn_lab.models.observed_points import log_likelihood_by_length, observed_alone, some
 from vrnn_lab.models.prior_paths import PriorPaths, chained
 from vrnn_lab.models.recipe import Recipe
 
@@ -171,7 +171,8 @@ class LinearSDE(LinearSignal):
         parts = mask, many.times[..., None], rest, self._observed(many, factors).variance
         mask, times, rest, variance = parts if self.joint else observed_alone(*parts)
         values, mask = self._split(rest[..., None])[..., 0], self._split(mask[..., None])[..., 0]
-        log_probs = log_likelihood(self._space(times, variance, factors), values, mask)
+        likelihood = log_likelihood if self.joint else log_likelihood_by_length
+        log_probs = likelihood(self._space(times, variance, factors), values, mask)
         return log_probs.view(-1, len(masks), len(series.ids), 1 if self.joint else self.scale.dim)
 
     def _rows(self, series: TimeSeries, copies: int = 1) -> tuple[TimeSeries, Factors | None]:
