@@ -12,8 +12,9 @@ from omegaconf import OmegaConf
 import vrnn_lab
 from vrnn_lab import describe, run
 from vrnn_lab.cli.arguments import arguments
+from vrnn_lab.cli.suggestions import did_you_mean
 from vrnn_lab.config.compose import compose, composer, job_id, jobs_of
-from vrnn_lab.config.errors import ConfigError, did_you_mean
+from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.options import CONF, groups, options
 from vrnn_lab.config.validate import check, target
 from vrnn_lab.runs.build import assemble
@@ -242,8 +243,14 @@ def test_help_lists_every_choice_also_ones_own(tmp_path, capsys, monkeypatch):
 
 
 def test_small_commands_refuse_what_they_do_not_know():
-    with pytest.raises(ValueError, match="rnu=x"):
-        arguments("usage", ("run",), ["rnu=x"])
+    with pytest.raises(ValueError, match=r"'rnu=x' is not understood.*run, data.<key>. Did you mean 'run'\?"):
+        arguments("usage", ("run", "data."), ["rnu=x"])
+
+
+def test_small_commands_refuse_a_key_with_two_values():
+    with pytest.raises(ValueError, match=r"run= is given twice, as a and as b; give it once."):
+        arguments("usage", ("run",), ["run=a", "run=b"])
+    assert arguments("usage", ("run",), ["run=a", "run=a"]) == {"run": "a"}
 
 
 def test_describe_shows_docstring_and_keys(capsys, monkeypatch):

@@ -4,7 +4,8 @@ import runpy
 import sys
 
 from vrnn_lab.cli.arguments import run_command
-from vrnn_lab.config.errors import ConfigError, did_you_mean
+from vrnn_lab.cli.suggestions import did_you_mean
+from vrnn_lab.config.errors import ConfigError
 
 COMMANDS = {
     "run": "train a model and score it; -m sweeps, resume=<run folder> resumes",

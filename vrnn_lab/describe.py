@@ -7,7 +7,8 @@ from pathlib import Path
 import yaml
 
 from vrnn_lab.cli.arguments import run_command
-from vrnn_lab.config.errors import ConfigError, did_you_mean
+from vrnn_lab.cli.suggestions import did_you_mean
+from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.options import CONF, groups, options
 
 USAGE = """python -m vrnn_lab.describe [group] [group=option] ...

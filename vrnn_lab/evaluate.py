@@ -43,8 +43,9 @@ def main() -> int:
     given = arguments(USAGE, KEYS, sys.argv[1:])
     configure_logging()
 
+    from vrnn_lab.cli.suggestions import did_you_mean
     from vrnn_lab.config.compose import from_overrides
-    from vrnn_lab.config.errors import ConfigError, did_you_mean
+    from vrnn_lab.config.errors import ConfigError
     from vrnn_lab.config.plain import flatten, to_dict
     from vrnn_lab.forecasting.ensemble import check_splits, load_runs
     from vrnn_lab.forecasting.forecast import recalibration_of

@@ -8,8 +8,9 @@ from textwrap import shorten
 
 from vrnn_lab.cli.arguments import run_command
 from vrnn_lab.cli.shown_text import complain
+from vrnn_lab.cli.suggestions import did_you_mean
 from vrnn_lab.cli.terminal import Terminal
-from vrnn_lab.config.errors import ConfigError, did_you_mean
+from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.core.files import write_whole
 from vrnn_lab.reports import claims, csv_files, formats
 from vrnn_lab.reports.page import page

@@ -17,8 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from vrnn_lab.cli.arguments import configure_logging, outlive_readers, run_command
 from vrnn_lab.cli.shown_text import complain, say
 from vrnn_lab.cli.signals import install
+from vrnn_lab.cli.suggestions import did_you_mean
 from vrnn_lab.config.compose import compose, from_overrides
-from vrnn_lab.config.errors import ConfigError, did_you_mean
+from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.options import CONF, groups, options
 from vrnn_lab.config.plain import flatten, to_dict
 from vrnn_lab.config.validate import check

@@ -15,8 +15,9 @@ import yaml
 from vrnn_lab.cli.arguments import configure_logging, outlive_readers, run_command
 from vrnn_lab.cli.shown_text import complain, say, terminal_cell
 from vrnn_lab.cli.signals import install
+from vrnn_lab.cli.suggestions import did_you_mean
 from vrnn_lab.config.compose import VOLATILE, choices, compose
-from vrnn_lab.config.errors import ConfigError, did_you_mean
+from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.options import CONF, groups
 from vrnn_lab.config.plain import flatten, to_dict
 from vrnn_lab.config.validate import target

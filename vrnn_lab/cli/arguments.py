@@ -11,6 +11,7 @@ from typing import Any
 
 from vrnn_lab.cli.shown_text import complain
 from vrnn_lab.cli.shown_text import terminal as neutral
+from vrnn_lab.cli.suggestions import did_you_mean
 
 # Warnings and advice of other packages that do not concern the user.
 QUIET = (
@@ -129,9 +130,13 @@ def arguments(usage: str, allowed: tuple[str, ...], argv: list[str]) -> dict[str
     for argument in argv:
         key, equals, value = argument.partition("=")
         if not equals or not (key in allowed or any(a.endswith(".") and key.startswith(a) for a in allowed)):
+            keys = [f"{a}<key>" if a.endswith(".") else a for a in allowed]
             raise ValueError(
-                f"'{argument}' is not understood; expected key=value with key one of {', '.join(allowed)}."
+                f"'{argument}' is not understood; expected key=value with key one of {', '.join(keys)}."
+                f"{did_you_mean(key, keys)}"
             )
+        if values.get(key, value) != value:
+            raise ValueError(f"{key}= is given twice, as {values[key]} and as {value}; give it once.")
         values[key] = value
     return values
 

@@ -12,7 +12,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vrnn_lab.config.errors import ConfigError, did_you_mean
+from vrnn_lab.cli.suggestions import did_you_mean
+from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.messages import error_of_hydra, error_together
 from vrnn_lab.config.moved import current, first
 from vrnn_lab.config.options import CONF

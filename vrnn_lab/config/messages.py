@@ -5,7 +5,8 @@ from typing import Any
 
 import yaml
 
-from vrnn_lab.config.errors import ConfigError, did_you_mean
+from vrnn_lab.cli.suggestions import did_you_mean
+from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.options import CONF, groups, options
 from vrnn_lab.config.plain import flatten, to_dict
 

@@ -7,7 +7,8 @@ import typing
 from functools import cache
 from typing import Any
 
-from vrnn_lab.config.errors import ConfigError, did_you_mean
+from vrnn_lab.cli.suggestions import did_you_mean
+from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.plain import nodes, to_dict
 
 # What a user's own config may construct besides subclasses of our contracts; vrnn_lab.runs.trust limits run folders.

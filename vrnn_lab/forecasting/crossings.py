@@ -8,7 +8,8 @@ from re import DOTALL, fullmatch
 import numpy as np
 from numpy.typing import NDArray
 
-from vrnn_lab.config.errors import ConfigError, did_you_mean
+from vrnn_lab.cli.suggestions import did_you_mean
+from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.evaluation.scores import LEVELS
 from vrnn_lab.forecasting.summary import PredictiveSummary, path_names
 

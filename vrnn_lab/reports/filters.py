@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from vrnn_lab.config.errors import ConfigError, did_you_mean
+from vrnn_lab.cli.suggestions import did_you_mean
+from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.reports.compare import Group
 from vrnn_lab.reports.runs import Run
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from math import isnan
 from typing import Any
 
-from vrnn_lab.config.errors import ConfigError, did_you_mean
+from vrnn_lab.cli.suggestions import did_you_mean
+from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.reports.claims import Claim, judge
 from vrnn_lab.reports.compare import Group, Paired, best, group, holm, lower_is_better, paired
 from vrnn_lab.reports.data_sets import DataSet, data_sets

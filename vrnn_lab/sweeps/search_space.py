@@ -9,8 +9,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from vrnn_lab.cli.suggestions import did_you_mean
 from vrnn_lab.config.compose import compose
-from vrnn_lab.config.errors import ConfigError, did_you_mean
+from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.options import CONF
 from vrnn_lab.config.plain import flatten, to_dict
 from vrnn_lab.config.validate import check
