@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from vrnn_lab.core.types import NonNegative, Share
 from vrnn_lab.evaluation.evaluate import EvaluationProtocol, held_out_scores
 from vrnn_lab.figures import calibration_figures, model_figures
-from vrnn_lab.models.base import LOG_EVERY
+from vrnn_lab.models.training_steps import LOG_EVERY
 from vrnn_lab.runs.folder import SCORE
 
 log = logging.getLogger("vrnn_lab")

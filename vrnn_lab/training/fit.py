@@ -24,7 +24,8 @@ from vrnn_lab.core.files import FULL, read_json, unwritable, write_json, write_y
 from vrnn_lab.evaluation.calibration import parted
 from vrnn_lab.evaluation.recalibration import Recalibration, possible
 from vrnn_lab.figures import calibration_figures, model_figures
-from vrnn_lab.models.base import LOG_EVERY, SequenceModel
+from vrnn_lab.models.base import SequenceModel
+from vrnn_lab.models.training_steps import LOG_EVERY
 from vrnn_lab.runs import checkpoints, provenance
 from vrnn_lab.runs.build import Parts, assemble, check_channels, score
 from vrnn_lab.runs.folder import (
