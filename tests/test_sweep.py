@@ -23,7 +23,7 @@ from helpers.commands import CUT, CUTS, FAST, command, metrics
 from vrnn_lab.cli.terminal import Terminal
 from vrnn_lab.config.compose import compose
 from vrnn_lab.config.errors import ConfigError
-from vrnn_lab.core.files import DamagedError, write_whole
+from vrnn_lab.core.files import DamagedError, read_json, write_json, write_whole
 from vrnn_lab.models.base import SequenceModel
 from vrnn_lab.reports import runs
 from vrnn_lab.run import check_beforehand, job_of_sweep
@@ -219,6 +219,22 @@ def test_the_hash_of_the_code_is_read_from_the_cache_until_a_file_changes(tmp_pa
     assert code() != first and len(parsed) == 2
     (tmp_path / "cache" / "code.json").write_text("{")
     assert code() != first and len(parsed) == 3
+
+
+def test_the_hash_of_the_code_is_neither_read_from_nor_written_to_a_cache_of_somebody_else(tmp_path, monkeypatch):
+    monkeypatch.setenv("VRNN_LAB_CACHE", str(tmp_path))
+    monkeypatch.setattr(provenance, "_reached", dict)
+    provenance._code.cache_clear()
+    code = provenance._code(frozenset())
+    file = tmp_path / "code.json"
+    write_json(file, {"dates": read_json(file, "")["dates"], "code": "another"})
+    provenance._code.cache_clear()
+    assert provenance._code(frozenset()) == "another"
+    planted = file.read_bytes()
+    monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
+    provenance._code.cache_clear()
+    assert provenance._code(frozenset()) == code and file.read_bytes() == planted
+    provenance._code.cache_clear()  # the next test has its own cache
 
 
 # ---- jobs that fail
