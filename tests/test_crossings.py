@@ -158,9 +158,9 @@ def test_draws_that_do_not_hang_together_are_found_out(known):
 
 @pytest.fixture(scope="module")
 def in_between(known):
-    """Return the model, a coarse query of the signal of 1000 series, and their true paths at 80 times as many points.
+    """Return data set, model, observed values of 1000 series, and their true signal ahead at 80 times as many points.
 
-    The true signal after the last observed value is drawn given its value there, which is known in the simulation.
+    Each series is one path of the true process, which is observed with noise at 12 times and then goes on unobserved.
     """
     data, model = known[0], true_model()[1]
     rng, fine = np.random.default_rng(5), 80

@@ -68,6 +68,7 @@ def test_its_likelihood_is_the_mixture_of_those_of_its_components(kind, dim):
         torch.testing.assert_close(nll, both[1] - both[0], **CLOSE)
 
 
+@pytest.mark.slow
 @every_kind
 def test_its_predictions_are_those_of_its_components_in_proportion(kind):
     model, batch, samples = mixture_of(kind), any_batch(), 4000
@@ -114,6 +115,7 @@ def test_any_first_samples_hold_the_components_in_about_their_proportions():
         assert (shares - torch.tensor([0.5, 0.3, 0.2])).abs().max() < 3 / count + 1e-9
 
 
+@pytest.mark.slow
 def test_it_learns_that_some_series_are_quieter_than_others():
     def unlike(step: int):
         rng = torch.Generator().manual_seed(step)

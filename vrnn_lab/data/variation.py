@@ -8,9 +8,7 @@ from vrnn_lab.core.series import Variation
 
 FEWEST = 10  # series from which their heterogeneity is estimated
 HALF = 3  # changes in each half of such a series, at least
-STILL = (
-    0.01  # smallest root mean square of a half's changes, relative to that of all: of constant series the log is -inf
-)
+STILL = 0.01  # least size of a half's changes, relative to that of all; the log of a constant one would be infinite
 
 
 def variation_of(

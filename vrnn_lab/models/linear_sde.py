@@ -62,8 +62,8 @@ class LinearSDE(LinearSignal):
     G.
 
     components=K: a mixture of K such SDEs, which differ in how far and how fast the parts move and in their noise
-    (`models.linear_mixture`), for series that differ in these; K is drawn once per series, or, where channels are
-    separate, once per channel of a series.
+    (`models.linear_mixture`), for series that differ in these; each series belongs to one of them, or, where channels
+    are separate, each channel of a series.
 
     log p and its gradient come from the Kalman filter, marginals from the smoother, and joint paths from Matheron's
     rule: a path of the prior, plus the smoother's mean of the difference between the observed values and those of
