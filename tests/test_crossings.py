@@ -160,7 +160,7 @@ def test_draws_that_do_not_hang_together_are_found_out(known):
 def in_between(known):
     """Return data set, model, observed values of 1000 series, and their true signal ahead at 80 times as many points.
 
-    Each series is one path of the true process, which is observed with noise at 12 times and then goes on unobserved.
+    Each series is one path of the true process, which is observed with noise at 12 times and unobserved after them.
     """
     data, model = known[0], true_model()[1]
     rng, fine = np.random.default_rng(5), 80
@@ -186,13 +186,13 @@ def test_crossing_times_of_the_signal_have_a_uniform_pit(in_between, above):
     """The fine path crosses between the queried times; a model that looks only at these comes too late."""
     data, model, frame, clean, fine = in_between
     level = Level(data.mean + (0.8 if above else -0.5) * data.variance**0.5, above)
-    told = of_signal(model, frame, level)
+    found = of_signal(model, frame, level)
     past = level.past(clean)
     # Whether the signal has crossed within each interval, its ends included.
     after = np.stack([past[:, k * fine : (k + 1) * fine + 1].any(1) for k in range(round(HORIZON / STEP))], 1)
     truth = np.where(after, level.value, level.value - 1e-6 if above else level.value + 1e-6)
-    assert not told["already"].any()
-    levels = pit_of(told, truth, level)
+    assert not found["already"].any()
+    levels = pit_of(found, truth, level)
     assert len(levels) == SERIES and kstest(levels, "uniform").pvalue > 0.01
     only_ends = np.stack([past[:, (k + 1) * fine] for k in range(round(HORIZON / STEP))], 1)
     assert np.logical_or.accumulate(after, 1).mean() > np.logical_or.accumulate(only_ends, 1).mean() + 0.05

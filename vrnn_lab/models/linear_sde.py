@@ -40,7 +40,7 @@ class Drawn:
     mean: Float64[Tensor, "samples batch time dim"]  # of the signal, given the sample's component of the mixture
     std: Float64[Tensor, "samples batch time dim"]  # of a value as it would be observed
     noise: Float64[Tensor, "samples batch time dim"]  # std of the observation's noise
-    rate: Float64[Tensor, "samples batch time dim"]  # variance of the signal per typical window over short gaps
+    component: Int64[Tensor, "samples batch groups"] | None  # None: there is only one
 
     def prediction(self, paths: Float64[Tensor, "samples batch time dim"], series: TimeSeries) -> Prediction:
         """Return paths with the densities of single values, in the precision of the series."""
@@ -176,7 +176,12 @@ class LinearSDE(LinearSignal):
         return log_probs.view(-1, len(masks), len(series.ids), 1 if self.joint else self.scale.dim)
 
     def _rows(self, series: TimeSeries, copies: int = 1) -> tuple[TimeSeries, Factors | None]:
-        """Return the series, without covariates, `copies` times for each component, and the factors of the rows."""
+        """Return the series `copies` times for each component, and the factors of the rows.
+
+        Repeated series are without covariates.
+        """
+        if self.mixture is None and copies == 1:
+            return series, None
         count = 1 if self.mixture is None else self.mixture.count
         repeated = series.map(lambda x: x.repeat(count * copies, *[1] * (x.ndim - 1)))
         factors = None if self.mixture is None else self.mixture.factors(copies * len(series.ids))
@@ -231,7 +236,7 @@ class LinearSDE(LinearSignal):
         """
         if self.classifier is None:
             return None
-        many, factors = self._rows(series) if self.sites is None else (series, None)
+        many, factors = self._rows(series)
         site = self._observed(many, factors)
         rest = site.value - self.readout.mean(series).repeat(len(many.ids) // len(series.ids), 1, 1)
         space = self._space(many.times[..., None], site.variance, factors)
@@ -265,14 +270,15 @@ class LinearSDE(LinearSignal):
             log_uniform = torch.special.log_ndtr(
                 self.noise.at_points("extreme", series, samples, self.scale.dim, drawn.signal)
             )
-        variance = drawn.rate * torch.diff(series.times, dim=1, prepend=series.times[:, :1])[..., None]
+        rate = chosen(self._rate(series).expand(samples, -1, *series.values.shape[1:]), drawn.component)
+        variance = rate * torch.diff(series.times, dim=1, prepend=series.times[:, :1])[..., None]
         before = torch.cat([drawn.signal[:, :, :1], drawn.signal[:, :, :-1]], 2)
         apart = ((drawn.signal - before).square() - 2 * variance * log_uniform).sqrt()
         return drawn.prediction(0.5 * (before + drawn.signal + (apart if highest else -apart)), series)
 
     def _draw(self, series: TimeSeries, samples: int) -> "Drawn":
         """Draw joint paths of the signal given the observed values."""
-        many, factors = (series, None) if self.mixture is None else self._rows(series)
+        many, factors = self._rows(series)
         site = self._observed(many, factors)
         mean = self.readout.mean(series).repeat(len(many.ids) // len(series.ids), 1, 1)
         space = self._space(many.times[..., None], site.variance, factors)
@@ -282,29 +288,23 @@ class LinearSDE(LinearSignal):
         columns = torch.cat([(site.value - mean)[..., None], noisy.movedim(0, -1)], -1)
         signal, variance = self._signal(many, space, columns)
         first, others = signal[..., :1], signal[..., 1:]
-        rate = self._rate(self.readout.observe(many.times[:, :1, None], None if factors is None else factors.signal))
+        paths = drawn + (first - others).movedim(-1, 0) + mean
+        parts = paths, first[..., 0] + mean, (variance + site.variance).sqrt(), site.variance.sqrt()
         component = self._component(series, samples)
-        return Drawn(
-            *(
-                chosen(x.expand(samples, *mean.shape), component)
-                for x in (
-                    drawn + (first - others).movedim(-1, 0) + mean,
-                    first[..., 0] + mean,
-                    (variance + site.variance).sqrt(),
-                    site.variance.sqrt(),
-                    rate if factors is None else rate * factors.speed[..., None],
-                )
-            )
-        )
+        return Drawn(*(chosen(x.expand(samples, *mean.shape), component) for x in parts), component=component)
 
-    def _rate(self, observe: Float64[Tensor, "rows 1 dim state"]) -> Float64[Tensor, "rows 1 dim"]:
+    def _rate(self, series: TimeSeries) -> Float64[Tensor, "rows 1 dim"]:
         """Return the variance of each channel's signal per typical window over a gap close to zero, H G G' H'."""
+        many, factors = self._rows(series)
+        observe = self.readout.observe(many.times[:, :1, None], None if factors is None else factors.signal)
         spread, moving = self.dynamics.spread(), self.dynamics.states
-        if not self.joint:
+        if self.joint:
+            read = observe[..., : self.dynamics.groups * moving].unflatten(-1, (-1, moving))
+            rate = (torch.einsum("rtdgi,gij->rtdgj", read, spread) * read).sum((-1, -2))
+        else:
             read = observe[..., :moving]
-            return (torch.einsum("rtdi,dij->rtdj", read, spread) * read).sum(-1)
-        read = observe[..., : self.dynamics.groups * moving].unflatten(-1, (-1, moving))
-        return (torch.einsum("rtdgi,gij->rtdgj", read, spread) * read).sum((-1, -2))
+            rate = (torch.einsum("rtdi,dij->rtdj", read, spread) * read).sum(-1)
+        return rate if factors is None else rate * factors.speed[..., None]
 
     def _component(self, series: TimeSeries, samples: int) -> Int64[Tensor, "samples batch groups"] | None:
         """Return a draw of each sample's component given the observed values; None where there is only one."""
