@@ -9,12 +9,12 @@ from torch.func import functional_call
 
 from helpers.linear_sdes import KINDS, any_batch, any_model, mixture_of, of_process, set_to
 from helpers.small import density, model_of
-from vrnn_lab.core.noise import Noise, _rank
+from vrnn_lab.core.noise import ChannelNoise, Noise, _rank
 from vrnn_lab.core.series import TimeSeries, series_of
 from vrnn_lab.core.tasks import DensityTask, Interpolate
 from vrnn_lab.data.datasets.lgssm import LGSSM
 from vrnn_lab.data.datasets.ou import OU
-from vrnn_lab.models import observed_points
+from vrnn_lab.models import linear_paths, observed_points
 from vrnn_lab.models.linear_state import SLOWEST
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -83,7 +83,7 @@ def test_log_p_is_that_of_the_dense_gaussian(kind, dim):
 @pytest.mark.parametrize("dim", [1, 3])
 def test_marginals_are_those_of_the_dense_gaussian(kind, dim):
     model, batch = any_model(kind, dim), any_batch(dim)
-    series = model.standardise(batch)
+    series = replace(model.standardise(batch), scored=~batch.seen)
     with model.fixed_noise(0):
         found = model._predict(series, 2).density
     for row in range(len(batch.ids)):
@@ -112,9 +112,28 @@ class Unit(Noise):
     def of_series(self, stream, series, samples, dim, like):
         return self._draw([stream], samples, dim)
 
+    def of_channels(self, channel, channels):
+        """Return the noise of rows that are single channels of the one series."""
+        return UnitOfChannels(self, channel, channels)
+
     def _draw(self, names: list, samples: int, dim: int) -> torch.Tensor:
         at = [[self.places.setdefault((name, i), len(self.places)) for i in range(dim)] for name in names]
         return (torch.tensor(at).view(len(names), dim) == torch.arange(samples)[:, None, None]).double()
+
+
+class UnitOfChannels(ChannelNoise):
+    """Draw basis vectors for rows that are single channels of one series."""
+
+    def at_points(self, stream, series, samples, dim, like):
+        rows = [
+            self.noise.at_points(f"{stream} {channel}", series.rows([row]), samples, dim, like)
+            for row, channel in enumerate(self.channel.tolist())
+        ]
+        return torch.cat(rows, 1)
+
+    def of_series(self, stream, series, samples, dim, like):
+        names = [f"{stream} {channel}" for channel in self.channel.tolist()]
+        return torch.cat([self.noise.of_series(name, series, samples, dim, like) for name in names], 1)
 
 
 @pytest.mark.slow
@@ -122,7 +141,7 @@ class Unit(Noise):
 def test_joint_draws_have_the_covariance_of_the_dense_posterior(kind):
     """Paths are a linear map of the noise: one sample a number gives all its columns, and one more its constant."""
     model, batch = any_model(kind), any_batch(rows=1, time=9)
-    series = model.standardise(batch)
+    series = replace(model.standardise(batch), scored=~batch.seen)
     model.noise = noise = Unit()
     with torch.no_grad():
         model._predict(series, 1)
@@ -245,7 +264,7 @@ def test_spans_of_any_length_have_the_likelihood_and_marginals_of_the_dense_gaus
     series = model.standardise(start)
     found = model._log_weights(model.standardise(density(start)), 1)[0]
     with model.fixed_noise(0):
-        marginals = model._predict(series, 1).density
+        marginals = model._predict(replace(series, scored=~start.seen), 1).density
     for row in range(len(start.ids)):
         mean, covariance, noise = dense(model, start, row)
         expected = log_prob(mean, covariance, noise, series.values[row], start.known[row])
@@ -304,3 +323,27 @@ def test_channels_without_a_shared_state_take_no_steps_at_the_points_of_others(m
         torch.testing.assert_close(one, three, **CLOSE)
         torch.testing.assert_close(two, three, **CLOSE)
     assert alone[0][1].abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("components", [1, 2])
+def test_a_prediction_does_not_depend_on_the_other_channels_that_are_queried(monkeypatch, components):
+    """Nor on how many rows are drawn at a time; paths, means and stds are compared.
+
+    No two points have the same time, since the draws of such points depend on their order.
+    """
+    model = mixture_of("separate", dim=3, components=2) if components == 2 else any_model("separate", dim=3)
+    batch = any_batch(dim=3, rows=4, time=40)
+    batch = replace(batch, times=batch.times + 1e-3 * torch.arange(40))
+    queried = ~batch.seen & (torch.rand(batch.seen.shape, generator=torch.Generator().manual_seed(5)) < 0.2)
+    every, one = replace(batch, scored=~batch.seen), replace(batch, scored=queried)
+
+    def found(asked: TimeSeries) -> list[torch.Tensor]:
+        with model.fixed_noise(3):
+            prediction = model.predict(asked, 5)
+        return [x[:, queried] for x in (prediction.paths, prediction.density.mean, prediction.density.std)]
+
+    expected = found(every)
+    for at_once in (1, 2**18):
+        monkeypatch.setattr(linear_paths, "AT_ONCE", at_once)
+        for each, exact in zip(found(one), expected, strict=True):
+            torch.testing.assert_close(each, exact, rtol=1e-9, atol=1e-9)

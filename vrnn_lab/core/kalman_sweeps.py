@@ -5,7 +5,7 @@ m += w (y - h'm) / s and P -= w w' / s. Internally rows are the last axis, so th
 multiplied as long vectors.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -44,6 +44,13 @@ class StateSpace:
     process: Float64[Tensor, "batch time state state"] | None  # Q >= 0; None: covariance is stationary, and constant
     observe: Float64[Tensor, "*rows dim state"]  # H
     noise: Float64[Tensor, "*rows dim"]  # R, variances
+
+    def part(self, rows: Int64[Tensor, " some"], points: int) -> "StateSpace":
+        """Return some rows up to a number of points; H and R must be given for every row and point."""
+        of = lambda x: x[rows, :points]
+        moves, process = self.transition, None if self.process is None else of(self.process)
+        moves = replace(moves, own=of(moves.own), cross=of(moves.cross)) if isinstance(moves, Pairs) else of(moves)
+        return replace(self, transition=moves, process=process, observe=of(self.observe), noise=of(self.noise))
 
 
 class Moves:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from zlib import crc32
 
 import torch
@@ -68,8 +69,8 @@ class Noise:
         """Return a draw for every point, in the dtype and on the device of `like`; `stream` names its purpose."""
         if self.fixed is None:
             return self._generated((samples, *series.times.shape, dim), like)
-        times = (series.times + 0.0).view(torch.int64)  # adding 0 makes -0 the same time as 0
-        return self._hashed(stream, series, [times, _rank(series)], samples, dim, like)
+        keys = _of_points(series)
+        return self.hashed(stream, series, keys, _all(samples, dim, keys[0]), like)
 
     def of_series(
         self, stream: str, series: TimeSeries, samples: int, dim: int, like: Tensor
@@ -77,7 +78,11 @@ class Noise:
         """Return a draw for every series, in the dtype and on the device of `like`; `stream` names its purpose."""
         if self.fixed is None:
             return self._generated((samples, len(series.ids), dim), like)
-        return self._hashed(stream, series, [torch.zeros_like(series.ids[:, None])], samples, dim, like)[:, :, 0]
+        return self.hashed(stream, series, _of_whole(series), _all(samples, dim, series.ids), like)[:, :, 0]
+
+    def of_channels(self, channel: Int64[Tensor, " rows"], channels: int) -> "ChannelNoise":
+        """Return the noise of rows that are single channels, of `channels` in a series; only while `fixed` is set."""
+        return ChannelNoise(self, channel, channels)
 
     def _generated(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         if self.generator is None or self.generator.device != like.device:
@@ -87,19 +92,64 @@ class Noise:
             return draw(*shape)
         return draw(shape[0], self.shard.total, *shape[2:])[:, self.shard.rows]
 
-    def _hashed(self, stream: str, series: TimeSeries, keys: list[Tensor], samples: int, dim: int, like: Tensor):
+    def hashed(
+        self,
+        stream: str,
+        series: TimeSeries,
+        keys: list[Int64[Tensor, "batch time"]],
+        numbers: Int64[Tensor, "samples batch 1 dim"] | Int64[Tensor, "samples 1 1 dim"],
+        like: Tensor,
+    ) -> Float[Tensor, "samples batch time dim"]:
+        """Return the draws of some numbers for every key of a series."""
         part = f" {self.number}" if self.number else ""
         name = series.ids[:, None] ^ crc32(f"{self.fixed} {stream}{part}".encode())
         state = _mix(name)
         for key in keys:
             state = _mix(state ^ key)
-        count = _mix(torch.arange(samples * dim, device=state.device).view(samples, 1, 1, dim))
+        count, (samples, *_, dim) = _mix(numbers), numbers.shape
         # A few points at a time: larger intermediate results would leave the processor's cache, and cost page faults.
         size = max(1, AT_ONCE // max(1, samples * dim * len(state)))
         return torch.cat([_normal(part[None, :, :, None], count).to(like) for part in state.split(size, 1)], 2)
 
 
-def _normal(state: Int64[Tensor, "1 batch time 1"], count: Int64[Tensor, "samples 1 1 dim"]) -> Tensor:
+@dataclass(frozen=True)
+class ChannelNoise:
+    """Draw for rows that are single channels the numbers which `Noise` draws for those channels of whole series."""
+
+    noise: Noise
+    channel: Int64[Tensor, " rows"]  # of each row
+    channels: int  # of a whole series
+
+    def at_points(
+        self, stream: str, series: TimeSeries, samples: int, dim: int, like: Tensor
+    ) -> Float[Tensor, "samples rows time dim"]:
+        """Return `dim` draws for every point of every row, as `Noise.at_points`."""
+        return self.noise.hashed(stream, series, _of_points(series), self._numbers(samples, dim), like)
+
+    def of_series(
+        self, stream: str, series: TimeSeries, samples: int, dim: int, like: Tensor
+    ) -> Float[Tensor, "samples rows dim"]:
+        """Return `dim` draws for every row, as `Noise.of_series`."""
+        return self.noise.hashed(stream, series, _of_whole(series), self._numbers(samples, dim), like)[:, :, 0]
+
+    def _numbers(self, samples: int, dim: int) -> Int64[Tensor, "samples rows 1 dim"]:
+        of_whole = _all(samples, self.channels * dim, self.channel)[:, 0, 0].unflatten(1, (self.channels, dim))
+        return of_whole[:, self.channel, None]
+
+
+def _all(samples: int, dim: int, like: Tensor) -> Int64[Tensor, "samples 1 1 dim"]:
+    return torch.arange(samples * dim, device=like.device).view(samples, 1, 1, dim)
+
+
+def _of_points(series: TimeSeries) -> list[Int64[Tensor, "batch time"]]:
+    return [(series.times + 0.0).view(torch.int64), _rank(series)]  # adding 0 makes -0 the same time as 0
+
+
+def _of_whole(series: TimeSeries) -> list[Int64[Tensor, "batch 1"]]:
+    return [torch.zeros_like(series.ids[:, None])]
+
+
+def _normal(state: Int64[Tensor, "1 batch time 1"], count: Int64[Tensor, "samples rows 1 dim"]) -> Tensor:
     """Return a standard normal number (samples, batch, time, dim) for each hash state and draw count."""
     uniform = (_shift(_mix(_mix(state ^ count)), 12).double() + 0.5) * 2.0**-52
     return torch.special.ndtri(uniform)

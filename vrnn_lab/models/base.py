@@ -50,6 +50,8 @@ class SequenceModel(TrainingSteps, ABC):
     methods use the data's own units and add the log-determinant of that change of variables to the nats. The
     constructor raises ValueError where the data have a property that the model or its head cannot use.
 
+    answers_apart: its prediction of a value does not depend on which other values are queried, so that it may read
+        which channels are queried at a point.
     causal: predictions at a query cannot use points after it (a step model).
     has_loss: it has an objective to be trained on, as all have except a mixture of trained models
         (`vrnn_lab.forecasting.ensemble`).
@@ -61,6 +63,7 @@ class SequenceModel(TrainingSteps, ABC):
     point_process: times are modelled too: nats are those of p(x, t), and its points are all events of the window.
     """
 
+    answers_apart = False
     causal = False
     has_loss = True
     takes_covariates = False
@@ -160,7 +163,7 @@ class SequenceModel(TrainingSteps, ABC):
 
     @abstractmethod
     def _predict(self, series: TimeSeries, samples: int) -> Prediction:
-        """Return draws at every point given the observed values alone; padding holds arbitrary finite values."""
+        """Return draws of known values given the observed ones alone; other values are arbitrary, but finite."""
 
     def _extremes(self, series: TimeSeries, samples: int, highest: bool) -> Prediction:
         """Return draws of the signal's extremes, as `predict_extremes`; a model that has a signal overrides it."""
@@ -210,7 +213,7 @@ class SequenceModel(TrainingSteps, ABC):
     def predict(self, batch: TimeSeries, samples: int) -> Prediction:
         """Draw jointly at every point (samples, batch, time, dim) given only the observed values.
 
-        Points to be predicted are marked `scored`. Where a value is observed, its path equals that value; at padding
+        Values to be predicted are marked `scored`. Where a value is observed, its path equals that value; elsewhere
         the paths have no meaning. Paths and densities are in the data's units.
         """
         return self._in_units(batch, samples, self._predict)
@@ -237,6 +240,8 @@ class SequenceModel(TrainingSteps, ABC):
     ) -> Prediction:
         """Return, in the data's units, what a method predicts in standardised units."""
         given = batch.given()
+        if self.answers_apart:
+            given = replace(given, scored=batch.scored)
         if not len(self.trend_coefficients):
             return self._predicted(given, samples, None, standard)
         counts = [len(part) for part in torch.arange(samples).chunk(TREND_DRAWS)]

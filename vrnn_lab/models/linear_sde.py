@@ -1,30 +1,29 @@
 """Define the linear SDE, exact where its output is linear and Gaussian, and bounded by Gaussian sites elsewhere."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import pi
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from vrnn_lab.core.densities import Density, Gaussian
+from vrnn_lab.core.densities import Density
 from vrnn_lab.core.kalman import log_likelihood, posterior
 from vrnn_lab.core.series import Scale, TimeSeries
 from vrnn_lab.core.types import Count, Natural, Positive
-from vrnn_lab.models.base import Prediction
 from vrnn_lab.models.gaussian_sites import Site, Sites, decoder
 from vrnn_lab.models.heads import GaussianHead
 from vrnn_lab.models.linear_mixture import Components, Factors, chosen
+from vrnn_lab.models.linear_paths import LinearPaths
 from vrnn_lab.models.linear_readout import Readout
-from vrnn_lab.models.linear_signal import LinearSignal
 from vrnn_lab.models.linear_state import Coupled, Independent, Parts, lower_root
 from vrnn_lab.models.lines import PathLevel
 from vrnn_lab.models.losses import LossTerms
 from vrnn_lab.models.networks import with_covariates
 from vrnn_lab.models.observed_points import log_likelihood_by_length, observed_alone, some
-from vrnn_lab.models.prior_paths import PriorPaths, chained
+from vrnn_lab.models.prior_paths import chained
 from vrnn_lab.models.recipe import Recipe
 
 MANY = 2  # channels up to which a joint state is worth its cost
@@ -32,22 +31,7 @@ SEVERAL = 4  # components by default where series differ
 UNLIKE = 0.5  # heterogeneity of the training series (`Variation`) above which they are taken to differ
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """Hold joint paths of the signal, and what is known of the marginals of every point."""
-
-    signal: Float64[Tensor, "samples batch time dim"]
-    mean: Float64[Tensor, "samples batch time dim"]  # of the signal, given the sample's component of the mixture
-    std: Float64[Tensor, "samples batch time dim"]  # of a value as it would be observed
-    noise: Float64[Tensor, "samples batch time dim"]  # std of the observation's noise
-    component: Int64[Tensor, "samples batch groups"] | None  # None: there is only one
-
-    def prediction(self, paths: Float64[Tensor, "samples batch time dim"], series: TimeSeries) -> Prediction:
-        """Return paths with the densities of single values, in the precision of the series."""
-        return Prediction(paths.to(series.values), Gaussian(self.mean.to(series.values), self.std.to(series.values)))
-
-
-class LinearSDE(LinearSignal):
+class LinearSDE(LinearPaths):
     """Model a linear-Gaussian state in continuous time, with its exact likelihood (Sarkka & Solin 2019, chapter 12).
 
     u_c(t) = mean_c(t) + covariates' beta_c + sum_j C_cj z_j(t) + level_c + slope_c r_c(t),
@@ -78,7 +62,7 @@ class LinearSDE(LinearSignal):
     would have no part.
     """
 
-    takes_covariates = takes_error = True
+    takes_covariates = takes_error = answers_apart = True
     usual_steps = 400  # few, since its parameters change SPEED times as fast as other weights
 
     def __init__(
@@ -221,7 +205,8 @@ class LinearSDE(LinearSignal):
             return self._log_prob(series, series.known)[0].expand(samples, -1)
         site = self._observed(series)
         moving = chained(self.dynamics, self.noise, series, samples)
-        drawn, noisy = self._prior(series, self._space(series.times[..., None], site.variance), site, moving)
+        space = self._space(series.times[..., None], site.variance)
+        drawn, noisy = (self._join(x).movedim(-1, 0) for x in self._prior(series, space, self.noise, moving))
         smoothed = self._smoothed(series, site, noisy)
         means = self._join(smoothed.means).movedim(-1, 0)
         signal = drawn + means[:1] - means[1:] + self.readout.mean(series)
@@ -252,7 +237,7 @@ class LinearSDE(LinearSignal):
 
     def _predict(self, series, samples):
         with self.noise.repeatable(series.times.device):
-            drawn = self._draw(series, samples)
+            drawn = self._draw(series, samples, series.known)
             if self.sites is not None:
                 return self._prediction_from(self._decode(series, drawn.signal), series, samples)
             noise = self.noise.at_points("value", series, samples, self.scale.dim, drawn.signal)
@@ -266,7 +251,7 @@ class LinearSDE(LinearSignal):
         the parts are taken as Brownian motions, which they are over gaps that are short relative to their decay.
         """
         with self.noise.repeatable(series.times.device):
-            drawn = self._draw(series, samples)
+            drawn = self._draw(series, samples, torch.ones_like(series.seen))
             log_uniform = torch.special.log_ndtr(
                 self.noise.at_points("extreme", series, samples, self.scale.dim, drawn.signal)
             )
@@ -275,42 +260,6 @@ class LinearSDE(LinearSignal):
         before = torch.cat([drawn.signal[:, :, :1], drawn.signal[:, :, :-1]], 2)
         apart = ((drawn.signal - before).square() - 2 * variance * log_uniform).sqrt()
         return drawn.prediction(0.5 * (before + drawn.signal + (apart if highest else -apart)), series)
-
-    def _draw(self, series: TimeSeries, samples: int) -> "Drawn":
-        """Draw joint paths of the signal given the observed values."""
-        many, factors = self._rows(series)
-        site = self._observed(many, factors)
-        mean = self.readout.mean(series).repeat(len(many.ids) // len(series.ids), 1, 1)
-        space = self._space(many.times[..., None], site.variance, factors)
-        paced = many if factors is None else replace(many, times=many.times * factors.speed)
-        moving = PriorPaths(self.dynamics, self.noise, paced, samples).draw()
-        drawn, noisy = self._prior(many, space, site, moving)
-        columns = torch.cat([(site.value - mean)[..., None], noisy.movedim(0, -1)], -1)
-        signal, variance = self._signal(many, space, columns)
-        first, others = signal[..., :1], signal[..., 1:]
-        paths = drawn + (first - others).movedim(-1, 0) + mean
-        parts = paths, first[..., 0] + mean, (variance + site.variance).sqrt(), site.variance.sqrt()
-        component = self._component(series, samples)
-        return Drawn(*(chosen(x.expand(samples, *mean.shape), component) for x in parts), component=component)
-
-    def _rate(self, series: TimeSeries) -> Float64[Tensor, "rows 1 dim"]:
-        """Return the variance of each channel's signal per typical window over a gap close to zero, H G G' H'."""
-        many, factors = self._rows(series)
-        observe = self.readout.observe(many.times[:, :1, None], None if factors is None else factors.signal)
-        spread, moving = self.dynamics.spread(), self.dynamics.states
-        if self.joint:
-            read = observe[..., : self.dynamics.groups * moving].unflatten(-1, (-1, moving))
-            rate = (torch.einsum("rtdgi,gij->rtdgj", read, spread) * read).sum((-1, -2))
-        else:
-            read = observe[..., :moving]
-            rate = (torch.einsum("rtdi,dij->rtdj", read, spread) * read).sum(-1)
-        return rate if factors is None else rate * factors.speed[..., None]
-
-    def _component(self, series: TimeSeries, samples: int) -> Int64[Tensor, "samples batch groups"] | None:
-        """Return a draw of each sample's component given the observed values; None where there is only one."""
-        if self.mixture is None:
-            return None
-        return self.mixture.draw(self._log_probs(series, series.seen)[:, 0], self.noise, series, samples)
 
 
 def _default_components(scale: Scale) -> int:

@@ -1,12 +1,12 @@
 """Define the linear-Gaussian signal of a linear SDE, and its distribution given Gaussian observations."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float64, Shaped
 from torch import Tensor, nn
 
-from vrnn_lab.core.kalman import Pairs, StateSpace, joint_posterior, posterior
+from vrnn_lab.core.kalman import Pairs, StateSpace, joint_posterior
 from vrnn_lab.core.series import TimeSeries
 from vrnn_lab.models.base import SequenceModel
 from vrnn_lab.models.gaussian_sites import Site
@@ -93,36 +93,3 @@ class LinearSignal(SequenceModel):
         variance = smoothed.covariance.diagonal(dim1=-2, dim2=-1).clamp(min=0)
         mean = self._join(smoothed.means[..., :1])[..., 0] + self.readout.mean(series)
         return mean, self._join(variance[..., None])[..., 0]
-
-    def _signal(
-        self, series: TimeSeries, space: StateSpace, columns: Float64[Tensor, "batch time dim column"]
-    ) -> tuple[Float64[Tensor, "batch time dim column"], Float64[Tensor, "batch time dim"]]:
-        """Return the signal's mean given each column of observed values, and its variance, common to all columns."""
-        states, variance = posterior(space, self._split(columns), self._split(series.seen[..., None])[..., 0])
-        signal = space.observe.expand(*states.shape[:2], -1, -1) @ states
-        return self._join(signal), self._join(variance[..., None])[..., 0]
-
-    def _prior(
-        self,
-        series: TimeSeries,
-        space: StateSpace,
-        site: Site,
-        moving: Float64[Tensor, "samples batch time groups part"],
-    ) -> tuple[Float64[Tensor, "samples batch time dim"], Float64[Tensor, "samples batch time dim"]]:
-        """Return draws of the signal less its mean, and noisy observations of them, from draws of the parts."""
-        queries = replace(series, scored=torch.zeros_like(series.seen))
-        seen = self.noise.at_points("seen", queries, len(moving), self.scale.dim, moving)
-        signal = self._join(space.observe @ self._prior_states(series, moving, space.observe.shape[-1]))
-        signal = signal.movedim(-1, 0)
-        return signal, signal + site.variance.sqrt() * seen
-
-    def _prior_states(
-        self, series: TimeSeries, moving: Float64[Tensor, "samples batch time groups part"], size: int
-    ) -> Float64[Tensor, "rows time state samples"]:
-        samples = len(moving)
-        if self.joint:
-            moving = moving.flatten(3)[..., None, :]
-        groups = moving.shape[3]
-        still = self.noise.of_series("level", series, samples, groups * (size - moving.shape[-1]), moving)
-        still = still.unflatten(-1, (groups, -1))[:, :, None].expand(-1, -1, moving.shape[2], -1, -1)
-        return torch.cat([moving, still], -1).permute(1, 3, 2, 4, 0).flatten(0, 1)

@@ -157,6 +157,31 @@ class Independent(Dynamics):
     def slowest(self):
         return self.decay().min().item()
 
+    def of(self, channel: Int64[Tensor, " rows"]) -> "RowDynamics":
+        """Return the dynamics of rows that have one channel each."""
+        return RowDynamics(self, channel)
+
+
+class RowDynamics(Independent):
+    """Evolve rows of one channel each, as one group: what `move` returns is (rows, time, 1, state, state)."""
+
+    def __init__(self, source: Independent, channel: Int64[Tensor, " rows"]):
+        nn.Module.__init__(self)
+        self.parts, self.groups, self.states, self.other = source.parts, 1, source.states, source.other
+        self.rates = tuple(each()[channel][:, None, None] for each in (source.decay, source.turning))
+        self.least = source.slowest
+
+    def decay(self):
+        return self.rates[0]
+
+    def turning(self):
+        return self.rates[1]
+
+    @property
+    def slowest(self):
+        """Return the smallest decay rate of all channels, so that a row's draws do not depend on the other rows."""
+        return self.least
+
 
 def _in_turn(ou: Tensor, matern: tuple[Tensor, Tensor], turns: tuple[Tensor, Tensor]) -> Float64[Tensor, "... state"]:
     """Concatenate the entries of all states in the order of `Parts`."""

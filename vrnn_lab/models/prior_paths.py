@@ -8,7 +8,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from vrnn_lab.core.compile_loops import loop
-from vrnn_lab.core.noise import Noise
+from vrnn_lab.core.noise import ChannelNoise, Noise
 from vrnn_lab.core.series import TimeSeries
 from vrnn_lab.models.linear_state import Dynamics, lower_root
 
@@ -33,7 +33,7 @@ class PriorPaths:
     drawn given the ends. So a draw at one time does not depend on the other query times.
     """
 
-    def __init__(self, dynamics: Dynamics, noise: Noise, series: TimeSeries, samples: int):
+    def __init__(self, dynamics: Dynamics, noise: Noise | ChannelNoise, series: TimeSeries, samples: int):
         """Take the dynamics, the noise, and a series whose rows hold the query times in increasing order."""
         self.dynamics, self.noise, self.samples = dynamics, noise, samples
         nothing = torch.zeros_like(series.seen[..., :1])
