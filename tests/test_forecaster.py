@@ -12,6 +12,7 @@ from helpers.predictions import KEYS, table
 from vrnn_lab import evaluate, predict
 from vrnn_lab.cli.arguments import run_command
 from vrnn_lab.config.compose import compose
+from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.evaluation.recalibration import Recalibration
 from vrnn_lab.forecaster import Forecaster, typed
 
@@ -152,6 +153,21 @@ def test_what_cannot_work_is_refused(fitted, tmp_path):
         Forecaster.load(tmp_path)
     with pytest.raises(ValueError, match="has no column 'name'"):
         forecaster.predict(frame, fill=True, id="name")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.lrr=3", r"optim\.lrr: there is no such key .* Did you mean 'optim\.lr'"),
+        ("optim.lr=fast", r"optim\.lr='fast': expected"),
+        ("model=rnnn", "rnnn"),
+        ("model.layers=0", r"model\.layers"),
+    ],
+)
+def test_a_wrong_key_or_type_is_refused_by_the_constructor(override, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        Forecaster("model=rnn", override, folder=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 NAMES = [

@@ -11,6 +11,7 @@ import pandas as pd
 
 from vrnn_lab.config.compose import choices, compose
 from vrnn_lab.config.errors import ConfigError
+from vrnn_lab.config.validate import check
 from vrnn_lab.core.files import write_whole
 from vrnn_lab.data.table.time_format import spans
 from vrnn_lab.forecasting.crossings import DRAWS, Level
@@ -28,10 +29,16 @@ class Forecaster:
     """
 
     def __init__(self, *overrides: str, folder: str | Path | None = None):
+        """Take the overrides; raise ConfigError for an unknown key and for a value of a wrong type.
+
+        folder: the run folder, by default a new one in outputs/.
+        """
         if reserved := [o for o in overrides if o.lstrip("+~").split("=")[0] in ("data", "data.path")]:
             raise ConfigError(
                 f"{reserved[0]}: a Forecaster's data is the frame that it is fitted to; leave this override out."
             )
+        if overrides:
+            check(compose(["data=table", "data.path=frame.csv", *overrides]))
         self.overrides = list(overrides)
         self.folder = Path(folder or f"outputs/{datetime.now():%Y-%m-%d/%H-%M-%S-%f}")
         self._parts: Parts | None = None
