@@ -4,6 +4,7 @@ import errno
 import multiprocessing
 import os
 import shutil
+import sys
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ import torch
 
 from vrnn_lab.config.compose import compose
 from vrnn_lab.data import splits
-from vrnn_lab.data.table import columns, store
+from vrnn_lab.data.table import array_writer, columns, row_chunks, sorted_rows, store
 from vrnn_lab.data.table.dataset import Table
 from vrnn_lab.runs.dataset_cache import data_of
 
@@ -23,7 +24,8 @@ SPLITS = ("train", "val", "test")
 def cache(tmp_path, monkeypatch):
     """A cache of its own, and batches of rows so small that every series is cut by some."""
     monkeypatch.setenv("VRNN_LAB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(store, "ROWS", 7)
+    for module in (row_chunks, sorted_rows):
+        monkeypatch.setattr(module, "ROWS", 7)
     return tmp_path / "cache" / "streams"
 
 
@@ -58,6 +60,9 @@ def alike(path: str, exact: bool = True, **options) -> Table:
             one.batches(split, one.task, alike=True), other.batches(split, other.task, alike=True), strict=True
         ):
             assert torch.equal(x.values, y.values) and torch.equal(x.times, y.times) and torch.equal(x.ids, y.ids)
+            for given in ("covariates", "error"):
+                of_one, of_other = getattr(x, given), getattr(y, given)
+                assert (of_one is None) == (of_other is None) and (of_one is None or torch.equal(of_one, of_other))
     for x, y in zip(one.train_dataloader(), other.train_dataloader(), strict=True):
         assert torch.equal(x.values, y.values) and torch.equal(x.ids, y.ids)
     for name in ("mean", "std", "clock", "gap", "longest", "start", "reach"):
@@ -176,7 +181,7 @@ def test_what_was_cut_half_way_is_not_taken_for_whole(tmp_path, cache, monkeypat
     frame = wide(40)
     frame["a"] = (4 * frame["a"]).round()
     path, calls = save(frame, tmp_path / "t.parquet"), []
-    owner, name = (store.ArrayWriter, "write") if where == "write" else (np.memmap, "flush")
+    owner, name = (array_writer.ArrayWriter, "write") if where == "write" else (np.memmap, "flush")
     before = getattr(owner, name)
 
     def cut(*args):
@@ -247,20 +252,65 @@ def test_processes_that_want_it_at_once_write_it_once(tmp_path):
     assert sorted([one, two]) == [0, 1] and a == b
 
 
+# ---- rows in any order ----------------------------------------------------------------------------------------
+
+
+def save_csv(frame: pd.DataFrame, path, **options) -> str:
+    frame.to_csv(path, index=False, **options)
+    return str(path)
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv", "csv.gz"])
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_a_file_in_any_order_and_format_is_the_table(ending, shuffled, tmp_path):
+    frame = wide()
+    if shuffled:
+        frame = frame.sample(frac=1, random_state=0)
+    path = tmp_path / f"t.{ending}"
+    alike((save if ending == "parquet" else save_csv)(frame, path))
+    assert not list((tmp_path / "cache" / "streams").glob(".*")), "something is left in the cache"
+
+
+def test_so_is_one_with_dates_splits_and_decimal_commas(tmp_path):
+    frame = wide()
+    frame["time"] = pd.Timestamp("2024-01-01") + pd.to_timedelta((frame["time"] * 86400).round(), "s")
+    frame["split"] = np.where(frame["id"] < "s13", "train", np.where(frame["id"] < "s18", "val", "test"))
+    frame = frame.sample(frac=1, random_state=0)
+    alike(save_csv(frame, tmp_path / "t.csv", sep=";", decimal=","))
+    zoned = frame.assign(time=frame["time"].dt.tz_localize("Europe/Berlin"))
+    assert alike(save(zoned, tmp_path / "t.parquet")).zoned
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_covariates_and_error_bars_are_streamed_too(shuffled, tmp_path):
+    frame, rng = wide(), np.random.default_rng(2)
+    frame["dose"], frame["e"] = rng.random(len(frame)), rng.random(len(frame))
+    frame["age"] = frame["id"].map({name: rng.random() for name in frame["id"].unique()})
+    frame.loc[frame["id"].duplicated(), "age"] = np.nan  # known in the first row of each series alone
+    frame["sex"] = frame["id"].str.len().astype(float)
+    if shuffled:
+        frame = frame.sample(frac=1, random_state=0)
+    keys = {"values": ["a", "b"], "known": ["dose"], "static": ["age", "sex"], "error": ["e", None]}
+    alike(save(frame, tmp_path / "t.parquet"), **keys)
+    alike(save(frame, tmp_path / "t.parquet"), **keys | {"known": ["dose", "e"], "window": 3})
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"values": ["b"]}, {"error": ["e"]}, {"known": ["dose"], "static": ["age"]}], ids=str
+)
+def test_the_long_form_is_streamed_too(options, tmp_path):
+    frame, rng = wide(), np.random.default_rng(2)
+    frame["dose"] = rng.random(len(frame))
+    frame["age"] = frame["id"].map({name: rng.random() for name in frame["id"].unique()})
+    long = frame.melt(["id", "time", "dose", "age"], ["a", "b"], "kind", "x").dropna()
+    long["e"] = rng.random(len(long))
+    long = long.sample(frac=1, random_state=0)
+    form = {"channel": "kind", "value": "x"}
+    alike(save(long, tmp_path / "t.parquet"), **form, **options)
+    alike(save_csv(long, tmp_path / "t.csv"), **form, **options)
+
+
 # ---- what cannot be used -------------------------------------------------------------------------------------
-
-
-def test_a_file_that_is_not_sorted_is_refused_with_rows_and_cure(tmp_path):
-    frame = pd.DataFrame({"id": list("xxyyx"), "time": [0.0, 1, 0, 1, 2], "a": [1.5, 2, 3, 4, 5]})
-    path = save(frame, tmp_path / "t.parquet")
-    refused(r"'x', which begins in row 1, comes back in row 5 after series 'y'.*ORDER BY id, time", path)
-    frame = pd.DataFrame({"id": list("x" * 9), "time": [0.0, 1, 2, 3, 4, 5, 6, 5.5, 8], "a": np.arange(9) / 7})
-    refused(
-        r"series 'x' has time=5.5 in row 8, before the time of row 7; .*sort_values",
-        save(frame, tmp_path / "t.parquet"),
-    )
-    shuffled = wide(3000).sample(frac=1, random_state=0)
-    refused(r"comes back|before the time of", save(shuffled, tmp_path / "t.parquet"))
 
 
 @pytest.mark.parametrize("row", [3, 7])
@@ -287,9 +337,62 @@ def test_empty_and_infinite_cells_are_named_by_row(tmp_path):
     refused(r"column 'split' holds 'valid' in row 12", save(frame.assign(split=split), path))
 
 
-def test_csv_and_the_long_form_are_refused_with_the_cure(tmp_path):
-    refused(r"reads Parquet files, but data.path=t.csv is a CSV file.*duckdb.*t.parquet", "t.csv")
-    refused(r"long form \(data.channel\) cannot be streamed.*PIVOT", "t.parquet", channel="kind", value="x")
+def test_without_duckdb_rows_in_another_order_are_refused_with_the_cure(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "duckdb", None)
+    frame = pd.DataFrame({"id": list("xxyyx"), "time": [0.0, 1, 0, 1, 2], "a": [1.5, 2, 3, 4, 5]})
+    path, cure = save(frame, tmp_path / "t.parquet"), r".*pip install 'vrnn_lab\[large\]'"
+    refused(r"series 'x', which begins in row 1, comes back in row 5 after series 'y'" + cure, path)
+    frame = pd.DataFrame({"id": list("x" * 9), "time": [0.0, 1, 2, 3, 4, 5, 6, 5.5, 8], "a": np.arange(9) / 7})
+    refused(r"series 'x' has time=5.5 in row 8, before the time of row 7" + cure, save(frame, tmp_path / "t.parquet"))
+    refused("it is in the long form" + cure, path, channel="id", value="a", id=None)
+
+
+def test_two_rows_of_one_time_are_refused_with_both_lines_and_copies_are_dropped(tmp_path, caplog):
+    frame = wide().dropna().sample(frac=1, random_state=1)
+    twice = pd.concat([frame, frame.iloc[[4]]])
+    save_csv(twice, tmp_path / "t.csv")
+    assert len(alike(str(tmp_path / "t.csv")).whole().values) == len(frame)
+    assert "1 rows repeat an earlier row exactly and are dropped." in caplog.text
+    twice.iloc[-1, twice.columns.get_loc("a")] += 1
+    save_csv(twice, tmp_path / "t.csv")
+    refused(rf"two rows at time=.*line 6 and line {len(frame) + 2}; expected one", str(tmp_path / "t.csv"))
+    kinds = pd.DataFrame({"id": "x", "time": [0.0, 0, 0], "kind": list("aba"), "x": [1.0, 2, 3]})
+    path, form = save(kinds, tmp_path / "long.parquet"), {"channel": "kind", "value": "x"}
+    refused("series 'x', channel 'a' has two rows at time=0.0, row 1 and row 3", path, **form)
+
+
+def test_cells_that_cannot_be_used_are_named_by_line_in_any_order(tmp_path):
+    frame, path = wide().fillna(0.5).sample(frac=1, random_state=1), tmp_path / "t.csv"
+    frame["a"] = frame["a"].astype(object)
+    frame.iloc[10, frame.columns.get_loc("a")] = "many"
+    save_csv(frame, path)
+    refused(r"column 'a' holds the text 'many' in line 12", str(path))
+
+
+def test_covariates_that_contradict_each_other_are_refused_by_row(tmp_path):
+    frame = wide().assign(dose=1.0, age=50.0)
+    keys = {"known": ["dose"], "static": ["age"], "values": ["a", "b"]}
+    path, row = tmp_path / "t.parquet", np.arange(len(frame))
+    refused(r"row 12 has no 'dose'", save(frame.assign(dose=frame.dose.where(row != 11)), path), **keys)
+    several = frame.id.value_counts().idxmax()
+    inside = np.flatnonzero(frame.id == several)
+    other = frame.assign(age=frame.age.where(row != inside[-1], 51))
+    refused(
+        rf"series '{several}' has two values of 'age', 50 .* and 51 in row {inside[-1] + 1}",
+        save(other, path),
+        **keys,
+    )
+    none = frame.assign(age=frame.age.where(frame.id != several))
+    refused(rf"series '{several}' \(row \d+\) has no 'age' in any row", save(none, path), **keys)
+    long = other.melt(["id", "time", "dose", "age"], ["a", "b"], "kind", "x")
+    form = {"known": ["dose"], "static": ["age"], "channel": "kind", "value": "x"}
+    refused(rf"series '{several}' has two values of 'age', 50 in row \d+ and 51 in", save(long, path), **form)
+    long["age"], long["dose"] = 50.0, np.arange(len(long))
+    refused(
+        r"has two values of 'dose' at time=.* in row \d+ and .* in row \d+; expected one per time",
+        save(long, path),
+        **form,
+    )
 
 
 def test_series_without_a_value_are_counted(tmp_path, caplog):

@@ -84,27 +84,6 @@ def column_names(path: Path, key: str = "data.path") -> list[str]:
     return [str(name) for name in read_csv(path, nrows=0).columns]
 
 
-def refuse_stream(path: Path, channel: str | None, roles: "ColumnRoles") -> None:
-    """Raise ValueError for a file or a table form that cannot be streamed."""
-    if roles.wanted:
-        raise ValueError(
-            f"data.stream=true reads columns of values alone, but data.{roles.wanted[0][0]} names other columns; "
-            "leave those out, or leave data.stream out to read the whole file into memory."
-        )
-    if channel is not None:
-        raise ValueError(
-            "data.stream=true reads tables with one column per channel; the long form (data.channel) cannot be "
-            "streamed. Convert the table once with duckdb's PIVOT or pandas' pivot_table, or leave data.stream out."
-        )
-    if is_csv(path):
-        new = path.name.split(".")[0] + ".parquet"
-        raise ValueError(
-            f"data.stream=true reads Parquet files, but data.path={path} is a CSV file. Convert it, of any size, "
-            f"with duckdb -c \"COPY (SELECT * FROM '{path}' ORDER BY id, time) TO '{new}'\", or with pyarrow's "
-            "open_csv and ParquetWriter; or leave data.stream out."
-        )
-
-
 def demand(path: Path, names: list[str], wanted: Iterable[tuple[str, str]], keys: str = "data.") -> None:
     """Check that every wanted column, (config key, name), is among `names`; raise ValueError with a remedy.
 
@@ -224,14 +203,15 @@ def covariates(cells: Cells, id: str | None, roles: ColumnRoles) -> NDArray[np.f
     """
     if not roles.covariates:
         return None
-    known = [_known(cells, name) for name in roles.known]
+    numbers_of_rows = [known(cells, name) for name in roles.known]
     if not roles.static:
-        return np.stack(known, 1)
+        return np.stack(numbers_of_rows, 1)
     owner, names = (np.zeros(len(cells.frame), np.int64), ("",)) if id is None else words(cells, id)
-    return np.stack(known + [_static(cells, name, owner, names) for name in roles.static], 1)
+    return np.stack(numbers_of_rows + [_static(cells, name, owner, names) for name in roles.static], 1)
 
 
-def _known(cells: Cells, column: str) -> NDArray[np.float64]:
+def known(cells: Cells, column: str) -> NDArray[np.float64]:
+    """Return the numbers (rows,) of a covariate that changes from row to row; raise ValueError for an empty cell."""
     values = numbers(cells, column, f"data.known takes numbers. {CODE}")
     empty = first(np.isnan(values))
     if empty is not None:
@@ -349,6 +329,33 @@ def is_calendar(cells: Cells, column: str) -> bool:
         and (values == np.rint(values)).all()
         and limits[0] <= values.min() <= values.max() <= limits[1]
     )
+
+
+def number_columns(cells: Cells, id: str | None, time: str, split: str | None, roles: ColumnRoles) -> tuple[str, ...]:
+    """Return the columns of numbers that are taken as channels, and log those that are left out.
+
+    Columns that look like row numbers or a calendar are left out, unless there are no others. Raise ValueError where
+    there is no column of numbers.
+    """
+    with_role = [name for _, name in roles.wanted]
+    others = [c for c in cells.frame if c not in (id, time, split, *with_role)]
+    others = [c for c in others if not c.startswith("Unnamed: ")]  # row numbers that pandas wrote
+    numeric = [c for c in others if looks_like_numbers(cells, c)]
+    spare = [c for c in numeric if counts_rows(cells, c) or is_calendar(cells, c)]
+    if len(spare) == len(numeric):  # at least one column must be a channel
+        spare = []
+    channels = tuple(c for c in numeric if c not in spare)
+    if spare:
+        log.warning(
+            "%s: columns that look like row numbers or a calendar are left out: %s. To use them as channels, "
+            "name all channels: data.values=[...]",
+            cells.path,
+            ", ".join(spare),
+        )
+    others = [c for c in others if c not in spare]
+    cure = "Expected one per channel, or the long form: data.channel=<column> data.value=<column>."
+    log_left_out(cells.path, id, time, others, channels, cure)
+    return channels
 
 
 def log_left_out(
@@ -489,6 +496,17 @@ def words(cells: Cells, column: str) -> tuple[NDArray[np.int64], tuple[str, ...]
     place = {text: i for i, text in enumerate(filled)} | {"": -1}
     index = np.array([*(place[text] for text in labels), -1])
     return index[content.cat.codes.to_numpy()], tuple(filled)
+
+
+def refuse_unknown_channels(
+    path: Path, column: str | None, channels: Sequence[str], occurring: Sequence[str]
+) -> None:
+    """Raise ValueError where a channel of the long form does not occur; column: that of the channels."""
+    if unknown := [name for name in channels if name not in occurring]:
+        raise ValueError(
+            f"{path}: data.values names channels that do not occur, {unknown}; column '{column}' "
+            f"holds {list(occurring)[:20]}."
+        )
 
 
 def all_filled(cells: Cells, column: str, codes: NDArray[np.int64]) -> None:

@@ -17,6 +17,7 @@ from vrnn_lab.data.base import Ragged, SeriesData
 from vrnn_lab.data.splits import Contents, Runs
 from vrnn_lab.data.table import columns, parquet_file, store, summary
 from vrnn_lab.data.table.columns import Cells, ColumnRoles
+from vrnn_lab.data.table.row_chunks import Source
 from vrnn_lab.data.table.time_zones import has_zone
 from vrnn_lab.data.trend import fit_trend, trend_at
 
@@ -64,8 +65,9 @@ class Table(SeriesData):
     training part of a single record and subtracted from its values; predictions add it again, with the uncertainty
     of its coefficients.
 
-    `stream`: for a Parquet file of any size in which the rows of a series are contiguous and in time order. Its
-    numbers are written once to the cache as plain arrays, in one pass, and read from there as batches need them.
+    `stream`: for a file of any size. Its numbers are written once to the cache as plain arrays, and read from there
+    as batches need them. A file in the long form, or whose rows are not sorted by series and time, is first sorted on
+    disk by DuckDB.
 
     Raise ValueError that names the file, the line and the remedy for a file that cannot be used.
     """
@@ -109,8 +111,6 @@ class Table(SeriesData):
         self.stream, self.keep = stream, not stream
         self._rows: summary.RowCounts | None = None  # of the file; not counted for a stream
         self._check_roles()
-        if stream:
-            columns.refuse_stream(self.path, self.channel, self.beside)
 
     @property
     def channels(self):
@@ -267,15 +267,25 @@ class Table(SeriesData):
         named = {*texts, *(name for _, name in [*roles, *needed])}
         return [name for name in names if name in named or not needed], texts
 
+    @property
+    def _columns_of_values(self) -> list[tuple[str, str]]:
+        """Return (config key, column) of the columns of values; an empty list where none is named."""
+        if self.channel is None:
+            return [("values", name) for name in self.values or ()]
+        return [("channel", str(self.channel)), ("value", str(self.value))]
+
     def _stream(self) -> Contents:
-        wanted, _ = self._wanted([("values", name) for name in self.values or ()])
+        wanted, _ = self._wanted(self._columns_of_values)
         split = self.split if self.split in wanted else None
-        self._stored = store.stored(self.path, wanted, self.id, self.time, self.values, split)
+        source = Source(
+            self.path, wanted, self.id, self.time, self.values, split, self.beside, self.channel, self.value
+        )
+        self._stored = store.stored(source)
         self.zoned = self._stored.zoned
         return self._stored.contents()
 
     def _read_wide(self) -> Contents:
-        wanted = self._wanted([("values", name) for name in self.values or ()])
+        wanted = self._wanted(self._columns_of_values)
         return self._once(self._from_wide, columns.read(self.path, *wanted))
 
     def _once(self, assemble: Callable[[Cells], Contents], cells: Cells) -> Contents:
@@ -295,7 +305,7 @@ class Table(SeriesData):
             self._rows = replace(self._rows, empty=int(empty.sum()), other=other)
 
     def _from_wide(self, cells: Cells) -> Contents:
-        channels = self.values or self._number_columns(cells)
+        channels = self.values or columns.number_columns(cells, self.id, self.time, self.split, self.beside)
         values = np.stack([columns.numbers(cells, name) for name in channels], 1)
         observed = np.any(~np.isnan(values), axis=1)
         self._count_unused(~observed)
@@ -310,7 +320,7 @@ class Table(SeriesData):
         return self._assemble(points, order, channels, chosen(values), chosen(covariates), chosen(error))
 
     def _read_long(self) -> Contents:
-        wanted = self._wanted([("channel", str(self.channel)), ("value", str(self.value))])
+        wanted = self._wanted(self._columns_of_values)
         return self._once(self._from_long, columns.read(self.path, *wanted))
 
     def _from_long(self, cells: Cells) -> Contents:
@@ -318,7 +328,7 @@ class Table(SeriesData):
         numbers = columns.numbers(cells, self.value)
         kind, occurring = columns.words(cells, self.channel)
         channels = self.values or occurring
-        self._refuse_unknown_channels(channels, occurring)
+        columns.refuse_unknown_channels(self.path, self.channel, channels, occurring)
         columns.all_filled(cells.rows(~np.isnan(numbers)), self.channel, kind[~np.isnan(numbers)])
         place = np.array([*(channels.index(x) if x in channels else -1 for x in occurring), -1])[kind]
         observed = ~np.isnan(numbers) & (place >= 0)
@@ -398,35 +408,6 @@ class Table(SeriesData):
         if self.split is not None and self.split in points.cells.frame:
             marked = splits.stretches(owner, columns.marks(points.cells, self.split)[order])
         return Contents(tuple(channels), series, marked, points.dates)
-
-    def _number_columns(self, cells: Cells) -> tuple[str, ...]:
-        with_role = [name for _, name in self.beside.wanted]
-        others = [c for c in cells.frame if c not in (self.id, self.time, self.split, *with_role)]
-        others = [c for c in others if not c.startswith("Unnamed: ")]  # row numbers that pandas wrote
-        numeric = [c for c in others if columns.looks_like_numbers(cells, c)]
-        spare = [c for c in numeric if columns.counts_rows(cells, c) or columns.is_calendar(cells, c)]
-        if len(spare) == len(numeric):  # at least one column must be a channel
-            spare = []
-        channels = tuple(c for c in numeric if c not in spare)
-        if spare:
-            log.warning(
-                "%s: columns that look like row numbers or a calendar are left out: %s. To use them as channels, "
-                "name all channels: data.values=[...]",
-                self.path,
-                ", ".join(spare),
-            )
-        others = [c for c in others if c not in spare]
-        cure = "Expected one per channel, or the long form: data.channel=<column> data.value=<column>."
-        columns.log_left_out(self.path, self.id, self.time, others, channels, cure)
-        return channels
-
-    def _refuse_unknown_channels(self, channels, occurring) -> None:
-        unknown = [name for name in channels if name not in occurring]
-        if unknown:
-            raise ValueError(
-                f"{self.path}: data.values names channels that do not occur, {unknown}; column '{self.channel}' "
-                f"holds {list(occurring)[:20]}."
-            )
 
     def _refuse_other(self, points: TableRows, order, covariates, first) -> None:
         """Raise ValueError where rows of one point of the long form have different covariates.

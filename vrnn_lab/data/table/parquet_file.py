@@ -44,7 +44,7 @@ def read(path: Path, wanted: list[str], words: Iterable[str]) -> pd.DataFrame:
         return table.to_pandas(ignore_metadata=True, split_blocks=True, self_destruct=True)
 
 
-def batches(path: Path, wanted: list[str], rows: int) -> Generator[Any, None, None]:
+def batches(path: Path, wanted: list[str] | None, rows: int) -> Generator[Any, None, None]:
     """Yield record batches of at most `rows` rows, not whole row groups, which may be as large as the file."""
     import pyarrow.parquet as pq
 
