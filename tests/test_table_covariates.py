@@ -143,11 +143,6 @@ def test_windows_of_one_long_series_keep_what_stands_beside(tmp_path):
         (WIDE, {"known": ["time"]}, r"data\.time and data\.known both name"),
         (WIDE, {"known": ["age"], "static": ["age"]}, r"data\.known and data\.static both name"),
         (WIDE, {"known": ["split"]}, r"data\.known and data\.split both name"),
-        (
-            WIDE,
-            {"known": ["temp"], "stream": True},
-            r"data\.stream=true reads columns of values alone, but data\.known names",
-        ),
         (LONG, {"channel": "kind", "value": "v", "error": ["e", "e"]}, r"data\.error and data\.error both name"),
         (
             LONG.replace("0.2,3,", "0.2,4,"),

@@ -11,7 +11,7 @@ import pytest
 
 from helpers.predictions import Decay, ask, parts_of
 from helpers.small import scale_of
-from vrnn_lab.data.table import columns, csv_dialect, reader, store
+from vrnn_lab.data.table import columns, csv_dialect, reader, row_chunks
 from vrnn_lab.data.table.columns import ColumnRoles
 from vrnn_lab.data.table.csv_dialect import Dialect, dialect_of
 from vrnn_lab.data.table.dataset import Table
@@ -345,7 +345,7 @@ def test_a_mix_between_chunks_is_refused(first, file, tmp_path, monkeypatch):
 
 def test_a_mix_between_chunks_of_a_stream_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("VRNN_LAB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(store, "ROWS", 1)
+    monkeypatch.setattr(row_chunks, "ROWS", 1)
     frame = pd.DataFrame({"id": "x", "time": ["2024-01-01T00:00Z", "2024-01-02"], "a": 1.0})
     frame.to_parquet(tmp_path / "table.parquet")
     with pytest.raises(

@@ -1,5 +1,6 @@
 """Sort the rows of a file of any size by series and time, and turn the long form into the wide one, with DuckDB."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
@@ -17,6 +18,7 @@ from vrnn_lab.data.table.columns import Cells
 from vrnn_lab.data.table.row_chunks import ROWS, Chunk, RowChunks, RowsOfFile, Source, log
 
 MEMORY = "1GB"  # that DuckDB may use before it writes to disk
+THREADS = 4  # of DuckDB, at most, since each needs an eighth of that
 
 
 @dataclass
@@ -127,6 +129,7 @@ class SortedRows(RowChunks):
             with closing(self.duckdb.connect()) as base:
                 base.execute(f"SET memory_limit='{MEMORY}'; SET preserve_insertion_order=false;")
                 base.execute("SET enable_progress_bar=false; SET temp_directory=?", [str(self.folder)])
+                base.execute(f"SET threads={min(THREADS, os.cpu_count() or 1)}")
                 table = self._without_copies(base, f"read_parquet({_text(rows)})")
                 self._refuse_other_covariates(base, table)
                 query = self._wide(table) if self.source.channel is not None else f"SELECT * FROM {table}"
@@ -165,9 +168,9 @@ class SortedRows(RowChunks):
         return "once"
 
     def _twice(self, base: Any, table: str) -> Any:
-        """Return (name, time, channel, first row, second row) of the first two values of one time, or None."""
+        """Return (name, time, channel, first row, last row) of values of one time, or None."""
         return base.execute(
-            f"SELECT name, time, channel, min(row), min(row, 2)[2] AS second FROM {table} WHERE {self._is_value} "
+            f"SELECT name, time, channel, min(row), max(row) AS second FROM {table} WHERE {self._is_value} "
             "GROUP BY name, time, channel HAVING count(*) > 1 ORDER BY second LIMIT 1"
         ).fetchone()
 
