@@ -10,6 +10,7 @@ import torch
 
 from vrnn_lab.config.compose import compose
 from vrnn_lab.config.errors import ConfigError
+from vrnn_lab.core import run_files
 from vrnn_lab.core.files import DamagedError
 from vrnn_lab.core.series import series_of
 from vrnn_lab.data.table.dataset import Table
@@ -106,7 +107,7 @@ def test_forecasts_beyond_training_are_as_wide_as_their_errors(tmp_path, caplog)
     with caplog.at_level(logging.INFO, "vrnn_lab"):
         metrics = fit.run(config, folder)
     assert metrics is not None and "a second fit of" in caplog.text
-    found = json.loads((folder / out_of_time.FILE).read_text())
+    found = json.loads((folder / run_files.OUT_OF_TIME).read_text())
     assert metrics["out_of_time/values"] == sum(found["values"]) > 60
     assert metrics["out_of_time/coverage_90"] < 0.8 and found["factors"][-1][0] > 1.3
     beyond = load(folder, ("x",)).beyond
@@ -116,7 +117,7 @@ def test_forecasts_beyond_training_are_as_wide_as_their_errors(tmp_path, caplog)
     caplog.clear()
     again = out_of_time.measured(load_parts(folder), folder)
     assert again is not None and again.factors == found["factors"] and "a second fit" not in caplog.text
-    (folder / out_of_time.FILE).write_text('{"starts": [')
+    (folder / run_files.OUT_OF_TIME).write_text('{"starts": [')
     with pytest.raises(DamagedError, match=r"is damaged .* Remove it"):
         out_of_time.measured(load_parts(folder), folder)
 
@@ -131,7 +132,7 @@ def test_it_can_be_switched_off_and_sweeps_go_without(tmp_path, monkeypatch):
         folder = tmp_path / str(number)
         fit.run(compose([*KEYS, f"data.path={path}", *more]), folder, in_sweep=in_sweep)
         parts = load_parts(folder)
-        assert not (folder / out_of_time.FILE).exists() and load(folder, ("x",)).beyond is None
+        assert not (folder / run_files.OUT_OF_TIME).exists() and load(folder, ("x",)).beyond is None
     assert parts is not None and recalibrate(parts).beyond is None
 
 

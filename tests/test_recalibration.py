@@ -8,9 +8,9 @@ import torch
 from helpers.oracle import QUESTIONS, Oracle, small_data
 from helpers.small import MODELS, asked, batch_of, model_of, scale_of
 from vrnn_lab.config.errors import ConfigError
+from vrnn_lab.core import run_files
 from vrnn_lab.core.series import series_of
 from vrnn_lab.core.tasks import Interpolate
-from vrnn_lab.evaluation import recalibration
 from vrnn_lab.evaluation.evaluate import held_out_scores
 from vrnn_lab.evaluation.recalibration import Beyond, Recalibration, ahead, fit, load
 
@@ -135,7 +135,7 @@ def test_a_single_draw_tells_no_spread(data):
 
 def test_it_is_read_back_as_it_was_written(tmp_path):
     file = FITTED.save(tmp_path)
-    assert file.name == recalibration.FILE and [p.name for p in tmp_path.iterdir()] == [file.name]
+    assert file.name == run_files.RECALIBRATION and [p.name for p in tmp_path.iterdir()] == [file.name]
     found = load(tmp_path, ("a", "b"))
     assert torch.equal(found.interpolation, INSIDE) and torch.equal(found.forecast, AFTER)
 

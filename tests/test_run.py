@@ -6,6 +6,7 @@ import shutil
 import signal
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from omegaconf import OmegaConf
 import vrnn_lab
 from helpers.commands import CUT, CUTS, FAST, command, metrics, steps_of
 from vrnn_lab.config.compose import compose
+from vrnn_lab.core import run_files
 from vrnn_lab.runs import build
 from vrnn_lab.training import fit
 
@@ -32,7 +34,15 @@ def test_a_run_folder_holds_all_that_is_promised(whole):
     for name in (".hydra/config.yaml", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "run.log", "metrics.json"):
         assert (whole / name).stat().st_size > 0
     assert list(whole.glob("events*")) and len(list((whole / "figures").glob("*.png"))) >= 2
-    assert not [p for p in whole.rglob("*") if p.name.startswith(".metrics")]
+    places = [str(p.relative_to(whole)) for p in whole.rglob("*") if p.is_file()]
+    assert not [place for place in places if run_files.file_at(place) is None]
+
+
+def test_the_documentation_lists_every_file_of_a_run_folder():
+    text = (Path(__file__).parents[1] / "docs" / "run-folder.md").read_text()
+    assert run_files.table() in text
+    for file in run_files.FILES:
+        assert find_spec(f"vrnn_lab.{file.writer}") is not None
 
 
 def test_tensorboard_gets_the_choices_the_curves_and_few_final_numbers(whole):

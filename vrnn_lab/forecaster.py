@@ -12,6 +12,7 @@ import pandas as pd
 from vrnn_lab.config.compose import choices, compose
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.validate import check
+from vrnn_lab.core import run_files
 from vrnn_lab.core.files import write_whole
 from vrnn_lab.data.table.time_format import spans
 from vrnn_lab.forecasting.crossings import DRAWS, Level
@@ -106,7 +107,7 @@ class Forecaster:
         return self
 
     def _keep(self, frame: pd.DataFrame) -> Path:
-        file = (self.folder / "data.csv").absolute()
+        file = (self.folder / run_files.FRAME).absolute()
         written = frame.to_csv(index=False, lineterminator="\n")
         if file.exists() and file.read_text() != written:
             raise ConfigError(f"{self.folder} holds a run on another frame; choose another folder.")

@@ -23,6 +23,7 @@ from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.options import CONF, groups, options
 from vrnn_lab.config.plain import flatten, to_dict
 from vrnn_lab.config.validate import check
+from vrnn_lab.core import run_files
 from vrnn_lab.sweeps.gpu_slots import device_for
 from vrnn_lab.sweeps.sweep import Sweeper, SweepFailed, plan
 from vrnn_lab.training.ddp import launched
@@ -58,7 +59,7 @@ def job(
     try:
         metrics = fitting.run(config, folder, overrides, choices, resuming=resuming, links=links)
     except KeyboardInterrupt:
-        if not (folder / "checkpoints" / "last.ckpt").exists():
+        if not (folder / run_files.LAST).exists():
             raise KeyboardInterrupt("no checkpoint was written yet; to start again, repeat the command") from None
         raise KeyboardInterrupt(
             f"to resume from the last checkpoint: python -m vrnn_lab.run resume={folder}"
@@ -66,7 +67,7 @@ def job(
     if metrics is None:  # only the first process of this run prints the table
         return nan
     text = print_run([folder], metrics)
-    with suppress(OSError), open(folder / "run.log", "a", encoding="utf-8") as log:  # it is printed already
+    with suppress(OSError), open(folder / run_files.LOG, "a", encoding="utf-8") as log:  # it is printed already
         log.write(text)
     return metrics[SCORE]
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.core.files import DamagedError, read_json, write_json
+from vrnn_lab.core.run_files import RECALIBRATION
 from vrnn_lab.core.series import TimeSeries
 from vrnn_lab.core.tasks import Task
 from vrnn_lab.data.base import Batches, SeriesData
@@ -23,7 +24,6 @@ from vrnn_lab.evaluation.evaluate import EvaluationProtocol, rows_at_once
 from vrnn_lab.evaluation.scores import central
 from vrnn_lab.models.base import Prediction, SequenceModel
 
-FILE = "recalibration.json"
 PLACES = ("interpolation", "forecast")  # up to the last observed point of a row, and after it
 WIDEST = 1000.0  # the largest factor, and the inverse of the smallest; a factor at a limit is reported
 LEAST = 30  # least number of validation values for a channel's own factor
@@ -159,16 +159,16 @@ class Recalibration:
             factors, values = [by_channel(row) for row in far.factors.tolist()], by_channel(far.values)
             reach = {"end": far.end, "longest": far.longest, "starts": list(far.starts)}
             named["beyond"] = reach | {"factors": factors, "values": values}
-        write_json(Path(folder) / FILE, named)
-        return Path(folder) / FILE
+        write_json(Path(folder) / RECALIBRATION, named)
+        return Path(folder) / RECALIBRATION
 
 
 def load(folder: str | Path, channels: tuple[str, ...]) -> Recalibration:
     """Read the factors that were fitted for a run; ConfigError where there are none, or for other channels."""
-    file = Path(folder) / FILE
+    file = Path(folder) / RECALIBRATION
     cure = f"Fit it: python -m vrnn_lab.evaluate run={folder} recalibrate=true"
     if not file.is_file():
-        raise ConfigError(f"{folder} holds no {FILE}: its predictions were not recalibrated yet. {cure}")
+        raise ConfigError(f"{folder} holds no {RECALIBRATION}: its predictions were not recalibrated yet. {cure}")
     try:
         named = read_json(file, cure)
         factors = {place: torch.tensor([float(named[place][c]) for c in channels]).double() for place in PLACES}

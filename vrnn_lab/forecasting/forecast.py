@@ -12,10 +12,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
+from vrnn_lab.core.run_files import RECALIBRATION
 from vrnn_lab.core.series import Scale, TimeSeries
 from vrnn_lab.data.table.reader import SeriesReader, SeriesRows, TableSchema
 from vrnn_lab.data.table.time_format import Clock, Span, to_the_second
-from vrnn_lab.evaluation.recalibration import FILE, Recalibration, load
+from vrnn_lab.evaluation.recalibration import Recalibration, load
 from vrnn_lab.evaluation.scores import LEVELS
 from vrnn_lab.forecasting.crossings import Level, crossings
 from vrnn_lab.forecasting.ensemble import Ensemble, Recalibrations
@@ -246,12 +247,12 @@ def recalibration_of(
         return Recalibrations(model.names, factors) if any(factors) else None
     if folder is None or wanted is False or (model.scale.support != "real" and not wanted):
         return None
-    if wanted is None and not (folder / FILE).is_file():
+    if wanted is None and not (folder / RECALIBRATION).is_file():
         log.warning(
             "%s holds no %s: the spread of predictions is the model's own, not recalibrated. To fit the factors: "
             "python -m vrnn_lab.evaluate run=%s recalibrate=true",
             folder,
-            FILE,
+            RECALIBRATION,
             folder,
         )
         return None

@@ -7,6 +7,7 @@ from math import exp, inf, isfinite, isnan, log, sqrt
 from statistics import fmean, stdev
 from typing import Any
 
+from vrnn_lab.core import run_files
 from vrnn_lab.reports.naming import RowNames, identity, names, shared, written
 from vrnn_lab.reports.runs import Run
 
@@ -96,7 +97,7 @@ def group(runs: Sequence[Run], over: Sequence[str]) -> tuple[list[Group], RowNam
 
 def _worth(run: Run) -> tuple[int, float]:
     """Return a sort key of runs of one config and seed: a completed run counts most, then the newer."""
-    file = run.folder / "metrics.json"
+    file = run.folder / run_files.METRICS
     rank = ("interrupted", "pruned", "failed", "running", "completed").index(run.status)
     return rank, file.stat().st_mtime if file.exists() else 0.0
 

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 import yaml
 
+from vrnn_lab.core import run_files
 from vrnn_lab.runs.folder import is_running
 
 try:
@@ -72,7 +73,7 @@ def content(file: Path, folder: Path, most: int) -> bytes:
 
 def pictures(folder: Path) -> list[tuple[Path, int]]:
     """Return the figures of a run that are plain files of its folder, each with its size in bytes."""
-    return list(_sized(sorted((folder / "figures").glob("*.png")), folder))
+    return list(_sized(sorted((folder / run_files.FIGURES).glob("*.png")), folder))
 
 
 def _sized(files: Iterable[Path], folder: Path) -> Iterator[tuple[Path, int]]:
@@ -86,7 +87,7 @@ def _sized(files: Iterable[Path], folder: Path) -> Iterator[tuple[Path, int]]:
 def files_not_read(folder: Path) -> tuple[str, ...]:
     """Return a sentence for each file of a run folder that is not read: a link to outside, a FIFO, a device."""
     sentences = []
-    for place in (folder, folder / ".hydra", folder / "figures"):
+    for place in (folder, folder / ".hydra", folder / run_files.FIGURES):
         with os.scandir(place) if _own_folder(place, folder) else nullcontext(()) as entries:
             sentences += [why for e in sorted(entries, key=lambda e: e.name) if (why := _why_not_read(e, folder))]
     return tuple(sentences)
@@ -131,7 +132,7 @@ def is_locked(folder: Path) -> bool:
     if fcntl is None:
         return is_running(folder)
     try:
-        with opened(folder / ".lock", folder, METRICS_BYTES) as lock:
+        with opened(folder / run_files.LOCK, folder, METRICS_BYTES) as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from vrnn_lab.cli.terminal import Terminal
+from vrnn_lab.core import run_files
 from vrnn_lab.data.base import SeriesData
 from vrnn_lab.evaluation.calibration import DISTANCE, PIT_BINS, bins, stretch
 from vrnn_lab.reports.baselines import NAMES
@@ -59,7 +60,7 @@ def print_run(
         console.print(f"ensemble {len(folders)} runs with equal weights: 'this model' is their mixture")
     for folder in folders:
         console.print(f"run      {folder}", soft_wrap=True)
-    for figure in sorted((folders[0] / "figures").glob("*.png")) if len(folders) == 1 else []:
+    for figure in sorted((folders[0] / run_files.FIGURES).glob("*.png")) if len(folders) == 1 else []:
         console.print(f"figure   {figure}", soft_wrap=True)
     return console.export_text()
 

@@ -13,6 +13,7 @@ from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.moved import current
 from vrnn_lab.config.options import CONF, groups, options
 from vrnn_lab.config.plain import flatten
+from vrnn_lab.core import run_files
 from vrnn_lab.core.files import checked, checked_text
 from vrnn_lab.reports.files import (
     CONFIG_BYTES,
@@ -62,7 +63,7 @@ def find(folders: Iterable[Path]) -> list[Path]:
                 f"{top}: there is no such folder; expected run folders, or a folder that holds them, such as outputs"
             )
         for path, below in folders_below(top):
-            if ".hydra" in below and os.path.lexists(path / ".hydra" / "config.yaml"):
+            if ".hydra" in below and os.path.lexists(path / run_files.CONFIG):
                 run_folders.setdefault(path.resolve(), path)
                 below.clear()
     return list(run_folders.values())
@@ -114,12 +115,12 @@ def _yaml(folder: Path, name: str, default: Any) -> Any:
 def _result(folder: Path) -> tuple[dict[str, Any], str]:
     """Return metrics.json and its status; without the file a run is running or was interrupted."""
     try:
-        metrics = parsed_json(content(folder / "metrics.json", folder, METRICS_BYTES))
-        metrics = checked(metrics, folder / "metrics.json", "") if isinstance(metrics, dict) else metrics
+        metrics = parsed_json(content(folder / run_files.METRICS, folder, METRICS_BYTES))
+        metrics = checked(metrics, folder / run_files.METRICS, "") if isinstance(metrics, dict) else metrics
     except FileNotFoundError:
         if is_locked(folder):
             return {}, "running"
-        if (folder / "metrics.json").exists():  # the run ended between the two checks
+        if (folder / run_files.METRICS).exists():  # the run ended between the two checks
             return _result(folder)
         return {}, "interrupted"
     if not isinstance(metrics, dict) or metrics.get("status") not in ("completed", "failed", "pruned"):

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.validate import check, instantiate
+from vrnn_lab.core import run_files
 from vrnn_lab.core.files import DamagedError
 from vrnn_lab.core.series import Scale, Trend, Variation
 from vrnn_lab.core.tasks import Task, Within
@@ -151,7 +152,7 @@ def load_parts(folder: str | Path, changes: DictConfig | None = None, trust: Tru
     config = config_to_build(folder, trust)
     if changes is not None:
         config = DictConfig(OmegaConf.merge(config, changes))
-    file = folder / "checkpoints" / "best.ckpt"
+    file = folder / run_files.BEST
     if not file.is_file():
         raise ConfigError(f"{folder} has no checkpoint yet ({file} does not exist); train it: resume={folder}")
     checkpoint = checkpoints.read(file)
@@ -166,9 +167,7 @@ def load_parts(folder: str | Path, changes: DictConfig | None = None, trust: Tru
         parts.model.load_state_dict(checkpoint["state_dict"])
     except (RuntimeError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise DamagedError(
-            f"{file} does not fit the model of {folder / '.hydra' / 'config.yaml'}: {reason}"
-        ) from error
+        raise DamagedError(f"{file} does not fit the model of {folder / run_files.CONFIG}: {reason}") from error
     parts.model.eval()
     return parts
 

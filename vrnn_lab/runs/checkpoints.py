@@ -17,10 +17,10 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from vrnn_lab.core import run_files
 from vrnn_lab.core.files import DamagedError, replacing, write_bytes
 
 log = logging.getLogger("vrnn_lab")
-LAST, BEFORE, BEST = "last.ckpt", "before_last.ckpt", "best.ckpt"
 PARTS = ("state_dict", "global_step", "callbacks", "channels")  # entries of every checkpoint of a fit
 
 
@@ -77,8 +77,8 @@ def check_there(folder: Path) -> None:
 def _cure(file: Path) -> str:
     folder = file.parent.parent
     return (
-        f"Copy it again from where the run was made; or remove {file.parent} and {folder / 'metrics.json'} and train "
-        f"again: python -m vrnn_lab.run resume={folder}"
+        f"Copy it again from where the run was made; or remove {file.parent} and {folder / run_files.METRICS} and "
+        f"train again: python -m vrnn_lab.run resume={folder}"
     )
 
 
@@ -87,7 +87,7 @@ def latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
     None where there is none yet. Raise DamagedError where the last is damaged and none is before it, or the best is.
     """
-    last, before, best = (folder / "checkpoints" / name for name in (LAST, BEFORE, BEST))
+    last, before, best = (folder / name for name in (run_files.LAST, run_files.BEFORE_LAST, run_files.BEST))
     if not last.exists() and not before.exists():
         return None
     if best.exists():
@@ -121,8 +121,8 @@ class CheckpointFiles(TorchCheckpointIO):
         path, content = Path(path), io.BytesIO()
         check_there(path.parent.parent)
         torch.save(checkpoint, content)  # to memory first, so that a full disk raises a plain OSError
-        if path.name == LAST and path.exists():
-            _keep(path, path.with_name(BEFORE))
+        if path.name == Path(run_files.LAST).name and path.exists():
+            _keep(path, path.with_name(Path(run_files.BEFORE_LAST).name))
         write_bytes(path, content.getbuffer())
 
     def load_checkpoint(
@@ -147,7 +147,7 @@ class Checkpoints(ModelCheckpoint):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         super().on_train_end(trainer, pl_module)
-        files = [Path(str(self.dirpath)) / name for name in (BEST, LAST)]
+        files = [Path(str(self.dirpath)) / Path(name).name for name in (run_files.BEST, run_files.LAST)]
         # Files are missing where max_steps ended the fit before any validation. Saving is collective over processes,
         # so the first one decides for all.
         for file in trainer.strategy.broadcast([file for file in files if not file.exists()]):

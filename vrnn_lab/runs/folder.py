@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.moved import current
 from vrnn_lab.config.plain import to_dict
+from vrnn_lab.core import run_files
 from vrnn_lab.core.files import clean, read_json, read_yaml, write_json, write_yaml
 from vrnn_lab.runs.trust import Trust, refuse_links, refuse_targets
 
@@ -24,7 +25,9 @@ SCORE = "val/loss"  # the metric by which models, tricks and trials are chosen
 def metrics_of(folder: Path) -> dict[str, Any]:
     """Return the recorded result of a run, empty before it has ended."""
     try:
-        return read_json(folder / "metrics.json", "Remove the file; the run then resumes from its last checkpoint.")
+        return read_json(
+            folder / run_files.METRICS, "Remove the file; the run then resumes from its last checkpoint."
+        )
     except FileNotFoundError:
         return {}
 
@@ -42,7 +45,7 @@ def status(folder: Path) -> str:
         return "running"
     if ended := ended or metrics_of(folder).get("status"):  # it may have ended between the two checks
         return ended
-    return "interrupted" if (folder / ".hydra" / "config.yaml").exists() else "new"
+    return "interrupted" if (folder / run_files.CONFIG).exists() else "new"
 
 
 def is_running(folder: Path) -> bool:
@@ -50,10 +53,10 @@ def is_running(folder: Path) -> bool:
 
     The check itself takes the lock for some microseconds; a process that wants it then waits.
     """
-    if not (folder / ".lock").exists() or (folder / ".lock").is_symlink():
+    if not (folder / run_files.LOCK).exists() or (folder / run_files.LOCK).is_symlink():
         return False
     try:
-        with FileLock(folder / ".lock", timeout=0):
+        with FileLock(folder / run_files.LOCK, timeout=0):
             return False
     except Timeout:
         return True
@@ -64,19 +67,19 @@ def is_running(folder: Path) -> bool:
 def record_start(folder: Path, config: DictConfig, overrides: list[str], choices: dict[str, Any]) -> None:
     """Write what the run is to disk before it starts; choices: the option of each config group."""
     own = {group: option for group, option in choices.items() if not group.startswith("hydra/")}
-    write_yaml(folder / ".hydra" / "choices.yaml", OmegaConf.to_yaml(own))
-    write_yaml(folder / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(overrides))
-    write_yaml(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    write_yaml(folder / run_files.CHOICES, OmegaConf.to_yaml(own))
+    write_yaml(folder / run_files.OVERRIDES, OmegaConf.to_yaml(overrides))
+    write_yaml(folder / run_files.CONFIG, OmegaConf.to_yaml(config, resolve=True))
 
 
 def record_failure(
     folder: Path, error: BaseException, config: DictConfig | None = None, status: str = "failed"
 ) -> None:
     """Record why a run has no result; also its config, where the run itself did not get to write it."""
-    if config is not None and not (folder / ".hydra" / "config.yaml").exists():
+    if config is not None and not (folder / run_files.CONFIG).exists():
         record_start(folder, with_absolute_paths(config), [], {})
     failure = {"status": status, "error": f"{type(error).__name__}: {error}"}
-    write_json(folder / "metrics.json", failure)
+    write_json(folder / run_files.METRICS, failure)
 
 
 def with_absolute_paths(config: DictConfig) -> DictConfig:
@@ -92,7 +95,7 @@ def config_of(folder: Path) -> DictConfig:
 
     Any ${...} in it stays text and is not resolved.
     """
-    file = Path(folder) / ".hydra" / "config.yaml"
+    file = Path(folder) / run_files.CONFIG
     if not file.is_file():
         raise ConfigError(f"{folder} is not a run folder: {file} does not exist. Expected outputs/<date>/<time>.")
     plain = read_yaml(file, COPY)
@@ -128,13 +131,13 @@ def config_to_build(folder: Path, trust: Trust = ()) -> DictConfig:
 
 def choices_of(folder: Path) -> dict[str, Any]:
     """Return the option chosen of each config group, empty for a run that no command started."""
-    file = Path(folder) / ".hydra" / "choices.yaml"
+    file = Path(folder) / run_files.CHOICES
     return to_dict(read_yaml(file, COPY)) if file.is_file() else {}
 
 
 def command_of(folder: Path) -> str:
     """Return the command that makes the same run."""
-    overrides = read_yaml(folder / ".hydra" / "overrides.yaml", COPY)
+    overrides = read_yaml(folder / run_files.OVERRIDES, COPY)
     return shlex.join(["python", "-m", "vrnn_lab.run", *map(str, overrides)])
 
 
@@ -144,7 +147,8 @@ def run_lock(folder: Path, wait: bool):
 
     wait: a second process waits, as equal jobs of a sweep do; otherwise it raises ConfigError.
     """
-    lock = FileLock(folder / ".lock", timeout=-1 if wait else 1)  # one second, since `is_running` takes it briefly
+    # One second, since `is_running` takes the lock briefly.
+    lock = FileLock(folder / run_files.LOCK, timeout=-1 if wait else 1)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()  # creates the file: on a disk without flock an existing file is a held lock

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from vrnn_lab.config.options import PACKAGE
 from vrnn_lab.config.plain import nodes, to_dict
+from vrnn_lab.core import run_files
 from vrnn_lab.core.files import DamagedError, read_json, write_json
 from vrnn_lab.data.cache import cache_folder, own_folder
 
@@ -22,12 +23,12 @@ NAMES = {"code": "the code changed", "data": "the data file changed", "torch": "
 
 def write(folder: Path, config: DictConfig) -> None:
     """Write the present provenance into a run folder."""
-    write_json(folder / ".hydra" / "origin.json", of(config))
+    write_json(folder / run_files.ORIGIN, of(config))
 
 
 def changes(folder: Path, config: DictConfig) -> list[str]:
     """Return, in words, what changed since the run in this folder began."""
-    file = folder / ".hydra" / "origin.json"
+    file = folder / run_files.ORIGIN
     if not file.is_file():
         return []
     before, now = read_json(file, CURE), of(config)
@@ -36,7 +37,7 @@ def changes(folder: Path, config: DictConfig) -> list[str]:
 
 def data_changed(folder: Path, config: DictConfig) -> bool:
     """Return whether the data file that a run was trained on has other contents now."""
-    file = folder / ".hydra" / "origin.json"
+    file = folder / run_files.ORIGIN
     return file.is_file() and read_json(file, CURE).get("data") != _data(to_dict(config))
 
 

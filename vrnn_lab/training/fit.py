@@ -20,6 +20,7 @@ from vrnn_lab.config.compose import VOLATILE
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.plain import flatten, to_dict
 from vrnn_lab.config.validate import instantiate
+from vrnn_lab.core import run_files
 from vrnn_lab.core.files import FULL, read_json, unwritable, write_json, write_yaml
 from vrnn_lab.evaluation.calibration import parted
 from vrnn_lab.evaluation.recalibration import Recalibration, possible
@@ -84,7 +85,8 @@ def run(
         if metrics := finished(folder):
             log.info("%s is finished already; its recorded result is kept.", folder)
             return metrics
-        (folder / "metrics.json").unlink(missing_ok=True)  # left by a failed attempt, whose error is in run.log too
+        # Left by a failed attempt, whose error is in run.log too.
+        (folder / run_files.METRICS).unlink(missing_ok=True)
         tensorboard.forget_end(folder)
         parts = _begin(config, folder, overrides or [], choices or {}, in_sweep)
         several = processes_of(config) > 1 and launched()[1] == 1
@@ -112,7 +114,7 @@ def release() -> None:
 @contextmanager
 def _failures_recorded(folder: Path):
     """Record a failure in metrics.json; of several processes, that of the first to fail, which caused the others."""
-    with _log_to(folder / "run.log"), _without_tracebacks_of_a_full_disk():
+    with _log_to(folder / run_files.LOG), _without_tracebacks_of_a_full_disk():
         try:
             yield
         except Exception as error:
@@ -121,7 +123,7 @@ def _failures_recorded(folder: Path):
             if isinstance(error, OSError) and error.errno in FULL:  # TensorBoard's writer does not name its file
                 error = unwritable(folder, error)
             with suppress(OSError):  # a full disk may have no room for the reason either
-                if not (folder / "metrics.json").exists():
+                if not (folder / run_files.METRICS).exists():
                     record_failure(folder, error, status="pruned" if isinstance(error, Pruned) else "failed")
                     tensorboard.end(folder, metrics_of(folder))
             raise error
@@ -132,7 +134,7 @@ def _run_in_processes(parts: Parts, folder: Path) -> dict[str, Any] | None:
     try:
         ddp.run(to_dict(parts.config), folder, processes_of(parts.config))
     except ddp.KilledError:
-        (folder / "metrics.json").unlink(missing_ok=True)  # the others failed only because one was killed
+        (folder / run_files.METRICS).unlink(missing_ok=True)  # the others failed only because one was killed
         tensorboard.forget_end(folder)
         raise
     except ddp.ProcessError as error:
@@ -142,11 +144,11 @@ def _run_in_processes(parts: Parts, folder: Path) -> dict[str, Any] | None:
 
 def _check_same_run(config: DictConfig, folder: Path, resuming: bool) -> None:
     """Raise ConfigError where a folder holds another config's run; its trainer may change until the fit is done."""
-    if not (folder / ".hydra" / "config.yaml").exists():
+    if not (folder / run_files.CONFIG).exists():
         return
     before, now = (flatten(to_dict(c)) for c in (config_of(folder), config))
     differ = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k) and not k.startswith(VOLATILE)]
-    done = (folder / "checkpoints" / "fit.json").exists()
+    done = (folder / run_files.FIT).exists()
     for key in differ:
         if not (resuming and key.startswith("trainer.") and not done):
             raise ConfigError(
@@ -155,7 +157,7 @@ def _check_same_run(config: DictConfig, folder: Path, resuming: bool) -> None:
                 + ". Choose another folder (hydra.run.dir=...), or resume that run as it is: resume=<folder>."
             )
     if differ:
-        write_yaml(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+        write_yaml(folder / run_files.CONFIG, OmegaConf.to_yaml(config, resolve=True))
 
 
 def _begin(config: DictConfig, folder: Path, overrides: list[str], choices: dict[str, Any], in_sweep: bool) -> Parts:
@@ -164,8 +166,8 @@ def _begin(config: DictConfig, folder: Path, overrides: list[str], choices: dict
     A job of a sweep is recorded first, so that its failure is known in any case; a single run that cannot work leaves
     no folder that looks like one.
     """
-    known = (folder / ".hydra" / "config.yaml").exists()
-    begun = (folder / "checkpoints" / "last.ckpt").exists()
+    known = (folder / run_files.CONFIG).exists()
+    begun = (folder / run_files.LAST).exists()
     if in_sweep and not begun:  # without a checkpoint nothing of an earlier attempt enters this one
         _record(folder, config, overrides, choices)
     try:
@@ -175,7 +177,7 @@ def _begin(config: DictConfig, folder: Path, overrides: list[str], choices: dict
         if in_sweep:
             record_failure(folder, error)
         elif not known:
-            (folder / ".lock").unlink(missing_ok=True)
+            (folder / run_files.LOCK).unlink(missing_ok=True)
             with suppress(OSError):  # a folder that holds anything stays
                 folder.rmdir()
         raise
@@ -241,7 +243,7 @@ def trainer_of(parts: Parts, folder: Path, watching: Sequence[Callback] = ()) ->
     """Return the Trainer of a run: its checkpoints, TensorBoard events and figures go to the folder."""
     # Every validation writes last.ckpt; best.ckpt is the best by val/loss.
     saver = checkpoints.Checkpoints(
-        dirpath=folder / "checkpoints",
+        dirpath=folder / run_files.CHECKPOINTS,
         filename="best",
         monitor=SCORE,
         save_last=True,
@@ -297,16 +299,16 @@ def _fit_and_score(parts: Parts, folder: Path, watching: Sequence[Callback], qui
     trainer = trainer_of(parts, folder, watching)
     seconds = _set_threads(parts, trainer, folder)
     log.debug("torch %s, %d threads, %s", torch.__version__, torch.get_num_threads(), trainer.strategy.root_device)
-    if trainer.is_global_zero and not (folder / "checkpoints" / "fit.json").exists():
+    if trainer.is_global_zero and not (folder / run_files.FIT).exists():
         level = logging.DEBUG if quiet else logging.INFO
         out_of_time.check(parts)
-        if not (folder / "checkpoints" / "last.ckpt").exists():
+        if not (folder / run_files.LAST).exists():
             _log_summary(parts, level)
         log.log(level, "%s", _fit_summary(parts, trainer, seconds))
     fit = _fit(parts, trainer, folder)
     if not trainer.is_global_zero:
         return None
-    best = folder / "checkpoints" / "best.ckpt"
+    best = folder / run_files.BEST
     _read_weights(parts.model, best)
     parts.model.to(trainer.strategy.root_device)
     started = monotonic()
@@ -316,10 +318,12 @@ def _fit_and_score(parts: Parts, folder: Path, watching: Sequence[Callback], qui
     metrics = {"status": "completed", **scores, **fit, "score/seconds": monotonic() - started}
     drawn = model_figures.figures(parts.model, parts.data, parts.config.seed, tasks=parts.protocol.questions)
     checkpoints.check_there(folder)
-    model_figures.write(drawn | calibration_figures.figures(scores | details, "test", parts.data), folder / "figures")
-    write_json(folder / "calibration.json", details)
+    model_figures.write(
+        drawn | calibration_figures.figures(scores | details, "test", parts.data), folder / run_files.FIGURES
+    )
+    write_json(folder / run_files.CALIBRATION, details)
     tensorboard.end(folder, metrics)
-    write_json(folder / "metrics.json", metrics)
+    write_json(folder / run_files.METRICS, metrics)
     log.debug("completed: %s", metrics)
     return metrics
 
@@ -331,11 +335,11 @@ def _set_threads(parts: Parts, trainer: pl.Trainer, folder: Path) -> float | Non
     timing, on a CPU where nobody has set it.
     """
     seconds, kept = None, threads.recorded(folder)
-    if kept is None and (folder / "checkpoints" / "last.ckpt").exists():
+    if kept is None and (folder / run_files.LAST).exists():
         kept = torch.get_num_threads()  # a version that recorded none began this fit
     alone = trainer.world_size == 1 and parts.config.trainer.get("compile") in ("off", False, None)
     chosen = kept or torch.get_num_threads()
-    if alone and not (folder / "checkpoints" / "fit.json").exists():
+    if alone and not (folder / run_files.FIT).exists():
         device = trainer.strategy.root_device
         batch = next(iter(parts.data.train_dataloader()))
         step = threads.training_step(parts.model, batch, device)
@@ -408,7 +412,7 @@ def _fit(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, Any]:
 
     The cost is recorded when the fit ends, so that a run interrupted later need not train again.
     """
-    done = folder / "checkpoints" / "fit.json"
+    done = folder / run_files.FIT
     if done.exists():
         return read_json(done, "Remove it: the fit then resumes from its last checkpoint, at which it ends.")
     cost = _train(parts, trainer, folder)

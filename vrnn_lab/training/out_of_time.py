@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.validate import instantiate
+from vrnn_lab.core import run_files
 from vrnn_lab.core.files import DamagedError, read_json, write_json
 from vrnn_lab.core.series import Scale, TimeSeries
 from vrnn_lab.data.base import Ragged, SeriesData
@@ -43,7 +44,7 @@ from vrnn_lab.training.ddp import launched
 from vrnn_lab.training.devices import accelerator_of, processes_of
 
 log = logging.getLogger("vrnn_lab")
-FILE, MODEL = "out_of_time.json", "model"
+MODEL = "model"
 STRETCHES = 3  # intervals of the time beyond training, at most, each with a factor of its own
 
 
@@ -58,7 +59,7 @@ class OutOfTime:
 
     def save(self, folder: Path) -> None:
         """Write <folder>/out_of_time.json atomically."""
-        write_json(folder / FILE, vars(self))
+        write_json(folder / run_files.OUT_OF_TIME, vars(self))
 
     def beyond(self, scale: Scale, forecast: Tensor) -> Beyond:
         """Return the factors for the model of this scale, fitted to the whole series.
@@ -79,14 +80,14 @@ def measured(parts: Parts, folder: Path, among_others: bool = False) -> OutOfTim
     checkpoint. among_others: the run is one of a sweep or a search, which compare runs by validation alone. Raise
     DamagedError where the file in the folder is not ours.
     """
-    if (file := folder / FILE).is_file():
+    if (file := folder / run_files.OUT_OF_TIME).is_file():
         try:
             return OutOfTime(**read_json(file, AGAIN))
         except TypeError as error:
             raise DamagedError(f"{file} was not written by vrnn_lab: {error}. {AGAIN}") from error
     if not _wanted(parts, among_others):
         return None
-    steps = checkpoints.read(folder / "checkpoints" / checkpoints.BEST)["global_step"]
+    steps = checkpoints.read(folder / run_files.BEST)["global_step"]
     log.info("out-of-time validation: a second fit of %d steps, without the second half of each series", steps)
     result = validate(parts, max(1, steps))
     if result:

@@ -12,7 +12,7 @@ from typing import Any
 from lightning.pytorch.callbacks import Callback
 
 from vrnn_lab.cli.signals import SIGNALS, is_usual
-from vrnn_lab.runs.checkpoints import LAST
+from vrnn_lab.core import run_files
 
 log = logging.getLogger("vrnn_lab")
 TEXT = b"\nstopping: a checkpoint is written after the current step; a second signal ends the run at once\n"
@@ -71,7 +71,7 @@ class SaveOnSignal(Callback):
             pl_module._held.clear()  # reading these losses would need communication with all processes
         checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
         settle(checkpoint["loops"]["fit_loop"])
-        file = Path(trainer.default_root_dir) / "checkpoints" / LAST
+        file = Path(trainer.default_root_dir) / run_files.LAST
         trainer.strategy.checkpoint_io.save_checkpoint(checkpoint, file)
         for logger in trainer.loggers:
             logger.save()

@@ -10,6 +10,7 @@ from time import perf_counter
 
 import torch
 
+from vrnn_lab.core import run_files
 from vrnn_lab.core.files import read_json, write_json
 from vrnn_lab.core.noise import Noise
 from vrnn_lab.core.series import TimeSeries
@@ -85,14 +86,14 @@ def free_to_choose() -> bool:
 
 def recorded(folder: Path) -> int | None:
     """Return the number of threads that a run folder's fit began with, None where none was recorded."""
-    file = folder / "checkpoints" / "threads.json"
+    file = folder / run_files.THREADS
     cure = "Remove the file; the number of threads is then chosen anew, and sums may differ in the last digits."
     return read_json(file, cure).get("threads") if file.is_file() else None
 
 
 def record(folder: Path, threads: int) -> None:
     """Write the number of threads of a fit to its run folder."""
-    write_json(folder / "checkpoints" / "threads.json", {"threads": threads})
+    write_json(folder / run_files.THREADS, {"threads": threads})
 
 
 @contextmanager
