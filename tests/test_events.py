@@ -19,6 +19,7 @@ from vrnn_lab.core.tasks import Forecast, Interpolate
 from vrnn_lab.data.base import Ragged, SeriesData
 from vrnn_lab.evaluation.baselines import references
 from vrnn_lab.evaluation.evaluate import EvaluationProtocol, evaluate, event_fit
+from vrnn_lab.models.event_times import EventTimes
 from vrnn_lab.models.heads import EventHead
 from vrnn_lab.models.latent_ode import LatentODE
 from vrnn_lab.reports import run_table
@@ -197,7 +198,7 @@ def test_a_bound_below_the_rate_is_found_out():
 
 def test_a_path_whose_bound_is_too_low_moves_no_other(monkeypatch):
     model, window = turning(2.0, 1.0), torch.tensor([START, START + CLOCK]).double()
-    thin, bounds = LatentODE._thin, []
+    thin, bounds = EventTimes._thin, []
 
     def lowered(self, series, rate, bound):  # at first the first path has a bound that is none
         bounds.append(bound / (1 if bounds else torch.tensor([3.0, 1.0, 1.0]).double()))
@@ -205,7 +206,7 @@ def test_a_path_whose_bound_is_too_low_moves_no_other(monkeypatch):
 
     with model.fixed_noise(3):
         plain = model.draw_times(window, 3)
-        monkeypatch.setattr(LatentODE, "_thin", lowered)
+        monkeypatch.setattr(EventTimes, "_thin", lowered)
         again = model.draw_times(window, 3)
     assert len(bounds) > 1
     for one, two in zip(plain[1:], again[1:], strict=True):
