@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 
+import duckdb
 import numpy as np
 import pandas as pd
 import pytest
@@ -223,6 +224,25 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path, cache):
     (whole.with_name(f".{whole.name}") / "times").write_bytes(b"half")
     alike(path)
     assert [p.name for p in cache.iterdir() if p.is_dir()] == [whole.name]
+
+
+@pytest.mark.parametrize(
+    ("raised", "becomes"),
+    [
+        (RuntimeError("Query interrupted"), KeyboardInterrupt),
+        (duckdb.IOException("no space left"), ValueError),
+        (RuntimeError("unknown"), RuntimeError),
+    ],
+)
+def test_a_sort_that_is_cut_short_leaves_nothing(raised, becomes, tmp_path, cache, monkeypatch):
+    def fails(*_):
+        raise raised
+
+    monkeypatch.setattr(sorted_rows.SortedRows, "_without_copies", fails)
+    path = save(wide().sample(frac=1, random_state=0), tmp_path / "t.parquet")
+    with pytest.raises(becomes):
+        Table(path, stream=True).whole()
+    assert [p.suffix for p in cache.iterdir()] == [".lock"]
 
 
 def test_too_little_room_is_said_before_anything_is_written(tmp_path, cache, monkeypatch):

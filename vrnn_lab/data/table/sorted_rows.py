@@ -136,6 +136,10 @@ class SortedRows(RowChunks):
                 base.execute(f"COPY ({query} ORDER BY name, time, row) TO {_text(file)} (FORMAT parquet)")
         except self.duckdb.IOException as error:
             raise OSError(" ".join(str(error).split())) from error
+        except RuntimeError as error:  # what DuckDB makes of Ctrl-C
+            if "interrupted" in str(error).lower():
+                raise KeyboardInterrupt from None
+            raise
 
     @property
     def _is_value(self) -> str:
