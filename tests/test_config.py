@@ -10,6 +10,7 @@ import yaml
 from omegaconf import OmegaConf
 
 import vrnn_lab
+from helpers.commands import command
 from vrnn_lab import describe, run
 from vrnn_lab.cli.arguments import arguments
 from vrnn_lab.cli.suggestions import did_you_mean
@@ -251,6 +252,14 @@ def test_small_commands_refuse_a_key_with_two_values():
     with pytest.raises(ValueError, match=r"run= is given twice, as a and as b; give it once."):
         arguments("usage", ("run",), ["run=a", "run=b"])
     assert arguments("usage", ("run",), ["run=a", "run=a"]) == {"run": "a"}
+
+
+@pytest.mark.parametrize("module", ["run", "search"])
+def test_a_key_with_two_values_is_refused_before_anything_is_written(module, tmp_path):
+    words = ["model=rnn", "optim.lr=1e-3", "+optim.lr=1e-2"]
+    done = command(module, *words, folder=tmp_path, check=False, varied=False)
+    assert done.returncode == 2 and "optim.lr= is given twice, as 1e-3 and as 1e-2; give it once." in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_describe_shows_docstring_and_keys(capsys, monkeypatch):

@@ -12,7 +12,6 @@ from helpers.predictions import KEYS, table
 from vrnn_lab import evaluate, predict
 from vrnn_lab.cli.arguments import run_command
 from vrnn_lab.config.compose import compose
-from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.evaluation.recalibration import Recalibration
 from vrnn_lab.forecaster import Forecaster, typed
 
@@ -162,10 +161,11 @@ def test_what_cannot_work_is_refused(fitted, tmp_path):
         ("optim.lr=fast", r"optim\.lr='fast': expected"),
         ("model=rnnn", "rnnn"),
         ("model.layers=0", r"model\.layers"),
+        ("model=vrnn", "model= is given twice, as rnn and as vrnn"),
     ],
 )
 def test_a_wrong_key_or_type_is_refused_by_the_constructor(override, message, tmp_path):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ValueError, match=message):
         Forecaster("model=rnn", override, folder=tmp_path / "new")
     assert not (tmp_path / "new").exists()
 

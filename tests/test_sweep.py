@@ -19,7 +19,7 @@ from filelock import FileLock
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
-from helpers.commands import CUT, CUTS, FAST, command, metrics
+from helpers.commands import CUT, CUTS, FAST, command, last_of_each, metrics
 from vrnn_lab.cli.terminal import Terminal
 from vrnn_lab.config.compose import compose
 from vrnn_lab.config.errors import ConfigError
@@ -373,7 +373,7 @@ def test_a_sweep_that_was_killed_goes_on_where_it_was(undisturbed, tmp_path):
 
 def started(*arguments: str, folder: Path) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    call = [sys.executable, "-m", "vrnn_lab.run", *arguments]
+    call = [sys.executable, "-m", "vrnn_lab.run", *last_of_each(arguments)]
     null = subprocess.DEVNULL
     return subprocess.Popen(call, cwd=folder, env=environment, stdout=null, stderr=null, start_new_session=True)
 

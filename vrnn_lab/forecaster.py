@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from vrnn_lab.cli.arguments import refuse_repeated
 from vrnn_lab.config.compose import choices, compose
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.validate import check
@@ -38,6 +39,7 @@ class Forecaster:
             raise ConfigError(
                 f"{reserved[0]}: a Forecaster's data is the frame that it is fitted to; leave this override out."
             )
+        refuse_repeated(overrides)
         if overrides:
             check(compose(["data=table", "data.path=frame.csv", *overrides]))
         self.overrides = list(overrides)

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from vrnn_lab.cli.arguments import configure_logging, outlive_readers, run_command
+from vrnn_lab.cli.arguments import configure_logging, outlive_readers, refuse_repeated, run_command
 from vrnn_lab.cli.shown_text import complain, say
 from vrnn_lab.cli.signals import install
 from vrnn_lab.cli.suggestions import did_you_mean
@@ -254,6 +254,7 @@ def main() -> int:
     if any(a.split("=")[0] in PASSED_ON for a in argv):
         return through_hydra(argv)
     configure_logging()
+    refuse_repeated(_overrides_and_dirs(argv)[0])
     _import_training()
     folders = [a.partition("=")[2] for a in argv if a.startswith("resume=")]
     check_launch(argv)

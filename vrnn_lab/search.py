@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from vrnn_lab.cli.arguments import configure_logging, outlive_readers, run_command
+from vrnn_lab.cli.arguments import configure_logging, outlive_readers, refuse_repeated, run_command
 from vrnn_lab.cli.shown_text import complain, say, terminal_cell
 from vrnn_lab.cli.signals import install
 from vrnn_lab.cli.suggestions import did_you_mean
@@ -78,6 +78,7 @@ class Call:
         self.changes: list[str] = []
         self.fixed: list[str] = []
         self.launching: list[str] = []
+        self.given: list[str] = []  # settings
         dirs: list[str] = []
         rest = iter(argv)
         for word in rest:
@@ -86,6 +87,7 @@ class Call:
                 dirs.append(value if equals else next(rest, ""))
             else:
                 self._sort(word)
+        refuse_repeated((*self.given, *self.changes, *self.fixed, *self.launching))
         self.dirs = tuple(str(Path(d).absolute()) for d in dirs)
 
     def _sort(self, word: str) -> None:
@@ -95,6 +97,7 @@ class Call:
                 f"'{word}' is not understood; expected key=value.{did_you_mean(word.lstrip('-'), SETTINGS)}"
             )
         if key in SETTINGS:
+            self.given.append(word)
             self.settings[key] = _whole(key, value) if key in LEAST else value
         elif key.startswith("space."):
             self.changes.append(word)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterable
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -77,6 +78,13 @@ calibration_figures.figures = model_figures.figures = lambda *a, **k: {}
 """
 
 
+def last_of_each(arguments: Iterable[str]) -> list[str]:
+    """Return overrides without those whose key a later one has, so that a test can vary a list of usual ones."""
+    words = list(arguments)
+    last = {word.partition("=")[0]: place for place, word in enumerate(words)}
+    return [word for place, word in enumerate(words) if last[word.partition("=")[0]] == place]
+
+
 def command(
     module: str,
     *arguments: str,
@@ -85,14 +93,17 @@ def command(
     check: bool = True,
     figures: bool = False,
     fresh: bool = False,
+    varied: bool = True,
 ) -> subprocess.CompletedProcess:
     """Run a command in a process of its own; `before` is Python run first, to cut it short at a place.
 
     The process is forked from one that has imported torch and the package, which takes seconds, and nothing more:
     without the checks of shapes that tests put around every function. fresh: start a new interpreter instead, for
     what is read when torch is imported, and for launchers that start processes of their own. figures: draw the
-    figures of a run.
+    figures of a run. varied: of overrides with one key, take the last.
     """
+    if varied and module in ("run", "search"):
+        arguments = tuple(last_of_each(arguments))
     code = (
         f"{PRELUDE}import sys; sys.argv = {['x', *arguments]!r}\n{before}\n{'' if figures else UNDRAWN}\n"
         f"from vrnn_lab import {module}\nfrom vrnn_lab.cli.arguments import run_command\n"

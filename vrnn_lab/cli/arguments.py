@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,7 @@ def arguments(usage: str, allowed: tuple[str, ...], argv: list[str]) -> dict[str
     if not argv or {"-h", "--help"} & set(argv):
         print(usage)
         raise SystemExit(0 if argv else 2)
+    refuse_repeated(argv)
     values = {}
     for argument in argv:
         key, equals, value = argument.partition("=")
@@ -135,10 +136,17 @@ def arguments(usage: str, allowed: tuple[str, ...], argv: list[str]) -> dict[str
                 f"'{argument}' is not understood; expected key=value with key one of {', '.join(keys)}."
                 f"{did_you_mean(key, keys)}"
             )
-        if values.get(key, value) != value:
-            raise ValueError(f"{key}= is given twice, as {values[key]} and as {value}; give it once.")
         values[key] = value
     return values
+
+
+def refuse_repeated(arguments: Iterable[str]) -> None:
+    """Raise ValueError where two arguments key=value give one key different values, of which one would be ignored."""
+    values: dict[str, str] = {}
+    for argument in arguments:
+        key, equals, value = argument.lstrip("+~").partition("=")
+        if equals and values.setdefault(key, value) != value:
+            raise ValueError(f"{key}= is given twice, as {values[key]} and as {value}; give it once.")
 
 
 def int_argument(values: dict[str, str], key: str, usual: int, least: int) -> int:

@@ -69,6 +69,9 @@ def check(
     trainer = plain.get("trainer", {})
     if trainer.get("max_epochs") == 0 or trainer.get("max_steps") == 0:
         raise ConfigError("trainer.max_epochs=0 or trainer.max_steps=0 trains nothing; expected 1 or more.")
+    for key in ("max_epochs", "max_steps"):
+        if isinstance(number := trainer.get(key), int) and number < -1:
+            raise ConfigError(f"trainer.{key}={number}: expected a whole number from 1, or -1 for no limit.")
     _check_devices(trainer)
     if trainer.get("accelerator", "auto") not in ("auto", "cpu", "gpu", "cuda"):
         raise ConfigError(f"trainer.accelerator={trainer['accelerator']}: expected one of auto, cpu, gpu, cuda.")
