@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 from optuna.trial import TrialState
 
-from helpers.commands import CUT, TINY, command, metrics
+from helpers.commands import CUT, TINY, command, last_of_each, metrics
 from vrnn_lab import search
 from vrnn_lab.cli.arguments import configure_logging
 from vrnn_lab.config.compose import choices, compose
@@ -43,7 +43,7 @@ def run_in(monkeypatch, capsys):
     """The command in this process: its exit code and what it prints."""
 
     def call(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["search", *arguments])
+        monkeypatch.setattr(sys, "argv", ["search", *last_of_each(arguments)])
         before = signal.getsignal(signal.SIGTERM)
         try:
             return search.main(), capsys.readouterr().out
@@ -176,7 +176,7 @@ def test_more_trials_go_on_and_fewer_change_nothing(here, run_in, stub):
 
 
 def plan_for(*arguments: str) -> study.SearchPlan:
-    plan, facts, first = search.plan_of(search.Call([*LR, *arguments]))
+    plan, facts, first = search.plan_of(search.Call(last_of_each([*LR, *arguments])))
     plan.folder.mkdir(parents=True)
     study.prepare(plan, facts, first)
     return plan
