@@ -389,6 +389,21 @@ def test_cells_that_cannot_be_used_are_named_by_line_in_any_order(tmp_path):
     refused(r"column 'a' holds the text 'many' in line 12", str(path))
 
 
+@pytest.mark.parametrize("ending", ["parquet", "csv"])
+def test_a_long_table_without_rows_channels_or_values_is_refused(ending, tmp_path):
+    path, form = tmp_path / f"t.{ending}", {"channel": "kind", "value": "x"}
+    write = save if ending == "parquet" else save_csv
+    frame = pd.DataFrame({"id": list("aabb"), "time": [0.0, 1, 0, 1], "kind": list("pqpq"), "x": [1.0, 2, 3, 4]})
+    refused("has no rows", write(frame[:0], path), **form)
+    refused(
+        "no channel in any",
+        write(frame.assign(kind=None, x=np.nan).astype({"kind": "str"}).replace("None", ""), path),
+        **form,
+    )
+    refused("no observed value in any", write(frame.assign(x=np.nan), path), **form)
+    refused("has no rows", write(frame[:0], path), id="kind")
+
+
 def test_covariates_that_contradict_each_other_are_refused_by_row(tmp_path):
     frame = wide().assign(dose=1.0, age=50.0)
     keys = {"known": ["dose"], "static": ["age"], "values": ["a", "b"]}

@@ -136,7 +136,8 @@ class RowsOfFile(RowChunks):
     def _cells(self) -> Iterator[Cells]:
         source = self.source
         words = [name for name in (source.id, source.split, source.channel) if name is not None]
-        yield from columns.chunks(source.path, source.wanted, words, ROWS)
+        chunks = columns.chunks(source.path, source.wanted, words, ROWS)
+        yield from (cells for cells in chunks if len(cells.frame))
 
     def cells(self) -> Iterator[Cells]:
         """Yield the rows, and log the progress."""

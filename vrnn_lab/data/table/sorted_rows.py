@@ -74,9 +74,13 @@ class SortedRows(RowChunks):
         kinds = [("name", pa.string()), ("row", pa.int64()), ("time", pa.float64()), ("label", pa.int8())]
         kinds += [("channel", pa.int32())]
         kinds += [(f"c{i}", pa.float64()) for i in range(len(self.numeric))]
+        read = False
         with pq.ParquetWriter(file, pa.schema(kinds), compression="zstd", compression_level=1) as out:
             for cells in raw.cells():
                 out.write_table(pa.table(self._typed(raw, cells), pa.schema(kinds)))
+                read = True
+        if not read:
+            raise ValueError(f"{self.source.path} has no rows, only the columns {self.source.wanted}; expected some.")
         if self.source.channel is not None:
             self._choose_channels()
 
@@ -117,6 +121,10 @@ class SortedRows(RowChunks):
         return np.array([*map(self.occurring.index, occurring), -1])[kind]
 
     def _choose_channels(self) -> None:
+        if not self.occurring:
+            raise ValueError(
+                f"{self.source.path} has rows, but no channel in any; expected names in '{self.source.channel}'."
+            )
         channels = self.source.values or tuple(sorted(self.occurring))
         columns.refuse_unknown_channels(self.source.path, self.source.channel, channels, self.occurring)
         self.source = replace(self.source, values=channels)
