@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers.commands import last_of_each
 from helpers.small import IN_PROCESS, RUN, trained
 from vrnn_lab.figures import model_figures
 from vrnn_lab.models.rnn import RNN
@@ -129,10 +130,13 @@ def test_a_closed_terminal_and_the_warning_of_a_queue_stop_a_run_likewise(number
     assert isinstance(ended, SystemExit) and ended.code == 128 + number
 
 
+LONG = ["trainer.max_epochs=100000", "hydra.run.dir=run"]
+
+
 def begun(folder: Path, *overrides: str) -> subprocess.Popen:
     """A long run by the command, at work on its steps."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "vrnn_lab.run", *RUN, "trainer.max_epochs=100000", "hydra.run.dir=run", *overrides],
+        [sys.executable, "-m", "vrnn_lab.run", *last_of_each([*RUN, *LONG, *overrides])],
         cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     end = time.monotonic() + 120
@@ -159,8 +163,7 @@ def test_a_command_that_is_stopped_ends_within_seconds_with_its_exit_code(overri
 
 @pytest.mark.slow
 def test_a_reader_that_goes_away_does_not_stop_a_training(tmp_path):
-    command = (
-        f"{sys.executable} -m vrnn_lab.run {' '.join(RUN)} trainer.max_epochs=20 hydra.run.dir=run 2>&1 | head -n 1"
-    )
+    words = last_of_each([*RUN, "trainer.max_epochs=20", "hydra.run.dir=run"])
+    command = f"{sys.executable} -m vrnn_lab.run {' '.join(words)} 2>&1 | head -n 1"
     subprocess.run(command, shell=True, cwd=tmp_path, check=True, capture_output=True)
     assert metrics_of(tmp_path / "run")["status"] == "completed"

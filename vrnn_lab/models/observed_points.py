@@ -39,7 +39,8 @@ def masked_alone(
     are seldom observed together, most points have one value: 41 channels of PhysioNet have 3 to 60 values each at
     over 100 points of a series. Points that fill up a channel have the time of its last masked one.
     """
-    most = max(1, int(mask.sum(1).max()))
+    counts = (mask.numpy() if _readable(mask) else mask).sum(1)  # an operation of torch would count as a wait
+    most = max(1, int(counts.max()))
     order = mask.byte().argsort(dim=1, descending=True, stable=True)[:, :most]
     there, at, *alone = (x.expand(mask.shape).gather(1, order) for x in (mask, times, *others))
     return [there, torch.where(there, at, at[:, :1]).cummax(1).values, *alone]
@@ -69,7 +70,7 @@ def log_likelihood_by_length(
 
     Where one channel is observed often and most others seldom, the rows of the others need few of its steps.
     """
-    if not _readable(mask) or mask.numel() < ENOUGH or not mask.any():
+    if not _readable(mask) or mask.numel() < ENOUGH or not some(mask):
         return log_likelihood(space, values, mask)
     parts = [
         (rows, log_likelihood(space.part(rows, longest), values[rows, :longest], mask[rows, :longest]))

@@ -1,7 +1,6 @@
 """Sort the rows of a file of any size by series and time, and turn the long form into the wide one, with DuckDB."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -31,7 +30,7 @@ class SortedRows(RowChunks):
 
     source: Source
     reason: str  # why they are sorted, for messages
-    folder: Path  # is made, and removed by `close`
+    folder: Path  # is made here; the caller removes it
     dates: bool | None = field(default=None, init=False)
     zoned: bool | None = field(default=None, init=False)
 
@@ -248,10 +247,6 @@ class SortedRows(RowChunks):
         if source.split is not None:
             found[source.split] = pd.Categorical.from_codes(frame["label"], list(SPLITS))
         return pd.DataFrame(found).set_axis(frame["row"])
-
-    def close(self) -> None:
-        """Remove what was written."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _text(path: Path) -> str:
