@@ -48,7 +48,7 @@ class StaticCovariates:
     """Collect the static covariates of every series that is written, from any of its rows."""
 
     names: tuple[str, ...]
-    of_series: list[NDArray[np.float64]] = field(default_factory=list)  # (static,) each
+    of_series: list[NDArray[np.float64]] = field(default_factory=list)  # (series, static), of each chunk
     last: NDArray[np.float64] = field(init=False)  # of the series of the last row
     name: str | None = None
 
@@ -120,9 +120,9 @@ class ArrayWriter:
         owner = np.repeat(np.arange(len(chunk.start)), np.diff(np.append(chunk.start, len(observed))))
         count = np.bincount(owner[observed], minlength=len(chunk.start))
         continues = self.open and chunk.names[0] == self.name
-        static = self.static.add(chunk)
-        if continues and self.series:
-            self.static.of_series[-1] = static[0]
+        static = self.static.add(chunk) if roles.static else None
+        if static is not None and continues and self.series:
+            self.static.of_series[-1][-1] = static[0]
         if count.any():
             self._points(cells.rows(observed), owner[observed], count, chunk, continues, static)
             self.write("values", values[observed])
@@ -140,7 +140,7 @@ class ArrayWriter:
         """Check and write the rows with an observed value.
 
         owner (points,): their run in the chunk; count (runs,): points of each run; continues: whether the first run
-        continues the last series; static (runs, static).
+        continues the last series; static (runs, static), None without static covariates.
         """
         if self.source.id is not None and (unnamed := [i for i, name in enumerate(chunk.names) if not name]):
             codes = np.where(np.isin(owner, unnamed), -1, 0)
@@ -153,7 +153,8 @@ class ArrayWriter:
         fresh = kept[continued:]
         names = [chunk.names[i] for i in fresh]
         self._begin(names, begin[continued:], row[np.searchsorted(owner, fresh)])
-        self.static.of_series += list(static[fresh])
+        if static is not None and len(fresh):
+            self.static.of_series.append(static[fresh])
         if self.source.split is not None:
             number = self.series - len(names) - continued + np.searchsorted(kept, owner)
             self._label(columns.marks(cells, self.source.split), number, continued)
@@ -251,7 +252,7 @@ class ArrayWriter:
         roles = self.source.roles
         if not roles.static:
             return
-        static = np.stack(self.static.of_series)
+        static = np.concatenate(self.static.of_series)
         if (missing := np.argwhere(np.isnan(static))).size:
             series, place = missing[0]
             of = lambda name: array(self._file(name))
