@@ -33,6 +33,8 @@ class Forecaster:
     def __init__(self, *overrides: str, folder: str | Path | None = None):
         """Take the overrides; raise ConfigError for an unknown key and for a value of a wrong type.
 
+        Raise ValueError for a key that is given two values.
+
         folder: the run folder, by default a new one in outputs/.
         """
         if reserved := [o for o in overrides if o.lstrip("+~").split("=")[0] in ("data", "data.path")]:

@@ -78,7 +78,7 @@ class Call:
         self.changes: list[str] = []
         self.fixed: list[str] = []
         self.launching: list[str] = []
-        self.given: list[str] = []  # settings
+        refuse_repeated(word for word in argv if not word.startswith("-"))
         dirs: list[str] = []
         rest = iter(argv)
         for word in rest:
@@ -87,7 +87,6 @@ class Call:
                 dirs.append(value if equals else next(rest, ""))
             else:
                 self._sort(word)
-        refuse_repeated((*self.given, *self.changes, *self.fixed, *self.launching))
         self.dirs = tuple(str(Path(d).absolute()) for d in dirs)
 
     def _sort(self, word: str) -> None:
@@ -97,7 +96,6 @@ class Call:
                 f"'{word}' is not understood; expected key=value.{did_you_mean(word.lstrip('-'), SETTINGS)}"
             )
         if key in SETTINGS:
-            self.given.append(word)
             self.settings[key] = _whole(key, value) if key in LEAST else value
         elif key.startswith("space."):
             self.changes.append(word)

@@ -1,7 +1,6 @@
 """List every file that a run folder may hold: its place, what writes it, when, and what it holds."""
 
 from dataclasses import dataclass
-from fnmatch import fnmatch
 
 CONFIG, CHOICES = ".hydra/config.yaml", ".hydra/choices.yaml"
 OVERRIDES, ORIGIN = ".hydra/overrides.yaml", ".hydra/origin.json"
@@ -35,29 +34,14 @@ FILES = (
     File(LAST, "runs.checkpoints", "at each validation", "weights and state from which `resume=` continues"),
     File(BEFORE_LAST, "runs.checkpoints", "at each validation", "the one before, kept until the last one is whole"),
     File(BEST, "runs.checkpoints", "at each validation", "weights of the lowest val/loss, which all commands use"),
-    File(
-        OUT_OF_TIME,
-        "training.out_of_time",
-        "after the fit",
-        "how well a second fit forecast each second half",
-    ),
+    File(OUT_OF_TIME, "training.out_of_time", "after the fit", "how well a second fit forecast each second half"),
     File(FIT, "training.fit", "after the fit", "seconds, steps and parameters of the fit; the fit is not repeated"),
-    File(
-        RECALIBRATION,
-        "training.fit_recalibration",
-        "after the fit",
-        "factors of the intervals, for `predict`",
-    ),
+    File(RECALIBRATION, "training.fit_recalibration", "after the fit", "factors of the intervals, for `predict`"),
     File("figures/*.png", "figures", "after the fit", "the pictures"),
     File(CALIBRATION, "training.fit", "after the fit", "coverage and PIT by distance and by channel"),
     File(METRICS, "training.fit", "at the end", "status and every score; the run is finished once it says completed"),
     File("samples/*", "sample", "on demand", "draws from the model, by `vrnn_lab.sample`"),
 )
-
-
-def file_at(place: str) -> File | None:
-    """Return the entry of a file by its place within the folder, None for a file that a run does not write."""
-    return next((file for file in FILES if fnmatch(place, file.place)), None)
 
 
 def table() -> str:

@@ -1,7 +1,7 @@
 """Write the rows of a large file to plain arrays, in one pass over rows that are sorted by series and time."""
 
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ from vrnn_lab.data.packed_strings import PackedStrings
 from vrnn_lab.data.splits import hashed
 from vrnn_lab.data.table import columns
 from vrnn_lab.data.table.columns import Cells
-from vrnn_lab.data.table.row_chunks import Chunk, RowChunks, log
+from vrnn_lab.data.table.row_chunks import Chunk, RowChunks
+from vrnn_lab.data.table.static_covariates import StaticCovariates
 
+log = logging.getLogger("vrnn_lab")
 ARRAYS = {
     "times": "<f8",
     "values": "<f8",
@@ -41,51 +43,6 @@ def array(file: Path) -> NDArray[Any]:
 
 class NotSortedError(ValueError):
     """Report a series whose rows are not contiguous, or not in order of time."""
-
-
-@dataclass
-class StaticCovariates:
-    """Collect the static covariates of every series that is written, from any of its rows."""
-
-    names: tuple[str, ...]
-    of_series: list[NDArray[np.float64]] = field(default_factory=list)  # (series, static), of each chunk
-    last: NDArray[np.float64] = field(init=False)  # of the series of the last row
-    name: str | None = None
-
-    def __post_init__(self):
-        self.last = np.full(len(self.names), np.nan)
-
-    def add(self, chunk: Chunk) -> NDArray[np.float64]:
-        """Return the numbers (runs, static) of each run, with those that its series had in earlier chunks.
-
-        Raise ValueError for a series with two different numbers.
-        """
-        cells, start = chunk.cells, chunk.start
-        found = np.full((len(start), len(self.names)), np.nan)
-        for place, column in enumerate(self.names):
-            values = columns.numbers(cells, column, f"data.static takes numbers. {columns.CODE}")
-            before = np.full(len(start), np.nan)
-            if chunk.names[0] == self.name:
-                before[0] = self.last[place]
-            least, most = np.fmin.reduceat(values, start), np.fmax.reduceat(values, start)
-            least, most = np.fmin(least, before), np.fmax(most, before)
-            if (wrong := columns.first((least < most) & [bool(name) for name in chunk.names])) is not None:
-                raise self._two(chunk, column, wrong, values, before[wrong])
-            found[:, place] = most
-        self.last, self.name = found[-1], chunk.names[-1]
-        return found
-
-    def _two(self, chunk: Chunk, column: str, run: int, values, before: float) -> ValueError:
-        begin, end = chunk.start[run], np.append(chunk.start, len(values))[run + 1]
-        inside = np.flatnonzero(~np.isnan(values[begin:end])) + begin
-        known = values[inside[0]] if np.isnan(before) else before
-        other = int(inside[values[inside] != known][0])
-        first = "before" if not np.isnan(before) else f"in {chunk.cells.where(int(inside[0]))}"
-        return ValueError(
-            f"{chunk.cells.path}: series '{chunk.names[run]}' has two values of '{column}', {known:g} {first} and "
-            f"{values[other]:g} in {chunk.cells.where(other)}; data.static takes one per series. Correct it, or name "
-            "the column in data.known=[...] if it changes with time."
-        )
 
 
 class ArrayWriter:
@@ -199,10 +156,7 @@ class ArrayWriter:
         now = f"{self.source.time}={self.rows.time_text(cells, wrong)}"
         name = f"series '{names[owner[wrong]]}'"
         if times[wrong] == before[wrong]:
-            raise columns.RepeatedError(
-                f"{cells.path}: {name} has two rows at {now}, {place} and {cells.where(wrong)}; expected one. Delete "
-                "or average them, or name the column that tells the series apart: data.id=..."
-            )
+            raise columns.twice(cells.path, name, now, place, cells.where(wrong))
         raise NotSortedError(f"{name} has {now} in {cells.where(wrong)}, before the time of {place}")
 
     def refuse_returning(self) -> None:
@@ -258,10 +212,7 @@ class ArrayWriter:
             of = lambda name: array(self._file(name))
             names = PackedStrings(of("text"), np.append(0, of("text_end")), np.arange(len(static)))
             begins = columns.where(self.source.path, int(of("row")[series]))
-            raise ValueError(
-                f"{self.source.path}: series '{names[series]}' ({begins}) has no '{roles.static[place]}' in any row; "
-                "data.static needs one number for every series. Fill it in, in one of its rows or in all."
-            )
+            raise columns.no_static(self.source.path, names[series], begins, roles.static[place])
         shape = (self.points, len(roles.covariates))
         written = np.memmap(self._file("covariates"), ARRAYS["covariates"], "r+", shape=shape)
         for first in range(0, self.points, AT_ONCE):

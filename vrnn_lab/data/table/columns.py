@@ -125,6 +125,14 @@ class RepeatedError(ValueError):
     """Report a series with two values at one time."""
 
 
+def twice(path: Path, series: str, time: str, first: str, second: str) -> RepeatedError:
+    """Return the error for two rows of a series, or of a channel of it, at one time."""
+    return RepeatedError(
+        f"{path}: {series} has two rows at {time}, {first} and {second}; expected one. Delete or average them, or "
+        "name the column that tells the series apart: data.id=..."
+    )
+
+
 def without_copies(cells: Cells) -> Cells:
     """Drop the rows that repeat an earlier row in every cell, and log their number."""
     copies = cells.frame.duplicated().to_numpy()
@@ -233,18 +241,39 @@ def _static(cells: Cells, column: str, owner: NDArray[np.int64], names: tuple[st
     if other is not None:
         row = int(there[other])
         begun, name = int(there[place[series == owner[row]][0]]), names[owner[row]]
-        raise ValueError(
-            f"{cells.path}: series '{name}' has two values of '{column}', {values[begun]:g} in {cells.where(begun)} "
-            f"and {values[row]:g} in {cells.where(row)}; data.static takes one per series. Correct it, or name the "
-            "column in data.known=[...] if it changes with time."
-        )
+        one, two = ((values[place], f"in {cells.where(place)}") for place in (begun, row))
+        raise two_static(cells.path, name, column, one, two)
     without = first(np.isnan(static[owner]) & (owner >= 0))
     if without is not None:
-        raise ValueError(
-            f"{cells.path}: series '{names[owner[without]]}' ({cells.where(without)}) has no '{column}' in any row; "
-            "data.static needs one number for every series. Fill it in, in one of its rows or in all."
-        )
+        raise no_static(cells.path, names[owner[without]], cells.where(without), column)
     return static[owner]
+
+
+def two_static(path: Path, series: str, column: str, one: tuple[float, str], two: tuple[float, str]) -> ValueError:
+    """Return the error for a series with two numbers of a static covariate; one, two: a number, and where it is."""
+    return ValueError(
+        f"{path}: series '{series}' has two values of '{column}', {one[0]:g} {one[1]} and {two[0]:g} {two[1]}; "
+        "data.static takes one per series. Correct it, or name the column in data.known=[...] if it changes with "
+        "time."
+    )
+
+
+def no_static(path: Path, series: str, place: str, column: str) -> ValueError:
+    """Return the error for a series without a number of a static covariate."""
+    return ValueError(
+        f"{path}: series '{series}' ({place}) has no '{column}' in any row; data.static needs one number for every "
+        "series. Fill it in, in one of its rows or in all."
+    )
+
+
+def two_known(
+    path: Path, series: str, column: str, time: str, one: tuple[float, str], two: tuple[float, str]
+) -> ValueError:
+    """Return the error for a time with two numbers of a known covariate; one, two: a number, and where it is."""
+    return ValueError(
+        f"{path}: series '{series}' has two values of '{column}' at {time}, {one[0]:g} in {one[1]} and {two[0]:g} in "
+        f"{two[1]}; expected one per time."
+    )
 
 
 def errors(cells: Cells, column: str | None, values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -418,11 +418,13 @@ class Table(SeriesData):
         if (differing := np.argwhere(covariates != covariates[first])).size:
             row, column = differing[0]
             cells, one, two = points.cells, int(order[first[row]]), int(order[row])
-            raise ValueError(
-                f"{self.path}: series '{points.names[points.owner[two]]}' has two values of "
-                f"'{self.covariates[column]}' at {self.time}={cells.text(self.time, two)}, "
-                f"{covariates[first[row], column]:g} in {cells.where(one)} and {covariates[row, column]:g} in "
-                f"{cells.where(two)}; expected one per time."
+            raise columns.two_known(
+                self.path,
+                points.names[points.owner[two]],
+                self.covariates[column],
+                f"{self.time}={cells.text(self.time, two)}",
+                (covariates[first[row], column], cells.where(one)),
+                (covariates[row, column], cells.where(two)),
             )
 
     def _refuse_twice(self, points: TableRows, order, *keys) -> None:
@@ -434,11 +436,9 @@ class Table(SeriesData):
         first, second = map(int, pairs[pairs[:, 1].argmin()])
         cells = points.cells
         kind = "" if self.channel is None else f", channel '{cells.text(self.channel, first)}'"
-        raise columns.RepeatedError(
-            f"{self.path}: series '{points.names[points.owner[first]]}'{kind} has two rows at {self.time}="
-            f"{cells.text(self.time, first)}, {cells.where(first)} and {cells.where(second)}; expected one. Delete "
-            "or average them, or name the column that tells the series apart: data.id=..."
-        )
+        series = f"series '{points.names[points.owner[first]]}'{kind}"
+        time = f"{self.time}={cells.text(self.time, first)}"
+        raise columns.twice(self.path, series, time, cells.where(first), cells.where(second))
 
 
 def time_order(points: TableRows) -> NDArray[np.int64]:

@@ -1,5 +1,6 @@
 """Sort the rows of a file of any size by series and time, and turn the long form into the wide one, with DuckDB."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import closing
@@ -14,8 +15,9 @@ from numpy.typing import NDArray
 from vrnn_lab.data.base import SPLITS
 from vrnn_lab.data.table import columns, parquet_file
 from vrnn_lab.data.table.columns import Cells
-from vrnn_lab.data.table.row_chunks import ROWS, Chunk, RowChunks, RowsOfFile, Source, log
+from vrnn_lab.data.table.row_chunks import ROWS, Chunk, RowChunks, RowsOfFile, Source
 
+log = logging.getLogger("vrnn_lab")
 MEMORY = "1GB"  # that DuckDB may use before it writes to disk
 THREADS = 4  # of DuckDB, at most, since each needs an eighth of that
 
@@ -170,12 +172,9 @@ class SortedRows(RowChunks):
         if (found := self._twice(base, "once")) is not None:
             name, time, channel, first, second = found
             kind = "" if self.source.channel is None else f", channel '{self.occurring[channel]}'"
-            places = " and ".join(columns.where(self.source.path, row) for row in (first, second))
-            raise columns.RepeatedError(
-                f"{self.source.path}: series '{name}'{kind} has two rows at {self.source.time}={self._shown(time)}, "
-                f"{places}; expected one. Delete or average them, or name the column that tells the series apart: "
-                "data.id=..."
-            )
+            first, second = (columns.where(self.source.path, row) for row in (first, second))
+            at = f"{self.source.time}={self._shown(time)}"
+            raise columns.twice(self.source.path, f"series '{name}'{kind}", at, first, second)
         return "once"
 
     def _twice(self, base: Any, table: str) -> Any:
@@ -197,12 +196,11 @@ class SortedRows(RowChunks):
             ).fetchone()
             if found is not None:
                 name, time, least, one, most, two = found
-                at = lambda row: columns.where(self.source.path, row)
-                moment = f" at {self.source.time}={self._shown(time)}" if known else ""
-                raise ValueError(
-                    f"{self.source.path}: series '{name}' has two values of '{column}'{moment}, {least:g} in "
-                    f"{at(one)} and {most:g} in {at(two)}; expected one per {'time' if known else 'series'}."
-                )
+                one, two = (columns.where(self.source.path, row) for row in (one, two))
+                if known:
+                    at = f"{self.source.time}={self._shown(time)}"
+                    raise columns.two_known(self.source.path, name, column, at, (least, one), (most, two))
+                raise columns.two_static(self.source.path, name, column, (least, f"in {one}"), (most, f"in {two}"))
 
     def _wide(self, table: str) -> str:
         """Return the query that makes one row a point of the long form, with columns v* of values and e* of bars."""
