@@ -77,7 +77,7 @@ def test_kl_and_likelihood_are_divided_by_the_same_number_and_evaluation_weighs_
     model, batch = model_of(name, double=True), held_out(batch_of())
     model.recipe = replace(model.recipe, beta=WarmupBeta(0.5))
     step, logged = SimpleNamespace(value=0), {}
-    monkeypatch.setattr(type(model), "_total_steps", 100)
+    monkeypatch.setattr(type(model), "_position", property(lambda _: (step.value, 100)))
     monkeypatch.setattr(type(model), "global_step", property(lambda _: step.value))
     monkeypatch.setattr(type(model), "trainer", SimpleNamespace(world_size=1))
     monkeypatch.setattr(model, "log_dict", lambda named, **_: logged.update(named))

@@ -29,7 +29,7 @@ def test_shares_are_every_row_once(total, processes):
 
 def gradients(name: str, batch, rank: int, processes: int, monkeypatch) -> list[torch.Tensor]:
     model = model_of(name, double=True)
-    monkeypatch.setattr(type(model), "_total_steps", 100)
+    monkeypatch.setattr(type(model), "_position", (3, 100))
     monkeypatch.setattr(type(model), "global_step", 3)
     monkeypatch.setattr(type(model), "global_rank", rank)
     monkeypatch.setattr(type(model), "trainer", SimpleNamespace(world_size=processes))

@@ -1,25 +1,33 @@
 """How long a fit is, when it is validated and stopped, and with how many threads it runs."""
 
 import logging
+import sys
 import time
 from copy import deepcopy
+from dataclasses import replace
+from math import inf
 from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
 
 from helpers.commands import CUT, FAST, MODEL, command, metrics, steps_of
 from helpers.fits import data_of, fit
 from helpers.small import model_of
 from vrnn_lab.config.compose import compose
+from vrnn_lab.config.duration import seconds_of
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.validate import check
+from vrnn_lab.models import recipe
 from vrnn_lab.runs.build import assemble
+from vrnn_lab.runs.folder import metrics_of
 from vrnn_lab.sweeps.trial import Watch
+from vrnn_lab.training import callbacks, length, threads, time_limit
 from vrnn_lab.training import fit as fitting
-from vrnn_lab.training import length, threads
-from vrnn_lab.training.callbacks import Figures, LastStep, Plateau, StopWhenWorse
+from vrnn_lab.training.callbacks import Figures, LastStep, LossHistory, Plateau, StopWhenWorse
+from vrnn_lab.training.time_limit import TimeLimit
 
 SMALL = [key for key in FAST if not key.startswith("trainer.")]
 STEPS = [*SMALL, "trainer.max_steps=30"]
@@ -53,6 +61,109 @@ def test_a_length_that_is_set_counts_in_its_own_unit(overrides, epochs, steps):
     assert (found["max_epochs"], found["max_steps"]) == (epochs, steps)
     if epochs > 0:
         assert found.get("check_val_every_n_epoch", 2) == 2 and "val_check_interval" not in found
+
+
+# ---- a time limit -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [
+        (90, 90), ("90", 90), (2.5, 2.5), ("90s", 90), ("2m", 120), ("2 min", 120), ("1h30m", 5400), ("0.5d", 43200),
+        ("02:30", 150), ("00:02:00", 120), ("01:00:02:00", 86520),
+    ],
+)  # fmt: skip
+def test_a_length_of_time_is_read_in_every_usual_form(given, seconds):
+    assert seconds_of(given) == seconds
+    check(compose([*SMALL, f"trainer.max_time='{given}'"]))
+
+
+@pytest.mark.parametrize("given", ["0", "-3", "soon", "2x", "3M", "1:2:3:4:5", "true", "inf", "nan", "1m2", ":30"])
+def test_what_is_no_length_of_time_is_refused(given):
+    with pytest.raises(ConfigError, match=r"trainer.max_time.*length of time.*expected"):
+        check(compose([*SMALL, f"trainer.max_time='{given}'"]))
+
+
+class Clock:
+    """A clock that moves by a number of seconds at every look, in place of the time that a fit takes."""
+
+    def __init__(self, step: float):
+        self.now, self.step = 0.0, step
+
+    def __call__(self) -> float:
+        self.now += self.step
+        return self.now
+
+
+def limited(seconds: float, *, usual: int = 2400, resume=None, model=None, saver=None, clock=None, monkeypatch=None):
+    for module in (callbacks, time_limit):
+        monkeypatch.setattr(module, "monotonic", clock)
+    limit = TimeLimit(seconds, usual, paced=True)
+    parts = [limit, callbacks.Timer(), LossHistory(), *([saver] if saver else [])]
+    trainer, model = fit(data_of(), *parts, epochs=-1, model=model, resume=resume, check_val_every_n_epoch=None,
+                         val_check_interval=sys.maxsize)  # fmt: skip
+    return trainer, model, limit
+
+
+@pytest.mark.parametrize("name", ["constant", "cosine", "exponential", "onecycle", "plateau"])
+def test_a_time_limit_ends_a_fit_and_its_learning_rate_follows_the_time(name, monkeypatch):
+    model = model_of("rnn", scale=data_of().scale)
+    schedule = {name: getattr(recipe, name) for name in ("constant", "cosine", "exponential", "onecycle", "plateau")}
+    model.recipe = replace(model.recipe, schedule=schedule[name])
+    rates = []
+    kept = type(model).training_step
+
+    def step(self, *a, **k):
+        rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+        return kept(self, *a, **k)
+
+    monkeypatch.setattr(type(model), "training_step", step)
+    trainer, model, limit = limited(100.0, model=model, clock=Clock(0.5), monkeypatch=monkeypatch)
+    assert limit.ended == 100 and 20 < trainer.global_step < 220
+    losses = callbacks.losses_of(trainer)
+    assert 5 < len(losses) <= 61  # at most 60 validations and the one at the end
+    first, last = rates[0], rates[-1]
+    expected = {"constant": 1, "cosine": 0.01, "exponential": 0.1, "onecycle": 1e-5, "plateau": last / first}[name]
+    peak = max(rates)
+    assert last / peak == pytest.approx(expected, rel=0.35, abs=2e-3)
+    report = limit.report(trainer.global_step, losses, callbacks.timer_of(trainer).metrics)
+    assert f"after {trainer.global_step} steps" in report and "trainer.max_time" in report and "2400 steps" in report
+
+
+@pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint")
+def test_a_resumed_fit_has_what_is_left_of_its_time(monkeypatch, tmp_path):
+    saver = ModelCheckpoint(dirpath=tmp_path, save_last=True, every_n_train_steps=20)
+    _, _, limit = limited(60.0, clock=Clock(0.5), saver=saver, monkeypatch=monkeypatch)
+    first = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    used, steps = first["callbacks"]["Timer"]["seconds"], first["global_step"]
+    assert 0 < used < 60 and limit.ended
+    clock = Clock(0.5)
+    trainer, _, limit = limited(60.0, clock=clock, resume=tmp_path / "last.ckpt", monkeypatch=monkeypatch)
+    assert trainer.global_step > steps and clock.now < 60 - used + 5 and limit.ended
+    assert fitting._stopped_early({"callbacks": {"TimeLimit": limit.state_dict()}}, [60.0])
+    assert not fitting._stopped_early(
+        {"callbacks": {"TimeLimit": limit.state_dict()}}, [90.0]
+    )  # a longer one goes on
+
+
+def test_the_report_of_a_time_limit_says_whether_more_time_may_help():
+    limit, metrics = TimeLimit(60.0, 2400, True), {"fit/steps_per_second": 10.0}
+    falling = limit.report(600, [3.0, 2.0, 1.0], metrics)
+    assert "may lower it" in falling and "2400 steps, about 4 min" in falling
+    assert "would hardly" in limit.report(3000, [3.0, 1.0] + 18 * [2.0], metrics)
+    assert "2400 steps" not in limit.report(3000, [1.0], metrics)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]])
+def test_a_run_with_a_time_limit_ends_in_time_with_its_scores(more, tmp_path):
+    keys = [key for key in FAST if not key.startswith(("trainer.max", "trainer.check"))]
+    started = time.monotonic()
+    done = command("run", *keys, *more, "trainer.max_time=4", f"hydra.run.dir={tmp_path}", folder=tmp_path)
+    found = metrics_of(tmp_path)
+    assert found["fit/seconds"] < 8 and found["fit/steps"] > 5 and found["status"] == "completed"
+    assert "val/loss" in found and time.monotonic() - started < 120
+    assert "(trainer.max_time) ended training after" in done.stderr and "% of the time" in done.stdout
 
 
 @pytest.mark.parametrize("overrides", [["trainer.max_steps=0"], ["trainer.max_epochs=0"], ["trainer.max_epochs=-1"]])
@@ -147,7 +258,7 @@ def stopped(losses, active: bool = True, **keys) -> int | None:
     stop.active = active
     trainer = SimpleNamespace(
         sanity_checking=False, state=SimpleNamespace(fn="fit"), estimated_stepping_batches=2400, should_stop=False,
-        is_global_zero=False,
+        is_global_zero=False, lightning_module=None,
     )  # fmt: skip
     for place, loss in enumerate(losses, 1):
         trainer.callback_metrics, trainer.global_step = {"val/loss": torch.tensor(loss)}, 40 * place
@@ -193,6 +304,19 @@ def test_reports_of_a_search_are_placed_at_steps_or_epochs():
     for config in ({"max_epochs": None, "max_steps": None}, {"max_epochs": 9, "max_steps": None}):
         Watch(trial, [1.0], config).on_validation_end(trainer, None)
     assert reports == [2400 + 80, 9 + 4]
+
+
+def test_reports_of_a_search_with_a_time_limit_are_placed_at_twentieths_of_the_time():
+    reports = []
+    trial = SimpleNamespace(report=lambda value, step: reports.append(step), should_prune=lambda: False)
+    watch = Watch(trial, [1.0], {"max_time": "2m"})
+    for used in (0.0501, 0.499, 1.0):
+        trainer = SimpleNamespace(
+            callback_metrics={"val/loss": 1.0}, current_epoch=3, global_step=80, estimated_stepping_batches=inf,
+            lightning_module=SimpleNamespace(time_used=used),
+        )  # fmt: skip
+        watch.on_validation_end(trainer, None)
+    assert reports == [105, 145, 200]
 
 
 # ---- threads ------------------------------------------------------------------------------------------------

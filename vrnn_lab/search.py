@@ -38,8 +38,8 @@ Settings
   failures=5        stop after so many failed trials in a row
   pruner=median     stop trials that are behind the median of the others at the same step or epoch | none
   startup=5         trials that end before any is pruned
-  warmup=<n>        training steps of a trial before it may be pruned (epochs where trainer.max_epochs is set); by
-                    default a fifth of all
+  warmup=<n>        training steps of a trial before it may be pruned (epochs where trainer.max_epochs is set, percent
+                    of the time where trainer.max_time is set); by default a fifth of all
   sampler=tpe       tree-structured Parzen estimator, seeded | random
 
 The space is conf/search/<model>.yaml. Narrow it, or take another file:

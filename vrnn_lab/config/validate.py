@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 from vrnn_lab.cli.suggestions import did_you_mean
+from vrnn_lab.config.duration import seconds_of
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.plain import nodes, to_dict
 
@@ -72,13 +73,20 @@ def check(
     for key in ("max_epochs", "max_steps"):
         if isinstance(number := trainer.get(key), int) and number < -1:
             raise ConfigError(f"trainer.{key}={number}: expected a whole number from 1, or -1 for no limit.")
+    if trainer.get("max_time") is not None:
+        try:
+            seconds_of(trainer["max_time"])
+        except ValueError as error:
+            raise ConfigError(f"trainer.max_time={error}") from None
     _check_devices(trainer)
     if trainer.get("accelerator", "auto") not in ("auto", "cpu", "gpu", "cuda"):
         raise ConfigError(f"trainer.accelerator={trainer['accelerator']}: expected one of auto, cpu, gpu, cuda.")
     epochs, steps = trainer.get("max_epochs"), trainer.get("max_steps")
-    if epochs in (-1, None) and (steps == -1 or (steps is None and epochs == -1)):
+    endless = epochs in (-1, None) and (steps == -1 or (steps is None and epochs == -1))
+    if endless and trainer.get("max_time") is None:
         raise ConfigError(
-            "trainer.max_epochs and trainer.max_steps set no end of training, but schedules need one. Set either."
+            "trainer.max_epochs, trainer.max_steps and trainer.max_time set no end of training, but schedules need "
+            "one. Set one of them."
         )
     for path, node in nodes(plain):
         if not re.fullmatch(r"\w+(\.\w+)+", name := str(node["_target_"])):

@@ -21,6 +21,7 @@ from vrnn_lab.models.networks import Classifier
 from vrnn_lab.models.recipe import Recipe
 
 STEP_LOSSES = ("loss", "nll", "kl", "labels")  # logged for every training step; the last only with learned labels
+TICKS = 10_000  # positions of a schedule that follows the time
 LOG_EVERY = 50  # steps; each logged scalar costs about 0.25 ms
 
 
@@ -39,6 +40,7 @@ class TrainingSteps(pl.LightningModule):
         self._held: list[Tensor] = []
         self._activity = Activity()
         self.latest: dict[str, float] = {}  # the training metrics logged last
+        self.time_used: float | None = None  # fraction of a fit's time limit; None where it has none
         self.seed = 0  # seed of all noise; set by the run
         self.compiled: Callable[[TimeSeries], LossTerms] | None = None  # a compiled loss_terms
 
@@ -92,7 +94,7 @@ class TrainingSteps(pl.LightningModule):
         self.noise.seed(self.seed, self.global_step, 0, device=self.device, shard=shard)
         terms = (self.compiled or self.loss_terms)(shard.part(batch))
         count = batch.scored.sum().clamp(min=1)
-        beta = self.recipe.beta(self.global_step, self._total_steps)
+        beta = self.recipe.beta(*self._position)
         nll, kl = (shard.weight * each.sum() / count for each in (terms.nll, terms.kl))
         loss = nll + beta * kl
         step_losses = [loss, nll, kl]
@@ -155,14 +157,24 @@ class TrainingSteps(pl.LightningModule):
             self.logger.log_metrics({"val/latent/active_units": activity["active_units"]}, self.global_step)
 
     @property
-    def _total_steps(self) -> int:
-        return int(self.trainer.estimated_stepping_batches)
+    def _position(self) -> tuple[int, int]:
+        """Return how far a fit has come, and its length: in steps, or in ticks where its time is limited."""
+        total = self.trainer.estimated_stepping_batches
+        if self.time_used is None:
+            return self.global_step, int(total)
+        return int(TICKS * min(1.0, max(self.time_used, self.global_step / total))), TICKS
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Step a schedule; where the time of a fit is limited, to the place that the time has reached."""
+        if self.time_used is not None and not isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.last_epoch = self._position[0] - 1  # its step adds one
+        super().lr_scheduler_step(scheduler, metric)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.recipe.optim(self.parameters())
         # A fused optimizer unscales float16 gradients within its step, after clipping, which Lightning refuses.
         optimizer._step_supports_amp_scaling = False
-        schedule = self.recipe.schedule(optimizer, self._total_steps)
+        schedule = self.recipe.schedule(optimizer, self._position[1])
         # Without a name the rate would be logged under the optimizer's class.
         scheduler = {"scheduler": schedule, "interval": "step", "name": "train/lr"}
         if isinstance(schedule, ReduceLROnPlateau):

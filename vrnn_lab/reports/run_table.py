@@ -203,7 +203,8 @@ def _coverage_hints(metrics: dict[str, Any], split: str) -> list[str]:
     hint = "hint: the coverage of this model's 90 % intervals is far from 0.9"
     if metrics.get("fit/steps", ENOUGH) < ENOUGH:
         return [
-            f"{hint}: the fit had only {metrics['fit/steps']:.0f} steps. Leave trainer.max_epochs out, or raise it."
+            f"{hint}: the fit had only {metrics['fit/steps']:.0f} steps. Train longer: leave out what limits it "
+            "(trainer.max_epochs, trainer.max_steps, trainer.max_time), or raise it."
         ]
     if (share := metrics.get(f"{split}/outside_range", 0.0)) > OUTSIDE:
         return [

@@ -20,6 +20,8 @@ from vrnn_lab.training import fit, length
 
 log = logging.getLogger("vrnn_lab")
 
+PLACE = 5  # percent of a limited time between two reports, which are compared with those of other trials there
+
 # Test metrics that are shown for the best trials, and never used to choose.
 TEST_METRICS = ("test/nll", "test/interpolation/mse", "test/forecast/mse")
 
@@ -27,13 +29,14 @@ TEST_METRICS = ("test/nll", "test/interpolation/mse", "test/forecast/mse")
 class Watch(Callback):
     """Report the mean of val/loss over the seeds so far, and raise Pruned where the pruner gives the trial up.
 
-    before: final scores of the seeds trained before. config: of the trainer. Reports are placed at epochs, or at
-    steps where the length of a fit is counted in steps.
+    before: final scores of the seeds trained before. config: of the trainer. Reports are placed at epochs, at steps
+    where the length of a fit is counted in steps, and at every twentieth of the time where that is limited.
     """
 
     def __init__(self, trial: Any, before: list[float], config: Any, bar: bool = True):
         self.trial, self.before, self.total, self.bar = trial, before, length.total(config), bar
-        self.in_steps = length.steps_of(config) > 0
+        self.by_time = length.time_limit(config) is not None
+        self.unit = "% of the time" if self.by_time else "step" if length.steps_of(config) else "epoch"
 
     def on_fit_start(self, trainer, pl_module) -> None:
         if not self.bar and trainer.progress_bar_callback:
@@ -42,13 +45,15 @@ class Watch(Callback):
     def on_validation_end(self, trainer, pl_module) -> None:
         value = float(trainer.callback_metrics[SCORE])
         mean = (sum(self.before) + value) / (len(self.before) + 1)
-        now = trainer.global_step if self.in_steps else trainer.current_epoch + 1
+        now = trainer.global_step if self.unit == "step" else trainer.current_epoch + 1
+        if self.by_time:
+            now = PLACE * int(length.share_done(trainer) * 100 / PLACE)
         step = len(self.before) * self.total + now
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # a resumed fit reports a step a second time
             self.trial.report(mean, step)
         if math.isfinite(mean) and self.trial.should_prune():
-            place = f"{'step' if self.in_steps else 'epoch'} {step}"
+            place = f"{step} {self.unit}" if self.by_time else f"{self.unit} {step}"
             raise fit.Pruned(f"val/loss {mean:.4g} at {place} is behind the median of the other trials")
 
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import accumulate
-from math import ceil, inf, isfinite, nan
+from math import ceil, inf, isfinite, isnan, nan
 from time import monotonic
 from typing import Any
 
@@ -25,6 +25,7 @@ from vrnn_lab.evaluation.evaluate import EvaluationProtocol, held_out_scores
 from vrnn_lab.figures import calibration_figures, model_figures
 from vrnn_lab.models.training_steps import LOG_EVERY
 from vrnn_lab.runs.folder import SCORE
+from vrnn_lab.training.length import share_done
 
 log = logging.getLogger("vrnn_lab")
 FIGURES_STEPS = 200  # the first figures of a fit are expected to take as long as so many training steps
@@ -99,7 +100,7 @@ class Figures(Callback):
     def _due(self, trainer: Any) -> int:
         if self.every:
             return (trainer.current_epoch + 1) // self.every
-        return int(5 * trainer.global_step // trainer.estimated_stepping_batches)  # 0 for a fit without end
+        return int(5 * share_done(trainer) + 1e-9)
 
     def state_dict(self) -> dict[str, int]:
         return {"drawn": self.drawn}
@@ -149,28 +150,32 @@ class StopWhenWorse(Callback):
     def __init__(self, share: Share = 0.333, worse: NonNegative = 0.05):
         self.share, self.worse, self.active = share, worse, True
         self.best, self.last_good, self.stopped = inf, 0, False
+        self.good_until = 0.0  # fraction of the fit at last_good; NaN: not in the checkpoint of an earlier version
 
     def on_validation_end(self, trainer, pl_module) -> None:
         if not self.active or trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        loss, step = trainer.callback_metrics[SCORE].item(), trainer.global_step
+        loss, done = trainer.callback_metrics[SCORE].item(), share_done(trainer)
+        if isnan(self.good_until):
+            self.good_until = self.last_good / trainer.estimated_stepping_batches
         if loss <= self.best + self.worse:
-            self.last_good = step
+            self.last_good, self.good_until = trainer.global_step, done
         self.best = min(self.best, loss)
-        if step - self.last_good >= self.share * trainer.estimated_stepping_batches:
+        if done - self.good_until >= self.share:
             self.stopped = trainer.should_stop = True
             log.log(
                 logging.INFO if trainer.is_global_zero else logging.DEBUG,
                 "stopped at step %d: val/loss has been more than %g above its best, %.4g, since step %d (stop=off "
-                "trains to the end).", step, self.worse, self.best, self.last_good,
+                "trains to the end).", trainer.global_step, self.worse, self.best, self.last_good,
             )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "last_good": self.last_good, "stopped": self.stopped}
+        names = ("best", "last_good", "good_until", "stopped")
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.last_good = state_dict["best"], state_dict["last_good"]
-        self.stopped = state_dict["stopped"]
+        self.stopped, self.good_until = state_dict["stopped"], state_dict.get("good_until", nan)
 
 
 class Unprofiled(PassThroughProfiler):
@@ -196,6 +201,11 @@ def _epochs(trainer: Any) -> int:
 def _in_steps(trainer: Any) -> bool:
     """Return whether the length of a fit is set in steps alone."""
     return trainer.max_epochs == -1 and trainer.max_steps > 0
+
+
+def _by_time(trainer: Any) -> bool:
+    """Return whether the time of a fit is limited, which its progress then follows."""
+    return trainer.lightning_module.time_used is not None
 
 
 class Log(Callback):
@@ -372,23 +382,34 @@ class Progress(ProgressBar):
 
     def on_train_start(self, trainer, pl_module) -> None:
         self.shown = self.measured = (monotonic(), trainer.global_step)
-        self.rate = nan
+        self.rate, self.tenth = nan, int(10 * share_done(trainer))
         if self.enabled and self.console.is_terminal:
             self.bar = Bar(*COLUMNS, console=self.console, refresh_per_second=4)
-            total = trainer.estimated_stepping_batches
-            self.bar.add_task("", total=total if isfinite(total) else None, completed=trainer.global_step, text="")
+            total = 1.0 if _by_time(trainer) else trainer.estimated_stepping_batches
+            task = self.bar.add_task("", total=total if isfinite(total) else None, text="")
+            self.bar.update(task, completed=self._done(trainer))
             self.bar.start()
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if self.bar and monotonic() - self.shown[0] > 0.25:  # reading the losses at every step would be slow
             self._show(trainer)
         fresh = trainer.global_step != self.measured[1]  # only the last of accumulated batches ends a step
-        if _in_steps(trainer) and fresh and self._tenth(trainer.global_step, trainer.max_steps):
+        if _by_time(trainer):
+            tenth = int(10 * share_done(trainer))
+            if tenth > self.tenth:
+                self._print(trainer)
+            self.tenth = tenth
+        elif _in_steps(trainer) and fresh and self._tenth(trainer.global_step, trainer.max_steps):
             self._print(trainer)
 
     def on_train_epoch_end(self, trainer, pl_module) -> None:
-        if not _in_steps(trainer) and self._tenth(trainer.current_epoch + 1, _epochs(trainer) or 100):
+        counted = not _in_steps(trainer) and not _by_time(trainer)
+        if counted and self._tenth(trainer.current_epoch + 1, _epochs(trainer) or 100):
             self._print(trainer)
+
+    def _done(self, trainer) -> float | int:
+        """Return how far the bar has come: the fraction of a limited time, else training steps."""
+        return share_done(trainer) if _by_time(trainer) else trainer.global_step
 
     def _print(self, trainer) -> None:
         if self.enabled and not self.bar:
@@ -422,11 +443,13 @@ class Progress(ProgressBar):
         self.shown = (monotonic(), trainer.global_step)
         if self.shown[0] - self.measured[0] > 2:
             self._measure(trainer)
-        self.bar.update(self.bar.task_ids[0], completed=trainer.global_step, text=self._text(trainer))
+        self.bar.update(self.bar.task_ids[0], completed=self._done(trainer), text=self._text(trainer))
 
     def _text(self, trainer) -> str:
         in_steps = _in_steps(trainer)
         done = f"step {trainer.global_step}/{trainer.max_steps}" if in_steps else self._epochs_done(trainer)
+        if _by_time(trainer):
+            done = f"step {trainer.global_step}, {share_done(trainer):.0%} of the time"
         known = _known(trainer)
         losses = "".join(f"  {name} {known[name]:.4g}" for name in ("train/loss", "val/loss") if name in known)
         speed = f"  {self.rate:.3g} steps/s" if isfinite(self.rate) else ""

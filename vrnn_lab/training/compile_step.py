@@ -160,7 +160,8 @@ def trainer(*, compile: Compile = "off", max_steps: int | None = None, **keys: A
     All of the Trainer's parameters can be set, as +trainer.<key>=<value>.
 
     The length of a fit is counted in training steps: 2400, or trainer.max_steps. Where trainer.max_epochs is set,
-    epochs count instead; where both are set, the fit ends with whichever comes first.
+    epochs count instead. trainer.max_time ends a fit after a length of time, as 90 (seconds), 2m or 00:02:00, and the
+    learning rate then follows the time. Where several are set, the fit ends with whichever comes first.
 
     compile=on: torch.compile takes the training step but for its loops over points and solver steps. The first steps
     take one to two minutes; it pays where there are no such loops (vae: 1.4 times as fast on one core) and hardly
@@ -181,4 +182,5 @@ trainer.__annotations__ = {
     **typing.get_type_hints(pl.Trainer.__init__),
     "compile": Compile,
     "max_steps": int | None,
+    "max_time": str | int | float | None,
 }

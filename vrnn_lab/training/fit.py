@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from omegaconf import DictConfig, OmegaConf
 
 from vrnn_lab.config.compose import VOLATILE
+from vrnn_lab.config.duration import duration
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.plain import flatten, to_dict
 from vrnn_lab.config.validate import instantiate
@@ -44,6 +45,7 @@ from vrnn_lab.training import callbacks, ddp, length, out_of_time, stopping, ten
 from vrnn_lab.training.ddp import launched
 from vrnn_lab.training.devices import accelerator_of, check_accelerator, keep_memory, processes_of, strategy_of
 from vrnn_lab.training.fit_recalibration import recalibrate
+from vrnn_lab.training.time_limit import TimeLimit, limit_of, limits_of
 
 log = logging.getLogger("vrnn_lab")
 
@@ -239,8 +241,13 @@ def _log_to(file: Path):
             handler.close()
 
 
-def trainer_of(parts: Parts, folder: Path, watching: Sequence[Callback] = ()) -> pl.Trainer:
-    """Return the Trainer of a run: its checkpoints, TensorBoard events and figures go to the folder."""
+def trainer_of(
+    parts: Parts, folder: Path, watching: Sequence[Callback] = (), limit: float | None = None
+) -> pl.Trainer:
+    """Return the Trainer of a run: its checkpoints, TensorBoard events and figures go to the folder.
+
+    limit: the seconds after which the fit ends.
+    """
     # Every validation writes last.ckpt; best.ckpt is the best by val/loss.
     saver = checkpoints.Checkpoints(
         dirpath=folder / run_files.CHECKPOINTS,
@@ -269,6 +276,9 @@ def trainer_of(parts: Parts, folder: Path, watching: Sequence[Callback] = ()) ->
         *watching,
         saver,
     ]
+    if limit is not None:
+        by_time = planned.get("val_check_interval") == sys.maxsize
+        parts_of_run.insert(0, TimeLimit(limit, usual, by_time))
     if planned.get("val_check_interval"):
         parts_of_run.append(callbacks.LastStep())
     return instantiate(
@@ -282,6 +292,7 @@ def trainer_of(parts: Parts, folder: Path, watching: Sequence[Callback] = ()) ->
         plugins=[checkpoints.CheckpointFiles()],
         profiler=config.trainer.get("profiler") or callbacks.Unprofiled(),
         **planned,
+        max_time=None,  # the callback TimeLimit ends such a fit
         default_root_dir=str(folder),
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -296,7 +307,8 @@ def _run(parts: Parts, folder: Path, watching: Sequence[Callback] = (), quiet: b
 
 
 def _fit_and_score(parts: Parts, folder: Path, watching: Sequence[Callback], quiet: bool) -> dict[str, Any] | None:
-    trainer = trainer_of(parts, folder, watching)
+    limit = limit_of(parts.config, out_of_time.wanted(parts, quiet))
+    trainer = trainer_of(parts, folder, watching, limit)
     seconds = _set_threads(parts, trainer, folder)
     log.debug("torch %s, %d threads, %s", torch.__version__, torch.get_num_threads(), trainer.strategy.root_device)
     if trainer.is_global_zero and not (folder / run_files.FIT).exists():
@@ -304,7 +316,7 @@ def _fit_and_score(parts: Parts, folder: Path, watching: Sequence[Callback], qui
         out_of_time.check(parts)
         if not (folder / run_files.LAST).exists():
             _log_summary(parts, level)
-        log.log(level, "%s", _fit_summary(parts, trainer, seconds))
+        log.log(level, "%s", _fit_summary(parts, trainer, seconds, limit))
     fit = _fit(parts, trainer, folder)
     if not trainer.is_global_zero:
         return None
@@ -367,27 +379,26 @@ def _log_summary(parts: Parts, level: int) -> None:
         log.log(max(level, logging.WARNING) if level > logging.DEBUG else level, "warning: %s", sentence)
 
 
-def _fit_summary(parts: Parts, trainer: pl.Trainer, seconds: float | None) -> str:
-    """Return a line on a fit: its length in steps and epochs, the model's size, and a rough time."""
+def _fit_summary(parts: Parts, trainer: pl.Trainer, seconds: float | None, limit: float | None) -> str:
+    """Return a line on a fit: its length in steps and epochs, the model's size, and a rough time.
+
+    seconds: those of a training step, where it was timed. limit: the seconds after which the fit ends.
+    """
     batches = max(1, len(parts.data.train_dataloader()))
     accumulated = trainer.accumulate_grad_batches
     steps_of_epoch = -(-batches // accumulated)
     if isinstance(trainer.limit_train_batches, int):
         steps_of_epoch = max(1, min(steps_of_epoch, trainer.limit_train_batches // accumulated))
+    each = None if seconds is None else OVERHEAD * accumulated * seconds
     by_epochs = (trainer.max_epochs or -1) * steps_of_epoch
-    steps = min(each for each in (by_epochs, trainer.max_steps) if each > 0)
+    by_time = max(1, int(limit / each)) if limit and each else -1
+    steps = min((each for each in (by_epochs, trainer.max_steps, by_time) if each > 0), default=None)
     number, size = torch.get_num_threads(), sum(p.numel() for p in parts.model.parameters())
-    epochs = f"{steps / steps_of_epoch:.3g} epochs of {steps_of_epoch}"
-    text = f"training: {steps} steps ({epochs}), {size:,} parameters, {number} thread{'s' * (number > 1)}"
-    return text if seconds is None else f"{text}, about {_duration(OVERHEAD * steps * accumulated * seconds)}"
-
-
-def _duration(seconds: float) -> str:
-    """Return a rough duration as text."""
-    if seconds < 60:
-        return f"{max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    shape = f"{size:,} parameters, {number} thread{'s' * (number > 1)}"
+    count = "" if steps is None else f"{steps} steps ({steps / steps_of_epoch:.3g} epochs of {steps_of_epoch}), "
+    if limit is None or (steps is not None and steps != by_time and each and steps * each < limit):
+        return f"training: {count}{shape}" + (f", about {duration(steps * each)}" if each and steps else "")
+    return f"training: for {duration(limit)} (trainer.max_time), {'at about ' * bool(count)}{count}{shape}"
 
 
 def _recalibrate(
@@ -429,7 +440,8 @@ def _train(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, Any]:
         last, checkpoint = resumed
         log.log(logging.INFO if trainer.is_global_zero else logging.DEBUG, "resuming from %s", last)
         check_channels(checkpoint["channels"], parts)
-        if _stopped_early(checkpoint):  # interrupted after the decision to stop, which is kept
+        limits = limits_of(trainer)
+        if _stopped_early(checkpoint, limits):  # interrupted after the decision to stop, which is kept
             known = checkpoint["callbacks"]
             cost = _cost(parts, checkpoint["epoch"] + 1, checkpoint["global_step"], known["Timer"]["seconds"])
             return cost | callbacks.course(known["Course"]["losses"])
@@ -443,8 +455,11 @@ def _train(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, Any]:
     return _cost(parts, trainer.current_epoch, trainer.global_step, seconds) | course
 
 
-def _stopped_early(checkpoint: dict[str, Any]) -> bool:
+def _stopped_early(checkpoint: dict[str, Any], limits: Sequence[float] = ()) -> bool:
+    """Return whether the fit of a checkpoint was stopped; limits: of its time, in seconds, where it has one."""
     known = checkpoint["callbacks"]
+    if known.get("TimeLimit", {}).get("ended") in limits:
+        return True
     states = [v for k, v in known.items() if k.startswith("EarlyStopping")]
     clearly_worse = known.get("StopWhenWorse", {}).get("stopped", False)
     return clearly_worse or any(state["wait_count"] >= state["patience"] for state in states)

@@ -85,7 +85,7 @@ def measured(parts: Parts, folder: Path, among_others: bool = False) -> OutOfTim
             return OutOfTime(**read_json(file, AGAIN))
         except TypeError as error:
             raise DamagedError(f"{file} was not written by vrnn_lab: {error}. {AGAIN}") from error
-    if not _wanted(parts, among_others):
+    if not wanted(parts, among_others):
         return None
     steps = checkpoints.read(folder / run_files.BEST)["global_step"]
     log.info("out-of-time validation: a second fit of %d steps, without the second half of each series", steps)
@@ -101,7 +101,8 @@ def check(parts: Parts) -> None:
         raise ConfigError(f"out_of_time=true: {reason}; leave it out, for the default out_of_time=auto.")
 
 
-def _wanted(parts: Parts, among_others: bool) -> bool:
+def wanted(parts: Parts, among_others: bool) -> bool:
+    """Return whether the second fit is to be made; among_others as in `measured`."""
     chosen = parts.config.get("out_of_time", False)  # runs of earlier versions have no such key
     return not _impossible(parts) if chosen == "auto" and not among_others else chosen is True
 
@@ -198,6 +199,7 @@ def _fit(second: Parts, steps: int) -> None:
         devices=config.trainer.devices,
         max_epochs=-1,
         max_steps=steps,
+        max_time=None,
         check_val_every_n_epoch=None,
         val_check_interval=None,
         limit_val_batches=0,
