@@ -15,9 +15,11 @@ from helpers.oracle import QUESTIONS, Oracle, small_data
 from helpers.pools import pool_of
 from helpers.predictions import KEYS, ask, parts_of, table
 from helpers.small import asked, batch_of, model_of, scale_of
-from vrnn_lab import evaluate, predict
+from vrnn_lab import evaluate, predict, sample
 from vrnn_lab.cli.arguments import folders_of
+from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.core.densities import log_mean_exp
+from vrnn_lab.core.files import write_json
 from vrnn_lab.core.tasks import DensityTask
 from vrnn_lab.evaluation.evaluate import evaluate as scores_of
 from vrnn_lab.evaluation.recalibration import Recalibration
@@ -25,6 +27,7 @@ from vrnn_lab.evaluation.scores import sample_scores
 from vrnn_lab.forecaster import Forecaster
 from vrnn_lab.forecasting import ensemble
 from vrnn_lab.forecasting.ensemble import APART, Ensemble, Recalibrations, load_runs
+from vrnn_lab.forecasting.mixture_folder import Mixture, expanded
 
 
 def alone(pool: Ensemble, batch, samples: int, seed: int = 5) -> list:
@@ -49,6 +52,32 @@ def test_draws_are_split_evenly_and_the_density_is_the_mixture_with_equal_shares
     mean, std = (torch.stack([getattr(each, name) for each in told]) for name in ("mean", "std"))
     torch.testing.assert_close(found.mean, mean.mean(0))
     torch.testing.assert_close(found.std, (std.square().mean(0) + mean.var(0, correction=0)).sqrt())
+
+
+def test_weights_are_the_shares_of_draws_and_of_the_density():
+    weights = [0.62, 0.08, 0.3]
+    pool, batch = pool_of(weights=weights), asked(batch_of())
+    with pool.fixed_noise(5):
+        found = pool.predict(batch, 50)
+    counts = [31, 4, 15]
+    told = _alone_by_count(pool, batch, counts)
+    assert found.paths.shape[0] == sum(counts)
+    nll = torch.stack([sample_scores(each, batch.values)["nll"] for each in told])
+    shares = torch.tensor(counts).double().div(50).log()[:, None, None, None]
+    torch.testing.assert_close(sample_scores(found, batch.values)["nll"], -torch.logsumexp(shares - nll, 0))
+    every = torch.cat([each.paths for each in told]).sort(0).values
+    torch.testing.assert_close(found.paths.sort(0).values, every)
+    with pool.fixed_noise(5):
+        few = pool.predict(batch, 3)  # every member gives one draw at least
+    assert len(few.paths) == 3
+    both = torch.stack([member.log_weights(whole_points(2), 4).double() for member in pool_of("rnn", "rnn_gmm")])
+    pair = pool_of("rnn", "rnn_gmm", weights=[0.9, 0.1])
+    expected = torch.logsumexp(both + torch.tensor([0.9, 0.1]).double().log()[:, None, None], 0)
+    torch.testing.assert_close(pair.log_weights(whole_points(2), 4), expected)
+
+
+def _alone_by_count(pool: Ensemble, batch, counts: list[int]) -> list:
+    return [alone(pool, batch, count)[number] for number, count in enumerate(counts)]
 
 
 def test_two_equal_members_do_not_share_their_noise():
@@ -179,6 +208,34 @@ def test_run_names_several_folders_and_commas_may_be_part_of_one(tmp_path, monke
             names(text)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"runs": ["a", "../b"], "weights": [0.5, 0.5]},
+        {"runs": ["a", "a"], "weights": [0.5, 0.5]},
+        {"runs": ["a", "b"], "weights": [0.5, 0.6]},
+        {"runs": ["a"], "weights": []},
+        {"runs": [], "weights": []},
+        {"runs": "a", "weights": [1.0]},
+        {"runs": ["a", "b"], "weights": [1.5, -0.5]},
+    ],
+)
+def test_a_folder_that_holds_no_mixture_is_refused(content, tmp_path):
+    write_json(tmp_path / "mixture.json", content)
+    with pytest.raises(ValueError, match="holds no mixture; expected"):
+        expanded([tmp_path])
+
+
+def test_mixtures_within_a_list_of_runs_keep_their_shares(tmp_path):
+    Mixture((tmp_path / "a", tmp_path / "b"), (0.8, 0.2)).save(tmp_path)
+    found = expanded([tmp_path, tmp_path / "c"])
+    assert found.folders == (tmp_path / "a", tmp_path / "b", tmp_path / "c")
+    assert found.weights == pytest.approx((0.4, 0.1, 0.5)) and found.unequal == found.weights
+    assert expanded([tmp_path / "c", tmp_path / "d"]).unequal is None
+    with pytest.raises(ConfigError, match="named twice"):
+        expanded([tmp_path, tmp_path / "b"])
+
+
 # ---- the commands -----------------------------------------------------------------------------------------
 
 
@@ -212,6 +269,28 @@ def test_predict_and_forecaster_say_the_same_of_several_runs(runs, monkeypatch, 
         forecaster.fit(table())
     with pytest.raises(ValueError, match="each once"):
         Forecaster.load(["a", "a"])
+
+
+@pytest.mark.slow
+def test_a_folder_of_a_mixture_answers_with_its_weights(runs, monkeypatch, capsys):
+    table().to_csv(runs / "mine.csv", index=False)
+    Mixture((runs / "a", runs / "b"), (0.75, 0.25)).save(runs)
+    try:
+        asked_for = "run=. input=mine.csv output=out.csv horizon=2 every=1 draws=8"
+        assert call(predict, asked_for, monkeypatch, runs) == 0
+        found = Forecaster.load(runs).predict(table(), horizon=2, every=1, draws=8)
+        pd.testing.assert_frame_equal(pd.read_csv(runs / "out.csv"), found, check_dtype=False, rtol=1e-12)
+        one, two = (
+            Forecaster.load(name).predict(table(), horizon=2, every=1, draws=n, seed=seed)
+            for name, n, seed in (("a", 6, 0), ("b", 2, APART))
+        )
+        np.testing.assert_allclose(found["mean"], 0.75 * one["mean"] + 0.25 * two["mean"])
+        assert call(evaluate, "run=. evaluate.samples=2", monkeypatch, runs) == 0
+        assert "with the weights 0.75, 0.25" in capsys.readouterr().out
+        assert call(sample, "run=.", monkeypatch, runs) == 2
+        assert "holds a mixture of runs; name one of them, such as a" in capsys.readouterr().err
+    finally:
+        (runs / "mixture.json").unlink()
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ distance to the nearest observation and by channel, and PIT histograms. Writes o
   run                  the folder of a finished run, or of one interrupted after its first checkpoint; or several,
                        run=a,b,c: the mixture of their predictions with equal weights, scored by the protocol of the
                        first run; nll is that of the mixture (a bound where one of theirs is; a mixture has no loss).
+                       The folder of vrnn_lab.auto stands for its runs with their weights.
                        Their data keys must be the same, so that none was trained on a test series. Each is
                        recalibrated by its own factors, in a backtest too; nothing is fitted
   evaluate.forecast.seen=30, evaluate.interpolation.seen=0.1, evaluate.samples=1000, ...   another protocol
@@ -49,13 +50,15 @@ def main() -> int:
     from vrnn_lab.config.plain import flatten, to_dict
     from vrnn_lab.forecasting.ensemble import check_splits, load_runs
     from vrnn_lab.forecasting.forecast import recalibration_of
+    from vrnn_lab.forecasting.mixture_folder import expanded
     from vrnn_lab.reports.run_table import print_run
     from vrnn_lab.runs.build import score
     from vrnn_lab.runs.folder import config_to_build
     from vrnn_lab.runs.provenance import data_changed
     from vrnn_lab.runs.trust import trust_of
 
-    folders, split = folders_of(given), given.get("split", "test")
+    mixture, split = expanded(folders_of(given)), given.get("split", "test")
+    folders = list(mixture.folders)
     if split not in ("val", "test"):
         raise ConfigError(f"split={split}: expected val or test.")
     refit, plan = bool_argument(given, "recalibrate"), plan_of(given)
@@ -78,7 +81,8 @@ def main() -> int:
     if plan and not refit and (idle := [k for k in changes if k.startswith("evaluate.") and k != "evaluate.draws"]):
         raise ConfigError(f"a backtest does not use {idle[0]}; the only evaluate.* key it reads is evaluate.draws.")
     check_splits(folders)
-    parts = load_runs(folders, from_overrides([f"{key}={value}" for key, value in changes.items()]), trust)
+    changed = from_overrides([f"{key}={value}" for key, value in changes.items()])
+    parts = load_runs(folders, changed, trust, mixture.unequal)
     if not any(key.startswith("data.") for key in changes) and data_changed(folders[0], parts.config):
         log.warning(
             "warning: the file %s has changed since %s was trained; the scores are of its present content, "
@@ -92,7 +96,8 @@ def main() -> int:
     if plan:
         print_backtest(parts, plan, split, factors, given.get("output"))
     else:
-        print_run(folders, score(parts) | _recalibrated(parts, split, factors), split, parts.data)
+        scores = score(parts) | _recalibrated(parts, split, factors)
+        print_run(folders, scores, split, parts.data, mixture.unequal)
     return 0
 
 

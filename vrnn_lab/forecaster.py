@@ -19,6 +19,7 @@ from vrnn_lab.data.table.time_format import spans
 from vrnn_lab.forecasting.crossings import DRAWS, Level
 from vrnn_lab.forecasting.ensemble import Ensemble, check_splits, load_runs
 from vrnn_lab.forecasting.forecast import Forecasts, Query, recalibration_of, schema_of
+from vrnn_lab.forecasting.mixture_folder import expanded
 from vrnn_lab.runs.build import Parts, load_parts
 
 Ahead = float | int | str | timedelta  # in the data's unit of time; for dates also a text such as 1h, or a Timedelta
@@ -53,7 +54,8 @@ class Forecaster:
         """Load a run that is finished, or interrupted after its first checkpoint, whatever started it; or several.
 
         Several folders give one forecaster: the mixture of the runs' predictions with equal weights, each
-        recalibrated by its own factors. Raise ConfigError where they differ in channels, covariates, units or kind of
+        recalibrated by its own factors. The folder of vrnn_lab.auto gives the mixture of its runs with their weights.
+        Raise ConfigError where they differ in channels, covariates, units or kind of
         time.
 
         trust: names of the modules of your own classes that the runs are built of and that you have not imported;
@@ -63,9 +65,11 @@ class Forecaster:
         folders = [folder] if isinstance(folder, (str, Path)) else list(folder)
         if len({Path(path).absolute() for path in folders}) < max(1, len(folders)):
             raise ConfigError(f"Forecaster.load({folders}): expected one run folder, or several, each once.")
-        forecaster = cls(folder=folders[0])
+        mixture = expanded([Path(path) for path in folders])
+        forecaster = cls(folder=mixture.folders[0])
         modules = (trust,) if isinstance(trust, str) else trust
-        forecaster._parts = load_runs(folders, trust=modules if isinstance(modules, bool) else tuple(modules))
+        allowed = modules if isinstance(modules, bool) else tuple(modules)
+        forecaster._parts = load_runs(mixture.folders, trust=allowed, weights=mixture.unequal)
         return forecaster
 
     def fit(

@@ -31,7 +31,8 @@ With horizon= also the time at which a level is crossed:
                        within the horizon and so also between two queried times; for model=linear_sde
 
   run                  the folder of a finished run, or of one interrupted after its first checkpoint; or several,
-                       run=a,b,c: their predictions are mixed with equal weights, each recalibrated by its factors
+                       run=a,b,c: their predictions are mixed with equal weights, each recalibrated by its factors;
+                       or the folder of vrnn_lab.auto, whose runs are mixed with its weights
   input                the series, as for training: .csv, .csv.gz or .parquet, rows in any order, empty = not observed
   output               .csv or .parquet: id, time, channel, mean, std, q05, q25, q50, q75, q95, in the data's units
   id= time= channel= value=   the columns' names, where they are not those the run was trained on; id=null: one series
@@ -107,6 +108,7 @@ def main() -> int:
             column_names(Path(given[key]).expanduser(), key)
     from vrnn_lab.forecasting.ensemble import load_runs
     from vrnn_lab.forecasting.forecast import Forecasts, Query, schema_of
+    from vrnn_lab.forecasting.mixture_folder import expanded
     from vrnn_lab.runs.trust import trust_of
 
     trust = trust_of(given.get("trust", ""))
@@ -123,9 +125,10 @@ def main() -> int:
     query = Query(
         at, *ahead, fill, seed=int_argument(given, "seed", 0, 0), recalibrate=recalibrate, when=when, **counts
     )
-    parts = load_runs(folders, trust=trust)
+    mixture = expanded(folders)
+    parts = load_runs(mixture.folders, trust=trust, weights=mixture.unequal)
     named = {key: None if given[key] == "null" else given[key] for key in COLUMNS if key in given}
-    forecasts = Forecasts.of(parts, source, query, schema_of(parts.config, named), folders[0])
+    forecasts = Forecasts.of(parts, source, query, schema_of(parts.config, named), mixture.folders[0])
     write(forecasts, output, most, in_memory=not stream and forecasts.small)
     return 0
 

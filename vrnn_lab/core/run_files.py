@@ -9,6 +9,7 @@ BEST, LAST, BEFORE_LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt", "che
 FIT, THREADS = "checkpoints/fit.json", "checkpoints/threads.json"
 METRICS, CALIBRATION, RECALIBRATION = "metrics.json", "calibration.json", "recalibration.json"
 OUT_OF_TIME, LOG, LOCK, FRAME = "out_of_time.json", "run.log", ".lock", "data.csv"
+MIXTURE = "mixture.json"  # of the folder of vrnn_lab.auto, in which the run folders lie
 
 
 @dataclass(frozen=True)

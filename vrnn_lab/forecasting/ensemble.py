@@ -41,8 +41,14 @@ class PooledPrediction(Prediction):
     def of(
         cls, members: Sequence[Prediction], batches: Sequence[TimeSeries], batch: TimeSeries, samples: int
     ) -> "PooledPrediction":
-        """Pool predictions of equally many draws: draw s comes from member s modulo their number."""
-        paths = torch.stack([member.paths for member in members], 1).flatten(0, 1)[:samples]
+        """Pool predictions, and keep `samples` paths, in which the members' draws alternate by their numbers.
+
+        Of equally many draws, draw s comes from member s modulo the number of members.
+        """
+        places = [(draw / len(member.paths), number) for number, member in enumerate(members)
+                  for draw in range(len(member.paths))]  # fmt: skip
+        order = sorted(range(len(places)), key=places.__getitem__)[:samples]
+        paths = torch.cat([member.paths for member in members])[order]
         paths = torch.where(batch.seen, batch.values.to(paths), paths)
         return cls(paths, _joined([member.density for member in members]), tuple(members), tuple(batches))
 
@@ -54,22 +60,24 @@ def _joined(densities: list[Density]) -> Density:
 
 
 class Ensemble(SequenceModel):
-    """Mix several fitted models with equal weights (a linear opinion pool, Stone 1961).
+    """Mix several fitted models with fixed weights, by default equal ones (a linear opinion pool, Stone 1961).
 
-    p(x) = 1/M sum_m p_m(x) for a whole series, p(x | observed) = 1/M sum_m p_m(x | observed) for queried values.
+    p(x) = sum_m w_m p_m(x) for a whole series, p(x | observed) = sum_m w_m p_m(x | observed) for queried values.
 
-    Predictions: every member gives ceil(samples / M) draws, all of which enter the density, so that weights are
-    equal; of the paths the first `samples` are kept, draw s from member s modulo M, so that the numbers of draws of
-    two members differ by one at most. Each member has its own noise: member m is seeded with the seed plus m 2^32.
-    Since the numbers of draws are fixed and not random, pairs of draws come from different members a little more
-    often than for independent draws: the spread term of CRPS and energy score is too large by at most 1 / (samples -
-    1) of the difference between the mean distance of draws of two members and that of draws of one.
+    Predictions with equal weights: every member gives ceil(samples / M) draws, all of which enter the density, so
+    that weights are equal; of the paths the first `samples` are kept, draw s from member s modulo M, so that the
+    numbers of draws of two members differ by one at most. With other weights member m gives about w_m samples draws,
+    at least one, so that weights are rounded to multiples of 1 / samples. Each member has its own noise: member m is
+    seeded with the seed plus m 2^32. Since the numbers of draws are fixed and not random, pairs of draws come from
+    different members a little more often than for independent draws: the spread term of CRPS and energy score is too
+    large by at most 1 / (samples - 1) of the difference between the mean distance of draws of two members and that of
+    draws of one.
 
-    Likelihoods: logmeanexp of `log_weights` bounds log p(x) from below where those of members do, as an ELBO (one
-    sample) or IWAE: the mean of unbiased estimates of all p_m(x) is unbiased for p(x), and by Jensen its expected
-    logarithm is at most log p(x). It is exact where all members are. There is no loss: a member's loss is a noisy
-    estimate of its bound that mixes closed-form KLs with draws; logmeanexp is convex, and that of such estimates may
-    exceed log p(x).
+    Likelihoods: the weighted logmeanexp of `log_weights` bounds log p(x) from below where those of members do, as an
+    ELBO (one sample) or IWAE: the weighted mean of unbiased estimates of all p_m(x) is unbiased for p(x), and by
+    Jensen its expected logarithm is at most log p(x). It is exact where all members are. There is no loss: a member's
+    loss is a noisy estimate of its bound that mixes closed-form KLs with draws; logmeanexp is convex, and that of
+    such estimates may exceed log p(x).
 
     The scale is that of the first member, with the shortest of the members' longest training windows, so that none
     predicts over a longer window than it was trained on. For a query beyond the longest window, members that do not
@@ -80,13 +88,19 @@ class Ensemble(SequenceModel):
     has_loss = False
     members: nn.ModuleList
 
-    def __init__(self, members: Sequence[SequenceModel], names: Sequence[str]):
-        """Build the mixture of `members`; `names` are their run folders, by which messages call them."""
+    def __init__(
+        self, members: Sequence[SequenceModel], names: Sequence[str], weights: Sequence[float] | None = None
+    ):
+        """Build the mixture of `members`; `names` are their run folders, by which messages call them.
+
+        weights: one for each member, which sum to 1; None: equal weights.
+        """
         first = members[0]
         longest = torch.stack([member.scale.longest for member in members]).min()
         recipe = Recipe(first.recipe.optim, first.recipe.schedule)
         super().__init__(replace(first.scale, longest=longest), recipe, first.head)
         self.members, self.names, self.seed = nn.ModuleList(members), tuple(names), first.seed
+        self.weights = None if weights is None else tuple(weights)
         self.causal = all(member.causal for member in members)
         self.classifier = first.classifier if self._same_labels() else None
 
@@ -121,13 +135,30 @@ class Ensemble(SequenceModel):
         Its logmeanexp over samples bounds log p(x) from below. samples: the number of each member. Raise ValueError
         outside of the density task, as `SequenceModel.log_weights`.
         """
-        return log_mean_exp(torch.stack([member.log_weights(batch, samples).double() for member in self]))
+        each = torch.stack([member.log_weights(batch, samples).double() for member in self])
+        if self.weights is None:
+            return log_mean_exp(each)
+        return torch.logsumexp(each + each.new_tensor(self.weights).log()[:, None, None], 0)
+
+    def _draws(self, samples: int) -> list[int]:
+        """Return the number of draws of each member; with unequal weights the largest remainders are rounded up."""
+        count = len(self.members)
+        if self.weights is None:
+            return [-(-samples // count)] * count
+        shares = [weight * samples for weight in self.weights]
+        draws = [max(1, int(share)) for share in shares]
+        by_rest = sorted(range(count), key=lambda number: draws[number] - shares[number])  # the largest rest first
+        for number in by_rest[: max(0, samples - sum(draws))]:
+            draws[number] += 1
+        draws[draws.index(max(draws))] -= max(0, sum(draws) - samples)
+        return draws
 
     def predict(self, batch: TimeSeries, samples: int) -> PooledPrediction:
         """Return joint draws given the observed values, in the data's units, and their densities.
 
-        The draws have shape (samples, batch, time, dim). The density has ceil(samples / M) M components on its first
-        axis. Raise ConfigError for fewer samples than members.
+        The draws have shape (samples, batch, time, dim). The density has one component for each draw of a member on
+        its first axis: with equal weights ceil(samples / M) M, else `samples`. Raise ConfigError for fewer samples
+        than members.
         """
         count = len(self.members)
         if samples < count:
@@ -136,7 +167,8 @@ class Ensemble(SequenceModel):
                 f"set draws={count} or more (for evaluate: evaluate.draws)."
             )
         batches = [batch if member.keep_start == self.keep_start else self._latest(batch) for member in self]
-        predictions = [member.predict(own, -(-samples // count)) for member, own in zip(self, batches, strict=True)]
+        draws = self._draws(samples)
+        predictions = [member.predict(own, n) for member, own, n in zip(self, batches, draws, strict=True)]
         return PooledPrediction.of(predictions, batches, batch, samples)
 
     def _latest(self, batch: TimeSeries) -> TimeSeries:
@@ -154,8 +186,10 @@ class Ensemble(SequenceModel):
         return replace(batch, **masks, window=window, most_seen=None, longest_gap=None, opens_seen=False)
 
     def classify(self, batch: TimeSeries, samples: int = 10) -> Float[Tensor, "batch *time classes"]:
-        """Return the members' mean probability of each class, given the observed values."""
-        return torch.stack([member.classify(batch, samples) for member in self]).mean(0)
+        """Return the members' weighted mean probability of each class, given the observed values."""
+        weights = self.weights or [1 / len(self.members)] * len(self.members)
+        each = [weight * member.classify(batch, samples) for member, weight in zip(self, weights, strict=True)]
+        return torch.stack(each).sum(0)
 
     @contextmanager
     def fixed_noise(self, seed: int) -> Iterator[None]:
@@ -199,11 +233,16 @@ class Recalibrations:
         ]
 
 
-def load_runs(folders: Sequence[str | Path], changes: DictConfig | None = None, trust: Trust = ()) -> Parts:
+def load_runs(
+    folders: Sequence[str | Path],
+    changes: DictConfig | None = None,
+    trust: Trust = (),
+    weights: Sequence[float] | None = None,
+) -> Parts:
     """Load the fitted parts of a run folder; for several folders, their ensemble with the first one's data.
 
-    changes: merged into the config of the first run, whose tasks and data count. trust: as in `load_parts`. Raise
-    ConfigError where the runs cannot be combined.
+    weights: of the runs, which sum to 1; None: equal ones. changes: merged into the config of the first run, whose
+    tasks and data count. trust: as in `load_parts`. Raise ConfigError where the runs cannot be combined.
     """
     first, *others = (Path(folder) for folder in folders)
     parts = load_parts(first, changes, trust)
@@ -212,7 +251,8 @@ def load_runs(folders: Sequence[str | Path], changes: DictConfig | None = None, 
     runs = [parts, *(load_parts(folder, trust=trust) for folder in others)]
     for folder, other in zip(others, runs[1:], strict=True):
         _check_alike(str(first), parts, str(folder), other)
-    return replace(parts, model=Ensemble([run.model for run in runs], [str(folder) for folder in (first, *others)]))
+    names = [str(folder) for folder in (first, *others)]
+    return replace(parts, model=Ensemble([run.model for run in runs], names, weights))
 
 
 CURES = {

@@ -40,12 +40,16 @@ def paper() -> Terminal:
 
 
 def print_run(
-    folders: Sequence[Path], metrics: dict[str, Any], split: str = "test", data: SeriesData | None = None
+    folders: Sequence[Path],
+    metrics: dict[str, Any],
+    split: str = "test",
+    data: SeriesData | None = None,
+    weights: Sequence[float] | None = None,
 ) -> str:
     """Print the scores of the model and of the baselines on held-out points, then the paths; return the printed text.
 
-    folders: of the run, or of the runs of an ensemble. data: adds the calibration of the intervals, by distance to
-    the observed points and by channel.
+    folders: of the run, or of the runs of an ensemble. weights: of these runs, None for equal ones. data: adds the
+    calibration of the intervals, by distance to the observed points and by channel.
     """
     console = paper()
     mixed = _has_units(folders[0]) and _several(metrics, split)
@@ -57,7 +61,8 @@ def print_run(
         console.print(calibration)
     console.print(_facts(metrics, split), soft_wrap=True)
     if len(folders) > 1:
-        console.print(f"ensemble {len(folders)} runs with equal weights: 'this model' is their mixture")
+        how = "equal weights" if weights is None else f"the weights {', '.join(map(number, weights))}"
+        console.print(f"ensemble {len(folders)} runs with {how}: 'this model' is their mixture")
     for folder in folders:
         console.print(f"run      {folder}", soft_wrap=True)
     for figure in sorted((folders[0] / run_files.FIGURES).glob("*.png")) if len(folders) == 1 else []:

@@ -149,6 +149,8 @@ def load_parts(folder: str | Path, changes: DictConfig | None = None, trust: Tru
     would build anything else or has no checkpoint; DamagedError where a file is not as it was written.
     """
     folder = Path(folder)
+    if (folder / run_files.MIXTURE).is_file():
+        raise ConfigError(f"{folder} holds a mixture of runs; name one of them, such as {_a_run_in(folder)}.")
     config = config_to_build(folder, trust)
     if changes is not None:
         config = DictConfig(OmegaConf.merge(config, changes))
@@ -170,6 +172,11 @@ def load_parts(folder: str | Path, changes: DictConfig | None = None, trust: Tru
         raise DamagedError(f"{file} does not fit the model of {folder / run_files.CONFIG}: {reason}") from error
     parts.model.eval()
     return parts
+
+
+def _a_run_in(folder: Path) -> Path:
+    """Return the first of the run folders within a folder, or the folder itself where it holds none."""
+    return min((path.parent.parent for path in folder.glob(f"*/{run_files.CONFIG}")), default=folder)
 
 
 def roles_of(config: DictConfig, scale: Scale) -> ColumnRoles:
