@@ -40,6 +40,8 @@ The protocol
     every channel in its own units. Coverage is over all values. Its standard error takes the series of a panel, and
     the origins or gaps of a record, as independent.
   * rnn+linear_sde are the two runs of this folder queried as one, Forecaster.load([...]); they are fitted first.
+  * auto is `vrnn_lab.auto(frame, question=..., budget=120)`: it gets the table alone, guesses its columns and
+    periods, and for forecasts of a record is told how far ahead it will be queried.
 """
 
 import json
@@ -60,10 +62,11 @@ from cheap_baselines import SharedProcess, rules, training_moments, with_spread
 from held_out import QUESTIONS, HeldOut, Query, channels_of, coverage_error, hold_out, score_gaussians, score_tables
 from real_sets import SETS, RealSet, table_of
 
-MODELS = ("baselines", "gp", "rnn", "vrnn", "latent_ode", "latent_sde", "linear_sde", "rnn+linear_sde")
+MODELS = ("baselines", "gp", "rnn", "vrnn", "latent_ode", "latent_sde", "linear_sde", "rnn+linear_sde", "auto")
 WITHOUT_TRAINING = MODELS[:2]
 BASELINES = ("mean", "last", "drift", "half", "linear", "seasonal", "seasonal drift")
 PATHS = 99
+BUDGET = 120  # seconds that vrnn_lab.auto is given
 HOLDS = (0.85, 0.95)  # a 90 % interval is said to hold where its coverage lies within
 
 
@@ -195,7 +198,10 @@ def run_job(job: Job, folder: Path, overrides: tuple[str, ...]) -> None:
             run = folder / "runs" / job.name
             shutil.rmtree(run, ignore_errors=True)  # what a killed fit left
             typed = overrides_of(real, job, overrides)
-            forecaster, fitted = fit(real, task, typed, run)
+            if job.model == "auto":
+                forecaster, fitted = chosen(real, task, job, run)
+            else:
+                forecaster, fitted = fit(real, task, typed, run)
         scores = score_tables(real, task.queries, lambda query: predict(real, forecaster, query))
         _write(folder, job, task, scores, began, fit_s=fitted, typed=typed, overrides=list(overrides))
 
@@ -209,6 +215,28 @@ def fit(real: RealSet, task: HeldOut, typed: list[str], folder: Path):
     forecaster = vrnn_lab.Forecaster(*typed, folder=folder)
     forecaster.fit(task.given, id=real.id, time="time", values=values, static=real.static)
     return forecaster, time.perf_counter() - began
+
+
+def chosen(real: RealSet, task: HeldOut, job: Job, folder: Path):
+    """The Forecaster that vrnn_lab.auto finds, and the seconds that it took."""
+    import vrnn_lab
+
+    began = time.perf_counter()
+    columns = [name for name in ("id", "time") if name in task.given] + channels_of(real, task.given)
+    asked: dict[str, Any] = {"question": "fill" if job.question == "gaps" else "ahead"}
+    if job.question == "forecast" and not real.panel:
+        asked["horizon"] = max(map(_reach, task.queries))
+    frame = task.given[[*columns, *real.static]]
+    found = vrnn_lab.auto(frame, budget=BUDGET, folder=folder, seed=job.seed, **asked)
+    return found, time.perf_counter() - began
+
+
+def _reach(query: Query) -> Any:
+    """How far after the last seen time a query reaches."""
+    times = [query.queried["time"].max(), query.seen["time"].max()]
+    if isinstance(times[0], str):
+        times = [pd.Timestamp(moment) for moment in times]
+    return times[0] - times[1]
 
 
 def together(job: Job, folder: Path) -> Any:

@@ -26,7 +26,7 @@ from vrnn_lab.evaluation.recalibration import Recalibration
 from vrnn_lab.evaluation.scores import sample_scores
 from vrnn_lab.forecaster import Forecaster
 from vrnn_lab.forecasting import ensemble
-from vrnn_lab.forecasting.ensemble import APART, Ensemble, Recalibrations, load_runs
+from vrnn_lab.forecasting.ensemble import APART, Ensemble, Recalibrations, Weights, load_runs
 from vrnn_lab.forecasting.mixture_folder import Mixture, expanded
 
 
@@ -55,8 +55,8 @@ def test_draws_are_split_evenly_and_the_density_is_the_mixture_with_equal_shares
 
 
 def test_weights_are_the_shares_of_draws_and_of_the_density():
-    weights = [0.62, 0.08, 0.3]
-    pool, batch = pool_of(weights=weights), asked(batch_of())
+    weights = (0.62, 0.08, 0.3)
+    pool, batch = pool_of(weights=Weights(weights, weights)), asked(batch_of())
     with pool.fixed_noise(5):
         found = pool.predict(batch, 50)
     counts = [31, 4, 15]
@@ -71,9 +71,29 @@ def test_weights_are_the_shares_of_draws_and_of_the_density():
         few = pool.predict(batch, 3)  # every member gives one draw at least
     assert len(few.paths) == 3
     both = torch.stack([member.log_weights(whole_points(2), 4).double() for member in pool_of("rnn", "rnn_gmm")])
-    pair = pool_of("rnn", "rnn_gmm", weights=[0.9, 0.1])
+    pair = pool_of("rnn", "rnn_gmm", weights=Weights((0.9, 0.1), (0.5, 0.5)))
     expected = torch.logsumexp(both + torch.tensor([0.9, 0.1]).double().log()[:, None, None], 0)
     torch.testing.assert_close(pair.log_weights(whole_points(2), 4), expected)
+
+
+def test_a_forecast_has_weights_of_its_own_and_a_member_without_weight_is_not_asked():
+    pool, batch = pool_of(weights=Weights((0.5, 0.5, 0.0), (0.0, 0.25, 0.75))), batch_of()
+    early = torch.arange(8) < 5
+    later = replace(batch, seen=batch.known & early[:, None], scored=batch.known & ~early[:, None])
+    both = replace(batch, seen=batch.known & (early & (torch.arange(8) != 2))[:, None])
+    both = replace(both, scored=batch.known & ~both.seen)
+    with pool.fixed_noise(5):
+        ahead, gaps = pool.predict(later, 8), pool.predict(both, 8)
+        with pool.one_question():
+            mixed = pool.predict(later, 8)
+    assert (ahead.numbers, gaps.numbers, mixed.numbers) == ((1, 2), (0, 1), (0, 1))
+    assert [len(each.paths) for each in ahead.members] == [2, 6]
+    told = _alone_by_count(pool, later, [1, 2, 6])
+    torch.testing.assert_close(ahead.mean, 0.25 * told[1].mean + 0.75 * told[2].mean)
+    factors = Recalibration(("a", "b"), *torch.full((2, 2), 2.0).double())
+    wider = Recalibrations(pool.names, (None, None, factors)).apply(ahead, later)
+    torch.testing.assert_close(wider.density.std[:2], ahead.density.std[:2])
+    torch.testing.assert_close(wider.members[1].std, factors.apply(told[2], later).std)
 
 
 def _alone_by_count(pool: Ensemble, batch, counts: list[int]) -> list:
@@ -211,13 +231,13 @@ def test_run_names_several_folders_and_commas_may_be_part_of_one(tmp_path, monke
 @pytest.mark.parametrize(
     "content",
     [
-        {"runs": ["a", "../b"], "weights": [0.5, 0.5]},
-        {"runs": ["a", "a"], "weights": [0.5, 0.5]},
-        {"runs": ["a", "b"], "weights": [0.5, 0.6]},
-        {"runs": ["a"], "weights": []},
-        {"runs": [], "weights": []},
-        {"runs": "a", "weights": [1.0]},
-        {"runs": ["a", "b"], "weights": [1.5, -0.5]},
+        {"runs": ["a", "../b"], "gaps": [0.5, 0.5], "ahead": [0.5, 0.5]},
+        {"runs": ["a", "a"], "gaps": [0.5, 0.5], "ahead": [0.5, 0.5]},
+        {"runs": ["a", "b"], "gaps": [0.5, 0.5], "ahead": [0.5, 0.6]},
+        {"runs": ["a"], "gaps": [], "ahead": [1.0]},
+        {"runs": [], "gaps": [], "ahead": []},
+        {"runs": "a", "gaps": [1.0], "ahead": [1.0]},
+        {"runs": ["a", "b"], "gaps": [1.5, -0.5], "ahead": [0.5, 0.5]},
     ],
 )
 def test_a_folder_that_holds_no_mixture_is_refused(content, tmp_path):
@@ -227,10 +247,11 @@ def test_a_folder_that_holds_no_mixture_is_refused(content, tmp_path):
 
 
 def test_mixtures_within_a_list_of_runs_keep_their_shares(tmp_path):
-    Mixture((tmp_path / "a", tmp_path / "b"), (0.8, 0.2)).save(tmp_path)
+    Mixture((tmp_path / "a", tmp_path / "b"), Weights((0.8, 0.2), (0.0, 1.0))).save(tmp_path)
     found = expanded([tmp_path, tmp_path / "c"])
     assert found.folders == (tmp_path / "a", tmp_path / "b", tmp_path / "c")
-    assert found.weights == pytest.approx((0.4, 0.1, 0.5)) and found.unequal == found.weights
+    assert found.weights == Weights((0.4, 0.1, 0.5), (0.0, 0.5, 0.5)) and found.unequal == found.weights
+    assert str(found.weights) == "0.4, 0.1, 0.5 for gaps and 0, 0.5, 0.5 for forecasts"
     assert expanded([tmp_path / "c", tmp_path / "d"]).unequal is None
     with pytest.raises(ConfigError, match="named twice"):
         expanded([tmp_path, tmp_path / "b"])
@@ -274,7 +295,7 @@ def test_predict_and_forecaster_say_the_same_of_several_runs(runs, monkeypatch, 
 @pytest.mark.slow
 def test_a_folder_of_a_mixture_answers_with_its_weights(runs, monkeypatch, capsys):
     table().to_csv(runs / "mine.csv", index=False)
-    Mixture((runs / "a", runs / "b"), (0.75, 0.25)).save(runs)
+    Mixture((runs / "a", runs / "b"), Weights((0.75, 0.25), (0.75, 0.25))).save(runs)
     try:
         asked_for = "run=. input=mine.csv output=out.csv horizon=2 every=1 draws=8"
         assert call(predict, asked_for, monkeypatch, runs) == 0

@@ -12,8 +12,9 @@ from helpers.predictions import KEYS, table
 from vrnn_lab import evaluate, predict
 from vrnn_lab.cli.arguments import run_command
 from vrnn_lab.config.compose import compose
+from vrnn_lab.config.plain import typed
 from vrnn_lab.evaluation.recalibration import Recalibration
-from vrnn_lab.forecaster import Forecaster, typed
+from vrnn_lab.forecaster import Forecaster
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,14 @@
 
 from typing import TYPE_CHECKING
 
-__all__ = ["Forecaster", "__version__", "build", "load"]
+__all__ = ["Forecaster", "__version__", "auto", "build", "load"]
 
 if TYPE_CHECKING:
     __version__: str
     from pathlib import Path
     from typing import Any
 
+    from vrnn_lab.auto import auto as auto
     from vrnn_lab.data.base import SeriesData
     from vrnn_lab.forecaster import Forecaster as Forecaster
     from vrnn_lab.models.base import SequenceModel
@@ -50,6 +51,10 @@ def __getattr__(name: str) -> "Any":
             return version("vrnn_lab")
         except PackageNotFoundError:  # a checkout on the path that is not installed
             return "unknown"
+    if name == "auto":
+        import vrnn_lab.auto
+
+        return vrnn_lab.auto
     if name != "Forecaster":
         raise AttributeError(f"module 'vrnn_lab' has no attribute '{name}'")
     from vrnn_lab.forecaster import Forecaster

@@ -8,6 +8,7 @@ from vrnn_lab.cli.suggestions import did_you_mean
 from vrnn_lab.config.errors import ConfigError
 
 COMMANDS = {
+    "auto": "find a good model for a table, within a stated time",
     "run": "train a model and score it; -m sweeps, resume=<run folder> resumes",
     "search": "search good values of a model's keys",
     "report": "compare runs in tables and on a page",

@@ -1,10 +1,10 @@
 """Fit a model to a data frame and query it, as the commands do with files."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
-from re import Match, escape, sub
+from re import escape, sub
 from typing import Any
 
 import pandas as pd
@@ -12,6 +12,7 @@ import pandas as pd
 from vrnn_lab.cli.arguments import refuse_repeated
 from vrnn_lab.config.compose import choices, compose
 from vrnn_lab.config.errors import ConfigError
+from vrnn_lab.config.plain import typed
 from vrnn_lab.config.validate import check
 from vrnn_lab.core import run_files
 from vrnn_lab.core.files import write_whole
@@ -228,14 +229,3 @@ def of_frame(message: str, file: Path) -> str:
     message = sub(rf"{read}[^)]*\)", "frame = frame", message)
     message = sub(r"(; frame)?\.to_csv\('[^']*', index=False\)", "", message)
     return message.replace(str(file), "the data frame")
-
-
-def typed(name: Any) -> str:
-    """Return a name, a list of names, or None, as typed after key=, quoted so that Hydra reads it back unchanged."""
-    if name is None:
-        return "null"
-    if isinstance(name, list):
-        return f"[{','.join(map(typed, name))}]"
-    # Hydra reads backslashes as escapes only before a quotation mark.
-    escaped: Callable[[Match[str]], str] = lambda match: 2 * match[1] + ('\\"' if match[2] else "")
-    return '"' + sub(r'(\\*)("|\Z)', escaped, str(name).replace("${", "\\${")) + '"'

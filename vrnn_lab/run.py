@@ -258,6 +258,10 @@ def main() -> int:
     _import_training()
     folders = [a.partition("=")[2] for a in argv if a.startswith("resume=")]
     check_launch(argv)
+    if folders and (Path(folders[-1]) / run_files.STUDY).is_file():
+        from vrnn_lab.auto import resume as resume_study
+
+        return resume_study(Path(folders[-1]), [a for a in argv if not a.startswith("resume=")])
     if folders:
         return resume(Path(folders[-1]), [a for a in argv if not a.startswith("resume=")])
     if _sweeps(argv) and not any(a.startswith("sweep=") for a in argv):

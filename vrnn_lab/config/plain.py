@@ -1,6 +1,7 @@
 """Convert configs to plain dictionaries."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from re import Match, sub
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -42,3 +43,14 @@ def nodes(node: Any, path: str = "") -> Iterator[tuple[str, dict]]:
     elif isinstance(node, list):
         for place, value in enumerate(node):
             yield from nodes(value, f"{path}[{place}]")
+
+
+def typed(name: Any) -> str:
+    """Return a name, a list of names, or None, as typed after key=, quoted so that Hydra reads it back unchanged."""
+    if name is None:
+        return "null"
+    if isinstance(name, list):
+        return f"[{','.join(map(typed, name))}]"
+    # Hydra reads backslashes as escapes only before a quotation mark.
+    escaped: Callable[[Match[str]], str] = lambda match: 2 * match[1] + ('\\"' if match[2] else "")
+    return '"' + sub(r'(\\*)("|\Z)', escaped, str(name).replace("${", "\\${")) + '"'

@@ -39,6 +39,11 @@ class Density(ABC):
         """Return the smallest std of any component, which heads compare with their floor."""
         return self.std
 
+    @property
+    def draws(self) -> int:
+        """Return how many standard normal numbers one draw of a point takes."""
+        return self.mean.shape[-1]
+
     @abstractmethod
     def log_prob_each(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Return the marginal log density (..., dim) of each channel at a value (..., dim)."""
@@ -156,6 +161,10 @@ class Mixture(Density):
     @property
     def narrowest(self):
         return self.stds.amin(-2)
+
+    @property
+    def draws(self):
+        return self.means.shape[-1] + 1  # the first one chooses the component
 
     def _standard(self, value: Tensor) -> Tensor:
         return (value[..., None, :] - self.means) / self.stds
@@ -283,11 +292,16 @@ class Stacked(Density):
     def narrowest(self):
         return torch.cat([part.narrowest for part in self.parts])
 
+    @property
+    def draws(self):
+        return max(part.draws for part in self.parts)
+
     def log_prob_each(self, value):
         return torch.cat([part.log_prob_each(value) for part in self.parts])
 
     def draw(self, noise):
-        raise ValueError("densities of different kinds need different noise; draw from each of the parts.")
+        parts = noise.split([len(part.mean) for part in self.parts])
+        return torch.cat([p.draw(each[..., : p.draws]) for p, each in zip(self.parts, parts, strict=True)])
 
     def affine(self, factor, shift):
         return Stacked(tuple(part.affine(factor, shift) for part in self.parts))

@@ -8,8 +8,9 @@ CHECKPOINTS, FIGURES = "checkpoints", "figures"
 BEST, LAST, BEFORE_LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt", "checkpoints/before_last.ckpt"
 FIT, THREADS = "checkpoints/fit.json", "checkpoints/threads.json"
 METRICS, CALIBRATION, RECALIBRATION = "metrics.json", "calibration.json", "recalibration.json"
+OUT_OF_TIME_VALUES = "out_of_time.npz"
 OUT_OF_TIME, LOG, LOCK, FRAME = "out_of_time.json", "run.log", ".lock", "data.csv"
-MIXTURE = "mixture.json"  # of the folder of vrnn_lab.auto, in which the run folders lie
+MIXTURE, STUDY = "mixture.json", "auto.json"  # of the folder of vrnn_lab.auto, in which the run folders lie
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ FILES = (
     File(BEFORE_LAST, "runs.checkpoints", "at each validation", "the one before, kept until the last one is whole"),
     File(BEST, "runs.checkpoints", "at each validation", "weights of the lowest val/loss, which all commands use"),
     File(OUT_OF_TIME, "training.out_of_time", "after the fit", "how well a second fit forecast each second half"),
+    File(OUT_OF_TIME_VALUES, "training.out_of_time", "after the fit", "the scores of the single values behind it"),
     File(FIT, "training.fit", "after the fit", "seconds, steps and parameters of the fit; the fit is not repeated"),
     File(RECALIBRATION, "training.fit_recalibration", "after the fit", "factors of the intervals, for `predict`"),
     File("figures/*.png", "figures", "after the fit", "the pictures"),

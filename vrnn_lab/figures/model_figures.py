@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
+from vrnn_lab.core.densities import Density
 from vrnn_lab.core.files import replacing
 from vrnn_lab.core.series import TimeSeries, pick
 from vrnn_lab.core.tasks import DensityTask, Forecast, Interpolate, Task
@@ -169,7 +170,7 @@ def _predict_bands(model, batch: TimeSeries, grid: Float64[Tensor, "batch grid"]
         density = model.predict(queries.to(model.device), SAMPLES).density
         means = values = shown(density.mean)
         if model.head.support == "real":  # binary values have no useful quantiles
-            values = torch.cat([shown(density.draw(noise)) for noise in _noises(model, density.mean, seed)])
+            values = torch.cat([shown(density.draw(noise)) for noise in _noises(density, seed)])
     there = pick(queries.counts, place)
     return PredictiveBands(
         pick(queries.times, place), there, model.causal, means[:LINES], means.mean(0), _quantiles(values)
@@ -183,12 +184,12 @@ def _quantiles(values: Float[Tensor, "draws batch place dim"]) -> Float[Tensor, 
     return torch.cat(parts, 1).unflatten(1, values.shape[1:])
 
 
-def _noises(model, like: Tensor, seed: int):
+def _noises(density: Density, seed: int):
     """Yield observation noise that is equal at all times, so that quantiles over it are exact and smooth in time."""
-    generator = torch.Generator().manual_seed(seed)
+    generator, like = torch.Generator().manual_seed(seed), density.mean
     values = like[..., : style.CHANNELS].numel()
     for _ in range(max(1, min(REPEATS, MOST_VALUES // max(1, values)))):
-        noise = torch.randn(SAMPLES, 1, 1, model.head.draws, generator=generator, dtype=torch.float64)
+        noise = torch.randn(len(like), 1, 1, density.draws, generator=generator, dtype=torch.float64)
         yield noise.expand(-1, *like.shape[1:3], -1).to(like)
 
 

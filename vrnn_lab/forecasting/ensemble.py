@@ -17,7 +17,7 @@ from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.plain import to_dict
 from vrnn_lab.core.densities import Bernoulli, Density, Stacked, log_mean_exp
 from vrnn_lab.core.series import TimeSeries
-from vrnn_lab.evaluation.recalibration import Recalibration
+from vrnn_lab.evaluation.recalibration import Recalibration, ahead
 from vrnn_lab.forecasting.context_window import choose_window
 from vrnn_lab.models.base import Prediction, SequenceModel
 from vrnn_lab.models.recipe import Recipe
@@ -36,10 +36,16 @@ class PooledPrediction(Prediction):
 
     members: tuple[Prediction, ...]
     batches: tuple[TimeSeries, ...]  # the batch that each member predicted
+    numbers: tuple[int, ...]  # the place of each member in the ensemble, in which some may have no weight
 
     @classmethod
     def of(
-        cls, members: Sequence[Prediction], batches: Sequence[TimeSeries], batch: TimeSeries, samples: int
+        cls,
+        members: Sequence[Prediction],
+        batches: Sequence[TimeSeries],
+        numbers: Sequence[int],
+        batch: TimeSeries,
+        samples: int,
     ) -> "PooledPrediction":
         """Pool predictions, and keep `samples` paths, in which the members' draws alternate by their numbers.
 
@@ -50,13 +56,37 @@ class PooledPrediction(Prediction):
         order = sorted(range(len(places)), key=places.__getitem__)[:samples]
         paths = torch.cat([member.paths for member in members])[order]
         paths = torch.where(batch.seen, batch.values.to(paths), paths)
-        return cls(paths, _joined([member.density for member in members]), tuple(members), tuple(batches))
+        density = _joined([member.density for member in members])
+        return cls(paths, density, tuple(members), tuple(batches), tuple(numbers))
 
 
 def _joined(densities: list[Density]) -> Density:
     if isinstance(densities[0], Bernoulli):  # its type decides how quantiles are computed (`summary`), so keep it
         return Bernoulli.stack(densities, torch.cat)
     return Stacked(tuple(densities))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Hold the weights of an ensemble's members, which sum to 1, for gaps and for forecasts."""
+
+    gaps: tuple[float, ...]
+    ahead: tuple[float, ...]
+
+    def __str__(self) -> str:
+        words = [", ".join(f"{weight:.3g}" for weight in weights) for weights in (self.gaps, self.ahead)]
+        return words[0] if self.gaps == self.ahead else f"{words[0]} for gaps and {words[1]} for forecasts"
+
+
+def draws_of(weights: Sequence[float], samples: int) -> list[int]:
+    """Return how many of `samples` draws each member gives: its share, rounded, and at least one for any weight."""
+    shares = [weight * samples for weight in weights]
+    draws = [max(1, int(share)) if share else 0 for share in shares]
+    by_rest = sorted(range(len(shares)), key=lambda number: draws[number] - shares[number])  # the largest rest first
+    for number in by_rest[: max(0, samples - sum(draws))]:
+        draws[number] += 1
+    draws[draws.index(max(draws))] -= max(0, sum(draws) - samples)
+    return draws
 
 
 class Ensemble(SequenceModel):
@@ -67,11 +97,11 @@ class Ensemble(SequenceModel):
     Predictions with equal weights: every member gives ceil(samples / M) draws, all of which enter the density, so
     that weights are equal; of the paths the first `samples` are kept, draw s from member s modulo M, so that the
     numbers of draws of two members differ by one at most. With other weights member m gives about w_m samples draws,
-    at least one, so that weights are rounded to multiples of 1 / samples. Each member has its own noise: member m is
-    seeded with the seed plus m 2^32. Since the numbers of draws are fixed and not random, pairs of draws come from
-    different members a little more often than for independent draws: the spread term of CRPS and energy score is too
-    large by at most 1 / (samples - 1) of the difference between the mean distance of draws of two members and that of
-    draws of one.
+    at least one, so that weights are rounded to multiples of 1 / samples; there may be others for forecasts. Each
+    member has its own noise: member m is seeded with the seed plus m 2^32. Since the numbers of draws are fixed and
+    not random, pairs of draws come from different members a little more often than for independent draws: the spread
+    term of CRPS and energy score is too large by at most 1 / (samples - 1) of the difference between the mean
+    distance of draws of two members and that of draws of one.
 
     Likelihoods: the weighted logmeanexp of `log_weights` bounds log p(x) from below where those of members do, as an
     ELBO (one sample) or IWAE: the weighted mean of unbiased estimates of all p_m(x) is unbiased for p(x), and by
@@ -86,21 +116,21 @@ class Ensemble(SequenceModel):
 
     takes_covariates = takes_error = True
     has_loss = False
+    mixed = False  # whether a batch may hold queries of both kinds (`one_question`)
     members: nn.ModuleList
 
-    def __init__(
-        self, members: Sequence[SequenceModel], names: Sequence[str], weights: Sequence[float] | None = None
-    ):
+    def __init__(self, members: Sequence[SequenceModel], names: Sequence[str], weights: Weights | None = None):
         """Build the mixture of `members`; `names` are their run folders, by which messages call them.
 
-        weights: one for each member, which sum to 1; None: equal weights.
+        weights: None: equal ones. A batch of which only points after the last observed ones are queried is predicted
+        with those for forecasts, any other, and the density of a whole series, with those for gaps.
         """
         first = members[0]
         longest = torch.stack([member.scale.longest for member in members]).min()
         recipe = Recipe(first.recipe.optim, first.recipe.schedule)
         super().__init__(replace(first.scale, longest=longest), recipe, first.head)
         self.members, self.names, self.seed = nn.ModuleList(members), tuple(names), first.seed
-        self.weights = None if weights is None else tuple(weights)
+        self.weights = weights
         self.causal = all(member.causal for member in members)
         self.classifier = first.classifier if self._same_labels() else None
 
@@ -138,20 +168,25 @@ class Ensemble(SequenceModel):
         each = torch.stack([member.log_weights(batch, samples).double() for member in self])
         if self.weights is None:
             return log_mean_exp(each)
-        return torch.logsumexp(each + each.new_tensor(self.weights).log()[:, None, None], 0)
+        return torch.logsumexp(each + each.new_tensor(self.weights.gaps).log()[:, None, None], 0)
 
-    def _draws(self, samples: int) -> list[int]:
-        """Return the number of draws of each member; with unequal weights the largest remainders are rounded up."""
+    def _draws(self, batch: TimeSeries, samples: int) -> list[int]:
+        """Return the number of draws of each member for the question of a batch."""
         count = len(self.members)
         if self.weights is None:
             return [-(-samples // count)] * count
-        shares = [weight * samples for weight in self.weights]
-        draws = [max(1, int(share)) for share in shares]
-        by_rest = sorted(range(count), key=lambda number: draws[number] - shares[number])  # the largest rest first
-        for number in by_rest[: max(0, samples - sum(draws))]:
-            draws[number] += 1
-        draws[draws.index(max(draws))] -= max(0, sum(draws) - samples)
-        return draws
+        queried = batch.scored & ~batch.seen
+        later = bool(queried.any()) and not bool((queried & ~ahead(batch)[..., None]).any())
+        return draws_of(self.weights.ahead if later and not self.mixed else self.weights.gaps, samples)
+
+    @contextmanager
+    def one_question(self) -> Iterator[None]:
+        """Predict all batches within the block with the weights for gaps, so that none depends on other queries."""
+        self.mixed = True
+        try:
+            yield
+        finally:
+            self.mixed = False
 
     def predict(self, batch: TimeSeries, samples: int) -> PooledPrediction:
         """Return joint draws given the observed values, in the data's units, and their densities.
@@ -160,16 +195,19 @@ class Ensemble(SequenceModel):
         its first axis: with equal weights ceil(samples / M) M, else `samples`. Raise ConfigError for fewer samples
         than members.
         """
-        count = len(self.members)
-        if samples < count:
+        least = self.weights and max(sum(w > 0 for w in each) for each in (self.weights.gaps, self.weights.ahead))
+        if samples < (count := least or len(self.members)):
             raise ConfigError(
                 f"{samples} draws are too few for an ensemble of {count} runs: expected at least one draw per run; "
                 f"set draws={count} or more (for evaluate: evaluate.draws)."
             )
-        batches = [batch if member.keep_start == self.keep_start else self._latest(batch) for member in self]
-        draws = self._draws(samples)
-        predictions = [member.predict(own, n) for member, own, n in zip(self, batches, draws, strict=True)]
-        return PooledPrediction.of(predictions, batches, batch, samples)
+        predictions, batches, numbers = [], [], []
+        for number, (member, draws) in enumerate(zip(self, self._draws(batch, samples), strict=True)):
+            if draws:
+                batches.append(batch if member.keep_start == self.keep_start else self._latest(batch))
+                predictions.append(member.predict(batches[-1], draws))
+                numbers.append(number)
+        return PooledPrediction.of(predictions, batches, numbers, batch, samples)
 
     def _latest(self, batch: TimeSeries) -> TimeSeries:
         """Return the batch over the windows of members that do not keep the start of a series."""
@@ -187,7 +225,7 @@ class Ensemble(SequenceModel):
 
     def classify(self, batch: TimeSeries, samples: int = 10) -> Float[Tensor, "batch *time classes"]:
         """Return the members' weighted mean probability of each class, given the observed values."""
-        weights = self.weights or [1 / len(self.members)] * len(self.members)
+        weights = self.weights.gaps if self.weights else [1 / len(self.members)] * len(self.members)
         each = [weight * member.classify(batch, samples) for member, weight in zip(self, weights, strict=True)]
         return torch.stack(each).sum(0)
 
@@ -212,10 +250,10 @@ class Recalibrations:
         """Return the pool of the members' predictions, each rescaled about its own mean; observed values stay."""
         assert isinstance(prediction, PooledPrediction)
         members = [
-            factors.apply(member, own) if factors else member
-            for factors, member, own in zip(self.factors, prediction.members, prediction.batches, strict=True)
+            factors.apply(member, own) if (factors := self.factors[number]) else member
+            for number, member, own in zip(prediction.numbers, prediction.members, prediction.batches, strict=True)
         ]
-        return PooledPrediction.of(members, prediction.batches, batch, len(prediction.paths))
+        return PooledPrediction.of(members, prediction.batches, prediction.numbers, batch, len(prediction.paths))
 
     def changed(self, batch: TimeSeries) -> Bool[Tensor, "batch time dim"]:
         """Return the mask of values that some member's factor changes."""
@@ -237,11 +275,11 @@ def load_runs(
     folders: Sequence[str | Path],
     changes: DictConfig | None = None,
     trust: Trust = (),
-    weights: Sequence[float] | None = None,
+    weights: Weights | None = None,
 ) -> Parts:
     """Load the fitted parts of a run folder; for several folders, their ensemble with the first one's data.
 
-    weights: of the runs, which sum to 1; None: equal ones. changes: merged into the config of the first run, whose
+    weights: of the runs; None: equal ones. changes: merged into the config of the first run, whose
     tasks and data count. trust: as in `load_parts`. Raise ConfigError where the runs cannot be combined.
     """
     first, *others = (Path(folder) for folder in folders)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -193,7 +194,9 @@ class Forecasts:
     def _predict(self, batch: TimeSeries, notices: list[Notices]) -> Prediction:
         """Return the recalibrated prediction of a batch; all predictions are made here."""
         model = self.parts.model
-        with model.fixed_noise(self.query.seed):
+        # at= may name gaps and later times, and an ensemble may have other weights for each
+        one = model.one_question() if isinstance(model, Ensemble) and self.query.at is not None else nullcontext()
+        with model.fixed_noise(self.query.seed), one:
             batch = batch.to(model.device)
             level = self.query.when
             if level and level.signal:

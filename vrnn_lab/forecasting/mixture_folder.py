@@ -9,41 +9,49 @@ from typing import Any
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.core.files import DamagedError, read_json, write_json
 from vrnn_lab.core.run_files import MIXTURE
+from vrnn_lab.forecasting.ensemble import Weights
 
 CURE = "Run the same vrnn_lab.auto command again, which writes it anew from the runs of the folder."
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """Hold run folders and their weights, which sum to 1."""
+    """Hold run folders and their weights."""
 
     folders: tuple[Path, ...]
-    weights: tuple[float, ...]
+    weights: Weights
 
     @property
-    def unequal(self) -> tuple[float, ...] | None:
+    def unequal(self) -> Weights | None:
         """Return the weights where they differ, None where all are equal."""
-        return self.weights if max(self.weights) > min(self.weights) else None
+        every = {*self.weights.gaps, *self.weights.ahead}
+        return self.weights if len(every) > 1 else None
 
     def save(self, folder: Path) -> None:
         """Write <folder>/mixture.json; the runs lie in folders directly within `folder`."""
-        write_json(folder / MIXTURE, {"runs": [run.name for run in self.folders], "weights": list(self.weights)})
+        names = [run.name for run in self.folders]
+        write_json(folder / MIXTURE, {"runs": names, "gaps": self.weights.gaps, "ahead": self.weights.ahead})
 
     @classmethod
     def read(cls, folder: Path) -> "Mixture":
         """Read <folder>/mixture.json; raise DamagedError for one that no command of ours wrote."""
         content = read_json(folder / MIXTURE, CURE)
-        names: list[Any] = content["runs"] if isinstance(content.get("runs"), list) else []
-        weights: list[Any] = content["weights"] if isinstance(content.get("weights"), list) else []
-        good = len(names) == len(weights) > 0
+        names, gaps, later = (_list(content.get(key)) for key in ("runs", "gaps", "ahead"))
+        good = len({*map(str, names)}) == len(names) == len(gaps) == len(later) > 0
         good = good and all(isinstance(n, str) and Path(n).name == n not in ("", ".", "..") for n in names)
-        good = good and all(isinstance(w, (int, float)) and 0 < w <= 1 for w in weights)
-        if not good or not math.isclose(sum(weights), 1, abs_tol=1e-6) or len({*names}) < len(names):
+        for weights in (gaps, later):
+            good = good and all(isinstance(w, (int, float)) and 0 <= w <= 1 for w in weights)
+            good = good and math.isclose(sum(weights), 1, abs_tol=1e-6)
+        if not good:
             raise DamagedError(
                 f"{folder / MIXTURE} holds no mixture; expected the names of runs in this folder, each once, and "
-                f"their weights, which sum to 1. {CURE}"
+                f"their weights for gaps and for forecasts, which sum to 1. {CURE}"
             )
-        return cls(tuple(folder / name for name in names), tuple(map(float, weights)))
+        return cls(tuple(folder / name for name in names), Weights(tuple(gaps), tuple(later)))
+
+
+def _list(content: Any) -> list[Any]:
+    return content if isinstance(content, list) else []
 
 
 def expanded(folders: Sequence[Path]) -> Mixture:
@@ -51,11 +59,13 @@ def expanded(folders: Sequence[Path]) -> Mixture:
 
     Raise ConfigError where a run is named twice.
     """
-    runs: dict[Path, float] = {}
+    runs: dict[Path, tuple[float, float]] = {}
     for folder in folders:
-        part = Mixture.read(folder) if (folder / MIXTURE).is_file() else Mixture((folder,), (1.0,))
-        for run, weight in zip(part.folders, part.weights, strict=True):
+        alone = Mixture((folder,), Weights((1.0,), (1.0,)))
+        part = Mixture.read(folder) if (folder / MIXTURE).is_file() else alone
+        for run, gaps, later in zip(part.folders, part.weights.gaps, part.weights.ahead, strict=True):
             if run in runs:
                 raise ConfigError(f"{run} is named twice, once within {folder}; name it once.")
-            runs[run] = weight / len(folders)
-    return Mixture(tuple(runs), tuple(runs.values()))
+            runs[run] = gaps / len(folders), later / len(folders)
+    gaps, later = zip(*runs.values(), strict=True)
+    return Mixture(tuple(runs), Weights(gaps, later))

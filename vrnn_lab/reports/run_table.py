@@ -44,7 +44,7 @@ def print_run(
     metrics: dict[str, Any],
     split: str = "test",
     data: SeriesData | None = None,
-    weights: Sequence[float] | None = None,
+    weights: Any = None,
 ) -> str:
     """Print the scores of the model and of the baselines on held-out points, then the paths; return the printed text.
 
@@ -61,7 +61,7 @@ def print_run(
         console.print(calibration)
     console.print(_facts(metrics, split), soft_wrap=True)
     if len(folders) > 1:
-        how = "equal weights" if weights is None else f"the weights {', '.join(map(number, weights))}"
+        how = "equal weights" if weights is None else f"the weights {weights}"
         console.print(f"ensemble {len(folders)} runs with {how}: 'this model' is their mixture")
     for folder in folders:
         console.print(f"run      {folder}", soft_wrap=True)

@@ -278,7 +278,8 @@ def trainer_of(
     ]
     if limit is not None:
         by_time = planned.get("val_check_interval") == sys.maxsize
-        parts_of_run.insert(0, TimeLimit(limit, usual, by_time))
+        level = logging.DEBUG if watching else logging.INFO
+        parts_of_run.insert(0, TimeLimit(limit, usual, by_time, level))
     if planned.get("val_check_interval"):
         parts_of_run.append(callbacks.LastStep())
     return instantiate(

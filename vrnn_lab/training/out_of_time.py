@@ -28,6 +28,7 @@ from vrnn_lab.evaluation.recalibration import (
     FEWEST,
     LEAST,
     Beyond,
+    Recalibration,
     beyond_training,
     evenly,
     factors_of,
@@ -35,6 +36,7 @@ from vrnn_lab.evaluation.recalibration import (
     possible,
 )
 from vrnn_lab.evaluation.scores import ScoreAccumulator
+from vrnn_lab.evaluation.value_scores import ValueScores, value_scores
 from vrnn_lab.forecasting.backtest import Folds
 from vrnn_lab.forecasting.context_window import choose_window
 from vrnn_lab.runs import checkpoints
@@ -88,26 +90,30 @@ def measured(parts: Parts, folder: Path, among_others: bool = False) -> OutOfTim
     if not wanted(parts, among_others):
         return None
     steps = checkpoints.read(folder / run_files.BEST)["global_step"]
-    log.info("out-of-time validation: a second fit of %d steps, without the second half of each series", steps)
-    result = validate(parts, max(1, steps))
-    if result:
-        result.save(folder)
+    level = logging.DEBUG if among_others else logging.INFO
+    log.log(level, "out-of-time validation: a second fit of %d steps, without the second half of each series", steps)
+    found = validate(parts, max(1, steps))
+    if not found:
+        return None
+    result, values = found
+    values.save(folder / run_files.OUT_OF_TIME_VALUES)
+    result.save(folder)
     return result
 
 
 def check(parts: Parts) -> None:
     """Raise ConfigError, before anything is trained, where the config requires a second fit that cannot be made."""
-    if parts.config.get("out_of_time") is True and (reason := _impossible(parts)):
+    if parts.config.get("out_of_time") is True and (reason := impossible(parts)):
         raise ConfigError(f"out_of_time=true: {reason}; leave it out, for the default out_of_time=auto.")
 
 
 def wanted(parts: Parts, among_others: bool) -> bool:
     """Return whether the second fit is to be made; among_others as in `measured`."""
     chosen = parts.config.get("out_of_time", False)  # runs of earlier versions have no such key
-    return not _impossible(parts) if chosen == "auto" and not among_others else chosen is True
+    return not impossible(parts) if chosen == "auto" and not among_others else chosen is True
 
 
-def _impossible(parts: Parts) -> str:
+def impossible(parts: Parts) -> str:
     """Return why no second fit can be made, empty where one can."""
     scale = parts.model.scale
     if not possible(parts.model, parts.protocol):
@@ -122,10 +128,11 @@ def _impossible(parts: Parts) -> str:
     return ""
 
 
-def validate(parts: Parts, steps: int) -> OutOfTime | None:
+def validate(parts: Parts, steps: int) -> tuple[OutOfTime, ValueScores] | None:
     """Fit a second model of the same config for `steps` steps without the second half of each series, and score it.
 
-    Return None where the series are too short, or where that fit failed to give finite numbers.
+    Return the result, and the scores of single values of the recalibrated second model. Return None where the series
+    are too short, or where that fit failed to give finite numbers.
     """
     cut = without_ends(parts.data)
     queries = ends(parts.data, cut.scale, parts.model.keep_start) if cut else None
@@ -137,7 +144,14 @@ def validate(parts: Parts, steps: int) -> OutOfTime | None:
     second.model.to(parts.model.device)
     if not all(bool(p.isfinite().all()) for p in second.model.parameters()):
         return None
-    return _scored(second, queries)
+    result = _scored(second, queries)
+    if result is None:
+        return None
+    ones = torch.ones(second.model.scale.dim, dtype=torch.float64)
+    factors = Recalibration(tuple(cut.channels), ones, ones, beyond=result.beyond(second.model.scale, ones))
+    batches = (batch for batch, _ in _beyond(queries, second.model.scale, second.protocol.draws))
+    draws, seed = second.protocol.draws, second.config.seed
+    return result, value_scores(second.model, batches, draws, seed, factors.apply)
 
 
 def without_ends(data: SeriesData) -> SeriesData | None:

@@ -25,12 +25,13 @@ class TimeLimit(Callback):
     KL. In a fit of several processes the first one measures the time, and the others take its measure, since all must
     take equal steps.
 
-    usual: the number of training steps of a fit without a limit, for the message at the end. paced: whether
+    usual: the number of training steps of a fit without a limit, for the message at the end, which is logged at
+    `level`. paced: whether
     validations come by time: at most VALIDATIONS of them, and with at most a tenth of the time.
     """
 
-    def __init__(self, seconds: float, usual: int, paced: bool):
-        self.seconds, self.usual, self.paced = seconds, usual, paced
+    def __init__(self, seconds: float, usual: int, paced: bool, level: int = logging.INFO):
+        self.seconds, self.usual, self.paced, self.level = seconds, usual, paced, level
         self.validated = self.cost = 0.0  # the time used at the end of the last validation, and its seconds
         self.ended: float | None = None  # the limit that ended the fit
 
@@ -82,7 +83,7 @@ class TimeLimit(Callback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         if self.ended is not None and trainer.is_global_zero:
-            log.info("%s", self.report(trainer.global_step, losses_of(trainer), timer_of(trainer).metrics))
+            log.log(self.level, "%s", self.report(trainer.global_step, losses_of(trainer), timer_of(trainer).metrics))
 
     def report(self, steps: int, losses: list[float], metrics: dict[str, float]) -> str:
         """Return what ended the fit, and what a longer one may do: losses are val/loss at its validations."""

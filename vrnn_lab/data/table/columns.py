@@ -360,6 +360,11 @@ def is_calendar(cells: Cells, column: str) -> bool:
     )
 
 
+def is_spare(cells: Cells, column: str) -> bool:
+    """Return whether a column looks like row numbers or a part of a date, and so hardly like a channel."""
+    return counts_rows(cells, column) or is_calendar(cells, column)
+
+
 def number_columns(cells: Cells, id: str | None, time: str, split: str | None, roles: ColumnRoles) -> tuple[str, ...]:
     """Return the columns of numbers that are taken as channels, and log those that are left out.
 
@@ -370,7 +375,7 @@ def number_columns(cells: Cells, id: str | None, time: str, split: str | None, r
     others = [c for c in cells.frame if c not in (id, time, split, *with_role)]
     others = [c for c in others if not c.startswith("Unnamed: ")]  # row numbers that pandas wrote
     numeric = [c for c in others if looks_like_numbers(cells, c)]
-    spare = [c for c in numeric if counts_rows(cells, c) or is_calendar(cells, c)]
+    spare = [c for c in numeric if is_spare(cells, c)]
     if len(spare) == len(numeric):  # at least one column must be a channel
         spare = []
     channels = tuple(c for c in numeric if c not in spare)

@@ -1,0 +1,321 @@
+"""vrnn_lab.auto: guesses about a table, weights of candidates, the budget, and the command as a whole."""
+
+import json
+import logging
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import vrnn_lab
+from helpers.commands import CUT, call, command
+from vrnn_lab import auto, evaluate, predict, report
+from vrnn_lab.automatic import stacking
+from vrnn_lab.automatic.column_guess import guess
+from vrnn_lab.automatic.period_guess import periods
+from vrnn_lab.automatic.study import Budget, Watch, _limit
+from vrnn_lab.config.errors import ConfigError
+from vrnn_lab.core.files import DamagedError
+from vrnn_lab.evaluation.value_scores import ValueScores, common
+from vrnn_lab.forecaster import Forecaster
+from vrnn_lab.training.fit import Pruned
+
+
+def frame_of(series: int = 30, points: int = 12, seed: int = 0) -> pd.DataFrame:
+    """Series of an Ornstein-Uhlenbeck process, each at its own times and about its own level."""
+    rng = np.random.default_rng(seed)
+    frames = []
+    for number in range(series):
+        times = np.sort(rng.uniform(0, 6, points)).round(3)
+        level, x, values = rng.normal(20, 3), 0.0, []
+        for gap in np.diff(times, prepend=times[0]):
+            decay = np.exp(-gap)
+            x = decay * x + np.sqrt(1 - decay**2) * rng.normal()
+            values.append(level + x + 0.1 * rng.normal())
+        frames.append(pd.DataFrame({"subject": f"p{number}", "week": times, "dose": number % 4, "level": values}))
+    return pd.concat(frames, ignore_index=True)
+
+
+# ---- columns ------------------------------------------------------------------------------------------------
+
+
+def test_columns_of_a_panel_are_guessed_by_name_and_content(tmp_path):
+    frame_of().to_csv(tmp_path / "a.csv", index=False)
+    found = guess(tmp_path / "a.csv", {})
+    assert (found.id, found.time, found.values, found.static) == ("subject", "week", ("level",), ("dose",))
+    assert found.guessed == ("id", "time")
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_the_long_form_and_other_names_are_understood(shuffled, tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [(u, d, kind, rng.normal()) for u in ("x", "y", "z") for d in range(20) for kind in ("hr", "bp")]
+    frame = pd.DataFrame(rows, columns=["unique_id", "ds", "kind", "y"])
+    frame["ds"] = (pd.Timestamp("2020-01-01") + pd.to_timedelta(frame["ds"], "D")).dt.strftime("%Y-%m-%d")
+    frame = frame.sample(frac=1, random_state=0) if shuffled else frame
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    found = guess(tmp_path / "a.csv", {})
+    assert (found.id, found.time, found.channel, found.value) == ("unique_id", "ds", "kind", "y")
+
+
+def test_one_record_has_no_series_column_and_row_numbers_are_no_times(tmp_path):
+    frame = pd.DataFrame({"rownames": range(1, 51), "co2": np.random.default_rng(0).normal(size=50)})
+    frame["date"] = pd.date_range("2020-01-01", periods=50).strftime("%Y-%m-%d")
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    found = guess(tmp_path / "a.csv", {})
+    assert (found.id, found.time, found.channel, found.static) == (None, "date", None, ())
+
+
+def test_what_the_user_names_is_kept(tmp_path):
+    frame_of().assign(run=lambda f: f.index % 3).to_csv(tmp_path / "a.csv", index=False)
+    found = guess(tmp_path / "a.csv", {"id": "subject", "static": ["dose"], "values": ["level"]})
+    assert (found.id, found.values, found.static, found.guessed) == ("subject", ("level",), ("dose",), ("time",))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("a,b\n", "has no rows, only the columns a, b"),
+        ("a,b\nx,y\nz,w\n", "no column holds a time in every row"),
+        ("t,v\n" + "1,2\n1,3\n2,4\n2,5\n" * 5, "a series has two rows at one time"),
+    ],
+)
+def test_a_table_that_cannot_be_guessed_is_refused_with_the_cure(content, said, tmp_path):
+    (tmp_path / "a.csv").write_text(content)
+    with pytest.raises(ConfigError, match=said):
+        guess(tmp_path / "a.csv", {})
+
+
+# ---- periods ------------------------------------------------------------------------------------------------
+
+
+def record(period: float, noise: float = 0.5, slope: float = 0.3, span: float = 60.0, seed: int = 0):
+    rng = np.random.default_rng(seed)
+    times = np.sort(rng.uniform(0, span, 400))
+    wave = np.sin(2 * np.pi * times / period) if period else np.zeros(400)
+    return [times], [(wave + slope * times + noise * rng.normal(size=400))[:, None]]
+
+
+@pytest.mark.parametrize("period", [2.5, 7.3, 11.0])
+def test_a_period_is_found_at_irregular_times_under_a_slope(period):
+    (found, share), *_ = periods(*record(period), dates=False)
+    assert found == pytest.approx(period, rel=0.01) and 0.3 < share < 1
+
+
+def test_noise_a_slope_and_a_constant_have_no_period():
+    assert periods(*record(0), dates=False) == []
+    times, values = record(0)
+    assert periods(times, [np.ones_like(values[0])], dates=False) == []
+    walk = np.cumsum(np.random.default_rng(1).normal(size=(400, 1)), 0)
+    assert len(periods(times, [walk], dates=False)) <= 1
+
+
+def test_a_period_of_dates_that_is_nearly_a_year_is_a_year():
+    times, values = record(366.0, span=3000.0, slope=0.0)
+    assert periods(times, values, dates=True)[0][0] == 365.2425
+
+
+# ---- weights ------------------------------------------------------------------------------------------------
+
+
+def scores_of(*nll: np.ndarray) -> list[ValueScores]:
+    count = len(nll[0])
+    series, time = np.repeat(np.arange(count // 10), 10), np.arange(count, dtype=float)
+    place = series, np.zeros(count), time, np.zeros(count, np.int64)
+    return [ValueScores(*place, each, np.abs(each)) for each in nll]
+
+
+def normal_nll(x: np.ndarray, mean: float, std: float = 1.0) -> np.ndarray:
+    return 0.5 * ((x - mean) / std) ** 2 + np.log(std) + 0.5 * np.log(2 * np.pi)
+
+
+def test_weights_are_those_of_the_mixture_that_made_the_values():
+    rng = np.random.default_rng(0)
+    x = np.where(rng.random(6000) < 0.3, rng.normal(-2, 1, 6000), rng.normal(2, 1, 6000))
+    found = stacking.choose(scores_of(normal_nll(x, -2), normal_nll(x, 2), normal_nll(x, 40)))
+    assert found.mixed and found.gain > 0 and sum(found.weights) == pytest.approx(1)
+    assert found.weights[0] == pytest.approx(0.3, abs=0.03) and found.weights[2] == 0
+
+
+def test_a_model_that_is_right_is_taken_alone():
+    x = np.random.default_rng(0).normal(size=2000)
+    found = stacking.choose(scores_of(normal_nll(x, 0), normal_nll(x, 1), normal_nll(x, 0, 3)))
+    assert found.weights[0] > 0.9
+    assert stacking.choose(scores_of(normal_nll(x, 0))).weights == (1.0,)
+
+
+def test_only_values_that_all_models_were_asked_for_count():
+    rng = np.random.default_rng(0)
+    one, two = scores_of(rng.normal(size=40), rng.normal(size=40))
+    order = rng.permutation(40)[:30]
+    fewer = ValueScores(*(getattr(two, name)[order] for name in vars(two)))
+    left, right = common([one, fewer])
+    assert len(left.nll) == 30 and np.array_equal(left.time, right.time)
+    np.testing.assert_array_equal(left.nll, one.nll[left.time.astype(int)])
+    np.testing.assert_array_equal(right.nll, two.nll[left.time.astype(int)])
+    with pytest.raises(ValueError, match="no value that could be scored"):
+        stacking.choose(scores_of(np.zeros(0), np.zeros(0)))
+
+
+def test_scores_of_values_are_kept_in_a_file_and_another_file_is_refused(tmp_path):
+    (scores,) = scores_of(np.arange(20.0))
+    scores.save(tmp_path / "a.npz")
+    found = ValueScores.load(tmp_path / "a.npz")
+    assert all(np.array_equal(getattr(found, name), each) for name, each in vars(scores).items())
+    for content in (b"", b"text", (tmp_path / "a.npz").read_bytes()[:200]):
+        (tmp_path / "b.npz").write_bytes(content)
+        with pytest.raises(DamagedError, match="holds no scores of values"):
+            ValueScores.load(tmp_path / "b.npz")
+
+
+# ---- the budget ---------------------------------------------------------------------------------------------
+
+
+def test_the_time_of_earlier_attempts_counts(tmp_path):
+    first = Budget.of(tmp_path, 100.0)
+    first.before = 40.0
+    first.limits["rnn"] = 12.0
+    first.save(arguments=["input=a.csv"])
+    second = Budget.of(tmp_path, 100.0)
+    assert 40 <= second.used < 45 and second.limits == {"rnn": 12.0}
+    assert json.loads((tmp_path / "auto.json").read_text())["arguments"] == ["input=a.csv"]
+
+
+def test_limits_leave_time_for_the_other_candidates_and_the_scores(tmp_path):
+    budget = Budget.of(tmp_path, 100.0)
+    models = ["linear_sde", "rnn", "latent_ode"]
+    limits = []
+    for place in range(3):
+        limits.append(_limit(budget, models[place:], [2.0] * place))
+        budget.before += limits[-1] + 2.0
+    assert all(limit > 5 for limit in limits) and sum(limits) + 3 * 2 < 95
+    assert _limit(Budget.of(tmp_path, 100.0), models, [30.0]) < 3
+
+
+def test_a_candidate_that_is_clearly_behind_is_given_up_late_in_its_fit(tmp_path):
+    watch = Watch(Budget.of(tmp_path, 100.0), best=1.0, show=lambda used: None)
+    trainer = SimpleNamespace(
+        global_step=0, estimated_stepping_batches=1.0, lightning_module=SimpleNamespace(time_used=0.5),
+        callback_metrics={"val/loss": 9.0},
+    )  # fmt: skip
+    watch.on_validation_end(trainer, None)
+    trainer.lightning_module.time_used = 0.7
+    with pytest.raises(Pruned, match="above the best candidate's, 1"):
+        watch.on_validation_end(trainer, None)
+    watch.least = 2.5  # its best checkpoint is not far behind, however bad its loss is by now
+    watch.on_validation_end(trainer, None)
+
+
+# ---- the command --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("budget=60", "input=<file> is missing"),
+        ("input=a.csv budget=soon", "budget=soon is no length of time"),
+        ("input=a.csv question=what", "question=what: expected fill, ahead or both"),
+        ("input=a.csv question=fill horizon=3", "leave one of them out"),
+        ("input=a.csv model=rnn", "'model=rnn' is not understood"),
+        ("input=a.csv trainer.max_time=3", "vrnn_lab.auto sets this key itself"),
+        ("input=none.csv", "input=none.csv does not exist"),
+        ("input=a.csv time=when", "has no column 'when'"),
+        ("input=a.csv modells=rnn", "did you mean 'models'?"),
+        ("input=a.csv models=rnnn", "rnnn"),
+        ("input=a.csv data.perid=3", "perid"),
+        ("input=a.csv optim.lr=fast budget=60", "optim.lr"),
+    ],
+)
+def test_a_wrong_call_is_one_message_and_leaves_nothing(given, said, tmp_path, monkeypatch, capsys):
+    frame_of().to_csv(tmp_path / "a.csv", index=False)
+    assert call(auto, given, monkeypatch, tmp_path) == 2
+    assert said.lower() in capsys.readouterr().err.lower()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    top = tmp_path_factory.mktemp("auto")
+    frame_of().to_csv(top / "a.csv", index=False)
+    done = command("auto", "input=a.csv", "models=linear_sde,rnn", "trainer=cpu", "evaluate.draws=19", "budget=40",
+                   "output=found", folder=top, figures=True)  # fmt: skip
+    return top, done
+
+
+@pytest.mark.slow
+def test_the_command_says_what_it_saw_and_what_to_use(study):
+    top, done = study
+    shown = done.stdout
+    assert "id=subject, time=week (guessed: id, time); channels level; static covariates dose" in shown
+    assert "30 of 12 to 12 points" in shown and "candidates linear_sde, rnn" in shown
+    assert "For gaps use" in shown and "For forecasts use" in shown and "baseline: " in shown
+    assert {"interpolation.png", "forecast.png"} == {path.name for path in (top / "found/figures").iterdir()}
+    known = json.loads((top / "found/auto.json").read_text())
+    assert known["used"] < 60 and set(known["limits"]) == {"linear_sde", "rnn"}
+    for run in ("linear_sde", "rnn"):  # forecasts are judged beyond the times of training
+        assert (top / "found" / run / "out_of_time.npz").is_file()
+
+
+@pytest.mark.slow
+def test_all_commands_take_the_folder(study, monkeypatch, capsys):
+    top, _ = study
+    assert call(predict, "run=found input=a.csv output=out.csv horizon=2 every=1", monkeypatch, top) == 0
+    assert len(pd.read_csv(top / "out.csv")) == 60
+    assert call(evaluate, "run=found evaluate.samples=2", monkeypatch, top) == 0
+    assert call(evaluate, "run=found backtest=true backtest.horizon=1 backtest.folds=1", monkeypatch, top) == 0
+    assert call(report, "found", monkeypatch, top) == 0
+    assert "linear_sde" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_repeated_command_trains_nothing_again_and_another_one_is_refused(study, monkeypatch, capsys):
+    top, _ = study
+    before = (top / "found/rnn/checkpoints/best.ckpt").read_bytes()
+    same = "input=a.csv models=linear_sde,rnn trainer=cpu evaluate.draws=19 budget=40 output=found"
+    assert call(auto, same, monkeypatch, top) == 0
+    assert "goes on" in capsys.readouterr().out
+    assert (top / "found/rnn/checkpoints/best.ckpt").read_bytes() == before
+    assert call(auto, f"{same} seed=1", monkeypatch, top) == 2
+    assert "holds a study of other arguments" in capsys.readouterr().err
+    command("run", "resume=found", folder=top)
+    refused = command("run", "resume=found", "trainer.max_epochs=3", folder=top, check=False)
+    assert refused.returncode == 2 and "only budget= may change" in refused.stderr
+
+
+@pytest.mark.slow
+def test_killed_in_a_fit_the_same_command_goes_on(tmp_path):
+    frame_of().to_csv(tmp_path / "a.csv", index=False)
+    words = ["input=a.csv", "models=rnn", "trainer=cpu", "evaluate.draws=19", "budget=30", "output=found"]
+    cut = CUT.format(module="vrnn_lab.models.rnn", owner="RNN", name="training_step", call=120, signal="KILL")
+    ended = command("auto", *words, folder=tmp_path, before=cut, check=False)
+    assert ended.returncode == -9
+    used = json.loads((tmp_path / "found/auto.json").read_text())
+    again = command("auto", *words, folder=tmp_path)
+    assert "goes on" in again.stdout and "For gaps use rnn" in again.stdout
+    after = json.loads((tmp_path / "found/auto.json").read_text())
+    assert after["used"] > used["used"] and after["limits"] == used["limits"]
+
+
+@pytest.mark.slow
+def test_from_python_it_returns_a_forecaster(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    frame = frame_of()
+    found = vrnn_lab.auto(
+        frame, horizon=2.0, budget=20, folder="here", models=["linear_sde"], overrides=["trainer=cpu"]
+    )
+    assert isinstance(found, Forecaster)
+    assert len(found.predict(frame, horizon=1.0, every=0.5)) == 60
+    written = pd.read_csv(tmp_path / "here/forecast.csv")
+    assert set(written["id"]) == set(frame["subject"])
+    with pytest.raises(ValueError, match="another frame"):
+        vrnn_lab.auto(frame.head(100), folder="here")
+    with pytest.raises(TypeError, match="no argument 'idd'"):
+        vrnn_lab.auto(frame, idd="subject")
+    with pytest.raises(TypeError, match="expected a data frame or a path"):
+        vrnn_lab.auto([1, 2])
+
+
+def test_a_log_line_that_repeats_is_shown_once():
+    once, record = auto.Once(), logging.LogRecord("vrnn_lab", logging.INFO, "", 0, "the same", None, None)
+    assert once.filter(record) and not once.filter(record)

@@ -1,0 +1,288 @@
+"""Find a good model for a table by itself, within a stated time: python -m vrnn_lab.auto."""
+
+import hashlib
+import json
+import logging
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from vrnn_lab.cli.arguments import arguments, configure_logging, int_argument, outlive_readers, run_command
+from vrnn_lab.cli.shown_text import say
+from vrnn_lab.cli.signals import install
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from vrnn_lab.forecaster import Forecaster
+
+USAGE = """python -m vrnn_lab.auto input=<file> [horizon=<H>] [budget=2m]
+
+Reads a table of irregular series, guesses what its columns are, trains a few models within the budget, chooses the
+best of them or a mixture on validation data, and says what to use. The folder that it writes is a run= for
+vrnn_lab.predict and vrnn_lab.evaluate, and vrnn_lab.report compares the runs in it.
+  input                .csv, .csv.gz or .parquet, one row per time, or one per time and channel (the long form)
+  horizon              how far ahead to forecast, in the data's unit of time; days, if times are dates, or 2y, 3M, 1w,
+                       1h; forecasts of all series are then written to <folder>/forecast.csv
+  question             fill (gaps), ahead (forecasts) or both; by default ahead if a horizon is given, else both
+  budget=120           seconds, or 2m, 1h: of all training and scoring together, as close as it can be kept. A command
+                       that was interrupted goes on, when it is repeated, with what is left
+  output               the folder, by default outputs/auto/<name of the file>-<code of the other arguments>
+  models               the candidates, such as models=linear_sde,rnn; by default chosen by the size of the data
+  id= time= channel= value=   columns, where the guess is wrong; id=null: the file is one series
+  data.<key>           any other key of data=table, such as data.period=365.25 or data.known=[holiday]
+  trainer=cpu, optim.<key>, ...   any other override of vrnn_lab.run, for all candidates
+  seed=0               of weights, training and noise
+
+Periods of a few long records are searched by a periodogram. Candidates are recalibrated on validation. Forecasts of
+many short series are judged by a second fit without the second half of each series, since a split by series never
+asks for what lies beyond the times of training. The mixture has the weights with the best log score on validation
+(stacking), and is taken only where such weights are better on validation series that they were not fitted on."""
+
+KEYS = ("input", "horizon", "question", "budget", "output", "models", "seed")
+ROLES = ("id", "time", "channel", "value")
+OWN = ("model", "data", "data.path", "trainer.max_time", "hydra.run.dir", "sweep", "resume")
+BUDGET = "120"
+
+
+class Once(logging.Filter):
+    """Drop log lines that were logged before: the table is read for several runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.known: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if record.levelno < logging.INFO or text not in self.known:
+            self.known.add(text)
+            return True
+        return False
+
+
+class Teller:
+    """Print lines, and on a terminal a bar of the time that is used."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self.bar: Any = None
+
+    def __call__(self, line: str) -> None:
+        if self.bar:
+            from vrnn_lab.cli.shown_text import terminal
+
+            self.bar.console.print(terminal(line), soft_wrap=True, highlight=False, markup=False)
+        else:
+            say(line)
+
+    def progress(self, used: float) -> None:
+        if self.bar:
+            self.bar.update(self.bar.task_ids[0], completed=min(used, self.seconds))
+
+    @contextmanager
+    def shown(self, used: float) -> Iterator[None]:
+        """Show the bar within the block, on a terminal."""
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        console = Console()
+        if not console.is_terminal:
+            yield
+            return
+        columns = (TextColumn("budget"), BarColumn(40), TextColumn("{task.percentage:3.0f} %"), TimeElapsedColumn())
+        with Progress(*columns, console=console) as self.bar:
+            self.bar.add_task("", total=self.seconds, completed=used)
+            yield
+        self.bar = None
+
+
+def parsed(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Return the settings of a call, and the overrides of all candidates; raise ValueError for anything else."""
+    from vrnn_lab.config.options import groups
+
+    known = (*KEYS, *ROLES, *(f"{group}" for group in groups() if group not in ("model", "data")))
+    given = arguments(USAGE, (*known, "data.", "trainer.", "optim.", "schedule.", "evaluate.", "model."), list(argv))
+    if "input" not in given:
+        raise ValueError("input=<file> is missing.")
+    more = [f"{key}={value}" for key, value in given.items() if key not in (*KEYS, *ROLES)]
+    if taken := [word for word in more if word.partition("=")[0] in OWN]:
+        raise ValueError(f"{taken[0]}: vrnn_lab.auto sets this key itself; leave it out.")
+    if given.get("question", "both") not in ("fill", "ahead", "both"):
+        raise ValueError(f"question={given['question']}: expected fill, ahead or both.")
+    if given.get("question") == "fill" and "horizon" in given:
+        raise ValueError("horizon= asks for forecasts, and question=fill for gaps; leave one of them out.")
+    return given, more
+
+
+def folder_of(given: Mapping[str, str], more: Sequence[str]) -> Path:
+    """Return the folder of a call: the same for the same arguments but the budget."""
+    if "output" in given:
+        return Path(given["output"]).expanduser()
+    fixed = {k: v for k, v in given.items() if k not in ("budget", "output")}
+    code = hashlib.sha256(json.dumps([fixed, sorted(more)], sort_keys=True).encode()).hexdigest()[:8]
+    return Path("outputs/auto", f"{Path(given['input']).name.split('.')[0]}-{code}")
+
+
+def start(argv: Sequence[str]) -> Path:
+    """Run a call of the command, print its result, and return its folder."""
+    given, more = parsed(argv)
+    from vrnn_lab.config.duration import seconds_of
+
+    try:
+        seconds = seconds_of(given.get("budget", BUDGET))
+    except ValueError as error:
+        raise ValueError(f"budget={error}") from None
+    folder = folder_of(given, more)
+    configure_logging()
+    logging.getLogger("vrnn_lab").addFilter(Once())
+    from vrnn_lab.automatic.plan import study_of
+    from vrnn_lab.automatic.study import Budget, recorded
+    from vrnn_lab.runs.folder import run_lock
+
+    words = [word for word in argv if not word.startswith(("budget=", "output="))]
+    before = recorded(folder).get("arguments")
+    if before is not None and sorted(before) != sorted(words):
+        raise ValueError(
+            f"output={folder} holds a study of other arguments: {' '.join(before)}. Name another folder, or repeat "
+            "those arguments."
+        )
+    study, lines = study_of(given, more, folder, int_argument(given, "seed", 0, 0))
+    with run_lock(folder, wait=False):
+        budget = Budget.of(folder, seconds)
+        budget.save(arguments=words, budget=seconds)
+        teller = Teller(seconds)
+        for line in lines:
+            teller(line)
+        if before is not None:
+            teller(f"goes on  in {folder}, with {max(0.0, budget.left):.0f} of {seconds:.0f} s left")
+        try:
+            _spend(study, budget, teller, given)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("to go on with what is left of the budget, repeat the command") from None
+    return folder
+
+
+def _spend(study: Any, budget: Any, teller: Teller, given: Mapping[str, str]) -> None:
+    """Train, choose, score and draw."""
+    from vrnn_lab.automatic.study import beyond_wanted, mix, train
+    from vrnn_lab.automatic.verdict import sentences, table, verdict
+    from vrnn_lab.core import run_files
+    from vrnn_lab.figures import model_figures
+    from vrnn_lab.reports.run_table import paper
+
+    with teller.shown(budget.used):
+        parts = study.parts()
+        done = train(study, study.candidates, beyond_wanted(study, parts), budget, teller)
+        found = verdict(study.folder, done, mix(study, done, parts.data), parts.data)
+        tasks = {name: found.parts.protocol.questions[name] for name in found.choices}
+        drawn = model_figures.figures(found.parts.model, parts.data, study.seed, tasks=tasks)
+        kept = {name: figure for name, figure in drawn.items() if name in tasks}
+        files = model_figures.write(kept, study.folder / run_files.FIGURES)
+        budget.save()
+        teller.progress(budget.used)
+    paper().print(table(found))
+    for sentence in sentences(found):
+        say(sentence)
+    for file in files:
+        say(f"figure   {file}")
+    if "horizon" in given:
+        _forecast(study, found, given)
+    say(f"run      {study.folder} ({budget.used:.0f} s)")
+
+
+def _forecast(study: Any, found: Any, given: Mapping[str, str]) -> None:
+    """Write the forecasts of all series of the input."""
+    from vrnn_lab.data.table.time_format import spans
+    from vrnn_lab.forecasting.forecast import Forecasts, Query, schema_of
+    from vrnn_lab.forecasting.mixture_folder import expanded
+    from vrnn_lab.predict import write
+
+    folder = expanded([study.folder]).folders[0]
+    query = Query(None, *spans(given["horizon"], None), seed=study.seed)
+    try:
+        source = Path(given["input"]).expanduser()
+        forecasts = Forecasts.of(found.parts, source, query, schema_of(found.parts.config, {}), folder)
+    except ValueError as error:  # such as covariates that are not known ahead
+        say(f"forecast not written: {error}")
+        return
+    write(forecasts, study.folder / "forecast.csv", 0.0, in_memory=forecasts.small)
+
+
+def auto(
+    source: "pd.DataFrame | str | Path",
+    horizon: float | int | str | timedelta | None = None,
+    question: str | None = None,
+    budget: float | int | str = 120,
+    folder: str | Path | None = None,
+    models: Sequence[str] = (),
+    seed: int = 0,
+    overrides: Sequence[str] = (),
+    **columns: str | None,
+) -> "Forecaster":
+    """Find a good model for a data frame or file, as the command does; return it as a fitted Forecaster.
+
+    columns: id, time, channel, value, where the guess is wrong; id=None: one series. overrides: as on the command
+    line, such as "data.period=365.25". folder: of the study, which a repeated call resumes; for a frame it keeps the
+    frame as data.csv. Raise ValueError where the arguments, or the table, cannot work.
+    """
+    from datetime import datetime
+
+    import pandas as pd
+
+    from vrnn_lab.core.files import write_whole
+    from vrnn_lab.core.run_files import FRAME
+    from vrnn_lab.forecaster import Forecaster
+
+    if unknown := columns.keys() - set(ROLES):
+        raise TypeError(f"auto() has no argument '{min(unknown)}'; its names of columns are {', '.join(ROLES)}.")
+    words = [] if folder is None else [f"output={folder}"]
+    if isinstance(source, pd.DataFrame):
+        top = Path(folder or f"outputs/auto/frame-{datetime.now():%Y-%m-%d_%H-%M-%S}")
+        written = source.to_csv(index=False, lineterminator="\n")
+        if (top / FRAME).exists() and (top / FRAME).read_text() != written:
+            raise ValueError(f"folder={top} holds a study of another frame; name another folder.")
+        write_whole(top / FRAME, written)
+        words, source = [f"output={top}"], top / FRAME
+    elif not isinstance(source, (str, Path)):
+        raise TypeError(f"source is a {type(source).__name__}; expected a data frame or a path.")
+    settings = {"input": source, "horizon": horizon, "question": question, "budget": budget, "seed": seed}
+    words += [f"{key}={value}" for key, value in settings.items() if value is not None]
+    words += [f"models={','.join(models)}"] if models else []
+    words += [f"{key}={'null' if name is None else name}" for key, name in columns.items()]
+    return Forecaster.load(start([*words, *overrides]))
+
+
+def resume(folder: Path, changes: Sequence[str]) -> int:
+    """Go on with a study from its folder; of its arguments only budget= may change."""
+    from vrnn_lab.automatic.study import recorded
+
+    if wrong := [word for word in changes if not word.startswith("budget=")]:
+        raise ValueError(f"{wrong[0]}: {folder} holds a study of vrnn_lab.auto, of which only budget= may change.")
+    known = recorded(folder)
+    own = [word for word in known["arguments"] if not word.startswith("output=")]
+    start([*own, f"output={folder}", *(changes or [f"budget={known['budget']:g}"])])
+    return 0
+
+
+def main() -> int:
+    install()
+    start(sys.argv[1:])
+    return 0
+
+
+class _Callable(ModuleType):
+    """Let `vrnn_lab.auto(frame)` call the function of this module, whose name the module has."""
+
+    def __call__(self, *args: Any, **keys: Any) -> "Forecaster":
+        return auto(*args, **keys)
+
+
+sys.modules[__name__].__class__ = _Callable
+
+if __name__ == "__main__":
+    outlive_readers()
+    sys.exit(run_command(main))

@@ -1,0 +1,50 @@
+"""Score a fitted run on validation for what the user wants to know: gaps, or forecasts."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from vrnn_lab.config.errors import ConfigError
+from vrnn_lab.core import run_files
+from vrnn_lab.core.series import TimeSeries
+from vrnn_lab.evaluation.recalibration import batches_of, load
+from vrnn_lab.evaluation.value_scores import ValueScores, value_scores
+from vrnn_lab.forecasting.backtest import BacktestPlan, folds
+from vrnn_lab.runs.build import Parts
+from vrnn_lab.training.fit_recalibration import plans
+
+QUESTIONS = {"fill": ("interpolation",), "ahead": ("forecast",), "both": ("interpolation", "forecast")}
+ORIGINS = 5  # cutoffs in the validation part of a series, for a given horizon
+
+
+def validation_scores(parts: Parts, folder: Path, question: str, horizon: float | None) -> ValueScores:
+    """Return the scores of a run's recalibrated predictions on validation.
+
+    question: interpolation (half of the points of each series are observed) or forecast. Forecasts are those of the
+    second fit beyond the times of its training, where the run has one (`training.out_of_time`), since whole series
+    that are split by name never ask for what lies beyond them; of series that are split in time, forecasts from
+    rolling cutoffs within the validation part; else of the second half of each series. horizon: how far ahead from
+    such a cutoff, in the data's unit of time; None: up to the longest training window.
+    """
+    beyond = folder / run_files.OUT_OF_TIME_VALUES
+    if question == "forecast" and beyond.is_file():
+        return ValueScores.load(beyond)
+    factors = load(folder, parts.model.scale.channels)
+    draws = parts.protocol.draws
+    batches = batches_of(parts.data, parts.protocol.questions[question], draws)
+    if question == "forecast" and parts.data.split_in_time:
+        rolling = list(_rolling(parts, horizon))
+        batches = iter(rolling) if rolling else batches
+    return value_scores(parts.model, batches, draws, parts.config.seed, factors.apply)
+
+
+def _rolling(parts: Parts, horizon: float | None) -> Iterator[TimeSeries]:
+    longest = parts.model.scale.longest.item()
+    given = [] if horizon is None else [BacktestPlan(horizon, horizon / 2, ORIGINS)]
+    for plan in [*given, *plans(parts.data, longest)]:
+        try:
+            queries = folds(parts.data, "val", plan, longest, parts.model.keep_start)
+        except ConfigError:  # no validation part is as long as this horizon
+            continue
+        yield from (batch for batch, _ in queries.batches(parts.protocol.draws))
+        if plan in given:
+            return

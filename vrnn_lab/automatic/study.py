@@ -1,0 +1,242 @@
+"""Train candidates one after the other within a budget of time, and mix those that are best on validation."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.callbacks import Callback
+
+from vrnn_lab.automatic import stacking
+from vrnn_lab.automatic.questions import QUESTIONS, validation_scores
+from vrnn_lab.automatic.stacking import Choice
+from vrnn_lab.config.compose import choices, compose
+from vrnn_lab.config.errors import ConfigError
+from vrnn_lab.core.files import read_json, write_json
+from vrnn_lab.core.run_files import STUDY
+from vrnn_lab.data.base import SeriesData
+from vrnn_lab.evaluation.value_scores import ValueScores
+from vrnn_lab.forecasting.ensemble import Weights
+from vrnn_lab.forecasting.mixture_folder import Mixture
+from vrnn_lab.runs.build import Parts, assemble, load_parts
+from vrnn_lab.runs.folder import SCORE, finished
+from vrnn_lab.training import fit as fitting
+from vrnn_lab.training import length, out_of_time
+
+log = logging.getLogger("vrnn_lab")
+CURE = "Remove it; what is trained already is kept, and the budget begins anew."
+WEIGHTS = {"linear_sde": 1.0, "rnn": 1.5, "latent_ode": 2.5, "vrnn": 2.5}  # shares of the time, cheapest first
+SCORING = 0.15  # of the budget: how long a candidate is scored after its fit, before one was
+LAST = 0.1  # of the budget, kept for the scores of the mixture and the figures
+SHORTEST = 3.0  # seconds of a fit that is worth beginning
+LATE, BEHIND = 2 / 3, 2.0  # from this fraction of a fit on, its lowest val/loss may be so far above the best one
+DENSE = 0.9  # share of values that are observed, from which vrnn is a candidate
+MANY = 5000  # points from which it is
+LARGE = 300_000  # training values above which latent_ode is left out by default
+SAVED = 2.0  # seconds between two records of the time that is used
+
+
+@dataclass
+class Budget:
+    """Count the seconds that a study has used, over all its attempts, and keep the count in its folder."""
+
+    seconds: float
+    folder: Path
+    before: float = 0.0  # used by earlier attempts
+    limits: dict[str, float] = field(default_factory=dict)  # seconds of each candidate's fit, once begun
+    failed: dict[str, str] = field(default_factory=dict)  # why a candidate was given up
+    started: float = field(default_factory=monotonic)
+    saved: float = 0.0
+
+    @classmethod
+    def of(cls, folder: Path, seconds: float) -> "Budget":
+        """Return the budget of a study; of one that was interrupted, what is left of it."""
+        known = recorded(folder)
+        return cls(seconds, folder, known.get("used", 0.0), known.get("limits", {}), known.get("failed", {}))
+
+    @property
+    def used(self) -> float:
+        return self.before + monotonic() - self.started
+
+    @property
+    def left(self) -> float:
+        return self.seconds - self.used
+
+    def save(self, **more: Any) -> None:
+        """Write the count, and further facts, to the folder."""
+        self.saved = monotonic()
+        state = {"used": self.used, "limits": self.limits, "failed": self.failed}
+        write_json(self.folder / STUDY, recorded(self.folder) | state | more)
+
+
+class Watch(Callback):
+    """Show how much of the budget is used, record it, and give up a candidate that is clearly behind."""
+
+    def __init__(self, budget: Budget, best: float, show: Callable[[float], None]):
+        self.budget, self.best, self.show = budget, best, show
+        self.least = float("inf")
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.progress_bar_callback:
+            trainer.progress_bar_callback.disable()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if monotonic() - self.budget.saved > SAVED:
+            self.budget.save()
+            self.show(self.budget.used)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        self.least = min(self.least, float(trainer.callback_metrics[SCORE]))
+        if length.share_done(trainer) >= LATE and self.least > self.best + BEHIND:
+            raise fitting.Pruned(
+                f"after {LATE:.0%} of its fit its lowest val/loss is {self.least:.3g} nats a value, more than "
+                f"{BEHIND:g} above the best candidate's, {self.best:.3g}"
+            )
+
+
+@dataclass(frozen=True)
+class Study:
+    """Hold what a budget is spent on: the data, the question and the candidates."""
+
+    folder: Path
+    data: tuple[str, ...]  # overrides of data=table
+    question: str  # fill, ahead or both
+    horizon: float | None  # how far ahead, in the data's unit of time
+    candidates: tuple[str, ...]  # models, in the order in which they are trained; empty: chosen from the data
+    seed: int
+    more: tuple[str, ...] = ()  # further overrides of every candidate
+
+    def overrides(self, model: str, limit: float | None, beyond: bool) -> list[str]:
+        """Return the overrides of a candidate's run.
+
+        limit: the seconds of its fit. beyond: whether a second fit measures forecasts beyond the times of training.
+        """
+        fixed = [f"model={model}", f"seed={self.seed}", f"out_of_time={str(beyond).lower()}", "evaluate.samples=20"]
+        given = {word.partition("=")[0].lstrip("+~") for word in self.more}
+        if limit is not None:
+            fixed.append(f"trainer.max_time={limit:.1f}")
+        kept = [word for word in fixed if word.partition("=")[0] not in given]
+        return ["data=table", *self.data, *kept, *self.more]
+
+    def parts(self, model: str = "linear_sde") -> Parts:
+        """Build the parts of a candidate; raise ConfigError where the table cannot be used."""
+        return assemble(compose(self.overrides(model, None, False)))
+
+
+def default_candidates(data: SeriesData) -> tuple[str, ...]:
+    """Return the models that suit a data set, the cheapest first."""
+    train = data.splits["train"]
+    points, dim = int(train.lengths.sum()), len(data.channels)
+    models = ["linear_sde", "rnn"]
+    if points * dim <= LARGE:
+        models.append("latent_ode")
+        missing = np.isnan(np.asarray(train.values)).mean()
+        if dim > 1 and points >= MANY and missing <= 1 - DENSE:
+            models.append("vrnn")
+    return tuple(models)
+
+
+def beyond_wanted(study: Study, parts: Parts) -> bool:
+    """Return whether candidates are judged by a second fit without the ends of the series."""
+    return study.question != "fill" and not out_of_time.impossible(parts)
+
+
+def train(study: Study, models: Sequence[str], beyond: bool, budget: Budget, say: Any) -> list[str]:
+    """Train and score each candidate, and return the names of those that ended well.
+
+    A candidate that is finished already is kept; one that was interrupted is resumed with what its limit leaves.
+    """
+    done: list[str] = []
+    best = float("inf")
+    scoring: list[float] = []
+    for place, model in enumerate(models):
+        folder = study.folder / model
+        if model in budget.failed:
+            say(f"{model}: given up: {budget.failed[model]}")
+            continue
+        metrics = finished(folder)
+        if metrics is None:
+            limit = budget.limits.get(model) or _limit(budget, models[place:], scoring)
+            if limit < SHORTEST:
+                say(f"{model}: left out, since {max(0.0, budget.left):.0f} s of the budget are left")
+                continue
+            budget.limits[model] = round(limit, 1)
+            budget.save()
+            say(f"{model}: training for at most {limit:.0f} s ({budget.used:.0f} of {budget.seconds:.0f} s used)")
+            metrics = _run(study, model, budget, beyond, best, say)
+        if metrics is None:
+            continue
+        scoring.append(metrics["score/seconds"])
+        best = min(best, metrics[SCORE])
+        done.append(model)
+        say(
+            f"{model}: {metrics['fit/steps']:.0f} steps in {metrics['fit/seconds']:.0f} s, val/loss "
+            f"{metrics[SCORE]:.4g} nats a value"
+        )
+    budget.save()
+    if not done:
+        raise ConfigError(
+            f"no candidate was trained within the budget of {budget.seconds:.0f} s"
+            + "".join(f"; {model}: {why}" for model, why in budget.failed.items())
+            + ". Give it more time: budget=5m"
+        )
+    return done
+
+
+def _limit(budget: Budget, models: Sequence[str], scoring: Sequence[float]) -> float:
+    """Return the seconds that the first of the models may train, so that all and the scores fit into the budget."""
+    each = sum(scoring) / len(scoring) if scoring else SCORING * budget.seconds / max(1, len(models))
+    left = budget.left - LAST * budget.seconds - each * len(models)
+    shares = [WEIGHTS.get(model, 2.0) for model in models]
+    return left * shares[0] / sum(shares)
+
+
+def _run(study: Study, model: str, budget: Budget, beyond: bool, best: float, say: Any) -> dict[str, Any] | None:
+    """Run a candidate in its folder; return its metrics, None where it failed or was given up."""
+    overrides = study.overrides(model, budget.limits[model], beyond)
+    watch = Watch(budget, best, say.progress)
+    try:
+        config = compose(overrides)
+        return fitting.run(config, study.folder / model, overrides, choices(overrides), watching=[watch])
+    except fitting.Pruned as why:
+        reason = f"{why}"
+    except ConfigError as error:
+        reason = f"{error}"
+    except (RuntimeError, ArithmeticError) as error:  # such as a loss that is not finite; the others may do better
+        reason = f"{type(error).__name__}: {error}"
+    finally:
+        fitting.release()
+    budget.failed[model] = reason.splitlines()[0][:300]
+    say(f"{model}: given up: {budget.failed[model]}")
+    return None
+
+
+def mix(study: Study, models: Sequence[str], data: SeriesData) -> dict[str, Choice]:
+    """Choose on validation, for each question, between the best candidate and a mixture.
+
+    The weights are written to the study's folder; where only one question was asked, they hold for the other too.
+    data: of the study, which is not read again.
+    """
+    questions = QUESTIONS[study.question]
+    scores: dict[str, list[ValueScores]] = {question: [] for question in questions}
+    for model in models:
+        folder = study.folder / model
+        parts = replace(load_parts(folder), data=data)
+        for question in questions:
+            scores[question].append(validation_scores(parts, folder, question, study.horizon))
+    found = {question: stacking.choose(each) for question, each in scores.items()}
+    gaps, ahead = (found.get(question, found[questions[0]]).weights for question in ("interpolation", "forecast"))
+    kept = [place for place in range(len(models)) if gaps[place] or ahead[place]]
+    pick = lambda weights: tuple(weights[place] for place in kept)
+    folders = tuple(study.folder / models[place] for place in kept)
+    Mixture(folders, Weights(pick(gaps), pick(ahead))).save(study.folder)
+    return found
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    """Return what a study recorded in its folder, such as its arguments; empty before it has begun."""
+    file = folder / STUDY
+    return read_json(file, CURE) if file.is_file() else {}
