@@ -87,5 +87,5 @@ def test_few_series_say_nothing_about_active_latents():
 
 
 def test_the_package_lists_what_users_call():
-    assert dir(vrnn_lab) == ["Forecaster", "__version__", "build", "load"]
+    assert dir(vrnn_lab) == ["Forecaster", "__version__", "auto", "build", "load"]
     assert vrnn_lab.__version__[0].isdigit()
