@@ -460,6 +460,27 @@ def test_covariates_of_a_question_are_those_of_its_rows():
     assert (np.abs(found["mean"] - other["mean"]) > 1e-6).tolist() == [True, True, False, False]
 
 
+def test_a_horizon_takes_its_covariates_from_the_future():
+    frame = table().fillna(-7.0).assign(warm=1.0, kind=2.0)
+    last = frame.groupby("id")["time"].max()
+    rows = [(name, end + step, 0.1 * step) for name, end in last.items() for step in (-1.0, 0.5, 1.0, 2.0, 3.0)]
+    future = pd.DataFrame(rows, columns=["id", "time", "warm"])
+    later = future[[step in (0.5, 1.0, 2.0) for *_, step in [(0, 0, s) for _ in last for s in (-1, 0.5, 1, 2, 3)]]]
+    expected = told(frame, at=later)
+    found = told(frame, horizon=2.0, future=future.sample(frac=1, random_state=0))
+    pd.testing.assert_frame_equal(found, expected)
+    gridded = told(frame, horizon=2.0, every=1.0, future=future)
+    assert (gridded["time"] - gridded["id"].map(last)).round(9).tolist() == [1.0, 1.0, 2.0, 2.0] * len(last)
+    merged = gridded.merge(expected, on=["id", "time", "channel"])
+    assert len(merged) == len(gridded) and merged["std_x"].gt(0).all()
+    with pytest.raises(ValueError, match=r"future= has no row 1\.5 after its last observed time"):
+        told(frame, horizon=2.0, every=1.5, future=future)
+    with pytest.raises(ValueError, match="give horizon=<H> too"):
+        told(frame, fill=True, future=future)
+    with pytest.raises(ValueError, match="has no 'warm' at time"):
+        told(frame, horizon=2.0, future=future.drop(columns="warm"))
+
+
 @pytest.mark.parametrize(
     ("change", "asked", "said"),
     [

@@ -141,22 +141,26 @@ class Forecaster:
         seed: int = 0,
         paths: int = 0,
         recalibrate: bool | None = None,
+        future: pd.DataFrame | None = None,
         **columns: str | None,
     ) -> pd.DataFrame:
         """Return predictions as the command `predict` makes them: a row for each queried value.
 
         One of at (a frame of id and time), horizon with every (in the data's unit of time), and fill (the empty
-        cells). recalibrate: None: where the run has factors. columns: id, time, channel, value, where their names are
-        not those of the fit. Raise ValueError where these do not fit together or to the model.
+        cells). future: a frame of id, time and the covariates after the last observations, for a horizon where the
+        model needs them. recalibrate: None: where the run has factors. columns: id, time, channel, value, where their
+        names are not those of the fit. Raise ValueError where these do not fit together or to the model.
         """
         if unknown := columns.keys() - {"id", "time", "channel", "value"}:
             raise TypeError(
                 f"predict() has no argument '{min(unknown)}'; its names of columns are id, time, channel and value."
             )
-        if at is not None and not isinstance(at, pd.DataFrame):
-            raise TypeError(f"at is a {type(at).__name__}; expected a data frame.")
+        for name, given in (("at", at), ("future", future)):
+            if given is not None and not isinstance(given, pd.DataFrame):
+                raise TypeError(f"{name} is a {type(given).__name__}; expected a data frame.")
         horizon, every = spans(horizon, every)
-        return self._predicted(frame, Query(at, horizon, every, fill, draws, seed, paths, recalibrate), columns)
+        query = Query(at, horizon, every, fill, draws, seed, paths, recalibrate, future)
+        return self._predicted(frame, query, columns)
 
     def when(
         self,

@@ -18,6 +18,10 @@ Predicts series with a run's best checkpoint, also series that were not in its t
                        training points
   fill=true            every empty cell of the input
 
+With horizon=, where the model was trained with covariates that change with time (data.known):
+  future=<file>        id, time and those covariates after the last observations; each row of it within the horizon is
+                       predicted, or with every= only the rows at those times. Static covariates need no future=
+
 With horizon= also the time at which a level is crossed:
   when=">=5"           or "<=5", or "temperature>=5" where there are several channels (in quotation marks): for every
                        series, the first queried time at which the channel is at or past this level. Crossings are of
@@ -55,6 +59,7 @@ KEYS = (
     "at",
     "horizon",
     "every",
+    "future",
     "fill",
     "draws",
     "paths",
@@ -66,6 +71,7 @@ KEYS = (
     "signal",
 )
 COLUMNS = ("id", "time", "channel", "value")
+READ = ("input", "at", "future")  # options that name files to read
 LOG_EVERY = 10.0  # seconds between lines of progress in the log
 log = logging.getLogger("vrnn_lab")
 
@@ -82,7 +88,7 @@ def files_of(given: dict[str, str]) -> tuple[Path, Path]:
         if not given.get(key):
             raise ValueError(f"{key}=<file> is missing.")
     source, output = Path(given["input"]).expanduser(), Path(given["output"]).expanduser()
-    if output.absolute() in [Path(given[key]).expanduser().absolute() for key in ("input", "at") if key in given]:
+    if output.absolute() in [Path(given[key]).expanduser().absolute() for key in READ if key in given]:
         raise ValueError(f"output={output} is also an input; name another file.")
     return source, output
 
@@ -103,7 +109,7 @@ def main() -> int:
     from vrnn_lab.forecasting.writer import check_ending
 
     check_ending(output)
-    for key in ("input", "at"):
+    for key in READ:
         if key in given:
             column_names(Path(given[key]).expanduser(), key)
     from vrnn_lab.forecasting.ensemble import load_runs
@@ -112,7 +118,7 @@ def main() -> int:
     from vrnn_lab.runs.trust import trust_of
 
     trust = trust_of(given.get("trust", ""))
-    at = Path(given["at"]).expanduser() if "at" in given else None
+    at, future = (Path(given[key]).expanduser() if key in given else None for key in READ[1:])
     signal = bool_argument(given, "signal")
     if "signal" in given and "when" not in given:
         raise ValueError("signal= says of what when= counts the crossings; give when= too, or leave signal= out.")
@@ -122,9 +128,8 @@ def main() -> int:
         "paths": int_argument(given, "paths", 0, 0),
     }
     ahead = spans(given.get("horizon"), given.get("every"))
-    query = Query(
-        at, *ahead, fill, seed=int_argument(given, "seed", 0, 0), recalibrate=recalibrate, when=when, **counts
-    )
+    seed = int_argument(given, "seed", 0, 0)
+    query = Query(at, *ahead, fill, seed=seed, recalibrate=recalibrate, future=future, when=when, **counts)
     mixture = expanded(folders)
     parts = load_runs(mixture.folders, trust=trust, weights=mixture.unequal)
     named = {key: None if given[key] == "null" else given[key] for key in COLUMNS if key in given}

@@ -47,12 +47,18 @@ class Query:
     seed: int = 0
     paths: int = 0
     recalibrate: bool | None = None  # None: where the run has factors; True: an error where it has none
+    future: Path | pd.DataFrame | None = None  # covariates after the last observation, for horizon
     when: Level | None = None  # predict when a channel first crosses this level within the horizon
 
     def __post_init__(self):
         ahead = self.horizon is not None or self.every is not None
         if (self.at is not None) + ahead + bool(self.fill) != 1:
             raise ValueError(f"the query is missing or not unique: expected one of three: {THREE}.")
+        if self.future is not None and self.horizon is None:
+            raise ValueError(
+                "future= holds the covariates at the times that horizon= asks for; give horizon=<H> too, or name the "
+                "queried times by at=."
+            )
         if self.when and self.horizon is None:
             raise ValueError(
                 "when= predicts the time at which a level is first crossed after the last observation; expected "
@@ -73,7 +79,7 @@ class Query:
 
     def with_step(self, scale: Scale) -> "Query":
         """Return the query with its step ahead: by default the median gap between training points."""
-        if self.horizon is None or self.every is not None:
+        if self.horizon is None or self.every is not None or self.future is not None:
             return self
         every = min(float(scale.gap), float(self.horizon))
         log.info("every=%.6g%s, the median gap between training points", every, " days" if scale.dates else "")
@@ -115,16 +121,18 @@ class Forecasts:
                 f"horizon={query.horizon} every={query.every} days: the model's times are numbers without a known "
                 "unit; give numbers in the same unit."
             )
-        if query.horizon is not None and roles.known:
+        if query.horizon is not None and query.future is None and roles.known:
             raise ValueError(
                 f"horizon= predicts at times at which the model needs {', '.join(roles.known)}, which are not known "
-                "there; use at=, a file of id, time and those columns, or fill=true and rows whose channels are "
-                "empty."
+                "there; give them by future=, a file of id, time and those columns, use at= with such a file, or "
+                "fill=true and rows whose channels are empty."
             )
         known = scale.channels, roles, scale.dates, scale.zoned
         given = SeriesReader(source, "input", schema, *known)
         of_queries = TableSchema(schema.id, schema.time)
-        at = None if query.at is None else SeriesReader(query.at, "at", of_queries, *known)
+        key = "at" if query.future is None else "future"
+        source_of = query.at if query.future is None else query.future
+        at = None if source_of is None else SeriesReader(source_of, key, of_queries, *known)
         return cls(parts, given, at, query, recalibration_of(parts.model, query.recalibrate, folder))
 
     @property

@@ -13,6 +13,8 @@ from vrnn_lab.data.table.reader import SeriesReader, SeriesRows, paired
 from vrnn_lab.data.table.time_format import Clock
 from vrnn_lab.forecasting.context_window import choose_window
 
+ROUNDING = 1e-9  # tolerance of queried times, as a fraction of the horizon
+
 
 @dataclass(frozen=True)
 class Times:
@@ -40,7 +42,10 @@ class SeriesWindow:
 
 @dataclass(frozen=True)
 class SeriesQuery:
-    """Hold the query put to every series: times of a file, times ahead, or the empty cells."""
+    """Hold the query put to every series: times of a file, times ahead, or the empty cells.
+
+    at: queried times; with a horizon those that may be queried, with the covariates that are known there.
+    """
 
     at: SeriesReader | None = None
     horizon: float | None = None
@@ -54,17 +59,49 @@ class SeriesQuery:
             yield from ((rows, times_of(rows)) for rows in given.series(whole))
             return
         for rows, points in paired(given, self.at, whole):
-            yield rows, Times(points.times, np.ones(points.values.shape, bool), points.covariates, points.error)
+            times = Times(points.times, np.ones(points.values.shape, bool), points.covariates, points.error)
+            if self.horizon is None:
+                yield rows, times
+            elif len(rows.times):  # a series that is not in the input has no last observation
+                yield rows, self._of_future(rows, times)
+
+    def _of_future(self, rows: SeriesRows, times: Times) -> Times:
+        """Return the times of `at` within the horizon or, where `every` is given, those of its grid.
+
+        Raise ValueError where `at` lacks a time of the grid.
+        """
+        assert self.horizon is not None
+        start, room = _last(rows), ROUNDING * self.horizon
+        there = (times.times > start + room) & (times.times <= start + self.horizon + room)
+        if self.every is not None:
+            grid = self._ahead(rows).times
+            place = np.searchsorted(times.times, grid - room)
+            found = place < len(times.times)
+            found[found] = times.times[place[found]] <= grid[found] + room
+            if not found.all():
+                raise ValueError(
+                    f"series '{rows.name}': future= has no row {grid[~found][0] - start:.6g} after its last observed "
+                    "time, where every= asks for a prediction; add rows at those times, or leave every= out to "
+                    "predict at every row of future= within the horizon."
+                )
+            there = np.isin(np.arange(len(times.times)), place)
+        return Times(times.times[there], times.queried[there], times.covariates[there], times.error[there])
 
     def _ahead(self, rows: SeriesRows) -> Times:
         """Return the times queried after the last observed time or, where nothing is observed, after the last row."""
         assert self.horizon is not None and self.every is not None
-        observed = rows.times[~np.isnan(rows.values).all(1)]
-        start = (observed if len(observed) else rows.times)[-1]
+        start = _last(rows)
         steps = np.arange(1, int(self.horizon / self.every * (1 + 1e-9)) + 1)
         none = lambda like: np.full((len(steps), like.shape[1]), np.nan)
         queried = np.ones((len(steps), rows.values.shape[1]), bool)
-        return Times(start + self.every * steps, queried, none(rows.covariates), none(rows.error))
+        times = np.asarray(start + self.every * steps, np.float64)
+        return Times(times, queried, none(rows.covariates), none(rows.error))
+
+
+def _last(rows: SeriesRows) -> float:
+    """Return the last observed time of a series or, where nothing is observed, that of its last row."""
+    observed = rows.times[~np.isnan(rows.values).all(1)]
+    return float((observed if len(observed) else rows.times)[-1])
 
 
 def _empty(rows: SeriesRows) -> Times:
@@ -124,7 +161,7 @@ def _merged(rows: SeriesRows, times: Times, roles: ColumnRoles, clock: Clock):
             when = clock.write(times.times[row : row + 1], text=True)[0]
             raise ValueError(
                 f"series '{rows.name}' has two values of '{columns[place]}' at time {when}, {before[row, place]:g} "
-                f"in input= and {theirs[row, place]:g} in at=; correct one, or leave it empty in at=."
+                f"in input= and {theirs[row, place]:g} in at= or future=; correct one, or leave it empty there."
             )
         merged[new] = np.where(np.isnan(theirs), before, theirs)
         return merged
@@ -149,7 +186,7 @@ def _complete(
             if not len(distinct) and counts.any():
                 raise ValueError(
                     f"series '{name}' has no '{column}', of which the model needs one number per series; fill it "
-                    "in, in a row of the series in input=, or in the column of that name in at=."
+                    "in, in a row of the series in input=, or in the column of that name in at= or future=."
                 )
             covariates[:, place] = distinct[0] if len(distinct) else np.nan
         without = np.flatnonzero(np.isnan(covariates[:, place]) & counts)
@@ -157,7 +194,7 @@ def _complete(
             when = clock.write(times[without[:1]], text=True)[0]
             raise ValueError(
                 f"series '{name}' has no '{column}' at time {when}, and the model needs it at every observed and "
-                "queried time. Fill in that column in input= and in at=."
+                "queried time. Fill in that column in input= and in at= or future=."
             )
 
 

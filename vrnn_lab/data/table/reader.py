@@ -76,7 +76,8 @@ class Chunk:
 class SeriesReader:
     """Read a file or frame as series; raise ValueError, with the remedy, where it does not fit the model.
 
-    key: the option that names it; for `at` (queries) no values are read, and covariates and error bars are optional.
+    key: the option that names it; for `at` and `future` (queries) no values are read, and covariates and error bars
+    are optional.
     dates: whether times must be dates; zoned: whether dates must have a zone; None where that is not known.
     """
 
@@ -100,7 +101,7 @@ class SeriesReader:
             self.path, self.names = Path(f"the data frame {self.key}"), [str(name) for name in self.source.columns]
         if twice := sorted({name for name in self.names if self.names.count(name) > 1}):
             raise ValueError(f"{self.path} has more than one column named {', '.join(twice)}; expected each once.")
-        self.is_query = self.key == "at"
+        self.is_query = self.key in ("at", "future")
         required = [("id", schema.id), ("time", schema.time)]
         if not self.is_query:
             self._demand_roles()
