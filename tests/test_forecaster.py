@@ -1,6 +1,8 @@
 """Data frames in and out, from Python."""
 
+import gc
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,9 +14,11 @@ from helpers.predictions import KEYS, table
 from vrnn_lab import evaluate, predict
 from vrnn_lab.cli.arguments import run_command
 from vrnn_lab.config.compose import compose
+from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.plain import typed
 from vrnn_lab.evaluation.recalibration import Recalibration
 from vrnn_lab.forecaster import Forecaster
+from vrnn_lab.forecasting.frames import as_pandas
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +194,119 @@ NAMES = [
 
 
 @pytest.mark.slow
+# ---- keywords, scores, figures ------------------------------------------------------------------------------
+
+
+def test_keywords_are_overrides_and_are_checked_at_once():
+    made = Forecaster(model="latent_ode", optim="adamw", lr=1e-3, max_time="2m", batch_size=20, seed=3)
+    expected = {"model=latent_ode", "optim=adamw", "optim.lr=0.001", "data.batch_size=20", "trainer.max_time=2m"}
+    assert set(made.overrides) == {*expected, "seed=3"}
+    assert Forecaster("model=rnn", overrides=["optim.lr=0.1"]).overrides == ["model=rnn", "optim.lr=0.1"]
+    wrong = {
+        "rnnn": {"model": "rnnn"},
+        "optim.lr": {"overrides": ["optim.lr=fast"]},
+        "max_time": {"max_time": "soon"},
+    }
+    for said, keys in wrong.items():
+        with pytest.raises(ConfigError, match=said):
+            Forecaster(**keys)
+    with pytest.raises(ValueError, match="given twice"):
+        Forecaster("model=vrnn", model="rnn")
+    with pytest.raises(TypeError):
+        Forecaster(modell="rnn")
+
+
+def test_it_is_cloned_as_estimators_of_scikit_learn_are():
+    from sklearn.base import clone
+
+    made = Forecaster(model="rnn", lr=0.01, overrides=("trainer=cpu",))
+    copied = clone(made)
+    assert copied is not made and copied.get_params() == made.get_params() and copied.overrides == made.overrides
+    assert copied.set_params(lr=0.1).overrides == ["model=rnn", "optim.lr=0.1", "trainer=cpu"]
+    with pytest.raises(ValueError, match="rate is no parameter of a Forecaster"):
+        copied.set_params(rate=1)
+    assert repr(made) == "Forecaster(model='rnn', lr=0.01, overrides=('trainer=cpu',)): not fitted"
+
+
+def test_a_score_is_minus_the_crps_of_what_is_held_out(fitted):
+    forecaster, frame = fitted
+    assert "fitted to a, b" in repr(forecaster)
+    mine = frame[frame["plant no"] < "s12"]
+    found = forecaster.score(mine, "gaps", draws=19)
+    rank = mine.groupby("plant no")["day"].rank().to_numpy() - 1
+    seen, hidden = mine[rank % 2 == 0], mine[rank % 2 == 1]
+    told = forecaster.predict(seen, at=hidden[["plant no", "day"]], draws=19, paths=19)
+    std = dict(zip(forecaster.parts.model.scale.channels, forecaster.parts.model.scale.std.tolist(), strict=True))
+    total = []
+    for _, row in told.iterrows():
+        near = (hidden["day"] - row["time"]).abs() < pd.Timedelta(1, "s")
+        truth = hidden[(hidden["plant no"] == row["id"]) & near][row["channel"]].iloc[0]
+        draws = row[[f"path_{i + 1}" for i in range(19)]].to_numpy(float)
+        spread = np.abs(draws[:, None] - draws).sum() / (2 * 19 * 18)
+        total += [] if np.isnan(truth) else [(np.abs(draws - truth).mean() - spread) / std[row["channel"]]]
+    assert found == pytest.approx(-np.mean(total), rel=1e-9)
+    assert forecaster.score(mine) < 0
+    with pytest.raises(ValueError, match="expected forecast or gaps"):
+        forecaster.score(mine, "both")
+    with pytest.raises(ValueError, match="none can be held out"):
+        forecaster.score(mine.groupby("plant no").head(1))
+
+
+def test_a_figure_of_the_first_series_and_series_from_the_prior(fitted):
+    forecaster, frame = fitted
+    drawn = forecaster.plot(frame, horizon=3, every=1)
+    assert len(drawn.axes) == 2 and "s0" in drawn.get_suptitle()
+    found = forecaster.sample(n=3, points=5)
+    assert list(found.columns) == ["series", "time", "a", "b"] and len(found) == 15
+
+
+@pytest.mark.slow
+def test_without_a_folder_nothing_is_left_and_save_keeps_it(fitted, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, frame = fitted
+    indexed = frame.rename(columns={"plant no": "unique_id", "day": "ds"}).set_index(["unique_id", "ds"])
+    made = Forecaster(*KEYS).fit(indexed)
+    place = made.folder
+    assert place.is_dir() and not list(tmp_path.iterdir())
+    kept = made.save(tmp_path / "kept")
+    found = made.predict(indexed, horizon=1, every=1)
+    with pytest.raises(ConfigError, match="holds something already"):
+        made.save(tmp_path / "kept")
+    del made
+    gc.collect()
+    assert not place.exists()
+    again = Forecaster.load(kept)
+    pd.testing.assert_frame_equal(again.predict(indexed, horizon=1, every=1), found)
+    two = Forecaster.load([kept, fitted[0].folder])
+    assert Forecaster.load(two.save(tmp_path / "both")).parts.model.names[0].endswith("1_kept")
+
+
+@pytest.mark.slow
+def test_a_fit_starts_from_the_weights_of_another_run(fitted, tmp_path):
+    first, frame = fitted
+    again = Forecaster(*KEYS, "optim.lr=1e-12", folder=tmp_path / "again")
+    again.fit(frame.iloc[::-1], id="plant no", time="day", start=first)
+    ours, theirs = (dict(each.parts.model.named_parameters()) for each in (again, first))
+    assert all(torch.allclose(weight, theirs[name], atol=1e-6) for name, weight in ours.items())
+    wider = [key for key in KEYS if not key.startswith("model.width")]
+    with pytest.raises(ConfigError, match="is a run of another model"):
+        Forecaster(*wider, "model.width=9", folder=tmp_path / "wider").fit(frame, "plant no", "day", start=first)
+    with pytest.raises(ConfigError, match="was trained on the channels a, b"):
+        Forecaster(*KEYS, folder=tmp_path / "b").fit(frame.drop(columns="a"), "plant no", "day", start=first)
+    with pytest.raises(ConfigError, match="expected the folder of a run"):
+        Forecaster(*KEYS, folder=tmp_path / "none").fit(frame, "plant no", "day", start=tmp_path / "nowhere")
+    assert not (tmp_path / "none").exists()
+
+
+def test_frames_of_other_libraries_are_converted_and_other_things_refused():
+    frame = pd.DataFrame({"a": [1.0]})
+    other = SimpleNamespace(to_pandas=lambda: frame)
+    assert as_pandas(other) is frame
+    assert list(as_pandas(frame.rename_axis("time")).columns) == ["time", "a"]
+    with pytest.raises(TypeError, match="frame is a list; expected a data frame"):
+        as_pandas([1])
+
+
 def test_columns_may_have_any_name():
     keys = ["data=table", "data.path=x.csv", f"data.values={typed(NAMES)}"]
     assert list(compose(keys).data["values"]) == NAMES

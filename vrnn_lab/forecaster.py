@@ -2,12 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from re import escape, sub
-from typing import Any
+from shutil import copytree, rmtree
+from tempfile import mkdtemp
+from typing import TYPE_CHECKING, Any
+from weakref import finalize
 
+import numpy as np
 import pandas as pd
+import torch
 
 from vrnn_lab.cli.arguments import refuse_repeated
 from vrnn_lab.config.compose import choices, compose
@@ -17,28 +22,82 @@ from vrnn_lab.config.validate import check
 from vrnn_lab.core import run_files
 from vrnn_lab.core.files import write_whole
 from vrnn_lab.data.table.time_format import spans
+from vrnn_lab.evaluation.scores import fair_crps
 from vrnn_lab.forecasting.crossings import DRAWS, Level
-from vrnn_lab.forecasting.ensemble import Ensemble, check_splits, load_runs
+from vrnn_lab.forecasting.ensemble import Ensemble, Weights, check_splits, load_runs
 from vrnn_lab.forecasting.forecast import Forecasts, Query, recalibration_of, schema_of
-from vrnn_lab.forecasting.mixture_folder import expanded
-from vrnn_lab.runs.build import Parts, load_parts
+from vrnn_lab.forecasting.frames import as_pandas, held_out, paired, usual_name
+from vrnn_lab.forecasting.mixture_folder import Mixture, expanded
+from vrnn_lab.forecasting.summary import path_names
+from vrnn_lab.runs.build import Parts, load_parts, roles_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Ahead = float | int | str | timedelta  # in the data's unit of time; for dates also a text such as 1h, or a Timedelta
 
 
-class Forecaster:
-    """Fit a model, given by overrides as on the command line, to a data frame in a run folder, and query it.
+KEYS = {
+    "model": "model",
+    "optim": "optim",
+    "lr": "optim.lr",
+    "batch_size": "data.batch_size",
+    "max_steps": "trainer.max_steps",
+    "max_time": "trainer.max_time",
+    "seed": "seed",
+}  # the constructor's parameters that set a key of the config
 
-    `Forecaster("model=rnn", "optim.lr=0.003").fit(frame).predict(frame, horizon=10, every=1)`
+
+class Forecaster:
+    """Fit a model to a data frame in a run folder, and query it.
+
+    `Forecaster(model="rnn", lr=0.003).fit(frame).predict(frame, horizon=10, every=1)`
+
+    All that the command line can set is set by overrides: `Forecaster("model=rnn", "schedule.warmup=0.1")`.
+    Estimators of scikit-learn have the same `get_params`, `set_params` and `score`, and `sklearn.base.clone` copies a
+    Forecaster.
     """
 
-    def __init__(self, *overrides: str, folder: str | Path | None = None):
-        """Take the overrides; raise ConfigError for an unknown key and for a value of a wrong type.
+    def __init__(
+        self,
+        *words: str,
+        model: str | None = None,
+        optim: str | None = None,
+        lr: float | int | None = None,
+        batch_size: int | None = None,
+        max_steps: int | None = None,
+        max_time: float | int | str | None = None,
+        seed: int | None = None,
+        overrides: Sequence[str] = (),
+        folder: str | Path | None = None,
+    ):
+        """Take a model and how to train it; raise ConfigError for an unknown key and for a value of a wrong type.
 
-        Raise ValueError for a key that is given two values.
+        model, optim: names of options, such as latent_ode and adamw. lr: optim.lr. batch_size: series a step.
+        max_steps, max_time: of the fit (trainer.*), as 2000 and "2m". words, overrides: further keys, as on the
+        command line. Raise ValueError for a key that is given two values.
 
-        folder: the run folder, by default a new one in outputs/.
+        folder: the run folder; None: a temporary one, which is removed with the Forecaster unless `save` keeps it.
         """
+        self._params = {
+            "model": model,
+            "optim": optim,
+            "lr": lr,
+            "batch_size": batch_size,
+            "max_steps": max_steps,
+            "max_time": max_time,
+            "seed": seed,
+            "overrides": (*words, *overrides) if words else overrides,
+            "folder": folder,
+        }
+        self._parts: Parts | None = None
+        self._temporary: Path | None = None
+        self._check()
+
+    def _check(self) -> None:
+        """Make the overrides of the parameters and check them."""
+        named = {KEYS[name]: value for name, value in self._params.items() if name in KEYS and value is not None}
+        overrides = [f"{key}={value}" for key, value in named.items()] + list(self._params["overrides"])
         if reserved := [o for o in overrides if o.lstrip("+~").split("=")[0] in ("data", "data.path")]:
             raise ConfigError(
                 f"{reserved[0]}: a Forecaster's data is the frame that it is fitted to; leave this override out."
@@ -46,9 +105,39 @@ class Forecaster:
         refuse_repeated(overrides)
         if overrides:
             check(compose(["data=table", "data.path=frame.csv", *overrides]))
-        self.overrides = list(overrides)
-        self.folder = Path(folder or f"outputs/{datetime.now():%Y-%m-%d/%H-%M-%S-%f}")
-        self._parts: Parts | None = None
+        self.overrides = overrides
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the arguments of the constructor, as scikit-learn's estimators do."""
+        return dict(self._params)
+
+    def set_params(self, **params: Any) -> "Forecaster":
+        """Change arguments of the constructor; what was fitted is forgotten. Raise ValueError for an unknown one."""
+        if unknown := params.keys() - self._params.keys():
+            raise ValueError(f"{min(unknown)} is no parameter of a Forecaster; it has {', '.join(self._params)}.")
+        self._params |= params
+        self._parts = self._temporary = None
+        self._check()
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """Return the run folder; where none was given it is a temporary one."""
+        if (given := self._params["folder"]) is not None:
+            return Path(given)
+        if self._temporary is None:
+            self._temporary = Path(mkdtemp(prefix="vrnn_lab_"))
+            finalize(self, rmtree, self._temporary, ignore_errors=True)
+        return self._temporary / "run"
+
+    def __repr__(self) -> str:
+        given = [f"{name}={value!r}" for name, value in self._params.items() if value is not None and value != ()]
+        if self._parts is None:
+            state = "not fitted"
+        else:
+            scale = self._parts.model.scale
+            state = f"fitted to {', '.join(scale.channels[:5])}{', ...' * (len(scale.channels) > 5)}"
+        return f"Forecaster({', '.join(given)}): {state}"
 
     @classmethod
     def load(cls, folder: str | Path | Sequence[str | Path], trust: bool | str | Sequence[str] = ()) -> "Forecaster":
@@ -84,10 +173,14 @@ class Forecaster:
         known: Sequence[str] = (),
         static: Sequence[str] = (),
         error: Sequence[str | None] | None = None,
+        start: "str | Path | Forecaster | None" = None,
     ) -> "Forecaster":
         """Train on the frame, which is kept as data.csv in the run folder, and return the Forecaster.
 
-        The columns are named as those of data=table. Raise ConfigError where config and frame cannot work.
+        frame: of pandas, also with an index (id, time), or of polars. The columns are named as those of data=table;
+        the names unique_id, ds and y of other libraries are understood. start: a run, or a fitted Forecaster, of the
+        same model and channels, whose weights the fit starts from. Raise ConfigError where config and frame cannot
+        work.
         """
         from vrnn_lab.cli.arguments import configure_logging
         from vrnn_lab.training import fit as fitting
@@ -97,11 +190,15 @@ class Forecaster:
                 "an ensemble of runs cannot be fitted; fit a Forecaster for each run, then load them together."
             )
 
+        frame = as_pandas(frame)
+        id, time = usual_name(frame, "id", id), str(usual_name(frame, "time", time))
         named: dict[str, Any] = {"id": id, "time": time, "channel": channel, "value": value}
         named |= {"known": list(known), "static": list(static)}
         named |= {"values": values and list(values), "error": error and list(error)}
         file = self._keep(frame)
         keys = {"data.path": str(file), **{f"data.{key}": name for key, name in named.items()}}
+        if start is not None:
+            keys["start"] = str(start.folder if isinstance(start, Forecaster) else start)
         overrides = ["data=table", *(f"{key}={typed(name)}" for key, name in keys.items()), *self.overrides]
         configure_logging()
         try:
@@ -156,8 +253,9 @@ class Forecaster:
                 f"predict() has no argument '{min(unknown)}'; its names of columns are id, time, channel and value."
             )
         for name, given in (("at", at), ("future", future)):
-            if given is not None and not isinstance(given, pd.DataFrame):
-                raise TypeError(f"{name} is a {type(given).__name__}; expected a data frame.")
+            if given is not None:
+                as_pandas(given, name)
+        at, future = (None if given is None else as_pandas(given) for given in (at, future))
         horizon, every = spans(horizon, every)
         query = Query(at, horizon, every, fill, draws, seed, paths, recalibrate, future)
         return self._predicted(frame, query, columns)
@@ -200,11 +298,92 @@ class Forecaster:
         query = Query(None, horizon, step, draws=draws, seed=seed, recalibrate=recalibrate, when=level)
         return self._predicted(frame, query, dict(columns or {}))
 
+    def _forecasts(self, frame: pd.DataFrame, query: Query, columns: dict[str, str | None]) -> Forecasts:
+        return Forecasts.of(self.parts, as_pandas(frame), query, schema_of(self.parts.config, columns), self.folder)
+
     def _predicted(self, frame: pd.DataFrame, query: Query, columns: dict[str, str | None]) -> pd.DataFrame:
-        if not isinstance(frame, pd.DataFrame):
-            raise TypeError(f"frame is a {type(frame).__name__}; expected a data frame.")
-        forecasts = Forecasts.of(self.parts, frame, query, schema_of(self.parts.config, columns), self.folder)
+        forecasts = self._forecasts(frame, query, columns)
         return pd.concat([forecasts.frame(summary) for summary in forecasts.summaries(whole=True)], ignore_index=True)
+
+    def score(
+        self, frame: pd.DataFrame, question: str = "forecast", draws: int = 99, seed: int = 0, **columns: str | None
+    ) -> float:
+        """Return minus the mean CRPS, in training stds, of held-out values of a frame: higher is better.
+
+        question: forecast: the later half of each series' times is held out; gaps: every second time. Raise
+        ValueError for another question, and where no value is held out.
+        """
+        if question not in ("forecast", "gaps"):
+            raise ValueError(f"question={question}: expected forecast or gaps.")
+        frame, schema = as_pandas(frame), schema_of(self.parts.config, dict(columns))
+        seen, queried = held_out(frame, schema, question)
+        scale = self.parts.model.scale
+        if not len(queried):
+            raise ValueError("no series of the frame has two times, so none can be held out.")
+        keys = [name for name in (schema.id, schema.time, *roles_of(self.parts.config, scale).known) if name]
+        at = pd.DataFrame(queried[keys]).drop_duplicates()
+        query = Query(at, draws=draws, seed=seed, paths=draws)
+        found = self._predicted(seen, query, dict(columns))
+        rows = paired(queried, found, schema, scale.channels)
+        if not len(rows):
+            raise ValueError("none of the values that were held out is observed.")
+        paths = torch.from_numpy(np.array(rows[path_names(draws)]).T).sort(0).values
+        crps = fair_crps(paths, torch.from_numpy(np.array(rows["truth"])))
+        std = dict(zip(scale.channels, scale.std.tolist(), strict=True))
+        return -float(np.mean(crps.numpy() / np.array([std[channel] for channel in rows["channel"]])))
+
+    def plot(
+        self,
+        frame: pd.DataFrame,
+        horizon: Ahead | None = None,
+        every: Ahead | None = None,
+        at: pd.DataFrame | None = None,
+        fill: bool = False,
+        draws: int = 99,
+        seed: int = 0,
+        **columns: str | None,
+    ) -> "Figure":
+        """Return a figure of the first series of a frame: its values, and the median and intervals of the prediction.
+
+        The arguments are those of `predict`.
+        """
+        from vrnn_lab.forecasting.forecast_figures import figure_of_first
+
+        ahead = spans(horizon, every)
+        query = Query(None if at is None else as_pandas(at, "at"), *ahead, fill, draws, seed)
+        return figure_of_first(self._forecasts(frame, query, dict(columns)))
+
+    def sample(self, n: int = 16, points: int | None = None, seed: int = 0) -> pd.DataFrame:
+        """Return series from the model's prior: a row for each point, with series, time and the channels.
+
+        n: how many; points: evenly spaced times of each, by default as dense as the training series.
+        """
+        from vrnn_lab.models import prior_samples
+
+        if isinstance(self.parts.model, Ensemble):
+            raise ConfigError("an ensemble of runs has no prior of its own; load one of its runs.")
+        return prior_samples.table(
+            prior_samples.draw(self.parts.model, n, seed, points), self.parts.model.scale.channels
+        )
+
+    def save(self, folder: str | Path) -> Path:
+        """Copy the run, or the runs of an ensemble with their weights, to a new folder, which `load` reads.
+
+        Raise ConfigError before `fit` or `load`, and where the folder holds anything.
+        """
+        folder, model = Path(folder), self.parts.model
+        if folder.exists() and any(folder.iterdir()):
+            raise ConfigError(f"save({folder}): the folder holds something already; name a new one.")
+        if not isinstance(model, Ensemble):
+            copytree(self.folder, folder, dirs_exist_ok=True)
+            return folder
+        runs = [Path(name) for name in model.names]
+        names = [f"{number}_{run.name}" for number, run in enumerate(runs, 1)]
+        for run, name in zip(runs, names, strict=True):
+            copytree(run, folder / name)
+        equal = (1 / len(runs),) * len(runs)
+        Mixture(tuple(folder / name for name in names), model.weights or Weights(equal, equal)).save(folder)
+        return folder
 
     def backtest(
         self, horizon: Ahead, every: Ahead | None = None, folds: int = 5, split: str = "test"

@@ -22,13 +22,9 @@ The file has the columns series, time and one for each channel, in the data's ow
 
 def csv(draws, channels: tuple[str, ...]) -> str:
     """Return a CSV with a line for each point: series, time, and the value of each channel."""
-    import pandas as pd
+    from vrnn_lab.models import prior_samples
 
-    series, place = draws.there.nonzero(as_tuple=True)
-    columns = {"series": series, "time": draws.times[series, place]}
-    table = pd.DataFrame({name: column.numpy() for name, column in columns.items()})
-    values = pd.DataFrame(draws.values[series, place].numpy(), columns=list(channels))
-    return pd.concat([table, values], axis=1).to_csv(index=False, lineterminator="\n")
+    return prior_samples.table(draws, channels).to_csv(index=False, lineterminator="\n")
 
 
 def main() -> int:

@@ -24,7 +24,7 @@ VOLATILE = ("sweep", "resume", "retry", "trainer.accelerator", "trainer.devices"
 VOLATILE += ("trainer.strategy", "trainer.num_nodes", "trainer.compile")
 REQUIRED = ("model", "data", "task", "optim", "schedule", "beta", "objective", "labels", "stop", "trainer")
 REQUIRED += ("evaluate", "seed", "tricks")
-OPTIONAL = ("sweep", "retry", "out_of_time", "experiment", "trick", "worker", "hydra")
+OPTIONAL = ("sweep", "retry", "start", "out_of_time", "experiment", "trick", "worker", "hydra")
 
 
 def job_id(config: DictConfig) -> str:

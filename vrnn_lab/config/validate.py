@@ -67,6 +67,8 @@ def check(
         raise ConfigError(f"retry={plain['retry']}: expected failed, or nothing.")
     if plain.get("out_of_time", "auto") not in ("auto", True, False):
         raise ConfigError(f"out_of_time={plain['out_of_time']}: expected one of auto, true, false.")
+    if plain.get("start") is not None and not isinstance(plain["start"], str):
+        raise ConfigError(f"start={plain['start']}: expected the folder of a run.")
     trainer = plain.get("trainer", {})
     if trainer.get("max_epochs") == 0 or trainer.get("max_steps") == 0:
         raise ConfigError("trainer.max_epochs=0 or trainer.max_steps=0 trains nothing; expected 1 or more.")

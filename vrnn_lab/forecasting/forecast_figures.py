@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from vrnn_lab.data.table.time_format import Clock
 from vrnn_lab.figures import model_figures, style
+from vrnn_lab.forecasting.forecast import Forecasts
 from vrnn_lab.forecasting.queries import SeriesWindow
 from vrnn_lab.forecasting.summary import PredictiveSummary
 from vrnn_lab.runs.build import Parts
@@ -80,6 +81,21 @@ class ForecastFigures:
             drawn = figure(name, self.parts, self.labels, clock)
             self.written += model_figures.write({_file(name): drawn}, self.folder)
         self.parts = []
+
+
+def figure_of_first(forecasts: Forecasts) -> Figure:
+    """Draw the first series of a query that has a queried time; raise ValueError where none has."""
+    labels, parts = PanelLabels.of(forecasts.parts), list[Part]()
+    for summary in forecasts.summaries(whole=True):
+        for number, window in enumerate(summary.windows):
+            if parts and parts[0].window.name != window.name:
+                break
+            mine = summary.owner == number
+            numbers = {name: column[mine] for name, column in summary.numbers.items()}
+            parts.append(Part(window, summary.times[mine], summary.channel[mine], numbers))
+    if not parts:
+        raise ValueError("there is nothing to draw: no series has a queried time.")
+    return figure(parts[0].window.name, parts, labels, forecasts.clock)
 
 
 def _file(name: str) -> str:

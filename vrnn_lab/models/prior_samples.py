@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
@@ -20,6 +21,14 @@ class PriorSamples:
     there: Bool[Tensor, "series place"]  # the others are padding
     values: Float[Tensor, "series place dim"]
     curve: Float[Tensor, "series place dim"]  # the mean of each point given its path, without observation noise
+
+
+def table(draws: PriorSamples, channels: tuple[str, ...]) -> pd.DataFrame:
+    """Return a row for each point: series, time, and the value of each channel."""
+    series, place = draws.there.nonzero(as_tuple=True)
+    columns = {"series": series.numpy(), "time": draws.times[series, place].numpy()}
+    values = pd.DataFrame(draws.values[series, place].numpy(), columns=list(channels))
+    return pd.concat([pd.DataFrame(columns), values], axis=1)
 
 
 def draw(model, count: int, seed: int, points: int | None = None) -> PriorSamples:

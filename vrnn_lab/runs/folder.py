@@ -83,11 +83,11 @@ def record_failure(
 
 
 def with_absolute_paths(config: DictConfig) -> DictConfig:
-    """Return a config with an absolute data path, so that its folder can be read from any directory."""
-    if not config.data.get("path"):
-        return config
-    path = str(Path(config.data.path).expanduser().absolute())
-    return DictConfig(OmegaConf.merge(config, {"data": {"path": path}}))
+    """Return a config with absolute paths, so that its folder can be read from any directory."""
+    absolute = lambda path: str(Path(path).expanduser().absolute())
+    paths = {"data": {"path": absolute(config.data.path)}} if config.data.get("path") else {}
+    paths |= {"start": absolute(config.start)} if config.get("start") else {}
+    return DictConfig(OmegaConf.merge(config, paths)) if paths else config
 
 
 def config_of(folder: Path) -> DictConfig:

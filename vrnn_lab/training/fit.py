@@ -46,6 +46,7 @@ from vrnn_lab.training.ddp import launched
 from vrnn_lab.training.devices import accelerator_of, check_accelerator, keep_memory, processes_of, strategy_of
 from vrnn_lab.training.fit_recalibration import recalibrate
 from vrnn_lab.training.time_limit import TimeLimit, limit_of, limits_of
+from vrnn_lab.training.warm_start import take_weights
 
 log = logging.getLogger("vrnn_lab")
 
@@ -102,8 +103,16 @@ def run(
 def take_part(config: DictConfig, folder: Path) -> None:
     """Fit a run as one of several processes; another process owns the folder and waits for all of them."""
     parts = assemble(config)
+    if not (folder / run_files.LAST).exists():
+        _start_from(parts)
     with _failures_recorded(folder):
         _run(parts, folder)
+
+
+def _start_from(parts: Parts) -> None:
+    """Give the model the weights of the run that the config names; runs of earlier versions have no such key."""
+    if start := parts.config.get("start"):
+        take_weights(parts.model, Path(start))
 
 
 def release() -> None:
@@ -175,6 +184,8 @@ def _begin(config: DictConfig, folder: Path, overrides: list[str], choices: dict
     try:
         check_accelerator(config)
         parts = assemble(config)
+        if not begun:
+            _start_from(parts)
     except Exception as error:
         if in_sweep:
             record_failure(folder, error)
