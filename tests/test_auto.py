@@ -12,9 +12,10 @@ import vrnn_lab
 from helpers.commands import CUT, call, command
 from vrnn_lab import auto, evaluate, predict, report
 from vrnn_lab.automatic import stacking
+from vrnn_lab.automatic import study as study_module
 from vrnn_lab.automatic.column_guess import guess
 from vrnn_lab.automatic.period_guess import periods
-from vrnn_lab.automatic.study import Budget, Watch, _limit
+from vrnn_lab.automatic.study import Budget, Study, Watch, _limit, train
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.core.files import DamagedError
 from vrnn_lab.evaluation.value_scores import ValueScores, common
@@ -57,6 +58,17 @@ def test_the_long_form_and_other_names_are_understood(shuffled, tmp_path):
     frame.to_csv(tmp_path / "a.csv", index=False)
     found = guess(tmp_path / "a.csv", {})
     assert (found.id, found.time, found.channel, found.value) == ("unique_id", "ds", "kind", "y")
+
+
+def test_a_date_is_the_time_although_a_column_of_numbers_would_do_too(tmp_path):
+    rng = np.random.default_rng(0)
+    day = pd.Timestamp("2023-03-01")
+    rows = [(f"p{s}", day + pd.Timedelta(hours=7 * k), item, rng.normal())
+            for s in range(9) for k in range(10) for item in ("hr", "bp")]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["patient", "charttime", "item", "value"])
+    frame.sample(frac=1, random_state=0).to_parquet(tmp_path / "a.parquet", index=False)
+    found = guess(tmp_path / "a.parquet", {})
+    assert (found.id, found.time, found.channel, found.value) == ("patient", "charttime", "item", "value")
 
 
 def test_one_record_has_no_series_column_and_row_numbers_are_no_times(tmp_path):
@@ -145,6 +157,13 @@ def test_a_model_that_is_right_is_taken_alone():
     assert stacking.choose(scores_of(normal_nll(x, 0))).weights == (1.0,)
 
 
+def test_few_values_decide_on_no_mixture():
+    rng = np.random.default_rng(0)
+    x = np.where(rng.random(20) < 0.5, rng.normal(-2, 1, 20), rng.normal(2, 1, 20))
+    found = stacking.choose(scores_of(normal_nll(x, -2), normal_nll(x, 2)))
+    assert not found.mixed and sorted(found.weights) == [0, 1] and found.values == 20
+
+
 def test_only_values_that_all_models_were_asked_for_count():
     rng = np.random.default_rng(0)
     one, two = scores_of(rng.normal(size=40), rng.normal(size=40))
@@ -191,6 +210,18 @@ def test_limits_leave_time_for_the_other_candidates_and_the_scores(tmp_path):
         budget.before += limits[-1] + 2.0
     assert all(limit > 5 for limit in limits) and sum(limits) + 3 * 2 < 95
     assert _limit(Budget.of(tmp_path, 100.0), models, [30.0]) < 3
+
+
+def test_the_first_candidate_is_trained_however_small_the_budget(tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(
+        study_module, "_run", lambda study, model, budget, *rest: trained.append(budget.limits[model])
+    )
+    study = Study(tmp_path, (), "both", None, (), 0)
+    teller = auto.Teller(12.0)
+    with pytest.raises(ConfigError, match="no candidate was trained within the budget of 12 s"):
+        train(study, ["linear_sde", "rnn", "latent_ode"], False, Budget.of(tmp_path, 12.0), teller)
+    assert trained[0] == 3.0
 
 
 def test_a_candidate_that_is_clearly_behind_is_given_up_late_in_its_fit(tmp_path):

@@ -131,7 +131,8 @@ def _roles(
     """Return how well a pair of columns fits, with the roles; None where it cannot be."""
     owner = np.zeros(len(moments), np.int64) if id is None else pd.factorize(cells.column(id))[0]
     score = 4 * _named(time, (*TIMES, *OTHER_NAMES["time"])) + 3 * (id is not None and _named(id, _names_of_ids()))
-    score += 2 * (not types.is_numeric_dtype(cells.column(time)))  # a date is a time
+    score += 6 * (not types.is_numeric_dtype(cells.column(time)))  # a date is a time
+    score -= 4 * _named(time, VALUES)
     order = np.lexsort((np.arange(len(owner)), owner))
     same = np.diff(owner[order]) == 0
     if same.any():
@@ -155,12 +156,14 @@ def _names_of_ids() -> tuple[str, ...]:
 
 
 def _named(name: str, words: tuple[str, ...]) -> float:
-    """Return 1 where a column's name is one of some words, 0.5 where it ends in one or begins with one, else 0."""
+    """Return 1 where a column's name is one of some words, 0.5 where one of them begins or ends it, else 0."""
     plain = name.strip().lower().replace("-", "_").replace(" ", "_").replace(".", "_")
     if plain in {word.lower() for word in words}:
         return 1.0
     parts = plain.split("_")
-    return 0.5 if len(parts) > 1 and {parts[0], parts[-1]} & {word.lower() for word in words} else 0.0
+    if len(parts) > 1 and {parts[0], parts[-1]} & {word.lower() for word in words}:
+        return 0.5
+    return 0.5 if any(len(word) > 3 and plain.endswith(word.lower()) for word in words) else 0.0
 
 
 def _repeated(owner: NDArray[np.int64], moments: NDArray[np.float64], *further: NDArray[np.int64]) -> bool:

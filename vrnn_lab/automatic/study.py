@@ -160,8 +160,10 @@ def train(study: Study, models: Sequence[str], beyond: bool, budget: Budget, say
         metrics = finished(folder)
         if metrics is None:
             limit = budget.limits.get(model) or _limit(budget, models[place:], scoring)
+            if model not in budget.limits and limit < SHORTEST and budget.left > 3 * SHORTEST and not done:
+                limit = SHORTEST  # a first answer, however small the budget
             if limit < SHORTEST:
-                say(f"{model}: left out, since {max(0.0, budget.left):.0f} s of the budget are left")
+                say(f"{model}: left out, since the budget leaves it {max(0.0, limit):.0f} s")
                 continue
             budget.limits[model] = round(limit, 1)
             budget.save()

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from vrnn_lab.automatic.stacking import Choice
+from vrnn_lab.automatic.stacking import FEWEST, Choice
 from vrnn_lab.data.base import SeriesData
 from vrnn_lab.evaluation.evaluate import held_out_scores
 from vrnn_lab.forecasting.ensemble import load_runs
@@ -113,7 +113,10 @@ def sentences(found: Verdict) -> list[str]:
             )
             text += "its weights were not fitted on"
         elif len(choice.weights) > 1:
-            text += ", the best candidate on validation; a mixture is not better"
+            text += ", the best candidate on validation"
+            text += "; a mixture is not better" if choice.values >= FEWEST else ""
+        if choice.values < FEWEST:
+            text += f" (validation has only {choice.values} values, so this choice is uncertain)"
         ours, best = found.scores.get(f"val/{question}/{found.unit}"), found.best_baseline(question)
         compared = "" if ours is None or best is None else _against(ours, *best)
         if question == "forecast":
