@@ -2,6 +2,7 @@
 
 import json
 import logging
+from time import monotonic
 from types import SimpleNamespace
 
 import numpy as np
@@ -192,24 +193,24 @@ def test_scores_of_values_are_kept_in_a_file_and_another_file_is_refused(tmp_pat
 
 
 def test_the_time_of_earlier_attempts_counts(tmp_path):
-    first = Budget.of(tmp_path, 100.0)
+    first = Budget.of(tmp_path, 100.0, monotonic())
     first.before = 40.0
     first.limits["rnn"] = 12.0
     first.save(arguments=["input=a.csv"])
-    second = Budget.of(tmp_path, 100.0)
+    second = Budget.of(tmp_path, 100.0, monotonic())
     assert 40 <= second.used < 45 and second.limits == {"rnn": 12.0}
     assert json.loads((tmp_path / "auto.json").read_text())["arguments"] == ["input=a.csv"]
 
 
 def test_limits_leave_time_for_the_other_candidates_and_the_scores(tmp_path):
-    budget = Budget.of(tmp_path, 100.0)
+    budget = Budget.of(tmp_path, 100.0, monotonic())
     models = ["linear_sde", "rnn", "latent_ode"]
     limits = []
     for place in range(3):
         limits.append(_limit(budget, models[place:], [2.0] * place))
         budget.before += limits[-1] + 2.0
     assert all(limit > 5 for limit in limits) and sum(limits) + 3 * 2 < 95
-    assert _limit(Budget.of(tmp_path, 100.0), models, [30.0]) < 3
+    assert _limit(Budget.of(tmp_path, 100.0, monotonic()), models, [30.0]) < 3
 
 
 def test_the_first_candidate_is_trained_however_small_the_budget(tmp_path, monkeypatch):
@@ -220,12 +221,12 @@ def test_the_first_candidate_is_trained_however_small_the_budget(tmp_path, monke
     study = Study(tmp_path, (), "both", None, (), 0)
     teller = auto.Teller(12.0)
     with pytest.raises(ConfigError, match="no candidate was trained within the budget of 12 s"):
-        train(study, ["linear_sde", "rnn", "latent_ode"], False, Budget.of(tmp_path, 12.0), teller)
+        train(study, ["linear_sde", "rnn", "latent_ode"], False, Budget.of(tmp_path, 12.0, monotonic()), teller)
     assert trained[0] == 3.0
 
 
 def test_a_candidate_that_is_clearly_behind_is_given_up_late_in_its_fit(tmp_path):
-    watch = Watch(Budget.of(tmp_path, 100.0), best=1.0, show=lambda used: None)
+    watch = Watch(Budget.of(tmp_path, 100.0, monotonic()), best=1.0, show=lambda used: None)
     trainer = SimpleNamespace(
         global_step=0, estimated_stepping_batches=1.0, lightning_module=SimpleNamespace(time_used=0.5),
         callback_metrics={"val/loss": 9.0},

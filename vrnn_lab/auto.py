@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from time import monotonic
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -129,6 +130,7 @@ def folder_of(given: Mapping[str, str], more: Sequence[str]) -> Path:
 
 def start(argv: Sequence[str]) -> Path:
     """Run a call of the command, print its result, and return its folder."""
+    began = monotonic()  # the imports below belong to the budget
     given, more = parsed(argv)
     from vrnn_lab.config.duration import seconds_of
 
@@ -152,7 +154,7 @@ def start(argv: Sequence[str]) -> Path:
         )
     study, lines = study_of(given, more, folder, int_argument(given, "seed", 0, 0))
     with run_lock(folder, wait=False):
-        budget = Budget.of(folder, seconds)
+        budget = Budget.of(folder, seconds, began)
         budget.save(arguments=words, budget=seconds)
         teller = Teller(seconds)
         for line in lines:

@@ -48,18 +48,24 @@ class Budget:
     before: float = 0.0  # used by earlier attempts
     limits: dict[str, float] = field(default_factory=dict)  # seconds of each candidate's fit, once begun
     failed: dict[str, str] = field(default_factory=dict)  # why a candidate was given up
-    started: float = field(default_factory=monotonic)
+    began: float = field(default_factory=monotonic)
     saved: float = 0.0
 
     @classmethod
-    def of(cls, folder: Path, seconds: float) -> "Budget":
-        """Return the budget of a study; of one that was interrupted, what is left of it."""
+    def of(cls, folder: Path, seconds: float, began: float) -> "Budget":
+        """Return the budget of a study; of one that was interrupted, what is left of it.
+
+        began: when this attempt began, by time.monotonic.
+        """
         known = recorded(folder)
-        return cls(seconds, folder, known.get("used", 0.0), known.get("limits", {}), known.get("failed", {}))
+        used, limits, failed = (
+            known.get(key, usual) for key, usual in (("used", 0.0), ("limits", {}), ("failed", {}))
+        )
+        return cls(seconds, folder, used, limits, failed, began)
 
     @property
     def used(self) -> float:
-        return self.before + monotonic() - self.started
+        return self.before + monotonic() - self.began
 
     @property
     def left(self) -> float:
@@ -121,8 +127,9 @@ class Study:
         kept = [word for word in fixed if word.partition("=")[0] not in given]
         return ["data=table", *self.data, *kept, *self.more]
 
-    def parts(self, model: str = "linear_sde") -> Parts:
-        """Build the parts of a candidate; raise ConfigError where the table cannot be used."""
+    def parts(self) -> Parts:
+        """Build the parts of the first candidate; raise ConfigError where the table cannot be used."""
+        model = self.candidates[0] if self.candidates else "linear_sde"
         return assemble(compose(self.overrides(model, None, False)))
 
 
