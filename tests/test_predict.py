@@ -129,7 +129,7 @@ def test_where_nothing_is_asked_there_are_no_rows_but_columns():
     ("asked", "said"),
     [
         ({}, r"at=<file of id, time>, or horizon=<H> \(and every=<E>\), or fill=true"),
-        ({"fill": True, "horizon": 1.0, "every": 1.0}, "one of three"),
+        ({"fill": True, "horizon": 1.0, "every": 1.0}, "one of four"),
         ({"every": 1.0}, "expected both to be positive"),
         ({"horizon": 1.0, "every": 2.0}, "every= at most horizon="),
         ({"horizon": 1.0, "every": 0.0}, "positive"),

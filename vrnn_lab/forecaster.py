@@ -257,8 +257,25 @@ class Forecaster:
                 as_pandas(given, name)
         at, future = (None if given is None else as_pandas(given) for given in (at, future))
         horizon, every = spans(horizon, every)
-        query = Query(at, horizon, every, fill, draws, seed, paths, recalibrate, future)
+        query = Query(at, horizon, every, fill, draws, seed, paths, recalibrate, future=future)
         return self._predicted(frame, query, columns)
+
+    def surprise(
+        self,
+        frame: pd.DataFrame,
+        draws: int = 99,
+        seed: int = 0,
+        recalibrate: bool | None = None,
+        **columns: str | None,
+    ) -> pd.DataFrame:
+        """Return how unlikely every observed value is given all others, as `predict` with surprise=true does.
+
+        A row for each observed value: id, time, channel, the prediction of it (mean, std, q05 to q95) from all other
+        values of its series, for a step model from those before it, value, and surprise, its two-sided tail
+        probability: uniform from 0 to 1 if the model is right. Raise ValueError for values that are not real.
+        """
+        query = Query(draws=draws, seed=seed, recalibrate=recalibrate, surprise=True)
+        return self._predicted(frame, query, dict(columns))
 
     def when(
         self,

@@ -17,6 +17,10 @@ Predicts series with a run's best checkpoint, also series that were not in its t
                        dates, or 2y, 3M (months), 1w, 1h, 30min, 1/24; every: by default the median gap between
                        training points
   fill=true            every empty cell of the input
+  surprise=true        every observed value of the input, as if it alone were missing: value is what was observed, and
+                       surprise the probability of a value at least as far out on its side, doubled, given all others
+                       (for a step model given those before it). It is uniform from 0 to 1 if the model is right, so
+                       that outliers and drifts have small ones. It takes one prediction for each value
 
 With horizon=, where the model was trained with covariates that change with time (data.known):
   future=<file>        id, time and those covariates after the last observations; each row of it within the horizon is
@@ -61,6 +65,7 @@ KEYS = (
     "every",
     "future",
     "fill",
+    "surprise",
     "draws",
     "paths",
     "figures",
@@ -96,7 +101,7 @@ def files_of(given: dict[str, str]) -> tuple[Path, Path]:
 def main() -> int:
     given = arguments(USAGE, (*KEYS, *COLUMNS), sys.argv[1:])
     folders, (source, output), most = folders_of(given), files_of(given), figures_of(given)
-    stream, fill = bool_argument(given, "stream"), bool_argument(given, "fill")
+    stream, fill, surprise = (bool_argument(given, key) for key in ("stream", "fill", "surprise"))
     recalibrate = bool_argument(given, "recalibrate") if "recalibrate" in given else None
     if "when" in given and (idle := [key for key in ("paths", "figures") if key in given]):
         raise ValueError(
@@ -129,7 +134,9 @@ def main() -> int:
     }
     ahead = spans(given.get("horizon"), given.get("every"))
     seed = int_argument(given, "seed", 0, 0)
-    query = Query(at, *ahead, fill, seed=seed, recalibrate=recalibrate, future=future, when=when, **counts)
+    query = Query(
+        at, *ahead, fill, seed=seed, recalibrate=recalibrate, surprise=surprise, future=future, when=when, **counts
+    )
     mixture = expanded(folders)
     parts = load_runs(mixture.folders, trust=trust, weights=mixture.unequal)
     named = {key: None if given[key] == "null" else given[key] for key in COLUMNS if key in given}

@@ -48,6 +48,13 @@ class Density(ABC):
     def log_prob_each(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Return the marginal log density (..., dim) of each channel at a value (..., dim)."""
 
+    def cdf_each(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Return the marginal probability (..., dim) of each channel being at most a value (..., dim).
+
+        Raise ValueError for a density of values that are not real.
+        """
+        raise ValueError(f"{type(self).__name__} is no density of real values, so a value has no tail probability.")
+
     def log_prob(self, value: Float[Tensor, "..."], mask: Bool[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Return each point's joint log density (...) over its masked channels, here taken as independent."""
         return torch.where(mask, self.log_prob_each(value), 0).sum(-1)
@@ -114,6 +121,9 @@ class Gaussian(OneScale):
         z = (value - self.loc) / self.scale
         return -0.5 * z * z - self.scale.log() - 0.5 * LOG_2PI
 
+    def cdf_each(self, value):
+        return torch.special.ndtr((value - self.loc) / self.scale)
+
     def _plus_noise(self, error):
         return replace(self, scale=torch.hypot(self.scale, error))
 
@@ -128,6 +138,11 @@ class Laplace(OneScale):
 
     def log_prob_each(self, value):
         return -(value - self.loc).abs() / self.scale - self.scale.log() - log(2)
+
+    def cdf_each(self, value):
+        z = (value - self.loc) / self.scale
+        tail = 0.5 * torch.exp(-z.abs())
+        return torch.where(z < 0, tail, 1 - tail)
 
     def draw(self, noise):
         # The quantile is computed from the log of the normal tail, so that no draw rounds to infinity.
@@ -173,6 +188,9 @@ class Mixture(Density):
         z = self._standard(value)
         each = -0.5 * z * z - self.stds.log() - 0.5 * LOG_2PI
         return torch.logsumexp(self.log_weight[..., None] + each, -2)
+
+    def cdf_each(self, value):
+        return (self.log_weight.exp()[..., None] * torch.special.ndtr(self._standard(value))).sum(-2)
 
     def _log_components(self, value: Tensor, mask: Tensor) -> Tensor:
         """Return the joint log density (..., k) of the masked channels under each component."""
@@ -298,6 +316,9 @@ class Stacked(Density):
 
     def log_prob_each(self, value):
         return torch.cat([part.log_prob_each(value) for part in self.parts])
+
+    def cdf_each(self, value):
+        return torch.cat([part.cdf_each(value) for part in self.parts])
 
     def draw(self, noise):
         parts = noise.split([len(part.mean) for part in self.parts])

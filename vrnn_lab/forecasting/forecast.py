@@ -22,14 +22,14 @@ from vrnn_lab.evaluation.scores import LEVELS
 from vrnn_lab.forecasting.crossings import Level, crossings
 from vrnn_lab.forecasting.ensemble import Ensemble, Recalibrations
 from vrnn_lab.forecasting.notices import Notices, close
-from vrnn_lab.forecasting.queries import SeriesQuery, Times, over_windows
+from vrnn_lab.forecasting.queries import SeriesQuery, SeriesWindow, Times, left_out, over_windows, with_truth
 from vrnn_lab.forecasting.summary import PredictiveSummary, batches, summarise
 from vrnn_lab.models.base import Prediction, SequenceModel
 from vrnn_lab.runs.build import TABLE, Parts, roles_of
 
 log = logging.getLogger("vrnn_lab")
 NO_CELL = "the input has no empty cell. In the long form a cell is a row: give rows with an empty value, or use at=."
-THREE = "at=<file of id, time>, or horizon=<H> (and every=<E>), or fill=true"
+FORMS = "at=<file of id, time>, or horizon=<H> (and every=<E>), or fill=true, or surprise=true"
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,14 @@ class Query:
     seed: int = 0
     paths: int = 0
     recalibrate: bool | None = None  # None: where the run has factors; True: an error where it has none
+    surprise: bool = False  # the tail probability of every observed value, given all others
     future: Path | pd.DataFrame | None = None  # covariates after the last observation, for horizon
     when: Level | None = None  # predict when a channel first crosses this level within the horizon
 
     def __post_init__(self):
         ahead = self.horizon is not None or self.every is not None
-        if (self.at is not None) + ahead + bool(self.fill) != 1:
-            raise ValueError(f"the query is missing or not unique: expected one of three: {THREE}.")
+        if (self.at is not None) + ahead + bool(self.fill) + self.surprise != 1:
+            raise ValueError(f"the query is missing or not unique: expected one of four: {FORMS}.")
         if self.future is not None and self.horizon is None:
             raise ValueError(
                 "future= holds the covariates at the times that horizon= asks for; give horizon=<H> too, or name the "
@@ -110,6 +111,11 @@ class Forecasts:
                 "the model is a point process, which has no values to predict; draw series of events with "
                 "python -m vrnn_lab.sample run=<run folder>."
             )
+        if query.surprise and scale.support != "real":
+            raise ValueError(
+                f"surprise=true: the values of this run are {scale.support}, which have no tail probability; "
+                "expected a run on real values."
+            )
         query = query.with_step(scale)
         roles = roles_of(parts.config, scale)
         if query.when:
@@ -150,13 +156,15 @@ class Forecasts:
         paths = query.draws if query.when else query.paths
         exact = to_the_second if model.scale.dates else float
         ahead = lambda length: None if length is None else exact(length)
-        queried = SeriesQuery(self.at, ahead(query.horizon), ahead(query.every), query.fill)
+        queried = SeriesQuery(self.at, ahead(query.horizon), ahead(query.every), query.fill or query.surprise)
         pairs = self._not_empty(queried.of(self.given, whole))
         notices = Notices.of(model)
-        windows = (
+        windows: Iterator[Iterator[SeriesWindow]] = (
             over_windows(self._checked(rows, notices), times, model.scale, self.given.roles, model.keep_start)
             for rows, times in pairs
         )
+        if query.surprise:
+            windows = (self._left_out(self._checked(rows, notices)) for rows, _ in pairs)
         batch = None
         for batch in batches(chain.from_iterable(windows), query.draws):
             for window in batch:
@@ -169,6 +177,13 @@ class Forecasts:
         if batch is None:
             log.warning("there is nothing to predict: %s", NO_CELL if query.fill else "no series has a queried time.")
             yield self._when(PredictiveSummary.none(paths))
+
+    def _left_out(self, rows: SeriesRows) -> Iterator[SeriesWindow]:
+        """Yield a window for each observed value of a series, in which all others are observed."""
+        model = self.parts.model
+        for others, query, value in left_out(rows):
+            for window in over_windows(others, query, model.scale, self.given.roles, model.keep_start):
+                yield with_truth(window, value)
 
     def _when(self, forecast: PredictiveSummary) -> PredictiveSummary:
         """Return the crossings of the level where the query has one, else the summary as it is."""

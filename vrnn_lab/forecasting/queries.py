@@ -1,7 +1,7 @@
 """Turn queries about series into windows of observed and queried points."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ class SeriesWindow:
     covariates: NDArray[np.float64]  # (points, covariates)
     error: NDArray[np.float64]  # (points, dim), 0 = none
     window: tuple[float, float]
+    truth: NDArray[np.float64] | None = None  # (points, dim): values that are hidden from the model, NaN elsewhere
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,21 @@ def over_windows(
         id = int(hashed([text])[0])
         arrays: list[Any] = [array[kept] for array in (points, values, mine, covariates, error)]
         yield SeriesWindow(rows.name, id, *arrays, window=window)
+
+
+def left_out(rows: SeriesRows) -> Iterator[tuple[SeriesRows, Times, float]]:
+    """Yield, for each observed value of a series, the series without it, the query for it, and the value."""
+    for point, channel in np.argwhere(~np.isnan(rows.values)):
+        values, queried = rows.values.copy(), np.zeros((1, rows.values.shape[1]), bool)
+        values[point, channel], queried[0, channel] = np.nan, True
+        none = lambda like: np.full((1, like.shape[1]), np.nan)
+        query = Times(rows.times[point : point + 1], queried, none(rows.covariates), none(rows.error))
+        yield replace(rows, values=values), query, float(rows.values[point, channel])
+
+
+def with_truth(window: SeriesWindow, truth: float) -> SeriesWindow:
+    """Return a window with one queried value, and that value."""
+    return replace(window, truth=np.where(window.queried, truth, np.nan))
 
 
 def _merged(rows: SeriesRows, times: Times, roles: ColumnRoles, clock: Clock):

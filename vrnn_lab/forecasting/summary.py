@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -44,10 +45,22 @@ def summarise(
     paths: the number of draws to keep. errors: whether the model takes error bars.
     """
     batch, queried = padded(windows, errors)
-    columns = summary(predict(batch), batch, paths)
+    prediction = predict(batch)
+    columns = summary(prediction, batch, paths)
+    if windows[0].truth is not None:
+        truth = _padded_columns(
+            [window.truth for window in windows if window.truth is not None], batch.times.shape[1]
+        )
+        columns |= {"value": truth, "surprise": two_sided(prediction, truth.to(prediction.paths)).cpu()}
     owner, place, channel = (index.numpy() for index in queried.nonzero(as_tuple=True))
     numbers = {name: column[owner, place, channel].double().numpy() for name, column in columns.items()}
     return PredictiveSummary(windows, owner, batch.times.numpy()[owner, place], channel, numbers)
+
+
+def two_sided(prediction: Prediction, values: Float[Tensor, "batch time dim"]) -> Float[Tensor, "batch time dim"]:
+    """Return the two-sided tail probability 2 min(F, 1 - F) of values under the mixture over paths."""
+    below = prediction.density.cdf_each(values).mean(0)
+    return 2 * torch.minimum(below, 1 - below)
 
 
 def path_names(count: int) -> list[str]:
