@@ -397,7 +397,8 @@ def log_left_out(
 ) -> None:
     """Log the columns that are not used as channels; raise ValueError where there is no channel."""
     if not channels:
-        raise ValueError(f"{path} has no column of numbers other than '{id}' and '{time}'; it has {others}. {cure}")
+        named = " and ".join(f"'{name}'" for name in (id, time) if name is not None)
+        raise ValueError(f"{path} has no column of numbers other than {named}; it has {others}. {cure}")
     if left := [c for c in others if c not in channels]:
         log.info("%s: columns without numbers are left out: %s", path, ", ".join(left))
 
