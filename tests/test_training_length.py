@@ -163,6 +163,8 @@ def test_a_run_with_a_time_limit_ends_in_time_with_its_scores(more, tmp_path):
     found = metrics_of(tmp_path)
     assert found["fit/seconds"] < 8 and found["fit/steps"] > 5 and found["status"] == "completed"
     assert "val/loss" in found and time.monotonic() - started < 120
+    state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]["Course"]
+    assert len(state["losses"]) <= 61
     assert "(trainer.max_time) ended training after" in done.stderr and "% of the time" in done.stdout
 
 

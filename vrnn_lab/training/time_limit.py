@@ -26,8 +26,7 @@ class TimeLimit(Callback):
     take equal steps.
 
     usual: the number of training steps of a fit without a limit, for the message at the end, which is logged at
-    `level`. paced: whether
-    validations come by time: at most VALIDATIONS of them, and with at most a tenth of the time.
+    `level`. paced: whether validations come by time: at most VALIDATIONS of them, with at most a tenth of the time.
     """
 
     def __init__(self, seconds: float, usual: int, paced: bool, level: int = logging.INFO):
@@ -41,7 +40,6 @@ class TimeLimit(Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self.validated = timer_of(trainer).metrics["fit/seconds"]
         self._measure(trainer, pl_module)
-
         done = trainer.fit_loop.epoch_loop.val_loop.batch_progress.current
         if self.paced and done.ready > done.completed:  # interrupted within a validation, which is begun anew
             trainer.val_check_batch = 1
@@ -53,6 +51,8 @@ class TimeLimit(Callback):
         if trainer.state.fn == "fit":
             self.cost = monotonic() - self.started
             self.validated = timer_of(trainer).metrics["fit/seconds"]
+            if self.paced:
+                trainer.val_check_batch = sys.maxsize  # until the next is due, also where no measure is taken before
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
