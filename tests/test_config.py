@@ -1,5 +1,6 @@
 """Every YAML fits the constructor it builds; what cannot work is refused by name, with the cure."""
 
+import copy
 import re
 import subprocess
 import sys
@@ -304,3 +305,12 @@ def test_what_is_wrong_is_said_as_well_when_many_are_composed():
         with pytest.raises(ConfigError) as other:
             composer()(wrong)
         assert str(one.value) == str(other.value)
+
+
+def test_a_new_key_that_is_null_renames_no_job_of_a_sweep():
+    config = compose(["model=rnn", "data=ou"])
+    older = copy.deepcopy(config)
+    OmegaConf.set_struct(older, False)
+    del older["start"], older["trainer"]["max_time"]
+    assert job_id(config) == job_id(older)
+    assert job_id(config) != job_id(compose(["model=rnn", "data=ou", "trainer.max_time=2m"]))

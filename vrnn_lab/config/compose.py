@@ -22,6 +22,7 @@ from vrnn_lab.config.plain import flatten, nodes, to_dict
 log = logging.getLogger("vrnn_lab")
 VOLATILE = ("sweep", "resume", "retry", "trainer.accelerator", "trainer.devices")
 VOLATILE += ("trainer.strategy", "trainer.num_nodes", "trainer.compile")
+NEWER = ("start", "trainer.max_time")  # keys that earlier versions lack; null, they are no part of what names a job
 REQUIRED = ("model", "data", "task", "optim", "schedule", "beta", "objective", "labels", "stop", "trainer")
 REQUIRED += ("evaluate", "seed", "tricks")
 OPTIONAL = ("sweep", "retry", "start", "out_of_time", "experiment", "trick", "worker", "hydra")
@@ -30,12 +31,13 @@ OPTIONAL = ("sweep", "retry", "start", "out_of_time", "experiment", "trick", "wo
 def job_id(config: DictConfig) -> str:
     """Return a sweep job's name: a hash of its resolved config without the keys that do not change the result."""
     plain = first(to_dict(config))
-    for key in VOLATILE:
+    for key in (*VOLATILE, *NEWER):
         *groups, leaf = key.split(".")
         node = plain
         for group in groups:
             node = node.get(group, {})
-        node.pop(leaf, None)
+        if key in VOLATILE or node.get(leaf) is None:
+            node.pop(leaf, None)
     text = json.dumps(plain, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
