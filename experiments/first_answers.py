@@ -155,7 +155,7 @@ def jobs_of(options: Options) -> list[Job]:
         for name in options.sets:
             extras = (
                 [""]
-                if model in WITHOUT_TRAINING or "+" in model
+                if model in WITHOUT_TRAINING or model == "auto" or "+" in model
                 else ["", *(key for key in SETS[name].extra if _takes(key))]
             )
             jobs += [Job(name, q, model, seed, key) for q in options.questions for seed in seeds for key in extras]
@@ -430,20 +430,25 @@ def _summary(scores: pd.DataFrame) -> list[str]:
                 f"* {model}: coverage within {HOLDS[0]} to {HOLDS[1]} on {held} of {len(coverages)} sets, and no "
                 f"more than two standard errors outside on {near}."
             )
-    for title, rivals in (("baseline", BASELINES), ("baseline or Gaussian process", (*BASELINES, "gp"))):
-        ratios = {}
-        for name, each in by_set.items():
-            ours, theirs = ([m for m in group if m in each.index] for group in (models, rivals))
-            if ours and theirs:
-                ratios[name] = each.crps[ours].min() / each.crps[theirs].min()
-        if ratios:
-            won = sum(ratio <= 1 for ratio in ratios.values())
-            shown = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
-            text.append(
-                f"* The best default model is at or below the best {title} in CRPS on {won} of {len(ratios)} sets"
-            )
-            text[-1] += f" (ratios: {shown})."
+    single = [model for model in models if model != "auto"]
+    for who, ours in (("The best default model", single), ("auto", ["auto"])):
+        for title, rivals in (("baseline", BASELINES), ("baseline or Gaussian process", (*BASELINES, "gp"))):
+            if ratios := _ratios(by_set, ours, rivals):
+                won = sum(ratio <= 1 for ratio in ratios.values())
+                shown = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
+                text.append(f"* {who} is at or below the best {title} in CRPS on {won} of {len(ratios)} sets")
+                text[-1] += f" (ratios: {shown})."
     return text
+
+
+def _ratios(by_set: dict[str, pd.DataFrame], ours: Iterable[str], rivals: Iterable[str]) -> dict[str, float]:
+    """The lowest CRPS of some methods as a multiple of that of others, by set, where both are there."""
+    ratios = {}
+    for name, each in by_set.items():
+        mine, theirs = ([m for m in group if m in each.index] for group in (ours, rivals))
+        if mine and theirs:
+            ratios[name] = each.crps[mine].min() / each.crps[theirs].min()
+    return ratios
 
 
 def report(options: Options) -> int:
