@@ -72,6 +72,12 @@ def test_a_date_is_the_time_although_a_column_of_numbers_would_do_too(tmp_path):
     assert (found.id, found.time, found.channel, found.value) == ("patient", "charttime", "item", "value")
 
 
+def test_a_row_counter_is_the_time_where_nothing_else_increases(tmp_path):
+    values = np.random.default_rng(0).normal(size=50)
+    pd.DataFrame({"x": range(50), "y": values}).to_csv(tmp_path / "a.csv", index=False)
+    assert guess(tmp_path / "a.csv", {}).time == "x"
+
+
 def test_one_record_has_no_series_column_and_row_numbers_are_no_times(tmp_path):
     frame = pd.DataFrame({"rownames": range(1, 51), "co2": np.random.default_rng(0).normal(size=50)})
     frame["date"] = pd.date_range("2020-01-01", periods=50).strftime("%Y-%m-%d")
@@ -92,6 +98,7 @@ def test_what_the_user_names_is_kept(tmp_path):
         ("a,b\n", "has no rows, only the columns a, b"),
         ("a,b\nx,y\nz,w\n", "no column holds a time in every row"),
         ("t,v\n" + "1,2\n1,3\n2,4\n2,5\n" * 5, "a series has two rows at one time"),
+        ("year,temp\n" + "".join(f"{2000 + i // 24},{i * 7 % 11}\n" for i in range(96)), "Name the columns"),
     ],
 )
 def test_a_table_that_cannot_be_guessed_is_refused_with_the_cure(content, said, tmp_path):
@@ -127,6 +134,15 @@ def test_noise_a_slope_and_a_constant_have_no_period():
 def test_a_period_of_dates_that_is_nearly_a_year_is_a_year():
     times, values = record(366.0, span=3000.0, slope=0.0)
     assert periods(times, values, dates=True)[0][0] == 365.2425
+
+
+def test_long_records_are_searched_in_little_memory_at_both_ends():
+    times = np.arange(40_000.0) / 24  # hourly
+    rng = np.random.default_rng(0)
+    day = np.sin(2 * np.pi * times)[:, None] + 0.5 * rng.normal(size=(40_000, 1))
+    assert periods([times], [day], dates=True)[0][0] == 1.0
+    year = np.sin(2 * np.pi * times / 365.2425)[:, None] + 0.5 * rng.normal(size=(40_000, 1))
+    assert periods([times], [year], dates=True)[0][0] == pytest.approx(365.2425, rel=0.02)
 
 
 # ---- weights ------------------------------------------------------------------------------------------------
@@ -257,6 +273,9 @@ def test_a_candidate_that_is_clearly_behind_is_given_up_late_in_its_fit(tmp_path
         ("input=a.csv models=rnnn", "rnnn"),
         ("input=a.csv data.perid=3", "perid"),
         ("input=a.csv optim.lr=fast budget=60", "optim.lr"),
+        ("input=a.csv data.id=subject", "give it as id=<column>"),
+        ("input=a.csv horizon=-5", "expected a positive length of time"),
+        ("input=a.csv horizon=1h", "numbers without a known unit"),
     ],
 )
 def test_a_wrong_call_is_one_message_and_leaves_nothing(given, said, tmp_path, monkeypatch, capsys):
@@ -308,6 +327,11 @@ def test_a_repeated_command_trains_nothing_again_and_another_one_is_refused(stud
     assert call(auto, same, monkeypatch, top) == 0
     assert "goes on" in capsys.readouterr().out
     assert (top / "found/rnn/checkpoints/best.ckpt").read_bytes() == before
+    kept = (top / "a.csv").read_text()
+    (top / "a.csv").write_text(f"{kept}p0,9.5,0,20.0\n")
+    assert call(auto, same, monkeypatch, top) == 2
+    assert "the table has changed since" in capsys.readouterr().err
+    (top / "a.csv").write_text(kept)
     assert call(auto, f"{same} seed=1", monkeypatch, top) == 2
     assert "holds a study of other arguments" in capsys.readouterr().err
     command("run", "resume=found", folder=top)
@@ -344,7 +368,7 @@ def test_from_python_it_returns_a_forecaster(tmp_path, monkeypatch):
         vrnn_lab.auto(frame.head(100), folder="here")
     with pytest.raises(TypeError, match="no argument 'idd'"):
         vrnn_lab.auto(frame, idd="subject")
-    with pytest.raises(TypeError, match="expected a data frame or a path"):
+    with pytest.raises(TypeError, match="source is a list; expected a data frame"):
         vrnn_lab.auto([1, 2])
 
 

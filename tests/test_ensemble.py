@@ -26,7 +26,7 @@ from vrnn_lab.evaluation.recalibration import Recalibration
 from vrnn_lab.evaluation.scores import sample_scores
 from vrnn_lab.forecaster import Forecaster
 from vrnn_lab.forecasting import ensemble
-from vrnn_lab.forecasting.ensemble import APART, Ensemble, Recalibrations, Weights, load_runs
+from vrnn_lab.forecasting.ensemble import APART, Ensemble, Recalibrations, Weights, draws_of, load_runs
 from vrnn_lab.forecasting.mixture_folder import Mixture, expanded
 
 
@@ -94,6 +94,22 @@ def test_a_forecast_has_weights_of_its_own_and_a_member_without_weight_is_not_as
     wider = Recalibrations(pool.names, (None, None, factors)).apply(ahead, later)
     torch.testing.assert_close(wider.density.std[:2], ahead.density.std[:2])
     torch.testing.assert_close(wider.members[1].std, factors.apply(told[2], later).std)
+
+
+def test_a_series_without_observations_changes_no_weights_of_others():
+    pool, batch = pool_of(weights=Weights((1.0, 0.0, 0.0), (0.0, 0.0, 1.0))), batch_of()
+    early = torch.arange(8) < 5
+    later = replace(batch, seen=batch.known & early[:, None], scored=batch.known & ~early[:, None])
+    seen = later.seen.clone()
+    seen[0] = False
+    with pool.fixed_noise(5):
+        assert pool.predict(later, 4).numbers == pool.predict(replace(later, seen=seen), 4).numbers == (2,)
+
+
+def test_every_draw_is_given_however_weights_and_draws_divide():
+    for weights, samples in (((0.05,) * 4 + (0.4, 0.4), 6), ((0.5, 0.5), 3), ((0.01,) * 10 + (0.9,), 11)):
+        draws = draws_of(weights, samples)
+        assert sum(draws) == samples and min(draws) >= 1
 
 
 def _alone_by_count(pool: Ensemble, batch, counts: list[int]) -> list:

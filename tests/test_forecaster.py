@@ -277,6 +277,7 @@ def test_without_a_folder_nothing_is_left_and_save_keeps_it(fitted, tmp_path, mo
     assert not place.exists()
     again = Forecaster.load(kept)
     pd.testing.assert_frame_equal(again.predict(indexed, horizon=1, every=1), found)
+    assert len(again.backtest(horizon=1, folds=1))  # the copy has its data with it
     two = Forecaster.load([kept, fitted[0].folder])
     assert Forecaster.load(two.save(tmp_path / "both")).parts.model.names[0].endswith("1_kept")
 
@@ -303,6 +304,8 @@ def test_frames_of_other_libraries_are_converted_and_other_things_refused():
     other = SimpleNamespace(to_pandas=lambda: frame)
     assert as_pandas(other) is frame
     assert list(as_pandas(frame.rename_axis("time")).columns) == ["time", "a"]
+    dated = frame.set_index(pd.DatetimeIndex(["2024-01-01"]))
+    assert list(as_pandas(dated).columns) == ["time", "a"]
     with pytest.raises(TypeError, match="frame is a list; expected a data frame"):
         as_pandas([1])
 

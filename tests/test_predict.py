@@ -473,6 +473,11 @@ def test_a_horizon_takes_its_covariates_from_the_future():
     assert (gridded["time"] - gridded["id"].map(last)).round(9).tolist() == [1.0, 1.0, 2.0, 2.0] * len(last)
     merged = gridded.merge(expected, on=["id", "time", "channel"])
     assert len(merged) == len(gridded) and merged["std_x"].gt(0).all()
+    days = frame.assign(time=19_000.0 + frame["time"] / 86_400)  # seconds, as dates are read
+    ends = days.groupby("id")["time"].max()
+    rows = [(name, end + k / 86_400, 1.0) for name, end in ends.items() for k in range(1, 31)]
+    seconds = pd.DataFrame(rows, columns=["id", "time", "warm"])
+    assert len(told(days, horizon=30 / 86_400, every=1 / 86_400, future=seconds)) == 60 * len(ends)
     with pytest.raises(ValueError, match=r"future= has no row 1\.5 after its last observed time"):
         told(frame, horizon=2.0, every=1.5, future=future)
     with pytest.raises(ValueError, match="give horizon=<H> too"):

@@ -112,6 +112,8 @@ def parsed(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     more = [f"{key}={value}" for key, value in given.items() if key not in (*KEYS, *ROLES)]
     if taken := [word for word in more if word.partition("=")[0] in OWN]:
         raise ValueError(f"{taken[0]}: vrnn_lab.auto sets this key itself; leave it out.")
+    if named := [key for key in ROLES if f"data.{key}" in given]:
+        raise ValueError(f"data.{named[0]}= names a column; give it as {named[0]}=<column>.")
     if given.get("question", "both") not in ("fill", "ahead", "both"):
         raise ValueError(f"question={given['question']}: expected fill, ahead or both.")
     if given.get("question") == "fill" and "horizon" in given:
@@ -140,7 +142,19 @@ def start(argv: Sequence[str]) -> Path:
         raise ValueError(f"budget={error}") from None
     folder = folder_of(given, more)
     configure_logging()
-    logging.getLogger("vrnn_lab").addFilter(Once())
+    log, once = logging.getLogger("vrnn_lab"), Once()
+    log.addFilter(once)
+    try:
+        _study(given, more, [*argv], folder, seconds, began)
+    finally:
+        log.removeFilter(once)
+    return folder
+
+
+def _study(
+    given: Mapping[str, str], more: Sequence[str], argv: list[str], folder: Path, seconds: float, began: float
+) -> None:
+    """Make or go on with the study of a call in its folder; began: when the call did."""
     from vrnn_lab.automatic.plan import study_of
     from vrnn_lab.automatic.study import Budget, recorded
     from vrnn_lab.runs.folder import run_lock
@@ -152,7 +166,7 @@ def start(argv: Sequence[str]) -> Path:
             f"output={folder} holds a study of other arguments: {' '.join(before)}. Name another folder, or repeat "
             "those arguments."
         )
-    study, lines = study_of(given, more, folder, int_argument(given, "seed", 0, 0))
+    study, lines = study_of(given, more, folder, int_argument(dict(given), "seed", 0, 0))
     with run_lock(folder, wait=False):
         budget = Budget.of(folder, seconds, began)
         budget.save(arguments=words, budget=seconds)
@@ -165,7 +179,6 @@ def start(argv: Sequence[str]) -> Path:
             _spend(study, budget, teller, given)
         except KeyboardInterrupt:
             raise KeyboardInterrupt("to go on with what is left of the budget, repeat the command") from None
-    return folder
 
 
 def _spend(study: Any, budget: Any, teller: Teller, given: Mapping[str, str]) -> None:
@@ -233,24 +246,22 @@ def auto(
     """
     from datetime import datetime
 
-    import pandas as pd
-
     from vrnn_lab.core.files import write_whole
     from vrnn_lab.core.run_files import FRAME
     from vrnn_lab.forecaster import Forecaster
+    from vrnn_lab.forecasting.frames import as_pandas
 
     if unknown := columns.keys() - set(ROLES):
         raise TypeError(f"auto() has no argument '{min(unknown)}'; its names of columns are {', '.join(ROLES)}.")
     words = [] if folder is None else [f"output={folder}"]
-    if isinstance(source, pd.DataFrame):
+    if not isinstance(source, (str, Path)):
+        source = as_pandas(source, "source")
         top = Path(folder or f"outputs/auto/frame-{datetime.now():%Y-%m-%d_%H-%M-%S}")
         written = source.to_csv(index=False, lineterminator="\n")
         if (top / FRAME).exists() and (top / FRAME).read_text() != written:
             raise ValueError(f"folder={top} holds a study of another frame; name another folder.")
         write_whole(top / FRAME, written)
         words, source = [f"output={top}"], top / FRAME
-    elif not isinstance(source, (str, Path)):
-        raise TypeError(f"source is a {type(source).__name__}; expected a data frame or a path.")
     settings = {"input": source, "horizon": horizon, "question": question, "budget": budget, "seed": seed}
     words += [f"{key}={value}" for key, value in settings.items() if value is not None]
     words += [f"models={','.join(models)}"] if models else []

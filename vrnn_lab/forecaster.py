@@ -5,7 +5,7 @@ from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from re import escape, sub
-from shutil import copytree, rmtree
+from shutil import copyfile, copytree, rmtree
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 from weakref import finalize
@@ -13,6 +13,7 @@ from weakref import finalize
 import numpy as np
 import pandas as pd
 import torch
+from omegaconf import OmegaConf
 
 from vrnn_lab.cli.arguments import refuse_repeated
 from vrnn_lab.config.compose import choices, compose
@@ -20,7 +21,7 @@ from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.plain import typed
 from vrnn_lab.config.validate import check
 from vrnn_lab.core import run_files
-from vrnn_lab.core.files import write_whole
+from vrnn_lab.core.files import write_whole, write_yaml
 from vrnn_lab.data.table.time_format import spans
 from vrnn_lab.evaluation.scores import fair_crps
 from vrnn_lab.forecasting.crossings import DRAWS, Level
@@ -30,6 +31,7 @@ from vrnn_lab.forecasting.frames import as_pandas, held_out, paired, usual_name
 from vrnn_lab.forecasting.mixture_folder import Mixture, expanded
 from vrnn_lab.forecasting.summary import path_names
 from vrnn_lab.runs.build import Parts, load_parts, roles_of
+from vrnn_lab.runs.folder import config_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -197,6 +199,8 @@ class Forecaster:
         named |= {"values": values and list(values), "error": error and list(error)}
         file = self._keep(frame)
         keys = {"data.path": str(file), **{f"data.{key}": name for key, name in named.items()}}
+        if isinstance(start, Forecaster) and isinstance(start.parts.model, Ensemble):
+            raise ConfigError("start is an ensemble of runs; give one run: its folder, or a Forecaster of it.")
         if start is not None:
             keys["start"] = str(start.folder if isinstance(start, Forecaster) else start)
         overrides = ["data=table", *(f"{key}={typed(name)}" for key, name in keys.items()), *self.overrides]
@@ -339,7 +343,7 @@ class Forecaster:
             raise ValueError("no series of the frame has two times, so none can be held out.")
         keys = [name for name in (schema.id, schema.time, *roles_of(self.parts.config, scale).known) if name]
         at = pd.DataFrame(queried[keys]).drop_duplicates()
-        query = Query(at, draws=draws, seed=seed, paths=draws)
+        query = Query(at, draws=draws, seed=seed, paths=draws, ahead=question == "forecast")
         found = self._predicted(seen, query, dict(columns))
         rows = paired(queried, found, schema, scale.channels)
         if not len(rows):
@@ -392,12 +396,12 @@ class Forecaster:
         if folder.exists() and any(folder.iterdir()):
             raise ConfigError(f"save({folder}): the folder holds something already; name a new one.")
         if not isinstance(model, Ensemble):
-            copytree(self.folder, folder, dirs_exist_ok=True)
+            _copied(self.folder, folder)
             return folder
         runs = [Path(name) for name in model.names]
         names = [f"{number}_{run.name}" for number, run in enumerate(runs, 1)]
         for run, name in zip(runs, names, strict=True):
-            copytree(run, folder / name)
+            _copied(run, folder / name)
         equal = (1 / len(runs),) * len(runs)
         Mixture(tuple(folder / name for name in names), model.weights or Weights(equal, equal)).save(folder)
         return folder
@@ -419,6 +423,17 @@ class Forecaster:
         check_splits(self.parts.model.names)
         factors = recalibration_of(self.parts.model, None, None)
         return backtest(self.parts, ahead, step, folds, split, factors and factors.apply)
+
+
+def _copied(run: Path, folder: Path) -> None:
+    """Copy a run folder; a table that lies in it, or was kept beside it by vrnn_lab.auto, goes with it."""
+    copytree(run, folder, dirs_exist_ok=True)
+    config = config_of(folder)
+    path = Path(str(config.data.get("path") or ""))
+    if path.name == run_files.FRAME and path.parent in (run.absolute(), run.absolute().parent) and path.is_file():
+        copyfile(path, folder / run_files.FRAME)
+        config.data.path = str((folder / run_files.FRAME).absolute())
+        write_yaml(folder / run_files.CONFIG, OmegaConf.to_yaml(config))
 
 
 def of_frame(message: str, file: Path) -> str:

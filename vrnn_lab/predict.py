@@ -135,7 +135,16 @@ def main() -> int:
     ahead = spans(given.get("horizon"), given.get("every"))
     seed = int_argument(given, "seed", 0, 0)
     query = Query(
-        at, *ahead, fill, seed=seed, recalibrate=recalibrate, surprise=surprise, future=future, when=when, **counts
+        at,
+        *ahead,
+        fill,
+        seed=seed,
+        recalibrate=recalibrate,
+        surprise=surprise,
+        future=future,
+        when=when,
+        draws=counts["draws"],
+        paths=counts["paths"],
     )
     mixture = expanded(folders)
     parts = load_runs(mixture.folders, trust=trust, weights=mixture.unequal)

@@ -37,6 +37,7 @@ IDS = (
 CHANNELS = ("kind", "variable", "channel", "parameter", "measurement", "test", "item", "type", "feature")
 VALUES = ("value", "values", "y", "target", "result", "reading", "measurement")
 ROLES = ("id", "time", "channel", "value")
+ORDERED = 0.9  # fraction of the steps of a series that do not go back, from which a column may be the time
 FEWEST = 3  # series from which a column that is constant within each of them is a covariate
 MOST_CHANNELS = 200  # of the long form
 
@@ -88,8 +89,9 @@ def guess(path: Path, given: Mapping[str, Any]) -> Roles:
                 best = found
     if best is None:
         raise ConfigError(
-            f"input={path}: under every choice of columns for series and time, a series has two rows at one time. "
-            "Name the columns: id=<column> time=<column>, in the long form also channel=<column> value=<column>."
+            f"input={path}: no column looks like the time (dates, a name such as time, or numbers that increase in "
+            "each series), or a series has two rows at one time under every choice. Name the columns: id=<column> "
+            "time=<column>, in the long form also channel=<column> value=<column>."
         )
     return _with_covariates(cells, best[1], given)
 
@@ -97,18 +99,33 @@ def guess(path: Path, given: Mapping[str, Any]) -> Roles:
 def _times(cells: Cells, names: list[str]) -> dict[str, NDArray[np.float64]]:
     """Return the columns that can be the time, with their moments (rows,)."""
     found = {}
-    counted = [name for name in names if name.startswith("Unnamed: ") or columns.counts_rows(cells, name)]
     for name in names:
         column = cells.column(name)
-        if name in counted and len(counted) < len(names):
-            continue
         if types.is_bool_dtype(column) or column.isna().any() or column.nunique() < 2:
             continue
         try:
             found[name] = columns.times(cells, name)[0]
         except ValueError:
             continue
-    return found
+    counted = {name for name in found if name.startswith("Unnamed: ") or columns.counts_rows(cells, name)}
+    likely = [name for name in found if name not in counted and _looks_like_time(cells, name, found[name])]
+    return {name: moments for name, moments in found.items() if name not in counted or not likely}
+
+
+def _looks_like_time(
+    cells: Cells, name: str, moments: NDArray[np.float64], owner: NDArray[np.int64] | None = None
+) -> bool:
+    """Return whether a column holds dates, is named as a time, or increases within series (owner) almost always."""
+    if not types.is_numeric_dtype(cells.column(name)) or _named(name, (*TIMES, *OTHER_NAMES["time"])):
+        return True
+    return _ordered(np.zeros(len(moments), np.int64) if owner is None else owner, moments) >= ORDERED
+
+
+def _ordered(owner: NDArray[np.int64], moments: NDArray[np.float64]) -> float:
+    """Return the fraction of steps within series, in the order of the rows, that do not go back in time."""
+    order = np.lexsort((np.arange(len(owner)), owner))
+    same = np.diff(owner[order]) == 0
+    return float((np.diff(moments[order])[same] >= 0).mean()) if same.any() else 1.0
 
 
 def _ids(cells: Cells, time: str, given: Mapping[str, Any]) -> list[str | None]:
@@ -133,10 +150,9 @@ def _roles(
     score = 4 * _named(time, (*TIMES, *OTHER_NAMES["time"])) + 3 * (id is not None and _named(id, _names_of_ids()))
     score += 6 * (not types.is_numeric_dtype(cells.column(time)))  # a date is a time
     score -= 4 * _named(time, VALUES)
-    order = np.lexsort((np.arange(len(owner)), owner))
-    same = np.diff(owner[order]) == 0
-    if same.any():
-        score += float((np.diff(moments[order])[same] > 0).mean())
+    score += _ordered(owner, moments)
+    if not given.get("time") and not _looks_like_time(cells, time, moments, owner):
+        return None
     if id is not None and not types.is_numeric_dtype(cells.column(id)):
         score += 1
     channel, value = given.get("channel"), given.get("value")

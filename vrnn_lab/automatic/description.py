@@ -10,10 +10,10 @@ from vrnn_lab.data.table.dataset import Table
 SHOWN = 8  # names of columns in a line
 
 
-def table_lines(data: Table, roles: Roles, periods: Sequence[tuple[float, float]], searched: bool) -> list[str]:
+def table_lines(data: Table, roles: Roles, periods: Sequence[tuple[float, float]], without: str) -> list[str]:
     """Return the lines on columns, series, values and periods.
 
-    periods: (period, fraction of the variance) of those that were found; searched: whether any were looked for.
+    periods: (period, fraction of the variance) of those that were found; without: what to say where there are none.
     """
     series = data.whole()
     values = np.asarray(series.values)
@@ -32,7 +32,7 @@ def table_lines(data: Table, roles: Roles, periods: Sequence[tuple[float, float]
     if periods:
         found = ", ".join(f"{period:.7g}{unit} (explains {share:.0%} of the variance)" for period, share in periods)
     else:
-        found = "none was found" if searched else "not searched: the series are short"
+        found = without
     return [
         f"columns  {', '.join(named)}{guessed}; channels {_some(data.channels)}{static}",
         f"series   {len(series)} of {lengths.min()} to {lengths.max()} points{gap}; {data.split_rule}",

@@ -8,7 +8,8 @@ LONG = 60  # observed values of a record that is searched
 RECORDS = 10  # records that are searched at most
 CYCLES = 4  # least number of periods in a record
 PER_PEAK = 5  # frequencies within the width of a peak, 1 / span
-MOST = 20_000  # frequencies
+MOST = 3000  # values of a record that are searched: of a longer one an evenly spaced part of its means
+AT_ONCE = 500  # frequencies at a time, to bound memory
 STRONG = 0.3  # fraction of the variance, after a straight line, that a period explains at least
 SEVERAL = 2  # periods at most
 USUAL = (365.2425, 30.436875, 7.0, 1.0)  # in days: a period of dates that is as near as a peak is wide becomes it
@@ -32,11 +33,32 @@ def periods(
 
 
 def _of_channel(times: NDArray[np.float64], x: NDArray[np.float64], dates: bool) -> list[tuple[float, float]]:
+    """Return the periods of one channel; a long record is searched twice: its first part, and means over all of it.
+
+    So short periods are found in the part, whose points are as dense as they are, and long ones in the means.
+    """
+    if len(times) <= MOST:
+        return _searched(times, x, dates)
+    found = _searched(times[:MOST], x[:MOST], dates)
+    if found:
+        return found
+    groups = np.array_split(np.arange(len(times)), MOST)
+    means = [np.array([column[group].mean() for group in groups]) for column in (times, x)]
+    return _searched(means[0], means[1], dates)
+
+
+def _power(times: NDArray[np.float64], x: NDArray[np.float64], frequencies: NDArray[np.float64]) -> NDArray:
+    """Return the fraction of the variance that a sine of each frequency explains."""
+    parts = np.array_split(2 * np.pi * frequencies, max(1, -(-len(frequencies) // AT_ONCE)))
+    return np.concatenate([lombscargle(times, x, part, normalize=True) for part in parts])
+
+
+def _searched(times: NDArray[np.float64], x: NDArray[np.float64], dates: bool) -> list[tuple[float, float]]:
     span, gap = float(times[-1] - times[0]), float(np.median(np.diff(times)))
     if not 0 < gap < span:
         return []
     highest = 0.5 / gap
-    count = int(min(MOST, PER_PEAK * span * (highest - CYCLES / span)))
+    count = int(PER_PEAK * span * (highest - CYCLES / span))
     if count < 1:
         return []
     frequencies = np.linspace(CYCLES / span, highest, count)
@@ -47,7 +69,7 @@ def _of_channel(times: NDArray[np.float64], x: NDArray[np.float64], dates: bool)
         rest = _left(x, basis)
         if not rest.std() > 1e-9 * max(1.0, float(np.abs(x).max())):
             break
-        power = lombscargle(since * span, rest, 2 * np.pi * frequencies, normalize=True)
+        power = _power(since * span, rest, frequencies)
         best = int(power.argmax())
         period, share = 1 / frequencies[best], float(power[best])
         # A peak at the end of the range belongs to a slower change, which is no period.
@@ -75,7 +97,7 @@ def _refined(times: NDArray[np.float64], rest: NDArray[np.float64], frequencies:
     """Return the period of the peak on a grid a hundred times as fine."""
     step = frequencies[1] - frequencies[0] if len(frequencies) > 1 else frequencies[0] / 10
     near = np.linspace(frequencies[best] - step, frequencies[best] + step, 201)
-    power = lombscargle(times, rest, 2 * np.pi * near, normalize=True)
+    power = _power(times, rest, near)
     period = 1 / near[int(power.argmax())]
     whole = round(period)
     return whole if whole and abs(1 / whole - 1 / period) < 0.1 / (times[-1] - times[0]) else period

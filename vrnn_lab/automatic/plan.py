@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from vrnn_lab.config.options import options
 from vrnn_lab.config.plain import flatten, to_dict, typed
 from vrnn_lab.config.validate import check
 from vrnn_lab.data.table.dataset import Table
-from vrnn_lab.data.table.time_format import spans
+from vrnn_lab.data.table.time_format import Span, spans
 
 WORDS = {"fill": "gaps", "ahead": "forecasts", "both": "gaps and forecasts"}
 LISTS = ("values", "static", "known", "error")
@@ -50,14 +50,24 @@ def study_of(given: Mapping[str, str], more: Sequence[str], folder: Path, seed: 
         )
     study = Study(folder, tuple(data), question, horizon and float(horizon), models, seed, tuple(more))
     table = _table(study)
-    searched = "data.period" not in own and len(table.whole()) <= RECORDS and table.split_in_time
-    found = periods(*_records(table), bool(table.dates)) if searched else []
+    if horizon is not None and not 0 < float(horizon) < inf:
+        raise ValueError(f"horizon={given['horizon']}: expected a positive length of time.")
+    if isinstance(horizon, Span) and not table.dates:
+        raise ValueError(
+            f"horizon={given['horizon']}: the times of {path} are numbers without a known unit; give a number in the "
+            "same unit."
+        )
+    few = len(table.whole()) <= RECORDS and table.split_in_time
+    found = periods(*_records(table), bool(table.dates)) if few and "data.period" not in own else []
+    without = "none was found" if few else "not searched, as they are in up to ten long series only"
+    if "data.period" in own:
+        without = "as given: " + ", ".join(f"{period:g}" for period in table.periods)
     if found:
         listed = ",".join(f"{period:.10g}" for period, _ in found)
         study = replace(study, data=(*study.data, f"data.period=[{listed}]"))
     if horizon is not None and table.split_in_time and "data.window" not in own:
         study = _with_window(study, table, float(horizon))
-    lines = table_lines(table, roles, found, searched)
+    lines = table_lines(table, roles, found, without)
     if not study.candidates:
         study = replace(study, candidates=default_candidates(_table(study)))
     for model in study.candidates:

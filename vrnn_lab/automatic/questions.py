@@ -16,18 +16,17 @@ QUESTIONS = {"fill": ("interpolation",), "ahead": ("forecast",), "both": ("inter
 ORIGINS = 5  # cutoffs in the validation part of a series, for a given horizon
 
 
-def validation_scores(parts: Parts, folder: Path, question: str, horizon: float | None) -> ValueScores:
+def validation_scores(parts: Parts, folder: Path, question: str, horizon: float | None, beyond: bool) -> ValueScores:
     """Return the scores of a run's recalibrated predictions on validation.
 
-    question: interpolation (half of the points of each series are observed) or forecast. Forecasts are those of the
-    second fit beyond the times of its training, where the run has one (`training.out_of_time`), since whole series
-    that are split by name never ask for what lies beyond them; of series that are split in time, forecasts from
-    rolling cutoffs within the validation part; else of the second half of each series. horizon: how far ahead from
-    such a cutoff, in the data's unit of time; None: up to the longest training window.
+    question: interpolation (half of the points of each series are observed) or forecast. With `beyond`, forecasts are
+    those of the second fit beyond the times of its training, which the run then has (`training.out_of_time`), since
+    whole series that are split by name never ask for what lies beyond them; otherwise, of series that are split in
+    time, forecasts from rolling cutoffs within the validation part, and of others those of the second half of each.
+    horizon: how far ahead from such a cutoff, in the data's unit of time; None: up to the longest training window.
     """
-    beyond = folder / run_files.OUT_OF_TIME_VALUES
-    if question == "forecast" and beyond.is_file():
-        return ValueScores.load(beyond)
+    if question == "forecast" and beyond:
+        return ValueScores.load(folder / run_files.OUT_OF_TIME_VALUES)
     factors = load(folder, parts.model.scale.channels)
     draws = parts.protocol.draws
     batches = batches_of(parts.data, parts.protocol.questions[question], draws)

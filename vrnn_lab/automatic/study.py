@@ -16,13 +16,14 @@ from vrnn_lab.automatic.stacking import Choice
 from vrnn_lab.config.compose import choices, compose
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.core.files import read_json, write_json
-from vrnn_lab.core.run_files import STUDY
+from vrnn_lab.core.run_files import OUT_OF_TIME_VALUES, STUDY
 from vrnn_lab.data.base import SeriesData
 from vrnn_lab.evaluation.value_scores import ValueScores
 from vrnn_lab.forecasting.ensemble import Weights
 from vrnn_lab.forecasting.mixture_folder import Mixture
+from vrnn_lab.runs import provenance
 from vrnn_lab.runs.build import Parts, assemble, load_parts
-from vrnn_lab.runs.folder import SCORE, finished
+from vrnn_lab.runs.folder import SCORE, config_of, finished
 from vrnn_lab.training import fit as fitting
 from vrnn_lab.training import length, out_of_time
 
@@ -165,6 +166,11 @@ def train(study: Study, models: Sequence[str], beyond: bool, budget: Budget, say
             say(f"{model}: given up: {budget.failed[model]}")
             continue
         metrics = finished(folder)
+        if metrics is not None and provenance.data_changed(folder, config_of(folder)):
+            raise ConfigError(
+                f"the table has changed since {folder} was trained on it; name another folder for the new content "
+                f"(output=<folder>), or remove {study.folder} to train again there."
+            )
         if metrics is None:
             limit = budget.limits.get(model) or _limit(budget, models[place:], scoring)
             if model not in budget.limits and limit < SHORTEST and budget.left > 3 * SHORTEST and not done:
@@ -231,11 +237,13 @@ def mix(study: Study, models: Sequence[str], data: SeriesData) -> dict[str, Choi
     """
     questions = QUESTIONS[study.question]
     scores: dict[str, list[ValueScores]] = {question: [] for question in questions}
+    # A second fit may have failed, or have too few values beyond its times; models are compared on the same values.
+    beyond = all((study.folder / model / OUT_OF_TIME_VALUES).is_file() for model in models)
     for model in models:
         folder = study.folder / model
         parts = replace(load_parts(folder), data=data)
         for question in questions:
-            scores[question].append(validation_scores(parts, folder, question, study.horizon))
+            scores[question].append(validation_scores(parts, folder, question, study.horizon, beyond))
     found = {question: stacking.choose(each) for question, each in scores.items()}
     gaps, ahead = (found.get(question, found[questions[0]]).weights for question in ("interpolation", "forecast"))
     kept = [place for place in range(len(models)) if gaps[place] or ahead[place]]

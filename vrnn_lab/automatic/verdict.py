@@ -144,7 +144,8 @@ def _beyond(found: Verdict) -> str:
     if not rows:
         return ""
     best = min((name for name in rows if name != "model"), key=lambda name: rows[name])
-    ours = {model: found.metrics[model]["out_of_time/model/nmse"] for model in chosen}
+    key = "out_of_time/model/nmse"
+    ours = {model: found.metrics[model][key] for model in chosen if key in found.metrics[model]}
     named = " and ".join(f"{number(value)} ({model})" for model, value in ours.items())
     least, theirs = min(ours.values()), f"that of the best baseline, '{NAMES.get(best, best)}' ({number(rows[best])})"
     text = f"Beyond the times of training its squared error in training variances, {named}, is "

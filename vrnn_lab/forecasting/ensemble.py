@@ -17,7 +17,7 @@ from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.plain import to_dict
 from vrnn_lab.core.densities import Bernoulli, Density, Stacked, log_mean_exp
 from vrnn_lab.core.series import TimeSeries
-from vrnn_lab.evaluation.recalibration import Recalibration, ahead
+from vrnn_lab.evaluation.recalibration import Recalibration, ahead, observed
 from vrnn_lab.forecasting.context_window import choose_window
 from vrnn_lab.models.base import Prediction, SequenceModel
 from vrnn_lab.models.recipe import Recipe
@@ -85,7 +85,8 @@ def draws_of(weights: Sequence[float], samples: int) -> list[int]:
     by_rest = sorted(range(len(shares)), key=lambda number: draws[number] - shares[number])  # the largest rest first
     for number in by_rest[: max(0, samples - sum(draws))]:
         draws[number] += 1
-    draws[draws.index(max(draws))] -= max(0, sum(draws) - samples)
+    while sum(draws) > samples:
+        draws[draws.index(max(draws))] -= 1
     return draws
 
 
@@ -175,7 +176,7 @@ class Ensemble(SequenceModel):
         count = len(self.members)
         if self.weights is None:
             return [-(-samples // count)] * count
-        queried = batch.scored & ~batch.seen
+        queried = batch.scored & ~batch.seen & observed(batch)  # a row without observations is of either kind
         later = bool(queried.any()) and not bool((queried & ~ahead(batch)[..., None]).any())
         return draws_of(self.weights.ahead if later and not self.mixed else self.weights.gaps, samples)
 

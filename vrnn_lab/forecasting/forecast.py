@@ -48,12 +48,13 @@ class Query:
     paths: int = 0
     recalibrate: bool | None = None  # None: where the run has factors; True: an error where it has none
     surprise: bool = False  # the tail probability of every observed value, given all others
+    ahead: bool = False  # the times of at= lie after all observations of their series
     future: Path | pd.DataFrame | None = None  # covariates after the last observation, for horizon
     when: Level | None = None  # predict when a channel first crosses this level within the horizon
 
     def __post_init__(self):
-        ahead = self.horizon is not None or self.every is not None
-        if (self.at is not None) + ahead + bool(self.fill) + self.surprise != 1:
+        horizon = self.horizon is not None or self.every is not None
+        if (self.at is not None) + horizon + bool(self.fill) + self.surprise != 1:
             raise ValueError(f"the query is missing or not unique: expected one of four: {FORMS}.")
         if self.future is not None and self.horizon is None:
             raise ValueError(
@@ -66,7 +67,7 @@ class Query:
                 "horizon=<H> (and every=<E>) with it, not at= or fill=."
             )
         every = self.horizon if self.every is None else self.every
-        if ahead and (self.horizon is None or every is None or not 0 < every <= self.horizon < float("inf")):
+        if horizon and (self.horizon is None or every is None or not 0 < every <= self.horizon < float("inf")):
             raise ValueError(
                 f"horizon={self.horizon} every={self.every}: expected both to be positive and every= at most "
                 "horizon= (every= may be left out: it is then the median gap between training points); they are in "
@@ -217,8 +218,9 @@ class Forecasts:
     def _predict(self, batch: TimeSeries, notices: list[Notices]) -> Prediction:
         """Return the recalibrated prediction of a batch; all predictions are made here."""
         model = self.parts.model
-        # at= may name gaps and later times, and an ensemble may have other weights for each
-        one = model.one_question() if isinstance(model, Ensemble) and self.query.at is not None else nullcontext()
+        # Other queries than of a horizon may be of both kinds, and an ensemble may have other weights for each.
+        mixed = isinstance(model, Ensemble) and self.query.horizon is None and not self.query.ahead
+        one = model.one_question() if isinstance(model, Ensemble) and mixed else nullcontext()
         with model.fixed_noise(self.query.seed), one:
             batch = batch.to(model.device)
             level = self.query.when

@@ -20,6 +20,9 @@ def as_pandas(frame: Any, what: str = "frame") -> pd.DataFrame:
             raise TypeError(f"{what} is a {type(frame).__name__}; expected a data frame.")
         frame = frame.to_pandas()
     named = [name for name in frame.index.names if name is not None]
+    if isinstance(frame.index, pd.DatetimeIndex) and not named:
+        frame = frame.rename_axis("time")
+        named = ["time"]
     if isinstance(frame.index, pd.MultiIndex) or (named and not set(named) & set(frame.columns)):
         frame = frame.reset_index()
     return frame

@@ -72,7 +72,8 @@ class SeriesQuery:
         Raise ValueError where `at` lacks a time of the grid.
         """
         assert self.horizon is not None
-        start, room = _last(rows), ROUNDING * self.horizon
+        start = _last(rows)
+        room = max(ROUNDING * self.horizon, 4 * float(np.spacing(abs(start) + self.horizon)))
         there = (times.times > start + room) & (times.times <= start + self.horizon + room)
         if self.every is not None:
             grid = self._ahead(rows).times
