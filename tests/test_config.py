@@ -314,3 +314,19 @@ def test_a_new_key_that_is_null_renames_no_job_of_a_sweep():
     del older["start"], older["trainer"]["max_time"]
     assert job_id(config) == job_id(older)
     assert job_id(config) != job_id(compose(["model=rnn", "data=ou", "trainer.max_time=2m"]))
+
+
+@pytest.mark.parametrize("argument", ["retry=???", "start=???", "start=3"])
+def test_a_key_without_a_value_is_refused_in_one_message(argument, tmp_path):
+    done = command("run", argument, "data=ou", folder=tmp_path, check=False)
+    key, _, value = argument.partition("=")
+    assert done.returncode == 2 and f"error: {key}={value}: expected" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("key", ["fixed", "start"])
+def test_a_whole_number_is_a_number_also_where_the_default_is_none(key):
+    noise = "model.head.noise=channel"
+    assemble(compose(["model=rnn", "data=ou", "data.train=4", noise, f"model.head.{key}=1"]))
+    with pytest.raises(ConfigError, match=f"model.head.{key}='x': expected a number above 0 or null"):
+        check(compose(["model=rnn", "data=ou", noise, f"model.head.{key}=x"]))

@@ -153,9 +153,9 @@ def check_beforehand(argv: list[str]) -> None:
                 check_accelerator(each.config)
         return
     config = compose([o for o in overrides if not _of_hydra(o)], dirs)
+    check(config)
     if config.retry:
         raise ConfigError("retry belongs to a sweep (-m); a single run that failed is resumed by resume=<folder>.")
-    check(config)
     check_accelerator(config)
 
 

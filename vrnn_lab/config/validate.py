@@ -67,7 +67,7 @@ def check(
         raise ConfigError(f"retry={plain['retry']}: expected failed, or nothing.")
     if plain.get("out_of_time", "auto") not in ("auto", True, False):
         raise ConfigError(f"out_of_time={plain['out_of_time']}: expected one of auto, true, false.")
-    if plain.get("start") is not None and not isinstance(plain["start"], str):
+    if plain.get("start") == "???" or not isinstance(plain.get("start"), str | None):
         raise ConfigError(f"start={plain['start']}: expected the folder of a run.")
     trainer = plain.get("trainer", {})
     if trainer.get("max_epochs") == 0 or trainer.get("max_steps") == 0:

@@ -50,7 +50,8 @@ def words(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(str(x) for x in get_args(hint))
     if get_origin(hint) in (Union, UnionType):
-        return " or ".join(dict.fromkeys(words(part) for part in get_args(hint)))
+        parts = [part for part in get_args(hint) if part != Count or Positive not in get_args(hint)]
+        return " or ".join(dict.fromkeys(words(part) for part in parts))
     if get_origin(hint) in (list, tuple):
         return "a list, each " + words(get_args(hint)[0])
     return getattr(hint, "__name__", str(hint))

@@ -80,8 +80,8 @@ class OneScaleHead(Head):
         self,
         scale: Scale,
         noise: Literal["point", "channel", "global"] = "point",
-        fixed: Positive | None = None,
-        start: Positive | None = None,
+        fixed: Positive | Count | None = None,
+        start: Positive | Count | None = None,
         speed: Positive = 1.0,
     ):
         super().__init__()
