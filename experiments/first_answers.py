@@ -41,7 +41,7 @@ The protocol
     the origins or gaps of a record, as independent.
   * rnn+linear_sde are the two runs of this folder queried as one, Forecaster.load([...]); they are fitted first.
   * auto is `vrnn_lab.auto(frame, question=..., budget=120)`: it gets the table alone, guesses its columns and
-    periods, and for forecasts of a record is told how far ahead it will be queried.
+    periods, and for forecasts of a record gets the horizon of the queries.
 """
 
 import json
@@ -232,7 +232,7 @@ def chosen(real: RealSet, task: HeldOut, job: Job, folder: Path):
 
 
 def _reach(query: Query) -> Any:
-    """How far after the last seen time a query reaches."""
+    """Return the time from the last observation of a query to its last queried time."""
     times = [query.queried["time"].max(), query.seen["time"].max()]
     if isinstance(times[0], str):
         times = [pd.Timestamp(moment) for moment in times]

@@ -14,9 +14,11 @@ from helpers.commands import CUT, call, command
 from vrnn_lab import auto, evaluate, predict, report
 from vrnn_lab.automatic import stacking
 from vrnn_lab.automatic import study as study_module
+from vrnn_lab.automatic.budget import Budget
+from vrnn_lab.automatic.budget_display import BudgetDisplay, Once
 from vrnn_lab.automatic.column_guess import guess
 from vrnn_lab.automatic.period_guess import periods
-from vrnn_lab.automatic.study import Budget, Study, Watch, _limit, train
+from vrnn_lab.automatic.study import Study, Watch, _limit, train
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.core.files import DamagedError
 from vrnn_lab.evaluation.value_scores import ValueScores, common
@@ -235,9 +237,9 @@ def test_the_first_candidate_is_trained_however_small_the_budget(tmp_path, monke
         study_module, "_run", lambda study, model, budget, *rest: trained.append(budget.limits[model])
     )
     study = Study(tmp_path, (), "both", None, (), 0)
-    teller = auto.Teller(12.0)
+    display = BudgetDisplay(12.0)
     with pytest.raises(ConfigError, match="no candidate was trained within the budget of 12 s"):
-        train(study, ["linear_sde", "rnn", "latent_ode"], False, Budget.of(tmp_path, 12.0, monotonic()), teller)
+        train(study, ["linear_sde", "rnn", "latent_ode"], False, Budget.of(tmp_path, 12.0, monotonic()), display)
     assert trained[0] == 3.0
 
 
@@ -325,7 +327,7 @@ def test_a_repeated_command_trains_nothing_again_and_another_one_is_refused(stud
     before = (top / "found/rnn/checkpoints/best.ckpt").read_bytes()
     same = "input=a.csv models=linear_sde,rnn trainer=cpu evaluate.draws=19 budget=40 output=found"
     assert call(auto, same, monkeypatch, top) == 0
-    assert "goes on" in capsys.readouterr().out
+    assert "resumed  found" in capsys.readouterr().out
     assert (top / "found/rnn/checkpoints/best.ckpt").read_bytes() == before
     kept = (top / "a.csv").read_text()
     (top / "a.csv").write_text(f"{kept}p0,9.5,0,20.0\n")
@@ -348,7 +350,7 @@ def test_killed_in_a_fit_the_same_command_goes_on(tmp_path):
     assert ended.returncode == -9
     used = json.loads((tmp_path / "found/auto.json").read_text())
     again = command("auto", *words, folder=tmp_path)
-    assert "goes on" in again.stdout and "For gaps use rnn" in again.stdout
+    assert "resumed  found" in again.stdout and "For gaps use rnn" in again.stdout
     after = json.loads((tmp_path / "found/auto.json").read_text())
     assert after["used"] > used["used"] and after["limits"] == used["limits"]
 
@@ -373,5 +375,5 @@ def test_from_python_it_returns_a_forecaster(tmp_path, monkeypatch):
 
 
 def test_a_log_line_that_repeats_is_shown_once():
-    once, record = auto.Once(), logging.LogRecord("vrnn_lab", logging.INFO, "", 0, "the same", None, None)
+    once, record = Once(), logging.LogRecord("vrnn_lab", logging.INFO, "", 0, "the same", None, None)
     assert once.filter(record) and not once.filter(record)

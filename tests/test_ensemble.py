@@ -60,12 +60,12 @@ def test_weights_are_the_shares_of_draws_and_of_the_density():
     with pool.fixed_noise(5):
         found = pool.predict(batch, 50)
     counts = [31, 4, 15]
-    told = _alone_by_count(pool, batch, counts)
+    alone_each = _alone_by_count(pool, batch, counts)
     assert found.paths.shape[0] == sum(counts)
-    nll = torch.stack([sample_scores(each, batch.values)["nll"] for each in told])
+    nll = torch.stack([sample_scores(each, batch.values)["nll"] for each in alone_each])
     shares = torch.tensor(counts).double().div(50).log()[:, None, None, None]
     torch.testing.assert_close(sample_scores(found, batch.values)["nll"], -torch.logsumexp(shares - nll, 0))
-    every = torch.cat([each.paths for each in told]).sort(0).values
+    every = torch.cat([each.paths for each in alone_each]).sort(0).values
     torch.testing.assert_close(found.paths.sort(0).values, every)
     with pool.fixed_noise(5):
         few = pool.predict(batch, 3)  # every member gives one draw at least
@@ -88,12 +88,12 @@ def test_a_forecast_has_weights_of_its_own_and_a_member_without_weight_is_not_as
             mixed = pool.predict(later, 8)
     assert (ahead.numbers, gaps.numbers, mixed.numbers) == ((1, 2), (0, 1), (0, 1))
     assert [len(each.paths) for each in ahead.members] == [2, 6]
-    told = _alone_by_count(pool, later, [1, 2, 6])
-    torch.testing.assert_close(ahead.mean, 0.25 * told[1].mean + 0.75 * told[2].mean)
+    alone_each = _alone_by_count(pool, later, [1, 2, 6])
+    torch.testing.assert_close(ahead.mean, 0.25 * alone_each[1].mean + 0.75 * alone_each[2].mean)
     factors = Recalibration(("a", "b"), *torch.full((2, 2), 2.0).double())
     wider = Recalibrations(pool.names, (None, None, factors)).apply(ahead, later)
     torch.testing.assert_close(wider.density.std[:2], ahead.density.std[:2])
-    torch.testing.assert_close(wider.members[1].std, factors.apply(told[2], later).std)
+    torch.testing.assert_close(wider.members[1].std, factors.apply(alone_each[2], later).std)
 
 
 def test_a_series_without_observations_changes_no_weights_of_others():

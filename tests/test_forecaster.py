@@ -235,10 +235,10 @@ def test_a_score_is_minus_the_crps_of_what_is_held_out(fitted):
     found = forecaster.score(mine, "gaps", draws=19)
     rank = mine.groupby("plant no")["day"].rank().to_numpy() - 1
     seen, hidden = mine[rank % 2 == 0], mine[rank % 2 == 1]
-    told = forecaster.predict(seen, at=hidden[["plant no", "day"]], draws=19, paths=19)
+    predicted = forecaster.predict(seen, at=hidden[["plant no", "day"]], draws=19, paths=19)
     std = dict(zip(forecaster.parts.model.scale.channels, forecaster.parts.model.scale.std.tolist(), strict=True))
     total = []
-    for _, row in told.iterrows():
+    for _, row in predicted.iterrows():
         near = (hidden["day"] - row["time"]).abs() < pd.Timedelta(1, "s")
         truth = hidden[(hidden["plant no"] == row["id"]) & near][row["channel"]].iloc[0]
         draws = row[[f"path_{i + 1}" for i in range(19)]].to_numpy(float)
@@ -272,7 +272,9 @@ def test_without_a_folder_nothing_is_left_and_save_keeps_it(fitted, tmp_path, mo
     found = made.predict(indexed, horizon=1, every=1)
     with pytest.raises(ConfigError, match="holds something already"):
         made.save(tmp_path / "kept")
-    del made
+    again = made.fit(indexed.iloc[:-40])  # on other data, in a temporary folder of its own
+    assert again.folder != place and again.folder.is_dir()
+    del made, again
     gc.collect()
     assert not place.exists()
     again = Forecaster.load(kept)

@@ -43,11 +43,11 @@ def test_it_is_the_tail_of_the_density_given_all_other_values(ou):
     for name, rows in frame.groupby("id"):
         times, values = rows["time"].to_numpy(), rows.iloc[:, 2].to_numpy() - ou.mean
         cov = ou.variance * np.exp(-ou.theta * np.abs(times[:, None] - times)) + ou.noise**2 * np.eye(len(times))
-        for place, told in enumerate(found.loc[found["id"] == name, "surprise"]):
+        for place, surprise in enumerate(found.loc[found["id"] == name, "surprise"]):
             rest = np.arange(len(times)) != place
             gain = np.linalg.solve(cov[rest][:, rest], cov[rest, place])
             std = np.sqrt(cov[place, place] - cov[place, rest] @ gain)
-            assert told == pytest.approx(2 * norm.sf(abs(values[place] - values[rest] @ gain) / std), rel=1e-5)
+            assert surprise == pytest.approx(2 * norm.sf(abs(values[place] - values[rest] @ gain) / std), rel=1e-5)
 
 
 def test_it_is_uniform_where_nothing_is_planted_and_finds_what_is(ou):
@@ -58,9 +58,9 @@ def test_it_is_uniform_where_nothing_is_planted_and_finds_what_is(ou):
     planted = frame.copy()
     rows = np.arange(4, len(frame), POINTS)[:50]
     planted.iloc[rows, 2] += 6 * np.sqrt(ou.variance)
-    told = surprises(Oracle(ou), planted.iloc[: 50 * POINTS], draws=2)
-    least = told.loc[told.groupby("id")["surprise"].idxmin()]
-    assert (told["surprise"].iloc[rows] < 1e-3).mean() > 0.9
+    answers = surprises(Oracle(ou), planted.iloc[: 50 * POINTS], draws=2)
+    least = answers.loc[answers.groupby("id")["surprise"].idxmin()]
+    assert (answers["surprise"].iloc[rows] < 1e-3).mean() > 0.9
     # The neighbours of an outlier are unlikely too, given the outlier.
     assert (least["time"].to_numpy() == planted["time"].iloc[rows].to_numpy()).mean() > 0.8
 

@@ -4,8 +4,7 @@ import hashlib
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from time import monotonic
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vrnn_lab.cli.arguments import arguments, configure_logging, int_argument, outlive_readers, run_command
 from vrnn_lab.cli.shown_text import say
 from vrnn_lab.cli.signals import install
+from vrnn_lab.predict import COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,8 +30,8 @@ vrnn_lab.predict and vrnn_lab.evaluate, and vrnn_lab.report compares the runs in
   horizon              how far ahead to forecast, in the data's unit of time; days, if times are dates, or 2y, 3M, 1w,
                        1h; forecasts of all series are then written to <folder>/forecast.csv
   question             fill (gaps), ahead (forecasts) or both; by default ahead if a horizon is given, else both
-  budget=120           seconds, or 2m, 1h: of all training and scoring together, as close as it can be kept. A command
-                       that was interrupted goes on, when it is repeated, with what is left
+  budget=120           seconds, or 2m, 1h: of all training and scoring together, as close as it can be kept. To
+                       resume an interrupted command with what is left, repeat it
   output               the folder, by default outputs/auto/<name of the file>-<code of the other arguments>
   models               the candidates, such as models=linear_sde,rnn; by default chosen by the size of the data
   id= time= channel= value=   columns, where the guess is wrong; id=null: the file is one series
@@ -45,74 +45,22 @@ asks for what lies beyond the times of training. The mixture has the weights wit
 (stacking), and is taken only where such weights are better on validation series that they were not fitted on."""
 
 KEYS = ("input", "horizon", "question", "budget", "output", "models", "seed")
-ROLES = ("id", "time", "channel", "value")
 OWN = ("model", "data", "data.path", "trainer.max_time", "hydra.run.dir", "sweep", "resume")
 BUDGET = "120"
-
-
-class Once(logging.Filter):
-    """Drop log lines that were logged before: the table is read for several runs."""
-
-    def __init__(self):
-        super().__init__()
-        self.known: set[str] = set()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        if record.levelno < logging.INFO or text not in self.known:
-            self.known.add(text)
-            return True
-        return False
-
-
-class Teller:
-    """Print lines, and on a terminal a bar of the time that is used."""
-
-    def __init__(self, seconds: float):
-        self.seconds = seconds
-        self.bar: Any = None
-
-    def __call__(self, line: str) -> None:
-        if self.bar:
-            from vrnn_lab.cli.shown_text import terminal
-
-            self.bar.console.print(terminal(line), soft_wrap=True, highlight=False, markup=False)
-        else:
-            say(line)
-
-    def progress(self, used: float) -> None:
-        if self.bar:
-            self.bar.update(self.bar.task_ids[0], completed=min(used, self.seconds))
-
-    @contextmanager
-    def shown(self, used: float) -> Iterator[None]:
-        """Show the bar within the block, on a terminal."""
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        console = Console()
-        if not console.is_terminal:
-            yield
-            return
-        columns = (TextColumn("budget"), BarColumn(40), TextColumn("{task.percentage:3.0f} %"), TimeElapsedColumn())
-        with Progress(*columns, console=console) as self.bar:
-            self.bar.add_task("", total=self.seconds, completed=used)
-            yield
-        self.bar = None
 
 
 def parsed(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Return the settings of a call, and the overrides of all candidates; raise ValueError for anything else."""
     from vrnn_lab.config.options import groups
 
-    known = (*KEYS, *ROLES, *(f"{group}" for group in groups() if group not in ("model", "data")))
+    known = (*KEYS, *COLUMNS, *(group for group in groups() if group not in ("model", "data")))
     given = arguments(USAGE, (*known, "data.", "trainer.", "optim.", "schedule.", "evaluate.", "model."), list(argv))
     if "input" not in given:
         raise ValueError("input=<file> is missing.")
-    more = [f"{key}={value}" for key, value in given.items() if key not in (*KEYS, *ROLES)]
+    more = [f"{key}={value}" for key, value in given.items() if key not in (*KEYS, *COLUMNS)]
     if taken := [word for word in more if word.partition("=")[0] in OWN]:
         raise ValueError(f"{taken[0]}: vrnn_lab.auto sets this key itself; leave it out.")
-    if named := [key for key in ROLES if f"data.{key}" in given]:
+    if named := [key for key in COLUMNS if f"data.{key}" in given]:
         raise ValueError(f"data.{named[0]}= names a column; give it as {named[0]}=<column>.")
     if given.get("question", "both") not in ("fill", "ahead", "both"):
         raise ValueError(f"question={given['question']}: expected fill, ahead or both.")
@@ -142,6 +90,8 @@ def start(argv: Sequence[str]) -> Path:
         raise ValueError(f"budget={error}") from None
     folder = folder_of(given, more)
     configure_logging()
+    from vrnn_lab.automatic.budget_display import Once
+
     log, once = logging.getLogger("vrnn_lab"), Once()
     log.addFilter(once)
     try:
@@ -154,12 +104,14 @@ def start(argv: Sequence[str]) -> Path:
 def _study(
     given: Mapping[str, str], more: Sequence[str], argv: list[str], folder: Path, seconds: float, began: float
 ) -> None:
-    """Make or go on with the study of a call in its folder; began: when the call did."""
+    """Begin or resume the study of a call in its folder; began: when the call did, by time.monotonic."""
+    from vrnn_lab.automatic.budget import Budget, recorded
+    from vrnn_lab.automatic.budget_display import BudgetDisplay
     from vrnn_lab.automatic.plan import study_of
-    from vrnn_lab.automatic.study import Budget, recorded
     from vrnn_lab.runs.folder import run_lock
 
-    words = [word for word in argv if not word.startswith(("budget=", "output="))]
+    path = Path(given["input"]).expanduser().absolute()  # so that resume= works in any folder
+    words = [word for word in argv if not word.startswith(("budget=", "output=", "input="))] + [f"input={path}"]
     before = recorded(folder).get("arguments")
     if before is not None and sorted(before) != sorted(words):
         raise ValueError(
@@ -170,18 +122,18 @@ def _study(
     with run_lock(folder, wait=False):
         budget = Budget.of(folder, seconds, began)
         budget.save(arguments=words, budget=seconds)
-        teller = Teller(seconds)
+        display = BudgetDisplay(seconds)
         for line in lines:
-            teller(line)
+            display(line)
         if before is not None:
-            teller(f"goes on  in {folder}, with {max(0.0, budget.left):.0f} of {seconds:.0f} s left")
+            display(f"resumed  {folder}, with {max(0.0, budget.left):.0f} of {seconds:.0f} s left")
         try:
-            _spend(study, budget, teller, given)
+            _spend(study, budget, display, given)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt("to go on with what is left of the budget, repeat the command") from None
+            raise KeyboardInterrupt("to resume with what is left of the budget, repeat the command") from None
 
 
-def _spend(study: Any, budget: Any, teller: Teller, given: Mapping[str, str]) -> None:
+def _spend(study: Any, budget: Any, display: Any, given: Mapping[str, str]) -> None:
     """Train, choose, score and draw."""
     from vrnn_lab.automatic.study import beyond_wanted, mix, train
     from vrnn_lab.automatic.verdict import sentences, table, verdict
@@ -189,16 +141,16 @@ def _spend(study: Any, budget: Any, teller: Teller, given: Mapping[str, str]) ->
     from vrnn_lab.figures import model_figures
     from vrnn_lab.reports.run_table import paper
 
-    with teller.shown(budget.used):
+    with display.shown(budget.used):
         parts = study.parts()
-        done = train(study, study.candidates, beyond_wanted(study, parts), budget, teller)
+        done = train(study, study.candidates, beyond_wanted(study, parts), budget, display)
         found = verdict(study.folder, done, mix(study, done, parts.data), parts.data)
         tasks = {name: found.parts.protocol.questions[name] for name in found.choices}
         drawn = model_figures.figures(found.parts.model, parts.data, study.seed, tasks=tasks)
         kept = {name: figure for name, figure in drawn.items() if name in tasks}
         files = model_figures.write(kept, study.folder / run_files.FIGURES)
         budget.save()
-        teller.progress(budget.used)
+        display.progress(budget.used)
     paper().print(table(found))
     for sentence in sentences(found):
         say(sentence)
@@ -251,8 +203,8 @@ def auto(
     from vrnn_lab.forecaster import Forecaster
     from vrnn_lab.forecasting.frames import as_pandas
 
-    if unknown := columns.keys() - set(ROLES):
-        raise TypeError(f"auto() has no argument '{min(unknown)}'; its names of columns are {', '.join(ROLES)}.")
+    if unknown := columns.keys() - set(COLUMNS):
+        raise TypeError(f"auto() has no argument '{min(unknown)}'; its names of columns are {', '.join(COLUMNS)}.")
     words = [] if folder is None else [f"output={folder}"]
     if not isinstance(source, (str, Path)):
         source = as_pandas(source, "source")
@@ -270,14 +222,13 @@ def auto(
 
 
 def resume(folder: Path, changes: Sequence[str]) -> int:
-    """Go on with a study from its folder; of its arguments only budget= may change."""
-    from vrnn_lab.automatic.study import recorded
+    """Resume a study from its folder; of its arguments only budget= may change."""
+    from vrnn_lab.automatic.budget import recorded
 
     if wrong := [word for word in changes if not word.startswith("budget=")]:
         raise ValueError(f"{wrong[0]}: {folder} holds a study of vrnn_lab.auto, of which only budget= may change.")
     known = recorded(folder)
-    own = [word for word in known["arguments"] if not word.startswith("output=")]
-    start([*own, f"output={folder}", *(changes or [f"budget={known['budget']:g}"])])
+    start([*known["arguments"], f"output={folder}", *(changes or [f"budget={known['budget']:g}"])])
     return 0
 
 

@@ -147,8 +147,7 @@ class Forecaster:
 
         Several folders give one forecaster: the mixture of the runs' predictions with equal weights, each
         recalibrated by its own factors. The folder of vrnn_lab.auto gives the mixture of its runs with their weights.
-        Raise ConfigError where they differ in channels, covariates, units or kind of
-        time.
+        Raise ConfigError where they differ in channels, covariates, units or kind of time.
 
         trust: names of the modules of your own classes that the runs are built of and that you have not imported;
         True trusts the folders. Otherwise a folder from somebody else runs no code: ConfigError says what it would
@@ -192,6 +191,8 @@ class Forecaster:
                 "an ensemble of runs cannot be fitted; fit a Forecaster for each run, then load them together."
             )
 
+        if self._params["folder"] is None:
+            self._temporary = None  # each fit has a temporary folder of its own
         frame = as_pandas(frame)
         id, time = usual_name(frame, "id", id), str(usual_name(frame, "time", time))
         named: dict[str, Any] = {"id": id, "time": time, "channel": channel, "value": value}

@@ -15,28 +15,14 @@ from vrnn_lab.data.table import columns
 from vrnn_lab.data.table.columns import OTHER_NAMES, Cells
 
 ROWS = 200_000  # rows that are read to guess
-TIMES = (
-    "time",
-    "times",
-    "t",
-    "day",
-    "days",
-    "hour",
-    "hours",
-    "week",
-    "age",
-    "year",
-    "minute",
-    "seconds",
-    "date_time",
-)
+TIMES = ("time", "times", "t", "day", "days", "hour", "hours", "week", "age", "year", "minute", "seconds")
 IDS = (
     "id", "name", "subject", "subj", "patient", "participant", "person", "case", "station", "site", "sensor",
     "device", "animal", "series", "stay", "record", "unit", "object", "group", "key", "origin",
 )  # fmt: skip
 CHANNELS = ("kind", "variable", "channel", "parameter", "measurement", "test", "item", "type", "feature")
 VALUES = ("value", "values", "y", "target", "result", "reading", "measurement")
-ROLES = ("id", "time", "channel", "value")
+ROLES = tuple(OTHER_NAMES)  # id, time, channel, value
 ORDERED = 0.9  # fraction of the steps of a series that do not go back, from which a column may be the time
 FEWEST = 3  # series from which a column that is constant within each of them is a covariate
 MOST_CHANNELS = 200  # of the long form
@@ -131,15 +117,14 @@ def _ordered(owner: NDArray[np.int64], moments: NDArray[np.float64]) -> float:
 def _ids(cells: Cells, time: str, given: Mapping[str, Any]) -> list[str | None]:
     if "id" in given:
         return [given["id"]]
-    rows = len(cells.frame)
-    fits = lambda column: not types.is_float_dtype(column) and not types.is_datetime64_any_dtype(column)
-    several = lambda column: 2 <= column.nunique() <= rows / 2 and not column.isna().any()
-    return [None, *(name for name in cells.frame if name != time and _is_id(cells, str(name), fits, several))]
+    return [None, *(str(name) for name in cells.frame if name != time and _is_id(cells.column(str(name))))]
 
 
-def _is_id(cells: Cells, name: str, fits: Any, several: Any) -> bool:
-    column = cells.column(name)
-    return fits(column) and several(column)
+def _is_id(column: pd.Series) -> bool:
+    """Return whether a column can name the series: texts or whole numbers, each of which occurs twice on average."""
+    if types.is_float_dtype(column) or types.is_datetime64_any_dtype(column):
+        return False
+    return 2 <= column.nunique() <= len(column) / 2 and not column.isna().any()
 
 
 def _roles(
@@ -147,7 +132,9 @@ def _roles(
 ) -> tuple[float, Roles] | None:
     """Return how well a pair of columns fits, with the roles; None where it cannot be."""
     owner = np.zeros(len(moments), np.int64) if id is None else pd.factorize(cells.column(id))[0]
-    score = 4 * _named(time, (*TIMES, *OTHER_NAMES["time"])) + 3 * (id is not None and _named(id, _names_of_ids()))
+    score = 4 * _named(time, (*TIMES, *OTHER_NAMES["time"])) + 3 * (
+        id is not None and _named(id, (*IDS, *OTHER_NAMES["id"]))
+    )
     score += 6 * (not types.is_numeric_dtype(cells.column(time)))  # a date is a time
     score -= 4 * _named(time, VALUES)
     score += _ordered(owner, moments)
@@ -165,10 +152,6 @@ def _roles(
             if number:
                 return score - 5 + 2 * _named(name, CHANNELS), Roles(id, time, name, number)
     return None
-
-
-def _names_of_ids() -> tuple[str, ...]:
-    return (*IDS, *OTHER_NAMES["id"])
 
 
 def _named(name: str, words: tuple[str, ...]) -> float:

@@ -1,22 +1,21 @@
 """Train candidates one after the other within a budget of time, and mix those that are best on validation."""
 
-import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import numpy as np
 from lightning.pytorch.callbacks import Callback
 
 from vrnn_lab.automatic import stacking
+from vrnn_lab.automatic.budget import Budget
+from vrnn_lab.automatic.budget_display import BudgetDisplay
 from vrnn_lab.automatic.questions import QUESTIONS, validation_scores
 from vrnn_lab.automatic.stacking import Choice
 from vrnn_lab.config.compose import choices, compose
 from vrnn_lab.config.errors import ConfigError
-from vrnn_lab.core.files import read_json, write_json
-from vrnn_lab.core.run_files import OUT_OF_TIME_VALUES, STUDY
+from vrnn_lab.core.run_files import OUT_OF_TIME_VALUES
 from vrnn_lab.data.base import SeriesData
 from vrnn_lab.evaluation.value_scores import ValueScores
 from vrnn_lab.forecasting.ensemble import Weights
@@ -27,8 +26,6 @@ from vrnn_lab.runs.folder import SCORE, config_of, finished
 from vrnn_lab.training import fit as fitting
 from vrnn_lab.training import length, out_of_time
 
-log = logging.getLogger("vrnn_lab")
-CURE = "Remove it; what is trained already is kept, and the budget begins anew."
 WEIGHTS = {"linear_sde": 1.0, "rnn": 1.5, "latent_ode": 2.5, "vrnn": 2.5}  # shares of the time, cheapest first
 SCORING = 0.15  # of the budget: how long a candidate is scored after its fit, before one was
 LAST = 0.1  # of the budget, kept for the scores of the mixture and the figures
@@ -37,46 +34,6 @@ LATE, BEHIND = 2 / 3, 2.0  # from this fraction of a fit on, its lowest val/loss
 DENSE = 0.9  # share of values that are observed, from which vrnn is a candidate
 MANY = 5000  # points from which it is
 LARGE = 300_000  # training values above which latent_ode is left out by default
-SAVED = 2.0  # seconds between two records of the time that is used
-
-
-@dataclass
-class Budget:
-    """Count the seconds that a study has used, over all its attempts, and keep the count in its folder."""
-
-    seconds: float
-    folder: Path
-    before: float = 0.0  # used by earlier attempts
-    limits: dict[str, float] = field(default_factory=dict)  # seconds of each candidate's fit, once begun
-    failed: dict[str, str] = field(default_factory=dict)  # why a candidate was given up
-    began: float = field(default_factory=monotonic)
-    saved: float = 0.0
-
-    @classmethod
-    def of(cls, folder: Path, seconds: float, began: float) -> "Budget":
-        """Return the budget of a study; of one that was interrupted, what is left of it.
-
-        began: when this attempt began, by time.monotonic.
-        """
-        known = recorded(folder)
-        used, limits, failed = (
-            known.get(key, usual) for key, usual in (("used", 0.0), ("limits", {}), ("failed", {}))
-        )
-        return cls(seconds, folder, used, limits, failed, began)
-
-    @property
-    def used(self) -> float:
-        return self.before + monotonic() - self.began
-
-    @property
-    def left(self) -> float:
-        return self.seconds - self.used
-
-    def save(self, **more: Any) -> None:
-        """Write the count, and further facts, to the folder."""
-        self.saved = monotonic()
-        state = {"used": self.used, "limits": self.limits, "failed": self.failed}
-        write_json(self.folder / STUDY, recorded(self.folder) | state | more)
 
 
 class Watch(Callback):
@@ -91,7 +48,7 @@ class Watch(Callback):
             trainer.progress_bar_callback.disable()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if monotonic() - self.budget.saved > SAVED:
+        if self.budget.due:
             self.budget.save()
             self.show(self.budget.used)
 
@@ -152,7 +109,7 @@ def beyond_wanted(study: Study, parts: Parts) -> bool:
     return study.question != "fill" and not out_of_time.impossible(parts)
 
 
-def train(study: Study, models: Sequence[str], beyond: bool, budget: Budget, say: Any) -> list[str]:
+def train(study: Study, models: Sequence[str], beyond: bool, budget: Budget, say: BudgetDisplay) -> list[str]:
     """Train and score each candidate, and return the names of those that ended well.
 
     A candidate that is finished already is kept; one that was interrupted is resumed with what its limit leaves.
@@ -209,7 +166,9 @@ def _limit(budget: Budget, models: Sequence[str], scoring: Sequence[float]) -> f
     return left * shares[0] / sum(shares)
 
 
-def _run(study: Study, model: str, budget: Budget, beyond: bool, best: float, say: Any) -> dict[str, Any] | None:
+def _run(
+    study: Study, model: str, budget: Budget, beyond: bool, best: float, say: BudgetDisplay
+) -> dict[str, Any] | None:
     """Run a candidate in its folder; return its metrics, None where it failed or was given up."""
     overrides = study.overrides(model, budget.limits[model], beyond)
     watch = Watch(budget, best, say.progress)
@@ -251,9 +210,3 @@ def mix(study: Study, models: Sequence[str], data: SeriesData) -> dict[str, Choi
     folders = tuple(study.folder / models[place] for place in kept)
     Mixture(folders, Weights(pick(gaps), pick(ahead))).save(study.folder)
     return found
-
-
-def recorded(folder: Path) -> dict[str, Any]:
-    """Return what a study recorded in its folder, such as its arguments; empty before it has begun."""
-    file = folder / STUDY
-    return read_json(file, CURE) if file.is_file() else {}

@@ -19,7 +19,8 @@ from vrnn_lab.reports.run_table import number
 from vrnn_lab.runs.build import Parts
 from vrnn_lab.runs.folder import metrics_of
 
-LEVEL, SQUARED = 0.03, 0.15  # relative differences of two CRPS, and of two squared errors, that are called none
+LEVEL = 0.03  # relative difference of two CRPS up to which they are called about equal
+SQUARED = 0.15  # the same for two squared errors
 WORDS = {"interpolation": "gaps", "forecast": "forecasts"}
 
 

@@ -5,6 +5,8 @@ from math import inf
 from typing import Any
 
 UNITS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+NUMBER = r"(?:\d+\.?\d*|\.\d+)"
+PART = rf"({NUMBER})\s*({'|'.join(sorted(UNITS, key=len, reverse=True))})\s*"
 PLACES = (1, 60, 3600, 86400)  # seconds of the places of 01:02:03:04, from the last one on
 
 
@@ -16,11 +18,10 @@ def seconds_of(given: Any) -> float:
     and finite.
     """
     text = str(given).strip()
-    parts = re.findall(r"(\d+\.?\d*|\.\d+)\s*(sec|s|min|m|h|d)\s*", text)
-    if re.fullmatch(r"\d+\.?\d*|\.\d+", text):
+    if re.fullmatch(NUMBER, text):
         seconds = float(text)
-    elif parts and re.fullmatch(r"((\d+\.?\d*|\.\d+)\s*(sec|s|min|m|h|d)\s*)+", text):
-        seconds = sum(float(number) * UNITS[unit] for number, unit in parts)
+    elif re.fullmatch(f"({PART})+", text):
+        seconds = sum(float(number) * UNITS[unit] for number, unit in re.findall(PART, text))
     elif re.fullmatch(r"\d+(:\d{1,2}){1,3}", text):
         seconds = float(sum(int(n) * place for n, place in zip(reversed(text.split(":")), PLACES, strict=False)))
     else:

@@ -65,14 +65,12 @@ class ForecastFigures:
 
     def add(self, summary: PredictiveSummary, clock: Clock) -> None:
         """Keep the windows of a summary, and draw each series that another one follows."""
-        for number, window in enumerate(summary.windows):
-            if self.parts and self.parts[0].window.name != window.name:
+        for part in _parts_of(summary):
+            if self.parts and self.parts[0].window.name != part.window.name:
                 self.close(clock)
             if len(self.written) >= self.most:
                 return
-            mine = summary.owner == number
-            numbers = {name: column[mine] for name, column in summary.numbers.items()}
-            self.parts.append(Part(window, summary.times[mine], summary.channel[mine], numbers))
+            self.parts.append(part)
 
     def close(self, clock: Clock) -> None:
         """Draw the last series and write its figure."""
@@ -83,19 +81,21 @@ class ForecastFigures:
         self.parts = []
 
 
+def _parts_of(summary: PredictiveSummary) -> Iterator[Part]:
+    """Yield the windows of a summary, each with its rows."""
+    for number, window in enumerate(summary.windows):
+        mine = summary.owner == number
+        numbers = {name: column[mine] for name, column in summary.numbers.items()}
+        yield Part(window, summary.times[mine], summary.channel[mine], numbers)
+
+
 def figure_of_first(forecasts: Forecasts) -> Figure:
     """Draw the first series of a query that has a queried time; raise ValueError where none has."""
-    labels, parts = PanelLabels.of(forecasts.parts), list[Part]()
-    for summary in forecasts.summaries(whole=True):
-        for number, window in enumerate(summary.windows):
-            if parts and parts[0].window.name != window.name:
-                break
-            mine = summary.owner == number
-            numbers = {name: column[mine] for name, column in summary.numbers.items()}
-            parts.append(Part(window, summary.times[mine], summary.channel[mine], numbers))
-    if not parts:
+    of_all = itertools.chain.from_iterable(map(_parts_of, forecasts.summaries(whole=True)))
+    _, parts = next(itertools.groupby(of_all, key=lambda part: part.window.name), (None, ()))
+    if not (drawn := list(parts)):
         raise ValueError("there is nothing to draw: no series has a queried time.")
-    return figure(parts[0].window.name, parts, labels, forecasts.clock)
+    return figure(drawn[0].window.name, drawn, PanelLabels.of(forecasts.parts), forecasts.clock)
 
 
 def _file(name: str) -> str:

@@ -44,7 +44,7 @@ def print_run(
     metrics: dict[str, Any],
     split: str = "test",
     data: SeriesData | None = None,
-    weights: Any = None,
+    weights: object | None = None,
 ) -> str:
     """Print the scores of the model and of the baselines on held-out points, then the paths; return the printed text.
 
