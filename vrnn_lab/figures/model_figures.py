@@ -172,8 +172,9 @@ def _predict_bands(model, batch: TimeSeries, grid: Float64[Tensor, "batch grid"]
         if model.head.support == "real":  # binary values have no useful quantiles
             values = torch.cat([shown(density.draw(noise)) for noise in _noises(density, seed)])
     there = pick(queries.counts, place)
+    lines = means[:: max(1, len(means) // LINES)][:LINES]  # evenly, as a mixture's draws stand by member
     return PredictiveBands(
-        pick(queries.times, place), there, model.causal, means[:LINES], means.mean(0), _quantiles(values)
+        pick(queries.times, place), there, model.causal, lines, means.mean(0), _quantiles(values)
     )
 
 
