@@ -173,9 +173,7 @@ def _predict_bands(model, batch: TimeSeries, grid: Float64[Tensor, "batch grid"]
             values = torch.cat([shown(density.draw(noise)) for noise in _noises(density, seed)])
     there = pick(queries.counts, place)
     lines = means[:: max(1, len(means) // LINES)][:LINES]  # evenly, as a mixture's draws stand by member
-    return PredictiveBands(
-        pick(queries.times, place), there, model.causal, lines, means.mean(0), _quantiles(values)
-    )
+    return PredictiveBands(pick(queries.times, place), there, model.causal, lines, means.mean(0), _quantiles(values))
 
 
 def _quantiles(values: Float[Tensor, "draws batch place dim"]) -> Float[Tensor, "quantiles batch place dim"]:
