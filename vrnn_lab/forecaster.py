@@ -351,7 +351,7 @@ class Forecaster:
             raise ValueError("none of the values that were held out is observed.")
         paths = torch.from_numpy(np.array(rows[path_names(draws)]).T).sort(0).values
         crps = fair_crps(paths, torch.from_numpy(np.array(rows["truth"])))
-        std = dict(zip(scale.channels, scale.std.tolist(), strict=True))
+        std = dict(zip(scale.channels, scale.score_std.tolist(), strict=True))
         return -float(np.mean(crps.numpy() / np.array([std[channel] for channel in rows["channel"]])))
 
     def plot(

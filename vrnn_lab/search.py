@@ -162,7 +162,7 @@ def plan_of(call: Call) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     searched = search_space.changed(searched, call.changes, call.fixed)
     base = search_space.vet(searched, call.fixed, call.dirs)
     config = {k: v for k, v in flatten(to_dict(base)).items() if not k.startswith(VOLATILE)}
-    config = {k: v for k, v in config.items() if v is not None or k not in NEWER}
+    config = {k: v for k, v in config.items() if k not in NEWER or v != NEWER[k]}
     facts = {"config": config, "space": searched, "seeds": call.settings["seeds"]}
     code = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
     study = call.settings["study"] or f"{chosen['model']}-{chosen['data']}-{code}"

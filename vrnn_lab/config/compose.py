@@ -22,7 +22,8 @@ from vrnn_lab.config.plain import flatten, nodes, to_dict
 log = logging.getLogger("vrnn_lab")
 VOLATILE = ("sweep", "resume", "retry", "trainer.accelerator", "trainer.devices")
 VOLATILE += ("trainer.strategy", "trainer.num_nodes", "trainer.compile")
-NEWER = ("start", "trainer.max_time")  # keys that earlier versions lack; null, they are no part of what names a job
+# Keys that earlier versions lack, and the values with which they are no part of what names a job.
+NEWER: dict[str, Any] = {"start": None, "trainer.max_time": None, "data.log": []}
 REQUIRED = ("model", "data", "task", "optim", "schedule", "beta", "objective", "labels", "stop", "trainer")
 REQUIRED += ("evaluate", "seed", "tricks")
 OPTIONAL = ("sweep", "retry", "start", "out_of_time", "experiment", "trick", "worker", "hydra")
@@ -36,7 +37,7 @@ def job_id(config: DictConfig) -> str:
         node = plain
         for group in groups:
             node = node.get(group, {})
-        if key in VOLATILE or node.get(leaf) is None:
+        if key in VOLATILE or node.get(leaf, NEWER[key]) == NEWER[key]:
             node.pop(leaf, None)
     text = json.dumps(plain, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

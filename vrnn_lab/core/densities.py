@@ -73,6 +73,13 @@ class Density(ABC):
     def _plus_noise(self, error: Tensor) -> "Density":
         raise ValueError(f"{type(self).__name__} has no density of a value plus Gaussian noise; use a Gaussian head.")
 
+    def exponential_moments(self) -> tuple[Float[Tensor, "*shape dim"], Float[Tensor, "*shape dim"]]:
+        """Return mean and std of the exponential of each channel, e^x.
+
+        Raise ValueError for a density of which they are infinite or have no closed form.
+        """
+        raise ValueError(f"the exponential of a value of {type(self).__name__} has no mean; use a Gaussian head.")
+
     @abstractmethod
     def draw(self, noise: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Transform standard normal noise (..., draws) into one draw (..., dim) of each point."""
@@ -127,8 +134,17 @@ class Gaussian(OneScale):
     def _plus_noise(self, error):
         return replace(self, scale=torch.hypot(self.scale, error))
 
+    def exponential_moments(self):
+        return log_normal_moments(self.loc, self.scale.expand_as(self.loc))
+
     def draw(self, noise):
         return self.loc + self.scale * noise
+
+
+def log_normal_moments(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and std of e^x for normal x: e^(m + s^2 / 2), and that times sqrt(e^(s^2) - 1)."""
+    moment = torch.exp(mean + 0.5 * std.square())
+    return moment, moment * torch.expm1(std.square()).sqrt()
 
 
 class Laplace(OneScale):
@@ -227,6 +243,13 @@ class Mixture(Density):
         if error.shape[-1] != 2:
             return replace(self, stds=stds)
         return replace(self, stds=stds, correlation=self.correlation * (self.stds / stds).prod(-1))
+
+    def exponential_moments(self):
+        weight = self.log_weight.exp()[..., None]
+        means, stds = log_normal_moments(self.means, self.stds)
+        mean = (weight * means).sum(-2)
+        spread = (means - mean[..., None, :]).square() + stds.square()
+        return mean, (weight * spread).sum(-2).sqrt()
 
     def draw(self, noise):
         chance = torch.special.ndtr(noise[..., :1])

@@ -244,6 +244,19 @@ class Scale:
     own_levels: bool = False  # series may lie at levels of their own, outside the training range
     variation: Variation | None = None  # of the training values; None: unknown
     trend: Trend | None = None  # subtracted from the values before the model reads them
+    # Channels that are modelled by their logarithms; mean, std, variation and trend are then those of the logarithms.
+    log: tuple[str, ...] = ()
+    value_std: Float64[Tensor, " dim"] | None = None  # std of the values themselves, where some are in `log`
+
+    @property
+    def score_std(self) -> Float64[Tensor, " dim"]:
+        """Return the std of the training values in the data's units, in which errors of predictions are measured."""
+        return self.std if self.value_std is None else self.value_std
+
+    @property
+    def log_channels(self) -> Bool[Tensor, " dim"]:
+        """Return which channels are modelled by their logarithms."""
+        return torch.tensor([name in self.log for name in self.channels], dtype=torch.bool)
 
     @property
     def given_covariates(self) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vrnn_lab.core.densities import Gaussian
+from vrnn_lab.core.log_density import log_array
 from vrnn_lab.core.series import Scale, TimeSeries, Variation
 from vrnn_lab.core.tasks import Beyond, DensityTask, Draws, Own, Shared, Task
 from vrnn_lab.core.types import Count, Natural
@@ -180,10 +181,12 @@ class Ragged:
         support: str,
         classes: tuple[str, ...] = (),
         covariates: tuple[str, ...] = (),
+        log: tuple[str, ...] = (),
     ) -> Scale:
         """Compute the scale of these series, which must be the training split.
 
-        Raise ValueError for a channel without an observed value.
+        log: channels whose mean, std and variation are those of the logarithms. Raise ValueError for a channel
+        without an observed value.
         """
         observed = self._total(lambda values: (~np.isnan(values)).sum(0))
         for name, count in zip(channels, observed, strict=True):
@@ -192,9 +195,12 @@ class Ragged:
                     f"channel '{name}' has no observed value in the training split; leave it out, or choose "
                     "a split whose training part has observed values of it."
                 )
-        mean, std = np.zeros(len(channels)), np.ones(len(channels))
+        mean, std, value_std = np.zeros(len(channels)), np.ones(len(channels)), None
+        in_log = np.array([name in log for name in channels])
         if support == "real":
-            mean, std = self._spread("values", observed)
+            mean, std = self._spread("values", observed, in_log)
+        if log:
+            value_std = torch.from_numpy(self._spread("values", observed)[1])
         spans = np.diff(self.windows, axis=1)[:, 0]
         clock = np.median(spans[spans > 0]) if (spans > 0).any() else 1.0
         start = self.windows[:, 0].min()
@@ -212,16 +218,20 @@ class Ragged:
             classes=classes,
             labels_of_points=self.labels_of_points,
             errors=self.points.error is not None,
-            variation=self._variation(mean, std, float(clock)) if support == "real" else None,
+            variation=self._variation(mean, std, float(clock), in_log) if support == "real" else None,
+            log=log,
+            value_std=value_std,
             **self._scale_of_covariates(covariates),
         )
 
-    def _variation(self, mean: NDArray[np.float64], std: NDArray[np.float64], clock: float) -> Variation:
+    def _variation(
+        self, mean: NDArray[np.float64], std: NDArray[np.float64], clock: float, in_log: NDArray[np.bool_]
+    ) -> Variation:
         """Measure how far values move, on about VARIED points at most, from evenly spaced series."""
         count = int(self.lengths.sum())
         some = self.part(np.arange(0, len(self), 1 + count // VARIED))
         owner = np.repeat(np.arange(len(some)), some.lengths)
-        return variation_of(owner, some.times, some.values, mean, std, clock)
+        return variation_of(owner, some.times, log_array(some.values, in_log), mean, std, clock)
 
     def _scale_of_covariates(self, names: tuple[str, ...]) -> dict[str, Any]:
         if not names:
@@ -230,14 +240,18 @@ class Ragged:
         mean, std = map(torch.from_numpy, self._spread("covariates", np.full(len(names), count)))
         return {"covariates": names, "covariate_mean": mean, "covariate_std": std}
 
-    def _spread(self, name: str, count: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _spread(
+        self, name: str, count: NDArray[np.int64], in_log: NDArray[np.bool_] | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return mean and std (columns,) of an array of `Points`; count: numbers per column.
 
-        The std of a column that is constant up to rounding is set to 1, so that one can divide by it.
+        in_log: the columns whose logarithms are taken first. The std of a column that is constant up to rounding is
+        set to 1, so that one can divide by it.
         """
-        mean = self._total(lambda x: np.nansum(x, 0), name=name) / count
-        std = np.sqrt(self._total(lambda x: np.nansum((x - mean) ** 2, 0), name=name) / count)
-        highest = self._total(lambda x: np.nanmax(np.abs(x), 0, initial=0), np.maximum, name)
+        read = (lambda x: x) if in_log is None else partial(log_array, channels=in_log)
+        mean = self._total(lambda x: np.nansum(read(x), 0), name=name) / count
+        std = np.sqrt(self._total(lambda x: np.nansum((read(x) - mean) ** 2, 0), name=name) / count)
+        highest = self._total(lambda x: np.nanmax(np.abs(read(x)), 0, initial=0), np.maximum, name)
         return mean, np.where(std > 1e-12 * highest, std, 1.0)
 
     def _total(self, of, add=np.add, name: str = "values"):
@@ -385,6 +399,7 @@ class SeriesData(pl.LightningDataModule, ABC):
     support: str = "real"  # kind of values: real, binary or events
     time_unit: str = ""
     periods: tuple[float, ...] = ()  # known periods, in the unit of time
+    log: tuple[str, ...] = ()  # channels of positive values that are modelled by their logarithms
     own_levels: bool = False  # series may lie at levels of their own, outside the training range
     dates: bool = False  # times are days since 1970
     zoned: bool = False  # the dates have a time zone, so the days are of UTC
@@ -482,7 +497,7 @@ class SeriesData(pl.LightningDataModule, ABC):
     @cached_property
     def scale(self) -> Scale:
         """Return the scale of the training split."""
-        scale = self.splits["train"].scale(self.channels, self.support, self.classes, self.covariates)
+        scale = self.splits["train"].scale(self.channels, self.support, self.classes, self.covariates, self.log)
         if self.periods:
             scale = replace(scale, covariates=scale.covariates + wave_names(self.periods), periods=self.periods)
         return replace(

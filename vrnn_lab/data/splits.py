@@ -214,14 +214,21 @@ def in_memory(values: NDArray[np.float64], name: str, fill: Fill) -> NDArray[np.
 
 
 def dequantised(
-    series: Ragged, train: Runs, channels: tuple[str, ...], seed: int, allocate=in_memory, shown: Ragged | None = None
+    series: Ragged,
+    train: Runs,
+    channels: tuple[str, ...],
+    seed: int,
+    allocate=in_memory,
+    shown: Ragged | None = None,
+    positive: tuple[str, ...] = (),
 ) -> Ragged:
     """Return the series with uniform noise of one rounding step added to channels whose values are rounded.
 
     The likelihood of rounded values is unbounded: a model could put a spike on each. The step is estimated from the
     training values alone. The noise is a function of (seed, series, channel, time), so it does not depend on how the
     series are split, cut or ordered. allocate: makes the new values, which may be stored on disk under a name.
-    shown: the same series with only the values that show the rounding.
+    shown: the same series with only the values that show the rounding. positive: channels of values above zero, in
+    which a value that the noise would take to zero or below is kept as it is.
     """
     size = max(1, CELLS // len(channels))
     steps = [rounding_step(partial(_channel, shown or series, train, place, size)) for place in range(len(channels))]
@@ -234,17 +241,27 @@ def dequantised(
         ", ".join(rounded),
     )
     name = "_".join(map(repr, (seed, *steps)))
-    values = allocate(series.points.values, name, partial(_add_noise, series, steps, seed, size))
+    above_zero = np.array([channel in positive for channel in channels])
+    name += "_above_zero" if above_zero.any() else ""
+    values = allocate(series.points.values, name, partial(_add_noise, series, steps, seed, size, above_zero))
     return replace(series, points=replace(series.points, values=values))
 
 
-def _add_noise(series: Ragged, steps: list[float], seed: int, size: int, out: NDArray[np.float64]) -> None:
+def _add_noise(
+    series: Ragged,
+    steps: list[float],
+    seed: int,
+    size: int,
+    above_zero: NDArray[np.bool_],
+    out: NDArray[np.float64],
+) -> None:
     for owner, first, end in pieces(series.first, series.end, size):
         place = places(first, end)
         values = series.points.values[place].copy()
         for channel in np.flatnonzero(steps):
             start = np.repeat(_start(series.ids[owner], int(channel), seed), end - first)
-            values[:, channel] += steps[channel] * (_uniform(start, series.points.times[place]) - 0.5)
+            noisy = values[:, channel] + steps[channel] * (_uniform(start, series.points.times[place]) - 0.5)
+            values[:, channel] = np.where(above_zero[channel] & (noisy <= 0), values[:, channel], noisy)
         out[place] = values
 
 

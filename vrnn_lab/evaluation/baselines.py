@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vrnn_lab.core.densities import Bernoulli, Gaussian
+from vrnn_lab.core.log_density import LogDensity, log_array, logs_of
 from vrnn_lab.core.series import Scale, TimeSeries
 from vrnn_lab.core.tasks import DensityTask, Task
-from vrnn_lab.data.base import PLAIN, SeriesData, generator
+from vrnn_lab.data.base import PLAIN, Ragged, SeriesData, generator
 from vrnn_lab.evaluation.analog import CHANGES, COMPARED, VALUES, Analog, records_of
 from vrnn_lab.evaluation.calibration import CalibrationAccumulator, plain_pit
 from vrnn_lab.evaluation.evaluate import EvaluationProtocol, rows_at_once
 from vrnn_lab.evaluation.gaussian_process import SharedProcess, available
 from vrnn_lab.evaluation.linear_process import LinearProcess, fit_batch
-from vrnn_lab.evaluation.scores import ScoreAccumulator, Scores, SeriesSums, energy_of, plain_scores
+from vrnn_lab.evaluation.scores import Plain, ScoreAccumulator, Scores, SeriesSums, energy_of, plain_scores
 from vrnn_lab.evaluation.trends import seasonal, with_drift
 
 log = logging.getLogger("vrnn_lab")
@@ -32,7 +33,7 @@ STRETCHES = 32, 512  # least and largest number of training stretches compared w
 READ = 10_000_000  # values of training stretches read in one pass over a task, about half a second
 DRAWS = 20  # draws for a baseline's energy score, which is unbiased for any number
 Guess = Callable[[TimeSeries, Tensor], Tensor]
-Predictor = Callable[[TimeSeries], Gaussian | Bernoulli]
+Predictor = Callable[[TimeSeries], Plain | Bernoulli]
 
 
 def constant(series: TimeSeries, mean: Tensor) -> Float[Tensor, "batch time dim"]:
@@ -97,7 +98,7 @@ REFERENCES: dict[str, Callable[[TimeSeries, Tensor], Tensor]] = {
 def baselines(data: SeriesData, scale: Scale) -> dict[str, Callable[[TimeSeries, Tensor], Tensor]]:
     """Return the baselines that suit a dataset: drift and analog for real values, seasonal ones given a period.
 
-    Among several known periods the longest is used.
+    Each reads and predicts a batch `on_log_scale`. Among several known periods the longest is used.
     """
     guesses = dict(REFERENCES)
     if scale.support == "real":
@@ -130,7 +131,28 @@ def analog(data: SeriesData, scale: Scale) -> Analog | None:
         return None
     compared = max(int(np.minimum(lengths, COMPARED).sum()) for lengths in sizes) * channels
     most = int(np.clip(READ / max(compared, 1), *STRETCHES))
-    return Analog(records_of(data.splits["train"], most // 2), scale.std.numpy(), linear, most)
+    records = records_of(unscaled(data.splits["train"], scale), most // 2)
+    return Analog(records, scale.std.numpy(), linear, most)
+
+
+def unscaled(series: Ragged, scale: Scale) -> Ragged:
+    """Return series with the logarithms of the values of the channels that are modelled by them."""
+    if not scale.log:
+        return series
+    values = log_array(series.points.values, scale.log_channels.numpy())
+    return replace(series, points=replace(series.points, values=values))
+
+
+def on_log_scale(batch: TimeSeries, scale: Scale) -> TimeSeries:
+    """Return a batch with the logarithms of the values of the channels that are modelled by them."""
+    return replace(batch, values=logs_of(batch.values, scale.log_channels)) if scale.log else batch
+
+
+def in_units(predict: Callable[[TimeSeries], Gaussian], scale: Scale) -> Predictor:
+    """Return a predictor of values from one of their logarithms, where channels are modelled by those."""
+    if not scale.log:
+        return predict
+    return lambda batch: LogDensity(predict(on_log_scale(batch, scale)), scale.log_channels)
 
 
 def references(
@@ -161,11 +183,11 @@ def references(
             for baseline, guess in guesses.items()
         } | processes
         for baseline, predict in predictors.items():
-            accumulator = CalibrationAccumulator(data, name, task, scale.std)
+            accumulator = CalibrationAccumulator(data, name, task, scale.score_std)
             for batch in data.batches(split, task, min(256, rows_at_once(data, split, task, DRAWS))):
                 density = predict(batch)
                 accumulator.add(_scores(density, batch), batch)
-                accumulator.add_energy(plain_energy(density, batch, scale.std, data.seed))
+                accumulator.add_energy(plain_energy(density, batch, scale.score_std, data.seed))
             scores |= accumulator.result(f"reference/{baseline}/{name}")
             if (
                 crps
@@ -196,11 +218,11 @@ def on_validation(
     """
     if scale.support != "real":
         return {}
-    accumulator, sums = ScoreAccumulator(scale.channels, scale.std), SeriesSums()
+    accumulator, sums = ScoreAccumulator(scale.channels, scale.score_std), SeriesSums()
     for batch in data.batches("val", task, 256):
         crps = plain_scores(predict(batch), batch.values)["crps"]
         accumulator.add({"crps": crps}, batch.scored)
-        sums.add(crps / scale.std, batch)
+        sums.add(crps / scale.score_std, batch)
     scores = accumulator.result(prefix)
     if not scores:
         return {}
@@ -212,15 +234,15 @@ def on_validation(
     } | ({} if error is None else {f"{prefix}/val_ncrps_above_se": error})
 
 
-def _scores(density: Gaussian | Bernoulli, batch: TimeSeries) -> Scores:
+def _scores(density: Plain | Bernoulli, batch: TimeSeries) -> Scores:
     scores = plain_scores(density, batch.values)
-    if isinstance(density, Gaussian):
+    if not isinstance(density, Bernoulli):
         scores |= plain_pit(density, batch.values)
     return scores if batch.clean is None else {**scores, "mse_clean": (density.mean - batch.clean) ** 2}
 
 
 def plain_energy(
-    density: Gaussian | Bernoulli, batch: TimeSeries, std: Float[Tensor, " dim"], seed: int
+    density: Plain | Bernoulli, batch: TimeSeries, std: Float[Tensor, " dim"], seed: int
 ) -> Float[Tensor, " series"]:
     """Return the energy score of a baseline, whose values are independent; empty for binary values.
 
@@ -228,21 +250,34 @@ def plain_energy(
     """
     if isinstance(density, Bernoulli):
         return std.new_zeros(0)
-    apart, wide = (density.mean - batch.values) / std, (density.std / std).expand_as(density.mean)
     scores = []
     for i, scored in enumerate(batch.scored):
         if scored.any():
             noise = generator(PLAIN, seed, int(batch.ids[i])).standard_normal((DRAWS, int(scored.sum())))
-            scores.append(energy_of(apart[i][scored] + wide[i][scored] * torch.from_numpy(noise)))
+            scores.append(energy_of(_errors_of_draws(density, batch.values, scored, i, std, torch.from_numpy(noise))))
     return torch.stack(scores) if scores else std.new_zeros(0)
 
 
+def _errors_of_draws(
+    density: Plain, values: Tensor, scored: Tensor, row: int, std: Tensor, noise: Float[Tensor, "samples values"]
+) -> Float[Tensor, "samples values"]:
+    """Return draws of the scored values of a row less the truth, in training stds."""
+    some = lambda x: x.expand_as(values)[row][scored]
+    if not isinstance(density, LogDensity):
+        return some((density.mean - values) / std) + some(density.std / std) * noise
+    logs = some(density.inner.mean) + some(density.inner.std) * noise
+    return (torch.where(some(density.channels), logs.exp(), logs) - some(values)) / some(std)
+
+
 def level_of(data: SeriesData, scale: Scale) -> Float[Tensor, " dim"]:
-    """Return the training mean in the data's units; of binary values clamped to 1e-4 .. 1 - 1e-4."""
+    """Return the training mean in the data's units, or of logarithms where a channel is modelled by them.
+
+    That of binary values is clamped to 1e-4 .. 1 - 1e-4.
+    """
     if scale.support != "binary" and scale.trend is None:
         return scale.mean
     if scale.support != "binary":
-        return torch.from_numpy(np.nanmean(data.splits["train"].values, 0))
+        return torch.from_numpy(np.nanmean(unscaled(data.splits["train"], scale).values, 0))
     return torch.from_numpy(np.nanmean(data.splits["train"].values, 0)).clamp(1e-4, 1 - 1e-4)
 
 
@@ -293,13 +328,13 @@ def linear_process(
                 *(question.values, question.name, most),
             )
             return None
-    process.fit(fit_batch(data.splits["train"]))
+    process.fit(on_log_scale(fit_batch(data.splits["train"]), scale))
 
     def predict(batch: TimeSeries) -> Gaussian:
         density = process(batch.given())
         return Gaussian(density.mean.to(batch.values), density.std.clamp(min=1e-3 * scale.std).to(batch.values))
 
-    return predict
+    return in_units(predict, scale)
 
 
 def gaussian_process(
@@ -323,13 +358,15 @@ def gaussian_process(
         log.debug("the Gaussian process baseline is left out, since it would take long: %s", reason)
         return None
     std = scale.std
-    process = SharedProcess(_in_random_order(data), level.numpy(), std.numpy(), max(data.periods, default=None))
+    process = SharedProcess(
+        _in_random_order(data, scale), level.numpy(), std.numpy(), max(data.periods, default=None)
+    )
 
     def predict(batch: TimeSeries) -> Gaussian:
         mean, spread = process(replace(batch.given(), scored=batch.scored))
         return Gaussian(mean, spread.clamp(min=1e-3 * std))
 
-    return predict
+    return in_units(predict, scale)
 
 
 def _too_slow(data: SeriesData, questions: Iterable[BaselineQuestion]) -> str:
@@ -345,9 +382,9 @@ def _too_slow(data: SeriesData, questions: Iterable[BaselineQuestion]) -> str:
     return ""
 
 
-def _in_random_order(data: SeriesData) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Yield times (points,) and values (points, dim) of the training series in random order."""
-    series = data.splits["train"]
+def _in_random_order(data: SeriesData, scale: Scale) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Yield times (points,) and values (points, dim), or their logarithms, of the training series in random order."""
+    series = unscaled(data.splits["train"], scale)
     for place in generator(PLAIN, data.seed).permutation(len(series)):
         own = slice(series.first[place], series.end[place])
         yield series.points.times[own], series.points.values[own]
@@ -355,8 +392,9 @@ def _in_random_order(data: SeriesData) -> Iterator[tuple[NDArray[np.float64], ND
 
 def fitted(batches: Iterable[TimeSeries], guess: Guess, scale: Scale, level: Float[Tensor, " dim"]) -> Predictor:
     """Return a baseline's predictive function of a batch: its guess, with the spread of its errors on `batches`."""
-    density = _bernoulli_of if scale.support == "binary" else _gaussian_of
-    return density(batches, guess, scale, level)
+    if scale.support == "binary":
+        return _bernoulli_of(batches, guess, scale, level)
+    return in_units(_gaussian_of((on_log_scale(batch, scale) for batch in batches), guess, scale, level), scale)
 
 
 def _given(batch: TimeSeries) -> TimeSeries:
@@ -406,7 +444,7 @@ def _gaussian_of(
 
 
 def _exact(data: SeriesData, task: Task, split: str, name: str, scale: Scale) -> dict[str, float]:
-    accumulator = CalibrationAccumulator(data, name, task, scale.std)
+    accumulator = CalibrationAccumulator(data, name, task, scale.score_std)
     for batch in data.batches(split, task, 256):
         truth = data.exact(batch)
         if truth is None or truth[1] is None:

@@ -7,11 +7,10 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from vrnn_lab.core.densities import Gaussian
 from vrnn_lab.core.series import TimeSeries
 from vrnn_lab.core.tasks import Task
 from vrnn_lab.data.base import SeriesData
-from vrnn_lab.evaluation.scores import ScoreAccumulator, Scores
+from vrnn_lab.evaluation.scores import Plain, ScoreAccumulator, Scores, standardised
 
 PIT_BINS, DISTANCE_BINS = 10, 5
 ROUNDING = 1e-8  # relative tolerance within which distances are equal
@@ -34,9 +33,9 @@ def pit(
     return histogram((below + uniform * (ties + 1)) / (len(paths) + 1))
 
 
-def plain_pit(density: Gaussian, values: Float[Tensor, "batch time dim"]) -> Scores:
-    """Return histograms of the probability integral transform under a Gaussian."""
-    return histogram(torch.special.ndtr((values - density.mean) / density.std))
+def plain_pit(density: Plain, values: Float[Tensor, "batch time dim"]) -> Scores:
+    """Return histograms of the probability integral transform under a Gaussian, or a Gaussian of logarithms."""
+    return histogram(torch.special.ndtr(standardised(density, values)))
 
 
 def histogram(level: Float[Tensor, "batch time dim"]) -> Scores:

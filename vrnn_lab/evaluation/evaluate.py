@@ -235,7 +235,7 @@ def _held_out_scores(
     changes: the change applied to each prediction, by the prefix of its scores; crps: receives the CRPS of the
     prefix `split`.
     """
-    accumulators = {prefix: CalibrationAccumulator(data, name, task, model.data_std) for prefix in changes}
+    accumulators = {prefix: CalibrationAccumulator(data, name, task, model.data_score_std) for prefix in changes}
     floored, real, series = dict.fromkeys(changes, 0.0), model.scale.support == "real", 0
     for batch in _first(batches(model, data, split, task, protocol.draws), most):
         if not batch.scored.any():
@@ -249,13 +249,13 @@ def _held_out_scores(
                 scores["mse_clean"] = (prediction.mean - batch.clean) ** 2
             if real:
                 scores |= pit(prediction.paths, batch.values, _uniform(model, batch))
-                each = energy(prediction.paths, batch.values, batch.scored, model.data_std)
+                each = energy(prediction.paths, batch.values, batch.scored, model.data_score_std)
                 accumulators[prefix].add_energy(each)
                 low = on_floor(prediction.density, model.data_std).to(batch.values).mean(0)
                 floored[prefix] += torch.where(batch.scored, low, 0).sum().item()
             accumulators[prefix].add(scores, batch)
             if crps is not None and prefix == split and real:
-                crps.add(scores["crps"] / model.data_std, batch)
+                crps.add(scores["crps"] / model.data_score_std, batch)
     results: dict[str, float] = {}
     for prefix, accumulator in accumulators.items():
         result = accumulator.result(f"{prefix}/{name}")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.core.files import DamagedError, read_json, write_json
+from vrnn_lab.core.log_density import LogDensity
 from vrnn_lab.core.run_files import RECALIBRATION
 from vrnn_lab.core.series import TimeSeries
 from vrnn_lab.core.tasks import Task
@@ -141,11 +142,14 @@ class Recalibration:
         return metrics
 
     def apply(self, prediction: Prediction, batch: TimeSeries) -> Prediction:
-        """Scale a batch's density and paths about the predictive mean; observed values are unchanged."""
-        factor = self.factors(batch).to(prediction.paths)
-        shift = (1 - factor) * prediction.mean
-        density = prediction.density.affine(factor, shift)
-        return Prediction(torch.where(batch.seen, prediction.paths, prediction.paths * factor + shift), density)
+        """Scale a batch's density and paths about the predictive mean; observed values are unchanged.
+
+        Where a channel is modelled by its logarithms, these are scaled about their mean.
+        """
+        factor, plain = self.factors(batch).to(prediction.paths), prediction.on_log_scale
+        shift = (1 - factor) * plain.mean
+        scaled = Prediction(plain.paths * factor + shift, plain.density.affine(factor, shift)).like(prediction)
+        return replace(scaled, paths=torch.where(batch.seen, prediction.paths, scaled.paths))
 
     def save(self, folder: str | Path) -> Path:
         """Write <folder>/recalibration.json atomically, and return its path."""
@@ -270,9 +274,12 @@ def needed(prediction: Prediction, batch: TimeSeries, block: Float64[Tensor, "ba
 
     Without `block`, all values are in one block. Rows without observations are left out.
     """
-    scored, mean = batch.scored & ~batch.seen & observed(batch), prediction.mean
-    low, high = central((prediction.paths - mean).sort(0).values, round(100 * LEVEL))
-    apart = batch.values - mean
+    plain, values = prediction.on_log_scale, batch.values
+    if isinstance(prediction.density, LogDensity):
+        values = prediction.density.on_log_scale(values)
+    scored, mean = batch.scored & ~batch.seen & observed(batch), plain.mean
+    low, high = central((plain.paths - mean).sort(0).values, round(100 * LEVEL))
+    apart = values - mean
     width = torch.where(apart < 0, -low, high).clamp(min=torch.finfo(mean.dtype).tiny)
     place = ahead(batch)[..., None].expand_as(scored)
     channel = torch.arange(scored.shape[2], device=scored.device).expand_as(scored)

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from vrnn_lab.core.densities import Bernoulli, Gaussian, log_mean_exp
+from vrnn_lab.core.log_density import LogDensity
 from vrnn_lab.core.series import TimeSeries
 from vrnn_lab.models.base import Prediction
 
@@ -16,6 +17,7 @@ LEVELS = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95}
 DRAWS_AT_ONCE = 1000  # draws whose distances from all others are in memory at once
 
 Scores = dict[str, Float[Tensor, "batch time dim"]]
+Plain = Gaussian | LogDensity  # densities of baselines: Gaussian, of the values or of their logarithms
 
 
 def sample_scores(prediction: Prediction, values: Float[Tensor, "batch time dim"]) -> Scores:
@@ -86,22 +88,40 @@ def energy_of(apart: Float[Tensor, "samples values"]) -> Float[Tensor, ""]:
     return (apart.norm(dim=1).mean() - pairs / max(1, 2 * count * (count - 1))) / sqrt(size)
 
 
-def plain_scores(density: Gaussian | Bernoulli, values: Float[Tensor, "batch time dim"]) -> Scores:
-    """Return the scores of `sample_scores` in closed form for a single density (Gneiting & Raftery 2007, eq. 21)."""
+def plain_scores(density: Plain | Bernoulli, values: Float[Tensor, "batch time dim"]) -> Scores:
+    """Return the scores of `sample_scores` in closed form for a single density.
+
+    The CRPS is that of a Gaussian (Gneiting & Raftery 2007, eq. 21) or, where the logarithm is Gaussian, of a
+    log-normal density (Baran & Lerch 2015, eq. 4).
+    """
     if isinstance(density, Bernoulli):
         return {"nll": -density.log_prob_each(values), "brier": (density.mean - values) ** 2}
-    z = (values - density.mean) / density.std
+    z = standardised(density, values)
     normal = torch.distributions.Normal(0.0, 1.0)
     crps = z * torch.erf(z / sqrt(2)) + 2 * normal.log_prob(z).exp() - 1 / sqrt(pi)
     scores = {
         "nll": -density.log_prob_each(values),
         "mse": (density.mean - values) ** 2,
-        "crps": density.std * crps,
+        "crps": _log_normal_crps(density, z, values, crps) if isinstance(density, LogDensity) else density.std * crps,
     }
     for share in COVERAGES:
         inside = z.abs() <= normal.icdf(torch.tensor(0.5 + share / 200))
         scores[f"coverage_{share}"] = inside.to(values)
     return scores
+
+
+def _log_normal_crps(density: LogDensity, z: Tensor, values: Tensor, plain: Tensor) -> Tensor:
+    """Return the CRPS of log-normal channels, and of the others from that of a standard Gaussian at z, `plain`."""
+    wide, cdf = density.inner.std, torch.special.ndtr
+    exponential = values * (2 * cdf(z) - 1) - 2 * density.mean * (cdf(z - wide) + cdf(wide / sqrt(2)) - 1)
+    return torch.where(density.channels, exponential, wide * plain)
+
+
+def standardised(density: Plain, values: Float[Tensor, "*points dim"]) -> Float[Tensor, "*points dim"]:
+    """Return (x - mean) / std of a Gaussian density, of log x where that is Gaussian."""
+    if isinstance(density, LogDensity):
+        return (density.on_log_scale(values) - density.inner.mean) / density.inner.std
+    return (values - density.mean) / density.std
 
 
 class SeriesSums:

@@ -61,7 +61,7 @@ def value_scores(
 ) -> ValueScores:
     """Score a model on the held-out values of batches; change: applied to each prediction first."""
     parts: list[list[NDArray]] = []
-    std = model.data_std.cpu()
+    std = model.data_score_std.cpu()
     with model.fixed_noise(seed):
         for batch in batches:
             if not batch.scored.any():

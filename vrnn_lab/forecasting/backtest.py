@@ -134,7 +134,7 @@ class RowScores:
         that count.
         """
         for name, part in parts.items():
-            tally = self.tallies.setdefault(name, ScoreAccumulator(self.scale.channels, self.scale.std))
+            tally = self.tallies.setdefault(name, ScoreAccumulator(self.scale.channels, self.scale.score_std))
             tally.add(scores, batch.scored & part[..., None])
             if len(joint) and not name.startswith("to "):
                 self.energies.setdefault(name, []).append(joint[part.any(1)[batch.scored.any(2).any(1)]])
@@ -194,7 +194,7 @@ def run(
             scores = sample_scores(prediction, batch.values)
             joint = batch.values.new_zeros(0)
             if model.scale.support == "real":
-                joint = energy(prediction.paths, batch.values, batch.scored, model.data_std)
+                joint = energy(prediction.paths, batch.values, batch.scored, model.data_score_std)
             batch, scores = batch.to("cpu"), {name: score.cpu() for name, score in scores.items()}
             row.add(scores, joint.cpu(), batch, _parts(fold_rows, batch, index, plan))
             mean, std, paths = prediction.mean.cpu(), prediction.std.cpu(), prediction.paths.cpu()
@@ -231,7 +231,7 @@ def _baselines(
         row = RowScores(scale)
         for batch, index in fold_rows.batches(DRAWS):
             density = predict(batch)
-            joint = plain_energy(density, batch, scale.std, data.seed)
+            joint = plain_energy(density, batch, scale.score_std, data.seed)
             row.add(plain_scores(density, batch.values), joint, batch, _parts(fold_rows, batch, index, plan))
         result |= row.result(name)
     return result | _exact(data, scale, plan, fold_rows)

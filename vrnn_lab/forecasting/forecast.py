@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from vrnn_lab.core.run_files import RECALIBRATION
 from vrnn_lab.core.series import Scale, TimeSeries
+from vrnn_lab.core.supports import POSITIVE, WORDS, first_outside
 from vrnn_lab.data.table.reader import SeriesReader, SeriesRows, TableSchema
 from vrnn_lab.data.table.time_format import Clock, Span, to_the_second
 from vrnn_lab.evaluation.recalibration import Recalibration, load
@@ -202,17 +203,18 @@ class Forecasts:
         yield from chain([first], pairs)
 
     def _checked(self, rows: SeriesRows, notices: list[Notices]) -> SeriesRows:
-        """Return the rows; raise ValueError for a value other than 0 and 1 where the model takes binary values."""
+        """Return the rows; raise ValueError for a value of another kind than the model takes."""
         for member in notices:
+            scale = member.scale
+            in_log = np.where(scale.log_channels.numpy(), rows.values, np.nan)
+            for values, kind in ((rows.values, scale.support), (in_log, POSITIVE)):
+                if (place := first_outside(values, kind)) is not None:
+                    raise ValueError(
+                        f"{self.given.path}: series '{rows.name}' holds {rows.values[place]:g} in channel "
+                        f"'{scale.channels[place[1]]}' at time {rows.times[place[0]]:g}; the model takes "
+                        f"{WORDS[kind]} there. Correct it, or empty the cell."
+                    )
             member.add_inputs(rows.values)
-        other = np.argwhere(~np.isnan(rows.values) & (rows.values != 0) & (rows.values != 1))
-        if self.parts.model.scale.support == "binary" and len(other):
-            point, channel = other[0]
-            raise ValueError(
-                f"{self.given.path}: series '{rows.name}' holds {rows.values[point, channel]:g} in channel "
-                f"'{self.parts.model.scale.channels[channel]}' at time {rows.times[point]:g}; the model takes "
-                "binary values. Make it 0 or 1."
-            )
         return rows
 
     def _predict(self, batch: TimeSeries, notices: list[Notices]) -> Prediction:

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from vrnn_lab.core.log_density import log_array
 from vrnn_lab.core.series import Scale, TimeSeries
 from vrnn_lab.evaluation.recalibration import Recalibration
 from vrnn_lab.forecasting.ensemble import Ensemble, Recalibrations
@@ -47,7 +49,8 @@ class Notices:
             self.scale.support != "real" or self.scale.trend is not None
         ):  # with a trend values are expected to leave the training range
             return
-        z = (values - self.scale.mean.cpu().numpy()) / self.scale.std.cpu().numpy()
+        unscaled = log_array(values, self.scale.log_channels.numpy())
+        z = (unscaled - self.scale.mean.cpu().numpy()) / self.scale.std.cpu().numpy()
         for i, channel in enumerate(self.scale.channels):
             self.values[channel] += int((~np.isnan(z[:, i])).sum())
             self.low[channel] += int((z[:, i] < -FAR).sum())
@@ -75,10 +78,12 @@ class Notices:
 
     def warnings(self) -> Iterator[str]:
         """Yield a sentence for each count that is worth a warning."""
-        mean, std = self.scale.mean.tolist(), self.scale.std.tolist()
+        in_log = self.scale.log_channels
+        limits = [self.scale.mean.cpu() + sign * FAR * self.scale.std.cpu() for sign in (-1, 1)]
+        low, high = (torch.where(in_log, limit.exp(), limit).tolist() for limit in limits)
         outside = [
             f"of {self.values[channel]} values of {channel}, {self.low[channel]} are below "
-            f"{mean[i] - FAR * std[i]:.4g} and {self.high[channel]} above {mean[i] + FAR * std[i]:.4g}"
+            f"{low[i]:.4g} and {self.high[channel]} above {high[i]:.4g}"
             for i, channel in enumerate(self.scale.channels)
             if self.low[channel] + self.high[channel]
         ]

@@ -12,6 +12,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from vrnn_lab.core.densities import Density, log_mean_exp
+from vrnn_lab.core.log_density import LogDensity, logs_of
 from vrnn_lab.core.series import Scale, TimeSeries, Trend
 from vrnn_lab.models.heads import Head
 from vrnn_lab.models.losses import LossTerms
@@ -40,6 +41,20 @@ class Prediction:
     def std(self) -> Float[Tensor, "batch time dim"]:
         """Return the std of the mixture over paths, (batch, time, dim)."""
         return (self.density.std.square().mean(0) + self.density.mean.var(0, correction=0)).sqrt()
+
+    @property
+    def on_log_scale(self) -> "Prediction":
+        """Return the prediction of the logarithms where channels are modelled by those; elsewhere itself."""
+        if not isinstance(self.density, LogDensity):
+            return self
+        return Prediction(self.density.on_log_scale(self.paths), self.density.inner)
+
+    def like(self, other: "Prediction") -> "Prediction":
+        """Return this prediction of logarithms in the units of `other`, of which `on_log_scale` gave them."""
+        if not isinstance(other.density, LogDensity):
+            return self
+        density = replace(other.density, inner=self.density)
+        return Prediction(density.exponential(self.paths), density)
 
 
 class SequenceModel(TrainingSteps, ABC):
@@ -73,6 +88,8 @@ class SequenceModel(TrainingSteps, ABC):
     parts: tuple[str, ...] = ("values", "events")  # the terms of the likelihood
     data_mean: Tensor
     data_std: Tensor
+    data_score_std: Tensor
+    data_in_log: Tensor
     data_covariate_mean: Tensor
     data_covariate_std: Tensor
     data_clock: Tensor
@@ -112,9 +129,15 @@ class SequenceModel(TrainingSteps, ABC):
         for name in ("covariate_mean", "covariate_std"):  # not saved in checkpoints of runs without covariates
             numbers = getattr(scale, name).double()
             self.register_buffer(f"data_{name}", numbers, persistent=bool(scale.given_covariates))
+        self._keep_logs(scale)
         self._keep_trend(scale)
         # Python numbers, so that no step has to synchronise with the device; all in the model's time unit.
         self.usual_gap, self.clock = (scale.gap / scale.clock).item(), scale.clock.item()
+
+    def _keep_logs(self, scale: Scale) -> None:
+        # Not saved in checkpoints of runs without such channels.
+        self.register_buffer("data_score_std", scale.score_std.double().clone(), persistent=bool(scale.log))
+        self.register_buffer("data_in_log", scale.log_channels, persistent=False)
 
     def _keep_trend(self, scale: Scale) -> None:
         trend = scale.trend or Trend(scale.mean.new_zeros(0, scale.dim), scale.mean.new_zeros(scale.dim, 0, 0))
@@ -139,6 +162,11 @@ class SequenceModel(TrainingSteps, ABC):
             raise ValueError(
                 f"{name} cannot read covariates, and the data set has {', '.join(scale.covariates)}; leave them out "
                 f"({without}), or choose a model that can read them: model=rnn, vrnn, rnn_vae, latent_ode."
+            )
+        if scale.log and not head.takes_log:
+            raise ValueError(
+                f"data.log=[{','.join(scale.log)}] models values by their logarithms, and the mean of such a value "
+                f"is infinite under {type(head).__name__}; choose model/head=gaussian or gmm, or leave data.log out."
             )
         if scale.errors and not (self.takes_error and not point_process):
             raise ValueError(
@@ -265,10 +293,18 @@ class SequenceModel(TrainingSteps, ABC):
         std, centre = self.data_std, self._centre(given.times, shift)
         density = prediction.density.map(torch.Tensor.double).affine(std, centre)
         paths = prediction.paths.double() * std + centre
+        if self.scale.log:
+            density = LogDensity(density, self.data_in_log)
+            paths = density.exponential(paths)
         return Prediction(torch.where(given.seen, given.values.to(paths), paths), density)
 
+    def _unscaled(self, batch: TimeSeries) -> Float[Tensor, "batch time dim"]:
+        """Return the values, with the logarithms of those of the channels that are modelled by them."""
+        return logs_of(batch.values, self.data_in_log) if self.scale.log else batch.values
+
     def _centre(self, times: Tensor, shift: Tensor | None) -> Float64[Tensor, "*points dim"]:
-        """Return what is subtracted from values before scaling: the training mean, plus any trend."""
+        """Return what is subtracted from values, or their logarithms, before scaling: training mean, plus any
+        trend."""
         if not len(self.trend_coefficients):
             return self.data_mean
         coefficients = self.trend_coefficients if shift is None else self.trend_coefficients + shift
@@ -288,7 +324,7 @@ class SequenceModel(TrainingSteps, ABC):
         """
         terms, dim = self.trend_coefficients.shape
         powers, weight = self._powers(given.times), given.seen / self.trend_noise
-        rest = torch.where(given.seen, given.values.double() - self._centre(given.times, None), 0)
+        rest = torch.where(given.seen, self._unscaled(given).double() - self._centre(given.times, None), 0)
         prior = torch.linalg.inv(self.trend_covariance)
         weighted = torch.einsum("bti,btd->bdti", powers, weight)
         root = torch.linalg.cholesky(prior + torch.einsum("bdti,btj->bdij", weighted, powers))
@@ -325,7 +361,9 @@ class SequenceModel(TrainingSteps, ABC):
             )
         self._check_covariates_and_error(batch)
         start = batch.window[:, :1]
-        values = torch.where(batch.known, (batch.values - self._centre(batch.times, shift)) / self.data_std, 0)
+        values = torch.where(
+            batch.known, (self._unscaled(batch) - self._centre(batch.times, shift)) / self.data_std, 0
+        )
         return replace(
             batch,
             times=(batch.times - start) / self.data_clock,
@@ -373,7 +411,11 @@ class SequenceModel(TrainingSteps, ABC):
         return next(self.parameters()).dtype
 
     def _log_det(self, batch: TimeSeries) -> Float[Tensor, " batch"]:
-        return torch.where(batch.scored, self.data_std.log(), 0).sum((1, 2))
+        """Return the log of the Jacobian of values with respect to the model units z: of x = s z, or x = e^(s z)."""
+        each = self.data_std.log()
+        if self.scale.log:
+            each = each + torch.where(self.data_in_log, self._unscaled(batch), 0)
+        return torch.where(batch.scored, each, 0).sum((1, 2))
 
     @contextmanager
     def only(self, *parts: str) -> Iterator[None]:

@@ -20,6 +20,7 @@ class Head(nn.Module, ABC):
 
     support: ClassVar[str]  # real, binary or events: the kind of values it models
     takes_error: ClassVar[bool] = False  # its densities support with_measurement_error (known error bars)
+    takes_log: ClassVar[bool] = False  # the exponential of its values has a mean, so that data.log can be used
     width: int  # raw numbers per point
     draws: int  # standard normals that one draw of a point needs
 
@@ -127,7 +128,7 @@ class OneScaleHead(Head):
 class GaussianHead(OneScaleHead):
     """Predict a Gaussian with a mean per point and a std per point, per channel, or one for all (global)."""
 
-    takes_error = True
+    takes_error = takes_log = True
 
     def forward(self, raw):
         return Gaussian(*self._split(raw))
@@ -150,7 +151,7 @@ class MixtureHead(Head):
     """
 
     support = "real"
-    takes_error = True
+    takes_error = takes_log = True
 
     def __init__(self, scale: Scale, components: Count = 5, covariance: Literal["diagonal", "full"] = "diagonal"):
         super().__init__()

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vrnn_lab.core.densities import Density
+from vrnn_lab.core.log_density import logs_of
 from vrnn_lab.core.series import Scale, TimeSeries, compact, put_back
 from vrnn_lab.core.types import Count, Natural, Positive
 from vrnn_lab.models.base import Prediction, SequenceModel
@@ -77,8 +78,9 @@ class NeuralODE(SequenceModel):
 
     def vector_field(self, states: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
         """Return dy/dt at some states, both in the data's units."""
-        inside = ((states - self.data_mean) / self.data_std).to(self.dtype_of_weights)
-        return self._field(self.first, inside) * self.data_std / self.data_clock
+        inside = (logs_of(states, self.data_in_log) - self.data_mean) / self.data_std
+        rate = self._field(self.first, inside.to(self.dtype_of_weights)) * self.data_std / self.data_clock
+        return torch.where(self.data_in_log, states * rate, rate)  # d x / d t = x d log x / d t
 
     def _anchor(self, series: TimeSeries) -> tuple[Tensor, Tensor]:
         """Return the index (batch, 1) of each compacted row's initial point, and which values reset the state."""

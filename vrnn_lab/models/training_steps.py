@@ -204,3 +204,4 @@ class TrainingSteps(pl.LightningModule):
         checkpoint["whole_series"] = self.scale.whole_series
         checkpoint["errors"] = self.scale.errors
         checkpoint["common_time"] = self.scale.common_time
+        checkpoint["log"] = list(self.scale.log)

@@ -14,6 +14,7 @@ from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.validate import check, instantiate
 from vrnn_lab.core import run_files
 from vrnn_lab.core.files import DamagedError
+from vrnn_lab.core.log_density import log_array
 from vrnn_lab.core.series import Scale, Trend, Variation
 from vrnn_lab.core.tasks import Task, Within
 from vrnn_lab.data.base import SeriesData
@@ -128,7 +129,7 @@ def apart_from_training(parts: Parts, split: str) -> dict[str, float]:
     scale, series = parts.model.scale, parts.data.splits[split]
     if not scale.own_levels or scale.variation is None or scale.trend is not None:
         return {}
-    values = np.asarray(series.values)
+    values = log_array(np.asarray(series.values), scale.log_channels.numpy())
     low, high = (
         (scale.mean + scale.std * each).cpu().numpy()
         for each in (scale.variation.low - ROUNDING, scale.variation.high + ROUNDING)
@@ -203,6 +204,8 @@ def _scale(checkpoint: dict[str, Any]) -> Scale:
         variation=_variation(checkpoint),
         trend=_trend(checkpoint["state_dict"]),
         common_time=checkpoint.get("common_time", False),
+        log=tuple(checkpoint.get("log", ())),
+        value_std=checkpoint["state_dict"].get("data_score_std"),
         **numbers,
         **_scale_of_covariates(checkpoint),
     )

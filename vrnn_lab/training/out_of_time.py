@@ -23,7 +23,7 @@ from vrnn_lab.core.files import DamagedError, read_json, write_json
 from vrnn_lab.core.series import Scale, TimeSeries
 from vrnn_lab.data.base import Ragged, SeriesData
 from vrnn_lab.data.table.time_format import Clock
-from vrnn_lab.evaluation.baselines import baselines, level_of
+from vrnn_lab.evaluation.baselines import baselines, level_of, on_log_scale
 from vrnn_lab.evaluation.recalibration import (
     FEWEST,
     LEAST,
@@ -231,14 +231,16 @@ def _scored(second: Parts, queries: Folds) -> OutOfTime | None:
     """Score the second model and the baselines beyond the times of its training; return None for too few values."""
     model, data, draws = second.model, second.data, second.protocol.draws
     guesses, level = baselines(data, model.scale), level_of(data, model.scale)
-    tallies = {name: ScoreAccumulator(data.channels, model.scale.std) for name in (MODEL, *guesses)}
-    least, distances = [], []
+    tallies = {name: ScoreAccumulator(data.channels, model.scale.score_std) for name in (MODEL, *guesses)}
+    least, distances, in_log = [], [], model.scale.log_channels
     with model.fixed_noise(second.config.seed):
         for batch, distance in _beyond(queries, model.scale, draws):
             prediction = model.predict(batch.to(model.device), draws)
             least.append(needed(prediction, batch.to(model.device)))
             distances.append(distance[..., None].expand_as(batch.values)[batch.scored])
-            means = {name: guess(batch.given(), level) for name, guess in guesses.items()}
+            given = on_log_scale(batch.given(), model.scale)
+            guessed = {name: guess(given, level) for name, guess in guesses.items()}
+            means = {name: torch.where(in_log, mean.exp(), mean) for name, mean in guessed.items()}
             for name, mean in ({MODEL: prediction.mean.cpu()} | means).items():
                 tallies[name].add({"mse": (mean - batch.values) ** 2}, batch.scored)
     if sum(map(len, distances)) < FEWEST:

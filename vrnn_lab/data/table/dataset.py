@@ -10,12 +10,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from vrnn_lab.core.log_density import log_array
 from vrnn_lab.core.series import Scale
+from vrnn_lab.core.supports import POSITIVE
 from vrnn_lab.core.types import Count, Natural, Positive
 from vrnn_lab.data import splits
 from vrnn_lab.data.base import Ragged, SeriesData
 from vrnn_lab.data.splits import Contents, Runs
-from vrnn_lab.data.table import columns, parquet_file, store, summary
+from vrnn_lab.data.table import columns, parquet_file, store, summary, value_checks
 from vrnn_lab.data.table.columns import Cells, ColumnRoles
 from vrnn_lab.data.table.row_chunks import Source
 from vrnn_lab.data.table.time_zones import has_zone
@@ -65,6 +67,10 @@ class Table(SeriesData):
     training part of a single record and subtracted from its values; predictions add it again, with the uncertainty
     of its coefficients.
 
+    `log`: channels of values above zero, such as concentrations or prices, that are modelled by their logarithms, so
+    that no prediction is zero or below. Scores and predictions are in the data's units as before, and the nats
+    include the Jacobian of the logarithm (a Gaussian head then is a log-normal one).
+
     `stream`: for a file of any size. Its numbers are written once to the cache as plain arrays, and read from there
     as batches need them. A file in the long form, or whose rows are not sorted by series and time, is first sorted on
     disk by DuckDB.
@@ -90,6 +96,7 @@ class Table(SeriesData):
         dequantise: bool = True,
         period: Positive | Count | list[Positive | Count] | tuple[Positive | Count, ...] | None = None,
         trend: Literal["none", "linear", "quadratic"] = "none",
+        log: list[str] | tuple[str, ...] = (),
         stream: bool = False,
         batch_size: Count = 50,
         seed: Natural = 0,
@@ -107,7 +114,7 @@ class Table(SeriesData):
         self.beside = ColumnRoles(tuple(known), tuple(static), tuple(error or ()))
         self.shares, self.window, self.stride, self.dequantise = tuple(shares), window, stride, dequantise
         self.periods = (float(period),) if isinstance(period, (int, float)) else tuple(map(float, period or ()))
-        self.trend, self.own_levels = trend, True
+        self.trend, self.log, self.own_levels = trend, tuple(log), True
         self.stream, self.keep = stream, not stream
         self._rows: summary.RowCounts | None = None  # of the file; not counted for a stream
         self._check_roles()
@@ -140,12 +147,11 @@ class Table(SeriesData):
                 "series; set data.trend=none and, for a separate slope of each series, model.level=linear."
             )
         times, place = np.unique(train.times, return_index=True)  # training windows may overlap
-        fitted = fit_trend(
-            times, train.values[place], ("linear", "quadratic").index(self.trend) + 1, start, reach, self.periods
-        )
-        residuals = replace(
-            train.points, values=train.points.values - trend_at(fitted, train.points.times, start, reach)
-        )
+        in_log = scale.log_channels.numpy()
+        degree = ("linear", "quadratic").index(self.trend) + 1
+        fitted = fit_trend(times, log_array(train.values[place], in_log), degree, start, reach, self.periods)
+        values = log_array(train.points.values, in_log) - trend_at(fitted, train.points.times, start, reach)
+        residuals = replace(train.points, values=values)
         residual = replace(train, points=residuals).scale(self.channels, self.support, self.classes, self.covariates)
         return replace(scale, mean=residual.mean, std=residual.std, variation=residual.variation, trend=fitted)
 
@@ -179,7 +185,7 @@ class Table(SeriesData):
         series, runs = self.whole(), self._runs()
         if self.dequantise:
             allocate = self._stored.allocated if self.stream else splits.in_memory
-            series = splits.dequantised(series, runs["train"], self.channels, self.seed, allocate)
+            series = splits.dequantised(series, runs["train"], self.channels, self.seed, allocate, positive=self.log)
         return series, runs
 
     def _runs(self) -> dict[str, Runs]:
@@ -248,9 +254,28 @@ class Table(SeriesData):
     def _contents(self) -> Contents:
         read = self._stream if self.stream else self._read_wide if self.channel is None else self._read_long
         contents = read()
+        self._check_logs(contents)
         self.dates, self.time_unit = contents.dates, "days" if contents.dates else ""
         parquet_file.release()
         return contents
+
+    def _check_logs(self, contents: Contents) -> None:
+        """Raise ValueError where a channel of `log` is none of the table, has error bars, or is not above zero."""
+        for name in self.log:
+            if name not in contents.channels:
+                raise ValueError(
+                    f"data.log={list(self.log)}: '{name}' is no channel of {self.path}; expected some of "
+                    f"{', '.join(contents.channels)}."
+                )
+            error = self.beside.error
+            if error and (self.channel is not None or error[contents.channels.index(name)] is not None):
+                raise ValueError(
+                    f"data.log and data.error both name the channel '{name}': the density of a value whose logarithm "
+                    "is modelled has no closed form once Gaussian noise is added. Leave one of the two out."
+                )
+        if self.log:
+            key = f"data.log=[{','.join(self.log)}]"
+            value_checks.refuse_other_values(self.path, contents, self.log, POSITIVE, key)
 
     def _wanted(self, needed: list[tuple[str, str]]) -> tuple[list[str], list[str]]:
         """Return the columns to read, all columns where no channels are named, and those that hold texts.
