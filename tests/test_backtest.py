@@ -227,7 +227,7 @@ def test_a_gaussian_process_stands_among_the_rows_where_it_is_quick(tmp_path, mo
     data = table(tmp_path, long_series()[["time", "a"]])
     parts, scale = parts_of(model_of("rnn", data.scale), data), data.scale
     found = run(parts, LONG)[0]
-    process = SharedProcess(baselines._in_random_order(data), scale.mean.numpy(), scale.std.numpy())
+    process = SharedProcess(baselines._in_random_order(data, scale), scale.mean.numpy(), scale.std.numpy())
     asked = folds(data, "test", LONG, scale.longest.item()).batches(1)
     wrong = [(process(batch)[0] - batch.values)[batch.scored] for batch, _ in asked]
     assert found["gaussian process/all/mse"] == pytest.approx(torch.cat(wrong).square().mean().item())

@@ -23,7 +23,7 @@ log = logging.getLogger("vrnn_lab")
 VOLATILE = ("sweep", "resume", "retry", "trainer.accelerator", "trainer.devices")
 VOLATILE += ("trainer.strategy", "trainer.num_nodes", "trainer.compile")
 # Keys that earlier versions lack, and the values with which they are no part of what names a job.
-NEWER: dict[str, Any] = {"start": None, "trainer.max_time": None, "data.log": []}
+NEWER: dict[str, Any] = {"start": None, "trainer.max_time": None, "data.log": [], "data.support": "real"}
 REQUIRED = ("model", "data", "task", "optim", "schedule", "beta", "objective", "labels", "stop", "trainer")
 REQUIRED += ("evaluate", "seed", "tricks")
 OPTIONAL = ("sweep", "retry", "start", "out_of_time", "experiment", "trick", "worker", "hydra")

@@ -222,9 +222,9 @@ class Scale:
     """Hold what a model must know of its data: names, mean, std and time unit, from the training split alone."""
 
     channels: tuple[str, ...]
-    support: str  # real, binary or events
+    support: str  # the kind of values, of `vrnn_lab.core.supports`
     mean: Float64[Tensor, " dim"]
-    std: Float64[Tensor, " dim"]
+    std: Float64[Tensor, " dim"]  # of positive values and counts: their mean, and `mean` is zero
     clock: Float64[Tensor, ""]  # the median length of a training window: a model's unit of time
     gap: Float64[Tensor, ""]  # the median positive time between neighbouring points
     longest: Float64[Tensor, ""]  # the longest training window
@@ -246,7 +246,7 @@ class Scale:
     trend: Trend | None = None  # subtracted from the values before the model reads them
     # Channels that are modelled by their logarithms; mean, std, variation and trend are then those of the logarithms.
     log: tuple[str, ...] = ()
-    value_std: Float64[Tensor, " dim"] | None = None  # std of the values themselves, where some are in `log`
+    value_std: Float64[Tensor, " dim"] | None = None  # std of the values themselves, where `std` is another number
 
     @property
     def score_std(self) -> Float64[Tensor, " dim"]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from vrnn_lab.core.densities import Gaussian
 from vrnn_lab.core.log_density import log_array
 from vrnn_lab.core.series import Scale, TimeSeries, Variation
+from vrnn_lab.core.supports import COUNTS, POSITIVE, REAL
 from vrnn_lab.core.tasks import Beyond, DensityTask, Draws, Own, Shared, Task
 from vrnn_lab.core.types import Count, Natural
 from vrnn_lab.data.packed_strings import PackedStrings
@@ -197,8 +198,11 @@ class Ragged:
                 )
         mean, std, value_std = np.zeros(len(channels)), np.ones(len(channels)), None
         in_log = np.array([name in log for name in channels])
-        if support == "real":
+        if support == REAL:
             mean, std = self._spread("values", observed, in_log)
+        if support in (POSITIVE, COUNTS):  # the unit of a model is the mean, and zero stays zero
+            level, spread = self._spread("values", observed)
+            std, value_std = np.where(level > 0, level, 1.0), torch.from_numpy(spread)
         if log:
             value_std = torch.from_numpy(self._spread("values", observed)[1])
         spans = np.diff(self.windows, axis=1)[:, 0]
@@ -218,7 +222,7 @@ class Ragged:
             classes=classes,
             labels_of_points=self.labels_of_points,
             errors=self.points.error is not None,
-            variation=self._variation(mean, std, float(clock), in_log) if support == "real" else None,
+            variation=self._variation(mean, std, float(clock), in_log) if support == REAL else None,
             log=log,
             value_std=value_std,
             **self._scale_of_covariates(covariates),
@@ -396,7 +400,7 @@ def alike(order, lengths: NDArray[np.int64], size: int, rng: np.random.Generator
 class SeriesData(pl.LightningDataModule, ABC):
     """Define the interface of a data set; a subclass names its channels and makes its three splits."""
 
-    support: str = "real"  # kind of values: real, binary or events
+    support: str = REAL  # kind of values, of `vrnn_lab.core.supports`
     time_unit: str = ""
     periods: tuple[float, ...] = ()  # known periods, in the unit of time
     log: tuple[str, ...] = ()  # channels of positive values that are modelled by their logarithms

@@ -13,6 +13,7 @@ from torch import Tensor
 from vrnn_lab.core.densities import Bernoulli, Gaussian
 from vrnn_lab.core.log_density import LogDensity, log_array, logs_of
 from vrnn_lab.core.series import Scale, TimeSeries
+from vrnn_lab.core.supports import BINARY, COUNTS, EVENTS, POSITIVE, REAL
 from vrnn_lab.core.tasks import DensityTask, Task
 from vrnn_lab.data.base import PLAIN, Ragged, SeriesData, generator
 from vrnn_lab.evaluation.analog import CHANGES, COMPARED, VALUES, Analog, records_of
@@ -95,20 +96,27 @@ REFERENCES: dict[str, Callable[[TimeSeries, Tensor], Tensor]] = {
 }
 
 
+def as_real(scale: Scale) -> Scale:
+    """Return the scale by which baselines take positive values and counts: as real ones, with their mean and std."""
+    if scale.support not in (POSITIVE, COUNTS):
+        return scale
+    return replace(scale, support=REAL, mean=scale.std, std=scale.score_std, value_std=None)
+
+
 def baselines(data: SeriesData, scale: Scale) -> dict[str, Callable[[TimeSeries, Tensor], Tensor]]:
     """Return the baselines that suit a dataset: drift and analog for real values, seasonal ones given a period.
 
     Each reads and predicts a batch `on_log_scale`. Among several known periods the longest is used.
     """
     guesses = dict(REFERENCES)
-    if scale.support == "real":
+    if scale.support == REAL:
         guesses["drift"] = drift
         if similar := analog(data, scale):
             guesses[ANALOG] = similar
     if data.periods:
         period = max(data.periods)
         guesses["seasonal naive"] = lambda series, mean: seasonal(series, last(series, mean), period)
-        if scale.support == "real":
+        if scale.support == REAL:
             guesses["seasonal naive + drift"] = lambda series, mean: seasonal(
                 series, last(series, mean), period, True
             )
@@ -170,8 +178,9 @@ def references(
     it on validation.
     """
     scale = scale or data.scale
-    if scale.support == "events":
+    if scale.support == EVENTS:
         return _exact_nll(data, split, "nll_events")
+    scale = as_real(scale)
     level = level_of(data, scale)
     scores: dict[str, float] = {}
     questions = protocol.questions | data.questions
@@ -216,7 +225,7 @@ def on_validation(
     A baseline whose spread was fitted to these values (one number per channel, and the kind of the analog) is
     slightly favoured; so is the model, whose best checkpoint was chosen on validation.
     """
-    if scale.support != "real":
+    if scale.support != REAL:
         return {}
     accumulator, sums = ScoreAccumulator(scale.channels, scale.score_std), SeriesSums()
     for batch in data.batches("val", task, 256):
@@ -274,9 +283,9 @@ def level_of(data: SeriesData, scale: Scale) -> Float[Tensor, " dim"]:
 
     That of binary values is clamped to 1e-4 .. 1 - 1e-4.
     """
-    if scale.support != "binary" and scale.trend is None:
+    if scale.support != BINARY and scale.trend is None:
         return scale.mean
-    if scale.support != "binary":
+    if scale.support != BINARY:
         return torch.from_numpy(np.nanmean(unscaled(data.splits["train"], scale).values, 0))
     return torch.from_numpy(np.nanmean(data.splits["train"].values, 0)).clamp(1e-4, 1 - 1e-4)
 
@@ -317,7 +326,7 @@ def linear_process(
     questions: the tasks to predict. Returns None, with a debug message, where that would take more than some seconds;
     None without a message where values are not real.
     """
-    if scale.support != "real":
+    if scale.support != REAL:
         return None
     process = LinearProcess(scale, level, data.periods)
     most = MOST_VALUES * 4 // process.states
@@ -347,7 +356,7 @@ def gaussian_process(
     message where values are not real, and for datasets whose series have no levels of their own, whose published
     tables have no such baseline.
     """
-    if scale.support != "real" or not scale.own_levels:
+    if scale.support != REAL or not scale.own_levels:
         return None
     if not available():
         log.debug(
@@ -392,7 +401,7 @@ def _in_random_order(data: SeriesData, scale: Scale) -> Iterator[tuple[NDArray[n
 
 def fitted(batches: Iterable[TimeSeries], guess: Guess, scale: Scale, level: Float[Tensor, " dim"]) -> Predictor:
     """Return a baseline's predictive function of a batch: its guess, with the spread of its errors on `batches`."""
-    if scale.support == "binary":
+    if scale.support == BINARY:
         return _bernoulli_of(batches, guess, scale, level)
     return in_units(_gaussian_of((on_log_scale(batch, scale) for batch in batches), guess, scale, level), scale)
 

@@ -12,6 +12,7 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 
 from vrnn_lab.core.densities import log_mean_exp
 from vrnn_lab.core.series import TimeSeries
+from vrnn_lab.core.supports import NUMBERS, REAL
 from vrnn_lab.core.tasks import DensityTask, Task
 from vrnn_lab.core.types import Count
 from vrnn_lab.data.base import SeriesData
@@ -236,7 +237,8 @@ def _held_out_scores(
     prefix `split`.
     """
     accumulators = {prefix: CalibrationAccumulator(data, name, task, model.data_score_std) for prefix in changes}
-    floored, real, series = dict.fromkeys(changes, 0.0), model.scale.support == "real", 0
+    floored, series = dict.fromkeys(changes, 0.0), 0
+    real, numbers = model.scale.support == REAL, model.scale.support in NUMBERS
     for batch in _first(batches(model, data, split, task, protocol.draws), most):
         if not batch.scored.any():
             continue
@@ -245,16 +247,17 @@ def _held_out_scores(
         for prefix, change in changes.items():
             prediction = change(plain, batch) if change else plain
             scores = sample_scores(prediction, batch.values)
-            if batch.clean is not None and real:
+            if batch.clean is not None and numbers:
                 scores["mse_clean"] = (prediction.mean - batch.clean) ** 2
-            if real:
+            if numbers:
                 scores |= pit(prediction.paths, batch.values, _uniform(model, batch))
                 each = energy(prediction.paths, batch.values, batch.scored, model.data_score_std)
                 accumulators[prefix].add_energy(each)
+            if real:
                 low = on_floor(prediction.density, model.data_std).to(batch.values).mean(0)
                 floored[prefix] += torch.where(batch.scored, low, 0).sum().item()
             accumulators[prefix].add(scores, batch)
-            if crps is not None and prefix == split and real:
+            if crps is not None and prefix == split and numbers:
                 crps.add(scores["crps"] / model.data_score_std, batch)
     results: dict[str, float] = {}
     for prefix, accumulator in accumulators.items():

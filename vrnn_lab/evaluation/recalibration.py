@@ -18,6 +18,7 @@ from vrnn_lab.core.files import DamagedError, read_json, write_json
 from vrnn_lab.core.log_density import LogDensity
 from vrnn_lab.core.run_files import RECALIBRATION
 from vrnn_lab.core.series import TimeSeries
+from vrnn_lab.core.supports import REAL
 from vrnn_lab.core.tasks import Task
 from vrnn_lab.data.base import Batches, SeriesData
 from vrnn_lab.data.blocks import ValidationBlocks
@@ -198,7 +199,7 @@ def _beyond(named: dict[str, Any], channels: tuple[str, ...]) -> Beyond:
 
 def possible(model: SequenceModel, protocol: EvaluationProtocol) -> bool:
     """Return whether predictions have a spread that can be fitted."""
-    return model.scale.support == "real" and protocol.draws > 1
+    return model.scale.support == REAL and protocol.draws > 1
 
 
 def fit(
@@ -233,10 +234,10 @@ def fit(
     the values of new blocks, this rule 87, 89, 89 and 90 %. For a model twice too wide it covers 95, 95, 95 and 91 %,
     split conformal prediction 79, 86, 89 and 90 %.
     """
-    if model.scale.support != "real":
+    if model.scale.support != REAL:
         raise ConfigError(
             f"recalibrate=true: the values of this run are {model.scale.support}, so its predictions have no spread "
-            "that could be recalibrated; expected a run on real values."
+            "that could be multiplied by a factor; expected a run on real values."
         )
     if protocol.draws < 2:
         raise ConfigError("recalibrate=true: a single draw has no spread; set evaluate.draws=99.")

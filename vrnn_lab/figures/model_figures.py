@@ -15,6 +15,7 @@ from torch import Tensor
 from vrnn_lab.core.densities import Density
 from vrnn_lab.core.files import replacing
 from vrnn_lab.core.series import TimeSeries, pick
+from vrnn_lab.core.supports import NUMBERS
 from vrnn_lab.core.tasks import DensityTask, Forecast, Interpolate, Task
 from vrnn_lab.figures import images, style
 from vrnn_lab.models import prior_samples
@@ -169,7 +170,7 @@ def _predict_bands(model, batch: TimeSeries, grid: Float64[Tensor, "batch grid"]
     with model.fixed_noise(seed):
         density = model.predict(queries.to(model.device), SAMPLES).density
         means = values = shown(density.mean)
-        if model.head.support == "real":  # binary values have no useful quantiles
+        if model.head.support in NUMBERS:  # binary values have no useful quantiles
             values = torch.cat([shown(density.draw(noise)) for noise in _noises(density, seed)])
     there = pick(queries.counts, place)
     lines = means[:: max(1, len(means) // LINES)][:LINES]  # evenly, as a mixture's draws stand by member

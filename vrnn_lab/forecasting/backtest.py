@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.core.series import Scale, TimeSeries
+from vrnn_lab.core.supports import NUMBERS
 from vrnn_lab.core.tasks import DensityTask, Own
 from vrnn_lab.data.base import Ragged, SeriesData, generator
 from vrnn_lab.data.splits import names_of
@@ -20,6 +21,7 @@ from vrnn_lab.data.table.time_format import Clock
 from vrnn_lab.evaluation.baselines import (
     DRAWS,
     BaselineQuestion,
+    as_real,
     baselines,
     fitted,
     fitted_processes,
@@ -193,7 +195,7 @@ def run(
             prediction = change(prediction, batch) if change else prediction
             scores = sample_scores(prediction, batch.values)
             joint = batch.values.new_zeros(0)
-            if model.scale.support == "real":
+            if model.scale.support in NUMBERS:
                 joint = energy(prediction.paths, batch.values, batch.scored, model.data_score_std)
             batch, scores = batch.to("cpu"), {name: score.cpu() for name, score in scores.items()}
             row.add(scores, joint.cpu(), batch, _parts(fold_rows, batch, index, plan))
@@ -213,6 +215,7 @@ def _baselines(
     Baselines take their spread from the same cutoffs on validation; Gaussian processes from their own likelihood.
     """
     result: dict[str, float] = {}
+    scale = as_real(scale)
     try:
         validation = folds(data, "val", plan, scale.longest.item(), keep_start)
     except ConfigError:  # validation is too short for the horizon: take the spread of all training data

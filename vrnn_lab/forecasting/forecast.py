@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from vrnn_lab.core.run_files import RECALIBRATION
 from vrnn_lab.core.series import Scale, TimeSeries
-from vrnn_lab.core.supports import POSITIVE, WORDS, first_outside
+from vrnn_lab.core.supports import EVENTS, POSITIVE, REAL, WORDS, first_outside
 from vrnn_lab.data.table.reader import SeriesReader, SeriesRows, TableSchema
 from vrnn_lab.data.table.time_format import Clock, Span, to_the_second
 from vrnn_lab.evaluation.recalibration import Recalibration, load
@@ -108,15 +108,15 @@ class Forecasts:
         source: the input file or frame. folder: of the run, for its recalibration; an ensemble knows its folders.
         """
         scale = parts.model.scale
-        if scale.support == "events":
+        if scale.support == EVENTS:
             raise ValueError(
                 "the model is a point process, which has no values to predict; draw series of events with "
                 "python -m vrnn_lab.sample run=<run folder>."
             )
-        if query.surprise and scale.support != "real":
+        if query.surprise and scale.support not in (REAL, POSITIVE):
             raise ValueError(
                 f"surprise=true: the values of this run are {scale.support}, which have no tail probability; "
-                "expected a run on real values."
+                "expected a run on real or positive values."
             )
         query = query.with_step(scale)
         roles = roles_of(parts.config, scale)
@@ -275,7 +275,7 @@ def recalibration_of(
         ]
         factors = tuple(member if isinstance(member, Recalibration) else None for member in of_members)
         return Recalibrations(model.names, factors) if any(factors) else None
-    if folder is None or wanted is False or (model.scale.support != "real" and not wanted):
+    if folder is None or wanted is False or (model.scale.support != REAL and not wanted):
         return None
     if wanted is None and not (folder / RECALIBRATION).is_file():
         log.warning(

@@ -14,13 +14,20 @@ from torch import Tensor
 from vrnn_lab.core.densities import Density, log_mean_exp
 from vrnn_lab.core.log_density import LogDensity, logs_of
 from vrnn_lab.core.series import Scale, TimeSeries, Trend
+from vrnn_lab.core.supports import BINARY, COUNTS, EVENTS, POSITIVE, REAL
 from vrnn_lab.models.heads import Head
 from vrnn_lab.models.losses import LossTerms
 from vrnn_lab.models.networks import Classifier
 from vrnn_lab.models.recipe import FIVO, Recipe
 from vrnn_lab.models.training_steps import TrainingSteps
 
-HEADS = {"real": "model/head=gaussian", "binary": "model/head=bernoulli", "events": "model/head=events"}
+HEADS = {
+    REAL: "model/head=gaussian",
+    POSITIVE: "model/head=gamma",
+    COUNTS: "model/head=poisson or negative_binomial",
+    BINARY: "model/head=bernoulli",
+    EVENTS: "model/head=events",
+}
 NUMBERS = ("mean", "std", "clock", "gap", "longest", "start", "reach")  # attributes of the scale that become buffers
 TREND_DRAWS = 11  # draws of a trend's coefficients per prediction
 
@@ -107,7 +114,7 @@ class SequenceModel(TrainingSteps, ABC):
                 f"choose {HEADS.get(scale.support, 'another head')}, or other data."
             )
         self._refuse(scale, head, point_process)
-        if scale.support == "events" and not point_process:
+        if scale.support == EVENTS and not point_process:
             raise ValueError(
                 "the data set is a point process (event times without values), and "
                 f"{type(self).__name__} does not model times; set model=latent_ode_poisson model/head=events."
@@ -135,8 +142,10 @@ class SequenceModel(TrainingSteps, ABC):
         self.usual_gap, self.clock = (scale.gap / scale.clock).item(), scale.clock.item()
 
     def _keep_logs(self, scale: Scale) -> None:
-        # Not saved in checkpoints of runs without such channels.
-        self.register_buffer("data_score_std", scale.score_std.double().clone(), persistent=bool(scale.log))
+        # Not saved in checkpoints of runs in which it equals data_std.
+        self.register_buffer(
+            "data_score_std", scale.score_std.double().clone(), persistent=scale.value_std is not None
+        )
         self.register_buffer("data_in_log", scale.log_channels, persistent=False)
 
     def _keep_trend(self, scale: Scale) -> None:
@@ -413,6 +422,8 @@ class SequenceModel(TrainingSteps, ABC):
     def _log_det(self, batch: TimeSeries) -> Float[Tensor, " batch"]:
         """Return the log of the Jacobian of values with respect to the model units z: of x = s z, or x = e^(s z)."""
         each = self.data_std.log()
+        if self.scale.support == COUNTS:  # probabilities of counts do not depend on their unit
+            each = torch.zeros_like(each)
         if self.scale.log:
             each = each + torch.where(self.data_in_log, self._unscaled(batch), 0)
         return torch.where(batch.scored, each, 0).sum((1, 2))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vrnn_lab.core.densities import Density
 from vrnn_lab.core.series import Scale, TimeSeries
+from vrnn_lab.core.supports import BINARY, COUNTS, POSITIVE
 from vrnn_lab.models.heads import Head, last_bias
 from vrnn_lab.models.layers import mlp
 from vrnn_lab.models.networks import with_covariates
@@ -50,14 +51,19 @@ class Sites(nn.Module):
     """Compute the sites of q(z) = p(z) prod_i N(y_i; u_i, v_i) / Z over the observed points i by a network.
 
     Sites start from the head's density of a point at its own value, y = x and v = Var(x | u = x), which is exact for
-    a Gaussian head; for binary values from y = 4 x - 2 and v = 4, the bound of Jaakkola & Jordan (2000) at u = 0. The
-    smoother's marginals under these sites inform the network about each point's neighbours; it then shifts y, in stds
-    of the site, and scales the site's std.
+    a Gaussian head; for binary values from y = 4 x - 2 and v = 4, the bound of Jaakkola & Jordan (2000) at u = 0; for
+    positive values and counts, whose mean is e^u, from y = log x and v = Var(x | u = y) / x^2, half a count being
+    added to counts. The smoother's marginals under these sites inform the network about each point's neighbours; it
+    then shifts y, in stds of the site, and scales the site's std.
     """
+
+    added: Tensor  # to counts, before their logarithm is taken
 
     def __init__(self, scale: Scale, width: int):
         super().__init__()
-        self.binary, self.errors = scale.support == "binary", scale.errors
+        self.support, self.errors = scale.support, scale.errors
+        added = 0.5 / scale.std if scale.support == COUNTS else torch.zeros_like(scale.std)
+        self.register_buffer("added", added, persistent=False)
         inputs = (FEATURES + scale.errors) * scale.dim + len(scale.covariates)
         self.network = mlp(inputs, width, 2 * scale.dim, 1, "tanh")
         shrink(self.network)
@@ -65,9 +71,14 @@ class Sites(nn.Module):
     def start(self, series: TimeSeries, decode: Callable[[Tensor], Density]) -> Site:
         """Return the initial sites; decode: the density at a signal (batch, time, dim), without error bars."""
         values = torch.where(series.seen, series.values, 0)
-        if self.binary:
+        if self.support == BINARY:
             value = 4 * values.double() - 2
             return Site(value, torch.full_like(value, 4.0))
+        if self.support in (POSITIVE, COUNTS):
+            above = values.double() + self.added
+            value = torch.where(above > 0, above, 1.0).log()  # zero where nothing is observed
+            density = decode(value.to(values))
+            return Site(value, (density.std / density.mean).double().square())
         return Site(values.double(), decode(values).with_measurement_error(series.error).std.double().square())
 
     def forward(

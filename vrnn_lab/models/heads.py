@@ -9,16 +9,25 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vrnn_lab.core.densities import Bernoulli, Density, Event, Gaussian, Laplace, Mixture
+from vrnn_lab.core.other_densities import Gamma, NegativeBinomial, Poisson, StudentT
 from vrnn_lab.core.series import Scale
+from vrnn_lab.core.supports import BINARY, COUNTS, EVENTS, POSITIVE, REAL
 from vrnn_lab.core.types import Count, Positive
 
+FIRST_DF = 6.0  # initial degrees of freedom of Student's t
+LOG_DF = (
+    -4.0,
+    7.0,
+)  # limits of the log of the degrees of freedom less 2; at the upper one t is normal for all purposes
+LOG_MEAN = 30.0  # limit of the log of a predicted mean, in training means, so that a wild network overflows nothing
+LOG_SHAPE = -7.0, 14.0  # limits of the log of a shape: stds from 33 times the mean to a thousandth of it
 FLOOR = 1e-3  # least predicted std, in training standard deviations of its channel; the only such limit
 
 
 class Head(nn.Module, ABC):
     """Turn raw network outputs (..., width) into a density over a point's channels (..., dim)."""
 
-    support: ClassVar[str]  # real, binary or events: the kind of values it models
+    support: ClassVar[str]  # the kind of values it models, of `vrnn_lab.core.supports`
     takes_error: ClassVar[bool] = False  # its densities support with_measurement_error (known error bars)
     takes_log: ClassVar[bool] = False  # the exponential of its values has a mean, so that data.log can be used
     width: int  # raw numbers per point
@@ -75,7 +84,7 @@ class OneScaleHead(Head):
     behind the errors of the mean, and intervals are far too wide or too narrow at the end of training.
     """
 
-    support = "real"
+    support = REAL
 
     def __init__(
         self,
@@ -143,6 +152,33 @@ class LaplaceHead(OneScaleHead):
         return Laplace(mean, std / sqrt(2))
 
 
+class StudentTHead(OneScaleHead):
+    """Predict Student's t, for values with outliers, with a std per point, per channel, or one for all.
+
+    df: the degrees of freedom, above 2, so that the std is finite; None: learned for each channel, from FIRST_DF on.
+    ValueError for a `df` of 2 or less.
+    """
+
+    def __init__(
+        self,
+        scale: Scale,
+        noise: Literal["point", "channel", "global"] = "point",
+        fixed: Positive | Count | None = None,
+        start: Positive | Count | None = None,
+        speed: Positive = 1.0,
+        df: Positive | Count | None = None,
+    ):
+        super().__init__(scale, noise, fixed, start, speed)
+        if df is not None and not df > 2:
+            raise ValueError(f"head.df={df}; expected more than 2, since Student's t has no std otherwise, or null.")
+        self.log_df = nn.Parameter(torch.full((scale.dim,), log((df or FIRST_DF) - 2)), requires_grad=df is None)
+
+    def forward(self, raw):
+        mean, std = self._split(raw)
+        df = (2 + self.log_df.clamp(*LOG_DF).exp()).expand_as(mean)
+        return StudentT(mean, std * ((df - 2) / df).sqrt(), df)
+
+
 class MixtureHead(Head):
     """Predict a mixture of Gaussians, joint over a point's channels (Bishop 1994; RNN-GMM of arXiv 1506.02216).
 
@@ -150,7 +186,7 @@ class MixtureHead(Head):
     (Graves 2013, arXiv 1308.0850, eq. 24). ValueError where it is set for another number of channels.
     """
 
-    support = "real"
+    support = REAL
     takes_error = takes_log = True
 
     def __init__(self, scale: Scale, components: Count = 5, covariance: Literal["diagonal", "full"] = "diagonal"):
@@ -194,7 +230,7 @@ def spread_of(components: int) -> Float[Tensor, "components 1"]:
 class BernoulliHead(Head):
     """Predict zeros and ones from one logit per channel."""
 
-    support = "binary"
+    support = BINARY
 
     def __init__(self, scale: Scale):
         super().__init__()
@@ -204,10 +240,78 @@ class BernoulliHead(Head):
         return Bernoulli(raw)
 
 
+class LogMeanHead(Head):
+    """Predict the logarithm of a mean per channel, in training means, and a shape per point, per channel, or one for
+    all (global).
+
+    The larger the shape, the narrower the density. A global or channel shape is exp(speed * parameter), for the
+    reason given at `OneScaleHead`.
+    """
+
+    unit: Tensor
+
+    def __init__(self, scale: Scale, noise: Literal["point", "channel", "global"] = "point", speed: Positive = 1.0):
+        super().__init__()
+        self.noise, self.speed, self.draws = noise, speed, scale.dim
+        self.width = 2 * scale.dim if noise == "point" else scale.dim
+        self.register_buffer("unit", (1 / scale.std).float(), persistent=False)  # of a count, in training means
+        if noise != "point":
+            self.log_shape = nn.Parameter(torch.zeros(scale.dim if noise == "channel" else 1))
+
+    def _split(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """Split raw numbers into the mean and the shape, both (..., dim)."""
+        log_mean, log_shape = raw.chunk(2, -1) if self.noise == "point" else (raw, self.speed * self.log_shape)
+        return mean_of(log_mean), log_shape.clamp(*LOG_SHAPE).exp().expand_as(log_mean)
+
+
+class GammaHead(LogMeanHead):
+    """Predict gamma densities, for values above zero whose std grows with their mean."""
+
+    support = POSITIVE
+
+    def forward(self, raw):
+        mean, shape = self._split(raw)
+        return Gamma(shape, mean / shape)
+
+
+class NegativeBinomialHead(LogMeanHead):
+    """Predict negative binomial probabilities, for counts that vary more than Poisson ones.
+
+    Its shape is the size r of the variance m + m^2 / r.
+    """
+
+    support = COUNTS
+
+    def forward(self, raw):
+        mean, shape = self._split(raw)
+        return NegativeBinomial(mean / self.unit, self.unit.expand_as(mean), shape)
+
+
+class PoissonHead(Head):
+    """Predict Poisson probabilities, for counts of independent events, from one log rate per channel."""
+
+    support = COUNTS
+    unit: Tensor
+
+    def __init__(self, scale: Scale):
+        super().__init__()
+        self.width = self.draws = scale.dim
+        self.register_buffer("unit", (1 / scale.std).float(), persistent=False)
+
+    def forward(self, raw):
+        mean = mean_of(raw)
+        return Poisson(mean / self.unit, self.unit.expand_as(mean))
+
+
+def mean_of(log_mean: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Return a mean, in training means, from its logarithm, with a limit that no sensible prediction reaches."""
+    return log_mean.clamp(-LOG_MEAN, LOG_MEAN).exp()
+
+
 class EventHead(Head):
     """Predict events, which consist of times alone, so that a point needs no raw numbers."""
 
-    support = "events"
+    support = EVENTS
     width = draws = 0
 
     def __init__(self, scale: Scale):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vrnn_lab.core.log_density import log_array
 from vrnn_lab.core.series import Scale
-from vrnn_lab.core.supports import POSITIVE
+from vrnn_lab.core.supports import POSITIVE, REAL
 from vrnn_lab.core.types import Count, Natural, Positive
 from vrnn_lab.data import splits
 from vrnn_lab.data.base import Ragged, SeriesData
@@ -71,6 +71,10 @@ class Table(SeriesData):
     that no prediction is zero or below. Scores and predictions are in the data's units as before, and the nats
     include the Jacobian of the logarithm (a Gaussian head then is a log-normal one).
 
+    `support`: the kind of all values, which must suit the output head: real numbers; numbers above zero (positive,
+    for the head gamma); whole numbers from zero (counts, for poisson and negative_binomial); or zeros and ones
+    (binary, for bernoulli).
+
     `stream`: for a file of any size. Its numbers are written once to the cache as plain arrays, and read from there
     as batches need them. A file in the long form, or whose rows are not sorted by series and time, is first sorted on
     disk by DuckDB.
@@ -97,6 +101,7 @@ class Table(SeriesData):
         period: Positive | Count | list[Positive | Count] | tuple[Positive | Count, ...] | None = None,
         trend: Literal["none", "linear", "quadratic"] = "none",
         log: list[str] | tuple[str, ...] = (),
+        support: Literal["real", "positive", "counts", "binary"] = "real",
         stream: bool = False,
         batch_size: Count = 50,
         seed: Natural = 0,
@@ -115,6 +120,8 @@ class Table(SeriesData):
         self.shares, self.window, self.stride, self.dequantise = tuple(shares), window, stride, dequantise
         self.periods = (float(period),) if isinstance(period, (int, float)) else tuple(map(float, period or ()))
         self.trend, self.log, self.own_levels = trend, tuple(log), True
+        self.support = support
+        self._check_support()
         self.stream, self.keep = stream, not stream
         self._rows: summary.RowCounts | None = None  # of the file; not counted for a stream
         self._check_roles()
@@ -183,9 +190,10 @@ class Table(SeriesData):
     @cached_property
     def _uncut(self) -> tuple[Ragged, dict[str, Runs]]:
         series, runs = self.whole(), self._runs()
-        if self.dequantise:
+        if self.dequantise and self.support in (REAL, POSITIVE):
+            positive = self.channels if self.support == POSITIVE else self.log
             allocate = self._stored.allocated if self.stream else splits.in_memory
-            series = splits.dequantised(series, runs["train"], self.channels, self.seed, allocate, positive=self.log)
+            series = splits.dequantised(series, runs["train"], self.channels, self.seed, allocate, positive=positive)
         return series, runs
 
     def _runs(self) -> dict[str, Runs]:
@@ -254,13 +262,29 @@ class Table(SeriesData):
     def _contents(self) -> Contents:
         read = self._stream if self.stream else self._read_wide if self.channel is None else self._read_long
         contents = read()
-        self._check_logs(contents)
+        self._check_values(contents)
         self.dates, self.time_unit = contents.dates, "days" if contents.dates else ""
         parquet_file.release()
         return contents
 
-    def _check_logs(self, contents: Contents) -> None:
-        """Raise ValueError where a channel of `log` is none of the table, has error bars, or is not above zero."""
+    def _check_support(self) -> None:
+        """Raise ValueError for options that only real values have."""
+        others = {"data.log": self.log, "data.error": self.beside.error, "data.trend": self.trend != "none"}
+        for key, chosen in others.items():
+            if self.support != REAL and chosen:
+                raise ValueError(
+                    f"data.support={self.support} and {key} exclude each other: {key} is for real values; set "
+                    f"data.support=real, or leave {key} out."
+                )
+
+    def _check_values(self, contents: Contents) -> None:
+        """Raise ValueError for a value of another kind than `support`, and for a channel of `log` that cannot be one.
+
+        Such a channel is none of the table, has error bars, or has a value that is not above zero.
+        """
+        if self.support != REAL:
+            key = f"data.support={self.support}"
+            value_checks.refuse_other_values(self.path, contents, contents.channels, self.support, key)
         for name in self.log:
             if name not in contents.channels:
                 raise ValueError(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vrnn_lab.core.supports import NUMBERS
 from vrnn_lab.data.base import SPLITS, Ragged, SeriesData, pieces, places
 from vrnn_lab.data.splits import names_of
 from vrnn_lab.data.table.time_format import Clock
@@ -56,7 +57,7 @@ def summary(data: SeriesData, series: Ragged, rule: str, file_rows: RowCounts | 
 
 def odd_values(data: SeriesData, series: Ragged) -> Iterator[str]:
     """Yield one sentence for each constant channel and each kind of value that is hardly a measurement."""
-    if data.support != "real":
+    if data.support not in NUMBERS:
         return
     clock, (owner, values, times) = Clock(data.dates), _some(series)
     names = names_of(series)

@@ -29,5 +29,5 @@ def refuse_other_values(path: Path, contents: Contents, channels: tuple[str, ...
         raise ValueError(
             f"{path}: channel '{channels[channel]}' is {number:g} in series '{name}' at "
             f"{time if contents.dates else format(time, 'g')}; {key} needs {WORDS[kind]}. Correct the value or empty "
-            "its cell, or take the channel out of that key."
+            "its cell, or leave the channel out."
         )
