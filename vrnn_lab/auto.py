@@ -144,7 +144,8 @@ def _spend(study: Any, budget: Any, display: Any, given: Mapping[str, str]) -> N
     with display.shown(budget.used):
         parts = study.parts()
         done = train(study, study.candidates, beyond_wanted(study, parts), budget, display)
-        found = verdict(study.folder, done, mix(study, done, parts.data), parts.data)
+        chosen, members = mix(study, done, parts.data)
+        found = verdict(study.folder, done, members, chosen, parts.data)
         tasks = {name: found.parts.protocol.questions[name] for name in found.choices}
         drawn = model_figures.figures(found.parts.model, parts.data, study.seed, tasks=tasks)
         kept = {name: figure for name, figure in drawn.items() if name in tasks}

@@ -5,15 +5,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from vrnn_lab.automatic.column_guess import Roles
+from vrnn_lab.automatic.log_guess import positive_channels
 from vrnn_lab.data.table.dataset import Table
 
 SHOWN = 8  # names of columns in a line
 
 
-def table_lines(data: Table, roles: Roles, periods: Sequence[tuple[float, float]], without: str) -> list[str]:
+def table_lines(
+    data: Table, roles: Roles, periods: Sequence[tuple[float, float]], without: str, logs: Sequence[str]
+) -> list[str]:
     """Return the lines on columns, series, values and periods.
 
     periods: (period, fraction of the variance) of those that were found; without: what to say where there are none.
+    logs: the channels that are modelled by their logarithms.
     """
     series = data.whole()
     values = np.asarray(series.values)
@@ -26,8 +30,9 @@ def table_lines(data: Table, roles: Roles, periods: Sequence[tuple[float, float]
              if getattr(roles, key) is not None or key == "id"]  # fmt: skip
     guessed = f" (guessed: {', '.join(roles.guessed)})" if roles.guessed else ""
     static = f"; static covariates {_some(roles.static)}" if roles.static else ""
-    positive = [name for name, column in zip(data.channels, values.T, strict=True) if np.nanmin(column) > 0]
+    positive = positive_channels(data)
     kind = f"; all positive: {_some(positive)}" if positive else ""
+    kind += f"; modelled by their logarithms: {_some(logs)}" if logs else ""
     missing = float(np.isnan(values).mean())
     if periods:
         found = ", ".join(f"{period:.7g}{unit} (explains {share:.0%} of the variance)" for period, share in periods)

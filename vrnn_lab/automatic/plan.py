@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from vrnn_lab.automatic.column_guess import ROLES, guess
 from vrnn_lab.automatic.description import table_lines
+from vrnn_lab.automatic.log_guess import log_channels
 from vrnn_lab.automatic.period_guess import RECORDS, periods
 from vrnn_lab.automatic.study import Study, default_candidates
 from vrnn_lab.cli.suggestions import did_you_mean
@@ -22,6 +23,8 @@ from vrnn_lab.data.table.dataset import Table
 from vrnn_lab.data.table.time_format import Span, spans
 
 WORDS = {"fill": "gaps", "ahead": "forecasts", "both": "gaps and forecasts"}
+# Keys with which no channel is modelled by its logarithm unless the user says so.
+REAL_ONLY = {"data.log", "data.support", "data.trend", "data.error", "data.stream", "model/head"}
 LISTS = ("values", "static", "known", "error")
 
 
@@ -67,7 +70,10 @@ def study_of(given: Mapping[str, str], more: Sequence[str], folder: Path, seed: 
         study = replace(study, data=(*study.data, f"data.period=[{listed}]"))
     if horizon is not None and table.split_in_time and "data.window" not in own:
         study = _with_window(study, table, float(horizon))
-    lines = table_lines(table, roles, found, without)
+    logs = () if own & REAL_ONLY else log_channels(table)
+    if logs:
+        study = replace(study, data=(*study.data, f"data.log={typed(list(logs))}"))
+    lines = table_lines(table, roles, found, without, table.log or logs)
     if not study.candidates:
         study = replace(study, candidates=default_candidates(_table(study)))
     for model in study.candidates:

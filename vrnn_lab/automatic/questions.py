@@ -6,11 +6,14 @@ from pathlib import Path
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.core import run_files
 from vrnn_lab.core.series import TimeSeries
+from vrnn_lab.evaluation.baseline_model import BaselineModel, Spread, best_baseline
 from vrnn_lab.evaluation.recalibration import batches_of, load
 from vrnn_lab.evaluation.value_scores import ValueScores, value_scores
 from vrnn_lab.forecasting.backtest import BacktestPlan, folds
+from vrnn_lab.models.recipe import Recipe
 from vrnn_lab.runs.build import Parts
 from vrnn_lab.training.fit_recalibration import plans
+from vrnn_lab.training.out_of_time import queries_beyond
 
 QUESTIONS = {"fill": ("interpolation",), "ahead": ("forecast",), "both": ("interpolation", "forecast")}
 ORIGINS = 5  # cutoffs in the validation part of a series, for a given horizon
@@ -28,12 +31,36 @@ def validation_scores(parts: Parts, folder: Path, question: str, horizon: float 
     if question == "forecast" and beyond:
         return ValueScores.load(folder / run_files.OUT_OF_TIME_VALUES)
     factors = load(folder, parts.model.scale.channels)
-    draws = parts.protocol.draws
-    batches = batches_of(parts.data, parts.protocol.questions[question], draws)
-    if question == "forecast" and parts.data.split_in_time:
-        rolling = list(_rolling(parts, horizon))
-        batches = iter(rolling) if rolling else batches
-    return value_scores(parts.model, batches, draws, parts.config.seed, factors.apply)
+    batches = validation_batches(parts, question, horizon)
+    return value_scores(parts.model, batches, parts.protocol.draws, parts.config.seed, factors.apply)
+
+
+def baseline_scores(
+    parts: Parts, question: str, horizon: float | None, beyond: bool
+) -> tuple[str, Spread, ValueScores] | None:
+    """Return the best simple baseline for a question, its spread, and its scores of the values of
+    `validation_scores`; None where there is none.
+
+    The baseline and its spread are chosen on those values, as the recalibration of a run is.
+    """
+    if question == "forecast" and beyond:
+        batches = list(queries_beyond(parts))
+    else:
+        batches = list(validation_batches(parts, question, horizon))
+    found = best_baseline(batches, parts.model.scale, question)
+    if found is None:
+        return None
+    name, spread = found
+    recipe = Recipe(parts.model.recipe.optim, parts.model.recipe.schedule)
+    model = BaselineModel(parts.model.scale, recipe, name, spread, spread)
+    return name, spread, value_scores(model, batches, parts.protocol.draws, parts.config.seed)
+
+
+def validation_batches(parts: Parts, question: str, horizon: float | None) -> Iterator[TimeSeries]:
+    """Yield the validation batches of a question, but of forecasts beyond the times of training."""
+    if question == "forecast" and parts.data.split_in_time and (rolling := list(_rolling(parts, horizon))):
+        return iter(rolling)
+    return iter(batches_of(parts.data, parts.protocol.questions[question], parts.protocol.draws))
 
 
 def _rolling(parts: Parts, horizon: float | None) -> Iterator[TimeSeries]:

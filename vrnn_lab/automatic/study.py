@@ -11,16 +11,17 @@ from lightning.pytorch.callbacks import Callback
 from vrnn_lab.automatic import stacking
 from vrnn_lab.automatic.budget import Budget
 from vrnn_lab.automatic.budget_display import BudgetDisplay
-from vrnn_lab.automatic.questions import QUESTIONS, validation_scores
+from vrnn_lab.automatic.questions import QUESTIONS, baseline_scores, validation_scores
 from vrnn_lab.automatic.stacking import Choice
 from vrnn_lab.config.compose import choices, compose
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.core.run_files import OUT_OF_TIME_VALUES
 from vrnn_lab.data.base import SeriesData
+from vrnn_lab.evaluation.baseline_model import Spread
 from vrnn_lab.evaluation.value_scores import ValueScores
 from vrnn_lab.forecasting.ensemble import Weights
 from vrnn_lab.forecasting.mixture_folder import Mixture
-from vrnn_lab.runs import provenance
+from vrnn_lab.runs import baseline_folder, provenance
 from vrnn_lab.runs.build import Parts, assemble, load_parts
 from vrnn_lab.runs.folder import SCORE, config_of, finished
 from vrnn_lab.training import fit as fitting
@@ -188,25 +189,60 @@ def _run(
     return None
 
 
-def mix(study: Study, models: Sequence[str], data: SeriesData) -> dict[str, Choice]:
-    """Choose on validation, for each question, between the best candidate and a mixture.
+def mix(study: Study, models: Sequence[str], data: SeriesData) -> tuple[dict[str, Choice], list[str]]:
+    """Choose on validation, for each question, between the best member and a mixture; return also the members' names.
 
-    The weights are written to the study's folder; where only one question was asked, they hold for the other too.
-    data: of the study, which is not read again.
+    The members are the models, and for each question the simple baseline that is best on validation. The weights are
+    written to the study's folder; where only one question was asked, they hold for the other too. data: of the study,
+    which is not read again.
     """
     questions = QUESTIONS[study.question]
-    scores: dict[str, list[ValueScores]] = {question: [] for question in questions}
+    scores: dict[str, dict[str, ValueScores]] = {question: {} for question in questions}
     # A second fit may have failed, or have too few values beyond its times; models are compared on the same values.
     beyond = all((study.folder / model / OUT_OF_TIME_VALUES).is_file() for model in models)
-    for model in models:
-        folder = study.folder / model
-        parts = replace(load_parts(folder), data=data)
+    fitted = {model: replace(load_parts(study.folder / model), data=data) for model in models}
+    for model, parts in fitted.items():
         for question in questions:
-            scores[question].append(validation_scores(parts, folder, question, study.horizon, beyond))
-    found = {question: stacking.choose(each) for question, each in scores.items()}
+            found = validation_scores(parts, study.folder / model, question, study.horizon, beyond)
+            scores[question][model] = found
+    members = [*models, *_baselines(study, fitted, beyond, scores)]
+    found = {question: _of_members(stacking.choose(list(each.values())), list(each), members)
+             for question, each in scores.items()}  # fmt: skip
     gaps, ahead = (found.get(question, found[questions[0]]).weights for question in ("interpolation", "forecast"))
-    kept = [place for place in range(len(models)) if gaps[place] or ahead[place]]
+    kept = [place for place in range(len(members)) if gaps[place] or ahead[place]]
+    if kept[0] >= len(models):  # config and data of a mixture are those of its first member, which must be a run
+        kept.insert(0, 0)
     pick = lambda weights: tuple(weights[place] for place in kept)
-    folders = tuple(study.folder / models[place] for place in kept)
+    folders = tuple(study.folder / members[place] for place in kept)
     Mixture(folders, Weights(pick(gaps), pick(ahead))).save(study.folder)
-    return found
+    return found, members
+
+
+def _baselines(
+    study: Study, fitted: dict[str, Parts], beyond: bool, scores: dict[str, dict[str, ValueScores]]
+) -> list[str]:
+    """Add the scores of each question's best baseline, write the baselines' folders, and return their names."""
+    run, parts = next(iter(fitted.items()))
+    spreads: dict[str, dict[str, Spread]] = {}
+    for question, of_members in scores.items():
+        best = baseline_scores(parts, question, study.horizon, beyond)
+        if best is not None:
+            name, spread, found = best
+            spreads.setdefault(name, {})[question] = spread
+            of_members[folder_name(name)] = found
+    for name, each in spreads.items():
+        some = next(iter(each.values()))
+        pair = (each.get(question, some) for question in ("interpolation", "forecast"))
+        baseline_folder.save(study.folder / folder_name(name), name, study.folder / run, *pair)
+    return [folder_name(name) for name in spreads]
+
+
+def folder_name(baseline: str) -> str:
+    """Return the folder of a baseline within that of a study."""
+    return f"baseline_{baseline.replace(' + ', '_').replace(' ', '_')}"
+
+
+def _of_members(choice: Choice, names: Sequence[str], members: Sequence[str]) -> Choice:
+    """Return a choice among some members with a weight for each member."""
+    weights = dict(zip(names, choice.weights, strict=True))
+    return replace(choice, weights=tuple(weights.get(name, 0.0) for name in members))

@@ -16,6 +16,7 @@ from vrnn_lab.forecasting.forecast import recalibration_of
 from vrnn_lab.forecasting.mixture_folder import expanded
 from vrnn_lab.reports.baselines import NAMES
 from vrnn_lab.reports.run_table import number
+from vrnn_lab.runs import baseline_folder
 from vrnn_lab.runs.build import Parts
 from vrnn_lab.runs.folder import metrics_of
 
@@ -32,6 +33,8 @@ class Verdict:
     choices: dict[str, Choice]  # by question
     scores: dict[str, float]  # of what was chosen, recalibrated, on val and test
     metrics: dict[str, dict[str, Any]]  # by candidate
+    members: tuple[str, ...]  # the candidates, and after them baselines, as the weights of the choices count them
+    names: dict[str, str]  # how a member that is a baseline is called
 
     @property
     def unit(self) -> str:
@@ -40,8 +43,8 @@ class Verdict:
 
     def name(self, question: str) -> str:
         """Return what was chosen for a question: a model, or a mixture with its weights."""
-        named = zip(self.metrics, self.choices[question].weights, strict=True)
-        kept = [(model, weight) for model, weight in named if weight]
+        named = zip(self.members, self.choices[question].weights, strict=True)
+        kept = [(self.names.get(member, member), weight) for member, weight in named if weight]
         words = " + ".join(f"{weight:.2g} {model}" for model, weight in kept)
         return kept[0][0] if len(kept) == 1 else f"the mixture {words}"
 
@@ -54,10 +57,12 @@ class Verdict:
         return None if best is None else (best, rows[best])
 
 
-def verdict(folder: Path, models: Sequence[str], choices: dict[str, Choice], data: SeriesData) -> Verdict:
+def verdict(
+    folder: Path, models: Sequence[str], members: Sequence[str], choices: dict[str, Choice], data: SeriesData
+) -> Verdict:
     """Score what a study chose on validation and test, with the recalibration that `predict` applies.
 
-    choices: by question. data: of the study, which is not read again.
+    members: the models, then baselines. choices: by question. data: of the study, which is not read again.
     """
     mixture = expanded([folder])
     parts = replace(load_runs(mixture.folders, weights=mixture.unequal), data=data)
@@ -66,7 +71,14 @@ def verdict(folder: Path, models: Sequence[str], choices: dict[str, Choice], dat
     for split in ("val", "test"):
         change = factors.apply if factors else None
         scores |= held_out_scores(parts.model, parts.data, split, parts.protocol, parts.config.seed, change)
-    return Verdict(parts, choices, scores, {model: metrics_of(folder / model) for model in models})
+    metrics = {model: metrics_of(folder / model) for model in models}
+    names = {member: f"the baseline '{_called(folder / member)}'" for member in members if member not in metrics}
+    return Verdict(parts, choices, scores, metrics, tuple(members), names)
+
+
+def _called(folder: Path) -> str:
+    name = baseline_folder.name_of(folder)
+    return NAMES.get(name, name)
 
 
 def table(found: Verdict) -> Table:
@@ -83,6 +95,11 @@ def table(found: Verdict) -> Table:
         for question, choice in found.choices.items():
             cells += [number(choice.weights[place]), *_recalibrated(metrics, question, found.unit)]
         shown.add_row(model, *cells, f"{metrics['fit/seconds']:.0f}")
+    for place, member in enumerate(found.members[len(found.metrics) :], len(found.metrics)):
+        weights = [choice.weights[place] for choice in found.choices.values()]
+        if any(weights):
+            cells = [c for weight in weights for c in (number(weight), "", "")]
+            shown.add_row(found.names[member].removeprefix("the "), *cells, "")
     cells = [c for question in found.choices for c in ("", *_cells(found.scores, "test", question, found.unit))]
     shown.add_row("chosen", *cells, "", style="bold")
     first = next(iter(found.metrics.values()))
@@ -139,7 +156,9 @@ def _against(ours: float, baseline: str, theirs: float) -> str:
 def _beyond(found: Verdict) -> str:
     """Return a sentence on forecasts beyond the times of training, where a second fit measured them, else nothing."""
     weights = found.choices["forecast"].weights
-    chosen = [model for model, weight in zip(found.metrics, weights, strict=True) if weight]
+    chosen = [model for model, weight in zip(found.members, weights, strict=True) if weight]
+    if any(model in found.names for model in chosen):  # a baseline is a part of the answer already
+        return ""
     pattern = re.compile(r"out_of_time/(.+)/nmse")
     rows = {match[1]: value for key, value in found.metrics[chosen[0]].items() if (match := pattern.fullmatch(key))}
     if not rows:

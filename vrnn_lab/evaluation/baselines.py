@@ -103,23 +103,29 @@ def as_real(scale: Scale) -> Scale:
     return replace(scale, support=REAL, mean=scale.std, std=scale.score_std, value_std=None)
 
 
-def baselines(data: SeriesData, scale: Scale) -> dict[str, Callable[[TimeSeries, Tensor], Tensor]]:
-    """Return the baselines that suit a dataset: drift and analog for real values, seasonal ones given a period.
+def guesses_of(scale: Scale) -> dict[str, Guess]:
+    """Return the baselines that read the observed values alone: drift for real values, seasonal ones given a period.
 
     Each reads and predicts a batch `on_log_scale`. Among several known periods the longest is used.
     """
-    guesses = dict(REFERENCES)
+    guesses: dict[str, Guess] = dict(REFERENCES)
     if scale.support == REAL:
         guesses["drift"] = drift
-        if similar := analog(data, scale):
-            guesses[ANALOG] = similar
-    if data.periods:
-        period = max(data.periods)
+    if scale.periods:
+        period = max(scale.periods)
         guesses["seasonal naive"] = lambda series, mean: seasonal(series, last(series, mean), period)
         if scale.support == REAL:
             guesses["seasonal naive + drift"] = lambda series, mean: seasonal(
                 series, last(series, mean), period, True
             )
+    return guesses
+
+
+def baselines(data: SeriesData, scale: Scale) -> dict[str, Guess]:
+    """Return the baselines that suit a dataset: those of its scale, and the analog where values are real."""
+    guesses = guesses_of(scale)
+    if scale.support == REAL and (similar := analog(data, scale)):
+        guesses[ANALOG] = similar
     return guesses
 
 

@@ -62,7 +62,7 @@ def evaluate(
     crps: is filled with the CRPS of each series in training stds, by the name of the task.
     """
     with model.fixed_noise(seed):
-        scores = _nll(model, data, split, protocol)
+        scores = _nll(model, data, split, protocol) if model.has_density else {}
         if model.classifier is not None:
             scores |= _labels(model, data, split)
         if model.point_process:

@@ -21,6 +21,7 @@ from vrnn_lab.evaluation.recalibration import Recalibration, ahead, observed
 from vrnn_lab.forecasting.context_window import choose_window
 from vrnn_lab.models.base import Prediction, SequenceModel
 from vrnn_lab.models.recipe import Recipe
+from vrnn_lab.runs.baseline_folder import run_of
 from vrnn_lab.runs.build import Parts, load_parts, roles_of
 from vrnn_lab.runs.folder import config_of
 from vrnn_lab.runs.trust import Trust
@@ -133,6 +134,7 @@ class Ensemble(SequenceModel):
         self.members, self.names, self.seed = nn.ModuleList(members), tuple(names), first.seed
         self.weights = weights
         self.causal = all(member.causal for member in members)
+        self.has_density = all(member.has_density for member in members)
         self.classifier = first.classifier if self._same_labels() else None
 
     def _same_labels(self) -> bool:
@@ -347,7 +349,7 @@ def check_splits(folders: Sequence[str | Path]) -> None:
     Otherwise a test series of one run may have been a training series of another, and scores would not measure how
     the ensemble does on new series.
     """
-    first, *others = (to_dict(config_of(Path(folder)).data) for folder in folders)
+    first, *others = (to_dict(config_of(run_of(Path(folder))).data) for folder in folders)
     for folder, other in zip(folders[1:], others, strict=True):
         for key in sorted(first.keys() | other.keys()):
             ours, theirs = first.get(key), other.get(key)

@@ -18,6 +18,7 @@ from vrnn_lab.core.series import Scale, TimeSeries
 from vrnn_lab.core.supports import EVENTS, POSITIVE, REAL, WORDS, first_outside
 from vrnn_lab.data.table.reader import SeriesReader, SeriesRows, TableSchema
 from vrnn_lab.data.table.time_format import Clock, Span, to_the_second
+from vrnn_lab.evaluation.baseline_model import BaselineModel
 from vrnn_lab.evaluation.recalibration import Recalibration, load
 from vrnn_lab.evaluation.scores import LEVELS
 from vrnn_lab.forecasting.crossings import Level, crossings
@@ -275,6 +276,8 @@ def recalibration_of(
         ]
         factors = tuple(member if isinstance(member, Recalibration) else None for member in of_members)
         return Recalibrations(model.names, factors) if any(factors) else None
+    if isinstance(model, BaselineModel):  # its spread is fitted to validation already
+        return None
     if folder is None or wanted is False or (model.scale.support != REAL and not wanted):
         return None
     if wanted is None and not (folder / RECALIBRATION).is_file():

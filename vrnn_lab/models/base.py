@@ -75,6 +75,7 @@ class SequenceModel(TrainingSteps, ABC):
     answers_apart: its prediction of a value does not depend on which other values are queried, so that it may read
         which channels are queried at a point.
     causal: predictions at a query cannot use points after it (a step model).
+    has_density: it has a density of whole series, or a bound (`log_weights`), as all have except a baseline.
     has_loss: it has an objective to be trained on, as all have except a mixture of trained models
         (`vrnn_lab.forecasting.ensemble`).
     takes_covariates: it reads `series.covariates`; any other model refuses data with covariates.
@@ -87,6 +88,7 @@ class SequenceModel(TrainingSteps, ABC):
 
     answers_apart = False
     causal = False
+    has_density = True
     has_loss = True
     takes_covariates = False
     takes_error = False

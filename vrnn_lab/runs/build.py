@@ -1,7 +1,7 @@
 """Build the model and data of a config, score the model, and load a fitted one from its run folder."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from vrnn_lab.evaluation.evaluate import Change, EvaluationProtocol, evaluate
 from vrnn_lab.evaluation.scores import SeriesSums
 from vrnn_lab.models.base import NUMBERS, SequenceModel
 from vrnn_lab.models.recipe import Recipe
-from vrnn_lab.runs import checkpoints
+from vrnn_lab.runs import baseline_folder, checkpoints
 from vrnn_lab.runs.dataset_cache import data_of
 from vrnn_lab.runs.folder import config_to_build
 from vrnn_lab.runs.trust import Trust
@@ -150,6 +150,9 @@ def load_parts(folder: str | Path, changes: DictConfig | None = None, trust: Tru
     would build anything else or has no checkpoint; DamagedError where a file is not as it was written.
     """
     folder = Path(folder)
+    if baseline_folder.is_baseline(folder):
+        parts = load_parts(baseline_folder.run_of(folder), changes, trust)
+        return replace(parts, model=baseline_folder.load(folder, parts.model))
     if (folder / run_files.MIXTURE).is_file():
         raise ConfigError(f"{folder} holds a mixture of runs; name one of them, such as {_a_run_in(folder)}.")
     config = config_to_build(folder, trust)

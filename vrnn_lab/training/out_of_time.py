@@ -154,6 +154,14 @@ def validate(parts: Parts, steps: int) -> tuple[OutOfTime, ValueScores] | None:
     return result, value_scores(second.model, batches, draws, seed, factors.apply)
 
 
+def queries_beyond(parts: Parts) -> Iterator[TimeSeries]:
+    """Yield the queries of `validate`: the ends of the training and validation series, given what precedes them."""
+    cut = without_ends(parts.data)
+    queries = ends(parts.data, cut.scale, parts.model.keep_start) if cut else None
+    if cut is not None and queries is not None:
+        yield from (batch for batch, _ in _beyond(queries, cut.scale, parts.protocol.draws))
+
+
 def without_ends(data: SeriesData) -> SeriesData | None:
     """Return the dataset without the second half of each series' points, None where no series is long enough."""
     cut = copy.copy(data)
