@@ -5,7 +5,8 @@
     python experiments/first_answers.py report                              the table of what is there
 
 Options
-  sets=       which tables, by default all: {sets}
+  sets=       which tables, by default {sets};
+              there are also {further} (physionet needs physionet2012.tar.xz in the cache folder)
   models=     by default {models}; baselines are all that need no training, gp is a Gaussian process
   questions=  by default {questions}
   seeds=      by default 0; several as 0,1,2 (of the models' training; what is held out stays the same)
@@ -76,7 +77,7 @@ class OptionError(ValueError):
 
 @dataclass(frozen=True)
 class Options:
-    sets: tuple[str, ...] = tuple(SETS)
+    sets: tuple[str, ...] = tuple(name for name, real in SETS.items() if not real.further)
     models: tuple[str, ...] = MODELS
     questions: tuple[str, ...] = QUESTIONS
     seeds: tuple[int, ...] = (0,)
@@ -471,7 +472,13 @@ def report(options: Options) -> int:
 
 def main(arguments: list[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
-        lists = {"sets": ", ".join(SETS), "models": ",".join(MODELS), "questions": ",".join(QUESTIONS)}
+        further = ", ".join(name for name, real in SETS.items() if real.further)
+        lists = {
+            "sets": ", ".join(Options().sets),
+            "further": further,
+            "models": ",".join(MODELS),
+            "questions": ",".join(QUESTIONS),
+        }
         print((__doc__ or "").format(**lists))
         return 0
     if arguments[:1] == ["--job"]:

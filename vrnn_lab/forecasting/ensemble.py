@@ -21,7 +21,7 @@ from vrnn_lab.evaluation.recalibration import Recalibration, ahead, observed
 from vrnn_lab.forecasting.context_window import choose_window
 from vrnn_lab.models.base import Prediction, SequenceModel
 from vrnn_lab.models.recipe import Recipe
-from vrnn_lab.runs.baseline_folder import run_of
+from vrnn_lab.runs.baseline_folder import is_baseline, run_of
 from vrnn_lab.runs.build import Parts, load_parts, roles_of
 from vrnn_lab.runs.folder import config_of
 from vrnn_lab.runs.trust import Trust
@@ -268,10 +268,14 @@ class Recalibrations:
             line
             for name, factors in zip(self.names, self.factors, strict=True)
             for line in [
-                f"run {name}{'' if factors else ': not recalibrated'}",
+                f"run {name}{'' if factors else _without_factors(Path(name))}",
                 *(factors.lines() if factors else []),
             ]
         ]
+
+
+def _without_factors(folder: Path) -> str:
+    return ": a baseline, whose spread was fitted on validation" if is_baseline(folder) else ": not recalibrated"
 
 
 def load_runs(

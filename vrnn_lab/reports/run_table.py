@@ -304,7 +304,7 @@ def validation_comparison(metrics: dict[str, Any]) -> list[str]:
 
 def _facts(metrics: dict[str, Any], split: str) -> str:
     get = lambda key: number(metrics.get(key))
-    k = int(metrics[f"{split}/nll_samples"])
+    k = int(metrics.get(f"{split}/nll_samples", 0))
     lines = _diverged(metrics, split) + validation_comparison(metrics)
     if any(key.endswith("/coverage_50") for key in metrics):
         lines.append("coverage: the share of values inside the central 50 % and 90 % intervals of their predictions")
@@ -318,6 +318,8 @@ def _facts(metrics: dict[str, Any], split: str) -> str:
     lines += _out_of_time(metrics)
     kinds = {"nll": "a value, all points", "nll_events": "an event, their times", "nll_joint": "a value, with times"}
     how = "exact for this model" if metrics.get(f"{split}/nll_is_exact") else f"bound with K = {k} samples"
+    if not k:
+        lines.append("nll      none: a baseline is a part of this mixture, and has no density of whole series")
     for name, each in kinds.items():
         if f"{split}/{name}" in metrics:
             lines.append(
