@@ -20,6 +20,8 @@ from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.options import CONF, groups, options
 from vrnn_lab.config.validate import check, target
 from vrnn_lab.runs.build import assemble
+from vrnn_lab.runs.folder import record_start
+from vrnn_lab.training.fit import _check_same_run
 
 CHOICES = [(group, option) for group in groups() for option in options(group)]
 
@@ -307,13 +309,18 @@ def test_what_is_wrong_is_said_as_well_when_many_are_composed():
         assert str(one.value) == str(other.value)
 
 
-def test_a_new_key_that_is_null_renames_no_job_of_a_sweep():
-    config = compose(["model=rnn", "data=ou"])
+def test_a_new_key_at_its_default_renames_no_job_and_lets_an_older_run_resume(tmp_path):
+    config = compose(["model=rnn", "data=table", "data.path=a.csv"])
     older = copy.deepcopy(config)
     OmegaConf.set_struct(older, False)
-    del older["start"], older["trainer"]["max_time"]
+    del older["start"], older["trainer"]["max_time"], older["data"]["log"], older["data"]["support"]
     assert job_id(config) == job_id(older)
-    assert job_id(config) != job_id(compose(["model=rnn", "data=ou", "trainer.max_time=2m"]))
+    for changed in ("trainer.max_time=2m", "data.log=[a]", "data.support=counts"):
+        assert job_id(config) != job_id(compose(["model=rnn", "data=table", "data.path=a.csv", changed]))
+    record_start(tmp_path, older, [], {})
+    _check_same_run(config, tmp_path, resuming=False)
+    with pytest.raises(ConfigError, match=r"in which data\.log is None instead of"):
+        _check_same_run(compose(["model=rnn", "data=table", "data.path=a.csv", "data.log=[a]"]), tmp_path, False)
 
 
 @pytest.mark.parametrize("argument", ["retry=???", "start=???", "start=3"])

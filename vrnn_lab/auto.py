@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 USAGE = """python -m vrnn_lab.auto input=<file> [horizon=<H>] [budget=2m]
 
 Reads a table of irregular series, guesses what its columns are, trains a few models within the budget, chooses the
-best of them or a mixture on validation data, and says what to use. The folder that it writes is a run= for
-vrnn_lab.predict and vrnn_lab.evaluate, and vrnn_lab.report compares the runs in it.
+best of them, a simple baseline, or a mixture on validation data, and says what to use. The folder that it writes is a
+run= for vrnn_lab.predict and vrnn_lab.evaluate, and vrnn_lab.report compares the runs in it.
   input                .csv, .csv.gz or .parquet, one row per time, or one per time and channel (the long form)
   horizon              how far ahead to forecast, in the data's unit of time; days, if times are dates, or 2y, 3M, 1w,
                        1h; forecasts of all series are then written to <folder>/forecast.csv
@@ -39,10 +39,12 @@ vrnn_lab.predict and vrnn_lab.evaluate, and vrnn_lab.report compares the runs in
   trainer=cpu, optim.<key>, ...   any other override of vrnn_lab.run, for all candidates
   seed=0               of weights, training and noise
 
-Periods of a few long records are searched by a periodogram. Candidates are recalibrated on validation. Forecasts of
-many short series are judged by a second fit without the second half of each series, since a split by series never
-asks for what lies beyond the times of training. The mixture has the weights with the best log score on validation
-(stacking), and is taken only where such weights are better on validation series that they were not fitted on."""
+Periods of a few long records are searched by a periodogram. Channels of positive values are modelled by their
+logarithms where a cheap forecast of these is better (data.log=[] leaves this out). Candidates are recalibrated on
+validation. Forecasts of many short series are judged by a second fit without the second half of each series, since a
+split by series never asks for what lies beyond the times of training. The mixture has the weights with the best log
+score on validation (stacking), and is taken only where such weights are better on validation series that they were
+not fitted on."""
 
 KEYS = ("input", "horizon", "question", "budget", "output", "models", "seed")
 OWN = ("model", "data", "data.path", "trainer.max_time", "hydra.run.dir", "sweep", "resume")

@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from omegaconf import DictConfig, OmegaConf
 
-from vrnn_lab.config.compose import VOLATILE
+from vrnn_lab.config.compose import NEWER, VOLATILE
 from vrnn_lab.config.duration import duration
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.plain import flatten, to_dict
@@ -158,7 +158,8 @@ def _check_same_run(config: DictConfig, folder: Path, resuming: bool) -> None:
     if not (folder / run_files.CONFIG).exists():
         return
     before, now = (flatten(to_dict(c)) for c in (config_of(folder), config))
-    differ = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k) and not k.startswith(VOLATILE)]
+    value = lambda keys, key: keys.get(key, NEWER.get(key))  # a run of an earlier version lacks some keys
+    differ = [k for k in sorted({*before, *now}) if value(before, k) != value(now, k) and not k.startswith(VOLATILE)]
     done = (folder / run_files.FIT).exists()
     for key in differ:
         if not (resuming and key.startswith("trainer.") and not done):
