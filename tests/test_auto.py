@@ -277,6 +277,8 @@ def test_a_candidate_that_is_clearly_behind_is_given_up_late_in_its_fit(tmp_path
         ("input=a.csv optim.lr=fast budget=60", "optim.lr"),
         ("input=a.csv data.id=subject", "give it as id=<column>"),
         ("input=a.csv horizon=-5", "expected a positive length of time"),
+        ("input=a.csv future=a.csv", "give horizon=<H> too"),
+        ("input=a.csv horizon=1 future=b.csv", "b.csv"),
         ("input=a.csv horizon=1h", "numbers without a known unit"),
     ],
 )
@@ -372,6 +374,22 @@ def test_from_python_it_returns_a_forecaster(tmp_path, monkeypatch):
         vrnn_lab.auto(frame, idd="subject")
     with pytest.raises(TypeError, match="source is a list; expected a data frame"):
         vrnn_lab.auto([1, 2])
+
+
+@pytest.mark.slow
+def test_covariates_ahead_come_from_a_frame(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    frame = frame_of().drop(columns="dose").assign(wave=lambda x: np.sin(x["week"]))
+    ends = frame.groupby("subject", as_index=False)["week"].max()
+    future = pd.concat(
+        [ends.assign(week=ends["week"] + step, wave=np.sin(ends["week"] + step)) for step in (0.5, 1.5)]
+    )
+    more = {"models": ["linear_sde"], "overrides": ["trainer=cpu", "data.known=[wave]"], "budget": 20, "horizon": 2.0}
+    vrnn_lab.auto(frame, future=future, folder="here", **more)
+    written = pd.read_csv("here/forecast.csv")
+    assert len(written) == len(future) and set(written["id"]) == set(frame["subject"])
+    with pytest.raises(TypeError, match="name a file of covariates too"):
+        vrnn_lab.auto("here/data.csv", future=future, **more)
 
 
 def test_a_log_line_that_repeats_is_shown_once():

@@ -29,6 +29,7 @@ run= for vrnn_lab.predict and vrnn_lab.evaluate, and vrnn_lab.report compares th
   input                .csv, .csv.gz or .parquet, one row per time, or one per time and channel (the long form)
   horizon              how far ahead to forecast, in the data's unit of time; days, if times are dates, or 2y, 3M, 1w,
                        1h; forecasts of all series are then written to <folder>/forecast.csv
+  future               a file with the covariates (data.known=[...]) at the times within the horizon
   question             fill (gaps), ahead (forecasts) or both; by default ahead if a horizon is given, else both
   budget=120           seconds, or 2m, 1h: of all training and scoring together, as close as it can be kept. To
                        resume an interrupted command with what is left, repeat it
@@ -46,7 +47,7 @@ split by series never asks for what lies beyond the times of training. The mixtu
 score on validation (stacking), and is taken only where such weights are better on validation series that they were
 not fitted on."""
 
-KEYS = ("input", "horizon", "question", "budget", "output", "models", "seed")
+KEYS = ("input", "horizon", "future", "question", "budget", "output", "models", "seed")
 OWN = ("model", "data", "data.path", "trainer.max_time", "hydra.run.dir", "sweep", "resume")
 BUDGET = "120"
 
@@ -54,6 +55,7 @@ BUDGET = "120"
 def parsed(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Return the settings of a call, and the overrides of all candidates; raise ValueError for anything else."""
     from vrnn_lab.config.options import groups
+    from vrnn_lab.data.table.columns import column_names
 
     known = (*KEYS, *COLUMNS, *(group for group in groups() if group not in ("model", "data")))
     given = arguments(USAGE, (*known, "data.", "trainer.", "optim.", "schedule.", "evaluate.", "model."), list(argv))
@@ -66,6 +68,10 @@ def parsed(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
         raise ValueError(f"data.{named[0]}= names a column; give it as {named[0]}=<column>.")
     if given.get("question", "both") not in ("fill", "ahead", "both"):
         raise ValueError(f"question={given['question']}: expected fill, ahead or both.")
+    if "future" in given:
+        if "horizon" not in given:
+            raise ValueError("future= holds covariates at the times that horizon= asks for; give horizon=<H> too.")
+        column_names(Path(given["future"]).expanduser(), "future")
     if given.get("question") == "fill" and "horizon" in given:
         raise ValueError("horizon= asks for forecasts, and question=fill for gaps; leave one of them out.")
     return given, more
@@ -112,8 +118,9 @@ def _study(
     from vrnn_lab.automatic.plan import study_of
     from vrnn_lab.runs.folder import run_lock
 
-    path = Path(given["input"]).expanduser().absolute()  # so that resume= works in any folder
-    words = [word for word in argv if not word.startswith(("budget=", "output=", "input="))] + [f"input={path}"]
+    paths = {key: Path(given[key]).expanduser().absolute() for key in ("input", "future") if key in given}
+    words = [word for word in argv if not word.startswith(("budget=", "output=", "input=", "future="))]
+    words += [f"{key}={path}" for key, path in paths.items()]  # absolute, so that resume= works in any folder
     before = recorded(folder).get("arguments")
     if before is not None and sorted(before) != sorted(words):
         raise ValueError(
@@ -172,7 +179,8 @@ def _forecast(study: Any, found: Any, given: Mapping[str, str]) -> None:
     from vrnn_lab.predict import write
 
     folder = expanded([study.folder]).folders[0]
-    query = Query(None, *spans(given["horizon"], None), seed=study.seed)
+    future = Path(given["future"]).expanduser() if "future" in given else None
+    query = Query(None, *spans(given["horizon"], None), seed=study.seed, future=future)
     try:
         source = Path(given["input"]).expanduser()
         forecasts = Forecasts.of(found.parts, source, query, schema_of(found.parts.config, {}), folder)
@@ -191,18 +199,20 @@ def auto(
     models: Sequence[str] = (),
     seed: int = 0,
     overrides: Sequence[str] = (),
+    future: "pd.DataFrame | str | Path | None" = None,
     **columns: str | None,
 ) -> "Forecaster":
     """Find a good model for a data frame or file, as the command does; return it as a fitted Forecaster.
 
     columns: id, time, channel, value, where the guess is wrong; id=None: one series. overrides: as on the command
-    line, such as "data.period=365.25". folder: of the study, which a repeated call resumes; for a frame it keeps the
-    frame as data.csv. Raise ValueError where the arguments, or the table, cannot work.
+    line, such as "data.period=365.25". future: covariates within the horizon, a file, or a frame beside a frame.
+    folder: of the study, which a repeated call resumes; for a frame it keeps the frame as data.csv. Raise ValueError
+    where the arguments, or the table, cannot work.
     """
     from datetime import datetime
 
     from vrnn_lab.core.files import write_whole
-    from vrnn_lab.core.run_files import FRAME
+    from vrnn_lab.core.run_files import FRAME, FUTURE
     from vrnn_lab.forecaster import Forecaster
     from vrnn_lab.forecasting.frames import as_pandas
 
@@ -217,7 +227,14 @@ def auto(
             raise ValueError(f"folder={top} holds a study of another frame; name another folder.")
         write_whole(top / FRAME, written)
         words, source = [f"output={top}"], top / FRAME
+        if future is not None and not isinstance(future, (str, Path)):
+            written = as_pandas(future, "future").to_csv(index=False, lineterminator="\n")
+            write_whole(top / FUTURE, written)
+            future = top / FUTURE
+    if future is not None and not isinstance(future, (str, Path)):
+        raise TypeError(f"future= is a {type(future).__name__}, and the table a file; name a file of covariates too.")
     settings = {"input": source, "horizon": horizon, "question": question, "budget": budget, "seed": seed}
+    settings |= {"future": future}
     words += [f"{key}={value}" for key, value in settings.items() if value is not None]
     words += [f"models={','.join(models)}"] if models else []
     words += [f"{key}={'null' if name is None else name}" for key, name in columns.items()]

@@ -11,6 +11,7 @@ METRICS, CALIBRATION, RECALIBRATION = "metrics.json", "calibration.json", "recal
 OUT_OF_TIME_VALUES = "out_of_time.npz"
 OUT_OF_TIME, LOG, LOCK, FRAME = "out_of_time.json", "run.log", ".lock", "data.csv"
 MIXTURE, STUDY = "mixture.json", "auto.json"  # of the folder of vrnn_lab.auto, in which the run folders lie
+FUTURE = "future.csv"  # of the covariates that vrnn_lab.auto was given as a frame
 BASELINE = "baseline.json"  # of a folder beside those, which holds a baseline in place of a run
 
 
