@@ -250,6 +250,7 @@ def test_a_table_is_trained_scored_and_predicted(tmp_path, head, kind):
     assert not called(predict, f"run={folder}", f"input={file}", f"output={output}", "horizon=5", "draws=19")
     found = pd.read_csv(output)
     assert len(found) and (found["q05"] >= 0).all() and (found["mean"] > 0).all()
+    assert kind == "positive" or (found["q50"] == found["q50"].round()).all()  # the middle one of 19 draws
     frame.loc[0, "a"] = -2
     frame.to_csv(file, index=False)
     words = "whole numbers from 0" if kind == "counts" else "numbers above 0"

@@ -23,6 +23,7 @@ def by_scipy(function: Callable[..., Any], *numbers: Tensor) -> Tensor:
     return torch.as_tensor(np.asarray(found)).to(numbers[0])
 
 
+ONE = 1e-6  # tolerance of a unit of one count
 CERTAIN, RAREST = 1 - 2.0**-53, 1e-60  # limits of probabilities, so that no quantile is infinite
 
 
@@ -118,7 +119,9 @@ class Counts(Density):
         return (value / self.unit).double().round()
 
     def affine(self, factor, shift):
-        return self._with_unit(self.unit * factor + 0 * shift)
+        unit = self.unit * factor + 0 * shift
+        # A unit of one count, but for the precision of a model's numbers, is exactly one.
+        return self._with_unit(torch.where((unit - 1).abs() < ONE, 1.0, unit))
 
     @abstractmethod
     def _with_unit(self, unit: Tensor) -> "Counts":

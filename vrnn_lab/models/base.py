@@ -307,6 +307,8 @@ class SequenceModel(TrainingSteps, ABC):
         if self.scale.log:
             density = LogDensity(density, self.data_in_log)
             paths = density.exponential(paths)
+        if self.scale.support == COUNTS:  # whole numbers, up to the precision of the model
+            paths = paths.round()
         return Prediction(torch.where(given.seen, given.values.to(paths), paths), density)
 
     def _unscaled(self, batch: TimeSeries) -> Float[Tensor, "batch time dim"]:
