@@ -252,6 +252,7 @@ def physionet(stays: int = 1000) -> Callable[[], pd.DataFrame]:
         some = data.splits["train"].part(np.arange(stays))
         assert some.names is not None
         table = pd.DataFrame(some.values, columns=list(data.channels)).dropna(axis=1, how="all")
+        table = table.drop(columns="MechVent")  # it is 1 wherever it is recorded
         table.insert(0, "time", some.times)
         table.insert(0, "id", np.repeat([str(name) for name in some.names], some.lengths))
         return table
@@ -302,7 +303,7 @@ SETS = {
             "phenobarbital in 59 infants",
             further=True,
         ),
-        RealSet("physionet", "", physionet(), "1000 stays in intensive care, 37 channels", further=True),
+        RealSet("physionet", "", physionet(), "1000 stays in intensive care, 36 channels", further=True),
         RealSet("ou", "", simulated("ou"), "200 simulated Ornstein-Uhlenbeck processes", further=True),
         RealSet("periodic", "", simulated("periodic"), "200 simulated sine waves", further=True),
         RealSet("spirals_1d", "", simulated("spirals_1d"), "200 simulated windows of spirals", further=True),
