@@ -176,18 +176,30 @@ def test_a_model_that_is_right_is_taken_alone():
     assert stacking.choose(scores_of(normal_nll(x, 0))).weights == (1.0,)
 
 
-def test_few_values_decide_on_no_mixture():
-    rng = np.random.default_rng(0)
-    x = np.where(rng.random(20) < 0.5, rng.normal(-2, 1, 20), rng.normal(2, 1, 20))
-    found = stacking.choose(scores_of(normal_nll(x, -2), normal_nll(x, 2)))
-    assert not found.mixed and sorted(found.weights) == [0, 1] and found.values == 20
+def test_few_values_choose_nothing_however_often_they_are_scored():
+    x = np.random.default_rng(0).normal(size=20)
+    each = scores_of(normal_nll(x, 0), normal_nll(x, 3))
+    for repeated in (1, 5):
+        found = stacking.choose([ValueScores.of_patterns([one] * repeated) for one in each])
+        assert found.mixed and found.weights == (0.5, 0.5) and found.values == 20
+    assert stacking.choose(each[:1]).weights == (1.0,)
+
+
+def test_scores_of_several_patterns_are_kept_apart(tmp_path):
+    one, two = scores_of(np.arange(40.0), np.arange(40.0) + 1)
+    both = ValueScores.of_patterns([one, two])
+    assert both.distinct == 40 and len(common([both, both])[0].nll) == 80
+    both.save(tmp_path / "scores.npz")
+    np.testing.assert_array_equal(ValueScores.load(tmp_path / "scores.npz").pattern, np.repeat([0, 1], 40))
+    one.save(tmp_path / "scores.npz")
+    assert ValueScores.load(tmp_path / "scores.npz").pattern is None
 
 
 def test_only_values_that_all_models_were_asked_for_count():
     rng = np.random.default_rng(0)
     one, two = scores_of(rng.normal(size=40), rng.normal(size=40))
     order = rng.permutation(40)[:30]
-    fewer = ValueScores(*(getattr(two, name)[order] for name in vars(two)))
+    fewer = ValueScores(*(each[order] for each in vars(two).values() if each is not None))
     left, right = common([one, fewer])
     assert len(left.nll) == 30 and np.array_equal(left.time, right.time)
     np.testing.assert_array_equal(left.nll, one.nll[left.time.astype(int)])
@@ -241,6 +253,26 @@ def test_the_first_candidate_is_trained_however_small_the_budget(tmp_path, monke
     with pytest.raises(ConfigError, match="no candidate was trained within the budget of 12 s"):
         train(study, ["linear_sde", "rnn", "latent_ode"], False, Budget.of(tmp_path, 12.0, monotonic()), display)
     assert trained[0] == 3.0
+
+
+@pytest.mark.parametrize(("seconds", "more"), [(300.0, 3), (24.0, 0)])
+def test_what_is_left_of_the_budget_goes_to_further_fits_of_the_best_candidate(tmp_path, monkeypatch, seconds, more):
+    losses = {"linear_sde": 2.0, "rnn": 1.0}
+
+    def run(study, name, budget, *rest):
+        budget.before += 8.0
+        loss = losses.get(name, 1.5)
+        crps = {"val/interpolation/ncrps": loss, "val/forecast/ncrps": loss}
+        return {"val/loss": 3 - loss, "fit/seconds": 5.0, "score/seconds": 3.0, "fit/steps": 7.0, **crps}
+
+    monkeypatch.setattr(study_module, "_run", run)
+    study = Study(tmp_path, (), "both", None, ("linear_sde", "rnn"), 0)
+    budget = Budget.of(tmp_path, seconds, monotonic())
+    done = train(study, study.candidates, False, budget, BudgetDisplay(seconds))
+    assert done == ["linear_sde", "rnn", *(f"rnn-{number}" for number in range(2, 2 + more))]
+    assert {"model=rnn", "seed=1"} <= set(study.overrides("rnn-2", 6.5, False))
+    assert {"model=rnn", "seed=0"} <= set(study.overrides("rnn", 6.5, False))
+    assert not more or budget.limits["rnn-2"] == 6.5  # somewhat longer than the first one took
 
 
 def test_a_candidate_that_is_clearly_behind_is_given_up_late_in_its_fit(tmp_path):

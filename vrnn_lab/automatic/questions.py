@@ -1,6 +1,7 @@
 """Score a fitted run on validation for what the user wants to know: gaps, or forecasts."""
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from vrnn_lab.config.errors import ConfigError
@@ -16,6 +17,7 @@ from vrnn_lab.training.fit_recalibration import plans
 from vrnn_lab.training.out_of_time import queries_beyond
 
 QUESTIONS = {"fill": ("interpolation",), "ahead": ("forecast",), "both": ("interpolation", "forecast")}
+PATTERNS, ENOUGH = 20, 300  # most patterns of observed values; values from which there are no more of them
 ORIGINS = 5  # cutoffs in the validation part of a series, for a given horizon
 
 
@@ -31,8 +33,12 @@ def validation_scores(parts: Parts, folder: Path, question: str, horizon: float 
     if question == "forecast" and beyond:
         return ValueScores.load(folder / run_files.OUT_OF_TIME_VALUES)
     factors = load(folder, parts.model.scale.channels)
-    batches = validation_batches(parts, question, horizon)
-    return value_scores(parts.model, batches, parts.protocol.draws, parts.config.seed, factors.apply)
+    return ValueScores.of_patterns(
+        [
+            value_scores(parts.model, batches, parts.protocol.draws, parts.config.seed, factors.apply)
+            for batches in validation_patterns(parts, question, horizon)
+        ]
+    )
 
 
 def baseline_scores(
@@ -44,23 +50,36 @@ def baseline_scores(
     The baseline and its spread are chosen on those values, as the recalibration of a run is.
     """
     if question == "forecast" and beyond:
-        batches = list(queries_beyond(parts))
+        patterns = [list(queries_beyond(parts))]
     else:
-        batches = list(validation_batches(parts, question, horizon))
-    found = best_baseline(batches, parts.model.scale, question)
+        patterns = list(validation_patterns(parts, question, horizon))
+    found = best_baseline(chain.from_iterable(patterns), parts.model.scale, question)
     if found is None:
         return None
     name, spread = found
     recipe = Recipe(parts.model.recipe.optim, parts.model.recipe.schedule)
     model = BaselineModel(parts.model.scale, recipe, name, spread, spread)
-    return name, spread, value_scores(model, batches, parts.protocol.draws, parts.config.seed)
+    scores = [value_scores(model, batches, parts.protocol.draws, parts.config.seed) for batches in patterns]
+    return name, spread, ValueScores.of_patterns(scores)
 
 
-def validation_batches(parts: Parts, question: str, horizon: float | None) -> Iterator[TimeSeries]:
-    """Yield the validation batches of a question, but of forecasts beyond the times of training."""
-    if question == "forecast" and parts.data.split_in_time and (rolling := list(_rolling(parts, horizon))):
-        return iter(rolling)
-    return iter(batches_of(parts.data, parts.protocol.questions[question], parts.protocol.draws))
+def validation_patterns(parts: Parts, question: str, horizon: float | None) -> Iterator[list[TimeSeries]]:
+    """Yield the validation batches of a question, but of forecasts beyond the times of training.
+
+    Where validation has few values, gaps are asked for under several patterns of observed values, each a list of
+    batches, so that models are told apart by more than the luck of one pattern.
+    """
+    if question == "forecast":
+        rolling = list(_rolling(parts, horizon)) if parts.data.split_in_time else []
+        yield rolling or list(batches_of(parts.data, parts.protocol.questions[question], parts.protocol.draws))
+        return
+    values = 0
+    for number in range(PATTERNS):
+        batches = list(batches_of(parts.data, parts.protocol.questions[question], parts.protocol.draws, number))
+        yield batches
+        values += sum(int(batch.scored.sum()) for batch in batches)
+        if values >= ENOUGH:
+            return
 
 
 def _rolling(parts: Parts, horizon: float | None) -> Iterator[TimeSeries]:

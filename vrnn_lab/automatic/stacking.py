@@ -10,8 +10,8 @@ from vrnn_lab.evaluation.value_scores import ValueScores, common
 
 ROUNDS = 500  # of expectation and maximisation, at most
 LEAST = 0.05  # a model with a smaller weight is left out
-PRIOR = 1.0  # pseudo-values for each model, which keep weights from few values near equal ones
-FEWEST = 30  # values from which models are mixed; with fewer the best one is taken
+PRIOR = 5.0  # pseudo-values for each model, which keep weights from few values near equal ones
+FEWEST = 30  # values from which a choice is made; with fewer all models have the same weight
 HALVES = 2  # parts of the validation series; weights from the others are scored on each
 
 
@@ -21,8 +21,8 @@ class Choice:
 
     weights: tuple[float, ...]  # zero for a model that is left out
     gain: float  # nats a value by which the mixture was better than the best model on validation series left out
-    mixed: bool  # whether it was better, so that the weights are those of the mixture
-    values: int  # on validation, that the choice was made on
+    mixed: bool  # whether the weights are those of a mixture
+    values: int  # different ones on validation, that the choice was made on
 
 
 def choose(scores: Sequence[ValueScores]) -> Choice:
@@ -31,7 +31,8 @@ def choose(scores: Sequence[ValueScores]) -> Choice:
     scores: of each model; what counts are the values that all were asked for. The weights maximise the mean over
     values of log sum_m w_m p_m (Yao et al. 2018, Bayesian Analysis 13(3)), by expectation and maximisation. The
     mixture is taken where weights that were fitted on one half of the series are better on the other half than the
-    model that was best on the first, and there are FEWEST values; else the model with the lowest mean nll.
+    model that was best on the first; else the model with the lowest mean nll. With fewer than FEWEST different
+    values, which cannot tell models apart, all models have the same weight.
 
     Raise ValueError where there is no such value.
     """
@@ -40,16 +41,18 @@ def choose(scores: Sequence[ValueScores]) -> Choice:
     if not len(first):
         raise ValueError("validation holds no value that could be scored; give the data more series or points.")
     logs = np.stack([-each.nll for each in scores], 1)
-    best = int(logs.mean(0).argmax())
-    alone = tuple(float(i == best) for i in range(logs.shape[1]))
-    gain = _gain(logs, _halves(first)) if len(scores) > 1 and len(first) >= FEWEST else 0.0
+    best, count, values = int(logs.mean(0).argmax()), logs.shape[1], scores[0].distinct
+    if values < FEWEST:
+        return Choice((1 / count,) * count, 0.0, count > 1, values)
+    alone = tuple(float(i == best) for i in range(count))
+    gain = _gain(logs, _halves(first)) if count > 1 else 0.0
     if not gain > 0:
-        return Choice(alone, gain, False, len(first))
+        return Choice(alone, gain, False, values)
     kept = np.flatnonzero(_fit(logs) >= LEAST)
     weights = np.zeros(logs.shape[1])
     weights[kept] = np.round(_fit(logs[:, kept]), 3)
     weights[int(weights.argmax())] += 1 - weights.sum()
-    return Choice(tuple(weights.tolist()), gain, len(kept) > 1, len(first))
+    return Choice(tuple(weights.tolist()), gain, len(kept) > 1, values)
 
 
 def _halves(series: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -31,6 +31,7 @@ WIDEST = 1000.0  # the largest factor, and the inverse of the smallest; a factor
 LEAST = 30  # least number of validation values for a channel's own factor
 FEWEST = 10  # validation values from which a spread may be widened, but not narrowed
 BLOCKS = 9  # least number of validation blocks for narrowing: LEVEL = BLOCKS / (BLOCKS + 1)
+APART = 2**32  # distance between the seeds of two patterns
 SERIES = 600  # most validation series in a fit
 ROUNDING = 1e-9  # relative tolerance of times at the limits of training
 LEVEL = 0.9  # target coverage of the central interval of the same level
@@ -263,11 +264,14 @@ def evenly(count: int, most: int = SERIES) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
-def batches_of(data: SeriesData, task: Task, draws: int) -> Batches:
-    """Return batches of at most SERIES validation series, evenly chosen, under a task."""
+def batches_of(data: SeriesData, task: Task, draws: int, pattern: int = 0) -> Batches:
+    """Return batches of at most SERIES validation series, evenly chosen, under a task.
+
+    pattern: the number of the pattern of observed values, where the task draws them; 0 is that of evaluation.
+    """
     series = data.splits["val"]
     part = series.part(evenly(len(series)))
-    return Batches(part, task, rows_at_once(data, "val", task, draws), data.seed, alike=True)
+    return Batches(part, task, rows_at_once(data, "val", task, draws), data.seed + pattern * APART, alike=True)
 
 
 def needed(prediction: Prediction, batch: TimeSeries, block: Float64[Tensor, "batch time 2"] | None = None) -> Needed:

@@ -28,11 +28,25 @@ class ValueScores:
     channel: NDArray[np.int64]  # (values,): index of the channel
     nll: NDArray[np.float64]  # (values,): in nats, of the value given what was observed
     ncrps: NDArray[np.float64]  # (values,): in training stds
+    # (values,): the number of the pattern of observed values, where there are several of each series; None: one.
+    pattern: NDArray[np.int64] | None = None
+
+    @classmethod
+    def of_patterns(cls, scores: "Sequence[ValueScores]") -> "ValueScores":
+        """Join scores of several patterns of observed values, which are numbered in their order."""
+        own = [field.name for field in fields(cls) if field.name != "pattern"]
+        joined = {name: np.concatenate([getattr(each, name) for each in scores]) for name in own}
+        return cls(**joined, pattern=np.repeat(np.arange(len(scores)), [len(each.nll) for each in scores]))
+
+    @property
+    def distinct(self) -> int:
+        """Return the number of different values, each of which may have been scored under several patterns."""
+        return len(pd.DataFrame({key: getattr(self, key) for key in ("series", "time", "channel")}).drop_duplicates())
 
     def save(self, file: Path) -> None:
         """Write the scores to an .npz file, atomically."""
         content = io.BytesIO()
-        np.savez_compressed(content, **vars(self))
+        np.savez_compressed(content, **{name: each for name, each in vars(self).items() if each is not None})
         write_bytes(file, content.getbuffer())
 
     @classmethod
@@ -40,15 +54,17 @@ class ValueScores:
         """Read such a file; raise DamagedError for any other."""
         try:
             with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as found:
-                return cls(*(found[field.name] for field in fields(cls)))
+                known = {field.name for field in fields(cls)} - ({"pattern"} - {*found})
+                return cls(**{name: found[name] for name in known})
         except (ValueError, KeyError, EOFError, BadZipFile) as error:
             raise DamagedError(f"{file} holds no scores of values ({error}). Remove it.") from error
 
 
 def common(scores: Sequence[ValueScores]) -> list[ValueScores]:
     """Return the scores of the values that all models were asked for, in one order."""
-    keys = ["series", "origin", "time", "channel"]
-    frames = [pd.DataFrame(vars(each)).drop_duplicates(keys).set_index(keys) for each in scores]
+    keys = ["series", "origin", "time", "channel", "pattern"]
+    tables = [pd.DataFrame({**vars(each), "pattern": 0 if each.pattern is None else each.pattern}) for each in scores]
+    frames = [table.drop_duplicates(keys).set_index(keys) for table in tables]
     index = frames[0].index
     for frame in frames[1:]:
         index = index.intersection(frame.index, sort=False)
