@@ -126,15 +126,16 @@ def sentences(found: Verdict) -> list[str]:
     for question, choice in found.choices.items():
         text = f"For {WORDS[question]} use {found.name(question)}"
         if choice.values < FEWEST:
-            text += f" (validation has only {choice.values} values, too few to choose by"
-            text += ": all candidates have the same weight)" if choice.mixed else ")"
-        elif choice.mixed:
+            text += f" (validation has only {choice.values} values, so this choice is uncertain)"
+        elif choice.mixed and choice.gain > 0:
             text += (
                 f", by {choice.gain:.2g} nats a value better than the best single one on validation series that "
                 "its weights were not fitted on"
             )
+        elif choice.mixed:
+            text += ", which is not told apart from the best single one on validation, and is the safer choice"
         elif len(choice.weights) > 1:
-            text += ", the best candidate on validation; a mixture is not better"
+            text += ", the best candidate on validation; a mixture is worse"
         ours, best = found.scores.get(f"val/{question}/{found.unit}"), found.best_baseline(question)
         compared = "" if ours is None or best is None else _against(ours, *best)
         if question == "forecast":
