@@ -37,7 +37,8 @@ class Spread:
 
     def std(self, distance: Float64[Tensor, "batch time dim"]) -> Float64[Tensor, "batch time dim"]:
         """Return the std at a distance in time; infinite distances count as the furthest one."""
-        return (self.constant + self.growth * distance.clamp(max=self.furthest)).sqrt()
+        constant, growth = self.constant.to(distance), self.growth.to(distance)
+        return (constant + growth * distance.clamp(max=self.furthest)).sqrt()
 
     @classmethod
     def fit(
@@ -74,8 +75,9 @@ class Spread:
 class BaselineModel(SequenceModel):
     """Predict by a baseline: a Gaussian about its guess, with one `Spread` for gaps and one for forecasts.
 
-    Given what is observed, its values are independent of one another. It has no objective, and no density of a whole
-    series. It may be a member of a mixture of models.
+    Given what is observed, its values are independent of one another. Its spread is one of observed values, so it
+    includes their measurement errors. It has no objective, and no density of a whole series. It may be a member of a
+    mixture of models.
     """
 
     takes_covariates = takes_error = answers_apart = True
@@ -101,12 +103,9 @@ class BaselineModel(SequenceModel):
         """Return independent draws at every point, and their densities, both in the data's units."""
         given = replace(batch.given(), scored=batch.scored)
         known = on_log_scale(given, self.scale)
-        mean, level = known.values.double(), self.scale.mean.to(known.values)
-        mean = self.guess(known, level).double()
+        mean = self.guess(known, self.scale.mean.to(known.values)).double()
         stds = {name: self.spreads[name].std(distances(known, name)) for name in QUESTIONS}
         std = torch.where(ahead(known)[..., None], stds["forecast"], stds["interpolation"])
-        if given.error is not None:
-            std = torch.hypot(std, given.error.double())
         inner = Gaussian(mean, std).map(lambda x: x.expand(samples, *x.shape))
         density = LogDensity(inner, self.data_in_log) if self.scale.log else inner
         noise = self.noise.at_points("value", given, samples, self.scale.dim, mean)
