@@ -18,7 +18,7 @@ from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.core.run_files import OUT_OF_TIME_VALUES
 from vrnn_lab.data.base import SeriesData
 from vrnn_lab.evaluation.baseline_model import Spread
-from vrnn_lab.evaluation.value_scores import ValueScores
+from vrnn_lab.evaluation.value_scores import ValueScores, common
 from vrnn_lab.forecasting.ensemble import Weights
 from vrnn_lab.forecasting.mixture_folder import Mixture
 from vrnn_lab.runs import baseline_folder, provenance
@@ -282,7 +282,7 @@ def _baselines(
     spreads: dict[str, dict[str, Spread]] = {}
     for question, of_members in scores.items():
         best = baseline_scores(parts, question, study.horizon, beyond)
-        if best is not None:
+        if best is not None and not (question == "forecast" and beyond and _behind_within(study, fitted)):
             name, spread, found = best
             spreads.setdefault(name, {})[question] = spread
             of_members[folder_name(name)] = found
@@ -291,6 +291,22 @@ def _baselines(
         pair = (each.get(question, some) for question in ("interpolation", "forecast"))
         baseline_folder.save(study.folder / folder_name(name), name, study.folder / run, *pair)
     return [folder_name(name) for name in spreads]
+
+
+def _behind_within(study: Study, fitted: dict[str, Parts]) -> bool:
+    """Return whether simple baselines forecast worse than some candidate within the times of training.
+
+    Beyond these times, candidates are judged by a second fit on half of their data, and a baseline, which is not
+    fitted, would be at an advantage. So it must be better than the candidates themselves, too.
+    """
+    parts = next(iter(fitted.values()))
+    best = baseline_scores(parts, "forecast", study.horizon, beyond=False)
+    if best is None:
+        return True
+    scores = [validation_scores(each, study.folder / model, "forecast", study.horizon, beyond=False)
+              for model, each in fitted.items()]  # fmt: skip
+    *models, baseline = (each.nll.mean() for each in common([*scores, best[2]]))
+    return min(models) < baseline
 
 
 def folder_name(baseline: str) -> str:
