@@ -311,6 +311,8 @@ def test_a_candidate_that_is_clearly_behind_is_given_up_late_in_its_fit(tmp_path
         ("input=a.csv data.id=subject", "give it as id=<column>"),
         ("input=a.csv horizon=-5", "expected a positive length of time"),
         ("input=a.csv future=a.csv", "give horizon=<H> too"),
+        ("input=a.csv horizon=1 future=a.csv", "does not say which columns these are"),
+        ("input=a.csv horizon=1 future=a.csv data.known=[wave]", "has no column 'wave', which data.known names"),
         ("input=a.csv horizon=1 future=b.csv", "b.csv"),
         ("input=a.csv horizon=1h", "numbers without a known unit"),
     ],
@@ -423,6 +425,21 @@ def test_covariates_ahead_come_from_a_frame(tmp_path, monkeypatch):
     assert len(written) == len(future) and set(written["id"]) == set(frame["subject"])
     with pytest.raises(TypeError, match="name a file of covariates too"):
         vrnn_lab.auto("here/data.csv", future=future, **more)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "head"), [("counts", "poisson"), ("binary", "bernoulli"), ("positive", "gamma")])
+def test_other_values_than_real_ones_are_studied_too(kind, head, tmp_path):
+    frame = frame_of()
+    values = {
+        "counts": frame["level"].round(),
+        "binary": (frame["level"] > 20).astype(int),
+        "positive": frame["level"],
+    }
+    frame.assign(level=values[kind]).to_csv(tmp_path / "a.csv", index=False)
+    words = [f"data.support={kind}", f"model/head={head}", "models=rnn", "trainer=cpu", "evaluate.draws=19"]
+    done = command("auto", "input=a.csv", *words, "budget=15", "output=found", folder=tmp_path)
+    assert "For gaps use " in done.stdout and "For forecasts use " in done.stdout
 
 
 def test_a_log_line_that_repeats_is_shown_once():

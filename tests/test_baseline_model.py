@@ -52,6 +52,12 @@ def test_a_spread_is_that_of_the_errors():
     torch.testing.assert_close(far[:, 1:], far[:, :1].expand(1, 2, 2))
 
 
+def test_a_channel_without_values_has_the_spread_of_the_others():
+    errors, channel = torch.tensor([[0.0, 2.0], [0.0, -2.0]]).double(), torch.zeros(2, dtype=torch.long)
+    found, _ = Spread.fit(errors, channel, scale_of(), 1.0)
+    torch.testing.assert_close(found.constant[1] / 36, found.constant[0] / 9, rtol=1e-3, atol=0)  # of stds 6 and 3
+
+
 def test_a_prediction_is_the_guess_with_the_spread_of_its_distance():
     scale = scale_of()
     model = BaselineModel(scale, recipe_of(), "last", spread_of(growth=0.0), spread_of())
@@ -132,7 +138,7 @@ def study(tmp_path_factory):
 
 @IN_PROCESS
 def test_a_baseline_that_is_better_on_validation_is_the_answer(study, monkeypatch, capsys):
-    top, _, found = study
+    top, made, found = study
     assert sum(found.choices["forecast"].weights[1:]) > 0.9 and found.members[0] == "rnn"
     assert any(line.startswith("For forecasts use ") and "the baseline 'drift'" in line for line in sentences(found))
     crps = {name: found.scores[f"test/forecast/{name}"] for name in ("crps", "coverage_90")}
@@ -148,7 +154,13 @@ def test_a_baseline_that_is_better_on_validation_is_the_answer(study, monkeypatc
     assert call(evaluate, "run=found", monkeypatch, top) == 0
     assert call(evaluate, "run=found backtest=true backtest.horizon=1 backtest.folds=1", monkeypatch, top) == 0
     assert len(Forecaster.load(top / "found").predict(frame, horizon=1.0, every=0.5)) == 80
+    saved = Forecaster.load(Forecaster.load(top / "found").save(top / "saved"))
+    again, before = (each.predict(frame, horizon=1.0, every=0.5) for each in (saved, Forecaster.load(top / "found")))
+    pd.testing.assert_frame_equal(again, before)
     capsys.readouterr()
+    baseline = next(made.folder.glob("baseline_*"))
+    assert call(evaluate, f"run={baseline}", monkeypatch, top) == 2
+    assert "name the folder around it" in capsys.readouterr().err
     assert call(sample, "run=found output=drawn.csv", monkeypatch, top) != 0
     assert "Traceback" not in capsys.readouterr().err
 

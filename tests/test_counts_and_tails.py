@@ -81,6 +81,18 @@ def test_a_density_in_other_units_is_the_same_one(name):
     torch.testing.assert_close(moved.draw(noise), 2.5 * found.draw(noise) + shift)
 
 
+def test_huge_counts_are_drawn_at_once_and_are_finite():
+    noise = tensor(-40.0, -2.0, 0.0, 2.0, 40.0)
+    for rate in (1e5, 1e7, 1e12):
+        draws = Poisson(tensor(rate), tensor(1.0)).draw(noise)
+        assert draws.isfinite().all() and (draws.diff() > 0).all()
+        np.testing.assert_allclose(draws[1:4], rate + np.sqrt(rate) * noise[1:4], rtol=1e-2)
+        wide = NegativeBinomial(tensor(rate), tensor(1.0), tensor(4.0)).draw(noise)
+        truth = scipy.stats.gamma(4, scale=rate / 4).ppf(scipy.stats.norm.cdf(noise[1:4]))
+        assert wide.isfinite().all()
+        np.testing.assert_allclose(wide[1:4], truth, rtol=1e-2)
+
+
 def test_values_outside_a_support_have_no_density_and_no_wild_gradient():
     shape = torch.tensor([2.0, 2.0], dtype=F64, requires_grad=True)
     each = Gamma(shape, tensor(1.0, 1.0)).log_prob_each(tensor(0.0, 1.0))
@@ -169,6 +181,8 @@ def test_supports_are_refused_elsewhere():
             model_of(f"rnn model/head={head}", scale_of(support=support))
     with pytest.raises(ValueError, match="model/head=poisson or negative_binomial"):
         model_of("rnn", scale_for("poisson"))
+    with pytest.raises(ValueError, match=r"for a table of counts values, data\.support=counts"):
+        model_of("rnn model/head=poisson", scale_of())
     with pytest.raises(ValueError, match=r"head\.df=1\.5; expected more than 2"):
         model_of("rnn model/head=student_t model.head.df=1.5", scale_of())
 

@@ -184,6 +184,17 @@ def test_noise_of_the_rounding_leaves_values_above_zero(tmp_path):
     assert (noisy > 0).all() and (noisy % 1 != 0.25).any()
 
 
+def test_streams_with_other_log_channels_do_not_share_their_noise(tmp_path, monkeypatch):
+    monkeypatch.setenv("VRNN_LAB_CACHE", str(tmp_path / "cache"))
+    frame = growth(tmp_path / "values.csv")
+    frame["a"], frame["b"] = 0.2 + frame["a"].round().clip(0, 20), 0.2 + frame["b"].abs().round()
+    frame.to_csv(tmp_path / "values.csv", index=False)
+    for place, name in enumerate(("a", "b")):
+        table = Table(str(tmp_path / "values.csv"), log=[name], stream=True)
+        values = np.concatenate([np.asarray(split.values) for split in table.splits.values()])
+        assert (values[:, place] > 0).all() and (values[:, 1 - place] <= 0).any()
+
+
 @IN_PROCESS
 def test_a_run_predicts_above_zero_in_the_units_of_the_table(tmp_path):
     file = tmp_path / "values.csv"

@@ -54,6 +54,7 @@ BUDGET = "120"
 
 def parsed(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Return the settings of a call, and the overrides of all candidates; raise ValueError for anything else."""
+    from vrnn_lab.config.compose import from_overrides
     from vrnn_lab.config.options import groups
     from vrnn_lab.data.table.columns import column_names
 
@@ -71,7 +72,13 @@ def parsed(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     if "future" in given:
         if "horizon" not in given:
             raise ValueError("future= holds covariates at the times that horizon= asks for; give horizon=<H> too.")
-        column_names(Path(given["future"]).expanduser(), "future")
+        names = column_names(Path(given["future"]).expanduser(), "future")
+        known = from_overrides([word for word in more if word.startswith("data.known=")])
+        known = list(known.data.known) if known else []
+        if not known:
+            raise ValueError("future= holds covariates, and data.known=[...] does not say which columns these are.")
+        if lacking := [name for name in known if name not in names]:
+            raise ValueError(f"future={given['future']} has no column '{lacking[0]}', which data.known names.")
     if given.get("question") == "fill" and "horizon" in given:
         raise ValueError("horizon= asks for forecasts, and question=fill for gaps; leave one of them out.")
     return given, more
@@ -218,6 +225,12 @@ def auto(
 
     if unknown := columns.keys() - set(COLUMNS):
         raise TypeError(f"auto() has no argument '{min(unknown)}'; its names of columns are {', '.join(COLUMNS)}.")
+    if future is not None and horizon is None:
+        raise ValueError("future= holds covariates at the times that horizon= asks for; give horizon too.")
+    if future is not None and not isinstance(future, (str, Path)):
+        if isinstance(source, (str, Path)):
+            raise TypeError("future= is no file, but the table is one; name a file of covariates too.")
+        future = as_pandas(future, "future")
     words = [] if folder is None else [f"output={folder}"]
     if not isinstance(source, (str, Path)):
         source = as_pandas(source, "source")
@@ -228,11 +241,8 @@ def auto(
         write_whole(top / FRAME, written)
         words, source = [f"output={top}"], top / FRAME
         if future is not None and not isinstance(future, (str, Path)):
-            written = as_pandas(future, "future").to_csv(index=False, lineterminator="\n")
-            write_whole(top / FUTURE, written)
+            write_whole(top / FUTURE, future.to_csv(index=False, lineterminator="\n"))
             future = top / FUTURE
-    if future is not None and not isinstance(future, (str, Path)):
-        raise TypeError(f"future= is a {type(future).__name__}, and the table a file; name a file of covariates too.")
     settings = {"input": source, "horizon": horizon, "question": question, "budget": budget, "seed": seed}
     settings |= {"future": future}
     words += [f"{key}={value}" for key, value in settings.items() if value is not None]

@@ -30,6 +30,7 @@ from vrnn_lab.forecasting.forecast import Forecasts, Query, recalibration_of, sc
 from vrnn_lab.forecasting.frames import as_pandas, held_out, paired, usual_name
 from vrnn_lab.forecasting.mixture_folder import Mixture, expanded
 from vrnn_lab.forecasting.summary import path_names
+from vrnn_lab.runs.baseline_folder import copy_baseline, is_baseline, run_of
 from vrnn_lab.runs.build import Parts, load_parts, roles_of
 from vrnn_lab.runs.folder import config_of
 
@@ -401,8 +402,14 @@ class Forecaster:
             return folder
         runs = [Path(name) for name in model.names]
         names = [f"{number}_{run.name}" for number, run in enumerate(runs, 1)]
-        for run, name in zip(runs, names, strict=True):
+        copies = {run: name for run, name in zip(runs, names, strict=True) if not is_baseline(run)}
+        for run in filter(is_baseline, runs):
+            copies.setdefault(run_of(run), run_of(run).name)  # the run whose data and scale it shares
+        for run, name in copies.items():
             _copied(run, folder / name)
+        for run, name in zip(runs, names, strict=True):
+            if is_baseline(run):
+                copy_baseline(run, folder / name, copies[run_of(run)])
         equal = (1 / len(runs),) * len(runs)
         Mixture(tuple(folder / name for name in names), model.weights or Weights(equal, equal)).save(folder)
         return folder

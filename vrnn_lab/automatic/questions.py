@@ -8,7 +8,7 @@ from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.core import run_files
 from vrnn_lab.core.series import TimeSeries
 from vrnn_lab.evaluation.baseline_model import BaselineModel, Spread, best_baseline
-from vrnn_lab.evaluation.recalibration import batches_of, load
+from vrnn_lab.evaluation.recalibration import batches_of, load, possible
 from vrnn_lab.evaluation.value_scores import ValueScores, value_scores
 from vrnn_lab.forecasting.backtest import BacktestPlan, folds
 from vrnn_lab.models.recipe import Recipe
@@ -32,10 +32,11 @@ def validation_scores(parts: Parts, folder: Path, question: str, horizon: float 
     """
     if question == "forecast" and beyond:
         return ValueScores.load(folder / run_files.OUT_OF_TIME_VALUES)
-    factors = load(folder, parts.model.scale.channels)
+    known = possible(parts.model, parts.protocol)  # values of other kinds than real ones have no factors
+    change = load(folder, parts.model.scale.channels).apply if known else None
     return ValueScores.of_patterns(
         [
-            value_scores(parts.model, batches, parts.protocol.draws, parts.config.seed, factors.apply)
+            value_scores(parts.model, batches, parts.protocol.draws, parts.config.seed, change)
             for batches in validation_patterns(parts, question, horizon)
         ]
     )

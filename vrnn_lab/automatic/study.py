@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ from lightning.pytorch.callbacks import Callback
 from vrnn_lab.automatic import stacking
 from vrnn_lab.automatic.budget import Budget
 from vrnn_lab.automatic.budget_display import BudgetDisplay
-from vrnn_lab.automatic.questions import QUESTIONS, baseline_scores, validation_scores
+from vrnn_lab.automatic.questions import QUESTIONS, baseline_scores, validation_patterns, validation_scores
 from vrnn_lab.automatic.stacking import Choice
 from vrnn_lab.config.compose import choices, compose
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.core.run_files import OUT_OF_TIME_VALUES
 from vrnn_lab.data.base import SeriesData
-from vrnn_lab.evaluation.baseline_model import Spread
+from vrnn_lab.evaluation.baseline_model import Spread, best_baseline
 from vrnn_lab.evaluation.value_scores import ValueScores, common
 from vrnn_lab.forecasting.ensemble import Weights
 from vrnn_lab.forecasting.mixture_folder import Mixture
@@ -287,8 +288,11 @@ def _baselines(
             spreads.setdefault(name, {})[question] = spread
             of_members[folder_name(name)] = found
     for name, each in spreads.items():
-        some = next(iter(each.values()))
-        pair = (each.get(question, some) for question in ("interpolation", "forecast"))
+        for question in {*QUESTIONS["both"]} - {*each}:  # so that the folder answers what was not asked, too
+            batches = chain.from_iterable(validation_patterns(parts, question, study.horizon))
+            found = best_baseline(batches, parts.model.scale, question, name)
+            each[question] = found[1] if found else next(iter(each.values()))
+        pair = (each[question] for question in QUESTIONS["both"])
         baseline_folder.save(study.folder / folder_name(name), name, study.folder / run, *pair)
     return [folder_name(name) for name in spreads]
 
@@ -306,7 +310,7 @@ def _behind_within(study: Study, fitted: dict[str, Parts]) -> bool:
     scores = [validation_scores(each, study.folder / model, "forecast", study.horizon, beyond=False)
               for model, each in fitted.items()]  # fmt: skip
     *models, baseline = (each.nll.mean() for each in common([*scores, best[2]]))
-    return min(models) < baseline
+    return bool(min(models) < baseline)
 
 
 def folder_name(baseline: str) -> str:

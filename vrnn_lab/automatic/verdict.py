@@ -137,7 +137,9 @@ def sentences(found: Verdict) -> list[str]:
         elif len(choice.weights) > 1:
             text += ", the best candidate on validation; a mixture is worse"
         ours, best = found.scores.get(f"val/{question}/{found.unit}"), found.best_baseline(question)
-        compared = "" if ours is None or best is None else _against(ours, *best)
+        weighed = zip(found.members, choice.weights, strict=True)
+        alone = all(member in found.names for member, weight in weighed if weight)  # a baseline is the answer
+        compared = "" if ours is None or best is None or alone else _against(ours, *best)
         if question == "forecast":
             compared = _beyond(found) or compared
         lines.append(f"{text}. {compared}".rstrip())

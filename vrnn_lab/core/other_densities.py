@@ -23,6 +23,7 @@ def by_scipy(function: Callable[..., Any], *numbers: Tensor) -> Tensor:
     return torch.as_tensor(np.asarray(found)).to(numbers[0])
 
 
+LARGE = 1e6  # expected counts above which they are drawn as continuous ones
 ONE = 1e-6  # tolerance of a unit of one count
 CERTAIN, RAREST = 1 - 2.0**-53, 1e-60  # limits of probabilities, so that no quantile is infinite
 
@@ -81,9 +82,10 @@ class Gamma(Density):
 
     def log_prob_each(self, value):
         # The logarithm of a value that is not above zero must not reach the gradient, not even where it is masked.
-        z = torch.where(value > 0, value, 1.0) / self.scale
-        each = (self.shape - 1) * z.log() - z - torch.lgamma(self.shape) - self.scale.log()
-        return torch.where(value > 0, each, -torch.inf)
+        shape, scale = self.shape.double(), self.scale.double()  # a large shape cancels in single precision
+        z = torch.where(value > 0, value, 1.0) / scale
+        each = (shape - 1) * z.log() - z - torch.lgamma(shape) - scale.log()
+        return torch.where(value > 0, each, -torch.inf).to(value + self.scale)
 
     def cdf_each(self, value):
         return torch.special.gammainc(self.shape.expand_as(value + self.shape), (value / self.scale).clamp(min=0))
@@ -128,6 +130,15 @@ class Counts(Density):
         """Return the same counts in another unit (..., dim)."""
 
 
+def large_counts(noise: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """Return quantiles, at the levels of standard normal noise, of counts so large that they are nearly continuous.
+
+    They are those of the gamma density of the same mean and variance; SciPy's own search for such counts may not end.
+    """
+    shape, scale = mean.double().square() / variance.double(), variance.double() / mean.double()
+    return Gamma(shape, scale).draw(noise.double()).round()
+
+
 @dataclass(frozen=True)
 class Poisson(Counts):
     """Represent counts with Poisson probabilities rate^k e^-rate / k!."""
@@ -148,9 +159,11 @@ class Poisson(Counts):
         from scipy.stats import poisson
 
         def quantile(p, rate):
-            return poisson.ppf(np.minimum(p, CERTAIN), rate)
+            return poisson.ppf(np.minimum(p, CERTAIN), np.minimum(rate, LARGE))
 
-        return by_scipy(quantile, tails_of(noise)[0], self.rate).to(self.rate) * self.unit
+        small = by_scipy(quantile, tails_of(noise)[0], self.rate)
+        count = torch.where(self.rate > LARGE, large_counts(noise, self.rate, self.rate), small)
+        return count.to(self.rate) * self.unit
 
     def _with_unit(self, unit):
         return Poisson(self.rate.expand_as(unit), unit)
@@ -188,10 +201,14 @@ class NegativeBinomial(Counts):
     def draw(self, noise):
         from scipy.stats import nbinom
 
-        def quantile(p, size, chance):
-            return nbinom.ppf(np.minimum(p, CERTAIN), size, chance)
+        def quantile(p, size, chance, large):
+            return nbinom.ppf(np.where(large, 0.5, np.minimum(p, CERTAIN)), size, np.where(large, 0.5, chance))
 
-        return by_scipy(quantile, tails_of(noise)[0], self.size, self.chance).to(self.rate) * self.unit
+        large = self.rate > LARGE
+        small = by_scipy(quantile, tails_of(noise)[0], self.size, self.chance, large.expand_as(noise + self.rate))
+        variance = self.rate.double() + self.rate.double().square() / self.size.double()
+        count = torch.where(large, large_counts(noise, self.rate, variance), small)
+        return count.to(self.rate) * self.unit
 
     def _with_unit(self, unit):
         return NegativeBinomial(self.rate.expand_as(unit), unit, self.size.expand_as(unit))

@@ -242,7 +242,7 @@ def dequantised(
     )
     name = "_".join(map(repr, (seed, *steps)))
     above_zero = np.array([channel in positive for channel in channels])
-    name += "_above_zero" if above_zero.any() else ""
+    name += "".join(f"_above_zero_{place}" for place in np.flatnonzero(above_zero))
     values = allocate(series.points.values, name, partial(_add_noise, series, steps, seed, size, above_zero))
     return replace(series, points=replace(series.points, values=values))
 

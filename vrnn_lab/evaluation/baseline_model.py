@@ -68,7 +68,11 @@ class Spread:
 
         with torch.enable_grad():
             search.step(closure)
-        constant, growth = (logs.detach().clamp(-40, 40).exp() * unit).unbind(0)
+        # A channel without values has the mean of the others', in training variances.
+        count = torch.bincount(channel, minlength=scale.dim)
+        relative = logs.detach().clamp(-40, 40).exp()
+        relative = torch.where(count > 0, relative, relative[:, count > 0].mean(1, keepdim=True))
+        constant, growth = (relative * unit).unbind(0)
         return cls(least + constant, growth, furthest), nll().item()
 
 
@@ -126,22 +130,25 @@ def distances(batch: TimeSeries, question: str) -> Float64[Tensor, "batch time d
     return gap(batch) if question == "interpolation" else horizon(batch)
 
 
-def best_baseline(batches: Iterable[TimeSeries], scale: Scale, question: str) -> tuple[str, Spread] | None:
+def best_baseline(
+    batches: Iterable[TimeSeries], scale: Scale, question: str, only: str | None = None
+) -> tuple[str, Spread] | None:
     """Return the simple baseline with the highest likelihood on validation queries, and its spread.
 
-    None where there is no query, or values are not real.
+    only: the name of the one to consider. None where there is no query, or values are not real.
     """
-    kept: dict[str, list[Tensor]] = {name: [] for name in simple(scale)}
+    guesses = {name: guess for name, guess in simple(scale).items() if only in (None, name)}
+    kept: dict[str, list[Tensor]] = {name: [] for name in guesses}
     places, times = [], []
     for batch in batches:
         known = on_log_scale(batch, scale)
         given = replace(known.given(), scored=known.scored)
         queried = batch.scored & ~batch.seen
-        for name, guess in simple(scale).items():
+        for name, guess in guesses.items():
             kept[name].append((guess(given, scale.mean.to(given.values)) - known.values)[queried].double())
         places.append(torch.arange(scale.dim).expand_as(queried)[queried])
         times.append(distances(given, question)[queried])
-    if not places or not sum(map(len, places)):
+    if not guesses or not sum(map(len, places)):
         return None
     channel, distance = torch.cat(places), torch.cat(times)
     finite = distance[distance.isfinite()]

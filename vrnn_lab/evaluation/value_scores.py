@@ -27,7 +27,7 @@ class ValueScores:
     time: NDArray[np.float64]  # (values,)
     channel: NDArray[np.int64]  # (values,): index of the channel
     nll: NDArray[np.float64]  # (values,): in nats, of the value given what was observed
-    ncrps: NDArray[np.float64]  # (values,): in training stds
+    ncrps: NDArray[np.float64]  # (values,): in training stds; of binary values the Brier score
     # (values,): the number of the pattern of observed values, where there are several of each series; None: one.
     pattern: NDArray[np.int64] | None = None
 
@@ -89,7 +89,8 @@ def value_scores(
             row, point, channel = (index.numpy() for index in held_out.nonzero(as_tuple=True))
             last = torch.where(batch.seen.any(-1), batch.times, -torch.inf).amax(1).cpu().numpy()
             times, ids = batch.times.cpu().numpy(), batch.ids.cpu().numpy()
-            nll, crps = scores["nll"].cpu()[held_out], (scores["crps"].cpu() / std)[held_out]
+            error = scores["crps"].cpu() / std if "crps" in scores else scores["brier"].cpu()
+            nll, crps = scores["nll"].cpu()[held_out], error[held_out]
             place = [ids[row], last[row], times[row, point], channel]
             parts.append([*place, nll.double().numpy(), crps.double().numpy()])
     if not parts:

@@ -274,7 +274,12 @@ def recalibration_of(
         of_members = [
             recalibration_of(member, wanted, Path(name)) for member, name in zip(model, model.names, strict=True)
         ]
-        factors = tuple(member if isinstance(member, Recalibration) else None for member in of_members)
+        weights = model.weights
+        used = [not weights or weights.gaps[i] > 0 or weights.ahead[i] > 0 for i in range(len(of_members))]
+        factors = tuple(
+            member if isinstance(member, Recalibration) and counts else None
+            for member, counts in zip(of_members, used, strict=True)
+        )
         return Recalibrations(model.names, factors) if any(factors) else None
     if isinstance(model, BaselineModel):  # its spread is fitted to validation already
         return None

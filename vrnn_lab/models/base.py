@@ -113,7 +113,8 @@ class SequenceModel(TrainingSteps, ABC):
         if head.support != scale.support:
             raise ValueError(
                 f"the output head models {head.support} values, but the values of the data set are {scale.support}; "
-                f"choose {HEADS.get(scale.support, 'another head')}, or other data."
+                f"choose {HEADS.get(scale.support, 'another head')}, or, for a table of {head.support} values, "
+                f"data.support={head.support}."
             )
         self._refuse(scale, head, point_process)
         if scale.support == EVENTS and not point_process:

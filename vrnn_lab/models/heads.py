@@ -20,7 +20,7 @@ LOG_DF = (
     7.0,
 )  # limits of the log of the degrees of freedom less 2; at the upper one t is normal for all purposes
 LOG_MEAN = 30.0  # limit of the log of a predicted mean, in training means, so that a wild network overflows nothing
-LOG_SHAPE = -7.0, 14.0  # limits of the log of a shape: stds from 33 times the mean to a thousandth of it
+LOG_SHAPE = -7.0, 21.0  # limits of the log of a shape: stds from 33 times the mean to 3e-5 of it
 FLOOR = 1e-3  # least predicted std, in training standard deviations of its channel; the only such limit
 
 

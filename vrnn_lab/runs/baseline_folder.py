@@ -39,6 +39,12 @@ def run_of(folder: Path) -> Path:
     return folder.parent / name
 
 
+def copy_baseline(folder: Path, new: Path, run: str) -> None:
+    """Copy a baseline's folder; run: the name of its run beside the new folder."""
+    content = {key: value for key, value in read_json(folder / BASELINE, CURE).items() if key != "sha256"}
+    write_json(new / BASELINE, content | {"run": run})
+
+
 def name_of(folder: Path) -> str:
     """Return the name of a folder's baseline, as in `metrics.json`."""
     return str(read_json(folder / BASELINE, CURE).get("baseline"))

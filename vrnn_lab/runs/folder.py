@@ -96,6 +96,11 @@ def config_of(folder: Path) -> DictConfig:
     Any ${...} in it stays text and is not resolved.
     """
     file = Path(folder) / run_files.CONFIG
+    if (Path(folder) / run_files.BASELINE).is_file():
+        raise ConfigError(
+            f"{folder} holds a baseline that vrnn_lab.auto compared, and no run; name the folder around it: "
+            f"run={Path(folder).parent}"
+        )
     if not file.is_file():
         raise ConfigError(f"{folder} is not a run folder: {file} does not exist. Expected outputs/<date>/<time>.")
     plain = read_yaml(file, COPY)

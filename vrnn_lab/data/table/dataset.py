@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from vrnn_lab.core.log_density import log_array
@@ -160,7 +161,11 @@ class Table(SeriesData):
         values = log_array(train.points.values, in_log) - trend_at(fitted, train.points.times, start, reach)
         residuals = replace(train.points, values=values)
         residual = replace(train, points=residuals).scale(self.channels, self.support, self.classes, self.covariates)
-        return replace(scale, mean=residual.mean, std=residual.std, variation=residual.variation, trend=fitted)
+        spread = scale.value_std
+        if spread is not None:  # of the other channels errors are measured in stds of residuals, as without data.log
+            spread = torch.where(scale.log_channels, spread, residual.std)
+        moments = {"mean": residual.mean, "std": residual.std, "value_std": spread}
+        return replace(scale, **moments, variation=residual.variation, trend=fitted)
 
     def whole(self) -> Ragged:
         """Return every series of the file, before it is cut into windows and without added noise."""
