@@ -238,7 +238,7 @@ def fit(
     if model.scale.support != REAL:
         raise ConfigError(
             f"recalibrate=true: the values of this run are {model.scale.support}, so its predictions have no spread "
-            "that could be multiplied by a factor; expected a run on real values."
+            "that could be recalibrated; expected a run on real values."
         )
     if protocol.draws < 2:
         raise ConfigError("recalibrate=true: a single draw has no spread; set evaluate.draws=99.")
