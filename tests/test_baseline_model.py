@@ -12,9 +12,9 @@ import torch
 from helpers.commands import call
 from helpers.small import IN_PROCESS, asked, batch_of, recipe_of, scale_of
 from vrnn_lab import evaluate, predict, sample
-from vrnn_lab.automatic import study as studies
 from vrnn_lab.automatic.log_guess import log_channels, positive_channels
-from vrnn_lab.automatic.study import Study, mix
+from vrnn_lab.automatic.mixing import folder_name, mix
+from vrnn_lab.automatic.study import Study
 from vrnn_lab.automatic.verdict import sentences, verdict
 from vrnn_lab.config.compose import compose
 from vrnn_lab.core.densities import Gaussian
@@ -185,7 +185,7 @@ def test_a_folder_of_a_baseline_is_read_back_and_a_damaged_one_is_refused(study,
 
 
 def test_names_of_folders_are_plain():
-    assert studies.folder_name("seasonal naive + drift") == "baseline_seasonal_naive_drift"
+    assert folder_name("seasonal naive + drift") == "baseline_seasonal_naive_drift"
 
 
 def test_logarithms_are_taken_where_changes_are_relative(tmp_path):

@@ -19,7 +19,8 @@ from vrnn_lab.core.densities import log_mean_exp
 from vrnn_lab.core.other_densities import Gamma, NegativeBinomial, Poisson, StudentT
 from vrnn_lab.core.series import series_of
 from vrnn_lab.data.table.dataset import Table
-from vrnn_lab.models.heads import GammaHead, NegativeBinomialHead, PoissonHead, StudentTHead
+from vrnn_lab.models.heads import StudentTHead
+from vrnn_lab.models.log_mean_heads import GammaHead, NegativeBinomialHead, PoissonHead
 from vrnn_lab.training import fit as fitting
 
 F64 = torch.float64

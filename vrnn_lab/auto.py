@@ -151,7 +151,8 @@ def _study(
 
 def _spend(study: Any, budget: Any, display: Any, given: Mapping[str, str]) -> None:
     """Train, choose, score and draw."""
-    from vrnn_lab.automatic.study import beyond_wanted, mix, train
+    from vrnn_lab.automatic.mixing import mix
+    from vrnn_lab.automatic.study import beyond_wanted, train
     from vrnn_lab.automatic.verdict import sentences, table, verdict
     from vrnn_lab.core import run_files
     from vrnn_lab.figures import model_figures

@@ -11,7 +11,6 @@ from vrnn_lab.evaluation.baseline_model import BaselineModel, Spread, best_basel
 from vrnn_lab.evaluation.recalibration import batches_of, load, possible
 from vrnn_lab.evaluation.value_scores import ValueScores, value_scores
 from vrnn_lab.forecasting.backtest import BacktestPlan, folds
-from vrnn_lab.models.recipe import Recipe
 from vrnn_lab.runs.build import Parts
 from vrnn_lab.training.fit_recalibration import plans
 from vrnn_lab.training.out_of_time import queries_beyond
@@ -58,8 +57,7 @@ def baseline_scores(
     if found is None:
         return None
     name, spread = found
-    recipe = Recipe(parts.model.recipe.optim, parts.model.recipe.schedule)
-    model = BaselineModel(parts.model.scale, recipe, name, spread, spread)
+    model = BaselineModel(parts.model.scale, parts.model.recipe, name, spread, spread)
     scores = [value_scores(model, batches, parts.protocol.draws, parts.config.seed) for batches in patterns]
     return name, spread, ValueScores.of_patterns(scores)
 
@@ -68,7 +66,7 @@ def validation_patterns(parts: Parts, question: str, horizon: float | None) -> I
     """Yield the validation batches of a question, but of forecasts beyond the times of training.
 
     Where validation has few values, gaps are asked for under several patterns of observed values, each a list of
-    batches, so that models are told apart by more than the luck of one pattern.
+    batches, so that the choice rests on more than the luck of one pattern.
     """
     if question == "forecast":
         rolling = list(_rolling(parts, horizon)) if parts.data.split_in_time else []

@@ -11,7 +11,7 @@ from vrnn_lab.evaluation.value_scores import ValueScores, common
 ROUNDS = 500  # of expectation and maximisation, at most
 LEAST = 0.05  # a model with a smaller weight is left out
 PRIOR = 1.0  # pseudo-values for each model, which keep weights from few values near equal ones
-FEWEST = 30  # different values from which a single model can be told to be better than a mixture
+FEWEST = 30  # different values from which a single model can be found to be better than a mixture
 HALVES = 2  # parts of the validation series; weights from the others are scored on each
 
 

@@ -133,7 +133,7 @@ def sentences(found: Verdict) -> list[str]:
                 "its weights were not fitted on"
             )
         elif choice.mixed:
-            text += ", which is not told apart from the best single one on validation, and is the safer choice"
+            text += ": on validation it is about as good as the best single one, and it is the safer choice"
         elif len(choice.weights) > 1:
             text += ", the best candidate on validation; a mixture is worse"
         ours, best = found.scores.get(f"val/{question}/{found.unit}"), found.best_baseline(question)

@@ -185,9 +185,14 @@ class Mixture(Density):
 
     @property
     def std(self):
+        return self._moments(self.means, self.stds)[1]
+
+    def _moments(self, means: Tensor, stds: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and std of a mixture with these weights, from the means and stds of its components."""
         weight = self.log_weight.exp()[..., None]
-        spread = (self.means - self.mean[..., None, :]).square() + self.stds.square()
-        return (weight * spread).sum(-2).sqrt()
+        mean = (weight * means).sum(-2)
+        spread = (means - mean[..., None, :]).square() + stds.square()
+        return mean, (weight * spread).sum(-2).sqrt()
 
     @property
     def narrowest(self):
@@ -245,11 +250,7 @@ class Mixture(Density):
         return replace(self, stds=stds, correlation=self.correlation * (self.stds / stds).prod(-1))
 
     def exponential_moments(self):
-        weight = self.log_weight.exp()[..., None]
-        means, stds = log_normal_moments(self.means, self.stds)
-        mean = (weight * means).sum(-2)
-        spread = (means - mean[..., None, :]).square() + stds.square()
-        return mean, (weight * spread).sum(-2).sqrt()
+        return self._moments(*log_normal_moments(self.means, self.stds))
 
     def draw(self, noise):
         chance = torch.special.ndtr(noise[..., :1])

@@ -16,7 +16,7 @@ def logs_of(values: Float[Tensor, "*points dim"], channels: Bool[Tensor, " dim"]
 
     A value of zero in those channels stays zero: it stands where nothing is known.
     """
-    return torch.where(channels & (values > 0), values.log(), values)
+    return torch.where(channels.to(values.device) & (values > 0), values.log(), values)
 
 
 def log_array(values: NDArray[np.float64], channels: NDArray[np.bool_]) -> NDArray[np.float64]:

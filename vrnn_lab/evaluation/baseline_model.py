@@ -11,7 +11,8 @@ from vrnn_lab.core.densities import Gaussian
 from vrnn_lab.core.log_density import LogDensity
 from vrnn_lab.core.series import Scale, TimeSeries
 from vrnn_lab.core.supports import REAL
-from vrnn_lab.evaluation.baselines import Guess, guesses_of, on_log_scale
+from vrnn_lab.evaluation.baseline_units import on_log_scale
+from vrnn_lab.evaluation.baselines import Guess, guesses_of
 from vrnn_lab.evaluation.calibration import gap, horizon
 from vrnn_lab.evaluation.recalibration import ahead
 from vrnn_lab.models.base import Prediction, SequenceModel
@@ -88,11 +89,11 @@ class BaselineModel(SequenceModel):
     has_loss = has_density = False
 
     def __init__(self, scale: Scale, recipe: Recipe, name: str, gaps: Spread, forecasts: Spread):
-        """Take the name of the baseline, as in `metrics.json`, and its spreads.
+        """Take the name of the baseline, as in `metrics.json`, and its spreads; labels of the recipe are not learned.
 
         Raise ValueError for an unknown name, and where values are not real.
         """
-        super().__init__(scale, recipe, GaussianHead(scale))
+        super().__init__(scale, Recipe(recipe.optim, recipe.schedule), GaussianHead(scale))
         guesses = simple(scale)
         if name not in guesses:
             raise ValueError(f"there is no baseline '{name}' here; expected one of {', '.join(guesses)}.")

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vrnn_lab.core.densities import Bernoulli, Gaussian
-from vrnn_lab.core.log_density import LogDensity, log_array, logs_of
+from vrnn_lab.core.log_density import LogDensity
 from vrnn_lab.core.series import Scale, TimeSeries
-from vrnn_lab.core.supports import BINARY, COUNTS, EVENTS, POSITIVE, REAL
+from vrnn_lab.core.supports import BINARY, EVENTS, REAL
 from vrnn_lab.core.tasks import DensityTask, Task
-from vrnn_lab.data.base import PLAIN, Ragged, SeriesData, generator
+from vrnn_lab.data.base import PLAIN, SeriesData, generator
 from vrnn_lab.evaluation.analog import CHANGES, COMPARED, VALUES, Analog, records_of
+from vrnn_lab.evaluation.baseline_units import Predictor, as_real, in_units, on_log_scale, series_on_log_scale
 from vrnn_lab.evaluation.calibration import CalibrationAccumulator, plain_pit
 from vrnn_lab.evaluation.evaluate import EvaluationProtocol, rows_at_once
 from vrnn_lab.evaluation.gaussian_process import SharedProcess, available
@@ -34,7 +35,6 @@ STRETCHES = 32, 512  # least and largest number of training stretches compared w
 READ = 10_000_000  # values of training stretches read in one pass over a task, about half a second
 DRAWS = 20  # draws for a baseline's energy score, which is unbiased for any number
 Guess = Callable[[TimeSeries, Tensor], Tensor]
-Predictor = Callable[[TimeSeries], Plain | Bernoulli]
 
 
 def constant(series: TimeSeries, mean: Tensor) -> Float[Tensor, "batch time dim"]:
@@ -96,13 +96,6 @@ REFERENCES: dict[str, Callable[[TimeSeries, Tensor], Tensor]] = {
 }
 
 
-def as_real(scale: Scale) -> Scale:
-    """Return the scale by which baselines take positive values and counts: as real ones, with their mean and std."""
-    if scale.support not in (POSITIVE, COUNTS):
-        return scale
-    return replace(scale, support=REAL, mean=scale.std, std=scale.score_std, value_std=None)
-
-
 def guesses_of(scale: Scale) -> dict[str, Guess]:
     """Return the baselines that read the observed values alone: drift for real values, seasonal ones given a period.
 
@@ -145,28 +138,8 @@ def analog(data: SeriesData, scale: Scale) -> Analog | None:
         return None
     compared = max(int(np.minimum(lengths, COMPARED).sum()) for lengths in sizes) * channels
     most = int(np.clip(READ / max(compared, 1), *STRETCHES))
-    records = records_of(unscaled(data.splits["train"], scale), most // 2)
+    records = records_of(series_on_log_scale(data.splits["train"], scale), most // 2)
     return Analog(records, scale.std.numpy(), linear, most)
-
-
-def unscaled(series: Ragged, scale: Scale) -> Ragged:
-    """Return series with the logarithms of the values of the channels that are modelled by them."""
-    if not scale.log:
-        return series
-    values = log_array(series.points.values, scale.log_channels.numpy())
-    return replace(series, points=replace(series.points, values=values))
-
-
-def on_log_scale(batch: TimeSeries, scale: Scale) -> TimeSeries:
-    """Return a batch with the logarithms of the values of the channels that are modelled by them."""
-    return replace(batch, values=logs_of(batch.values, scale.log_channels)) if scale.log else batch
-
-
-def in_units(predict: Callable[[TimeSeries], Gaussian], scale: Scale) -> Predictor:
-    """Return a predictor of values from one of their logarithms, where channels are modelled by those."""
-    if not scale.log:
-        return predict
-    return lambda batch: LogDensity(predict(on_log_scale(batch, scale)), scale.log_channels)
 
 
 def references(
@@ -292,7 +265,7 @@ def level_of(data: SeriesData, scale: Scale) -> Float[Tensor, " dim"]:
     if scale.support != BINARY and scale.trend is None:
         return scale.mean
     if scale.support != BINARY:
-        return torch.from_numpy(np.nanmean(unscaled(data.splits["train"], scale).values, 0))
+        return torch.from_numpy(np.nanmean(series_on_log_scale(data.splits["train"], scale).values, 0))
     return torch.from_numpy(np.nanmean(data.splits["train"].values, 0)).clamp(1e-4, 1 - 1e-4)
 
 
@@ -399,7 +372,7 @@ def _too_slow(data: SeriesData, questions: Iterable[BaselineQuestion]) -> str:
 
 def _in_random_order(data: SeriesData, scale: Scale) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """Yield times (points,) and values (points, dim), or their logarithms, of the training series in random order."""
-    series = unscaled(data.splits["train"], scale)
+    series = series_on_log_scale(data.splits["train"], scale)
     for place in generator(PLAIN, data.seed).permutation(len(series)):
         own = slice(series.first[place], series.end[place])
         yield series.points.times[own], series.points.values[own]

@@ -18,10 +18,10 @@ from vrnn_lab.core.tasks import DensityTask, Own
 from vrnn_lab.data.base import Ragged, SeriesData, generator
 from vrnn_lab.data.splits import names_of
 from vrnn_lab.data.table.time_format import Clock
+from vrnn_lab.evaluation.baseline_units import as_real
 from vrnn_lab.evaluation.baselines import (
     DRAWS,
     BaselineQuestion,
-    as_real,
     baselines,
     fitted,
     fitted_processes,

@@ -28,13 +28,8 @@ from vrnn_lab.runs.trust import Trust
 
 log = logging.getLogger("vrnn_lab")
 APART = 2**32  # distance between the seeds of two members, whose draws must not share their noise
-NO_SPLIT = (
-    "batch_size",
-    "period",
-    "trend",
-    "log",
-    "support",
-)  # keys of a dataset that change neither its values nor its splits
+# Keys of a dataset that change neither its values nor its splits.
+NO_SPLIT = ("batch_size", "period", "trend", "log", "support")
 
 
 @dataclass(frozen=True)

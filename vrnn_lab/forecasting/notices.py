@@ -49,8 +49,8 @@ class Notices:
             self.scale.support != "real" or self.scale.trend is not None
         ):  # with a trend values are expected to leave the training range
             return
-        unscaled = log_array(values, self.scale.log_channels.numpy())
-        z = (unscaled - self.scale.mean.cpu().numpy()) / self.scale.std.cpu().numpy()
+        logs = log_array(values, self.scale.log_channels.numpy())
+        z = (logs - self.scale.mean.cpu().numpy()) / self.scale.std.cpu().numpy()
         for i, channel in enumerate(self.scale.channels):
             self.values[channel] += int((~np.isnan(z[:, i])).sum())
             self.low[channel] += int((z[:, i] < -FAR).sum())

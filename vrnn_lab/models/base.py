@@ -312,7 +312,7 @@ class SequenceModel(TrainingSteps, ABC):
             paths = paths.round()
         return Prediction(torch.where(given.seen, given.values.to(paths), paths), density)
 
-    def _unscaled(self, batch: TimeSeries) -> Float[Tensor, "batch time dim"]:
+    def _on_log_scale(self, batch: TimeSeries) -> Float[Tensor, "batch time dim"]:
         """Return the values, with the logarithms of those of the channels that are modelled by them."""
         return logs_of(batch.values, self.data_in_log) if self.scale.log else batch.values
 
@@ -338,7 +338,7 @@ class SequenceModel(TrainingSteps, ABC):
         """
         terms, dim = self.trend_coefficients.shape
         powers, weight = self._powers(given.times), given.seen / self.trend_noise
-        rest = torch.where(given.seen, self._unscaled(given).double() - self._centre(given.times, None), 0)
+        rest = torch.where(given.seen, self._on_log_scale(given).double() - self._centre(given.times, None), 0)
         prior = torch.linalg.inv(self.trend_covariance)
         weighted = torch.einsum("bti,btd->bdti", powers, weight)
         root = torch.linalg.cholesky(prior + torch.einsum("bdti,btj->bdij", weighted, powers))
@@ -376,7 +376,7 @@ class SequenceModel(TrainingSteps, ABC):
         self._check_covariates_and_error(batch)
         start = batch.window[:, :1]
         values = torch.where(
-            batch.known, (self._unscaled(batch) - self._centre(batch.times, shift)) / self.data_std, 0
+            batch.known, (self._on_log_scale(batch) - self._centre(batch.times, shift)) / self.data_std, 0
         )
         return replace(
             batch,
@@ -430,7 +430,7 @@ class SequenceModel(TrainingSteps, ABC):
         if self.scale.support == COUNTS:  # probabilities of counts do not depend on their unit
             each = torch.zeros_like(each)
         if self.scale.log:
-            each = each + torch.where(self.data_in_log, self._unscaled(batch), 0)
+            each = each + torch.where(self.data_in_log, self._on_log_scale(batch), 0)
         return torch.where(batch.scored, each, 0).sum((1, 2))
 
     @contextmanager

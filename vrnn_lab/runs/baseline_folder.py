@@ -9,7 +9,6 @@ from vrnn_lab.core.files import DamagedError, read_json, write_json
 from vrnn_lab.core.run_files import BASELINE
 from vrnn_lab.evaluation.baseline_model import BaselineModel, Spread
 from vrnn_lab.models.base import SequenceModel
-from vrnn_lab.models.recipe import Recipe
 
 CURE = "Run the same vrnn_lab.auto command again, which writes it anew."
 
@@ -55,11 +54,10 @@ def load(folder: Path, model: SequenceModel) -> BaselineModel:
 
     Raise DamagedError for a file that no command of ours wrote.
     """
-    scale, recipe = model.scale, Recipe(model.recipe.optim, model.recipe.schedule)
     content = read_json(folder / BASELINE, CURE)
     try:
-        gaps, forecasts = (_spread(content[key], scale.dim) for key in ("gaps", "forecasts"))
-        return BaselineModel(scale, recipe, content["baseline"], gaps, forecasts)
+        gaps, forecasts = (_spread(content[key], model.scale.dim) for key in ("gaps", "forecasts"))
+        return BaselineModel(model.scale, model.recipe, content["baseline"], gaps, forecasts)
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedError(f"{folder / BASELINE} holds no baseline of these channels ({error}). {CURE}") from error
 

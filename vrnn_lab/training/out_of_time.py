@@ -23,7 +23,8 @@ from vrnn_lab.core.files import DamagedError, read_json, write_json
 from vrnn_lab.core.series import Scale, TimeSeries
 from vrnn_lab.data.base import Ragged, SeriesData
 from vrnn_lab.data.table.time_format import Clock
-from vrnn_lab.evaluation.baselines import baselines, level_of, on_log_scale
+from vrnn_lab.evaluation.baseline_units import on_log_scale
+from vrnn_lab.evaluation.baselines import baselines, level_of
 from vrnn_lab.evaluation.recalibration import (
     FEWEST,
     LEAST,

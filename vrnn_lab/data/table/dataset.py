@@ -122,7 +122,7 @@ class Table(SeriesData):
         self.periods = (float(period),) if isinstance(period, (int, float)) else tuple(map(float, period or ()))
         self.trend, self.log, self.own_levels = trend, tuple(log), True
         self.support = support
-        self._check_support()
+        value_checks.refuse_for_support(support, log=self.log, error=self.beside.error, trend=trend != "none")
         self.stream, self.keep = stream, not stream
         self._rows: summary.RowCounts | None = None  # of the file; not counted for a stream
         self._check_roles()
@@ -272,39 +272,19 @@ class Table(SeriesData):
         parquet_file.release()
         return contents
 
-    def _check_support(self) -> None:
-        """Raise ValueError for options that only real values have."""
-        others = {"data.log": self.log, "data.error": self.beside.error, "data.trend": self.trend != "none"}
-        for key, chosen in others.items():
-            if self.support != REAL and chosen:
-                raise ValueError(
-                    f"data.support={self.support} and {key} exclude each other: {key} is for real values; set "
-                    f"data.support=real, or leave {key} out."
-                )
-
     def _check_values(self, contents: Contents) -> None:
-        """Raise ValueError for a value of another kind than `support`, and for a channel of `log` that cannot be one.
-
-        Such a channel is none of the table, has error bars, or has a value that is not above zero.
-        """
+        """Raise ValueError for a value of another kind than `support`, and where a channel of `log` cannot be one."""
         if self.support != REAL:
             key = f"data.support={self.support}"
             value_checks.refuse_other_values(self.path, contents, contents.channels, self.support, key)
-        for name in self.log:
-            if name not in contents.channels:
-                raise ValueError(
-                    f"data.log={list(self.log)}: '{name}' is no channel of {self.path}; expected some of "
-                    f"{', '.join(contents.channels)}."
-                )
-            error = self.beside.error
-            if error and (self.channel is not None or error[contents.channels.index(name)] is not None):
-                raise ValueError(
-                    f"data.log and data.error both name the channel '{name}': the density of a value whose logarithm "
-                    "is modelled has no closed form once Gaussian noise is added. Leave one of the two out."
-                )
         if self.log:
-            key = f"data.log=[{','.join(self.log)}]"
-            value_checks.refuse_other_values(self.path, contents, self.log, POSITIVE, key)
+            error = self.beside.error
+            with_error = (
+                contents.channels
+                if self.channel is not None
+                else tuple(name for name, column in zip(contents.channels, error, strict=False) if column is not None)
+            )
+            value_checks.refuse_wrong_logs(self.path, contents, self.log, with_error if error else ())
 
     def _wanted(self, needed: list[tuple[str, str]]) -> tuple[list[str], list[str]]:
         """Return the columns to read, all columns where no channels are named, and those that hold texts.
