@@ -76,3 +76,13 @@ def test_scores_of_values_are_kept_in_a_file_and_another_file_is_refused(tmp_pat
         (tmp_path / "b.npz").write_bytes(content)
         with pytest.raises(DamagedError, match="holds no scores of values"):
             ValueScores.load(tmp_path / "b.npz")
+
+
+def test_the_error_of_a_mean_is_that_of_independent_series():
+    rng = np.random.default_rng(0)
+    each = rng.normal(size=50)
+    mean, error = stacking.mean_and_error(each, np.arange(50))
+    assert mean == pytest.approx(each.mean()) and error == pytest.approx(each.std(ddof=1) / np.sqrt(50))
+    alike = np.repeat(each, 4)  # four values of a series that are equal are worth one
+    assert stacking.mean_and_error(alike, np.repeat(np.arange(50), 4)) == pytest.approx((mean, error))
+    assert stacking.mean_and_error(each, np.zeros(50, np.int64))[1] > 0

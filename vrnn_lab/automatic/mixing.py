@@ -54,7 +54,7 @@ def _baselines(
     run, parts = next(iter(fitted.items()))
     spreads: dict[str, dict[str, Spread]] = {}
     for question, of_members in scores.items():
-        if question == "forecast" and beyond and _behind_within(study, fitted):
+        if question == "forecast" and beyond and not _better_within(study, fitted):
             continue
         best = baseline_scores(parts, question, study.horizon, beyond)
         if best is not None:
@@ -71,20 +71,22 @@ def _baselines(
     return [folder_name(name) for name in spreads]
 
 
-def _behind_within(study: Study, fitted: dict[str, Parts]) -> bool:
-    """Return whether simple baselines forecast worse than some candidate within the times of training.
+def _better_within(study: Study, fitted: dict[str, Parts]) -> bool:
+    """Return whether a simple baseline forecasts better than every candidate within the times of training, too.
 
     Beyond these times, candidates are judged by a second fit on half of their data, and a baseline, which is not
-    fitted, would be at an advantage. So it must be better than the candidates themselves, too.
+    fitted, would be at an advantage. Within them it must be better by more than a standard error over series, since
+    its choice and its spread are fitted to these very values.
     """
-    parts = next(iter(fitted.values()))
-    best = baseline_scores(parts, "forecast", study.horizon, beyond=False)
+    best = baseline_scores(next(iter(fitted.values())), "forecast", study.horizon, beyond=False)
     if best is None:
-        return True
+        return False
     scores = [validation_scores(each, study.folder / model, "forecast", study.horizon, beyond=False)
               for model, each in fitted.items()]  # fmt: skip
-    *models, baseline = (each.nll.mean() for each in common([*scores, best[2]]))
-    return bool(min(models) < baseline)
+    *models, baseline = common([*scores, best[2]])
+    least = min(models, key=lambda each: each.nll.mean())
+    better, error = stacking.mean_and_error(least.nll - baseline.nll, baseline.series)
+    return better > error
 
 
 def folder_name(baseline: str) -> str:

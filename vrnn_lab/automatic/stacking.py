@@ -78,9 +78,18 @@ def _gain(logs: NDArray[np.float64], series: NDArray[np.int64], share: float) ->
         most = logs[here].max(1)
         mixed = np.log(np.exp(logs[here] - most[:, None]) @ _fit(logs[there], share)) + most
         better[here] = mixed - logs[here, int(logs[there].mean(0).argmax())]
-    names, place = np.unique(series if len(np.unique(series)) > 1 else group, return_inverse=True)
-    rest = np.bincount(place, better - better.mean())
-    return float(better.mean()), float(np.sqrt(len(names) / (len(names) - 1) * (rest**2).sum()) / len(better))
+    return mean_and_error(better, series)
+
+
+def mean_and_error(differences: NDArray[np.float64], series: NDArray[np.int64]) -> tuple[float, float]:
+    """Return the mean of differences of values, and its standard error with independent series.
+
+    The halves of a single series count as two series.
+    """
+    names, place = np.unique(series, return_inverse=True)
+    place = place if len(names) > 1 else _halves(series)
+    rest, count = np.bincount(place, differences - differences.mean()), max(2, len(names))
+    return float(differences.mean()), float(np.sqrt(count / (count - 1) * (rest**2).sum()) / len(differences))
 
 
 def _fit(logs: NDArray[np.float64], share: float) -> NDArray[np.float64]:

@@ -107,7 +107,7 @@ def table(found: Verdict) -> Table:
     for name in dict.fromkeys(best):
         cells = [c for question in found.choices
                  for c in ("", *_cells(first, f"reference/{name}", question, found.unit))]  # fmt: skip
-        shown.add_row(f"baseline: {NAMES.get(name, name)}", *cells, "")
+        shown.add_row(f"best baseline: {NAMES.get(name, name)}", *cells, "")
     return shown
 
 

@@ -150,7 +150,7 @@ class LaplaceHead(OneScaleHead):
 class StudentTHead(OneScaleHead):
     """Predict Student's t, for values with outliers, with a std per point, per channel, or one for all.
 
-    df: the degrees of freedom, above 2, so that the std is finite; None: learned for each channel, from FIRST_DF on.
+    df: the degrees of freedom, above 2, so that the std is finite; None: learned for each channel, starting from 6.
     ValueError for a `df` of 2 or less.
     """
 
