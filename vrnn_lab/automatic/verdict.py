@@ -135,7 +135,7 @@ def sentences(found: Verdict) -> list[str]:
         elif choice.mixed:
             text += ": on validation it is about as good as the best single one, and it is the safer choice"
         elif len(choice.weights) > 1:
-            text += ", the best candidate on validation; a mixture is worse"
+            text += ", the best candidate on validation; a mixture is not better"
         ours, best = found.scores.get(f"val/{question}/{found.unit}"), found.best_baseline(question)
         weighed = zip(found.members, choice.weights, strict=True)
         alone = all(member in found.names for member, weight in weighed if weight)  # a baseline is the answer
