@@ -266,7 +266,8 @@ def test_the_command_says_what_it_saw_and_what_to_use(study):
     assert "For gaps use" in shown and "For forecasts use" in shown and "baseline: " in shown
     assert {"interpolation.png", "forecast.png"} == {path.name for path in (top / "found/figures").iterdir()}
     known = json.loads((top / "found/auto.json").read_text())
-    assert known["used"] < 60 and set(known["limits"]) == {"linear_sde", "rnn"}
+    # A fast machine has budget left and fits the best candidate again (rnn-2 and so on).
+    assert known["used"] < 60 and set(known["limits"]) >= {"linear_sde", "rnn"}
     for run in ("linear_sde", "rnn"):  # forecasts are judged beyond the times of training
         assert (top / "found" / run / "out_of_time.npz").is_file()
 
@@ -313,7 +314,8 @@ def test_killed_in_a_fit_the_same_command_goes_on(tmp_path):
     again = command("auto", *words, folder=tmp_path)
     assert "resumed  found" in again.stdout and "For gaps use " in again.stdout
     after = json.loads((tmp_path / "found/auto.json").read_text())
-    assert after["used"] > used["used"] and after["limits"] == used["limits"]
+    # Limits that were set are kept. A fast machine adds further fits (rnn-2 and so on).
+    assert after["used"] > used["used"] and after["limits"].items() >= used["limits"].items()
 
 
 @pytest.mark.slow
