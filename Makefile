@@ -65,7 +65,7 @@ check-lowest: ## the oldest releases that are allowed, in an environment of thei
 		'pytest>=8' 'pytest-xdist>=3.6' 'hypothesis>=6.100'
 	$(LOWEST) pytest -n 0 -W default -k 'not offset_has_seconds' $(FEW:%=tests/test_%.py)
 
-EXTRAS := parquet large gp digits hopper search joblib submitit
+EXTRAS := parquet large gp digits hopper search joblib submitit mlflow wandb
 
 lock: ## requirements.lock: the newest allowed release of every dependency, with the hashes of its files
 	$(PYTHON) -m venv .venv-lock

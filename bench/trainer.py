@@ -44,9 +44,10 @@ def trained(parts) -> Taken:
     """Run the same steps in a run's Trainer with logger and callbacks, without validation; cpu includes set-up."""
     from vrnn_lab.training.callbacks import timer_of
     from vrnn_lab.training.fit import trainer_of
+    from vrnn_lab.training.loggers.tensorboard import TensorBoard
 
     with tempfile.TemporaryDirectory() as folder:
-        trainer, began = trainer_of(parts, Path(folder)), time.process_time()
+        trainer, began = trainer_of(parts, Path(folder), [TensorBoard(Path(folder))]), time.process_time()
         trainer.fit(parts.model, datamodule=parts.data, weights_only=True)
         return Taken(timer_of(trainer).metrics["fit/seconds"], time.process_time() - began)
 

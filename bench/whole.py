@@ -90,7 +90,7 @@ def reached() -> Row:
     protocol = replace(parts.protocol, samples=1, draws=9)
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        trainer_of(parts, Path(folder), [goal]).fit(parts.model, datamodule=parts.data, weights_only=True)
+        trainer_of(parts, Path(folder), watching=[goal]).fit(parts.model, datamodule=parts.data, weights_only=True)
     seconds, steps, mse = goal.history[-1]
     name = f"periodic: training until interpolation MSE {GOAL:g}"
     if mse > GOAL:

@@ -2,12 +2,13 @@
 
 import io
 from copy import deepcopy
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -17,10 +18,12 @@ from vrnn_lab.figures import model_figures
 from vrnn_lab.models.losses import LossTerms
 from vrnn_lab.training import callbacks
 from vrnn_lab.training.callbacks import Figures, LossHistory, NotFiniteError, Progress, StopOnNaN, Timer, course
+from vrnn_lab.training.loggers.csv_logger import CSVFile
+from vrnn_lab.training.loggers.tensorboard import TensorBoard
 
 
 def board(folder):
-    return TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
+    return TensorBoard(Path(folder))
 
 
 def read(folder):
@@ -135,8 +138,9 @@ def test_a_fit_measured_in_steps_has_five_figures_too(tmp_path, plain_figures):
     assert [event.step for event in read(tmp_path).Images("forecast")] == [6, 12, 18, 24, 30]
 
 
-def test_without_tensorboard_no_figure_is_drawn(tmp_path, plain_figures):
+def test_for_loggers_without_figures_none_is_drawn(tmp_path, plain_figures):
     fit(data_of(), Figures(every=1), epochs=1)
+    fit(data_of(), Figures(every=1), epochs=1, logger=CSVFile(tmp_path))
     fit(data_of(), Figures(every=1), epochs=1, logger=CSVLogger(tmp_path))
     assert plain_figures == []
 

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tempfile
 from collections.abc import Iterator
 from importlib import import_module
 
@@ -28,6 +29,12 @@ def of_a_trainer() -> object:
     from lightning.pytorch import Trainer
 
     return Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")._checkpoint_connector.dump_checkpoint
+
+
+def of_a_wandb_logger() -> object:
+    from lightning.pytorch.loggers import WandbLogger
+
+    return WandbLogger(offline=True, save_dir=tempfile.mkdtemp())._wandb_init
 
 
 def of_a_trial() -> object:
@@ -59,6 +66,7 @@ USED = {
     "_inductor": lambda: attribute("torch._inductor", "exc"),
     "_inductor.exc": lambda: attribute("torch._inductor.exc", "InvalidCxxCompiler"),
     "_checkpoint_connector": of_a_trainer,
+    "_wandb_init": of_a_wandb_logger,
     "_get_file_writer": lambda: attribute("torch.utils.tensorboard", "SummaryWriter", "_get_file_writer"),
 }
 PUBLIC = {"_exit", "_target_", "_C"}  # os._exit is documented, _target_ is a key of Hydra, _C holds one listed above

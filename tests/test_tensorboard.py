@@ -14,11 +14,16 @@ from tensorboard.plugins.hparams.list_session_groups import Handler as Rows
 
 from vrnn_lab.config.compose import compose
 from vrnn_lab.config.plain import to_dict
-from vrnn_lab.training.tensorboard import ENDING, Board, choices, end, final, forget_end
+from vrnn_lab.training.loggers.base import choices, final
+from vrnn_lab.training.loggers.tensorboard import ENDING, TensorBoard, forget_end
 
 STATUSES = list(api_pb2.Status.values())
 DONE = {"status": "completed", "val/loss": 0.5, "test/nll": 0.25, "test/forecast/mse": float("nan"), "fit/steps": 9}
 FAILED = {"status": "failed", "error": "NotFiniteError: at step 2"}
+
+
+def end(folder, metrics) -> None:
+    TensorBoard(folder).end(metrics)
 
 
 def begun(folder, *overrides: str, chosen=()):
@@ -27,7 +32,7 @@ def begun(folder, *overrides: str, chosen=()):
     (folder / ".hydra").mkdir(parents=True)
     for name, content in files.items():
         (folder / ".hydra" / f"{name}.yaml").write_text(OmegaConf.to_yaml(content))
-    board = Board(folder)
+    board = TensorBoard(folder)
     board.begin()
     board.log_metrics({"val/loss": 0.75, "epoch": 1.0}, 9)
     board.finalize("success")
@@ -85,7 +90,7 @@ def test_a_failed_run_that_is_tried_again_ends_well(tmp_path):
 
 def test_what_was_logged_beyond_the_checkpoint_is_void_when_a_run_goes_on(tmp_path):
     folder = begun(tmp_path / "a", "model=rnn")
-    board = Board(folder)
+    board = TensorBoard(folder)
     board.begin(5)
     board.log_metrics({"val/loss": 0.7}, 7)
     board.finalize("success")

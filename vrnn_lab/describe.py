@@ -9,7 +9,7 @@ import yaml
 from vrnn_lab.cli.arguments import run_command
 from vrnn_lab.cli.suggestions import did_you_mean
 from vrnn_lab.config.errors import ConfigError
-from vrnn_lab.config.options import CONF, groups, options
+from vrnn_lab.config.options import CONF, groups, options, package_of
 
 USAGE = """python -m vrnn_lab.describe [group] [group=option] ...
 
@@ -43,7 +43,7 @@ def option(group: str, name: str) -> str:
     target = (yaml.safe_load(text) or {}).get("_target_", "")
     head = f"{group}={name}\n\n" + (summary(target) + "\n\n" if target else "")
     lines = [x for x in text.splitlines() if not x.startswith(("_partial_", "_target_", "# @package"))]
-    prefix = f"Keys, set as {group.replace('/', '.')}.<key>=<value>:\n"
+    prefix = f"Keys, set as {package_of(group, name)}.<key>=<value>:\n"
     chosen = [d for d in (yaml.safe_load(text) or {}).get("defaults", []) if isinstance(d, dict)]
     of_its_own = [(f"{group}/{part}", name) for default in chosen for part, name in default.items()]
     parts = [option(part, name) for part, name in of_its_own if part in groups()]

@@ -118,22 +118,27 @@ def _placed(config: DictConfig):
 
 
 def resume(folder: Path, changes: list[str]) -> int:
-    """Resume a run with its own config, of which only trainer.* may change; trust= may be given.
+    """Resume a run with its own config, of which only trainer.* and the loggers may change; trust= may be given.
 
-    Raise ConfigError for any other change.
+    Raise ConfigError for any other change, and where the run would be recorded at a place that its config names.
     """
     from vrnn_lab.runs.folder import config_to_build
-    from vrnn_lab.runs.trust import trust_of
+    from vrnn_lab.runs.trust import refuse_places, trust_of
 
     trust = trust_of(next((c.partition("=")[2] for c in reversed(changes) if c.startswith("trust=")), ""))
     changes = [change for change in changes if not change.startswith("trust=")]
     config = config_to_build(folder, trust)
+    if of_loggers := [change for change in changes if change.startswith(("logger=", "logger."))]:
+        config.logger = compose(["model=rnn", "data=ou", *of_loggers]).logger  # any model and data
+        changes = [change for change in changes if change not in of_loggers]
+    elif trust is not True:
+        refuse_places(to_dict(config), folder)
     for change in changes:
         key = change.split("=")[0]
         if not key.startswith("trainer."):
             raise ConfigError(
-                f"{key} cannot be given with resume=: a run resumes with its own config, of which only trainer.* may "
-                "change. Start a new run to change anything else."
+                f"{key} cannot be given with resume=: a run resumes with its own config, of which only trainer.* and "
+                "logger may change. Start a new run to change anything else."
             )
         if key not in flatten(to_dict(config)):
             raise ConfigError(f"{key}: the run has no such key.{did_you_mean(key, flatten(to_dict(config)))}")

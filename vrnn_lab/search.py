@@ -16,7 +16,7 @@ from vrnn_lab.cli.arguments import configure_logging, outlive_readers, refuse_re
 from vrnn_lab.cli.shown_text import complain, say, terminal_cell
 from vrnn_lab.cli.signals import install
 from vrnn_lab.cli.suggestions import did_you_mean
-from vrnn_lab.config.compose import NEWER, VOLATILE, choices, compose
+from vrnn_lab.config.compose import NEWER, choices, compose, is_volatile
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.options import CONF, groups
 from vrnn_lab.config.plain import flatten, to_dict
@@ -161,7 +161,7 @@ def plan_of(call: Call) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     searched = search_space.read(Path(file) if file else search_space.file_of(chosen["model"], call.dirs))
     searched = search_space.changed(searched, call.changes, call.fixed)
     base = search_space.vet(searched, call.fixed, call.dirs)
-    config = {k: v for k, v in flatten(to_dict(base)).items() if not k.startswith(VOLATILE)}
+    config = {k: v for k, v in flatten(to_dict(base)).items() if not is_volatile(k)}
     config = {k: v for k, v in config.items() if k not in NEWER or v != NEWER[k]}
     facts = {"config": config, "space": searched, "seeds": call.settings["seeds"]}
     code = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]

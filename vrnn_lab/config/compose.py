@@ -21,12 +21,17 @@ from vrnn_lab.config.plain import flatten, nodes, to_dict
 
 log = logging.getLogger("vrnn_lab")
 VOLATILE = ("sweep", "resume", "retry", "trainer.accelerator", "trainer.devices")
-VOLATILE += ("trainer.strategy", "trainer.num_nodes", "trainer.compile")
+VOLATILE += ("trainer.strategy", "trainer.num_nodes", "trainer.compile", "logger")
 # Keys that earlier versions lack, and the values with which they are no part of what names a job.
 NEWER: dict[str, Any] = {"start": None, "trainer.max_time": None, "data.log": [], "data.support": "real"}
 REQUIRED = ("model", "data", "task", "optim", "schedule", "beta", "objective", "labels", "stop", "trainer")
-REQUIRED += ("evaluate", "seed", "tricks")
+REQUIRED += ("logger", "evaluate", "seed", "tricks")
 OPTIONAL = ("sweep", "retry", "start", "out_of_time", "experiment", "trick", "worker", "hydra")
+
+
+def is_volatile(key: str) -> bool:
+    """Return whether a key, such as sweep or logger.mlflow.experiment, does not change a run's result."""
+    return any(key == each or key.startswith(f"{each}.") for each in VOLATILE)
 
 
 def job_id(config: DictConfig) -> str:

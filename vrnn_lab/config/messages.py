@@ -7,7 +7,7 @@ import yaml
 
 from vrnn_lab.cli.suggestions import did_you_mean
 from vrnn_lab.config.errors import ConfigError
-from vrnn_lab.config.options import CONF, groups, options
+from vrnn_lab.config.options import CONF, groups, options, package_of
 from vrnn_lab.config.plain import flatten, to_dict
 
 LAUNCHERS = ("joblib", "submitit", "ray")  # each an extra of this name
@@ -60,9 +60,11 @@ def _unknown(key: str, default: Any) -> str:
     owners: dict[str, list[str]] = {}
     for each in groups():
         for option in options(each):
+            if package_of(each, option) == "_global_":
+                continue
             node = yaml.safe_load((CONF / each / f"{option}.yaml").read_text()) or {}
             for name in flatten(node):
-                owners.setdefault(f"{each.replace('/', '.')}.{name}", []).append(f"{each}={option}")
+                owners.setdefault(f"{package_of(each, option)}.{name}", []).append(f"{each}={option}")
     if key in owners:
         return f"{key} belongs to {', '.join(owners[key])}, but this run has chosen another {group}."
     if key in groups():

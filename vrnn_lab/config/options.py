@@ -17,3 +17,12 @@ def groups() -> tuple[str, ...]:
 def options(group: str) -> list[str]:
     """Return the options of a group, sorted by name."""
     return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+
+
+def package_of(group: str, option: str) -> str:
+    """Return the place of an option's keys in a config: model for model=rnn, and logger.csv for logger=csv.
+
+    It is _global_ for an option, such as a trick, that may set any key.
+    """
+    first = (CONF / group / f"{option}.yaml").read_text().partition("\n")[0]
+    return first.removeprefix("# @package ") if first.startswith("# @package ") else group.replace("/", ".")

@@ -22,6 +22,7 @@ CONTRACTS = (
     "vrnn_lab.models.heads.Head",
     "vrnn_lab.data.base.SeriesData",
     "vrnn_lab.core.tasks.Task",
+    "vrnn_lab.training.loggers.base.RunLogger",
 )
 STRATEGIES = ("ddp", "ddp_find_unused_parameters_true")
 
@@ -52,7 +53,7 @@ def is_ours(value: Any) -> bool:
 
 
 def check(
-    config: Any, given: tuple[str, ...] = ("scale", "recipe", "width", "optimizer", "total_steps", "params")
+    config: Any, given: tuple[str, ...] = ("scale", "recipe", "width", "optimizer", "total_steps", "params", "folder")
 ) -> None:
     """Check every value of a config against the signature it goes to; raise ConfigError for the first that fails.
 

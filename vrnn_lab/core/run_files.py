@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 CONFIG, CHOICES = ".hydra/config.yaml", ".hydra/choices.yaml"
 OVERRIDES, ORIGIN = ".hydra/overrides.yaml", ".hydra/origin.json"
+LOGGERS, CURVES = ".hydra/loggers.json", "metrics.csv"
 CHECKPOINTS, FIGURES = "checkpoints", "figures"
 BEST, LAST, BEFORE_LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt", "checkpoints/before_last.ckpt"
 FIT, THREADS = "checkpoints/fit.json", "checkpoints/threads.json"
@@ -34,7 +35,9 @@ FILES = (
     File(FRAME, "forecaster", "before the fit", "the data frame that a `Forecaster` was fitted to"),
     File(LOG, "training.fit", "while it runs", "what the terminal shows, with times, the table and tracebacks"),
     File(THREADS, "training.threads", "before the fit", "the number of threads, which a resumed run keeps"),
-    File("events.out.tfevents.*", "training.tensorboard", "while it runs", "losses, scores, figures for TensorBoard"),
+    File("events.out.tfevents.*", "training.loggers", "while it runs", "losses, scores, figures for TensorBoard"),
+    File(CURVES, "training.loggers", "while it runs", "losses and scores by step, with logger=csv"),
+    File(LOGGERS, "training.loggers", "before the fit", "the name of the run in MLflow or Weights & Biases"),
     File(LAST, "runs.checkpoints", "at each validation", "weights and state from which `resume=` continues"),
     File(BEFORE_LAST, "runs.checkpoints", "at each validation", "the one before, kept until the last one is whole"),
     File(BEST, "runs.checkpoints", "at each validation", "weights of the lowest val/loss, which all commands use"),

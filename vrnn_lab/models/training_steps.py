@@ -118,14 +118,17 @@ class TrainingSteps(pl.LightningModule):
         self._held.clear()
         self.latest = {f"train/{name}": mean for name, mean in zip(STEP_LOSSES, means, strict=False)}
         # Not self.log: Lightning would write the same value again at every step until the epoch ends.
-        if self.logger:
-            self.logger.log_metrics(self.latest, self.global_step)
+        self._log_numbers(self.latest, self.global_step)
+
+    def _log_numbers(self, numbers: dict[str, float], step: int) -> None:
+        for logger in self.trainer.loggers:
+            logger.log_metrics(numbers, step)
 
     def on_before_optimizer_step(self, optimizer) -> None:
-        if (self.global_step + 1) % LOG_EVERY == 0 and self.trainer.logger:
+        if (self.global_step + 1) % LOG_EVERY == 0 and self.trainer.loggers:
             squares = [p.grad.square().sum() for p in self.parameters() if p.grad is not None]
             norm = torch.stack(squares).sum().sqrt().item()
-            self.trainer.logger.log_metrics({"train/gradient_norm": norm}, self.global_step + 1)
+            self._log_numbers({"train/gradient_norm": norm}, self.global_step + 1)
 
     def validation_step(self, batch: TimeSeries, batch_idx: int) -> None:
         self._evaluation_step(batch, "val")
@@ -153,8 +156,8 @@ class TrainingSteps(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         activity, self._activity = self._activity.result(self._mean), Activity()
-        if "active_units" in activity and self.logger and not self.trainer.sanity_checking:
-            self.logger.log_metrics({"val/latent/active_units": activity["active_units"]}, self.global_step)
+        if "active_units" in activity and not self.trainer.sanity_checking:
+            self._log_numbers({"val/latent/active_units": activity["active_units"]}, self.global_step)
 
     @property
     def _position(self) -> tuple[int, int]:

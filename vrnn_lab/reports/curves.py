@@ -1,19 +1,25 @@
-"""Read a run's scalars from its TensorBoard event files, without TensorBoard, whose reader takes seconds to import.
+"""Read a run's scalars from its metrics.csv, else from its TensorBoard event files.
+
+TensorBoard's own reader, which takes seconds to import, is not used.
 
 An event file is a sequence of records: length (8 bytes, little-endian), checksum (4), data, checksum (4). The data is
 a protocol buffer, TensorFlow's Event: step is field 2, summary field 5; in a summary each value is field 1, and in a
 value tag is field 1 and simple_value field 2.
 """
 
+import csv
+import io
 import struct
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
+from vrnn_lab.core import run_files
 from vrnn_lab.reports.files import opened
 
 POINTS = 200  # points of a curve in a page, at most
+CSV_BYTES = 256 * 1024**2  # larger CSV files are not read
 FILE_BYTES = 4 * 1024**3  # larger event files are not read
 RECORD_BYTES = 8 * 1024  # larger records, such as figures, are skipped; scalars have some 50 bytes
 RECORDS = 2_000_000  # records read of an event file, at most
@@ -28,12 +34,26 @@ def curve(folder: Path, tag: str) -> list[tuple[int, float]]:
 
     A step that was run again after a resume has the later value.
     """
-    wanted, values = tag.encode(), {}
-    for file in sorted(folder.glob("events*"), key=lambda f: f.lstat().st_mtime)[-FILES:]:
-        values |= _points(file, folder, wanted)
+    wanted, values = tag.encode(), _points_of_csv(folder, tag)
+    if not values:
+        for file in sorted(folder.glob("events*"), key=lambda f: f.lstat().st_mtime)[-FILES:]:
+            values |= _points(file, folder, wanted)
     points = sorted(values.items())
     every = -(-len(points) // POINTS) or 1
     return points[:-1:every] + points[-1:]
+
+
+def _points_of_csv(folder: Path, tag: str) -> dict[int, float]:
+    """Return {step: value} of a column of metrics.csv, empty where there is no such file or it is damaged."""
+    file = folder / run_files.CURVES
+    if not file.is_file():
+        return {}
+    try:
+        with opened(file, folder, CSV_BYTES) as stream:
+            rows = csv.DictReader(io.TextIOWrapper(stream, encoding="utf-8", newline=""))
+            return {int(row["step"]): float(row[tag]) for row in islice(rows, RECORDS) if row.get(tag)}
+    except (ValueError, KeyError, TypeError, csv.Error):
+        return {}
 
 
 def _points(file: Path, folder: Path, tag: bytes) -> dict[int, float]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vrnn_lab.config.compose import VOLATILE
+from vrnn_lab.config.compose import is_volatile
 from vrnn_lab.reports.runs import Run
 
 ANYTHING = ("experiment", "trick")  # these groups may set any key
@@ -14,7 +14,7 @@ ABSENT = object()
 
 def identity(run: Run, over: Sequence[str]) -> str:
     """Return a key that is equal for runs that differ by nothing but the keys they are repeated over."""
-    own = {k: v for k, v in run.config.items() if k not in VOLATILE and k not in over}
+    own = {k: v for k, v in run.config.items() if not is_volatile(k) and k not in over}
     own["tricks"] = sorted(run.choices["trick"].strip("[]").split(","))
     return json.dumps(own, sort_keys=True, default=str)
 
@@ -47,7 +47,7 @@ def shared(runs: Sequence[Run], over: Sequence[str]) -> dict[str, Any]:
     first = {**runs[0].choices, **runs[0].config}
     each = [{**run.choices, **run.config} for run in runs]
     same = lambda k: all(own.get(k, ABSENT) == first[k] for own in each)
-    return {k: v for k, v in first.items() if k not in VOLATILE and k not in over and same(k)}
+    return {k: v for k, v in first.items() if not is_volatile(k) and k not in over and same(k)}
 
 
 def names(rows: Sequence[dict[str, Any]], choices: Iterable[str], typed: Iterable[str]) -> RowNames:

@@ -7,8 +7,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from vrnn_lab.config.errors import ConfigError
-from vrnn_lab.config.options import CONF
+from vrnn_lab.config.options import CONF, options
 from vrnn_lab.config.plain import nodes
 from vrnn_lab.config.validate import is_ours
 
@@ -59,6 +61,26 @@ def refuse_targets(config: dict[str, Any], folder: Path, trust: Trust) -> None:
             "folder from somebody else could run any code in this way. If it is a class of yours, name its module: "
             f"trust={module or 'my_model'}; or, if you trust the whole folder: trust=true."
         )
+
+
+PLACES = ("tracking_uri", "entity", "save_dir")  # keys of loggers that name where a run is recorded
+
+
+def refuse_places(config: dict[str, Any], folder: Path) -> None:
+    """Raise ConfigError where a run that is about to resume would be recorded at a place that its folder names.
+
+    A folder from somebody else could send the results to a server, or write to any path. The usual places are those
+    of the user's own machine and environment.
+    """
+    for name, node in (config.get("logger") or {}).items():
+        usual = yaml.safe_load((CONF / "logger" / f"{name}.yaml").read_text()) if name in options("logger") else {}
+        for key in PLACES:
+            if isinstance(node, dict) and node.get(key) != usual.get(key):
+                raise ConfigError(
+                    f"{folder} would be recorded at logger.{name}.{key}={node[key]}, which its config names. If the "
+                    f"folder is your own, say so: trust=true; or choose the loggers again: logger={name} "
+                    f"logger.{name}.{key}=..., or logger=tensorboard."
+                )
 
 
 def refuse_links(folder: Path) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.profilers import PassThroughProfiler
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -26,6 +25,7 @@ from vrnn_lab.figures import calibration_figures, model_figures
 from vrnn_lab.models.training_steps import LOG_EVERY
 from vrnn_lab.runs.folder import SCORE
 from vrnn_lab.training.length import share_done
+from vrnn_lab.training.loggers.base import RunLogger
 
 log = logging.getLogger("vrnn_lab")
 FIGURES_STEPS = 200  # the first figures of a fit are expected to take as long as so many training steps
@@ -42,7 +42,7 @@ def interruptible() -> Iterator[None]:
 
 
 class Figures(Callback):
-    """Draw figures of the validation split into TensorBoard, at the first validation after every few epochs.
+    """Give figures of the validation split to the loggers, at the first validation after every few epochs.
 
     every: epochs between figures; None takes a fifth of the fit's steps. protocol: also draws the calibration of the
     intervals of some series and logs, for each question, val/<question>/crps and /coverage_90.
@@ -71,16 +71,16 @@ class Figures(Callback):
         if self.share is not None and not self._affordable(trainer.global_step - self.first, started - self.started):
             return
         self.drawn = due
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                drawn = model_figures.figures(pl_module, trainer.datamodule, pl_module.seed, "val")
-                drawn |= self._intervals(pl_module, trainer, logger)
+        if loggers := [each for each in trainer.loggers if isinstance(each, RunLogger) and each.takes_figures]:
+            drawn = model_figures.figures(pl_module, trainer.datamodule, pl_module.seed, "val")
+            drawn |= self._intervals(pl_module, trainer)
+            for logger in loggers:
                 for name, figure in drawn.items():
-                    logger.experiment.add_figure(name, figure, trainer.global_step)
+                    logger.add_figure(name, figure, trainer.global_step)
         self.cost = monotonic() - started
         self.spent += self.cost
 
-    def _intervals(self, model: Any, trainer: Any, logger: TensorBoardLogger) -> dict[str, Figure]:
+    def _intervals(self, model: Any, trainer: Any) -> dict[str, Figure]:
         if self.protocol is None:
             return {}
         data = trainer.datamodule
@@ -88,7 +88,8 @@ class Figures(Callback):
         shown = [
             f"val/{question}/{score}" for question in self.protocol.questions for score in ("crps", "coverage_90")
         ]
-        logger.log_metrics({key: scores[key] for key in shown if key in scores}, trainer.global_step)
+        for logger in trainer.loggers:
+            logger.log_metrics({key: scores[key] for key in shown if key in scores}, trainer.global_step)
         return calibration_figures.figures(scores, "val", data)
 
     def _affordable(self, steps: int, seconds: float) -> bool:

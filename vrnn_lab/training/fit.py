@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from omegaconf import DictConfig, OmegaConf
 
-from vrnn_lab.config.compose import NEWER, VOLATILE
+from vrnn_lab.config.compose import NEWER, is_volatile
 from vrnn_lab.config.duration import duration
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.plain import flatten, to_dict
@@ -41,10 +41,13 @@ from vrnn_lab.runs.folder import (
     with_absolute_paths,
 )
 from vrnn_lab.runs.trust import refuse_links
-from vrnn_lab.training import callbacks, ddp, length, out_of_time, stopping, tensorboard, threads
+from vrnn_lab.training import callbacks, ddp, length, out_of_time, stopping, threads
 from vrnn_lab.training.ddp import launched
 from vrnn_lab.training.devices import accelerator_of, check_accelerator, keep_memory, processes_of, strategy_of
 from vrnn_lab.training.fit_recalibration import recalibrate
+from vrnn_lab.training.loggers.base import RunLogger
+from vrnn_lab.training.loggers.of_run import loggers_of
+from vrnn_lab.training.loggers.tensorboard import forget_end
 from vrnn_lab.training.time_limit import TimeLimit, limit_of, limits_of
 from vrnn_lab.training.warm_start import take_weights
 
@@ -90,14 +93,14 @@ def run(
             return metrics
         # Left by a failed attempt, whose error is in run.log too.
         (folder / run_files.METRICS).unlink(missing_ok=True)
-        tensorboard.forget_end(folder)
-        parts = _begin(config, folder, overrides or [], choices or {}, in_sweep)
+        forget_end(folder)
         several = processes_of(config) > 1 and launched()[1] == 1
+        parts, loggers = _begin(config, folder, overrides or [], choices or {}, in_sweep, several)
         if several and watching:
             raise ConfigError("a search trains each trial in one process; leave out trainer=ddp, or set workers=2.")
-        with _failures_recorded(folder):
+        with _failures_recorded(folder, loggers):
             quiet = in_sweep or bool(watching)  # a run of a sweep or a search logs less
-            return _run_in_processes(parts, folder) if several else _run(parts, folder, watching, quiet)
+            return _run_in_processes(parts, folder) if several else _run(parts, folder, loggers, watching, quiet)
 
 
 def take_part(config: DictConfig, folder: Path) -> None:
@@ -105,8 +108,17 @@ def take_part(config: DictConfig, folder: Path) -> None:
     parts = assemble(config)
     if not (folder / run_files.LAST).exists():
         _start_from(parts)
-    with _failures_recorded(folder):
-        _run(parts, folder)
+    loggers = [] if launched()[0] else _connected(config, folder)  # the first process records the run
+    with _failures_recorded(folder, loggers):
+        _run(parts, folder, loggers)
+
+
+def _connected(config: DictConfig, folder: Path) -> Sequence[RunLogger]:
+    """Return the loggers of a run, whose services have been found to answer."""
+    loggers = loggers_of(config, folder)
+    for logger in loggers:
+        logger.connect()
+    return loggers
 
 
 def _start_from(parts: Parts) -> None:
@@ -123,7 +135,7 @@ def release() -> None:
 
 
 @contextmanager
-def _failures_recorded(folder: Path):
+def _failures_recorded(folder: Path, loggers: Sequence[RunLogger]):
     """Record a failure in metrics.json; of several processes, that of the first to fail, which caused the others."""
     with _log_to(folder / run_files.LOG), _without_tracebacks_of_a_full_disk():
         try:
@@ -136,7 +148,8 @@ def _failures_recorded(folder: Path):
             with suppress(OSError):  # a full disk may have no room for the reason either
                 if not (folder / run_files.METRICS).exists():
                     record_failure(folder, error, status="pruned" if isinstance(error, Pruned) else "failed")
-                    tensorboard.end(folder, metrics_of(folder))
+                    for logger in loggers:
+                        logger.end(metrics_of(folder))
             raise error
 
 
@@ -146,7 +159,7 @@ def _run_in_processes(parts: Parts, folder: Path) -> dict[str, Any] | None:
         ddp.run(to_dict(parts.config), folder, processes_of(parts.config))
     except ddp.KilledError:
         (folder / run_files.METRICS).unlink(missing_ok=True)  # the others failed only because one was killed
-        tensorboard.forget_end(folder)
+        forget_end(folder)
         raise
     except ddp.ProcessError as error:
         raise ddp.ProcessError(metrics_of(folder).get("error", error)) from None
@@ -159,7 +172,7 @@ def _check_same_run(config: DictConfig, folder: Path, resuming: bool) -> None:
         return
     before, now = (flatten(to_dict(c)) for c in (config_of(folder), config))
     value = lambda keys, key: keys.get(key, NEWER.get(key))  # a run of an earlier version lacks some keys
-    differ = [k for k in sorted({*before, *now}) if value(before, k) != value(now, k) and not k.startswith(VOLATILE)]
+    differ = [k for k in sorted({*before, *now}) if value(before, k) != value(now, k) and not is_volatile(k)]
     done = (folder / run_files.FIT).exists()
     for key in differ:
         if not (resuming and key.startswith("trainer.") and not done):
@@ -172,8 +185,10 @@ def _check_same_run(config: DictConfig, folder: Path, resuming: bool) -> None:
         write_yaml(folder / run_files.CONFIG, OmegaConf.to_yaml(config, resolve=True))
 
 
-def _begin(config: DictConfig, folder: Path, overrides: list[str], choices: dict[str, Any], in_sweep: bool) -> Parts:
-    """Return the parts of a run, and write its config to disk.
+def _begin(
+    config: DictConfig, folder: Path, overrides: list[str], choices: dict[str, Any], in_sweep: bool, several: bool
+) -> tuple[Parts, Sequence[RunLogger]]:
+    """Return the parts of a run and its loggers, and write its config to disk.
 
     A job of a sweep is recorded first, so that its failure is known in any case; a single run that cannot work leaves
     no folder that looks like one.
@@ -187,6 +202,7 @@ def _begin(config: DictConfig, folder: Path, overrides: list[str], choices: dict
         parts = assemble(config)
         if not begun:
             _start_from(parts)
+        loggers = [] if several else _connected(config, folder)  # the first of several processes has them
     except Exception as error:
         if in_sweep:
             record_failure(folder, error)
@@ -202,7 +218,7 @@ def _begin(config: DictConfig, folder: Path, overrides: list[str], choices: dict
     if known:
         for what in provenance.changes(folder, config):
             log.warning("%s since this run began; its result will be a mix of both versions.", what)
-    return parts
+    return parts, loggers
 
 
 def _record(folder: Path, config: DictConfig, overrides: list[str], choices: dict[str, Any]) -> None:
@@ -254,11 +270,15 @@ def _log_to(file: Path):
 
 
 def trainer_of(
-    parts: Parts, folder: Path, watching: Sequence[Callback] = (), limit: float | None = None
+    parts: Parts,
+    folder: Path,
+    loggers: Sequence[RunLogger] = (),
+    watching: Sequence[Callback] = (),
+    limit: float | None = None,
 ) -> pl.Trainer:
-    """Return the Trainer of a run: its checkpoints, TensorBoard events and figures go to the folder.
+    """Return the Trainer of a run, whose checkpoints go to the folder.
 
-    limit: the seconds after which the fit ends.
+    watching: further callbacks. limit: the seconds after which the fit ends.
     """
     # Every validation writes last.ckpt; best.ckpt is the best by val/loss.
     saver = checkpoints.Checkpoints(
@@ -284,7 +304,7 @@ def trainer_of(
         callbacks.Log(),
         callbacks.Progress(),
         stopping.SaveOnSignal(),
-        LearningRateMonitor("step"),
+        *([LearningRateMonitor("step")] if loggers else []),
         *watching,
         saver,
     ]
@@ -300,7 +320,7 @@ def trainer_of(
         accelerator=accelerator_of(config),
         strategy=strategy_of(config) if launched()[1] > 1 else "auto",
         devices=list(devices) if OmegaConf.is_list(devices) else processes_of(config),
-        logger=tensorboard.Board(folder),
+        logger=list(loggers),
         callbacks=parts_of_run,
         plugins=[checkpoints.CheckpointFiles()],
         profiler=config.trainer.get("profiler") or callbacks.Unprofiled(),
@@ -313,15 +333,23 @@ def trainer_of(
     )
 
 
-def _run(parts: Parts, folder: Path, watching: Sequence[Callback] = (), quiet: bool = False) -> dict[str, Any] | None:
+def _run(
+    parts: Parts,
+    folder: Path,
+    loggers: Sequence[RunLogger],
+    watching: Sequence[Callback] = (),
+    quiet: bool = False,
+) -> dict[str, Any] | None:
     keep_memory()
     with threads.restored():
-        return _fit_and_score(parts, folder, watching, quiet)
+        return _fit_and_score(parts, folder, loggers, watching, quiet)
 
 
-def _fit_and_score(parts: Parts, folder: Path, watching: Sequence[Callback], quiet: bool) -> dict[str, Any] | None:
+def _fit_and_score(
+    parts: Parts, folder: Path, loggers: Sequence[RunLogger], watching: Sequence[Callback], quiet: bool
+) -> dict[str, Any] | None:
     limit = limit_of(parts.config, out_of_time.wanted(parts, quiet))
-    trainer = trainer_of(parts, folder, watching, limit)
+    trainer = trainer_of(parts, folder, loggers, watching, limit)
     seconds = _set_threads(parts, trainer, folder)
     log.debug("torch %s, %d threads, %s", torch.__version__, torch.get_num_threads(), trainer.strategy.root_device)
     if trainer.is_global_zero and not (folder / run_files.FIT).exists():
@@ -347,7 +375,8 @@ def _fit_and_score(parts: Parts, folder: Path, watching: Sequence[Callback], qui
         drawn | calibration_figures.figures(scores | details, "test", parts.data), folder / run_files.FIGURES
     )
     write_json(folder / run_files.CALIBRATION, details)
-    tensorboard.end(folder, metrics)
+    for logger in loggers:
+        logger.end(metrics)
     write_json(folder / run_files.METRICS, metrics)
     log.debug("completed: %s", metrics)
     return metrics
@@ -459,8 +488,9 @@ def _train(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, Any]:
             cost = _cost(parts, checkpoint["epoch"] + 1, checkpoint["global_step"], known["Timer"]["seconds"])
             return cost | callbacks.course(known["Course"]["losses"])
         start, step = str(last), checkpoint["global_step"]
-    assert isinstance(trainer.logger, tensorboard.Board)
-    trainer.logger.begin(step)
+    for logger in trainer.loggers:
+        assert isinstance(logger, RunLogger)
+        logger.begin(step)
     with callbacks.interruptible():
         trainer.fit(parts.model, datamodule=parts.data, ckpt_path=start, weights_only=True)
     seconds = callbacks.timer_of(trainer).metrics["fit/seconds"]

@@ -1,0 +1,165 @@
+"""The group logger: what each member records of a run, also of one that was interrupted, and what is refused."""
+
+import csv
+import warnings
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig
+
+from helpers.commands import CUT, TINY, command, metrics
+from vrnn_lab.config.compose import compose, job_id
+from vrnn_lab.config.errors import ConfigError
+from vrnn_lab.reports.curves import curve
+from vrnn_lab.training.loggers import base
+from vrnn_lab.training.loggers.csv_logger import CSVFile
+from vrnn_lab.training.loggers.of_run import loggers_of
+from vrnn_lab.training.loggers.tensorboard import TensorBoard
+
+BEYOND = CUT.format(module="vrnn_lab.models.rnn", owner="RNN", name="training_step", call=4, signal="KILL")
+
+# Without the account of whoever runs the tests.
+ALONE = "import os; os.environ.pop('WANDB_API_KEY', None); os.environ['HOME'] = os.getcwd()"
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_csv_file_grows_and_loses_what_a_resumed_run_does_again(tmp_path):
+    first = CSVFile(tmp_path)
+    first.begin()
+    for step in (1, 2, 3):
+        first.log_metrics({"train/loss": 10.0 - step, "epoch": 0}, step)
+    first.log_metrics({"val/loss": 5.0}, 3)
+    assert [row["step"] for row in rows_of(tmp_path)] == ["1", "2", "3", "3"] and "epoch" not in rows_of(tmp_path)[0]
+    second = CSVFile(tmp_path)
+    second.begin(2)
+    second.log_metrics({"train/loss": 6.5}, 3)
+    second.end({"status": "completed", "val/loss": 5.5, "fit/steps": 3, "fit/seconds": 1.0})
+    assert [(row["step"], row["train/loss"]) for row in rows_of(tmp_path)[:3]] == [
+        ("1", "9.0"),
+        ("2", "8.0"),
+        ("3", "6.5"),
+    ]
+    assert rows_of(tmp_path)[-1]["best/score"] == "5.5"
+    assert curve(tmp_path, "train/loss") == [(1, 9.0), (2, 8.0), (3, 6.5)]
+    CSVFile(tmp_path).end({"status": "completed", "val/loss": 5.5, "fit/steps": 3})  # scored again, without a fit
+    assert len(rows_of(tmp_path)) == 5
+
+
+def test_a_csv_file_of_a_killed_process_is_found_again(tmp_path):
+    (tmp_path / ".metrics.csv.earlier").write_text("step,train/loss\n1,2.0\n")  # as left between two renames
+    CSVFile(tmp_path).begin(5)
+    assert rows_of(tmp_path) == [{"step": "1", "train/loss": "2.0"}]
+
+
+def test_a_run_without_the_key_has_tensorboard_and_none_has_nothing(tmp_path):
+    config = compose(["model=rnn", "data=ou"])
+    assert [type(each) for each in loggers_of(config, tmp_path)] == [TensorBoard]
+    config = DictConfig({key: value for key, value in config.items() if key != "logger"})
+    assert [type(each) for each in loggers_of(config, tmp_path)] == [TensorBoard]
+    assert loggers_of(compose(["model=rnn", "data=ou", "logger=none"]), tmp_path) == []
+    both = loggers_of(compose(["model=rnn", "data=ou", "logger=[csv,tensorboard]"]), tmp_path)
+    assert [type(each) for each in both] == [CSVFile, TensorBoard]
+
+
+def test_a_logger_names_no_job(tmp_path):
+    same = [job_id(compose(["model=rnn", "data=ou", *more])) for more in ([], ["logger=csv"], ["logger=none"])]
+    assert len({*same}) == 1
+
+
+@pytest.mark.parametrize("name", ["mlflow", "wandb"])
+def test_a_missing_package_is_named_with_its_cure(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "find_spec", lambda package: None)
+    with pytest.raises(
+        ConfigError, match=rf"package {name}, which is not installed: pip install 'vrnn_lab\[{name}\]'"
+    ):
+        loggers_of(compose(["model=rnn", "data=ou", f"logger={name}"]), tmp_path)
+
+
+@pytest.mark.slow
+def test_a_service_that_fails_later_ends_no_run(tmp_path):
+    """One's own logger is one file and one YAML; its service is gone once the fit has begun."""
+    (tmp_path / "gone.py").write_text(
+        "from lightning.pytorch.loggers.logger import DummyLogger\n"
+        "from vrnn_lab.training.loggers.base import RunLogger\n\n\n"
+        "class Gone(RunLogger, DummyLogger):\n    remote = True\n\n"
+        "    def __init__(self, folder, word: str = 'a'):\n        super().__init__()\n\n"
+        "    def begin(self, step=0):\n        pass\n\n"
+        "    def add_figure(self, name, figure, step):\n        self.fail()\n\n"
+        "    def end(self, metrics):\n        self.fail()\n\n"
+        "    def fail(self):\n        with self.tolerant():\n            raise ConnectionError('gone')\n"
+    )
+    (tmp_path / "logger").mkdir()
+    (tmp_path / "logger" / "gone.yaml").write_text("# @package logger.gone\n_target_: gone.Gone\nword: b\n")
+    words = [*TINY, "logger=[gone,csv]", "hydra.run.dir=here", "--config-dir", "."]
+    done = command("run", *words, folder=tmp_path, figures=True, before="import sys; sys.path.insert(0, '')")
+    assert (done.stdout + done.stderr).count("Gone did not take a record (ConnectionError: gone)") == 1
+    assert metrics(tmp_path / "here")["status"] == "completed" and rows_of(tmp_path / "here")
+
+
+@pytest.mark.slow
+def test_the_report_shows_the_curve_of_a_run_with_csv_alone(tmp_path):
+    command("run", *TINY, "logger=csv", "hydra.run.dir=a", folder=tmp_path)
+    assert not list((tmp_path / "a").glob("events*"))
+    assert [step for step, _ in curve(tmp_path / "a", "val/loss")] == [1, 3]
+    assert len(curve(tmp_path / "a", "best/score")) == 1
+
+
+@pytest.mark.slow
+def test_mlflow_has_a_run_with_all_of_it_also_after_a_kill(tmp_path):
+    from mlflow import MlflowClient
+
+    words = [*TINY, "logger=[mlflow,tensorboard]", "hydra.run.dir=here", "trainer.max_epochs=3"]
+    killed = command("run", *words, folder=tmp_path, before=BEYOND, check=False)
+    assert killed.returncode == -9
+    command("run", "resume=here", folder=tmp_path, figures=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow uses what SQLAlchemy will remove
+        client = MlflowClient(f"sqlite:///{tmp_path}/outputs/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("vrnn_lab").experiment_id])
+    final = metrics(tmp_path / "here")
+    assert run.info.status == "FINISHED" and run.info.run_name.endswith("/here")
+    assert run.data.metrics["best/score"] == pytest.approx(final["val/loss"])
+    assert run.data.params["model.width"] == "4" and "logger=[mlflow" in run.data.tags["command"]
+    assert {"config.yaml", "figures", "metrics.json"} <= {
+        file.path for file in client.list_artifacts(run.info.run_id)
+    }
+    pictures = {file.path for file in client.list_artifacts(run.info.run_id, "figures")}
+    assert {f"figures/{file.name}" for file in (tmp_path / "here/figures").glob("*.png")} <= pictures
+    steps = [point.step for point in client.get_metric_history(run.info.run_id, "val/loss")]
+    assert steps == sorted(steps) and max(steps) == final["fit/steps"] - 1
+    words = [*TINY, "logger=mlflow", "logger.mlflow.tracking_uri=file:///nowhere/at/all", "hydra.run.dir=b"]
+    refused = command("run", *words, folder=tmp_path, check=False)
+    if refused.returncode:  # releases from 2026 on
+        assert refused.returncode == 2 and "error: logger" in refused.stderr and "cannot use file:" in refused.stderr
+        assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.slow
+def test_wandb_offline_has_numbers_figures_and_the_end(tmp_path):
+    words = ["-m", *TINY, "logger=wandb", "logger.wandb.offline=true", "seed=0,1", "sweep=two"]
+    command("run", *words, folder=tmp_path, figures=True, before=ALONE)
+    kept = sorted((tmp_path / "outputs/wandb").glob("offline-run-*"))
+    assert len(kept) == 2
+    for folder in kept:
+        (records,) = folder.glob("*.wandb")
+        content = records.read_bytes()
+        for text in (b"val/loss", b"best/score", b"model.width", b"python -m vrnn_lab.run"):
+            assert text in content
+        pictures = {
+            file.name.rpartition("_")[0].rpartition("_")[0] for file in (folder / "files/media").rglob("*.png")
+        }
+        assert {"forecast", "interpolation"} <= pictures
+    # Commands refuse a run folder with links, which the package's own folder has.
+    assert not [path for path in (tmp_path / "outputs/two").rglob("*") if path.is_symlink()]
+
+
+@pytest.mark.slow
+def test_wandb_without_a_key_is_refused_before_anything_is_written(tmp_path):
+    words = [*TINY, "logger=wandb", "hydra.run.dir=here"]
+    done = command("run", *words, folder=tmp_path, before=ALONE, check=False)
+    assert done.returncode == 2 and "error: logger=wandb cannot start a run" in done.stderr
+    assert "logger.wandb.offline=true" in done.stderr and not (tmp_path / "here").exists()
