@@ -568,7 +568,7 @@ def test_the_command_writes_a_table_and_figures_and_the_same_again(run):
     [
         ({"run": None}, "run=<run folder> is missing"),
         ({"input": None}, "input=<file> is missing"),
-        ({"output": None}, "output=<file> is missing"),
+        ({"output": ""}, "output=<file> is missing"),
         ({"output": "out.txt"}, "output=out.txt: expected a file that ends in .csv or .parquet"),
         ({"output": "mine.csv"}, "output=mine.csv is also an input"),
         ({"input": "nowhere.csv"}, "input=nowhere.csv does not exist"),

@@ -15,6 +15,7 @@ COMMANDS = {
     "evaluate": "score a run again, or by a rolling-origin backtest",
     "predict": "forecast or fill series of your own by a run",
     "sample": "draw series from a run's prior",
+    "pack": "pack a run into one file that others can use",
     "describe": "list every option and key of the configs",
     "fetch": "download a real data set into the cache",
 }

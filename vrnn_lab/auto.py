@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vrnn_lab.cli.arguments import arguments, configure_logging, int_argument, outlive_readers, run_command
 from vrnn_lab.cli.shown_text import say
 from vrnn_lab.cli.signals import install
+from vrnn_lab.core.example import file_of
 from vrnn_lab.predict import COLUMNS
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def parsed(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     if "future" in given:
         if "horizon" not in given:
             raise ValueError("future= holds covariates at the times that horizon= asks for; give horizon=<H> too.")
-        names = column_names(Path(given["future"]).expanduser(), "future")
+        names = column_names(file_of(given["future"]), "future")
         known = from_overrides([word for word in more if word.startswith("data.known=")])
         known = list(known.data.known) if known else []
         if not known:
@@ -125,7 +126,7 @@ def _study(
     from vrnn_lab.automatic.plan import study_of
     from vrnn_lab.runs.folder import run_lock
 
-    paths = {key: Path(given[key]).expanduser().absolute() for key in ("input", "future") if key in given}
+    paths = {key: file_of(given[key]).absolute() for key in ("input", "future") if key in given}
     words = [word for word in argv if not word.startswith(("budget=", "output=", "input=", "future="))]
     words += [f"{key}={path}" for key, path in paths.items()]  # absolute, so that resume= works in any folder
     before = recorded(folder).get("arguments")
@@ -187,10 +188,10 @@ def _forecast(study: Any, found: Any, given: Mapping[str, str]) -> None:
     from vrnn_lab.predict import write
 
     folder = expanded([study.folder]).folders[0]
-    future = Path(given["future"]).expanduser() if "future" in given else None
+    future = file_of(given["future"]) if "future" in given else None
     query = Query(None, *spans(given["horizon"], None), seed=study.seed, future=future)
     try:
-        source = Path(given["input"]).expanduser()
+        source = file_of(given["input"])
         forecasts = Forecasts.of(found.parts, source, query, schema_of(found.parts.config, {}), folder)
     except ValueError as error:  # such as covariates that are not known ahead
         say(f"forecast not written: {error}")

@@ -14,7 +14,8 @@ distance to the nearest observation and by channel, and PIT histograms. Writes o
   run                  the folder of a finished run, or of one interrupted after its first checkpoint; or several,
                        run=a,b,c: the mixture of their predictions with equal weights, scored by the protocol of the
                        first run; nll is that of the mixture (a bound where one of theirs is; a mixture has no loss).
-                       The folder of vrnn_lab.auto stands for its runs with their weights.
+                       The folder of vrnn_lab.auto stands for its runs with their weights. A packed run
+                       (vrnn_lab.pack) is taken in place of a folder
                        Their data keys must be the same, so that none was trained on a test series. Each is
                        recalibrated by its own factors, in a backtest too; nothing is fitted
   evaluate.forecast.seen=30, evaluate.interpolation.seen=0.1, evaluate.samples=1000, ...   another protocol
@@ -66,6 +67,11 @@ def main() -> int:
         raise ConfigError(
             f"recalibrate=true fits the factors of one run, and run= names {len(folders)}; do it run by run: "
             f"run={folders[0]} recalibrate=true. Each run's own factors are used here without it."
+        )
+    if refit and not folders_of(given)[0].is_dir():
+        raise ConfigError(
+            f"recalibrate=true writes into the run folder, and run={given['run']} is a packed run, which stays as it "
+            "is; unpack it: python -m vrnn_lab.pack run=<file>.zip output=<folder>"
         )
     trust = trust_of(given.get("trust", ""))
     keys = flatten(to_dict(config_to_build(folders[0], trust)))

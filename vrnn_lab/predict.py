@@ -8,8 +8,9 @@ from pathlib import Path
 from time import monotonic
 
 from vrnn_lab.cli.arguments import arguments, bool_argument, configure_logging, folders_of, int_argument, run_command
+from vrnn_lab.core.example import file_of
 
-USAGE = """python -m vrnn_lab.predict run=<run folder> input=<file> output=<file> and one query
+USAGE = """python -m vrnn_lab.predict run=<run folder> input=<file> [output=<file>] and one query
 
 Predicts series with a run's best checkpoint, also series that were not in its training data. One query of
   at=<file>            the times of this CSV or Parquet file: one row per id and time
@@ -40,9 +41,12 @@ With horizon= also the time at which a level is crossed:
 
   run                  the folder of a finished run, or of one interrupted after its first checkpoint; or several,
                        run=a,b,c: their predictions are mixed with equal weights, each recalibrated by its factors;
-                       or the folder of vrnn_lab.auto, whose runs are mixed with its weights
+                       or the folder of vrnn_lab.auto, whose runs are mixed with its weights; or a packed run
+                       (vrnn_lab.pack); or example, a run on weekly CO2 that comes with the package
   input                the series, as for training: .csv, .csv.gz or .parquet, rows in any order, empty = not observed
-  output               .csv or .parquet: id, time, channel, mean, std, q05, q25, q50, q75, q95, in the data's units
+                       (example: the table of that run)
+  output               .csv or .parquet, by default forecast.csv: id, time, channel, mean, std, q05, q25, q50, q75,
+                       q95, in the data's units
   id= time= channel= value=   the columns' names, where they are not those the run was trained on; id=null: one series
   draws=99             joint draws behind the quantiles
   paths=0              how many of them to write, as columns path_1, path_2, ... (independent between windows of a
@@ -76,6 +80,7 @@ KEYS = (
     "signal",
 )
 COLUMNS = ("id", "time", "channel", "value")
+USUAL = "forecast.csv"  # the output where none is named
 READ = ("input", "at", "future")  # options that name files to read
 LOG_EVERY = 10.0  # seconds between lines of progress in the log
 log = logging.getLogger("vrnn_lab")
@@ -88,12 +93,18 @@ def figures_of(given: dict[str, str]) -> float:
 
 
 def files_of(given: dict[str, str]) -> tuple[Path, Path]:
-    """Return the paths of input= and output=; raise ValueError where one is missing or the output is also read."""
+    """Return the paths of input= and output=.
+
+    Raise ValueError where the input is missing, where the output is also read, and where no output is named and the
+    usual one exists.
+    """
     for key in ("input", "output"):
-        if not given.get(key):
+        if not given.get(key, USUAL if key == "output" else ""):
             raise ValueError(f"{key}=<file> is missing.")
-    source, output = Path(given["input"]).expanduser(), Path(given["output"]).expanduser()
-    if output.absolute() in [Path(given[key]).expanduser().absolute() for key in READ if key in given]:
+    if "output" not in given and Path(USUAL).exists():
+        raise ValueError(f"{USUAL} exists already; name the file to write: output=<file>, also output={USUAL}.")
+    source, output = file_of(given["input"]), Path(given.get("output", USUAL)).expanduser()
+    if output.absolute() in [file_of(given[key]).absolute() for key in READ if key in given]:
         raise ValueError(f"output={output} is also an input; name another file.")
     return source, output
 
@@ -116,14 +127,14 @@ def main() -> int:
     check_ending(output)
     for key in READ:
         if key in given:
-            column_names(Path(given[key]).expanduser(), key)
+            column_names(file_of(given[key]), key)
     from vrnn_lab.forecasting.ensemble import load_runs
     from vrnn_lab.forecasting.forecast import Forecasts, Query, schema_of
     from vrnn_lab.forecasting.mixture_folder import expanded
     from vrnn_lab.runs.trust import trust_of
 
     trust = trust_of(given.get("trust", ""))
-    at, future = (Path(given[key]).expanduser() if key in given else None for key in READ[1:])
+    at, future = (file_of(given[key]) if key in given else None for key in READ[1:])
     signal = bool_argument(given, "signal")
     if "signal" in given and "when" not in given:
         raise ValueError("signal= says of what when= counts the crossings; give when= too, or leave signal= out.")

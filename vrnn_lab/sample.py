@@ -9,13 +9,14 @@ USAGE = """python -m vrnn_lab.sample run=<run folder> [n=16] [points=<number>] [
 
 Draws whole series from the prior of a run's best checkpoint, over a typical training window.
 Covariates are held at their training means.
-  run                  the folder of a finished run, or of one interrupted after its first checkpoint
+  run                  the folder of a finished run, or of one interrupted after its first checkpoint; or a packed run
   n                    how many series
   points               how many evenly spaced times for each; by default as dense as the training series
   seed                 of the draws: the same seed, the same file
   trust                for a run of your own classes: trust=my_model names their module, trust=true trusts the whole
                        folder; without it a folder from somebody else runs no code (SECURITY.md)
-  output               where they go, by default <run folder>/samples/samples.csv; with a figure next to it
+  output               where they go, by default <run folder>/samples/samples.csv (samples.csv for a packed run);
+                       with a figure next to it
 
 The file has the columns series, time and one for each channel, in the data's own units."""
 
@@ -32,7 +33,8 @@ def main() -> int:
     folder = folder_of(given)
     count, seed = int_argument(given, "n", 16, 1), int_argument(given, "seed", 0, 0)
     points = int_argument(given, "points", 1, 1) if "points" in given else None
-    output = Path(given.get("output", folder / "samples" / "samples.csv"))
+    kept = folder / "samples" if folder.is_dir() else Path()  # a packed run has no folder of its own
+    output = Path(given.get("output", kept / "samples.csv"))
     if output.suffix != ".csv":
         raise ValueError(f"output={output}: expected a file that ends in .csv.")
     configure_logging()
@@ -40,9 +42,10 @@ def main() -> int:
     from vrnn_lab.figures import model_figures
     from vrnn_lab.models import prior_samples
     from vrnn_lab.runs.build import load_parts
+    from vrnn_lab.runs.packed import unpacked
     from vrnn_lab.runs.trust import trust_of
 
-    parts = load_parts(folder, trust=trust_of(given.get("trust", "")))
+    parts = load_parts(unpacked(folder), trust=trust_of(given.get("trust", "")))
     if points is not None and parts.model.point_process:
         raise ValueError(
             "points= is for models of values at given times; this model draws the times of its events itself."

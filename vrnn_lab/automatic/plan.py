@@ -19,6 +19,7 @@ from vrnn_lab.config.compose import compose, from_overrides
 from vrnn_lab.config.options import options
 from vrnn_lab.config.plain import flatten, to_dict, typed
 from vrnn_lab.config.validate import check
+from vrnn_lab.core.example import file_of
 from vrnn_lab.data.table.dataset import Table
 from vrnn_lab.data.table.time_format import Span, spans
 
@@ -33,7 +34,7 @@ def study_of(given: Mapping[str, str], more: Sequence[str], folder: Path, seed: 
 
     given: the settings of the command. more: overrides of all candidates.
     """
-    path = Path(given["input"]).expanduser()
+    path = file_of(given["input"])
     own = {word.partition("=")[0] for word in more}
     known: dict[str, Any] = {key: None if given[key] == "null" else given[key] for key in ROLES if key in given}
     keys = flatten(to_dict(from_overrides([word for word in more if word.startswith("data.")])))

@@ -168,7 +168,7 @@ def folder_of(values: dict[str, str]) -> Path:
 
 
 def folders_of(values: dict[str, str]) -> list[Path]:
-    """Return the folders of run=<folder>[,<folder>...]; a folder whose own name holds commas counts as one.
+    """Return the folders, or packed runs, of run=<folder>[,<folder>...]; one whose name holds commas counts as one.
 
     Raise ValueError for an empty name, or for a folder named twice.
     """
@@ -176,10 +176,10 @@ def folders_of(values: dict[str, str]) -> list[Path]:
     folders, held = [], ""
     for part in text.split(","):
         held = f"{held},{part}" if held else part
-        if Path(held).is_dir():
+        if Path(held).exists():
             folders.append(Path(held))
             held = ""
-    if Path(text).is_dir():
+    if Path(text).exists():
         folders = [Path(text)]
     elif held or not folders:  # one does not exist: keep each name, for the error message about it
         folders = [Path(part) for part in text.split(",")]

@@ -10,6 +10,7 @@ from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.core.files import DamagedError, read_json, write_json
 from vrnn_lab.core.run_files import MIXTURE
 from vrnn_lab.forecasting.ensemble import Weights
+from vrnn_lab.runs.packed import unpacked
 
 CURE = "Run the same vrnn_lab.auto command again, which writes it anew from the runs of the folder."
 
@@ -55,12 +56,12 @@ def _list(content: Any) -> list[Any]:
 
 
 def expanded(folders: Sequence[Path]) -> Mixture:
-    """Return the runs behind folders, of which each counts equally and some may be mixtures themselves.
+    """Return the runs behind folders or packed runs; each counts equally, and some may be mixtures themselves.
 
     Raise ConfigError where a run is named twice.
     """
     runs: dict[Path, tuple[float, float]] = {}
-    for folder in folders:
+    for folder in map(unpacked, folders):
         alone = Mixture((folder,), Weights((1.0,), (1.0,)))
         part = Mixture.read(folder) if (folder / MIXTURE).is_file() else alone
         for run, gaps, later in zip(part.folders, part.weights.gaps, part.weights.ahead, strict=True):

@@ -16,6 +16,7 @@ from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.moved import current
 from vrnn_lab.config.plain import to_dict
 from vrnn_lab.core import run_files
+from vrnn_lab.core.example import file_of
 from vrnn_lab.core.files import clean, read_json, read_yaml, write_json, write_yaml
 from vrnn_lab.runs.trust import Trust, refuse_links, refuse_targets
 
@@ -84,7 +85,7 @@ def record_failure(
 
 def with_absolute_paths(config: DictConfig) -> DictConfig:
     """Return a config with absolute paths, so that its folder can be read from any directory."""
-    absolute = lambda path: str(Path(path).expanduser().absolute())
+    absolute = lambda path: str(file_of(path).absolute())
     paths = {"data": {"path": absolute(config.data.path)}} if config.data.get("path") else {}
     paths |= {"start": absolute(config.start)} if config.get("start") else {}
     return DictConfig(OmegaConf.merge(config, paths)) if paths else config
