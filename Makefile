@@ -5,7 +5,7 @@ STAMP := .venv/installed
 BENCH := .venv/bench
 RUN := $(BIN)/python -m vrnn_lab.run
 
-.PHONY: help demo train sweep search report board test test-all stress browser check check-lowest lock audit bench wheel clean
+.PHONY: help docs demo train sweep search report board test test-all stress browser check check-lowest lock audit bench wheel clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 16
@@ -46,6 +46,9 @@ test-all: $(STAMP) ## all tests: long fits, many processes, compilation and the 
 
 stress: $(STAMP) ## the long tests of docs/reliability.md; ARGS="-k fuzz" for some
 	$(BIN)/python -m pytest -n 0 -m stress $(ARGS)
+
+docs: $(STAMP) ## the documentation site, in build/site; python -m http.server -d build/site shows it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 browser: ## Chromium, in which the tests look at the report's page (Debian, as root)
 	command -v chromium || (apt-get update -qq && apt-get install -y -qq chromium > /dev/null)

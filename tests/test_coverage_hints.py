@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from helpers.oracle import QUESTIONS
 from helpers.small import model_of
 from vrnn_lab.data.table.dataset import Table
-from vrnn_lab.reports.run_table import _coverage_hints, _facts
+from vrnn_lab.reports.run_table import _coverage_hints, facts
 from vrnn_lab.runs.build import Parts, apart_from_training
 
 LEVELS = (0.1, 0.35, 0.7)  # of training, whose standardised values do not come back to the last bit
@@ -68,4 +68,4 @@ def test_wrong_intervals_are_explained_by_their_likely_cause(case):
 
 def test_a_hint_stands_below_the_table_of_a_run():
     metrics = WRONG | {"test/outside_range": 0.3, "test/nll_samples": 1, "test/forecast/coverage_50": 0.2}
-    assert "hint: the coverage of this model's 90 % intervals is far from 0.9: 30%" in _facts(metrics, "test")
+    assert "hint: the coverage of this model's 90 % intervals is far from 0.9: 30%" in facts(metrics, "test")

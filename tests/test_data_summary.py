@@ -94,9 +94,9 @@ def test_a_run_prints_the_summary_and_scores_by_channel_and_keeps_them_in_its_lo
     done = command("run", *keys, folder=tmp_path)
     assert "data: 12 series of 72 points" in done.stderr and "channel  minimum" in done.stderr
     assert "by channel, in its own unit" in done.stdout and "each channel in its training std" in done.stdout
-    assert "forecast (2 series, " in done.stdout
+    assert "forecast: 2 series, " in done.stdout
     log = (tmp_path / "run" / "run.log").read_text()
-    assert "by channel, in its own unit" in log and "coverage: the share" in log and "12 series" in log
+    assert "by channel, in its own unit" in log and "inside   the share" in log and "12 series" in log
 
 
 @pytest.mark.slow

@@ -285,7 +285,7 @@ def test_events_are_scored_by_their_times_alone():
     assert found["test/nll_events"] - exact == pytest.approx(found["test/nll_events_above_exact"])
     assert {"test/nll", "test/nll_joint"}.isdisjoint(found) and not any("interpolation" in k for k in found)
     assert {"test/nll_events_above_exact_se", "test/events/ks", "test/events/ks_p", "test/loss"} <= found.keys()
-    assert "nll_events" in run_table._facts(found, "test") and "Kolmogorov" in run_table._facts(found, "test")
+    assert "nll_events" in run_table.facts(found, "test") and "Kolmogorov" in run_table.facts(found, "test")
 
 
 def test_a_split_without_any_event_has_finite_scores():

@@ -16,7 +16,7 @@ from vrnn_lab.data.table.columns import ColumnRoles
 from vrnn_lab.data.table.dataset import Table
 from vrnn_lab.data.table.reader import SeriesReader, TableSchema
 from vrnn_lab.models.ode import Solver
-from vrnn_lab.reports.run_table import _facts
+from vrnn_lab.reports.run_table import facts
 
 stress = pytest.mark.stress
 every_model = pytest.mark.parametrize("name", options("model"))
@@ -136,9 +136,9 @@ def test_common_measurements_are_not_warned_of(tmp_path):
 @pytest.mark.parametrize("ours", [1e9, float("nan"), float("inf")])
 def test_a_fit_that_went_astray_is_named_beside_the_table(ours):
     metrics = {"test/forecast/nmse": ours, "reference/constant/forecast/nmse": 1.0, "test/nll_samples": 1}
-    said = _facts(metrics, "test")
+    said = facts(metrics, "test")
     assert "training diverged" in said and "optim.lr" in said
-    assert "astray" not in _facts({**metrics, "test/forecast/nmse": 3.0}, "test")
+    assert "astray" not in facts({**metrics, "test/forecast/nmse": 3.0}, "test")
 
 
 # ---- solvers -------------------------------------------------------------------------------------------------

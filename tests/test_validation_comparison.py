@@ -13,7 +13,7 @@ from vrnn_lab.evaluation.baselines import REFERENCES, fitted, references
 from vrnn_lab.evaluation.calibration import parted
 from vrnn_lab.evaluation.evaluate import evaluate
 from vrnn_lab.evaluation.scores import SeriesSums, plain_scores
-from vrnn_lab.reports.run_table import _facts, validation_comparison
+from vrnn_lab.reports.run_table import facts, validation_comparison
 
 
 def sums_of(values: list[list[float]], ids=None) -> SeriesSums:
@@ -143,6 +143,6 @@ def test_the_line_by_hand():
 
 
 def test_the_line_stands_right_under_the_table():
-    assert _facts({**keys(0.14, 0.02), "test/nll_samples": 1.0}, "test").startswith(
+    assert facts({**keys(0.14, 0.02), "test/nll_samples": 1.0}, "test").startswith(
         "ahead    on validation, the best method"
     )

@@ -12,6 +12,7 @@ COMMANDS = {
     "run": "train a model and score it; -m sweeps, resume=<run folder> resumes",
     "search": "search good values of a model's keys",
     "report": "compare runs in tables and on a page",
+    "show": "write one page about one run",
     "evaluate": "score a run again, or by a rolling-origin backtest",
     "predict": "forecast or fill series of your own by a run",
     "sample": "draw series from a run's prior",

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from vrnn_lab.cli.arguments import arguments, configure_logging, int_argument, outlive_readers, run_command
+from vrnn_lab.cli.result import HELP, result
 from vrnn_lab.cli.shown_text import say
 from vrnn_lab.cli.signals import install
 from vrnn_lab.core.example import file_of
@@ -47,6 +48,7 @@ validation. Forecasts of many short series are judged by a second fit without th
 split by series never asks for what lies beyond the times of training. The mixture has the weights with the best log
 score on validation (stacking), and is taken only where such weights are better on validation series that they were
 not fitted on."""
+USAGE += HELP
 
 KEYS = ("input", "horizon", "future", "question", "budget", "output", "models", "seed")
 OWN = ("model", "data", "data.path", "trainer.max_time", "hydra.run.dir", "sweep", "resume")
@@ -171,13 +173,15 @@ def _spend(study: Any, budget: Any, display: Any, given: Mapping[str, str]) -> N
         budget.save()
         display.progress(budget.used)
     paper().print(table(found))
-    for sentence in sentences(found):
+    said = sentences(found)
+    for sentence in said:
         say(sentence)
     for file in files:
         say(f"figure   {file}")
     if "horizon" in given:
         _forecast(study, found, given)
     say(f"run      {study.folder} ({budget.used:.0f} s)")
+    result(run=str(study.folder), seconds=budget.used, figures=[str(file) for file in files], advice=said)
 
 
 def _forecast(study: Any, found: Any, given: Mapping[str, str]) -> None:
@@ -281,4 +285,4 @@ sys.modules[__name__].__class__ = _Callable
 
 if __name__ == "__main__":
     outlive_readers()
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, scripts=True))

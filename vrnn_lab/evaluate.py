@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from vrnn_lab.cli.arguments import arguments, bool_argument, configure_logging, folders_of, int_argument, run_command
+from vrnn_lab.cli.result import HELP, result
 
 USAGE = """python -m vrnn_lab.evaluate run=<run folder> [evaluate.<key>=<value> ...] [data.path=<file>] [split=val]
 python -m vrnn_lab.evaluate run=<run folder> backtest=true backtest.horizon=24 [output=<csv>]
@@ -37,6 +38,7 @@ distance to the nearest observation and by channel, and PIT histograms. Writes o
   backtest.folds       origins a series, the last a horizon before its end (default: 5)
   output               a CSV of every scored value of the backtest: id, origin, time, channel, value, mean, std,
                        q05, q25, q50, q75, q95, nll, crps"""
+USAGE += HELP
 log = logging.getLogger("vrnn_lab")
 KEYS = ("run", "trust", "split", "recalibrate", "backtest", "output", "backtest.", "evaluate.", "data.")
 
@@ -104,6 +106,7 @@ def main() -> int:
     else:
         scores = score(parts) | _recalibrated(parts, split, factors)
         print_run(folders, scores, split, parts.data, mixture.unequal)
+        result(runs=[str(folder) for folder in folders], **scores)
     return 0
 
 
@@ -138,6 +141,7 @@ def print_backtest(parts, plan, split: str, factors, output: str | None) -> None
     from vrnn_lab.reports.run_table import backtest, paper
 
     scores, values = run(parts, plan, split, factors and factors.apply)
+    result(split=split, output=output, **scores)
     unit = f" {parts.data.time_unit}" if parts.data.time_unit else ""
     title = f"{split}: {values['origin'].nunique()} origins, {plan.horizon:g}{unit} ahead, {len(values)} values"
     paper().print(backtest(scores, title + (", recalibrated" if factors else "")))
@@ -170,4 +174,4 @@ def _recalibrated(parts, split: str, factors) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, scripts=True))

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from vrnn_lab.cli.arguments import arguments, folder_of, run_command
+from vrnn_lab.cli.result import HELP, result
 from vrnn_lab.core.example import run_of
 
 USAGE = """python -m vrnn_lab.pack run=<run folder> [output=<file>.zip]
@@ -19,6 +20,7 @@ made it: it is unpacked to a temporary folder, cannot write anywhere else, and r
 The file holds the config (with the path of the data, not the data), the weights and scale of the best checkpoint, the
 factors of its intervals, and its scores. Without the state of training it cannot be resumed; start=<folder> of an
 unpacked one starts a fit from its weights."""
+USAGE += HELP
 
 
 def main() -> int:
@@ -36,11 +38,13 @@ def main() -> int:
     if run.is_file():
         unpack(run, output)
         print(f"unpacked {output}")
+        result(output=str(output))
         return 0
     names = pack(run, output)
     print(f"packed   {output}, {len(names)} files, {output.stat().st_size / 1000:.0f} kB")
+    result(output=str(output), files=names)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, scripts=True))

@@ -8,6 +8,7 @@ from pathlib import Path
 from time import monotonic
 
 from vrnn_lab.cli.arguments import arguments, bool_argument, configure_logging, folders_of, int_argument, run_command
+from vrnn_lab.cli.result import HELP, result
 from vrnn_lab.core.example import file_of
 
 USAGE = """python -m vrnn_lab.predict run=<run folder> input=<file> [output=<file>] and one query
@@ -58,6 +59,7 @@ With horizon= also the time at which a level is crossed:
                        folder; without it a folder from somebody else runs no code (SECURITY.md)
   seed=0               of the draws: the same seed, the same file
   stream=false         true: read in chunks, as files of more than 200 000 rows are; each series' rows together"""
+USAGE += HELP
 
 KEYS = (
     "run",
@@ -185,7 +187,8 @@ def write(forecasts, output: Path, most: float, in_memory: bool) -> None:
     print(f"forecast {output}, {rows} rows")
     if figures.written:
         print(f"figures  {figures.folder}, {len(figures.written)}")
+    result(output=str(output), rows=rows, figures=[str(file) for file in figures.written])
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, scripts=True))

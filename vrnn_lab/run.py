@@ -15,6 +15,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from vrnn_lab.cli.arguments import configure_logging, outlive_readers, refuse_repeated, run_command
+from vrnn_lab.cli.result import JSON, has_flag, result
 from vrnn_lab.cli.shown_text import complain, say
 from vrnn_lab.cli.signals import install
 from vrnn_lab.cli.suggestions import did_you_mean
@@ -52,6 +53,7 @@ def job(
 ) -> float:
     """Run once in a folder, print the table, and return the score, val/loss; NaN in all but the first process."""
     configure_logging()
+    from vrnn_lab.reports.run_page import write_page
     from vrnn_lab.reports.run_table import print_run
     from vrnn_lab.runs.folder import SCORE
     from vrnn_lab.training import fit as fitting
@@ -67,8 +69,11 @@ def job(
     if metrics is None:  # only the first process of this run prints the table
         return nan
     text = print_run([folder], metrics)
-    with suppress(OSError), open(folder / run_files.LOG, "a", encoding="utf-8") as log:  # it is printed already
-        log.write(text)
+    with suppress(OSError):  # a full disk: the table is printed already
+        with open(folder / run_files.LOG, "a", encoding="utf-8") as log:
+            log.write(text)
+        say(f"page     {write_page(folder)}")
+    result(run=str(folder), **metrics)
     return metrics[SCORE]
 
 
@@ -260,6 +265,11 @@ def main() -> int:
         return through_hydra(argv)
     configure_logging()
     refuse_repeated(_overrides_and_dirs(argv)[0])
+    if _sweeps(argv) and has_flag(JSON):
+        raise ConfigError(
+            "--json prints the result of one run, and -m makes a sweep of many; leave --json out, and write their "
+            "results by python -m vrnn_lab.report outputs/<sweep> output=runs.csv"
+        )
     _import_training()
     folders = [a.partition("=")[2] for a in argv if a.startswith("resume=")]
     check_launch(argv)
@@ -281,4 +291,4 @@ def main() -> int:
 
 if __name__ == "__main__":
     outlive_readers()
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, scripts=True))

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from vrnn_lab.cli.arguments import arguments, configure_logging, folder_of, int_argument, run_command
+from vrnn_lab.cli.result import HELP, result
 
 USAGE = """python -m vrnn_lab.sample run=<run folder> [n=16] [points=<number>] [seed=0] [output=<file>.csv]
 
@@ -19,6 +20,7 @@ Covariates are held at their training means.
                        with a figure next to it
 
 The file has the columns series, time and one for each channel, in the data's own units."""
+USAGE += HELP
 
 
 def csv(draws, channels: tuple[str, ...]) -> str:
@@ -55,8 +57,9 @@ def main() -> int:
     drawn = model_figures.samples(parts.model, parts.data, draws)
     (figure,) = model_figures.write({output.stem: drawn}, output.parent)
     print(f"samples  {output}\nfigure   {figure}")
+    result(output=str(output), figure=str(figure))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, scripts=True))

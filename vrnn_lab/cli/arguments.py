@@ -6,9 +6,12 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from vrnn_lab.cli.result import QUIET as NO_OUTPUT
+from vrnn_lab.cli.result import for_scripts, has_flag
 from vrnn_lab.cli.shown_text import complain
 from vrnn_lab.cli.shown_text import terminal as neutral
 from vrnn_lab.cli.suggestions import did_you_mean
@@ -58,7 +61,7 @@ def configure_logging() -> None:
     if not any(isinstance(h, logging.StreamHandler) and h.stream is sys.stderr for h in log.handlers):
         terminal = logging.StreamHandler(sys.stderr)
         terminal.set_name(TERMINAL)
-        terminal.setLevel(logging.INFO)
+        terminal.setLevel(logging.WARNING if has_flag(NO_OUTPUT) else logging.INFO)
         terminal.setFormatter(Neutral())
         log.addHandler(terminal)
 
@@ -90,13 +93,15 @@ def outlive_readers() -> None:
         setattr(sys, name, text)
 
 
-def run_command(command: Callable[[], int | None]) -> int:
+def run_command(command: Callable[[], int | None], scripts: bool = False) -> int:
     """Run a command and return its exit code.
 
-    Errors that a user can cause become one message; VRNN_LAB_TRACEBACK=1 shows the traceback.
+    Errors that a user can cause become one message; VRNN_LAB_TRACEBACK=1 shows the traceback. scripts: the command
+    gives a result, so that --json and --quiet are understood.
     """
     try:
-        return command() or 0
+        with for_scripts() if scripts else nullcontext():
+            return command() or 0
     except KeyboardInterrupt as interrupt:
         complain(": ".join(["interrupted", *map(str, interrupt.args)]))
         return 130

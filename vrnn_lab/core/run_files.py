@@ -12,6 +12,7 @@ METRICS, CALIBRATION, RECALIBRATION = "metrics.json", "calibration.json", "recal
 OUT_OF_TIME_VALUES = "out_of_time.npz"
 OUT_OF_TIME, LOG, LOCK, FRAME = "out_of_time.json", "run.log", ".lock", "data.csv"
 MIXTURE, STUDY = "mixture.json", "auto.json"  # of the folder of vrnn_lab.auto, in which the run folders lie
+PAGE = "report.html"
 FUTURE = "future.csv"  # of the covariates that vrnn_lab.auto was given as a frame
 BASELINE = "baseline.json"  # of a folder beside those, which holds a baseline in place of a run
 
@@ -48,6 +49,7 @@ FILES = (
     File("figures/*.png", "figures", "after the fit", "the pictures"),
     File(CALIBRATION, "training.fit", "after the fit", "coverage and PIT by distance and by channel"),
     File(METRICS, "training.fit", "at the end", "status and every score; the run is finished once it says completed"),
+    File(PAGE, "reports.run_page", "at the end", "one page with the scores, figures, losses and config"),
     File("samples/*", "sample", "on demand", "draws from the model, by `vrnn_lab.sample`"),
 )
 

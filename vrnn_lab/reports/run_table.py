@@ -22,6 +22,21 @@ QUESTIONS = {
     "after": "after the window",
 }
 WIDTH = 120  # columns of a table in a file
+HEADINGS = {  # of the columns, in at most two short lines, so that a table has at most 100 columns of text
+    "nll": "neg. log-\nlikelihood",
+    "brier": "Brier\nscore",
+    "mse": "squared\nerror",
+    "mse_clean": "noise-free\nsq. error",
+    "nmse": "relative\nsq. error",
+    "crps": "CRPS",
+    "ncrps": "relative\nCRPS",
+    "energy": "energy\nscore",
+    "coverage_50": "inside\n50 %",
+    "coverage_90": "inside\n90 %",
+    "best baseline's crps": "best baseline's CRPS",
+    "pit": "PIT",
+}
+MARK = "*"  # before the name of the row with the lowest CRPS
 ENOUGH = 1000  # with at least so many steps, too short a fit is not the likely cause of poor coverage
 FEW = 30  # validation values that a recalibration needs
 COLUMNS = ("nll", "brier", "mse", "mse_clean", "nmse", "crps", "energy", "coverage_50", "coverage_90")
@@ -52,14 +67,14 @@ def print_run(
     calibration of the intervals, by distance to the observed points and by channel.
     """
     console = paper()
-    mixed = _has_units(folders[0]) and _several(metrics, split)
+    mixed = has_units(folders[0]) and several(metrics, split)
     if (shown := table(metrics, split, mixed)).row_count:
         console.print(shown)
     if mixed and data is None and (shown := by_channel(metrics, split)).row_count:
         console.print(shown)
     for calibration in intervals(metrics, split, data.channels, data.time_unit) if data else []:
         console.print(calibration)
-    console.print(_facts(metrics, split), soft_wrap=True)
+    console.print(facts(metrics, split), soft_wrap=True)
     if len(folders) > 1:
         how = "equal weights" if weights is None else f"the weights {weights}"
         console.print(f"ensemble {len(folders)} runs with {how}: 'this model' is their mixture")
@@ -77,12 +92,12 @@ def rows(metrics: dict[str, Any], split: str) -> list[tuple[str, str]]:
     return ours + [(name, f"reference/{name}") for name in names]
 
 
-def _has_units(folder: Path) -> bool:
+def has_units(folder: Path) -> bool:
     """Return whether the run is of a user's table, whose channels may have different units."""
     return config_of(folder).data.get("_target_") == TABLE
 
 
-def _several(metrics: dict[str, Any], split: str) -> bool:
+def several(metrics: dict[str, Any], split: str) -> bool:
     return any(key.startswith(f"{split}/") and "/channel/" in key for key in metrics)
 
 
@@ -127,19 +142,37 @@ def table(metrics: dict[str, Any], split: str, mixed: bool = False) -> Table:
         shown.add_column(label(column), justify="right", no_wrap=True)
     for question, heading in QUESTIONS.items():
         if any(f"/{question}/" in key for key in metrics):
-            shown.add_row(f"{heading}{_extent(metrics, f'{split}/{question}')}", style="italic")
+            shown.add_row(heading, style="italic")
+        best = best_rows(metrics, split, question)
         for name, prefix in rows(metrics, split):
             cells = [metrics.get(f"{prefix}/{question}/{c}") for c in columns]
             if any(c is not None for c in cells):
                 style = "bold" if prefix == split else None
-                shown.add_row(f"  {NAMES.get(name, name)}", *map(number, cells), style=style)
+                mark = MARK if prefix in best else " "
+                shown.add_row(f"{mark} {NAMES.get(name, name)}", *map(number, cells), style=style)
     return shown
 
 
+def best_rows(metrics: dict[str, Any], split: str, question: str) -> list[str]:
+    """Return the key prefixes of the rows with the lowest CRPS on a question, the exact answer apart."""
+    prefixes = [prefix for _, prefix in rows(metrics, split) if prefix != "reference/exact"]
+    for score in ("crps", "ncrps"):
+        scored = {p: metrics[key] for p in prefixes if (key := f"{p}/{question}/{score}") in metrics}
+        if scored:
+            return [prefix for prefix, value in scored.items() if value == min(scored.values())]
+    return []
+
+
+def _extents(metrics: dict[str, Any], split: str) -> list[str]:
+    """Return a line with the number of series and values that the scores of each question are means over."""
+    counted = [f"{heading}: {counts}" for question, heading in QUESTIONS.items()
+               if (counts := _extent(metrics, f"{split}/{question}"))]  # fmt: skip
+    return [f"scored   {'; '.join(counted)}"] if counted else []
+
+
 def _extent(metrics: dict[str, Any], at: str) -> str:
-    """Return, in words, the number of series and values that the scores of a question are means over."""
     counts = [f"{metrics[f'{at}/{what}']:.0f} {what}" for what in ("series", "values") if f"{at}/{what}" in metrics]
-    return f" ({', '.join(counts)})" if counts else ""
+    return ", ".join(counts)
 
 
 def backtest(scores: dict[str, float], title: str) -> Table:
@@ -189,10 +222,8 @@ def _intervals(metrics: dict[str, Any], at: str, name: str, channels: Sequence[s
 
 
 def label(column: str) -> str:
-    """Return a score's key as the heading of a column: coverage, and below it 90 %, for coverage_90."""
-    if column.startswith("coverage_"):
-        return column.replace("_", "\n") + " %"
-    return column.replace("_", " ")
+    """Return the heading of a score's column, in words: inside, and below it 90 %, for coverage_90."""
+    return HEADINGS.get(column, column.replace("_", " "))
 
 
 def number(value: float | None) -> str:
@@ -273,7 +304,7 @@ def validation_comparison(metrics: dict[str, Any]) -> list[str]:
     The rows are compared in training stds, and shown in the data's units where there is one channel. A difference
     within two standard errors over series (`reference/<row>/<question>/val_ncrps_above_se`) is called level.
     """
-    lines, unit = [], "ncrps" if _several(metrics, "val") else "crps"
+    lines, unit = [], "ncrps" if several(metrics, "val") else "crps"
     for question, start in (("forecast", "ahead"), ("interpolation", "gaps")):
         pattern = re.compile(rf"reference/([^/]+)/{question}/val_ncrps")
         rows = {match[1]: value for key, value in metrics.items() if (match := pattern.fullmatch(key))}
@@ -302,18 +333,24 @@ def validation_comparison(metrics: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _facts(metrics: dict[str, Any], split: str) -> str:
+def facts(metrics: dict[str, Any], split: str) -> str:
     get = lambda key: number(metrics.get(key))
     k = int(metrics.get(f"{split}/nll_samples", 0))
-    lines = _diverged(metrics, split) + validation_comparison(metrics)
+    lines = _extents(metrics, split) + _diverged(metrics, split) + validation_comparison(metrics)
+    if any(best_rows(metrics, split, question) for question in QUESTIONS):
+        lines.append(
+            f"{MARK}        the lowest CRPS, the error of a predicted distribution, of the rows of a question"
+        )
     if any(key.endswith("/coverage_50") for key in metrics):
-        lines.append("coverage: the share of values inside the central 50 % and 90 % intervals of their predictions")
+        lines.append("inside   the share of values inside the central 50 % and 90 % intervals of their predictions")
         lines += _coverage_hints(metrics, split)
     if any(key.endswith("/energy") for key in metrics):
-        lines.append("energy: the energy score of joint draws of a series, in training stds")
+        lines.append(
+            "energy   the score of joint draws of a series, in training stds; a relative score is one in these too"
+        )
     if any("/pit/" in key for key in metrics):
         lines.append(
-            "pit: % of the values in each tenth of their predictive distribution, 10 everywhere if calibrated"
+            "PIT      % of the values in each tenth of their predictive distribution, 10 everywhere if calibrated"
         )
     lines += _out_of_time(metrics)
     kinds = {"nll": "a value, all points", "nll_events": "an event, their times", "nll_joint": "a value, with times"}

@@ -1,0 +1,62 @@
+"""What scripts read: --json and --quiet."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from helpers.commands import TINY
+from vrnn_lab import pack, predict
+from vrnn_lab.cli.arguments import run_command
+from vrnn_lab.cli.result import for_scripts, has_flag, result
+
+
+def called(main, words: str, monkeypatch, folder) -> int:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.argv", ["x", *words.split()])
+    return run_command(main, scripts=True)
+
+
+def test_json_is_all_of_the_standard_output(tmp_path, monkeypatch, capfd):
+    assert called(predict.main, "run=example input=example horizon=2w --json", monkeypatch, tmp_path) == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out) == {"output": "forecast.csv", "rows": 2, "figures": []}
+    assert "forecast forecast.csv, 2 rows" in err
+
+
+def test_quiet_is_silent_unless_something_is_wrong(tmp_path, monkeypatch, capfd):
+    assert called(predict.main, "run=example --quiet input=example horizon=2w", monkeypatch, tmp_path) == 0
+    assert capfd.readouterr() == ("", "")
+    assert called(predict.main, "run=example input=example horizon=2w --quiet --json", monkeypatch, tmp_path) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and err.startswith("error: forecast.csv exists already")
+    assert called(predict.main, "run=example input=example horizon=2w output=a.csv", monkeypatch, tmp_path) == 0
+    assert "forecast a.csv, 2 rows" in capfd.readouterr().out and not has_flag("--quiet")
+
+
+def test_a_number_that_json_lacks_is_null(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["x", "--json"])
+    with for_scripts():
+        result(a=float("nan"), b=[1, 2.5, float("inf")], c={"d": None, 1: True})
+    assert json.loads(capsys.readouterr().out) == {"a": None, "b": [1, 2.5, None], "c": {"d": None, "1": True}}
+
+
+def test_a_command_that_fails_prints_no_result(tmp_path, monkeypatch, capfd):
+    assert called(pack.main, "run=nowhere --json", monkeypatch, tmp_path) == 2
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.slow
+def test_a_run_and_its_scores_are_read_by_a_script(tmp_path):
+    start = [sys.executable, "-m", "vrnn_lab"]
+    made = subprocess.run([*start, "run", *TINY, "--json", "--quiet"], cwd=tmp_path, capture_output=True, text=True)
+    metrics = json.loads(made.stdout)
+    assert made.returncode == 0 and metrics["status"] == "completed" and "test/forecast/crps" in metrics
+    words = ["evaluate", f"run={metrics['run']}", "--json"]
+    again = subprocess.run([*start, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert json.loads(again.stdout)["test/nll"] == pytest.approx(metrics["test/nll"])
+    sweep = subprocess.run(
+        [*start, "run", "-m", *TINY, "seed=1,2", "--json"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert sweep.returncode == 2 and "--json prints the result of one run" in sweep.stderr

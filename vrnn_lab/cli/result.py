@@ -1,0 +1,56 @@
+"""Serve scripts: --json prints the result of a command as one JSON object, --quiet nothing but what is wrong."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from math import isfinite
+from typing import Any
+
+QUIET, JSON = "--quiet", "--json"
+HELP = """
+  --json               the result as one JSON object on the standard output; all else goes to the standard error
+  --quiet              no output but warnings and errors; with --json also the result"""
+_chosen: set[str] = set()
+_results: list[dict[str, Any]] = []
+
+
+def has_flag(flag: str) -> bool:
+    """Return whether the command that runs in this process was given QUIET or JSON."""
+    return flag in _chosen
+
+
+def result(**values: Any) -> None:
+    """Give the result of a command, which --json prints once the command has ended well."""
+    _results[:] = [values]
+
+
+@contextmanager
+def for_scripts() -> Iterator[None]:
+    """Take --quiet and --json out of the arguments of this process, and send output to where they say."""
+    flags = {word for word in sys.argv[1:] if word in (QUIET, JSON)}
+    if not flags:
+        yield
+        return
+    sys.argv[1:] = [word for word in sys.argv[1:] if word not in flags]
+    _chosen.update(flags)
+    _results.clear()
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if QUIET in flags else sys.stderr):
+            yield
+        if JSON in flags and _results:
+            print(json.dumps(_plain(_results[0]), allow_nan=False), flush=True)
+    finally:
+        _chosen.clear()
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON has it: numbers that are not finite are null, and what JSON lacks is text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    if isinstance(value, float):
+        return float(value) if isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
