@@ -88,8 +88,9 @@ audit: $(STAMP) ## known vulnerabilities of what is installed; skipped where PyP
 bench: $(BENCH) ## timings: make bench, or ARGS="solve vrnn threads=1" for some
 	$(BIN)/python -m bench $(ARGS)
 
-wheel: $(STAMP) ## dist/*.whl
+wheel: $(STAMP) ## dist/*.whl, and a check of what a package index shows of it
 	$(BIN)/python -m build --wheel
+	$(BIN)/twine check --strict dist/*.whl
 
 clean: ## the environment and what tools left
 	rm -rf .venv .venv-lowest .venv-lock .venv-audit dist build .pytest_cache .ruff_cache

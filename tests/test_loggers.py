@@ -1,6 +1,8 @@
 """The group logger: what each member records of a run, also of one that was interrupted, and what is refused."""
 
 import csv
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -45,14 +47,24 @@ def test_a_csv_file_grows_and_loses_what_a_resumed_run_does_again(tmp_path):
     ]
     assert rows_of(tmp_path)[-1]["best/score"] == "5.5"
     assert curve(tmp_path, "train/loss") == [(1, 9.0), (2, 8.0), (3, 6.5)]
-    CSVFile(tmp_path).end({"status": "completed", "val/loss": 5.5, "fit/steps": 3})  # scored again, without a fit
+    again = CSVFile(tmp_path)  # scored again, without a fit
+    again.begin(3)
+    again.end({"status": "completed", "val/loss": 5.5, "fit/steps": 3})
     assert len(rows_of(tmp_path)) == 5
 
 
 def test_a_csv_file_of_a_killed_process_is_found_again(tmp_path):
-    (tmp_path / ".metrics.csv.earlier").write_text("step,train/loss\n1,2.0\n")  # as left between two renames
+    (tmp_path / ".metrics.csv.earlier").write_text("step,train/loss\n1,2.0\n")  # as left while it was copied
+    (tmp_path / "metrics.csv").write_text("step,train/loss\n")
     CSVFile(tmp_path).begin(5)
     assert rows_of(tmp_path) == [{"step": "1", "train/loss": "2.0"}]
+
+
+@pytest.mark.parametrize("torn", ["2,1.", "2,", "x", "2,1.0,3,4", "\x00"])
+def test_a_row_that_was_cut_short_keeps_no_run_from_resuming(torn, tmp_path):
+    (tmp_path / "metrics.csv").write_text(f"step,train/loss\n1,2.0\n{torn}")
+    CSVFile(tmp_path).begin(5)
+    assert rows_of(tmp_path)[0] == {"step": "1", "train/loss": "2.0"} and len(rows_of(tmp_path)) <= 2
 
 
 def test_a_run_without_the_key_has_tensorboard_and_none_has_nothing(tmp_path):
@@ -90,13 +102,13 @@ def test_a_service_that_fails_later_ends_no_run(tmp_path):
         "    def begin(self, step=0):\n        pass\n\n"
         "    def add_figure(self, name, figure, step):\n        self.fail()\n\n"
         "    def end(self, metrics):\n        self.fail()\n\n"
-        "    def fail(self):\n        with self.tolerant():\n            raise ConnectionError('gone')\n"
+        "    def fail(self):\n        self.attempt(lambda: 1 / 0)\n"
     )
     (tmp_path / "logger").mkdir()
     (tmp_path / "logger" / "gone.yaml").write_text("# @package logger.gone\n_target_: gone.Gone\nword: b\n")
     words = [*TINY, "logger=[gone,csv]", "hydra.run.dir=here", "--config-dir", "."]
     done = command("run", *words, folder=tmp_path, figures=True, before="import sys; sys.path.insert(0, '')")
-    assert (done.stdout + done.stderr).count("Gone did not take a record (ConnectionError: gone)") == 1
+    assert (done.stdout + done.stderr).count("Gone did not take a record (ZeroDivisionError: division by zero)") == 1
     assert metrics(tmp_path / "here")["status"] == "completed" and rows_of(tmp_path / "here")
 
 
@@ -115,7 +127,8 @@ def test_mlflow_has_a_run_with_all_of_it_also_after_a_kill(tmp_path):
     words = [*TINY, "logger=[mlflow,tensorboard]", "hydra.run.dir=here", "trainer.max_epochs=3"]
     killed = command("run", *words, folder=tmp_path, before=BEYOND, check=False)
     assert killed.returncode == -9
-    command("run", "resume=here", folder=tmp_path, figures=True)
+    again = command("run", "resume=here", "trainer.max_epochs=4", folder=tmp_path, figures=True)
+    assert "did not take a record" not in again.stdout + again.stderr
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow uses what SQLAlchemy will remove
         client = MlflowClient(f"sqlite:///{tmp_path}/outputs/mlflow.db")
@@ -136,6 +149,51 @@ def test_mlflow_has_a_run_with_all_of_it_also_after_a_kill(tmp_path):
     if refused.returncode:  # releases from 2026 on
         assert refused.returncode == 2 and "error: logger" in refused.stderr and "cannot use file:" in refused.stderr
         assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_where_mlflow_is_gone_and_is_recorded_anew_where_its_database_is(tmp_path):
+    gone = (
+        "from mlflow.tracking import MlflowClient as Client\nkept, calls = Client.log_batch, [0]\n"
+        "def log_batch(*a, **k):\n    calls[0] += 1\n    if calls[0] > 1:\n"
+        "        raise ConnectionError('gone')\n    return kept(*a, **k)\nClient.log_batch = log_batch\n"
+        "Client.set_terminated = Client.log_metric = log_batch"
+    )
+    done = command("run", *TINY, "logger=mlflow", "hydra.run.dir=here", folder=tmp_path, before=gone)
+    said = done.stdout + done.stderr
+    assert 1 <= said.count("MLflow did not take a record (ConnectionError: gone)") <= 2
+    assert metrics(tmp_path / "here")["status"] == "completed"
+    (tmp_path / "here/metrics.json").unlink()
+    (tmp_path / "elsewhere").mkdir()
+    again = command("run", f"resume={tmp_path}/here", folder=tmp_path / "elsewhere")
+    assert "it is recorded anew" in again.stdout + again.stderr
+    assert (tmp_path / "elsewhere/outputs/mlflow.db").exists()
+
+
+@pytest.mark.slow
+def test_processes_that_make_the_database_of_mlflow_at_once_share_it(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from vrnn_lab.training.loggers.mlflow_logger import MLflow; "
+        "MLflow(Path(sys.argv[1])).connect()"
+    )
+    started = [
+        subprocess.Popen([sys.executable, "-c", code, name], cwd=tmp_path, stderr=subprocess.PIPE) for name in "abc"
+    ]
+    assert [(process.communicate()[1], process.returncode)[1] for process in started] == [0, 0, 0]
+
+
+@pytest.mark.slow
+def test_of_several_processes_the_first_says_why_a_logger_does_not_start(tmp_path):
+    words = [
+        *TINY,
+        "logger=wandb",
+        "trainer=ddp",
+        "trainer.accelerator=cpu",
+        "trainer.devices=2",
+        "hydra.run.dir=here",
+    ]
+    done = command("run", *words, folder=tmp_path, before=ALONE, check=False)
+    assert done.returncode and "logger=wandb cannot start a run" in done.stderr
 
 
 @pytest.mark.slow

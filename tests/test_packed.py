@@ -110,6 +110,12 @@ def test_a_mixture_is_packed_with_its_runs_and_a_baseline_by_its_run(finished, t
     "name",
     [
         "../outside",
+        "//metrics.json",
+        "//.hydra/config.yaml",
+        ".. /metrics.json",
+        ". /metrics.json",
+        "/metrics.json",
+        "a /metrics.json",
         "/etc/outside",
         "checkpoints/../../outside",
         "a/../checkpoints/best.ckpt",
@@ -143,6 +149,38 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(packed, "LARGEST", 1000)
     with pytest.raises(DamagedError, match=r"would unpack to .* bytes; a packed run has at most 1,000"):
         packed.unpack(RUN, tmp_path / "here")
+
+
+def test_a_file_that_is_packed_again_is_read_again(example, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(example, folder)
+    packed.pack(folder, tmp_path / "a.zip")
+    first = packed.unpacked(tmp_path / "a.zip")
+    (folder / "recalibration.json").unlink()
+    packed.pack(folder, tmp_path / "a.zip")
+    second = packed.unpacked(tmp_path / "a.zip")
+    assert (first / "recalibration.json").exists() and not (second / "recalibration.json").exists()
+
+
+def test_no_link_and_no_logger_is_packed(example, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(example, folder)
+    for name, old, new in (
+        ("config", "logger:", "logger:\n  mlflow:\n    tracking_uri: https://me:secret@server\n    x:"),
+        ("overrides", "- model=", "- logger.mlflow.tracking_uri=https://me:secret@server\n- model="),
+    ):
+        file = folder / f".hydra/{name}.yaml"
+        text = "".join(file.read_text().splitlines(keepends=True)[1:])  # without its checksum
+        file.write_text(text.replace(old, new, 1) if old in text else f"{new}\n{text}")
+    assert "secret" in "".join(path.read_text() for path in (folder / ".hydra").glob("*.yaml"))
+    packed.pack(folder, tmp_path / "a.zip")
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        assert not [name for name in archive.namelist() if b"secret" in archive.read(name)]
+    assert Forecaster.load(tmp_path / "a.zip")
+    (folder / "calibration.json").unlink()
+    (folder / "calibration.json").symlink_to("/etc/passwd")
+    with pytest.raises(ConfigError, match="is a link to /etc/passwd"):
+        packed.pack(folder, tmp_path / "b.zip")
 
 
 @pytest.mark.parametrize("place", [0.1, 0.5, 0.9])

@@ -35,11 +35,21 @@ def test_quiet_is_silent_unless_something_is_wrong(tmp_path, monkeypatch, capfd)
     assert "forecast a.csv, 2 rows" in capfd.readouterr().out and not has_flag("--quiet")
 
 
-def test_a_number_that_json_lacks_is_null(monkeypatch, capsys):
+def test_a_number_that_json_lacks_is_null(monkeypatch, capfd):
     monkeypatch.setattr("sys.argv", ["x", "--json"])
     with for_scripts():
         result(a=float("nan"), b=[1, 2.5, float("inf")], c={"d": None, 1: True})
-    assert json.loads(capsys.readouterr().out) == {"a": None, "b": [1, 2.5, None], "c": {"d": None, "1": True}}
+    assert json.loads(capfd.readouterr().out) == {"a": None, "b": [1, 2.5, None], "c": {"d": None, "1": True}}
+
+
+def test_processes_that_a_command_starts_keep_to_it_too(monkeypatch, capfd):
+    shown = "import os; print('child', os.environ['VRNN_LAB_FLAGS'])"
+    for words, out, err in ((["--json"], '{"a": 1}\n', "child --json\n"), (["--json", "--quiet"], '{"a": 1}\n', "")):
+        monkeypatch.setattr("sys.argv", ["x", *words])
+        with for_scripts():
+            subprocess.run([sys.executable, "-c", shown], check=True)
+            result(a=1)
+        assert capfd.readouterr() == (out, err)
 
 
 def test_a_command_that_fails_prints_no_result(tmp_path, monkeypatch, capfd):

@@ -50,6 +50,7 @@ score on validation (stacking), and is taken only where such weights are better 
 not fitted on."""
 USAGE += HELP
 
+PARTS = ("data.", "trainer.", "optim.", "schedule.", "evaluate.", "model.", "logger.")  # whose keys may be set
 KEYS = ("input", "horizon", "future", "question", "budget", "output", "models", "seed")
 OWN = ("model", "data", "data.path", "trainer.max_time", "hydra.run.dir", "sweep", "resume")
 BUDGET = "120"
@@ -62,7 +63,7 @@ def parsed(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     from vrnn_lab.data.table.columns import column_names
 
     known = (*KEYS, *COLUMNS, *(group for group in groups() if group not in ("model", "data")))
-    given = arguments(USAGE, (*known, "data.", "trainer.", "optim.", "schedule.", "evaluate.", "model."), list(argv))
+    given = arguments(USAGE, (*known, *PARTS), list(argv))
     if "input" not in given:
         raise ValueError("input=<file> is missing.")
     more = [f"{key}={value}" for key, value in given.items() if key not in (*KEYS, *COLUMNS)]

@@ -106,7 +106,7 @@ def main() -> int:
     else:
         scores = score(parts) | _recalibrated(parts, split, factors)
         print_run(folders, scores, split, parts.data, mixture.unequal)
-        result(runs=[str(folder) for folder in folders], **scores)
+        result(runs=[str(folder) for folder in folders_of(given)], **scores)
     return 0
 
 

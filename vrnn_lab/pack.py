@@ -10,15 +10,16 @@ from vrnn_lab.core.example import run_of
 USAGE = """python -m vrnn_lab.pack run=<run folder> [output=<file>.zip]
 python -m vrnn_lab.pack run=<file>.zip output=<new folder>
 
-Writes what predictions and scores of a run need to one file. predict, evaluate, sample and Forecaster.load take it in
-place of the run folder: python -m vrnn_lab.predict run=<file>.zip input=... Whoever gets it needs no trust in whoever
-made it: it is unpacked to a temporary folder, cannot write anywhere else, and runs no code (SECURITY.md).
+Writes what predictions and scores of a run need to one file. predict, evaluate, sample, show and Forecaster.load
+take it in place of the run folder: python -m vrnn_lab.predict run=<file>.zip input=... Whoever gets it needs no trust
+in whoever made it: it is unpacked to a temporary folder, cannot write anywhere else, and runs no code (SECURITY.md).
   run                  the folder of a run with a checkpoint, or of vrnn_lab.auto; or a packed run, to unpack it
                        (example: the one that comes with the package)
   output               where it goes, by default <name of the run folder>.zip in the working folder
 
-The file holds the config (with the path of the data, not the data), the weights and scale of the best checkpoint, the
-factors of its intervals, and its scores. Without the state of training it cannot be resumed; start=<folder> of an
+The file holds the config with the path of the data but neither the data nor the loggers, the choices and overrides as
+they were typed, the releases that trained it, the weights and scale of the best checkpoint, the factors of its
+intervals, and its scores. Without the state of training it cannot be resumed; start=<folder> of an
 unpacked one starts a fit from its weights."""
 USAGE += HELP
 

@@ -69,11 +69,13 @@ def job(
     if metrics is None:  # only the first process of this run prints the table
         return nan
     text = print_run([folder], metrics)
-    with suppress(OSError):  # a full disk: the table is printed already
-        with open(folder / run_files.LOG, "a", encoding="utf-8") as log:
-            log.write(text)
-        say(f"page     {write_page(folder)}")
     result(run=str(folder), **metrics)
+    with suppress(OSError), open(folder / run_files.LOG, "a", encoding="utf-8") as log:  # it is printed already
+        log.write(text)
+    try:
+        say(f"page     {write_page(folder)}")
+    except (OSError, ValueError) as error:  # a full disk, or a file that is too large for the page
+        complain(f"warning: the page of the run was not written: {error}")
     return metrics[SCORE]
 
 
@@ -133,14 +135,16 @@ def resume(folder: Path, changes: list[str]) -> int:
     trust = trust_of(next((c.partition("=")[2] for c in reversed(changes) if c.startswith("trust=")), ""))
     changes = [change for change in changes if not change.startswith("trust=")]
     config = config_to_build(folder, trust)
-    if of_loggers := [change for change in changes if change.startswith(("logger=", "logger."))]:
+    if chosen := [change for change in changes if change.startswith("logger=")]:
+        of_loggers = [change for change in changes if change.startswith(("logger=", "logger."))]
         config.logger = compose(["model=rnn", "data=ou", *of_loggers]).logger  # any model and data
         changes = [change for change in changes if change not in of_loggers]
-    elif trust is not True:
-        refuse_places(to_dict(config), folder)
+    if not chosen and trust is not True:
+        given = {change.partition("=")[0] for change in changes}
+        refuse_places(to_dict(config), folder, given)
     for change in changes:
         key = change.split("=")[0]
-        if not key.startswith("trainer."):
+        if not key.startswith(("trainer.", "logger.")):
             raise ConfigError(
                 f"{key} cannot be given with resume=: a run resumes with its own config, of which only trainer.* and "
                 "logger may change. Start a new run to change anything else."

@@ -81,7 +81,10 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     models: list[object] = ["models/index.md"]
     models += [{name: f"models/{name}.md"} for name in options("model")]
     entries = [(title, place) for entry in config.nav or [] for title, place in entry.items()]
-    config.nav = [{title: models if place == "models/" else place} for title, place in entries]
+    names = yaml.safe_load((ROOT / "docs" / "gallery" / "entries.yaml").read_text())
+    shown = ["gallery/index.md", *({entry["title"]: f"gallery/{entry['name']}.md"} for entry in names)]
+    made = {"models/": models, "gallery/": shown}
+    config.nav = [{title: made.get(place, place) if isinstance(place, str) else place} for title, place in entries]
     return config
 
 
@@ -100,6 +103,7 @@ def pages() -> Iterator[tuple[str, str]]:
         yield place, (ROOT / name).read_text()
     for name in options("model"):
         yield f"models/{name}.md", model_page(name)
+    yield from gallery()
     yield "configs.md", configs_page()
     yield "commands.md", commands_page()
     yield "python.md", "# Python\n\n" + api(PYTHON)
@@ -154,6 +158,24 @@ def model_page(name: str) -> str:
     parts += ["## Try it", f"```\n{cells[3].strip('` ')}\n```"] if cells else []
     parts += ["## Keys", "Set as `model.<key>=<value>`.", keys_table(text, "model")]
     return "\n\n".join(parts)
+
+
+def gallery() -> Iterator[tuple[str, str]]:
+    """Yield the pages of the gallery and their index."""
+    folder = ROOT / "docs" / "gallery"
+    entries = yaml.safe_load((folder / "entries.yaml").read_text())
+    known = yaml.safe_load((folder / "measured.yaml").read_text())
+    heads = "Each page is one data set, one command, one picture, and what it shows and does not show."
+    index = ["# Gallery", heads]
+    for entry in entries:
+        name, title = entry["name"], entry["title"]
+        picture = f"![{title}: {entry['shows'].split('. ')[0]}.]({name}.png)"
+        command = "\n".join([*entry.get("before", []), *entry["commands"]])
+        parts = [f"# {title}", f"```\n{command}\n```", picture, entry["shows"], known.get(name, "")]
+        parts += ["## What it does not show", entry["not"]]
+        yield f"gallery/{name}.md", "\n\n".join(filter(None, parts))
+        index += [f"## [{title}]({name}.md)", f"[{picture}]({name}.md)"]
+    yield "gallery/index.md", "\n\n".join(index)
 
 
 @cache

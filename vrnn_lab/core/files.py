@@ -141,7 +141,12 @@ def write_yaml(path: Path, text: str) -> None:
 
     Raise UnwritableError where that fails.
     """
-    write_whole(path, f"{MARK}{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
+    write_whole(path, yaml_text(text))
+
+
+def yaml_text(text: str) -> str:
+    """Return the text of a YAML file below a comment with its checksum."""
+    return f"{MARK}{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
 
 
 def read_yaml(path: Path, cure: str) -> Any:

@@ -72,10 +72,10 @@ def page(run: Run) -> str:
     metrics = {key: value for key, value in known.items() if isinstance(value, (int, float))}
     mixed = has_units(run.folder) and several(metrics, SPLIT)
     name = one_line("/".join(run.folder.resolve().parts[-2:]))
-    said = terminal(facts(run.metrics, SPLIT)) if run.status == "completed" else terminal(run.error)
+    said = terminal(facts(metrics, SPLIT)) if run.status == "completed" else terminal(run.error)
     parts = [
         f"<h1>{escape(name)}</h1>",
-        f"<p>{escape(_summary(run))}</p>",
+        f"<p>{escape(_summary(run, metrics))}</p>",
         _section("Scores", _scores(metrics, mixed)),
         _section("What they say", f"<pre>{escape(said)}</pre>"),
         _section("Calibration", _by_distance(metrics)),
@@ -95,15 +95,15 @@ def _section(title: str, body: str) -> str:
     return f"<section><h2>{title}</h2>{body}</section>" if body else ""
 
 
-def _summary(run: Run) -> str:
+def _summary(run: Run, metrics: dict[str, Any]) -> str:
     """Return a sentence on a run: its model, data and optimizer, and how it ended."""
     chosen = ", ".join(
         f"{group} {run.choices[group]}" for group in ("model", "data", "optim") if group in run.choices
     )
     text = f"A run of {chosen}. Status: {run.status}."
-    if "fit/steps" in run.metrics:
-        text += f" {run.metrics['fit/steps']:.0f} training steps in {run.metrics['fit/seconds']:.0f} s"
-        text += f", {run.metrics['model/parameters']:,.0f} parameters."
+    if {"fit/steps", "fit/seconds", "model/parameters"} <= metrics.keys():
+        text += f" {metrics['fit/steps']:.0f} training steps in {metrics['fit/seconds']:.0f} s"
+        text += f", {metrics['model/parameters']:,.0f} parameters."
     return one_line(text)
 
 

@@ -1,4 +1,4 @@
-"""Pack a run into one file, which the commands take as run=<file>, and unpack such a file without risk.
+"""Pack a run into one file, which predict, evaluate, sample and show take as run=<file>, and unpack it without risk.
 
 A packed run is a ZIP archive with the few files of a run folder that predictions and scores need. A file from
 somebody else is treated as a foreign run folder is (vrnn_lab.runs.trust): no name in it leads out of the folder that
@@ -8,13 +8,14 @@ that neither conf/ nor the user names.
 
 import atexit
 import io
+import re
 import shutil
 import stat
 import zipfile
 import zlib
 from collections import Counter
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
@@ -24,14 +25,17 @@ from omegaconf import OmegaConf
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.core import run_files
 from vrnn_lab.core.example import RUN, TABLE, run_of
-from vrnn_lab.core.files import DamagedError, replacing, write_yaml
+from vrnn_lab.core.files import DamagedError, read_yaml, replacing, write_yaml, yaml_text
 from vrnn_lab.runs import checkpoints
-from vrnn_lab.runs.folder import config_of
+from vrnn_lab.runs.folder import COPY, config_of
+from vrnn_lab.runs.trust import refuse_links
 
 NEEDED = (run_files.CONFIG, run_files.BEST)
 KEPT = (*NEEDED, run_files.CHOICES, run_files.OVERRIDES, run_files.ORIGIN)
 KEPT += (run_files.METRICS, run_files.CALIBRATION, run_files.RECALIBRATION)
 OF_TRAINING = ("optimizer_states", "lr_schedulers", "loops", "callbacks")  # entries of a checkpoint that are left out
+LOGGER = re.compile(r"[+~]*logger[.=]")
+FOLDER_NAME = re.compile(r"\w([\w .,=+-]*\w)?")  # of the run folders of a mixture
 LARGEST = 2**30  # bytes that a packed run may unpack to
 DATE = (2026, 1, 1, 0, 0, 0)  # of every member, so that the same run gives the same file
 
@@ -39,9 +43,10 @@ DATE = (2026, 1, 1, 0, 0, 0)  # of every member, so that the same run gives the 
 def pack(folder: Path, output: Path) -> list[str]:
     """Write a run, or a mixture with its runs, to one file; return the names of what it holds.
 
-    Left out are the data, the figures, the logs and what only a resumed fit needs. Raise ConfigError where the folder
-    has no checkpoint.
+    Left out are the data, the figures, the logs, the loggers, and what only a resumed fit needs. Raise ConfigError
+    where the folder has no checkpoint, or holds links.
     """
+    refuse_links(folder)
     runs = [folder]
     if (folder / run_files.MIXTURE).is_file():
         named = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.is_symlink()]
@@ -56,11 +61,24 @@ def pack(folder: Path, output: Path) -> list[str]:
     files += [run / name for run in runs for name in (*KEPT, run_files.BASELINE) if (run / name).is_file()]
     with replacing(output) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in files:
-            content = _weights(file) if file.name == Path(run_files.BEST).name else file.read_bytes()
+            content = _content(file)
             archive.writestr(
                 zipfile.ZipInfo(file.relative_to(folder).as_posix(), DATE), content, zipfile.ZIP_DEFLATED
             )
     return [file.relative_to(folder).as_posix() for file in files]
+
+
+def _content(file: Path) -> bytes:
+    """Return what is packed of a file: a config without its loggers, whose keys are private; all of most others."""
+    name = "/".join(file.parts[-2:])
+    if name == run_files.BEST:
+        return _weights(file)
+    if name in (run_files.CONFIG, run_files.CHOICES):
+        known = read_yaml(file, COPY)
+        return yaml_text(OmegaConf.to_yaml({k: v for k, v in known.items() if k != "logger"})).encode()
+    if name == run_files.OVERRIDES:
+        return yaml_text(OmegaConf.to_yaml([o for o in read_yaml(file, COPY) if not LOGGER.match(str(o))])).encode()
+    return file.read_bytes()
 
 
 def _weights(file: Path) -> bytes:
@@ -78,11 +96,14 @@ def unpacked(path: Path) -> Path:
     Raise DamagedError for a file that is no packed run, or a damaged one.
     """
     path = run_of(path)
-    return _unpacked_once(path.absolute()) if path.is_file() else path
+    if not path.is_file():
+        return path
+    state = path.stat()
+    return _unpacked_once(path.absolute(), state.st_size, state.st_mtime_ns)
 
 
 @cache
-def _unpacked_once(file: Path) -> Path:
+def _unpacked_once(file: Path, _size: int, _changed: int) -> Path:
     place = Path(mkdtemp(prefix="vrnn_lab_"))
     atexit.register(shutil.rmtree, place, ignore_errors=True)
     folder = place / file.stem
@@ -109,6 +130,7 @@ def unpack(file: Path, folder: Path) -> None:
         raise DamagedError(f"{file} is no packed run, or is damaged ({error}). Copy it again, or {PACK}.") from error
     for name, content in contents.items():
         target = folder / name
+        assert target.resolve().is_relative_to(folder.resolve())  # as `_check` has ensured
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
 
@@ -120,14 +142,12 @@ def _check(file: Path, members: list[zipfile.ZipInfo]) -> None:
     """Raise DamagedError unless every member is a plain file that a packed run has, at its place, of bounded size."""
     names = Counter(member.filename for member in members)
     for member in members:
-        place = PurePosixPath(member.filename)
+        top, _, below = member.filename.partition("/")
         kind = stat.S_IFMT(member.external_attr >> 16)
         known = member.filename in (*KEPT, run_files.MIXTURE)
-        within = len(place.parts) > 1 and "/".join(place.parts[1:]) in (*KEPT, run_files.BASELINE)
-        safe = str(place) == member.filename and place.parts[:1] not in ((".",), ("..",), ("/",))
-        safe = safe and "\\" not in member.filename and ":" not in member.filename
+        within = FOLDER_NAME.fullmatch(top) and below in (*KEPT, run_files.BASELINE)
         plain = kind in (0, stat.S_IFREG) and member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-        if not (known or (within and safe)) or not plain or names[member.filename] > 1:
+        if not (known or within) or not plain or names[member.filename] > 1:
             raise DamagedError(
                 f"{file} is no packed run: it holds {member.filename!r:.100}, which none has, and was not unpacked. "
                 f"To {PACK}."

@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from collections.abc import Container
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -66,18 +67,20 @@ def refuse_targets(config: dict[str, Any], folder: Path, trust: Trust) -> None:
 PLACES = ("tracking_uri", "entity", "save_dir")  # keys of loggers that name where a run is recorded
 
 
-def refuse_places(config: dict[str, Any], folder: Path) -> None:
+def refuse_places(config: dict[str, Any], folder: Path, given: Container[str] = ()) -> None:
     """Raise ConfigError where a run that is about to resume would be recorded at a place that its folder names.
 
     A folder from somebody else could send the results to a server, or write to any path. The usual places are those
-    of the user's own machine and environment.
+    of the user's own machine and environment. given: keys that the user has set.
     """
-    for name, node in (config.get("logger") or {}).items():
+    loggers = config.get("logger")
+    for name, node in loggers.items() if isinstance(loggers, dict) else ():
         usual = yaml.safe_load((CONF / "logger" / f"{name}.yaml").read_text()) if name in options("logger") else {}
         for key in PLACES:
-            if isinstance(node, dict) and node.get(key) != usual.get(key):
+            named = node.get(key) if isinstance(node, dict) else None
+            if named not in (None, usual.get(key)) and f"logger.{name}.{key}" not in given:
                 raise ConfigError(
-                    f"{folder} would be recorded at logger.{name}.{key}={node[key]}, which its config names. If the "
+                    f"{folder} would be recorded at logger.{name}.{key}={named}, which its config names. If the "
                     f"folder is your own, say so: trust=true; or choose the loggers again: logger={name} "
                     f"logger.{name}.{key}=..., or logger=tensorboard."
                 )

@@ -12,7 +12,6 @@ from typing import Any
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
 from lightning.pytorch.profilers import PassThroughProfiler
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
@@ -71,16 +70,19 @@ class Figures(Callback):
         if self.share is not None and not self._affordable(trainer.global_step - self.first, started - self.started):
             return
         self.drawn = due
-        if loggers := [each for each in trainer.loggers if isinstance(each, RunLogger) and each.takes_figures]:
+        loggers = [each for each in trainer.loggers if isinstance(each, RunLogger)]
+        scores = self._scores(pl_module, trainer) if loggers else {}
+        if drawing := [each for each in loggers if each.takes_figures]:
             drawn = model_figures.figures(pl_module, trainer.datamodule, pl_module.seed, "val")
-            drawn |= self._intervals(pl_module, trainer)
-            for logger in loggers:
+            drawn |= calibration_figures.figures(scores, "val", trainer.datamodule) if scores else {}
+            for logger in drawing:
                 for name, figure in drawn.items():
                     logger.add_figure(name, figure, trainer.global_step)
         self.cost = monotonic() - started
         self.spent += self.cost
 
-    def _intervals(self, model: Any, trainer: Any) -> dict[str, Figure]:
+    def _scores(self, model: Any, trainer: Any) -> dict[str, float]:
+        """Score the intervals of some validation series, log the scores, and return them."""
         if self.protocol is None:
             return {}
         data = trainer.datamodule
@@ -90,7 +92,7 @@ class Figures(Callback):
         ]
         for logger in trainer.loggers:
             logger.log_metrics({key: scores[key] for key in shown if key in scores}, trainer.global_step)
-        return calibration_figures.figures(scores, "val", data)
+        return scores
 
     def _affordable(self, steps: int, seconds: float) -> bool:
         """Return whether the next figures fit into their fraction of the time."""

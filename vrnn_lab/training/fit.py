@@ -108,7 +108,8 @@ def take_part(config: DictConfig, folder: Path) -> None:
     parts = assemble(config)
     if not (folder / run_files.LAST).exists():
         _start_from(parts)
-    loggers = [] if launched()[0] else _connected(config, folder)  # the first process records the run
+    with _failures_recorded(folder, []):
+        loggers = [] if launched()[0] else _connected(config, folder)  # the first process records the run
     with _failures_recorded(folder, loggers):
         _run(parts, folder, loggers)
 
@@ -172,7 +173,8 @@ def _check_same_run(config: DictConfig, folder: Path, resuming: bool) -> None:
         return
     before, now = (flatten(to_dict(c)) for c in (config_of(folder), config))
     value = lambda keys, key: keys.get(key, NEWER.get(key))  # a run of an earlier version lacks some keys
-    differ = [k for k in sorted({*before, *now}) if value(before, k) != value(now, k) and not is_volatile(k)]
+    changed = [k for k in sorted({*before, *now}) if value(before, k) != value(now, k)]
+    differ = [k for k in changed if not is_volatile(k)]
     done = (folder / run_files.FIT).exists()
     for key in differ:
         if not (resuming and key.startswith("trainer.") and not done):
@@ -181,7 +183,7 @@ def _check_same_run(config: DictConfig, folder: Path, resuming: bool) -> None:
                 + (", and its training is finished" if resuming and done else "")
                 + ". Choose another folder (hydra.run.dir=...), or resume that run as it is: resume=<folder>."
             )
-    if differ:
+    if differ or (resuming and changed and not finished(folder)):  # such as another logger
         write_yaml(folder / run_files.CONFIG, OmegaConf.to_yaml(config, resolve=True))
 
 
@@ -202,7 +204,7 @@ def _begin(
         parts = assemble(config)
         if not begun:
             _start_from(parts)
-        loggers = [] if several else _connected(config, folder)  # the first of several processes has them
+        loggers = loggers_of(config, folder) if several else _connected(config, folder)
     except Exception as error:
         if in_sweep:
             record_failure(folder, error)
@@ -218,7 +220,7 @@ def _begin(
     if known:
         for what in provenance.changes(folder, config):
             log.warning("%s since this run began; its result will be a mix of both versions.", what)
-    return parts, loggers
+    return parts, [] if several else loggers  # of several processes the first records the run
 
 
 def _record(folder: Path, config: DictConfig, overrides: list[str], choices: dict[str, Any]) -> None:
@@ -467,7 +469,9 @@ def _fit(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, Any]:
     """
     done = folder / run_files.FIT
     if done.exists():
-        return read_json(done, "Remove it: the fit then resumes from its last checkpoint, at which it ends.")
+        cost = read_json(done, "Remove it: the fit then resumes from its last checkpoint, at which it ends.")
+        _begin_records(trainer, cost["fit/steps"])
+        return cost
     cost = _train(parts, trainer, folder)
     if trainer.is_global_zero:
         write_json(done, cost)
@@ -488,14 +492,18 @@ def _train(parts: Parts, trainer: pl.Trainer, folder: Path) -> dict[str, Any]:
             cost = _cost(parts, checkpoint["epoch"] + 1, checkpoint["global_step"], known["Timer"]["seconds"])
             return cost | callbacks.course(known["Course"]["losses"])
         start, step = str(last), checkpoint["global_step"]
-    for logger in trainer.loggers:
-        assert isinstance(logger, RunLogger)
-        logger.begin(step)
+    _begin_records(trainer, step)
     with callbacks.interruptible():
         trainer.fit(parts.model, datamodule=parts.data, ckpt_path=start, weights_only=True)
     seconds = callbacks.timer_of(trainer).metrics["fit/seconds"]
     course = callbacks.course(callbacks.losses_of(trainer))
     return _cost(parts, trainer.current_epoch, trainer.global_step, seconds) | course
+
+
+def _begin_records(trainer: pl.Trainer, step: int) -> None:
+    for logger in trainer.loggers:
+        assert isinstance(logger, RunLogger)
+        logger.begin(step)
 
 
 def _stopped_early(checkpoint: dict[str, Any], limits: Sequence[float] = ()) -> bool:

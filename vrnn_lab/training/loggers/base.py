@@ -1,8 +1,9 @@
 """Define what a run asks of a logger, and what all loggers record of a run."""
 
 import logging
+import os
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from math import isfinite
@@ -43,7 +44,7 @@ class RunLogger(Logger):
 
     @abstractmethod
     def begin(self, step: int = 0) -> None:
-        """Record that a fit starts, or resumes after `step`: records of an earlier attempt beyond it are void."""
+        """Record that a fit starts, or resumes after `step`; a file drops records of an earlier attempt beyond it."""
 
     @abstractmethod
     def add_figure(self, name: str, figure: Figure, step: int) -> None:
@@ -55,22 +56,31 @@ class RunLogger(Logger):
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Record numbers under the step of the fit, without the epoch, which Lightning adds to them."""
-        with self.tolerant():
-            super().log_metrics({k: v for k, v in metrics.items() if k != "epoch"}, step)  # pyright: ignore[reportAbstractUsage] # the logger of Lightning implements it
+        numbers = {k: v for k, v in metrics.items() if k != "epoch"}
+        write = super().log_metrics  # pyright: ignore[reportAbstractUsage] # the logger of Lightning implements it
+        self.attempt(lambda: write(numbers, step))
 
-    @contextmanager
-    def tolerant(self) -> Iterator[None]:
-        """Turn errors of a service into one warning; the run folder keeps what the service did not take."""
+    def finalize(self, status: str) -> None:
+        """End the fit, for Lightning; the run itself ends later, with `end`."""
+        write = super().finalize
+        self.attempt(lambda: write(status))
+
+    def attempt(self, record: Callable[[], Any]) -> None:
+        """Record something; turn the first error of a service into a warning, and ask it no more until the end.
+
+        The run folder keeps what the service did not take. Each call to a service that is gone may wait for minutes.
+        """
+        if self.lost:
+            return
         try:
-            yield
+            record()
         except Exception as error:
             if not self.remote:
                 raise
-            if not self.lost:
-                log.warning(
-                    "%s did not take a record (%s: %s). The run continues, and its folder holds all results.",
-                    type(self).__name__, type(error).__name__, str(error).partition("\n")[0],
-                )  # fmt: skip
+            log.warning(
+                "%s did not take a record (%s: %s). The run continues, and its folder holds all results.",
+                type(self).__name__, type(error).__name__, str(error).partition("\n")[0],
+            )  # fmt: skip
             self.lost = True
 
 
@@ -82,18 +92,41 @@ def required(package: str, option: str) -> None:
         )
 
 
-def known_id(folder: Path, option: str) -> str | None:
-    """Return the name under which a service knows the run of a folder, or None before its first fit."""
-    file = folder / run_files.LOGGERS
-    return read_json(file, "Remove it: the services then see a new run.").get(option) if file.exists() else None
+def known_id(folder: Path, option: str, where: str) -> str | None:
+    """Return the name of a run at a service; None before its first fit, or where it was recorded elsewhere."""
+    known = _known(folder).get(option)
+    if not isinstance(known, dict):
+        return None
+    if known.get("where") != where:
+        log.warning("logger=%s: the run was recorded at %s before; it is recorded anew.", option, known.get("where"))
+        return None
+    return str(known.get("id"))
 
 
-def keep_id(folder: Path, option: str, name: str) -> None:
+def keep_id(folder: Path, option: str, where: str, name: str) -> None:
     """Record the name under which a service knows a run, so that the run continues there when it resumes."""
+    known = _known(folder)
+    if known.get(option) != (entry := {"id": name, "where": where}):
+        write_json(folder / run_files.LOGGERS, {**known, option: entry})
+
+
+def _known(folder: Path) -> dict[str, Any]:
     file = folder / run_files.LOGGERS
-    known = read_json(file, "Remove it: the services then see a new run.") if file.exists() else {}
-    if known.get(option) != name:
-        write_json(file, {**known, option: name})
+    return read_json(file, "Remove it: the services then see a new run.") if file.exists() else {}
+
+
+@contextmanager
+def environment_kept(*names: str) -> Iterator[None]:
+    """Restore variables of the environment afterwards, which the packages of services set for the whole process."""
+    before = {name: os.environ.get(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def name_of(folder: Path) -> str:

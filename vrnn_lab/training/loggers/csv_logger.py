@@ -2,6 +2,8 @@
 
 import csv
 import warnings
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +26,21 @@ class CSVFile(RunLogger, CSVLogger):
 
     def __init__(self, folder: Path):
         super().__init__(folder, name="", version="", flush_logs_every_n_steps=1)
-        self.file, self.begun = folder / run_files.CURVES, False
+        self.file = folder / run_files.CURVES
 
     @rank_zero_only
     def begin(self, step: int = 0) -> None:
-        self.begun = True
-        earlier = self.file.with_name(f".{self.file.name}.earlier")  # remains where a process was killed below
-        if self.file.exists():
+        earlier = self.file.with_name(f".{self.file.name}.earlier")  # it is whole, and a process may be killed below
+        if self.file.exists() and not earlier.exists():
             self.file.replace(earlier)
+        self.file.unlink(missing_ok=True)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Experiment logs directory")  # it deletes metrics.csv, which is moved
+            warnings.filterwarnings("ignore", "Experiment logs directory")  # it would delete metrics.csv
             writer = self.experiment
         if earlier.exists():
-            with earlier.open(newline="", encoding="utf-8") as rows:
-                for row in csv.DictReader(rows):
-                    if int(row["step"]) <= step:
-                        writer.log_metrics(
-                            {k: float(v) for k, v in row.items() if k != "step" and v}, int(row["step"])
-                        )
+            for at, numbers in _rows(earlier):
+                if at <= step:
+                    writer.log_metrics(numbers, at)
             self.save()
             earlier.unlink()
 
@@ -50,6 +49,12 @@ class CSVFile(RunLogger, CSVLogger):
 
     def end(self, metrics: dict[str, Any]) -> None:
         if numbers := final(metrics):
-            if not self.begun:  # the fit was done by an earlier process
-                self.begin(metrics["fit/steps"])
             self.log_metrics(numbers, metrics["fit/steps"])
+
+
+def _rows(file: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    """Yield (step, numbers) of each row; a row that a full disk or a killed process cut short is left out."""
+    with file.open(newline="", encoding="utf-8") as lines:
+        for row in csv.DictReader(lines):
+            with suppress(ValueError, TypeError, AttributeError):
+                yield int(row["step"]), {k: float(v) for k, v in row.items() if k != "step" and v}

@@ -1,6 +1,5 @@
 """Record a run in Weights & Biases: config, losses, scores and figures."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,17 @@ from matplotlib.figure import Figure
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.core import run_files
 from vrnn_lab.runs.folder import command_of
-from vrnn_lab.training.loggers.base import RunLogger, choices_of_run, final, keep_id, known_id, name_of, required
-
-log = logging.getLogger("vrnn_lab")
+from vrnn_lab.training.loggers.base import (
+    RunLogger,
+    choices_of_run,
+    environment_kept,
+    final,
+    keep_id,
+    known_id,
+    log,
+    name_of,
+    required,
+)
 
 
 class WandB(RunLogger, WandbLogger):
@@ -24,6 +31,7 @@ class WandB(RunLogger, WandbLogger):
     """
 
     remote = True
+    started: Any = None  # the run of the package that this class started last in this process
 
     def __init__(
         self,
@@ -37,28 +45,32 @@ class WandB(RunLogger, WandbLogger):
         required("wandb", "wandb")
         from wandb import Settings
 
-        self.folder, self.offline = folder, offline
+        self.folder, self.offline, self.where = folder, offline, f"{entity or ''}/{project}"
         Path(save_dir).mkdir(parents=True, exist_ok=True)
-        super().__init__(
-            name=name_of(folder),
-            save_dir=save_dir,
-            id=known_id(folder, "wandb"),
-            offline=offline,
-            project=project,
-            entity=entity,
-            group=group,
-            resume="allow",
-            settings=Settings(silent=True, console="off"),  # the terminal is a run's own, and run.log holds its text
-        )
-        self._wandb_init.pop("anonymous", None)  # Lightning sets it, and the package then warns that it has no effect
+        with environment_kept("WANDB_MODE"):
+            super().__init__(
+                name=name_of(folder),
+                save_dir=save_dir,
+                id=known_id(folder, "wandb", self.where),
+                offline=offline,
+                project=project,
+                entity=entity,
+                group=group,
+                resume="allow",
+                # The terminal is a run's own, and run.log holds its text.
+                settings=Settings(silent=True, console="off"),
+            )
+        # Lightning sets it, and the package then warns that it has no effect.
+        self._wandb_init.pop("anonymous", None)
 
     def connect(self) -> None:
         import wandb
 
-        if wandb.run is not None:  # of an earlier run in this process, which was interrupted
+        if wandb.run is not None and wandb.run is WandB.started:  # of an earlier run, which was interrupted
             wandb.finish()
         try:
-            run = self.experiment
+            with environment_kept("WANDB_MODE"):
+                run = WandB.started = self.experiment
         except Exception as error:
             raise ConfigError(
                 f"logger=wandb cannot start a run: {error}\nLog in by `wandb login`, set logger.wandb.offline=true, "
@@ -70,27 +82,25 @@ class WandB(RunLogger, WandbLogger):
     @rank_zero_only
     def begin(self, step: int = 0) -> None:
         run = self.experiment
-        keep_id(self.folder, "wandb", run.id)
-        with self.tolerant():
-            run.config.update(
-                choices_of_run(self.folder) | {"command": command_of(self.folder)}, allow_val_change=True
-            )
+        keep_id(self.folder, "wandb", self.where, run.id)
+        chosen = choices_of_run(self.folder) | {"command": command_of(self.folder)}
+        self.attempt(lambda: run.config.update(chosen, allow_val_change=True))
 
     @rank_zero_only
     def add_figure(self, name: str, figure: Figure, step: int) -> None:
         import wandb
 
-        with self.tolerant():
-            self.experiment.log({name: wandb.Image(figure), "trainer/global_step": step})
+        self.attempt(lambda: self.experiment.log({name: wandb.Image(figure), "trainer/global_step": step}))
 
     def end(self, metrics: dict[str, Any]) -> None:
+        self.lost = False  # the service may be back
+        self.attempt(lambda: self._end(metrics))
+
+    def _end(self, metrics: dict[str, Any]) -> None:
         import wandb
 
-        with self.tolerant():
-            if wandb.run is None:  # the run failed before its fit
-                return
-            self.experiment.summary.update(final(metrics) | {"status": metrics["status"]})
-            pictures = sorted((self.folder / run_files.FIGURES).glob("*.png"))
-            if pictures:
-                self.experiment.log({f"figures/{file.stem}": wandb.Image(str(file)) for file in pictures})
-            wandb.finish(exit_code=0 if metrics["status"] == "completed" else 1)
+        self.experiment.summary.update(final(metrics) | {"status": metrics["status"]})
+        if pictures := sorted((self.folder / run_files.FIGURES).glob("*.png")):
+            self.experiment.log({f"figures/{file.stem}": wandb.Image(str(file)) for file in pictures})
+        wandb.finish(exit_code=0 if metrics["status"] == "completed" else 1)
+        WandB.started = None
