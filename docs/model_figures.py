@@ -27,7 +27,7 @@ OWN = {  # what a model is shown on, where it is not sine waves at random times
     "neural_ode": ["experiment=ode_demo"],
 }
 USUAL = ["data=periodic"]
-QUESTIONS = ("interpolation", "forecast")
+QUESTIONS = ("interpolation", "forecast", "reconstructions")
 
 
 def main() -> None:
@@ -49,7 +49,9 @@ def main() -> None:
         what = "series of the test set, of which the model sees a part, and what it predicts elsewhere."
         if (covered := metrics.get(f"test/{shown}/coverage_90")) is not None:
             what += f" Of all hidden test values, {covered:.0%} lie in their 90 % intervals."
-        if shown is None:
+        if shown == "reconstructions":
+            what = "test images, and below each what the model draws after reading it."
+        elif shown is None:
             what = "series drawn from the model."
         words = " ".join(words[:-3])
         said[name] = f"After {metrics['fit/seconds']:.0f} s of training on one core (`{words}`): {what}"
