@@ -4,12 +4,14 @@ mkdocs calls the functions `on_...`. No page repeats what a file says that the t
 comments of conf/, the text of --help.
 """
 
+import json
 import re
 from collections.abc import Iterator
 from functools import cache
 from html import escape
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import yaml
 from mkdocs.config.defaults import MkDocsConfig
@@ -20,6 +22,7 @@ from vrnn_lab.config.options import CONF, groups, options, package_of
 from vrnn_lab.describe import summary
 
 ROOT = Path(__file__).parent.parent.parent
+LINK = re.compile(r"\]\((?!https?:|data:|#)([^)\s#]+)(#[^)]*)?\)")
 FORMULA, PROSE = re.compile(r"[^.:]{1,40}\s[=~]\s"), re.compile(r"\b(the|of|is|with|a|it)\b")  # of a docstring
 CODE = "https://github.com/vrnn-lab/vrnn_lab/blob/main/"
 SECTIONS = {  # page -> title, and the sections of the README that it shows
@@ -90,7 +93,9 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_page_markdown(markdown: str, page, config: MkDocsConfig, files: Files) -> str:
     """Point links to files of the repository at the page made of them, or at the repository."""
-    return re.sub(r"\]\((?!https?:|#)([^)\s#]+)(#[^)]*)?\)", lambda link: _link(link, page.file.src_uri), markdown)
+    return re.sub(
+        r"\]\((?!https?:|data:|#)([^)\s#]+)(#[^)]*)?\)", lambda link: _link(link, page.file.src_uri), markdown
+    )
 
 
 def pages() -> Iterator[tuple[str, str]]:
@@ -104,6 +109,8 @@ def pages() -> Iterator[tuple[str, str]]:
     for name in options("model"):
         yield f"models/{name}.md", model_page(name)
     yield from gallery()
+    for file in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
+        yield f"notebooks/{file.stem}.md", notebook(json.loads(file.read_text()), file.name)
     yield "configs.md", configs_page()
     yield "commands.md", commands_page()
     yield "python.md", "# Python\n\n" + api(PYTHON)
@@ -176,6 +183,26 @@ def gallery() -> Iterator[tuple[str, str]]:
         yield f"gallery/{name}.md", "\n\n".join(filter(None, parts))
         index += [f"## [{title}]({name}.md)", f"[{picture}]({name}.md)"]
     yield "gallery/index.md", "\n\n".join(index)
+
+
+def notebook(content: dict[str, Any], name: str) -> str:
+    """Return a notebook as Markdown: its text, its code, and what the code printed and drew."""
+    parts = []
+    for cell in content["cells"]:
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(text)
+            continue
+        parts.append(f"```python\n{text}\n```")
+        for output in cell["outputs"]:
+            data = output.get("data", {})
+            if "image/png" in data:
+                image = "".join(data["image/png"]).replace("\n", "")
+                parts.append(f"![The figure that this code draws](data:image/png;base64,{image})")
+            elif printed := "".join(output.get("text", data.get("text/plain", ""))):
+                parts.append(f"```text\n{printed.rstrip()}\n```")
+    parts.append(f"[The notebook itself]({CODE}docs/notebooks/{name})")
+    return "\n\n".join(parts)
 
 
 @cache

@@ -1,5 +1,6 @@
 """Define the style of all figures: colours, panels, labels, legend entries."""
 
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -67,10 +68,19 @@ def mark_start(ax: Axes, batch: TimeSeries, row: int) -> None:
     ax.axvline(start.item(), **START)
 
 
+class ShownFigure(Figure):
+    """Show a figure in a notebook as a picture, also where matplotlib.pyplot was not imported."""
+
+    def _repr_png_(self) -> bytes:
+        content = BytesIO()
+        self.savefig(content, format="png")
+        return content.getvalue()
+
+
 def canvas(panels: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
     """Return a figure independent of pyplot's global state, and its panels in row-major order."""
     rows = -(-panels // columns)
-    figure = Figure(
+    figure = ShownFigure(
         figsize=(size[0] * columns, size[1] * rows + 0.9), layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.08)
     )
     FigureCanvasAgg(figure)

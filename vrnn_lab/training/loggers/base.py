@@ -27,7 +27,7 @@ LEFT_OUT = ("evaluate", "logger", "sweep", "tricks")  # keys that are no choice 
 
 
 class RunLogger(Logger):
-    """Record a run: extend one of Lightning's loggers by the three methods that a run calls.
+    """Record a run: extend one of Lightning's loggers by the methods that a run calls.
 
     A subclass names this class first and the logger of Lightning second. Its constructor takes the run folder as
     `folder`; conf/logger sets its other arguments. A run calls `connect` first, `begin` before its fit, Lightning's
