@@ -16,7 +16,6 @@ FOLDER = Path(__file__).parent.parent / "docs" / "gallery"
 ENTRIES = yaml.safe_load((FOLDER / "entries.yaml").read_text())
 FETCHED = {"paleoclimate": "EPICA_Dome_C_CO2.csv", "light_curves": "lc_1.3444.614.tar.bz2",
            "speech": "JapaneseVowels_TRAIN.ts", "motion": "BasicMotions_TRAIN.ts"}  # fmt: skip
-SHORT = ("trainer.max_time=", "budget=")  # keys that a shortened command leaves out
 QUICK = ["trainer.max_steps=4", "evaluate.samples=2", "evaluate.draws=3", "trainer=cpu"]
 
 
@@ -39,8 +38,15 @@ def test_every_command_runs_and_leaves_its_picture(entry, tmp_path):
             pytest.skip(f"{needed} has not been run")
     for command in entry["commands"]:
         module, *words = shlex.split(command)[2:]
-        words = [word for word in words if not word.startswith(SHORT)]
-        words += {"vrnn_lab.run": QUICK, "vrnn_lab.auto": ["budget=15", "trainer=cpu"]}.get(module, [])
+        if module == "vrnn_lab.run":
+            words = [word for word in words if not word.startswith("trainer.max_time=")] + QUICK
+            config = compose([word for word in words if not word.startswith("hydra.")])
+            words += [
+                f"data.{split}=20" for split in ("train", "val", "test") if isinstance(config.data.get(split), int)
+            ]
+        elif module == "vrnn_lab.auto":
+            words = [word for word in words if not word.startswith(("budget=", "models="))]
+            words += ["budget=45", "models=linear_sde", "trainer=cpu"]
         done = subprocess.run([sys.executable, "-m", module, *words], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     assert (tmp_path / entry["picture"]).is_file()
