@@ -1,4 +1,4 @@
-"""What scripts read: --json and --quiet."""
+"""Test --json, which prints the result of a command as JSON, and --quiet, which prints only what is wrong."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Serve scripts: --json prints the result of a command as one JSON object, --quiet nothing but what is wrong."""
+"""Serve scripts: --json prints the result of a command as JSON, and --quiet prints only warnings and errors."""
 
 import json
 import os

@@ -16,24 +16,21 @@ from vrnn_lab.cli.shown_text import one_line, terminal
 from vrnn_lab.core import run_files
 from vrnn_lab.core.files import write_whole
 from vrnn_lab.evaluation.calibration import DISTANCE, bins, stretch
-from vrnn_lab.reports.baselines import NAMES
 from vrnn_lab.reports.curves import curve
 from vrnn_lab.reports.files import content, parsed_json, pictures
 from vrnn_lab.reports.run_table import (
-    COLUMNS,
-    HEADINGS,
     MARK,
-    MIXED,
-    QUESTIONS,
-    best_rows,
+    columns_of,
     facts,
     has_units,
+    label,
     number,
-    rows,
+    score_rows,
     several,
+    units_of,
 )
 from vrnn_lab.reports.runs import Run, read
-from vrnn_lab.runs.folder import command_of
+from vrnn_lab.runs.folder import command_of, name_of
 
 LARGEST = 16_000_000  # bytes of a file of the run that the page holds
 SPLIT = "test"
@@ -42,6 +39,8 @@ ALTERNATIVES = {  # what the figures of a run show, for those who do not see the
     "forecast": "Series of the test set with the predictive bands after the last seen value",
     "calibration": "Coverage of the intervals against their nominal level, and histograms of the PIT",
     "samples": "Series drawn from the model",
+    "phase_plane": "Test series in the plane of two channels, with paths drawn before and after the observed window",
+    "reconstructions": "Test images, and below each what the model draws after reading it",
 }
 CURVES = {"train/loss": "training", "val/loss": "validation"}
 STYLE = """
@@ -71,17 +70,17 @@ def page(run: Run) -> str:
     known = run.metrics | _calibration(run.folder)
     metrics = {key: value for key, value in known.items() if isinstance(value, (int, float))}
     mixed = has_units(run.folder) and several(metrics, SPLIT)
-    name = one_line("/".join(run.folder.resolve().parts[-2:]))
+    name = one_line(name_of(run.folder))
     said = terminal(facts(metrics, SPLIT)) if run.status == "completed" else terminal(run.error)
     parts = [
         f"<h1>{escape(name)}</h1>",
         f"<p>{escape(_summary(run, metrics))}</p>",
         _section("Scores", _scores(metrics, mixed)),
-        _section("What they say", f"<pre>{escape(said)}</pre>"),
+        _section("Notes on the scores", f"<pre>{escape(said)}</pre>"),
         _section("Calibration", _by_distance(metrics)),
         _section("Figures", "".join(_figures(run.folder))),
         _section("Losses", _losses(run.folder)),
-        _section("The same run again", f"<pre>{escape(terminal(command_of(run.folder)))}</pre>"),
+        _section("The command that repeats the run", f"<pre>{escape(terminal(command_of(run.folder)))}</pre>"),
         _section("Config", _config(run)),
     ]
     return (
@@ -109,24 +108,18 @@ def _summary(run: Run, metrics: dict[str, Any]) -> str:
 
 def _scores(metrics: dict[str, Any], mixed: bool) -> str:
     """Return the table of the scores of a model and of the baselines on each question."""
-    shown = MIXED if mixed else COLUMNS
-    columns = [c for c in shown if any(key.startswith(f"{SPLIT}/") and key.endswith(f"/{c}") for key in metrics)]
-    body = []
-    for question, heading in QUESTIONS.items():
-        best, made = best_rows(metrics, SPLIT, question), []
-        for name, prefix in rows(metrics, SPLIT):
-            cells = [metrics.get(f"{prefix}/{question}/{c}") for c in columns]
-            if any(cell is not None for cell in cells):
-                title = f"{NAMES.get(name, name)}{f' {MARK}' if prefix in best else ''}"
-                own = ' class="own"' if prefix == SPLIT else ""
-                made.append(
-                    f"<tr{own}>{_row_head(title)}{''.join(f'<td>{number(cell)}</td>' for cell in cells)}</tr>"
-                )
-        if made:
-            body += [f'<tr><th scope="rowgroup" colspan="{len(columns) + 1}">{heading}</th></tr>', *made]
-    units = "each channel in its training std" if mixed else "in the data's units"
-    note = f"Held-out points of the test set, {units}; {MARK} marks the lowest CRPS. Lower is better, but inside 50 % and 90 % should be 0.5 and 0.9."  # noqa: E501 - one sentence
-    return _table(note, ["", *(HEADINGS.get(c, c).replace("\n", " ") for c in columns)], body) if body else ""
+    columns, body = columns_of(metrics, mixed), []
+    for heading, made in score_rows(metrics, SPLIT, columns):
+        body.append(f'<tr><th scope="rowgroup" colspan="{len(columns) + 1}">{heading}</th></tr>')
+        for row in made:
+            title, own = f"{row.name} {MARK}" if row.best else row.name, ' class="own"' if row.own else ""
+            cells = "".join(f"<td>{number(cell)}</td>" for cell in row.cells)
+            body.append(f"<tr{own}>{_row_head(title)}{cells}</tr>")
+    caption = (
+        f"Held-out points of the test set, {units_of(mixed)}. {MARK} marks the lowest CRPS of a question. Lower is "
+        "better; the shares inside the 50 % and 90 % intervals should be 0.5 and 0.9."
+    )
+    return _table(caption, ["", *(label(c).replace("\n", " ") for c in columns)], body) if body else ""
 
 
 def _by_distance(metrics: dict[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """Print the table at the end of a run: its scores next to those of the baselines."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,6 @@ HEADINGS = {  # of the columns, in at most two short lines, so that a table has 
     "energy": "energy\nscore",
     "coverage_50": "inside\n50 %",
     "coverage_90": "inside\n90 %",
-    "best baseline's crps": "best baseline's CRPS",
     "pit": "PIT",
 }
 MARK = "*"  # before the name of the row with the lowest CRPS
@@ -104,7 +104,7 @@ def several(metrics: dict[str, Any], split: str) -> bool:
 def by_channel(metrics: dict[str, Any], split: str) -> Table:
     """Return a table of the scores of each channel in its own unit, with the CRPS of the best baseline."""
     shown = Table(title=f"{split}: by channel, in its own unit", title_justify="left", box=None)
-    for i, column in enumerate(("", "mse", "crps", "best baseline's crps", *COVERAGE)):
+    for i, column in enumerate(("", "mse", "crps", "best baseline's CRPS", *COVERAGE)):
         shown.add_column(label(column), justify="right" if i else "left", no_wrap=True)
     for question, heading in QUESTIONS.items():
         start = f"{split}/{question}/channel/"
@@ -129,27 +129,52 @@ def by_channel(metrics: dict[str, Any], split: str) -> Table:
     return shown
 
 
+@dataclass(frozen=True)
+class Row:
+    """Hold a row of the table of scores."""
+
+    name: str
+    own: bool  # whether it is the model as it is
+    best: bool  # whether no other row of the question has a lower CRPS
+    cells: list[float | None]
+
+
+def columns_of(metrics: dict[str, Any], mixed: bool) -> list[str]:
+    """Return the scores that a run has, as keys. mixed: only those that have no unit."""
+    return [c for c in (MIXED if mixed else COLUMNS) if any(k.endswith(f"/{c}") for k in metrics)]
+
+
+def score_rows(metrics: dict[str, Any], split: str, columns: Sequence[str]) -> Iterator[tuple[str, list[Row]]]:
+    """Yield each question that has scores, in words, with its rows: the model, recalibrated, and the baselines."""
+    for question, heading in QUESTIONS.items():
+        best, made = best_rows(metrics, split, question), []
+        for name, prefix in rows(metrics, split):
+            cells = [metrics.get(f"{prefix}/{question}/{c}") for c in columns]
+            if any(cell is not None for cell in cells):
+                made.append(Row(NAMES.get(name, name), prefix == split, prefix in best, cells))
+        if made:
+            yield heading, made
+
+
+def units_of(mixed: bool) -> str:
+    """Return the unit of the scores, in words. mixed: the channels' units may differ."""
+    return "each channel in its training std" if mixed else "in the data's units"
+
+
 def table(metrics: dict[str, Any], split: str, mixed: bool = False) -> Table:
     """Return a table of the scores on each question over all channels.
 
     mixed: scores are in training stds, since the channels' units may differ.
     """
-    units = "each channel in its training std" if mixed else "in the data's units"
-    shown = Table(title=f"{split}: held-out points, {units}", title_justify="left", box=None)
+    shown = Table(title=f"{split}: held-out points, {units_of(mixed)}", title_justify="left", box=None)
     shown.add_column("", no_wrap=True)
-    columns = [c for c in (MIXED if mixed else COLUMNS) if any(k.endswith(f"/{c}") for k in metrics)]
-    for column in columns:
+    for column in (columns := columns_of(metrics, mixed)):
         shown.add_column(label(column), justify="right", no_wrap=True)
-    for question, heading in QUESTIONS.items():
-        if any(f"/{question}/" in key for key in metrics):
-            shown.add_row(heading, style="italic")
-        best = best_rows(metrics, split, question)
-        for name, prefix in rows(metrics, split):
-            cells = [metrics.get(f"{prefix}/{question}/{c}") for c in columns]
-            if any(c is not None for c in cells):
-                style = "bold" if prefix == split else None
-                mark = MARK if prefix in best else " "
-                shown.add_row(f"{mark} {NAMES.get(name, name)}", *map(number, cells), style=style)
+    for heading, made in score_rows(metrics, split, columns):
+        shown.add_row(heading, style="italic")
+        for row in made:
+            name = f"{MARK if row.best else ' '} {row.name}"
+            shown.add_row(name, *map(number, row.cells), style="bold" if row.own else None)
     return shown
 
 
@@ -339,14 +364,14 @@ def facts(metrics: dict[str, Any], split: str) -> str:
     lines = _extents(metrics, split) + _diverged(metrics, split) + validation_comparison(metrics)
     if any(best_rows(metrics, split, question) for question in QUESTIONS):
         lines.append(
-            f"{MARK}        the lowest CRPS, the error of a predicted distribution, of the rows of a question"
+            f"{MARK}        the row with the lowest CRPS, the error of a predicted distribution, on its question"
         )
     if any(key.endswith("/coverage_50") for key in metrics):
         lines.append("inside   the share of values inside the central 50 % and 90 % intervals of their predictions")
         lines += _coverage_hints(metrics, split)
     if any(key.endswith("/energy") for key in metrics):
         lines.append(
-            "energy   the score of joint draws of a series, in training stds; a relative score is one in these too"
+            "energy   the energy score of joint draws of a series; it and the relative scores are in training stds"
         )
     if any("/pit/" in key for key in metrics):
         lines.append(

@@ -141,6 +141,11 @@ def choices_of(folder: Path) -> dict[str, Any]:
     return to_dict(read_yaml(file, COPY)) if file.is_file() else {}
 
 
+def name_of(folder: Path) -> str:
+    """Return a name for the run of a folder: the last two parts of its path, such as 2026-01-31/10-20-30."""
+    return "/".join(folder.resolve().parts[-2:])
+
+
 def command_of(folder: Path) -> str:
     """Return the command that makes the same run."""
     overrides = read_yaml(folder / run_files.OVERRIDES, COPY)

@@ -49,7 +49,7 @@ def pack(folder: Path, output: Path) -> list[str]:
     refuse_links(folder)
     runs = [folder]
     if (folder / run_files.MIXTURE).is_file():
-        named = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.is_symlink()]
+        named = [path for path in sorted(folder.iterdir()) if path.is_dir()]
         runs = [path for path in named if any((path / name).is_file() for name in (*NEEDED, run_files.BASELINE))]
     for run in runs:
         if not (run / run_files.BASELINE).is_file() and (lacking := [n for n in NEEDED if not (run / n).is_file()]):
@@ -59,7 +59,7 @@ def pack(folder: Path, output: Path) -> list[str]:
             )
     files = [folder / run_files.MIXTURE] if folder not in runs else []
     files += [run / name for run in runs for name in (*KEPT, run_files.BASELINE) if (run / name).is_file()]
-    with replacing(output) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+    with replacing(output) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for file in files:
             content = _content(file)
             archive.writestr(
@@ -69,7 +69,7 @@ def pack(folder: Path, output: Path) -> list[str]:
 
 
 def _content(file: Path) -> bytes:
-    """Return what is packed of a file: a config without its loggers, whose keys are private; all of most others."""
+    """Return the bytes to pack of a file: configs without their loggers, whose keys may hold passwords."""
     name = "/".join(file.parts[-2:])
     if name == run_files.BEST:
         return _weights(file)

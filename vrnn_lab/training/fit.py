@@ -115,7 +115,7 @@ def take_part(config: DictConfig, folder: Path) -> None:
 
 
 def _connected(config: DictConfig, folder: Path) -> Sequence[RunLogger]:
-    """Return the loggers of a run, whose services have been found to answer."""
+    """Return the loggers of a run, connected to their services; raise ConfigError where one cannot be used."""
     loggers = loggers_of(config, folder)
     for logger in loggers:
         logger.connect()

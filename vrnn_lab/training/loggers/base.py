@@ -66,7 +66,7 @@ class RunLogger(Logger):
         self.attempt(lambda: write(status))
 
     def attempt(self, record: Callable[[], Any]) -> None:
-        """Record something; turn the first error of a service into a warning, and ask it no more until the end.
+        """Call `record`; turn the first error of a service into a warning, and skip all calls after it until the end.
 
         The run folder keeps what the service did not take. Each call to a service that is gone may wait for minutes.
         """
@@ -93,7 +93,7 @@ def required(package: str, option: str) -> None:
 
 
 def known_id(folder: Path, option: str, where: str) -> str | None:
-    """Return the name of a run at a service; None before its first fit, or where it was recorded elsewhere."""
+    """Return the id that a service gave to a run; None before its first fit, or where another place recorded it."""
     known = _known(folder).get(option)
     if not isinstance(known, dict):
         return None
@@ -104,7 +104,7 @@ def known_id(folder: Path, option: str, where: str) -> str | None:
 
 
 def keep_id(folder: Path, option: str, where: str, name: str) -> None:
-    """Record the name under which a service knows a run, so that the run continues there when it resumes."""
+    """Save the id that a service gave to a run, so that the run continues there when it resumes."""
     known = _known(folder)
     if known.get(option) != (entry := {"id": name, "where": where}):
         write_json(folder / run_files.LOGGERS, {**known, option: entry})
@@ -127,11 +127,6 @@ def environment_kept(*names: str) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def name_of(folder: Path) -> str:
-    """Return a name for the run of a folder: the last two parts of its path, such as 2026-01-31/10-20-30."""
-    return "/".join(folder.resolve().parts[-2:])
 
 
 def final(metrics: dict[str, Any]) -> dict[str, float]:

@@ -53,7 +53,7 @@ class CSVFile(RunLogger, CSVLogger):
 
 
 def _rows(file: Path) -> Iterator[tuple[int, dict[str, float]]]:
-    """Yield (step, numbers) of each row; a row that a full disk or a killed process cut short is left out."""
+    """Yield (step, numbers) of each row; a row that a full disk or a killed process truncated is left out."""
     with file.open(newline="", encoding="utf-8") as lines:
         for row in csv.DictReader(lines):
             with suppress(ValueError, TypeError, AttributeError):

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.core import run_files
-from vrnn_lab.runs.folder import command_of
+from vrnn_lab.runs.folder import command_of, name_of
 from vrnn_lab.training.loggers.base import (
     RunLogger,
     choices_of_run,
@@ -22,7 +22,6 @@ from vrnn_lab.training.loggers.base import (
     keep_id,
     known_id,
     log,
-    name_of,
     required,
 )
 
@@ -110,7 +109,7 @@ class MLflow(RunLogger, MLFlowLogger):
         self.attempt(lambda: self.experiment.log_figure(str(self.run_id), figure, place))
 
     def finalize(self, status: str = "success") -> None:
-        """Do nothing at the end of the fit, since the run goes on: `end` sets its status."""
+        """Do nothing at the end of the fit: the scoring follows, and `end` sets the status."""
 
     def end(self, metrics: dict[str, Any]) -> None:
         self.lost = False  # the service may be back

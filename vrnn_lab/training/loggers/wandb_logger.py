@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.core import run_files
-from vrnn_lab.runs.folder import command_of
+from vrnn_lab.runs.folder import command_of, name_of
 from vrnn_lab.training.loggers.base import (
     RunLogger,
     choices_of_run,
@@ -18,7 +18,6 @@ from vrnn_lab.training.loggers.base import (
     keep_id,
     known_id,
     log,
-    name_of,
     required,
 )
 
