@@ -77,7 +77,7 @@ def test_the_step_ahead_is_the_usual_gap_where_none_is_given(tmp_path, caplog):
 
 
 def test_few_series_say_nothing_about_active_latents():
-    one = Latents(torch.ones(1, 3), torch.zeros(1, 3), torch.ones(1, dtype=torch.bool))
+    one = Latents(torch.ones(1, 3), torch.ones(1), torch.zeros(1, 3), torch.ones(1, dtype=torch.bool))
     activity = Activity()
     activity.add(one)
     assert "active_units" not in activity.result() and activity.result()["kl_0"] == 1

@@ -230,7 +230,9 @@ def test_active_units_are_those_whose_posterior_mean_varies_over_the_data():
     for _ in range(20):
         shift = 5 + spread * torch.randn(50, 4, generator=rng)  # a constant shift is no activity
         there = torch.rand(50, generator=rng) < 0.7
-        activity.add(Latents(torch.ones(10, 4) * spread, torch.where(there[:, None], shift, 1e3), there))
+        activity.add(
+            Latents(torch.ones(10, 4) * spread, torch.ones(10), torch.where(there[:, None], shift, 1e3), there)
+        )
     found = activity.result()
     assert found["active_units"] == 2
     assert [found[f"kl_{i}"] for i in range(4)] == pytest.approx(spread.tolist())

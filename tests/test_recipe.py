@@ -154,7 +154,18 @@ def test_the_weights_of_the_kl_in_conf_are_these():
     assert {name: (beta(0, 100), beta(10, 100), beta(100, 100)) for name, beta in made.items()} == {
         "constant": (1, 1, 1),
         "warmup": (0, 0.5, 1),
+        "cyclic": (0, 0.8, 1),
+        "free_bits": (1, 1, 1),
+        "balance": (1, 1, 1),
     }
+
+
+def test_a_cyclic_weight_rises_in_each_part_of_the_training_and_ends_at_one():
+    beta = recipe.CyclicBeta(cycles=2, rise=0.5)
+    assert [beta(step, 200) for step in (0, 25, 50, 99, 100, 125, 150, 199, 200)] == pytest.approx(
+        [0, 0.5, 1, 1, 0, 0.5, 1, 1, 1]
+    )
+    assert beta(0, 0) == 1
 
 
 def moved(name: str, keys: dict, gradients: list[torch.Tensor]) -> torch.Tensor:

@@ -37,6 +37,9 @@ MODELS = [
     "vrnn model.level=last",
     "latent_ode model.origin=middle",
     "vrnn model.prior=standard",
+    "vrnn model.prior=markov model.posterior=smooth",
+    "vrnn model.posterior=smooth model.residual=true",
+    "vrnn model.posterior=smooth",
 ]
 SMALL = {"width": 12, "latent": 3, "encoder_width": 12, "decoder_width": 12, "nodes": 6}
 

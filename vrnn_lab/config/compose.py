@@ -24,6 +24,7 @@ VOLATILE = ("sweep", "resume", "retry", "trainer.accelerator", "trainer.devices"
 VOLATILE += ("trainer.strategy", "trainer.num_nodes", "trainer.compile", "logger")
 # Keys that earlier versions lack, and the values with which they are no part of what names a job.
 NEWER: dict[str, Any] = {"start": None, "trainer.max_time": None, "data.log": [], "data.support": "real"}
+NEWER |= {"model.posterior": "filter", "model.residual": False, "model.dropout": 0.0}
 REQUIRED = ("model", "data", "task", "optim", "schedule", "beta", "objective", "labels", "stop", "trainer")
 REQUIRED += ("logger", "evaluate", "seed", "tricks")
 OPTIONAL = ("sweep", "retry", "start", "out_of_time", "experiment", "trick", "worker", "hydra")

@@ -247,6 +247,7 @@ class Scale:
     # Channels that are modelled by their logarithms; mean, std, variation and trend are then those of the logarithms.
     log: tuple[str, ...] = ()
     value_std: Float64[Tensor, " dim"] | None = None  # std of the values themselves, where `std` is another number
+    share_of_ones: Float64[Tensor, " dim"] | None = None  # of binary values; read for fresh weights only
 
     @property
     def score_std(self) -> Float64[Tensor, " dim"]:

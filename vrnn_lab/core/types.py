@@ -11,6 +11,7 @@ Natural = Annotated[int, Is[lambda x: x >= 0]]
 Positive = Annotated[float, Is[lambda x: 0 < x < float("inf")]]
 NonNegative = Annotated[float, Is[lambda x: 0 <= x < float("inf")]]
 Share = Annotated[float, Is[lambda x: 0 <= x <= 1]]
+Dropout = Annotated[float, Is[lambda x: 0 <= x < 1]]
 Decay = Annotated[float, Is[lambda x: 0 < x <= 1]]
 Range = Annotated[list[float] | tuple[float, ...], Is[lambda x: len(x) == 2 and 0 <= x[0] <= x[1] <= 1]]
 
@@ -20,6 +21,7 @@ WORDS = [
     (Positive, "a number above 0"),
     (NonNegative, "a number from 0"),
     (Share, "a fraction between 0.0 and 1.0"),
+    (Dropout, "a fraction from 0 and below 1"),
     (Decay, "a number above 0 and up to 1"),
     (Range, "two fractions [low, high]"),
     (bool, "true or false"),

@@ -15,7 +15,7 @@ from torch import Tensor
 from vrnn_lab.core.densities import Gaussian
 from vrnn_lab.core.log_density import log_array
 from vrnn_lab.core.series import Scale, TimeSeries, Variation
-from vrnn_lab.core.supports import COUNTS, POSITIVE, REAL
+from vrnn_lab.core.supports import BINARY, COUNTS, POSITIVE, REAL
 from vrnn_lab.core.tasks import Beyond, DensityTask, Draws, Own, Shared, Task
 from vrnn_lab.core.types import Count, Natural
 from vrnn_lab.data.packed_strings import PackedStrings
@@ -225,6 +225,7 @@ class Ragged:
             variation=self._variation(mean, std, float(clock), in_log) if support == REAL else None,
             log=log,
             value_std=value_std,
+            share_of_ones=torch.from_numpy(self._spread("values", observed)[0]) if support == BINARY else None,
             **self._scale_of_covariates(covariates),
         )
 

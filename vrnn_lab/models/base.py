@@ -18,7 +18,7 @@ from vrnn_lab.core.supports import BINARY, COUNTS, EVENTS, POSITIVE, REAL
 from vrnn_lab.models.heads import Head
 from vrnn_lab.models.losses import LossTerms
 from vrnn_lab.models.networks import Classifier
-from vrnn_lab.models.recipe import FIVO, Recipe
+from vrnn_lab.models.recipe import FIVO, BalancedKL, FreeBits, KLWeight, Recipe
 from vrnn_lab.models.training_steps import TrainingSteps
 
 HEADS = {
@@ -79,6 +79,8 @@ class SequenceModel(TrainingSteps, ABC):
     has_loss: it has an objective to be trained on, as all have except a mixture of trained models
         (`vrnn_lab.forecasting.ensemble`).
     takes_covariates: it reads `series.covariates`; any other model refuses data with covariates.
+    takes_free_bits: its loss terms have the KL of each latent dimension (`Latents`).
+    takes_balance: its KL is `recipe.beta.kl_each` of a posterior and a learned prior.
     has_signal: it knows its signal's extremes between two points (`predict_extremes`).
     takes_error: every density of a scored or predicted value includes `with_measurement_error(series.error)`.
     states: the size of the states in its loss terms, from which labels can be classified; 0 = none.
@@ -90,6 +92,8 @@ class SequenceModel(TrainingSteps, ABC):
     causal = False
     has_density = True
     has_loss = True
+    takes_free_bits = False
+    takes_balance = False
     takes_covariates = False
     takes_error = False
     has_signal = False
@@ -132,6 +136,7 @@ class SequenceModel(TrainingSteps, ABC):
                 f"objective=fivo needs a model with a latent at every step, and {type(self).__name__} has none; "
                 "choose model=vrnn, or objective=iwae."
             )
+        self._refuse_weight_of_kl(recipe.beta)
         self.head, self.point_process = head, point_process
         self.classifier = self._classifier(states) if recipe.labels.weight else None
         for name in NUMBERS:
@@ -191,6 +196,20 @@ class SequenceModel(TrainingSteps, ABC):
                 "noise; choose model/head=gaussian or gmm, or leave them out: data.error=null."
             )
 
+    def _refuse_weight_of_kl(self, weight: KLWeight) -> None:
+        """Raise ValueError where the weight of the KL asks for latents, or for a prior, that the model lacks."""
+        name = type(self).__name__
+        if isinstance(weight, FreeBits) and not self.takes_free_bits:
+            raise ValueError(
+                f"beta=free_bits limits the KL of latents, and {name} has none; set beta=constant, or choose a model "
+                "with latents, such as model=vrnn or latent_ode."
+            )
+        if isinstance(weight, BalancedKL) and not self.takes_balance:
+            raise ValueError(
+                f"beta=balance divides the KL between the posterior and a learned prior of each latent, and {name} "
+                "has no such prior; set beta=constant, or choose model=vrnn with model.prior=learned or markov."
+            )
+
     # ---- methods of a subclass, in standardised units -----------------------------------------------
 
     @abstractmethod
@@ -235,7 +254,8 @@ class SequenceModel(TrainingSteps, ABC):
     def loss_terms(self, batch: TimeSeries) -> LossTerms:
         """Return the objective (negative ELBO or NLL) of scored values: nll, kl, (batch,) each, nats per series."""
         terms = self.recipe.objective(self, self.standardise(batch))
-        return replace(terms, nll=terms.nll + self._log_det(batch).to(terms.nll))
+        penalty = self.recipe.beta.penalty(terms)
+        return replace(terms, nll=terms.nll + self._log_det(batch).to(terms.nll), penalty=penalty)
 
     def log_weights(self, batch: TimeSeries, samples: int) -> Float[Tensor, "samples batch"]:
         """Return log p(x, z_s) - log q(z_s | x), in nats; logmeanexp over samples bounds log p(x) from below.

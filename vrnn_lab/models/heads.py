@@ -16,6 +16,7 @@ from vrnn_lab.core.types import Count, Positive
 
 FIRST_DF = 6.0  # initial degrees of freedom of Student's t
 LOG_DF = -4.0, 7.0  # limits of the log of these less 2; at the upper one t is normal for all purposes
+RAREST = 1e-3  # the share of ones, or of zeros, from which a binary channel's bias begins at least
 FLOOR = 1e-3  # least predicted std, in training standard deviations of its channel; the only such limit
 
 
@@ -223,13 +224,23 @@ def spread_of(components: int) -> Float[Tensor, "components 1"]:
 
 
 class BernoulliHead(Head):
-    """Predict zeros and ones from one logit per channel."""
+    """Predict zeros and ones from one logit per channel, whose bias begins at the logit of the share of ones.
+
+    From a bias of zero, the first steps would teach the network little but how rare ones are: on piano rolls, where
+    4 % of the values are ones, a VRNN was measured to learn nothing else within 500 steps.
+    """
 
     support = BINARY
 
     def __init__(self, scale: Scale):
         super().__init__()
         self.width = self.draws = scale.dim
+        self.share = scale.share_of_ones  # read by `begin` only
+
+    def begin(self, network):
+        if self.share is not None:
+            last_bias(network)[:] += torch.logit(self.share.float(), eps=RAREST)
+        return network
 
     def forward(self, raw):
         return Bernoulli(raw)

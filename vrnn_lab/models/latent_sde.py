@@ -101,7 +101,7 @@ class LatentSDE(SequenceModel):
     level: x_i = line(t_i) + the decoded path (`models.lines`); the encoder reads the residual of the expected line.
     """
 
-    takes_covariates = takes_error = True
+    takes_covariates = takes_error = takes_free_bits = True
 
     def __init__(
         self,
@@ -214,7 +214,7 @@ class LatentSDE(SequenceModel):
         shift = torch.cat([posterior.shift(prior)[None], steps.pull.mean(1)]).detach()
         there = torch.ones(shift.shape[:2], dtype=torch.bool, device=shift.device)
         total = kl.sum(-1) if line is None else kl.sum(-1) + line.kl
-        return LossTerms(-log_prob.mean(0), total, Latents(kl.detach(), shift, there), states)
+        return LossTerms(-log_prob.mean(0), total, Latents(kl, torch.ones_like(total), shift, there), states)
 
     def _log_weights(self, series, samples):
         line = self._line(series, samples)

@@ -17,6 +17,7 @@ class Latents:
     """Hold statistics of a batch that show which latent dimensions the posterior uses."""
 
     kl: Float[Tensor, "batch latent"]  # nats per series, by latent dimension
+    draws: Float[Tensor, " batch"]  # latents drawn per series: one, or one a point
     shift: Float[Tensor, "*places latent"]  # posterior mean less prior mean, in prior stds, at each drawn latent
     there: Bool[Tensor, "*places"]  # the others are padding
 
@@ -29,6 +30,7 @@ class LossTerms:
     kl: Float[Tensor, " batch"]
     latents: Latents | None = None
     states: Float[Tensor, "samples batch time state"] | None = None  # at each point: the classifier's inputs
+    penalty: Float[Tensor, " batch"] | None = None  # what training weighs in place of the KL; None: the KL
 
 
 @dataclass(frozen=True)

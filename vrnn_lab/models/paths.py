@@ -27,7 +27,7 @@ class PathModel(SequenceModel):
     expected line.
     """
 
-    takes_covariates = takes_error = True
+    takes_covariates = takes_error = takes_free_bits = True
     latent: int
 
     def __init__(
@@ -98,7 +98,8 @@ class PathModel(SequenceModel):
         there = series.counts if posterior.mean.ndim == 3 else torch.ones_like(series.ids, dtype=torch.bool)
         kl_of_codes = torch.where(there[..., None], posterior.kl_each(prior), 0)
         kl = kl_of_codes.sum(1) if kl_of_codes.ndim == 3 else kl_of_codes
-        latents = Latents(kl.detach(), posterior.shift(prior).detach(), there)
+        draws = there.to(kl).reshape(len(there), -1).sum(1)
+        latents = Latents(kl, draws, posterior.shift(prior).detach(), there)
         total = kl.sum(-1) if line is None else kl.sum(-1) + line.kl
         return LossTerms(-log_prob.mean(0), total, latents, states)
 

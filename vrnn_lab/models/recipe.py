@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from math import cos, pi
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
-from vrnn_lab.core.types import Count, Decay, Natural, NonNegative, Share
-from vrnn_lab.models.losses import LossTerms
+from vrnn_lab.core.types import Count, Decay, Natural, NonNegative, Positive, Share
+from vrnn_lab.models.losses import LossTerms, Normal
 
 
 def constant(optimizer: Optimizer, total_steps: int) -> LRScheduler:
@@ -50,7 +51,24 @@ def plateau(optimizer: Optimizer, total_steps: int, factor: Decay = 0.5, patienc
 
 
 @dataclass(frozen=True)
-class ConstantBeta:
+class KLWeight:
+    """Weight the KL of the ELBO in training; validation and test always measure the bound itself."""
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        """Return the weight at a step."""
+        return 1.0
+
+    def penalty(self, terms: LossTerms) -> Tensor | None:
+        """Return what is weighed in place of the KL, in nats per series; None: the KL itself."""
+        return None
+
+    def kl_each(self, posterior: Normal, prior: Normal) -> Tensor:
+        """Return the KL of each dimension from a learned prior; a subclass may change its gradient, not its value."""
+        return posterior.kl_each(prior)
+
+
+@dataclass(frozen=True)
+class ConstantBeta(KLWeight):
     """Weight the KL by the constant `weight`; 1 gives the bound itself."""
 
     weight: NonNegative = 1.0
@@ -60,13 +78,67 @@ class ConstantBeta:
 
 
 @dataclass(frozen=True)
-class WarmupBeta:
+class WarmupBeta(KLWeight):
     """Raise the weight of the KL linearly from 0 to 1 over the first fraction `share` of the steps."""
 
     share: Decay = 0.2
 
     def __call__(self, step: int, total_steps: int) -> float:
         return min(1.0, step / (self.share * max(1, total_steps)))
+
+
+@dataclass(frozen=True)
+class CyclicBeta(KLWeight):
+    """Raise the weight of the KL from 0 to 1 several times (Fu et al. 2019, arXiv 1903.10145, section 4).
+
+    In each of `cycles` equal parts of the training the weight rises linearly over the fraction `rise` of the part,
+    and stays at 1 for the rest of it.
+    """
+
+    cycles: Count = 4
+    rise: Decay = 0.5
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        if step >= total_steps:
+            return 1.0
+        done = self.cycles * step / total_steps % 1
+        return min(1.0, done / self.rise)
+
+
+@dataclass(frozen=True)
+class FreeBits(KLWeight):
+    """Leave the KL of a latent dimension unpenalised below `nats` a latent, so that using it costs nothing at first
+    (Kingma et al. 2016, arXiv 1606.04934, eq. 15).
+
+    A series' term is sum_j max(KL_j, nats * draws), with KL_j summed over the `draws` latents of the series: one a
+    series, or one a point. The paper takes the mean of KL_j over the batch, which is unknown to processes that hold
+    parts of a batch (DDP).
+    """
+
+    nats: Positive = 0.02
+
+    def penalty(self, terms: LossTerms) -> Tensor:
+        assert terms.latents is not None  # the model's constructor refuses this weight where there are no latents
+        least = self.nats * terms.latents.draws[:, None]
+        above = (terms.latents.kl - least).clamp(min=0)
+        # The KL's parts that belong to no dimension, such as that of a random line, count as they are.
+        return terms.kl + (above + least - terms.latents.kl).sum(-1)
+
+
+@dataclass(frozen=True)
+class BalancedKL(KLWeight):
+    """Train a learned prior towards the posterior faster than the posterior towards the prior (Hafner et al. 2021,
+    arXiv 2010.02193, algorithm 2).
+
+    The KL is share KL(stop(q) || p) + (1 - share) KL(q || stop(p)), where stop lets no gradient through; its value is
+    that of the KL.
+    """
+
+    share: Share = 0.8
+
+    def kl_each(self, posterior: Normal, prior: Normal) -> Tensor:
+        of_prior, of_posterior = posterior.detach().kl_each(prior), posterior.kl_each(prior.detach())
+        return self.share * of_prior + (1 - self.share) * of_posterior
 
 
 @dataclass(frozen=True)
@@ -125,7 +197,7 @@ class Recipe:
 
     optim: Callable
     schedule: Callable
-    beta: Callable[[int, int], float] = ConstantBeta()
+    beta: KLWeight = ConstantBeta()
     objective: Callable[[Any, Any], LossTerms] = ELBO()
     labels: Labels = Labels(weight=0.0)
 

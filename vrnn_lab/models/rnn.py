@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from vrnn_lab.core.series import Scale, TimeSeries, compact, put_back
-from vrnn_lab.core.types import Count, Natural
+from vrnn_lab.core.types import Count, Dropout, Natural
 from vrnn_lab.models.cells import GRU
 from vrnn_lab.models.layers import Activation, mlp
 from vrnn_lab.models.losses import LossTerms
@@ -21,6 +21,9 @@ class RNN(StepModel):
     with gap_i the time since the last point that counts and u_i the covariates, where there are any, so log p(x | u)
     = sum_i log p(x_i | x_<i, u) is exact. The cell (`vrnn_lab.models.cells`) determines how the state evolves between
     points: GRU, decay, GRU-D, ODE-RNN.
+
+    dropout: the share of the values x_{i-1} and of the state's numbers before the output that training sets to zero
+        at random.
     """
 
     takes_covariates = takes_error = True
@@ -35,8 +38,9 @@ class RNN(StepModel):
         activation: Activation = "tanh",
         level: StepLevel = "none",
         cell=GRU,
+        dropout: Dropout = 0.0,
     ):
-        super().__init__(scale, recipe, head, width, level)
+        super().__init__(scale, recipe, head, width, level, dropout)
         self.covariate_count = len(scale.covariates)
         self.width, self.cell = width, cell(self._read_scale(), width)
         self.output = self.head.begin(
@@ -54,8 +58,11 @@ class RNN(StepModel):
         """Return log p of each series' scored values, in nats, and the states after each of its points."""
         series, index = compact(series, series.counts)
         values, known, gap, covariates = self._before(series)
-        states = with_covariates(self.cell.over(values, known, gap, covariates, self._longest(series)), covariates)
-        density = self._moved(self._density(states[:, :-1]), series).with_measurement_error(series.error)
+        values = torch.cat([values[:, :1], self._dropped("dropout of inputs", series, values[:, 1:])], 1)
+        states = self.cell.over(values, known, gap, covariates, self._longest(series))
+        read = self._dropped("dropout before the output", series, states[:, :-1])
+        density = self._density(with_covariates(read, None if covariates is None else covariates[:, :-1]))
+        density = self._moved(density, series).with_measurement_error(series.error)
         log_prob = density.log_prob(series.values, series.scored).sum(1)
         return log_prob, put_back(states[:, 1:, : self.cell.output], index)
 
@@ -72,5 +79,5 @@ class RNN(StepModel):
     def _remember(self, values, known, gap, covariates, latent, state):
         return with_covariates(self.cell(values, known, gap, covariates, state[..., : self.cell.size]), covariates)
 
-    def _emit(self, state, values, seen, noise):
+    def _emit(self, state, values, seen, noise, ahead):
         return self._density(state), noise

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vrnn_lab.core.densities import Density
 from vrnn_lab.core.series import Scale, TimeSeries, compact, gaps, put_back
+from vrnn_lab.core.types import Dropout
 from vrnn_lab.models.base import Prediction, SequenceModel
 from vrnn_lab.models.heads import Head
 from vrnn_lab.models.recipe import Recipe
@@ -108,7 +109,15 @@ class StepModel(SequenceModel):
     causal = True
     latent: int = 0  # dimensions per step
 
-    def __init__(self, scale: Scale, recipe: Recipe, head: Callable[[Scale], Head], states: int, level: StepLevel):
+    def __init__(
+        self,
+        scale: Scale,
+        recipe: Recipe,
+        head: Callable[[Scale], Head],
+        states: int,
+        level: StepLevel,
+        dropout: Dropout = 0.0,
+    ):
         kept = kept_channels(level, scale)
         keeps = bool(kept.any())
         # A spread predicted per point is one of changes, so it starts in their units.
@@ -119,6 +128,7 @@ class StepModel(SequenceModel):
                 "model.level=last predicts changes of real values, but the values of the data set are "
                 f"{scale.support}; set model.level=auto or none."
             )
+        self.dropout = dropout
         self.last = LastValue(scale, kept, getattr(output_head, "noise", "point") == "point") if keeps else None
 
     def vary(self, batch):
@@ -137,6 +147,18 @@ class StepModel(SequenceModel):
         left_out = (share * (place[:, -1:] - 1).clamp(min=0)).floor()
         kept = (place > left_out)[..., None]
         return replace(batch, seen=batch.seen & kept, scored=batch.scored & kept, opens_seen=False)
+
+    def _dropped(
+        self, stream: str, series: TimeSeries, x: Float[Tensor, "*samples batch time width"]
+    ) -> Float[Tensor, "*samples batch time width"]:
+        """Return x after dropout in training, with new draws at every point; `stream` names what is dropped.
+
+        A share `dropout` of the numbers becomes zero, and the others are divided by 1 - dropout.
+        """
+        if not self.training or not self.dropout:
+            return x
+        noise = self.noise.at_points(stream, series, 1, x.shape[-1], x)[0]
+        return x * (torch.special.ndtr(noise) >= self.dropout) / (1 - self.dropout)
 
     def _read_scale(self) -> Scale:
         """Return the scale of the network's inputs, which has twice the channels where the model keeps the level."""
@@ -174,9 +196,17 @@ class StepModel(SequenceModel):
 
     @abstractmethod
     def _emit(
-        self, state: Tensor, values: Tensor, seen: Tensor, noise: Tensor
+        self, state: Tensor, values: Tensor, seen: Tensor, noise: Tensor, ahead: Float[Tensor, "... ahead"]
     ) -> tuple[Density, Float[Tensor, "... latent"]]:
-        """Return p(x_i | s_i, z_i), and z_i drawn with standard normal noise given the observed values of point i."""
+        """Return p(x_i | s_i, z_i), and z_i drawn with standard normal noise given the observed values of point i.
+
+        ahead: what `_look_ahead` returned for point i.
+        """
+
+    def _look_ahead(self, series: TimeSeries) -> Float[Tensor, "batch time ahead"]:
+        """Return at every point of compacted rows a summary of the observed values from it on, up to the next query,
+        which the posterior of its latent may read; nothing (ahead = 0) where a model has none."""
+        return series.values.new_zeros(*series.times.shape, 0)
 
     def _before(self, series: TimeSeries) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Return the inputs of each step of compacted rows: the previous point (values, mask), the gap (batch, time,
@@ -208,6 +238,7 @@ class StepModel(SequenceModel):
         batch, time, dim = series.values.shape
         draws = self.noise.at_points("value", series, samples, self.head.draws, series.values).unbind(2)
         latents = self.noise.at_points("latent", series, samples, self.latent, series.values).unbind(2)
+        ahead = self._look_ahead(series).unbind(1)
         spread = (samples, batch, dim)
         values, seen = series.values.unbind(1), series.seen.unbind(1)
         # At a query all channels are drawn, and the draws become the inputs of the next step.
@@ -221,7 +252,7 @@ class StepModel(SequenceModel):
             read, flag = before[0], before[1].to(last)
             state = self._remember(read, flag, gap[i].expand(samples, -1, -1), covariates, latent, state)
             value, shown = values[i].expand(spread), seen[i].expand(spread)
-            density, latent = self._emit(state, *self._reading(value, shown, last, ever), latents[i])
+            density, latent = self._emit(state, *self._reading(value, shown, last, ever), latents[i], ahead[i])
             density = density if self.last is None else self.last.move(density, last, ever)
             density = density.with_measurement_error(None if series.error is None else series.error[:, i])
             density = density.given(value, shown)

@@ -95,8 +95,9 @@ class TrainingSteps(pl.LightningModule):
         terms = (self.compiled or self.loss_terms)(shard.part(batch))
         count = batch.scored.sum().clamp(min=1)
         beta = self.recipe.beta(*self._position)
-        nll, kl = (shard.weight * each.sum() / count for each in (terms.nll, terms.kl))
-        loss = nll + beta * kl
+        penalty = terms.kl if terms.penalty is None else terms.penalty
+        nll, kl, penalty = (shard.weight * each.sum() / count for each in (terms.nll, terms.kl, penalty))
+        loss = nll + beta * penalty
         step_losses = [loss, nll, kl]
         if self.classifier is not None:
             label_loss = self._label_loss(terms, batch, shard)

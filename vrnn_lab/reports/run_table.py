@@ -409,6 +409,12 @@ def facts(metrics: dict[str, Any], split: str) -> str:
             f"latent   {get(f'{split}/latent/active_units')} of {len(each)} dimensions active (their mean varies "
             f"with the data), {number(sum(each))} nats a series in all"
         )
+        if not metrics[f"{split}/latent/active_units"]:
+            lines.append(
+                "warning: the latents are not used (posterior collapse), so the model is its output network alone; "
+                "try beta=warmup, cyclic or free_bits, and for model=vrnn model.posterior=smooth, beta=balance or "
+                "model.dropout=0.3"
+            )
     floored = [v for k, v in metrics.items() if k.startswith(f"{split}/") and k.endswith("/on_floor")]
     if floored:
         floor = f"scale floor 1e-3 of the training std: {max(floored):.1%} of predicted stds lie on it"

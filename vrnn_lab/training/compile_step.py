@@ -91,7 +91,8 @@ class Compiled:
         finally:
             self.model.noise = own
         states = None if terms.states is None else terms.states[:, :count]
-        return LossTerms(terms.nll[:count], terms.kl[:count], states=states)
+        penalty = None if terms.penalty is None else terms.penalty[:count]
+        return LossTerms(terms.nll[:count], terms.kl[:count], states=states, penalty=penalty)
 
     def _draws(self, batch: TimeSeries) -> dict[str, Tensor]:
         """Return the noise that the model would draw itself, in its order."""
