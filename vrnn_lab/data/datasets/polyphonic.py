@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.io import loadmat
 
 from vrnn_lab.core.types import Count, Natural
 from vrnn_lab.data import splits as windows
 from vrnn_lab.data.base import Ragged, SeriesData
+from vrnn_lab.data.matlab import read_arrays
 from vrnn_lab.data.splits import Runs
 from vrnn_lab.data.steps import in_steps
 
@@ -71,15 +71,8 @@ def parts(series: Ragged, window: int) -> Runs:
 
 def read(path: Path) -> dict[str, Ragged]:
     """Read the splits of a file; raise ValueError unless it holds piano rolls in the expected format."""
-    if not path.is_file():
-        raise ValueError(f"data.path={path} does not exist (looked in {Path.cwd()}); {SOURCE}.")
-    try:
-        cells = loadmat(path, variable_names=list(PARTS.values()))
-    except Exception as error:  # loadmat raises errors of many types for other files
-        raise ValueError(f"data.path={path} cannot be read as a MATLAB file ({error}); {SOURCE}.") from error
-    if missing := sorted(set(PARTS.values()) - set(cells)):
-        raise ValueError(f"data.path={path} lacks {', '.join(missing)}; {SOURCE}.")
-    return {split: _split(path, name, cells[name]) for split, name in PARTS.items()}
+    cells = read_arrays(path, list(PARTS.values()), SOURCE)
+    return {split: _split(path, *part) for split, *part in zip(PARTS, PARTS.values(), cells, strict=True)}
 
 
 def _split(path: Path, name: str, cells: NDArray) -> Ragged:
