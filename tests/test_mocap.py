@@ -66,3 +66,7 @@ def test_a_file_that_is_missing_or_is_not_matlab_is_named(tmp_path):
     for name, message in (("none.mat", "does not exist"), ("broken.mat", "cannot be read as a MATLAB file")):
         with pytest.raises(ValueError, match=message):
             _ = MotionCapture(str(tmp_path / name)).splits
+
+
+def test_the_key_setup_does_not_hide_the_hook_of_that_name(file):
+    assert callable(MotionCapture(file()).setup)  # called by Lightning's Trainer

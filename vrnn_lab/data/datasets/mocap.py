@@ -40,7 +40,7 @@ class MotionCapture(SeriesData):
 
     def __init__(self, path: str, setup: Literal[1, 2] = 2, batch_size: Count = 16, seed: Natural = 0):
         super().__init__(batch_size, seed)
-        self.path, self.setup = Path(path).expanduser(), setup
+        self.path, self.protocol = Path(path).expanduser(), setup
 
     @property
     def channels(self):
@@ -50,7 +50,7 @@ class MotionCapture(SeriesData):
         walks = read(self.path)
         still = walks["train"].std((0, 1)) < STILL
         walks = {split: np.where(still, 0.0, values) for split, values in walks.items()}
-        if self.setup == 2:
+        if self.protocol == 2:
             walks["train"] = walks["train"][:, :TRAINED]
         return {split: _series(split, values) for split, values in walks.items()}
 

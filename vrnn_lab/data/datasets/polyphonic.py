@@ -72,7 +72,7 @@ def parts(series: Ragged, window: int) -> Runs:
 def read(path: Path) -> dict[str, Ragged]:
     """Read the splits of a file; raise ValueError unless it holds piano rolls in the expected format."""
     cells = read_arrays(path, list(PARTS.values()), SOURCE)
-    return {split: _split(path, *part) for split, *part in zip(PARTS, PARTS.values(), cells, strict=True)}
+    return {split: _split(path, PARTS[split], part) for split, part in zip(PARTS, cells, strict=True)}
 
 
 def _split(path: Path, name: str, cells: NDArray) -> Ragged:
