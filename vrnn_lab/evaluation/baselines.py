@@ -395,13 +395,15 @@ def _bernoulli_of(
 ) -> Callable[[TimeSeries], Bernoulli]:
     """Return the Bernoulli of (1 - a) guess + a level, with the share a of the smallest nll per channel."""
     mixed = lambda mean, share: Bernoulli(((1 - share) * mean + share * level).logit())
-    shares = torch.linspace(0.01, 1, 34, dtype=torch.float64)[:, None, None, None]
+    shares = torch.linspace(0.01, 1, 34, dtype=torch.float64)
     total = torch.zeros(len(shares), len(level), dtype=torch.float64)
     for batch in batches:
+        points = batch.scored.any(-1)
+        mean, values, scored = guess(_given(batch), level)[points], batch.values[points], batch.scored[points]
         for i, share in enumerate(shares):
-            nll = -mixed(guess(_given(batch), level), share).log_prob_each(batch.values)
-            total[i] += torch.where(batch.scored, nll, 0).sum((0, 1))
-    best = shares[total.argmin(0), 0, 0, 0]
+            nll = -mixed(mean, share).log_prob_each(values)
+            total[i] += torch.where(scored, nll, 0).sum(0)
+    best = shares[total.argmin(0)]
     return lambda batch: mixed(guess(_given(batch), level), best)
 
 
