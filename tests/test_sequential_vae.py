@@ -15,7 +15,7 @@ from vrnn_lab.data.steps import in_steps
 from vrnn_lab.models.heads import BernoulliHead
 from vrnn_lab.models.latent_steps import BackwardNetwork, GatedTransition
 from vrnn_lab.models.losses import Latents, LossTerms, Normal
-from vrnn_lab.models.recipe import FIVO, BalancedKL, ConstantBeta, FreeBits, Recipe, cosine
+from vrnn_lab.models.recipe import ELBO, FIVO, BalancedKL, ConstantBeta, FreeBits, Recipe, cosine
 from vrnn_lab.reports.run_table import facts
 
 ADAM = partial(torch.optim.Adam, lr=5e-3)
@@ -203,6 +203,21 @@ def test_a_balanced_kl_reaches_the_prior_of_a_vrnn():
 def test_a_weight_that_a_model_cannot_use_is_refused(name, beta):
     with pytest.raises(ConfigError, match=r"beta=(free_bits|balance) .* set beta=constant"):
         model_of(name, recipe=replace(recipe_of(), beta=beta))
+
+
+@pytest.mark.parametrize(
+    ("options", "beta", "objective"),
+    [
+        ("model.prior=standard model.residual=true", ConstantBeta(), ELBO()),
+        ("model.residual=true model.dropout=0.2", ConstantBeta(), ELBO()),
+        ("model.residual=true", BalancedKL(), ELBO()),
+        ("model.dropout=0.2", ConstantBeta(), FIVO(3)),
+        ("model.prior=markov model.dropout=0.2", ConstantBeta(), FIVO(3)),
+    ],
+)
+def test_options_of_which_one_would_undo_the_other_are_refused(options, beta, objective):
+    with pytest.raises(ConfigError, match="leave one of the two options out"):
+        model_of(f"vrnn {options}", recipe=replace(recipe_of(), beta=beta, objective=objective))
 
 
 def test_a_collapsed_model_is_called_one():

@@ -224,10 +224,11 @@ def spread_of(components: int) -> Float[Tensor, "components 1"]:
 
 
 class BernoulliHead(Head):
-    """Predict zeros and ones from one logit per channel, whose bias begins at the logit of the share of ones.
+    """Predict zeros and ones from one logit per channel.
 
-    From a bias of zero, the first steps would teach the network little but how rare ones are: on piano rolls, where
-    4 % of the values are ones, a VRNN was measured to learn nothing else within 500 steps.
+    The bias of an output network begins at the logit of the share of ones. From a bias of zero, the first steps would
+    teach the network little but how rare ones are: on piano rolls, where 4 % of the values are ones, a VRNN was
+    measured to learn nothing else within 500 steps. (`linear_sde` with decoder_depth=0 has no output network.)
     """
 
     support = BINARY

@@ -64,10 +64,10 @@ class BackwardNetwork(nn.Module):
 
 
 class GatedTransition(nn.Module):
-    """Give the next latent of a deep Markov model (Krishnan et al. 2017, arXiv 1609.09869, section 3 and appendix).
+    """Give the next latent by the gated transition of deep Markov models (Krishnan et al. 2017, arXiv 1609.09869).
 
-    From the state [z, further inputs]: mean = (1 - g) A z + g h, log-std = a linear map of activation(h), with h a
-    network of the state and g = sigmoid of another one; A begins as the identity.
+    From the state [z, further inputs]: mean = (1 - g) (A z + a) + g h, raw log-std = B relu(h) + b, with h a network
+    of the state and g the sigmoid of another one; A begins as the identity, and a as zero.
     """
 
     def __init__(self, latent: Count, more: int, width: Count, depth: int, activation: Activation):

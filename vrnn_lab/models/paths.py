@@ -98,7 +98,7 @@ class PathModel(SequenceModel):
         there = series.counts if posterior.mean.ndim == 3 else torch.ones_like(series.ids, dtype=torch.bool)
         kl_of_codes = torch.where(there[..., None], posterior.kl_each(prior), 0)
         kl = kl_of_codes.sum(1) if kl_of_codes.ndim == 3 else kl_of_codes
-        draws = there.to(kl).reshape(len(there), -1).sum(1)
+        draws = (there.sum(1) if there.ndim == 2 else series.counts.any(-1)).to(kl)
         latents = Latents(kl, draws, posterior.shift(prior).detach(), there)
         total = kl.sum(-1) if line is None else kl.sum(-1) + line.kl
         return LossTerms(-log_prob.mean(0), total, latents, states)

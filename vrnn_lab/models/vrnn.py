@@ -16,7 +16,7 @@ from vrnn_lab.models.latent_steps import BackwardNetwork, GatedTransition
 from vrnn_lab.models.layers import ACTIVATIONS, Activation, GRUCell, mlp, weights_of
 from vrnn_lab.models.losses import Latents, LossTerms, Normal
 from vrnn_lab.models.networks import GAP_FEATURES, gap_features, with_covariates
-from vrnn_lab.models.recipe import Recipe
+from vrnn_lab.models.recipe import FIVO, BalancedKL, Recipe
 from vrnn_lab.models.steps import StepLevel, StepModel, last_values
 
 
@@ -34,14 +34,16 @@ class VRNN(StepModel):
     state runs in the loop over points; features of x, prior and output heads are computed once for all points.
 
     posterior=smooth: phi_enc also reads a_i, the state of a network that runs backward over the points from the last
-        one to point i (`BackwardNetwork`; SRNN of Fraccaro et al. 2016, arXiv 1605.07571), because the values after
-        a point tell more about its latent. A prediction reads no value beyond the next query.
-    residual: the posterior's mean is the prior's plus the network's output (there eq. 12).
+        one to point i (`BackwardNetwork`, as in the SRNN of Fraccaro et al. 2016, arXiv 1605.07571), because the
+        values after a point tell more about its latent. A prediction at a query still uses no value after its time.
+    residual: the posterior's mean is the prior's plus the network's output (as in that paper).
     prior=markov: a deep Markov model (Krishnan et al. 2017, arXiv 1609.09869). s_i = [z_{i-1}, gap_i, u_i], the
-        prior is a `GatedTransition` of s_i, and the output reads z_i alone: x_i ~ head(phi_dec(phi_z(z_i))). Nothing
-        but the latents carries the past on, so they cannot be left unused.
+        prior is a `GatedTransition` of s_i, and the output reads z_i alone: x_i ~ head(phi_dec(phi_z(z_i))). With
+        level=none nothing but the latents carries the past on.
     dropout: the share of numbers that training sets to zero, at random, in phi_x(x_{i-1}), and in s_i where the prior
         and the output read it; with prior=markov in phi_z(z_i) where the output reads it.
+
+    The constructor raises ValueError where two options do not go together.
     """
 
     takes_covariates = takes_error = True
@@ -70,6 +72,7 @@ class VRNN(StepModel):
         if prior == "standard":
             self.takes_balance = False
             self._refuse_weight_of_kl(recipe.beta)
+        refuse_options(recipe, prior, residual, dropout)
         self.width, self.latent, self.state_size = width, latent, state
         self.residual, self.markov = residual, markov
         self.named: Activation = activation
@@ -301,6 +304,28 @@ class VRNN(StepModel):
         posterior = self._posterior(self.posterior_of_x(features), state)
         latent = posterior.where(seen.any(-1, keepdim=True), self._prior(state)).draw(noise)
         return self.head(self._output(self._features_of_z(latent), state)), latent
+
+
+def refuse_options(recipe: Recipe, prior: str, residual: bool, dropout: float) -> None:
+    """Raise ValueError for options of a VRNN of which one would undo the other, or do nothing."""
+    fivo = isinstance(recipe.objective, FIVO)
+    for wrong, text in (
+        (
+            residual and prior == "standard",
+            "model.residual=true adds the prior's mean, which model.prior=standard has at 0",
+        ),
+        (
+            residual and dropout and prior == "learned",
+            "model.residual=true adds the mean of the prior without model.dropout",
+        ),
+        (
+            residual and isinstance(recipe.beta, BalancedKL),
+            "beta=balance cannot hold the prior still in a residual posterior",
+        ),
+        (fivo and dropout, "objective=fivo has no form with model.dropout"),
+    ):
+        if wrong:
+            raise ValueError(f"{text}; leave one of the two options out.")
 
 
 def choose_ancestors(

@@ -411,9 +411,9 @@ def facts(metrics: dict[str, Any], split: str) -> str:
         )
         if not metrics[f"{split}/latent/active_units"]:
             lines.append(
-                "warning: the latents are not used (posterior collapse), so the model is its output network alone; "
-                "try beta=warmup, cyclic or free_bits, and for model=vrnn model.posterior=smooth, beta=balance or "
-                "model.dropout=0.3"
+                "warning: the latents are not used (posterior collapse), so the model predicts as one without "
+                "latents; a remedy may be beta=warmup, cyclic or free_bits, and for model=vrnn "
+                "model.posterior=smooth or model.dropout=0.3"
             )
     floored = [v for k, v in metrics.items() if k.startswith(f"{split}/") and k.endswith("/on_floor")]
     if floored:

@@ -31,9 +31,9 @@ class MotionCapture(SeriesData):
 
     Two protocols are published (Ansari et al. 2023, arXiv 2301.11308, appendix C.3). setup=1: models are trained on
     whole walks, see the first 3 frames of a test walk, and predict the other 297. setup=2: they are trained on the
-    first 200 frames, see 100, and predict the other 200. experiment=mocap sets the question that belongs to a setup
-    by `evaluate.forecast.until`. The published number is the mean squared error over all asked values of all channels
-    in the file's units, `test/forecast/mse` in metrics.json.
+    first 200 frames, see 100, and predict the other 200. The question is set apart from the setup:
+    `evaluate.forecast.until=3` for setup 1, 100 for setup 2. The published number is the mean squared error over all
+    asked values of all channels in the file's units, `test/forecast/mse` in metrics.json.
     """
 
     time_unit = "frame"
