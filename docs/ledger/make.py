@@ -27,8 +27,8 @@ one of
 * `refuted`: the number does not show what it is quoted for. A method without training does as well, the protocol has
   a fault, or the number does not come out under its own protocol.
 
-*Cause* says why the numbers differ; a test named there shows the effect. `python docs/ledger/make.py` writes this
-page.
+Below each table stands why the numbers differ; a test named there shows the effect. `python docs/ledger/make.py`
+writes this page.
 """
 OUTCOMES = ("reached", "missed", "refuted")
 
@@ -103,19 +103,23 @@ def page() -> str:
     for group in yaml.safe_load(ENTRIES.read_text()):
         out.append(f"\n## {group['title']}\n")
         out.append(f"{group['text'].strip()}\n")
-        out.append(
-            "\n| quantity | source | published | here | fixed | outcome | measured | cause |\n|" + "---|" * 8 + "\n"
-        )
+        out.append("\n| quantity | source | published | here | fixed | outcome | measured |\n|" + "---|" * 7 + "\n")
+        causes: dict[str, list[str]] = {}
         for entry in group["rows"]:
             try:
                 here, fixed = checked(entry)
             except (ValueError, KeyError) as error:
                 raise ValueError(f"{ENTRIES}: {group['title']}, {entry.get('quantity')}: {error}") from error
             pages = dict.fromkeys(str(entry[key]["page"]) for key in ("here", "fixed") if key in entry)
-            measured = ", ".join(f"[{name}]({name})" for name in pages)
+            measured = ", ".join(f"[{name.removesuffix('.md')}]({name})" for name in pages)
             named = f"{fixed} ({entry['fixed']['by']})" if fixed else ""
             row = (entry["quantity"], entry["source"], entry["published"], here, named, entry["outcome"], measured)
-            out.append(f"| {' | '.join(map(str, row))} | {entry.get('cause', '')} |\n")
+            out.append(f"| {' | '.join(map(str, row))} |\n")
+            causes.setdefault(entry.get("cause", "").strip(), []).append(str(entry["quantity"]))
+        out.append("\nWhy the numbers differ:\n\n")
+        for cause, quantities in causes.items():
+            named = "" if len(causes) == 1 else f"*{'; '.join(quantities)}*: "
+            out.append(f"* {named}{cause}\n")
     return "".join(out)
 
 
