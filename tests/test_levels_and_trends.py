@@ -18,8 +18,8 @@ from vrnn_lab.core.noise import Noise
 from vrnn_lab.core.series import Trend, Variation, series_of
 from vrnn_lab.data.trend import correlation_factor, fit_trend, trend_at
 from vrnn_lab.data.variation import variation_of
+from vrnn_lab.models.last_value import last_values
 from vrnn_lab.models.lines import Lines
-from vrnn_lab.models.steps import last_values
 from vrnn_lab.runs.build import _variation, assemble, load_parts
 
 STEPS = ["rnn", "gru_d", "rnn_gmm", "vrnn"]

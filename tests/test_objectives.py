@@ -19,8 +19,8 @@ from vrnn_lab.core.tasks import DensityTask, Forecast, Interpolate
 from vrnn_lab.data.datasets.ou import OU
 from vrnn_lab.evaluation.evaluate import EvaluationProtocol, evaluate
 from vrnn_lab.models.losses import Activity, Latents, Normal
+from vrnn_lab.models.particles import choose_ancestors
 from vrnn_lab.models.recipe import FIVO, IWAE, ConstantBeta, Labels, Recipe, WarmupBeta, cosine
-from vrnn_lab.models.vrnn import choose_ancestors
 
 ADAM = partial(torch.optim.Adam, lr=1e-3)
 latent_models = pytest.mark.parametrize("name", ["vrnn", "latent_ode"])

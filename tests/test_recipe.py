@@ -12,10 +12,12 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from helpers.small import model_of, recipe_of
 from vrnn_lab.config.compose import compose
+from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.options import options
 from vrnn_lab.config.validate import instantiate
 from vrnn_lab.data.datasets.spirals import Spirals1D
 from vrnn_lab.models import recipe
+from vrnn_lab.runs.build import assemble
 
 LR, STEPS = 0.5, 100
 # Factors of the learning rate at some steps, with the defaults of conf/schedule and 100 steps in all.
@@ -158,6 +160,13 @@ def test_the_weights_of_the_kl_in_conf_are_these():
         "free_bits": (1, 1, 1),
         "balance": (1, 1, 1),
     }
+
+
+def test_a_weight_of_another_kind_is_refused_before_training():
+    config = compose(["model=rnn", "data=ou"])
+    config.beta = {"_target_": "vrnn_lab.models.recipe.Labels"}
+    with pytest.raises(ConfigError, match=r"beta is a Labels; expected a subclass of .*KLWeight"):
+        assemble(config)
 
 
 def test_a_cyclic_weight_rises_in_each_part_of_the_training_and_ends_at_one():

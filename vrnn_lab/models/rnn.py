@@ -6,11 +6,12 @@ from torch import Tensor
 from vrnn_lab.core.series import Scale, TimeSeries, compact, put_back
 from vrnn_lab.core.types import Count, Dropout, Natural
 from vrnn_lab.models.cells import GRU
+from vrnn_lab.models.last_value import StepLevel
 from vrnn_lab.models.layers import Activation, mlp
 from vrnn_lab.models.losses import LossTerms
 from vrnn_lab.models.networks import with_covariates
 from vrnn_lab.models.recipe import Recipe
-from vrnn_lab.models.steps import StepLevel, StepModel
+from vrnn_lab.models.steps import StepModel
 
 
 class RNN(StepModel):
@@ -58,7 +59,6 @@ class RNN(StepModel):
         """Return log p of each series' scored values, in nats, and the states after each of its points."""
         series, index = compact(series, series.counts)
         values, known, gap, covariates = self._before(series)
-        values = torch.cat([values[:, :1], self._dropped("dropout of inputs", series, values[:, 1:])], 1)
         states = self.cell.over(values, known, gap, covariates, self._longest(series))
         read = self._dropped("dropout before the output", series, states[:, :-1])
         density = self._density(with_covariates(read, None if covariates is None else covariates[:, :-1]))

@@ -1,9 +1,10 @@
 """Define the variational recurrent network."""
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from vrnn_lab.core.compile_loops import loop
@@ -12,12 +13,14 @@ from vrnn_lab.core.series import Scale, TimeSeries, compact, put_back
 from vrnn_lab.core.types import Count, Dropout, Natural
 from vrnn_lab.models.fused.tape import Weights, fused_enabled
 from vrnn_lab.models.fused.vrnn import VariationalSequence
+from vrnn_lab.models.last_value import StepLevel, last_values
 from vrnn_lab.models.latent_steps import BackwardNetwork, GatedTransition
 from vrnn_lab.models.layers import ACTIVATIONS, Activation, GRUCell, mlp, weights_of
 from vrnn_lab.models.losses import Latents, LossTerms, Normal
 from vrnn_lab.models.networks import GAP_FEATURES, gap_features, with_covariates
+from vrnn_lab.models.particles import choose_ancestors
 from vrnn_lab.models.recipe import FIVO, BalancedKL, Recipe
-from vrnn_lab.models.steps import StepLevel, StepModel, last_values
+from vrnn_lab.models.steps import StepModel
 
 
 class VRNN(StepModel):
@@ -69,9 +72,6 @@ class VRNN(StepModel):
         markov, covariates = prior == "markov", len(scale.covariates)
         state = latent + GAP_FEATURES + covariates if markov else width
         super().__init__(scale, recipe, head, feature_width + state, level, dropout)
-        if prior == "standard":
-            self.takes_balance = False
-            self._refuse_weight_of_kl(recipe.beta)
         refuse_options(recipe, prior, residual, dropout)
         self.width, self.latent, self.state_size = width, latent, state
         self.residual, self.markov = residual, markov
@@ -292,7 +292,7 @@ class VRNN(StepModel):
     def _look_ahead(self, series):
         if self.backward_network is None:
             return super()._look_ahead(series)
-        reading = self._reading(series.values, series.seen, *last_values(series.values, series.seen))
+        reading = self._readings(replace(series, scored=series.seen))  # of the observed values alone
         asked = (series.scored & ~series.seen).any(-1)
         return self.backward_network.within_stretches(
             self._features(*reading), self._gap(series), series.covariates, series.counts, asked
@@ -322,25 +322,11 @@ def refuse_options(recipe: Recipe, prior: str, residual: bool, dropout: float) -
             residual and isinstance(recipe.beta, BalancedKL),
             "beta=balance cannot hold the prior still in a residual posterior",
         ),
+        (
+            prior == "standard" and isinstance(recipe.beta, BalancedKL),
+            "beta=balance needs a learned prior, and model.prior=standard is none; set beta=constant",
+        ),
         (fivo and dropout, "objective=fivo has no form with model.dropout"),
     ):
         if wrong:
             raise ValueError(f"{text}; leave one of the two options out.")
-
-
-def choose_ancestors(
-    log_weight: Float[Tensor, "samples batch"], chance: Float[Tensor, " batch"]
-) -> tuple[Tensor, Bool[Tensor, " batch"]]:
-    """Return each particle's ancestor (samples, batch), and which rows are resampled (batch,).
-
-    A row is resampled, systematically with one uniform number, where its effective number of particles is below half
-    of them; in the other rows each particle is its own ancestor.
-    """
-    count = len(log_weight)
-    weight = log_weight.softmax(0)
-    resampled = 1 / weight.square().sum(0) < count / 2
-    place = (torch.arange(count, device=chance.device)[None] + chance[:, None]) / count
-    ends = weight.cumsum(0).T.contiguous()
-    chosen = torch.searchsorted(ends / ends[:, -1:], place).clamp(max=count - 1).T
-    own = torch.arange(count, device=chance.device)[:, None].expand_as(chosen)
-    return torch.where(resampled, chosen, own), resampled

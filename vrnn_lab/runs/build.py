@@ -23,7 +23,7 @@ from vrnn_lab.evaluation.baselines import references
 from vrnn_lab.evaluation.evaluate import Change, EvaluationProtocol, evaluate
 from vrnn_lab.evaluation.scores import SeriesSums
 from vrnn_lab.models.base import NUMBERS, SequenceModel
-from vrnn_lab.models.recipe import Recipe
+from vrnn_lab.models.recipe import KLWeight, Recipe
 from vrnn_lab.runs import baseline_folder, checkpoints
 from vrnn_lab.runs.dataset_cache import data_of
 from vrnn_lab.runs.folder import config_to_build
@@ -76,6 +76,11 @@ def _recipe(config: DictConfig) -> Recipe:
     Both refuse impossible values only when they are made, which would otherwise be in training. Raise ConfigError.
     """
     parts = [instantiate(config[part], part) for part in ("optim", "schedule", "beta", "objective", "labels")]
+    if not isinstance(parts[2], KLWeight):
+        raise ConfigError(
+            f"beta is a {type(parts[2]).__name__}; expected a subclass of vrnn_lab.models.recipe.KLWeight. Derive "
+            "the class from it."
+        )
     try:
         recipe = Recipe(*parts)
     except ValueError as error:
