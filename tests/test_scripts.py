@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from helpers.commands import TINY
-from vrnn_lab import pack, predict
+from helpers.report_runs import make
+from vrnn_lab import fetch, pack, predict, report
 from vrnn_lab.cli.arguments import run_command
 from vrnn_lab.cli.result import for_scripts, has_flag, result
 
@@ -55,6 +57,25 @@ def test_processes_that_a_command_starts_keep_to_it_too(monkeypatch, capfd):
 def test_a_command_that_fails_prints_no_result(tmp_path, monkeypatch, capfd):
     assert called(pack.main, "run=nowhere --json", monkeypatch, tmp_path) == 2
     assert capfd.readouterr().out == ""
+
+
+def test_a_report_gives_its_tables_to_a_script(tmp_path, monkeypatch, capfd):
+    for seed, loss in ((0, 1.0), (1, 2.0)):
+        make(tmp_path / f"runs/{seed}", seed, loss)
+    words = "runs runs=true output=r.csv --json"
+    assert called(report.main, words, monkeypatch, tmp_path) == 0
+    said = json.loads(capfd.readouterr().out)
+    (row,) = said["rows"]
+    assert row["val/loss"] == 1.5 and row["val/loss low"] < 1.5 < row["val/loss high"] and row["completed"] == 2
+    assert [run["val/loss"] for run in said["runs"]] == [1.0, 2.0] and said["baselines"] == []
+    assert {Path(file).name for file in said["written"]} == {"r.csv", "r.runs.csv"}
+
+
+def test_a_fetch_names_its_files_to_a_script(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("VRNN_LAB_CACHE", str(tmp_path))
+    monkeypatch.setitem(fetch.SOURCES, "speech", fetch.WheelFiles("nothing==1", {}))
+    assert called(fetch.main, "speech --json", monkeypatch, tmp_path) == 0
+    assert json.loads(capfd.readouterr().out) == {"name": "speech", "fetched": False, "files": []}
 
 
 @pytest.mark.slow

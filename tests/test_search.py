@@ -1,5 +1,6 @@
 """A search keeps its total, its trials and its words, whoever works on it and whenever they are killed."""
 
+import json
 import os
 import shlex
 import signal
@@ -17,7 +18,7 @@ from optuna.trial import TrialState
 
 from helpers.commands import CUT, TINY, command, last_of_each, metrics
 from vrnn_lab import search
-from vrnn_lab.cli.arguments import configure_logging
+from vrnn_lab.cli.arguments import configure_logging, run_command
 from vrnn_lab.config.compose import choices, compose
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.config.options import CONF, options
@@ -162,6 +163,21 @@ def test_two_workers_make_as_many_trials_as_asked_for(here):
     assert [t.state for t in trials] == [TrialState.COMPLETE] * 3
     began = [p.read_text().count("torch") for p in sorted((here / "outputs/search/j").glob("*/run.log"))]
     assert began == [1] * 3  # each was begun once
+
+
+def test_a_script_reads_the_best_trial(here, stub, monkeypatch, capfd):
+    stub(lambda config, watch: config.optim.lr)
+    monkeypatch.setattr(sys, "argv", ["search", *LR, "study=m", "trials=3", "--json", "--quiet"])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert run_command(search.main, scripts=True) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    said = json.loads(capfd.readouterr().out)
+    best = min(study_in(here / "outputs/search/m").trials, key=lambda t: t.value)
+    assert (said["ended"], said["completed"], said["failed"]) == (3, 3, 0)
+    assert said["best"]["score"] == best.value == said["best"]["values"]["optim.lr"]
+    assert said["best"]["command"].startswith("python -m vrnn_lab.run")
 
 
 @pytest.mark.slow

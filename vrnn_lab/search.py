@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from vrnn_lab.cli.arguments import configure_logging, outlive_readers, refuse_repeated, run_command
+from vrnn_lab.cli.result import HELP, result
 from vrnn_lab.cli.shown_text import complain, say, terminal_cell
 from vrnn_lab.cli.signals import install
 from vrnn_lab.cli.suggestions import did_you_mean
@@ -48,6 +49,7 @@ Any other key=value is fixed and leaves the space: optim.lr=1e-3, trainer.max_ep
 --config-dir <folder> adds configs of your own, with search/<model>.yaml among them.
 
 View it, while it runs or later:  optuna-dashboard sqlite:///outputs/search/<study>/study.db"""
+USAGE += "\n" + HELP
 
 SETTINGS = {
     "trials": 40,
@@ -237,8 +239,8 @@ def show(plan: Any) -> int:
     print(f"\n{len(ended)} of {plan.trials} trials have ended: {', '.join(f'{n} {k}' for k, n in counts.items())}")
     for number, trial in failed:
         say(f"  failed   trial {number}: {reason(trial)}")
-    if complete:
-        _show_best(plan, study, sorted(complete, key=lambda each: each[1].value))
+    best = _show_best(plan, study, sorted(complete, key=lambda each: each[1].value)) if complete else None
+    result(study=plan.study, folder=str(plan.folder), trials=plan.trials, ended=len(ended), **counts, best=best)
     if len(ended) < plan.trials:
         print("the same command runs the others")
     row = failures_in_a_row(study, plan)
@@ -251,7 +253,8 @@ def show(plan: Any) -> int:
     return 0
 
 
-def _show_best(plan: Any, study: Any, ranked: list[tuple[int, Any]]) -> None:
+def _show_best(plan: Any, study: Any, ranked: list[tuple[int, Any]]) -> dict[str, Any]:
+    """Print the best trials, and write the best as an experiment; return it as --json prints it."""
     from rich.table import Table
 
     from vrnn_lab.cli.terminal import Terminal
@@ -271,7 +274,8 @@ def _show_best(plan: Any, study: Any, ranked: list[tuple[int, Any]]) -> None:
     console = Terminal(width=None if sys.stdout.isatty() else 300)
     console.print(table)
     print("the test metrics are shown for information; they chose no trial")
-    if len(ranked) >= ENOUGH and (weights := _importances(study)):
+    weights = _importances(study) if len(ranked) >= ENOUGH else {}
+    if weights:
         say("importance   " + ", ".join(f"{key} {weight:.2f}" for key, weight in weights.items()))
     place, best = ranked[0]
     chosen = [*plan.fixed, *overrides(best.user_attrs["values"])]
@@ -280,8 +284,18 @@ def _show_best(plan: Any, study: Any, ranked: list[tuple[int, Any]]) -> None:
     write_whole(file, experiment_of(chosen, plan.dirs, f"trial {place} of {plan.study}, val/loss {best.value:.6g}"))
     folder = plan.folder / str(place)
     say(f"run          {folder}{'' if folder.exists() else ' on ' + best.user_attrs.get('host', 'another machine')}")
-    say(f"command      {shlex.join(['python', '-m', 'vrnn_lab.run', *where, *chosen])}")
+    command = shlex.join(["python", "-m", "vrnn_lab.run", *where, *chosen])
+    say(f"command      {command}")
     say(f"experiment   python -m vrnn_lab.run --config-dir {shlex.quote(str(file.parent.parent))} experiment=best")
+    return {
+        "trial": place,
+        "score": best.value,
+        "values": best.user_attrs["values"],
+        "importances": weights,
+        "run": str(folder),
+        "command": command,
+        "experiment": str(file),
+    }
 
 
 def _importances(study: Any) -> dict[str, float]:
@@ -353,4 +367,4 @@ def main() -> int:
 
 if __name__ == "__main__":
     outlive_readers()
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, scripts=True))

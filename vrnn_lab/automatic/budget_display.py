@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from vrnn_lab.cli.progress import only_bar
 from vrnn_lab.cli.shown_text import say, terminal
 
 
@@ -52,7 +53,7 @@ class BudgetDisplay:
             yield
             return
         columns = (TextColumn("budget"), BarColumn(40), TextColumn("{task.percentage:3.0f} %"), TimeElapsedColumn())
-        with Progress(*columns, console=console) as self.bar:
+        with only_bar("budget"), Progress(*columns, console=console) as self.bar:
             self.bar.add_task("", total=self.seconds, completed=used)
             yield
         self.bar = None

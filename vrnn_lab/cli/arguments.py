@@ -59,11 +59,20 @@ def configure_logging() -> None:
     for old in [handler for handler in log.handlers if handler.get_name() == TERMINAL]:
         log.removeHandler(old)
     if not any(isinstance(h, logging.StreamHandler) and h.stream is sys.stderr for h in log.handlers):
-        terminal = logging.StreamHandler(sys.stderr)
+        terminal = ToStandardError(sys.stderr)
         terminal.set_name(TERMINAL)
         terminal.setLevel(logging.WARNING if has_flag(NO_OUTPUT) else logging.INFO)
         terminal.setFormatter(Neutral())
         log.addHandler(terminal)
+
+
+class ToStandardError(logging.StreamHandler):
+    """Print log lines on the standard error as it is at that moment, which a progress bar may have replaced."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one line."""
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 class _Outliving(io.FileIO):

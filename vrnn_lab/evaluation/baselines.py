@@ -10,6 +10,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vrnn_lab.cli.progress import tracked
 from vrnn_lab.core.densities import Bernoulli, Gaussian
 from vrnn_lab.core.log_density import LogDensity
 from vrnn_lab.core.series import Scale, TimeSeries
@@ -19,7 +20,7 @@ from vrnn_lab.data.base import PLAIN, SeriesData, generator
 from vrnn_lab.evaluation.analog import CHANGES, COMPARED, VALUES, Analog, records_of
 from vrnn_lab.evaluation.baseline_units import Predictor, as_real, in_units, on_log_scale, series_on_log_scale
 from vrnn_lab.evaluation.calibration import CalibrationAccumulator, plain_pit
-from vrnn_lab.evaluation.evaluate import EvaluationProtocol, rows_at_once
+from vrnn_lab.evaluation.evaluate import EvaluationProtocol, count_of_series, rows_at_once
 from vrnn_lab.evaluation.gaussian_process import SharedProcess, available
 from vrnn_lab.evaluation.linear_process import LinearProcess, fit_batch
 from vrnn_lab.evaluation.scores import Plain, ScoreAccumulator, Scores, SeriesSums, energy_of, plain_scores
@@ -172,7 +173,9 @@ def references(
         } | processes
         for baseline, predict in predictors.items():
             accumulator = CalibrationAccumulator(data, name, task, scale.score_std)
-            for batch in data.batches(split, task, min(256, rows_at_once(data, split, task, DRAWS))):
+            of_split = data.batches(split, task, min(256, rows_at_once(data, split, task, DRAWS)))
+            series = lambda task=task: len(data.series_for(split, task))
+            for batch in tracked(of_split, f"scoring the baseline {baseline}", series, count_of_series):
                 density = predict(batch)
                 accumulator.add(_scores(density, batch), batch)
                 accumulator.add_energy(plain_energy(density, batch, scale.score_std, data.seed))

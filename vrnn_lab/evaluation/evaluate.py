@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_auroc
 
+from vrnn_lab.cli.progress import tracked
 from vrnn_lab.core.densities import log_mean_exp
 from vrnn_lab.core.series import TimeSeries
 from vrnn_lab.core.supports import NUMBERS, REAL
@@ -112,8 +113,16 @@ def rows_at_once(data: SeriesData, split: str, task: Task, samples: int) -> int:
 
 def batches(model: SequenceModel, data: SeriesData, split: str, task: Task, samples: int, alike: bool = True):
     """Yield batches of a split under a task, sized for `samples` draws, on the model's device."""
-    for batch in data.batches(split, task, rows_at_once(data, split, task, samples), alike):
+    of_split = data.batches(split, task, rows_at_once(data, split, task, samples), alike)
+    for batch in tracked(
+        of_split, f"scoring the {split} split", lambda: len(data.series_for(split, task)), count_of_series
+    ):
         yield batch.to(model.device)
+
+
+def count_of_series(batch: TimeSeries) -> int:
+    """Return the number of series in a batch."""
+    return len(batch.ids)
 
 
 def _nll(model: SequenceModel, data: SeriesData, split: str, protocol: EvaluationProtocol) -> dict[str, float]:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
+from vrnn_lab.cli.progress import tracked
 from vrnn_lab.core.densities import Density
 from vrnn_lab.core.files import replacing
 from vrnn_lab.core.series import TimeSeries, pick
@@ -77,7 +78,8 @@ def figures(model, data, seed: int, split: str = "test", tasks: dict[str, Task] 
         drawn["phase_plane"] = _phase_plane(model, data, seed, split)
         if hasattr(data, "field") and hasattr(model, "vector_field"):
             drawn["vector_field"] = images.vector_field(model, data, _shown(data, split, DensityTask(), 6))
-    for name, task in (tasks or TASKS).items():
+    questions = tasks or TASKS
+    for name, task in tracked(questions.items(), "drawing figures", len(questions)):
         drawn[name] = _predictions(model, data, seed, split, name, task)
     return drawn
 

@@ -1,4 +1,4 @@
-"""Run a fold_rows-origin backtest: forecasts from past cutoffs, scored against the observations that followed."""
+"""Run a rolling-origin backtest: forecasts from past cutoffs, scored against the observations that followed."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vrnn_lab.cli.progress import tracked
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.core.series import Scale, TimeSeries
 from vrnn_lab.core.supports import NUMBERS
@@ -189,7 +190,10 @@ def run(
     fold_rows = folds(data, split, plan, model.scale.longest.item(), model.keep_start)
     row, frames = RowScores(model.scale), []
     with model.fixed_noise(parts.config.seed):
-        for batch, index in fold_rows.batches(draws):
+        asked = tracked(
+            fold_rows.batches(draws), "backtest, cutoffs", len(fold_rows.origin), lambda pair: len(pair[1])
+        )
+        for batch, index in asked:
             batch = batch.to(model.device)
             prediction = model.predict(batch, draws)
             prediction = change(prediction, batch) if change else prediction

@@ -1,4 +1,4 @@
-"""Write a report's numbers, unrounded, as CSV."""
+"""Give a report's numbers, unrounded, as CSV and for JSON."""
 
 import csv
 import io
@@ -12,9 +12,16 @@ from vrnn_lab.reports.data_sets import folder_names
 from vrnn_lab.reports.runs import Run
 from vrnn_lab.reports.summary import STATUSES, Summary
 
+Table = tuple[Sequence[str], list[Sequence[Any]]]  # a header, and lines as long
+
 
 def rows(summary: Summary) -> str:
-    """Return a CSV with a line for each row.
+    """Return a CSV with a line for each row of the report."""
+    return _csv(*row_table(summary))
+
+
+def row_table(summary: Summary) -> Table:
+    """Return a table with a line for each row of the report.
 
     Its columns are the row's keys, dataset and runs by status, and mean, interval and n of each metric. Rows of one
     dataset are consecutive; `best` is best within its dataset.
@@ -25,7 +32,7 @@ def rows(summary: Summary) -> str:
     parts = ("difference", "low", "high", "pairs", "ratio", "p", "p (Holm)", "verdict")
     header += [f"{summary.metric} against baseline: {part}" for part in parts if summary.against]
     folders = folder_names(summary.groups)
-    lines = (
+    return header, [
         [
             *_named(g, summary),
             data_set.name,
@@ -38,18 +45,23 @@ def rows(summary: Summary) -> str:
         ]
         for data_set in summary.data_sets
         for g in data_set.groups
-    )
-    return _csv(header, lines)
+    ]
 
 
 def baseline_rows(summary: Summary) -> str:
-    """Return a CSV with a line for each baseline and question of a dataset: mean, interval and n of each score.
+    """Return a CSV with a line for each baseline and question of a dataset; empty where no run has a baseline."""
+    header, lines = baseline_table(summary)
+    return _csv(header, lines) if lines else ""
 
-    `key` is where metrics.json of a run holds the scores. The text is empty where no run has a baseline.
+
+def baseline_table(summary: Summary) -> Table:
+    """Return a table with a line for each baseline and question of a dataset: mean, interval and n of each score.
+
+    `key` is where metrics.json of a run holds the scores.
     """
     header = ["data set", "baseline", "question", "key"]
     header += [f"{score}{part}" for score in SCORES for part in ("", " low", " high", " n")]
-    lines = [
+    return header, [
         [
             data_set.name,
             baseline.name,
@@ -60,7 +72,19 @@ def baseline_rows(summary: Summary) -> str:
         for data_set in summary.data_sets
         for baseline in baselines(data_set.runs)
     ]
-    return _csv(header, lines) if lines else ""
+
+
+def as_dicts(summary: Summary, with_runs: bool) -> dict[str, list[dict[str, Any]]]:
+    """Return the tables of a report as lists of {column: value}, empty cells as None.
+
+    They are `rows`, `baselines`, where wanted `runs`, and `claims` where claims were made.
+    """
+    tables = {"rows": row_table(summary), "baselines": baseline_table(summary)}
+    tables |= {"runs": run_table(summary)} if with_runs else {}
+    named = lambda header, line: {key: None if cell == "" else cell for key, cell in zip(header, line, strict=True)}
+    dicts = {name: [named(header, line) for line in lines] for name, (header, lines) in tables.items()}
+    claims = [{"claim": claim.text, "metric": claim.metric, "verdict": claim.verdict} for claim in summary.claims]
+    return dicts | ({"claims": claims} if claims else {})
 
 
 def _named(group: Group, summary: Summary) -> list[str]:
@@ -85,7 +109,12 @@ def _compared(group: Group, summary: Summary) -> list[Any]:
 
 
 def runs(summary: Summary) -> str:
-    """Return a CSV with a line for each run: the keys that distinguish the rows, and the metrics shown."""
+    """Return a CSV with a line for each run."""
+    return _csv(*run_table(summary))
+
+
+def run_table(summary: Summary) -> Table:
+    """Return a table with a line for each run: the keys that distinguish the rows, and the metrics shown."""
     metrics = list(dict.fromkeys([summary.question.score, *summary.columns]))
     header = ["name", *summary.naming.keys, *summary.question.over, "status", *metrics, "error", "folder"]
     line = lambda g, seed, run: [
@@ -96,7 +125,7 @@ def runs(summary: Summary) -> str:
         run.error,
         str(run.folder),
     ]
-    return _csv(header, (line(g, seed, run) for g in summary.groups for seed, run in g.runs.items()))
+    return header, [line(g, seed, run) for g in summary.groups for seed, run in g.runs.items()]
 
 
 def _values(run: Run, metrics: Sequence[str]) -> list[float | None]:

@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import accumulate
 from math import ceil, inf, isfinite, isnan, nan
 from time import monotonic
@@ -18,6 +18,7 @@ from rich.progress import Progress as Bar
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from vrnn_lab.cli.progress import only_bar
 from vrnn_lab.core.types import NonNegative, Share
 from vrnn_lab.evaluation.evaluate import EvaluationProtocol, held_out_scores
 from vrnn_lab.figures import calibration_figures, model_figures
@@ -372,6 +373,7 @@ class Progress(ProgressBar):
         super().__init__()
         self.console, self.enabled = console or Console(), True
         self.bar: Bar | None = None
+        self.alone = ExitStack()  # hides other bars, such as that of a validation's scores
         self.shown = self.measured = (0.0, 0)  # (time, step) of the last display and of the last measurement
 
     def disable(self) -> None:
@@ -387,6 +389,7 @@ class Progress(ProgressBar):
         self.shown = self.measured = (monotonic(), trainer.global_step)
         self.rate, self.tenth = nan, int(10 * share_done(trainer))
         if self.enabled and self.console.is_terminal:
+            self.alone.enter_context(only_bar("training"))
             self.bar = Bar(*COLUMNS, console=self.console, refresh_per_second=4)
             total = 1.0 if _by_time(trainer) else trainer.estimated_stepping_batches
             task = self.bar.add_task("", total=total if isfinite(total) else None, text="")
@@ -430,6 +433,7 @@ class Progress(ProgressBar):
     def _close(self) -> None:
         if self.bar:
             self.bar.stop()
+        self.alone.close()
         self.bar = None
 
     def _tenth(self, done: int, total: int) -> bool:

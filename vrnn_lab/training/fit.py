@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from omegaconf import DictConfig, OmegaConf
 
+from vrnn_lab.cli.progress import only_bar
 from vrnn_lab.config.compose import NEWER, is_volatile
 from vrnn_lab.config.duration import duration
 from vrnn_lab.config.errors import ConfigError
@@ -343,7 +344,7 @@ def _run(
     quiet: bool = False,
 ) -> dict[str, Any] | None:
     keep_memory()
-    with threads.restored():
+    with threads.restored(), only_bar("a run of a sweep") if quiet else nullcontext():
         return _fit_and_score(parts, folder, loggers, watching, quiet)
 
 

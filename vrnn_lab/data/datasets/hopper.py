@@ -2,13 +2,13 @@
 
 import importlib.util
 import logging
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vrnn_lab.cli.progress import tracked
 from vrnn_lab.core.types import Count, Natural
 from vrnn_lab.data.base import SPLITS, Ragged, SeriesData, generator
 from vrnn_lab.data.cache import cache_folder
@@ -58,7 +58,8 @@ class Hopper(SeriesData):
         simulator = Simulator()
         wanted = [(split, i) for split, size in enumerate(self.sizes) for i in range(size)]
         first, values = np.zeros(len(wanted)), np.zeros((len(wanted), self.points, len(self.channels)))
-        for place, (split, i) in enumerate(_with_progress(wanted)):
+        log.info("hopper: %d trajectories to simulate", len(wanted))
+        for place, (split, i) in enumerate(tracked(wanted, "simulating trajectories", len(wanted))):
             rng = generator(self.seed, 14, split, i)
             whole = simulator.trajectory(*starts(rng))
             start = rng.integers(STEPS - self.points + 1)
@@ -128,15 +129,3 @@ def _files() -> tuple[Path, Path]:
         f"{cache / MODEL} and the files that it includes ({', '.join(PARTS)}) are not all there, and dm_control "
         "is not installed; run: python -m vrnn_lab.fetch hopper"
     )
-
-
-def _with_progress(wanted: list):
-    """Iterate over the wanted trajectories with a progress bar in a terminal, or a line in the log elsewhere."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(file=sys.stderr)
-    log.log(
-        logging.DEBUG if console.is_terminal else logging.INFO, "hopper: %d trajectories to simulate", len(wanted)
-    )
-    return track(wanted, "simulating hopper", console=console, transient=True, disable=not console.is_terminal)
