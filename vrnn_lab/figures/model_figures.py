@@ -1,5 +1,6 @@
 """Draw figures of a model: observed values, predictions of the others, and the truth where it is known."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ CANDIDATES = 40  # series from which the shown ones are chosen
 MOST_LINES = 16  # series from the prior per figure
 SAMPLES, LINES, REPEATS = 100, 5, 10  # paths, paths drawn as lines, noise draws per path
 MOST_VALUES = 20_000_000  # limit of draws for one figure's bands: long series have fewer per path
+PLANE = (0, 1)  # the channels of the phase plane
 QUANTILES = (0.05, 0.25, 0.75, 0.95)
 
 
@@ -57,8 +59,8 @@ class PredictiveBands:
 def figures(model, data, seed: int, split: str = "test", tasks: dict[str, Task] | None = None) -> dict[str, Figure]:
     """Draw figures, by name, of any SequenceModel on a few series of a split of any SeriesData.
 
-    * `forecast` and `interpolation` (or the names of `tasks`): bands and draws over time of the first 8 channels, but
-      a roll for more than 8 binary channels.
+    * `forecast` and `interpolation` (or the names of `tasks`): bands and draws over time of the 8 channels with most
+      values, but a roll for more than 8 binary channels.
     * `phase_plane`, for data that have one: curves forward and backward from the window's start.
     * `vector_field`, for data and models that both provide dy/dt over that plane (`field`, `vector_field`).
     * `samples` and `reconstructions` instead of all these, for data whose points are images (`image`).
@@ -163,12 +165,18 @@ def _with_queries(batch: TimeSeries, grid: Float64[Tensor, "batch grid"], own: b
     return queries, torch.argsort(order, dim=1)[:, batch.times.shape[1] :]
 
 
-def _predict_bands(model, batch: TimeSeries, grid: Float64[Tensor, "batch grid"], seed: int) -> PredictiveBands:
-    """Predict the channels that are shown, at the times of a grid."""
+def _predict_bands(
+    model,
+    batch: TimeSeries,
+    grid: Float64[Tensor, "batch grid"],
+    seed: int,
+    channels: Sequence[int] | slice = slice(None),
+) -> PredictiveBands:
+    """Predict the channels that are shown, by default all, at the times of a grid."""
     queries, place = _with_queries(batch, grid, own=model.causal)
     if model.causal:
         place = torch.arange(queries.times.shape[1]).expand_as(queries.times)
-    shown = lambda values: pick(values[..., : style.CHANNELS].cpu(), place, 2)
+    shown = lambda values: pick(values[..., channels].cpu(), place, 2)
     with model.fixed_noise(seed):
         density = model.predict(queries.to(model.device), SAMPLES).density
         means = values = shown(density.mean)
@@ -218,26 +226,33 @@ def _title(model, batch: TimeSeries, name: str, split: str) -> str:
 
 def _over_time(model, data, seed: int, split: str, name: str, task: Task) -> Figure:
     ahead = isinstance(task, Forecast)
-    channels = data.channels[: style.CHANNELS]
-    batch = _shown(data, split, task, {1: 4, 2: 3, 3: 2, 4: 2}.get(len(channels), 1))
+    batch = _shown(data, split, task, {1: 4, 2: 3, 3: 2, 4: 2}.get(len(data.channels), 1))
+    channels = _most_observed(batch)
     further = ahead and not _covariates_change(batch)  # beyond the last point covariates are unknown
-    predicted = _predict_bands(model, batch, _times(model, batch, 1.3 if further else 1.0), seed)
+    predicted = _predict_bands(model, batch, _times(model, batch, 1.3 if further else 1.0), seed, channels)
     rows = len(batch.ids)
     columns = rows if rows > 1 and len(channels) > 1 else 2
     figure, axes = style.canvas(rows * len(channels), columns, (4.1, 2.6))
     for place, ax in enumerate(axes):
-        channel, row = divmod(place, rows)
-        _panel(ax, predicted, batch, row, channel)
+        panel, row = divmod(place, rows)
+        channel = channels[panel]
+        _panel(ax, predicted, batch, row, channel, panel)
         if ahead:
             style.mark_start(ax, batch, row)
-        ax.set_ylabel(style.label(channels[channel], style.unit(data, channel)))
+        ax.set_ylabel(style.label(data.channels[channel], style.unit(data, channel)))
         style.time_axis(ax, data.dates, data.time_unit)
-        if channel == 0:
+        if panel == 0:
             ax.set_title(style.name(data, split, batch, row), fontsize=10)
     truth = [style.truth_key()] if batch.clean is not None else []
     style.legend(figure, [*style.time_keys(), *truth, *([style.start_key()] if ahead else [])])
     figure.suptitle(_title(model, batch, name, split), fontsize=11)
     return figure
+
+
+def _most_observed(batch: TimeSeries) -> list[int]:
+    """Return the indices of the channels to show: those that the batch holds most values of, in their own order."""
+    count = batch.known.sum((0, 1))
+    return sorted(count.argsort(descending=True, stable=True)[: style.CHANNELS].tolist())
 
 
 def _covariates_change(batch: TimeSeries) -> bool:
@@ -248,13 +263,14 @@ def _covariates_change(batch: TimeSeries) -> bool:
     return bool(((batch.covariates != first) & batch.counts[..., None]).any())
 
 
-def _panel(ax: Axes, predicted: PredictiveBands, batch: TimeSeries, row: int, channel: int) -> None:
+def _panel(ax: Axes, predicted: PredictiveBands, batch: TimeSeries, row: int, channel: int, panel: int) -> None:
+    """Draw a channel of a row; panel: the index of the channel among those that were predicted."""
     times, lines, mean, bands = predicted.row(row)
-    low, lower, upper, high = bands[..., channel]
+    low, lower, upper, high = bands[..., panel]
     ax.fill_between(times, low, high, color=style.FORWARD, alpha=0.16, linewidth=0)
     ax.fill_between(times, lower, upper, color=style.FORWARD, alpha=0.30, linewidth=0)
-    ax.plot(times, lines[..., channel].T, color=style.FORWARD, **style.LINE)
-    ax.plot(times, mean[:, channel], color=style.FORWARD, linewidth=1.8)
+    ax.plot(times, lines[..., panel].T, color=style.FORWARD, **style.LINE)
+    ax.plot(times, mean[:, panel], color=style.FORWARD, linewidth=1.8)
     if batch.clean is not None:
         inside = batch.counts[row]
         ax.plot(batch.times[row, inside], batch.clean[row, inside, channel], **style.TRUE)
@@ -263,7 +279,7 @@ def _panel(ax: Axes, predicted: PredictiveBands, batch: TimeSeries, row: int, ch
     ax.plot(batch.times[row, held_out], batch.values[row, held_out, channel], **style.HELD_OUT)
     ax.plot(batch.times[row, seen], batch.values[row, seen, channel], **style.SEEN)
     ax.margins(x=0.01)
-    ax.set_ylim(*_limits(batch, bands[..., channel], row, channel))
+    ax.set_ylim(*_limits(batch, bands[..., panel], row, channel))
 
 
 def _limits(batch: TimeSeries, bands: Tensor, row: int, channel: int) -> tuple[float, float]:
@@ -291,8 +307,8 @@ def _limits(batch: TimeSeries, bands: Tensor, row: int, channel: int) -> tuple[f
 
 def _phase_plane(model, data, seed: int, split: str) -> Figure:
     batch = _shown(data, split, Interpolate(0.5), 6)
-    after = _predict_bands(model, batch, _times(model, batch, 2.0), seed)
-    before = None if model.causal else _predict_bands(model, batch, _grid(model, batch, -1.0, 0.0, 80), seed)
+    after = _predict_bands(model, batch, _times(model, batch, 2.0), seed, PLANE)
+    before = None if model.causal else _predict_bands(model, batch, _grid(model, batch, -1.0, 0.0, 80), seed, PLANE)
     beyond = _beyond(data, split, batch)
     figure, axes = style.canvas(len(batch.ids), min(3, len(batch.ids)), (3.4, 3.4))
     for row, ax in enumerate(axes):
