@@ -12,6 +12,7 @@ import pytest
 import yaml
 from filelock import FileLock
 
+from helpers import accessibility
 from helpers.report_runs import ADAM, PNG, RMSPROP, browser, make, said, write_events  # noqa: F401 - fixtures
 from vrnn_lab.reports.compare import estimate, holm
 from vrnn_lab.reports.curves import curve
@@ -492,6 +493,9 @@ def test_the_page_works_in_a_browser_without_network(shown, browser):
     page.goto(shown.as_uri())
     rows = lambda: page.locator("tr.row .name button").all_inner_texts()
     assert rows() == ["rmsprop", "adam"] and page.title() == "s: comparison of runs"
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        assert accessibility.faults(page) == []
     page.locator("thead button").nth(2).click()
     page.locator("thead button").nth(2).click()
     assert rows() == ["adam", "rmsprop"]

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from helpers import accessibility
 from helpers.commands import TINY, call, command
 from helpers.report_runs import browser as browser
 from helpers.report_runs import make
@@ -59,6 +60,7 @@ def test_a_run_writes_its_page_which_a_browser_shows_on_a_phone(tmp_path, browse
         assert shown.evaluate("[...document.images].every(image => image.naturalWidth > 100)")
         shown.keyboard.press("Tab")
         assert shown.evaluate("document.activeElement.tagName") in ("DIV", "SUMMARY", "PRE")
+        assert accessibility.faults(shown) == []
     assert faults == []
 
 

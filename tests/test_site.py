@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from helpers import accessibility
 from helpers.report_runs import browser as browser
 from vrnn_lab.__main__ import COMMANDS
 from vrnn_lab.config.options import CONF, groups, options
@@ -63,7 +64,7 @@ def test_a_page_links_only_to_what_is_there(site):
                 assert (page.parent / unescape(target)).exists(), f"{page}: {target}"
 
 
-def test_in_the_browser_no_page_is_wider_than_a_phone_and_none_asks_another_server(site, browser):
+def test_in_the_browser_pages_fit_a_phone_are_accessible_and_ask_no_other_server(site, browser):
     handler = functools.partial(Quiet, directory=str(site))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -82,6 +83,9 @@ def test_in_the_browser_no_page_is_wider_than_a_phone_and_none_asks_another_serv
         ):
             page.goto(f"{here}{name}.html")
             assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth"), name
+            for scheme in ("light", "dark"):
+                page.emulate_media(color_scheme=scheme)
+                assert accessibility.faults(page) == [], f"{name}, {scheme}"
         page.set_viewport_size({"width": 1280, "height": 900})
         page.goto(f"{here}index.html")
         for _ in range(60):  # what is typed before the page's script listens is lost, so it is typed again

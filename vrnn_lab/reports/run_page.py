@@ -76,11 +76,13 @@ def page(run: Run) -> str:
         f"<h1>{escape(name)}</h1>",
         f"<p>{escape(_summary(run, metrics))}</p>",
         _section("Scores", _scores(metrics, mixed)),
-        _section("Notes on the scores", f"<pre>{escape(said)}</pre>"),
+        _section("Notes on the scores", f'<pre tabindex="0">{escape(said)}</pre>'),
         _section("Calibration", _by_distance(metrics)),
         _section("Figures", "".join(_figures(run.folder))),
         _section("Losses", _losses(run.folder)),
-        _section("The command that repeats the run", f"<pre>{escape(terminal(command_of(run.folder)))}</pre>"),
+        _section(
+            "The command that repeats the run", f'<pre tabindex="0">{escape(terminal(command_of(run.folder)))}</pre>'
+        ),
         _section("Config", _config(run)),
     ]
     return (
@@ -119,7 +121,7 @@ def _scores(metrics: dict[str, Any], mixed: bool) -> str:
         f"Held-out points of the test set, {units_of(mixed)}. {MARK} marks the lowest CRPS of a question. Lower is "
         "better; the shares inside the 50 % and 90 % intervals should be 0.5 and 0.9."
     )
-    return _table(caption, ["", *(label(c).replace("\n", " ") for c in columns)], body) if body else ""
+    return _table(caption, ["method", *(label(c).replace("\n", " ") for c in columns)], body) if body else ""
 
 
 def _by_distance(metrics: dict[str, Any]) -> str:
