@@ -2,25 +2,15 @@
 
 import numpy as np
 import pytest
-from scipy.io import savemat
 
+from helpers.walks import WALKS, walks_in
 from vrnn_lab.core.tasks import Forecast
 from vrnn_lab.data.datasets.mocap import MotionCapture
-
-WALKS = {"Xtr": 5, "Xval": 2, "Xtest": 3}
 
 
 @pytest.fixture
 def file(tmp_path):
-    def write(**changed) -> str:
-        arrays = {name: np.random.default_rng(n).normal(size=(n, 300, 50)) for name, n in WALKS.items()}
-        for values in arrays.values():
-            values[..., 7] = 1e-5 + 1e-14 * values[..., 7]
-        arrays = {name: values for name, values in {**arrays, **changed}.items() if values is not None}
-        savemat(tmp_path / "mocap35.mat", arrays)
-        return str(tmp_path / "mocap35.mat")
-
-    return write
+    return lambda **changed: walks_in(tmp_path, **changed)
 
 
 @pytest.mark.parametrize(("setup", "frames"), [(1, 300), (2, 200)])

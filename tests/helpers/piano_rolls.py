@@ -1,5 +1,7 @@
 """Piano rolls in small MATLAB files of the true format."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.io import savemat
@@ -20,11 +22,13 @@ def cells(rolls) -> np.ndarray:
     return made
 
 
+def rolls_in(folder: Path, name: str = "Music.mat", **changed) -> str:
+    """Write a file of piano rolls and return its path; arrays of `changed` replace its own."""
+    contents = {part: cells(rolls_of(LENGTHS[split])) for split, part in PARTS.items()}
+    savemat(folder / name, {**contents, **changed})
+    return str(folder / name)
+
+
 @pytest.fixture
 def file(tmp_path):
-    def write(**changed) -> str:
-        contents = {name: cells(rolls_of(LENGTHS[split])) for split, name in PARTS.items()}
-        savemat(tmp_path / "Music.mat", {**contents, **changed})
-        return str(tmp_path / "Music.mat")
-
-    return write
+    return lambda **changed: rolls_in(tmp_path, **changed)
