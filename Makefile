@@ -5,7 +5,7 @@ STAMP := .venv/installed
 BENCH := .venv/bench
 RUN := $(BIN)/python -m vrnn_lab.run
 
-.PHONY: help docs demo train sweep search report board test test-all stress browser check check-lowest lock audit bench wheel clean
+.PHONY: help docs demo train sweep search report board test test-all stress browser check check-lowest check-extras lock audit bench wheel clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 16
@@ -67,6 +67,9 @@ check-lowest: ## the oldest releases that are allowed, in an environment of thei
 	$(LOWEST) pip install --quiet --prefer-binary -c constraints-lowest.txt -e '.[parquet,gp,search]' \
 		'pytest>=8' 'pytest-xdist>=3.6' 'hypothesis>=6.100'
 	$(LOWEST) pytest -n 0 -W default -k 'not offset_has_seconds' $(FEW:%=tests/test_%.py)
+
+check-extras: ## each extra alone, in an environment of its own, does what it is for; ARGS="gp ray" for some
+	$(PYTHON) tests/helpers/extras.py $(ARGS)
 
 EXTRAS := parquet large gp digits hopper search joblib submitit mlflow wandb
 

@@ -18,14 +18,22 @@ from vrnn_lab.runs.folder import config_of, finished
 from vrnn_lab.runs.trust import known_targets
 
 FIXTURES = Path(__file__).parent / "fixtures"
+VERSIONS = {"0_1_0": "latent_ode", "0_2_0": "vrnn"}  # the model of each version's folder
+JOBS = {"0_1_0": "596f8a4c4b89", "0_2_0": "172023b66592"}  # what that version said of the run in fixtures
 NAMES = (FIXTURES / "targets_of_0_1_0.txt").read_text().split()
-JOB = "596f8a4c4b89"  # what version 0.1.0 said of the run in fixtures
+LATER = (FIXTURES / "targets_of_0_2_0.txt").read_text().split()
+
+
+@pytest.fixture(params=VERSIONS)
+def version(request):
+    """An earlier version."""
+    return request.param
 
 
 @pytest.fixture
-def old(tmp_path):
-    """A copy of a run folder of version 0.1.0: a latent ODE of four units after two epochs on data=ou."""
-    return Path(shutil.copytree(FIXTURES / "run_of_0_1_0", tmp_path / "old"))
+def old(tmp_path, version):
+    """A copy of a run folder of that version: a model of four units after two epochs on data=ou."""
+    return Path(shutil.copytree(FIXTURES / f"run_of_{version}", tmp_path / "old"))
 
 
 @pytest.fixture
@@ -47,8 +55,14 @@ def test_a_class_of_an_earlier_version_is_found_by_its_name_of_today(name):
     assert first({"_target_": now}) == {"_target_": name}
 
 
-def test_the_job_of_a_sweep_keeps_its_name(old):
-    assert job_id(config_of(old)) == JOB
+@pytest.mark.parametrize("name", LATER)
+def test_a_class_of_version_0_2_0_is_found(name):
+    now = current({"part": [{"_target_": name}]})["part"][0]["_target_"]
+    assert target(now, "part") and now in known_targets()
+
+
+def test_the_job_of_a_sweep_keeps_its_name(old, version):
+    assert job_id(config_of(old)) == JOBS[version]
 
 
 def test_a_config_of_ones_own_with_a_name_of_before_is_composed_with_a_notice(tmp_path, caplog):
@@ -70,9 +84,9 @@ def test_a_run_of_an_earlier_version_has_the_scores_that_it_recorded(old):
     assert [now[key] for key in keys] == pytest.approx([before[key] for key in keys], rel=1e-4, abs=1e-5)
 
 
-def test_a_report_reads_a_run_of_an_earlier_version(old, called):
+def test_a_report_reads_a_run_of_an_earlier_version(old, called, version):
     code, printed = called(report, old, f"output={old.parent / 'r.csv'}")
-    assert code == 0 and "model=latent_ode" in printed.out and "left out" not in printed.out + printed.err
+    assert code == 0 and f"model={VERSIONS[version]}" in printed.out and "left out" not in printed.out + printed.err
 
 
 def test_predict_answers_by_a_run_of_an_earlier_version(old, called):
@@ -84,9 +98,9 @@ def test_predict_answers_by_a_run_of_an_earlier_version(old, called):
 
 
 @IN_PROCESS
-def test_a_run_of_an_earlier_version_that_was_stopped_resumes(tmp_path, called):
+def test_a_run_of_an_earlier_version_that_was_stopped_resumes(tmp_path, called, version):
     """It was stopped by SIGTERM after 4 of 16 steps."""
-    folder = Path(shutil.copytree(FIXTURES / "cut_run_of_0_1_0", tmp_path / "cut"))
+    folder = Path(shutil.copytree(FIXTURES / f"cut_run_of_{version}", tmp_path / "cut"))
     code, printed = called(run, f"resume={folder}")
     assert code == 0, printed.err
     assert finished(folder) and "8 epochs, 16 steps" in printed.out

@@ -2,11 +2,15 @@
 
 import re
 import tomllib
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+import vrnn_lab
+from helpers import extras
 
 TOP = Path(__file__).parents[1]
 PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
@@ -41,6 +45,29 @@ def test_every_entry_names_the_hashes_of_its_files():
     assert len(ENTRIES) > 50
     for entry in ENTRIES:
         assert re.search(r"--hash=sha256:[0-9a-f]{64}\b", entry), entry
+
+
+def test_the_page_of_versions_lists_what_is_public():
+    page = (TOP / "docs" / "versions.md").read_text()
+    names = {*re.findall(r"`vrnn_lab\.(\w+)`", page)}
+    assert names == {*vrnn_lab.__all__}
+    spec = spec_from_file_location("hooks", TOP / "docs" / "site" / "hooks.py")
+    spec.loader.exec_module(hooks := module_from_spec(spec))
+    contracts = re.search(r"parts of your own \| (.*?) and their", page)[1]
+    assert {*re.findall(r"`(\w+)`", contracts)} == {name for names in hooks.EXTENDING.values() for name in names}
+
+
+def test_the_version_is_one_everywhere_and_has_its_notes():
+    version = PROJECT["version"]
+    assert f"version: {version}" in (TOP / "CITATION.cff").read_text()
+    assert re.search(rf"^## {re.escape(version)} - \d{{4}}-\d\d-\d\d$", (TOP / "CHANGELOG.md").read_text(), re.M)
+    minor = version.rsplit(".", 1)[0].replace(".", "_")
+    assert (TOP / "tests" / "fixtures" / f"run_of_{minor}_0").is_dir()
+
+
+def test_every_extra_is_tried_alone():
+    of_users = {*PROJECT["optional-dependencies"]} - {"test"}
+    assert {*extras.WORKS} == of_users
 
 
 def test_the_tests_of_the_oldest_releases_are_there():
