@@ -64,6 +64,12 @@ def test_a_page_links_only_to_what_is_there(site):
                 assert (page.parent / unescape(target)).exists(), f"{page}: {target}"
 
 
+def test_every_model_has_its_equations(site):
+    for name in options("model"):
+        page = (site / "models" / f"{name}.html").read_text()
+        assert page.count("<math") >= 5 and page.count('class="equation"') >= 3, name
+
+
 def test_in_the_browser_pages_fit_a_phone_are_accessible_and_ask_no_other_server(site, browser):
     handler = functools.partial(Quiet, directory=str(site))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:

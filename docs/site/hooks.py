@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
@@ -23,6 +24,7 @@ from vrnn_lab.describe import summary
 
 ROOT = Path(__file__).parent.parent.parent
 LINK = re.compile(r"\]\((?!https?:|data:|#)([^)\s#]+)(#[^)]*)?\)")
+OPTION = re.compile(r"^([\w=]{1,24}): ")  # the first words of a line on an option of a model
 FORMULA, PROSE = re.compile(r"[^.:]{1,40}\s[=~]\s"), re.compile(r"\b(the|of|is|with|a|it)\b")  # of a docstring
 CODE = "https://github.com/vrnn-lab/vrnn_lab/blob/main/"
 SECTIONS = {  # page -> title, and the sections of the README that it shows
@@ -37,6 +39,10 @@ SECTIONS = {  # page -> title, and the sections of the README that it shows
 COPIES = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md", "security.md": "SECURITY.md"}
 STEP = ["previous value, gap, covariates", "state (GRU)", "output network", "distribution of the value"]
 PATH = ["seen values", "encoder", "latent at the start", "solved through time", "decoder", "distribution"]
+SYMBOLS = (
+    "The values of all channels at the time $t_i$ are $x_i$, of which $m_i$ says which are known; $u_i$ are the "
+    "covariates, where there are any."
+)
 CHAINS = {  # the parts of each model, from the data to the distribution
     "rnn": STEP,
     "rnn_gmm": [*STEP[:-1], "mixture of Gaussians"],
@@ -167,7 +173,8 @@ def model_page(name: str) -> str:
     if choice:
         head = ["| your question | model | what was measured |", "|---|---|---|"]
         parts += ["## When to take it", "\n".join(head + choice)]
-    parts += ["## Definition", prose(summary(target))]
+    parts += equations(name)
+    parts += ["## Definition", prose(summary(target), formulas=name not in equations_of_models())]
     parts += ["## Try it", f"```\n{cells[3].strip('` ')}\n```"] if cells else []
     parts += ["## Keys", "Set as `model.<key>=<value>`.", keys_table(text, "model")]
     return "\n\n".join(parts)
@@ -240,12 +247,34 @@ def chain(parts: list[str]) -> str:
     return f'<svg class="chain" {size} role="img" aria-label="From {words}">{"".join(drawn)}</svg>'
 
 
-def prose(docstring: str) -> str:
-    """Return a docstring as Markdown: paragraphs of equations as code, the others as text."""
+@cache
+def equations_of_models() -> dict[str, dict[str, Any]]:
+    """Return the equations of the models' pages."""
+    return yaml.safe_load((ROOT / "docs" / "models" / "equations.yaml").read_text())
+
+
+def equations(name: str) -> list[str]:
+    """Return the section of a model's equations, in MathML; empty for a model that was just added."""
+    if (known := equations_of_models().get(name)) is None:
+        return []
+    spaced = [line.replace(r"\sim", r"\ \sim\ ") for line in known["equations"]]
+    lines = [f'<div class="equation" tabindex="0">{convert(line, display="block")}</div>' for line in spaced]
+    inline = lambda text: re.sub(r"\$(.+?)\$", lambda found: convert(found[1]), text)
+    return ["## Equations", inline(SYMBOLS), *lines, inline(f"Here {known['where']}")]
+
+
+def prose(docstring: str, formulas: bool = True) -> str:
+    """Return a docstring as Markdown: equations as code, or left out, lists of options as lists, the rest as text."""
     shown = []
     for paragraph in docstring.split("\n\n"):
-        formula = FORMULA.match(paragraph) and not PROSE.search(paragraph.splitlines()[0])
-        shown.append(f"```text\n{paragraph}\n```" if formula else escape(paragraph, quote=False))
+        plain = escape(paragraph, quote=False)
+        if FORMULA.match(paragraph) and not PROSE.search(paragraph.splitlines()[0]):
+            shown += [f"```text\n{paragraph}\n```"] * formulas
+        elif OPTION.match(paragraph) and re.search(r"\n +\S", paragraph):
+            joined = re.sub(r"\n +", " ", plain)
+            shown.append("\n".join(re.sub(OPTION, r"- `\1`: ", line) for line in joined.splitlines()))
+        else:
+            shown.append(plain)
     return "\n\n".join(shown)
 
 

@@ -86,11 +86,11 @@ class PosteriorDrift(nn.Module):
 class LatentSDE(SequenceModel):
     """Model a series by a latent stochastic differential equation (Li et al. 2020, arXiv 2001.01328, section 5).
 
-    dz = f(z) dt + sigma dW,  z_0 ~ N(0, I),  x_i ~ head(decoder(z(t_i))),  t in typical training windows,
+    dz = f(z) dt + sigma dW,  z_0 ~ N(0, I),  x_i ~ head(decoder(z(t_i))),  t in typical training windows.
 
-    discretised as an Euler-Maruyama chain of `nodes` steps per window from the start of the row's own window, linear
-    between nodes; before the window the state stays at z_0. The discrete chain is the model, so its bound holds
-    without a limit of small steps.
+    It is discretised as an Euler-Maruyama chain of `nodes` steps per window from the start of the row's own window,
+    linear between nodes; before the window the state stays at z_0. The discrete chain is the model, so its bound
+    holds without a limit of small steps.
 
     q(z_0 | seen) = N(encoder);  q(z_(k+1) | z_k, seen) adds sigma u step to the prior's step, where u depends on z_k,
     the encoder's state at the first observed point after node k, and the time to it; after the last observed point u

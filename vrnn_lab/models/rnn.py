@@ -17,9 +17,9 @@ from vrnn_lab.models.steps import StepModel
 class RNN(StepModel):
     """Model a series by an RNN with a random output (RNN-Gauss and RNN-GMM of Chung et al. 2015, arXiv 1506.02216).
 
-    s_i = cell(x_{i-1}, known_{i-1}, gap_i, u_i, s_{i-1}),    x_i ~ head(output(s_i, u_i)),
+    s_i = cell(x_{i-1}, known_{i-1}, gap_i, u_i, s_{i-1}),    x_i ~ head(output(s_i, u_i)).
 
-    with gap_i the time since the last point that counts and u_i the covariates, where there are any, so log p(x | u)
+    gap_i is the time since the last point that counts, and u_i are the covariates, where there are any. log p(x | u)
     = sum_i log p(x_i | x_<i, u) is exact. The cell (`vrnn_lab.models.cells`) determines how the state evolves between
     points: GRU, decay, GRU-D, ODE-RNN.
 
