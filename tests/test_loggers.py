@@ -91,9 +91,9 @@ def test_a_missing_package_is_named_with_its_cure(name, tmp_path, monkeypatch):
         loggers_of(compose(["model=rnn", "data=ou", f"logger={name}"]), tmp_path)
 
 
-@pytest.mark.slow
-def test_a_service_that_fails_later_ends_no_run(tmp_path):
-    """One's own logger is one file and one YAML; its service is gone once the fit has begun."""
+@pytest.fixture
+def gone(tmp_path):
+    """A logger of one's own, one file and one YAML, whose service is gone once the fit has begun."""
     (tmp_path / "gone.py").write_text(
         "from lightning.pytorch.loggers.logger import DummyLogger\n"
         "from vrnn_lab.training.loggers.base import RunLogger\n\n\n"
@@ -106,10 +106,24 @@ def test_a_service_that_fails_later_ends_no_run(tmp_path):
     )
     (tmp_path / "logger").mkdir()
     (tmp_path / "logger" / "gone.yaml").write_text("# @package logger.gone\n_target_: gone.Gone\nword: b\n")
+
+
+@pytest.mark.slow
+def test_a_service_that_fails_later_ends_no_run(tmp_path, gone):
     words = [*TINY, "logger=[gone,csv]", "hydra.run.dir=here", "--config-dir", "."]
     done = command("run", *words, folder=tmp_path, figures=True, before="import sys; sys.path.insert(0, '')")
     assert (done.stdout + done.stderr).count("Gone did not take a record (ZeroDivisionError: division by zero)") == 1
     assert metrics(tmp_path / "here")["status"] == "completed" and rows_of(tmp_path / "here")
+
+
+@pytest.mark.slow
+def test_a_run_resumes_with_a_logger_of_ones_own(tmp_path, gone):
+    words = [*TINY, "logger=csv", "hydra.run.dir=here", "trainer.max_epochs=3"]
+    assert command("run", *words, folder=tmp_path, before=BEYOND, check=False).returncode == -9
+    again = ["resume=here", "logger=[csv,gone]", "--config-dir", "."]
+    done = command("run", *again, folder=tmp_path, figures=True, before="import sys; sys.path.insert(0, '')")
+    assert "Gone did not take a record" in done.stdout + done.stderr
+    assert metrics(tmp_path / "here")["status"] == "completed"
 
 
 @pytest.mark.slow

@@ -124,10 +124,10 @@ def _placed(config: DictConfig):
         yield
 
 
-def resume(folder: Path, changes: list[str]) -> int:
+def resume(folder: Path, changes: list[str], dirs: tuple[str, ...] = ()) -> int:
     """Resume a run with its own config, of which only trainer.* and the loggers may change; trust= may be given.
 
-    Raise ConfigError for any other change, and where the run would be recorded at a place that its config names.
+    dirs: folders of configs besides our own, for loggers. Raise ConfigError for any other change, and where the run would be recorded at a place that its config names.
     """
     from vrnn_lab.runs.folder import config_to_build
     from vrnn_lab.runs.trust import refuse_places, trust_of
@@ -137,7 +137,7 @@ def resume(folder: Path, changes: list[str]) -> int:
     config = config_to_build(folder, trust)
     if chosen := [change for change in changes if change.startswith("logger=")]:
         of_loggers = [change for change in changes if change.startswith(("logger=", "logger."))]
-        config.logger = compose(["model=rnn", "data=ou", *of_loggers]).logger  # any model and data
+        config.logger = compose(["model=rnn", "data=ou", *of_loggers], dirs).logger  # any model and data
         changes = [change for change in changes if change not in of_loggers]
     if not chosen and trust is not True:
         given = {change.partition("=")[0] for change in changes}
@@ -282,7 +282,8 @@ def main() -> int:
 
         return resume_study(Path(folders[-1]), [a for a in argv if not a.startswith("resume=")])
     if folders:
-        return resume(Path(folders[-1]), [a for a in argv if not a.startswith("resume=")])
+        changes, dirs = _overrides_and_dirs(argv)
+        return resume(Path(folders[-1]), [a for a in changes if not a.startswith("resume=")], dirs)
     if _sweeps(argv) and not any(a.startswith("sweep=") for a in argv):
         argv.append(f"sweep={datetime.now():%Y-%m-%d_%H-%M-%S}")
     check_beforehand(argv)

@@ -23,12 +23,13 @@ SWEEP = RUN.replace("vrnn_lab.run", "vrnn_lab.run -m") + " seed=0,1 hydra/launch
 WORKS = {  # extra -> the arguments of python, one command after the other
     "parquet": [f"{PREDICT} output=co2.parquet"],
     "large": [EXAMPLE, f"{TABLE} data.stream=true"],
-    "gp": [f"{RUN} hydra.run.dir=r", "-c \"assert 'reference/gaussian process/' in open('r/metrics.json').read()\""],
-    "digits": ["-m vrnn_lab.run experiment=digits trainer=cpu trainer.max_steps=4 evaluate.samples=2"],
-    "hopper": [
-        "-m vrnn_lab.fetch hopper",
-        f"{RUN} data=hopper",
+    "gp": [
+        EXAMPLE,
+        f"{TABLE} hydra.run.dir=r",
+        "-c \"assert 'reference/gaussian process/' in open('r/metrics.json').read()\"",
     ],
+    "digits": ["-m vrnn_lab.run experiment=digits trainer=cpu trainer.max_steps=4 evaluate.samples=2"],
+    "hopper": ["-m vrnn_lab.fetch hopper", RUN.replace("data=periodic", "data=hopper")],
     "search": [RUN.replace("vrnn_lab.run", "vrnn_lab.search") + " trials=2"],
     "dashboard": ['-c "import optuna_dashboard, optuna"'],
     "mlflow": [f"{RUN} logger=mlflow"],
