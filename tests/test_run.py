@@ -330,3 +330,15 @@ def test_bad_input_is_one_message_and_leaves_nothing_behind(case, tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert not list(tmp_path.rglob("metrics.json")) and not list(tmp_path.rglob("config.yaml"))
+
+
+def test_a_refused_run_leaves_no_folder_but_those_of_the_user(tmp_path):
+    words = ["model=rnn", "data=table", "data.path=nowhere.csv"]
+    (tmp_path / "mine").mkdir()
+    for more in ([], ["hydra.run.dir=mine/run"]):
+        refused = command("run", *words, *more, folder=tmp_path, check=False)
+        assert refused.returncode == 2 and "nowhere.csv does not exist" in refused.stderr
+        assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
+    (tmp_path / "outputs" / "2001-01-01" / "old").mkdir(parents=True)
+    command("run", *words, folder=tmp_path, check=False)
+    assert [path.name for path in (tmp_path / "outputs").rglob("*")] == ["2001-01-01", "old"]

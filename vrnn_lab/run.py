@@ -127,7 +127,8 @@ def _placed(config: DictConfig):
 def resume(folder: Path, changes: list[str], dirs: tuple[str, ...] = ()) -> int:
     """Resume a run with its own config, of which only trainer.* and the loggers may change; trust= may be given.
 
-    dirs: folders of configs besides our own, for loggers. Raise ConfigError for any other change, and where the run would be recorded at a place that its config names.
+    dirs: folders of configs besides our own, for loggers. Raise ConfigError for any other change, and where the run
+    would be recorded at a place that its config names.
     """
     from vrnn_lab.runs.folder import config_to_build
     from vrnn_lab.runs.trust import refuse_places, trust_of

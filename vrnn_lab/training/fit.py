@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import re
 import sys
 import threading
 from collections.abc import Sequence
@@ -210,9 +211,7 @@ def _begin(
         if in_sweep:
             record_failure(folder, error)
         elif not known:
-            (folder / run_files.LOCK).unlink(missing_ok=True)
-            with suppress(OSError):  # a folder that holds anything stays
-                folder.rmdir()
+            _discard(folder)
         raise
     if not in_sweep and not known:
         _record(folder, config, overrides, choices)
@@ -222,6 +221,19 @@ def _begin(
         for what in provenance.changes(folder, config):
             log.warning("%s since this run began; its result will be a mix of both versions.", what)
     return parts, [] if several else loggers  # of several processes the first records the run
+
+
+def _discard(folder: Path) -> None:
+    """Remove the folder of a run that never began, and outputs/<date> around it where nothing else is in them.
+
+    Folders of other names are the user's, and stay.
+    """
+    (folder / run_files.LOCK).unlink(missing_ok=True)
+    with suppress(OSError):  # a folder that holds anything stays
+        folder.rmdir()
+        if re.fullmatch(r"\d{4}-\d\d-\d\d", folder.parent.name) and folder.parents[1].name == "outputs":
+            folder.parent.rmdir()
+            folder.parents[1].rmdir()
 
 
 def _record(folder: Path, config: DictConfig, overrides: list[str], choices: dict[str, Any]) -> None:
