@@ -135,6 +135,7 @@ def test_a_period_of_dates_that_is_nearly_a_year_is_a_year():
     assert periods(times, values, dates=True)[0][0] == 365.2425
 
 
+@pytest.mark.slow
 def test_long_records_are_searched_in_little_memory_at_both_ends():
     times = np.arange(40_000.0) / 24  # hourly
     rng = np.random.default_rng(0)

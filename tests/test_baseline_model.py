@@ -136,6 +136,7 @@ def study(tmp_path_factory):
     return top, made, verdict(made.folder, ["rnn"], *reversed(mix(made, ["rnn"], data)), data)
 
 
+@pytest.mark.slow
 @IN_PROCESS
 def test_a_baseline_that_is_better_on_validation_is_the_answer(study, monkeypatch, capsys):
     top, made, found = study

@@ -286,6 +286,7 @@ def test_what_nothing_was_seen_for_stands_apart(data):
     assert given["test/forecast/horizon/none/mse"] == given["test/forecast/mse"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("question", ["interpolation", "forecast"])
 def test_no_baseline_has_a_lower_energy_score_than_draws_of_the_process(found, plain, question):
     """Though the oracle's draws do not hang together, as they should."""

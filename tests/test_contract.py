@@ -8,14 +8,19 @@ import torch
 
 from helpers import laws
 from helpers.laws import CLOSE, answers, points_in_time, two_points, window
-from helpers.small import MODELS, asked, batch_of, density, fit, held_out, model_of, scale_of, unchecked
+from helpers.small import MODELS, asked, batch_of, density, held_out, model_of, scale_of, unchecked
 from vrnn_lab.core.densities import log_mean_exp
 from vrnn_lab.core.series import series_of
 
 # A file of conf/model as it is stands in the fast suite; one with other options beside it, in the slow one.
-every_model = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if " " in name else name for name in MODELS]
-)
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if " " in name else name for name in MODELS]
+every_model = pytest.mark.parametrize("name", NAMES)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def fitted(request):
+    """The name of a model, and the model after 300 steps; three laws share it and change nothing of it."""
+    return request.param, laws.fitted(request.param)
 
 
 @every_model
@@ -62,16 +67,12 @@ def test_asking_more_changes_no_other_answer_of_a_path_model(name):
     torch.testing.assert_close(one.paths[:, real], two.paths[:, :, old][:, real], **CLOSE)
 
 
-@every_model
-def test_the_weights_integrate_to_one(name):
-    laws.the_weights_integrate_to_one(name)
+def test_the_weights_integrate_to_one(fitted):
+    laws.the_weights_integrate_to_one(*fitted)
 
 
-@every_model
-def test_the_elbo_is_the_mean_log_weight_and_no_more_than_the_bound(name):
-    model = model_of(name, scale_of(1))
-    fit(model, lambda step: two_points(64, step), 100)
-    batch = two_points(20, 1000)
+def test_the_elbo_is_the_mean_log_weight_and_no_more_than_the_bound(fitted):
+    model, batch = fitted[1], two_points(20, 1000)
     with torch.no_grad():
         model.noise.seed(1, device=torch.device("cpu"))
         with unchecked():  # the fit has checked the same shapes
@@ -93,9 +94,8 @@ def test_gradients_are_those_of_finite_differences(name):
     laws.gradients_are_those_of_finite_differences(name)
 
 
-@every_model
-def test_with_nothing_seen_predictions_are_the_prior(name):
-    laws.with_nothing_seen_predictions_are_the_prior(name)
+def test_with_nothing_seen_predictions_are_the_prior(fitted):
+    laws.with_nothing_seen_predictions_are_the_prior(*fitted)
 
 
 @every_model

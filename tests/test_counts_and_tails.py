@@ -238,6 +238,7 @@ def counts_table(path, kind: str) -> pd.DataFrame:
     return frame
 
 
+@pytest.mark.slow
 @IN_PROCESS
 @pytest.mark.parametrize(
     ("head", "kind"), [("poisson", "counts"), ("negative_binomial", "counts"), ("gamma", "positive")]

@@ -325,6 +325,7 @@ def test_channels_without_a_shared_state_take_no_steps_at_the_points_of_others(m
     assert alone[0][1].abs().max() < 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("components", [1, 2])
 def test_a_prediction_does_not_depend_on_the_other_channels_that_are_queried(monkeypatch, components):
     """Nor on how many rows are drawn at a time; paths, means and stds are compared.

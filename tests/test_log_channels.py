@@ -195,6 +195,7 @@ def test_streams_with_other_log_channels_do_not_share_their_noise(tmp_path, monk
         assert (values[:, place] > 0).all() and (values[:, 1 - place] <= 0).any()
 
 
+@pytest.mark.slow
 @IN_PROCESS
 def test_a_run_predicts_above_zero_in_the_units_of_the_table(tmp_path):
     file = tmp_path / "values.csv"

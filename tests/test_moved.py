@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.small import IN_PROCESS
-from vrnn_lab import predict, report, run
+from helpers.commands import command
+from vrnn_lab import predict, report
 from vrnn_lab.cli.arguments import run_command
 from vrnn_lab.config.compose import compose, job_id
 from vrnn_lab.config.moved import current, first
@@ -97,10 +97,8 @@ def test_predict_answers_by_a_run_of_an_earlier_version(old, called):
     assert (old.parent / "a.csv").read_text().count("\n") > 1
 
 
-@IN_PROCESS
-def test_a_run_of_an_earlier_version_that_was_stopped_resumes(tmp_path, called, version):
+def test_a_run_of_an_earlier_version_that_was_stopped_resumes(tmp_path, version):
     """It was stopped by SIGTERM after 4 of 16 steps."""
     folder = Path(shutil.copytree(FIXTURES / f"cut_run_of_{version}", tmp_path / "cut"))
-    code, printed = called(run, f"resume={folder}")
-    assert code == 0, printed.err
-    assert finished(folder) and "8 epochs, 16 steps" in printed.out
+    done = command("run", f"resume={folder}", folder=tmp_path)
+    assert finished(folder) and "8 epochs, 16 steps" in done.stdout

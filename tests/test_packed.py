@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from helpers.commands import call, command
-from vrnn_lab import evaluate, pack, predict, sample
+from vrnn_lab import pack, predict
 from vrnn_lab.config.errors import ConfigError
 from vrnn_lab.core.example import RUN, TABLE
 from vrnn_lab.core.files import DamagedError
@@ -51,13 +51,13 @@ def test_the_example_forecasts_its_table_by_one_command(tmp_path, monkeypatch, c
     assert RUN.stat().st_size + TABLE.stat().st_size < 300_000
 
 
-def test_the_example_can_be_scored_and_drawn_from_and_stays_as_it_is(tmp_path, monkeypatch, capsys):
-    assert call(evaluate, "run=example evaluate.samples=2", monkeypatch, tmp_path) == 0
-    assert "this model" in capsys.readouterr().out
-    assert call(sample, "run=example n=2 points=5", monkeypatch, tmp_path) == 0
+def test_the_example_can_be_scored_and_drawn_from_and_stays_as_it_is(tmp_path):
+    scored = command("evaluate", "run=example", "evaluate.samples=2", "evaluate.draws=9", folder=tmp_path)
+    assert "this model" in scored.stdout
+    command("sample", "run=example", "n=2", "points=5", folder=tmp_path)
     assert len(pd.read_csv(tmp_path / "samples.csv")) == 10
-    assert call(evaluate, "run=example recalibrate=true", monkeypatch, tmp_path) == 2
-    assert "which stays as it is" in capsys.readouterr().err
+    refused = command("evaluate", "run=example", "recalibrate=true", folder=tmp_path, check=False)
+    assert refused.returncode == 2 and "which stays as it is" in refused.stderr
 
 
 def test_a_packed_run_answers_as_its_folder(finished, tmp_path, monkeypatch):

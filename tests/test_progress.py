@@ -85,6 +85,7 @@ def test_predictions_show_how_many_series_are_done(screen, tmp_path, monkeypatch
         assert "predicting series" in screen.getvalue() and "1/1" in screen.getvalue()
 
 
+@pytest.mark.slow
 def test_scores_and_figures_of_a_run_show_how_far_they_are(screen, tmp_path, monkeypatch):
     with redirect_stderr(screen):
         monkeypatch.chdir(tmp_path)

@@ -484,6 +484,7 @@ def test_the_page_holds_as_many_figures_as_asked(said, shown, tmp_path):
     assert figures() == 0
 
 
+@pytest.mark.slow
 def test_the_page_works_in_a_browser_without_network(shown, browser):
     page = browser.new_page()
     messages, requests = [], []

@@ -165,6 +165,7 @@ def test_two_workers_make_as_many_trials_as_asked_for(here):
     assert began == [1] * 3  # each was begun once
 
 
+@pytest.mark.slow
 def test_a_script_reads_the_best_trial(here, stub, monkeypatch, capfd):
     stub(lambda config, watch: config.optim.lr)
     monkeypatch.setattr(sys, "argv", ["search", *LR, "study=m", "trials=3", "--json", "--quiet"])

@@ -50,6 +50,7 @@ def test_it_is_the_tail_of_the_density_given_all_other_values(ou):
             assert surprise == pytest.approx(2 * norm.sf(abs(values[place] - values[rest] @ gain) / std), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_it_is_uniform_where_nothing_is_planted_and_finds_what_is(ou):
     frame = frame_of(ou)
     found = surprises(Oracle(ou), frame, draws=2)

@@ -125,6 +125,7 @@ def test_values_are_shown_as_they_stand(said, tmp_path):
     assert rows[0]["model.path"] == "${oc.env:HOME}[red]x :bomb:" and rows[0]["model.depth"] == "-3"
 
 
+@pytest.mark.slow
 def test_a_page_of_hostile_runs_is_text_in_a_browser(said, tmp_path, browser):
     for place, text in enumerate(CELLS):
         hostile(tmp_path / "s" / str(place), text)

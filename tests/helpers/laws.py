@@ -125,11 +125,16 @@ def integral(model) -> float:
     return weights.double().exp().sum().item() * ((side[1] - side[0]) * scale.std).item() ** 2
 
 
-def the_weights_integrate_to_one(name):
+def fitted(name, steps: int = 300):
+    """A model after some steps of training on pairs of points."""
     model = model_of(name, scale_of(1))
-    assert integral(model) == pytest.approx(1, abs=0.02)
-    fit(model, lambda step: two_points(64, step), 300)
-    assert integral(model) == pytest.approx(1, abs=0.02)
+    fit(model, lambda step: two_points(64, step), steps)
+    return model
+
+
+def the_weights_integrate_to_one(name, trained=None):
+    assert integral(model_of(name, scale_of(1))) == pytest.approx(1, abs=0.02)
+    assert integral(trained or fitted(name)) == pytest.approx(1, abs=0.02)
 
 
 def every_parameter_gets_a_gradient(name):
@@ -162,11 +167,9 @@ def gradients_are_those_of_finite_differences(name):
         assert ((up - down) / 2e-6).item() == pytest.approx(slope.item(), rel=1e-4, abs=1e-5)
 
 
-def with_nothing_seen_predictions_are_the_prior(name):
+def with_nothing_seen_predictions_are_the_prior(name, trained=None):
     """One point: the predictive mixture with nothing seen and the weights' density are the same p(x)."""
-    scale = scale_of(1)
-    model = model_of(name, scale)
-    fit(model, lambda step: two_points(64, step), 100)
+    model, scale = trained or fitted(name, 100), scale_of(1)
     x = torch.linspace(-2.5, 2.5, 11, dtype=torch.float64)[:, None, None] * scale.std + scale.mean
     times = torch.full((11, 1), 102.0, dtype=torch.float64)
     batch = series_of(times, x, window=window(11))
