@@ -18,6 +18,7 @@ from vrnn_lab.config.validate import instantiate
 from vrnn_lab.data.datasets.spirals import Spirals1D
 from vrnn_lab.models import recipe
 from vrnn_lab.runs.build import assemble
+from vrnn_lab.training.fit import _idle_weight
 
 LR, STEPS = 0.5, 100
 # Factors of the learning rate at some steps, with the defaults of conf/schedule and 100 steps in all.
@@ -209,3 +210,20 @@ def test_gradients_are_clipped_before_the_step_in_mixed_precision_too(name):
     ).fit(model, datamodule=data)  # fmt: skip
     moves = [(p - q).abs().max().item() for p, q in zip(model.parameters(), before, strict=True)]
     assert all(map(isfinite, moves)) and max(moves) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("model=rnn beta=cyclic", "beta has no effect: RNN has no latents"),
+        ("model=neural_ode beta=warmup", "beta has no effect: NeuralODE has no latents"),
+        ("model=linear_sde beta.weight=0.5", "beta has no effect: LinearSDE has no latents"),
+        ("model=linear_sde model/head=laplace_channel beta=warmup", ""),
+        ("model=vrnn beta=warmup", ""),
+        ("model=rnn", ""),
+    ],
+)
+def test_a_weight_of_a_kl_that_is_not_there_is_said(words, said):
+    parts = assemble(compose([*words.split(), "data=periodic", "data.train=4", "data.val=2", "data.test=2"]))
+    sentence = _idle_weight(parts)
+    assert sentence.startswith(said) and bool(sentence) == bool(said)

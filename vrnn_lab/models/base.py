@@ -79,6 +79,7 @@ class SequenceModel(TrainingSteps, ABC):
     has_loss: it has an objective to be trained on, as all have except a mixture of trained models
         (`vrnn_lab.forecasting.ensemble`).
     takes_covariates: it reads `series.covariates`; any other model refuses data with covariates.
+    has_kl: its ELBO has a KL, which `recipe.beta` weighs in training; without latents it has none.
     takes_free_bits: its loss terms have the KL of each latent dimension (`Latents`).
     takes_balance: its KL is `recipe.beta.kl_each` of a posterior and a learned prior.
     has_signal: it knows its signal's extremes between two points (`predict_extremes`).
@@ -92,6 +93,7 @@ class SequenceModel(TrainingSteps, ABC):
     causal = False
     has_density = True
     has_loss = True
+    has_kl = True
     takes_free_bits = False
     takes_balance = False
     takes_covariates = False

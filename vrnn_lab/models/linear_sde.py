@@ -171,6 +171,10 @@ class LinearSDE(LinearPaths):
         factors = None if self.mixture is None else self.mixture.factors(copies * len(series.ids))
         return replace(repeated, covariates=None), factors
 
+    @property
+    def has_kl(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride] - of this model it depends on the head
+        return self.sites is not None
+
     def _loss_terms(self, series, samples):
         if self.sites is not None:
             return self._elbo(series, samples)

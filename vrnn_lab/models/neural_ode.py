@@ -40,6 +40,7 @@ class NeuralODE(SequenceModel):
 
     causal = True  # except for points before the first observed one
     takes_error = True
+    has_kl = False
     zero: Tensor
 
     def __init__(

@@ -28,6 +28,7 @@ class RNN(StepModel):
     """
 
     takes_covariates = takes_error = True
+    has_kl = False
 
     def __init__(
         self,

@@ -29,6 +29,7 @@ from vrnn_lab.evaluation.calibration import parted
 from vrnn_lab.evaluation.recalibration import Recalibration, possible
 from vrnn_lab.figures import calibration_figures, model_figures
 from vrnn_lab.models.base import SequenceModel
+from vrnn_lab.models.recipe import ConstantBeta
 from vrnn_lab.models.training_steps import LOG_EVERY
 from vrnn_lab.runs import checkpoints, provenance
 from vrnn_lab.runs.build import Parts, assemble, check_channels, score
@@ -372,6 +373,8 @@ def _fit_and_score(
         out_of_time.check(parts)
         if not (folder / run_files.LAST).exists():
             _log_summary(parts, level)
+            if sentence := _idle_weight(parts):
+                log.log(level if quiet else logging.WARNING, "warning: %s", sentence)
         log.log(level, "%s", _fit_summary(parts, trainer, seconds, limit))
     fit = _fit(parts, trainer, folder)
     if not trainer.is_global_zero:
@@ -434,6 +437,16 @@ def _log_summary(parts: Parts, level: int) -> None:
         log.log(level, "%s", text)
     for sentence in odd:
         log.log(max(level, logging.WARNING) if level > logging.DEBUG else level, "warning: %s", sentence)
+
+
+def _idle_weight(parts: Parts) -> str:
+    """Return a sentence where the weight of the KL (beta) has nothing to weigh; an empty text where it has."""
+    if parts.model.has_kl or parts.model.recipe.beta == ConstantBeta():
+        return ""
+    return (
+        f"beta has no effect: {type(parts.model).__name__} has no latents, so its loss has no KL. Leave beta out, or "
+        "choose a model with latents, such as model=vrnn."
+    )
 
 
 def _fit_summary(parts: Parts, trainer: pl.Trainer, seconds: float | None, limit: float | None) -> str:
