@@ -36,12 +36,12 @@ def tracked(
     unknown, a function being called only where the bar is shown; size: of an item, such as the number of series in
     a batch.
     """
-    if _bars or has_flag(QUIET) or not sys.stderr.isatty():
+    bar = None if _bars or has_flag(QUIET) or not sys.stderr.isatty() else _bar(what)
+    if bar is None or not bar.console.is_terminal:  # a notebook says that it is a terminal, and shows no bar
         yield from items
         return
     begun, shown = monotonic(), False
     with only_bar(what):
-        bar = _bar(what)
         try:
             for item in items:
                 if not shown and monotonic() - begun > AFTER:
