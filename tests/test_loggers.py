@@ -120,6 +120,8 @@ def test_a_service_that_fails_later_ends_no_run(tmp_path, gone):
 def test_a_run_resumes_with_a_logger_of_ones_own(tmp_path, gone):
     words = [*TINY, "logger=csv", "hydra.run.dir=here", "trainer.max_epochs=3"]
     assert command("run", *words, folder=tmp_path, before=BEYOND, check=False).returncode == -9
+    refused = command("run", "resume=here", "--confg-dir", ".", folder=tmp_path, check=False)
+    assert refused.returncode == 2 and "--confg-dir cannot be given with resume=" in refused.stderr
     again = ["resume=here", "logger=[csv,gone]", "--config-dir", "."]
     done = command("run", *again, folder=tmp_path, figures=True, before="import sys; sys.path.insert(0, '')")
     assert "Gone did not take a record" in done.stdout + done.stderr

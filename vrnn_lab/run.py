@@ -40,6 +40,7 @@ PASSED_ON = (
     "-sc",
 )
 
+DIR_FLAGS = ("--config-dir", "-cd")
 ELSEWHERE = ("hydra/launcher=submitit_slurm", "hydra/launcher=ray")  # jobs run on machines with other devices
 
 
@@ -176,7 +177,7 @@ def check_beforehand(argv: list[str]) -> None:
 
 def _overrides_and_dirs(argv: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the overrides of a call, and its folders of configs besides our own."""
-    given = _values(argv, ("--config-dir", "-cd"))
+    given = _values(argv, DIR_FLAGS)
     dirs = tuple(str(Path(folder).absolute()) for folder in given)
     return tuple(a for a in argv if not a.startswith("-") and a not in given), dirs
 
@@ -284,6 +285,8 @@ def main() -> int:
         return resume_study(Path(folders[-1]), [a for a in argv if not a.startswith("resume=")])
     if folders:
         changes, dirs = _overrides_and_dirs(argv)
+        if flags := [a for a in argv if a.startswith("-") and a.partition("=")[0] not in DIR_FLAGS]:
+            raise ConfigError(f"{flags[0]} cannot be given with resume=; of flags it takes --config-dir.")
         return resume(Path(folders[-1]), [a for a in changes if not a.startswith("resume=")], dirs)
     if _sweeps(argv) and not any(a.startswith("sweep=") for a in argv):
         argv.append(f"sweep={datetime.now():%Y-%m-%d_%H-%M-%S}")
