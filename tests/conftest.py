@@ -5,7 +5,7 @@ from jaxtyping import install_import_hook
 install_import_hook("vrnn_lab", "beartype.beartype")
 
 import os  # noqa: E402 - the hook must be installed before anything it is to check is imported
-from copy import deepcopy  # noqa: E402 - as above
+from copy import deepcopy  # noqa: E402 - the hook must be installed before anything it is to check is imported
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -199,7 +199,7 @@ def write(forecasts, output: Path, most: float, in_memory: bool) -> None:
 
 
 def counting() -> Callable[["PredictiveSummary"], int]:
-    """Return a function that counts the series of summaries; one that goes on in the next summary counts once."""
+    """Return a function that counts the series of summaries; one that continues in the next summary counts once."""
     last: list[str | None] = [None]
 
     def count(summary: "PredictiveSummary") -> int:

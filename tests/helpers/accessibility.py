@@ -1,4 +1,4 @@
-"""What axe, the checker of accessibility by Deque, finds on a page that a browser shows."""
+"""Check the accessibility of a page that a browser shows, by the checker axe of Deque."""
 
 from axe_playwright_python.sync_playwright import Axe
 
