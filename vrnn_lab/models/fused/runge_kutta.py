@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vrnn_lab.models.fused.gru import Gates, early_and_late
-from vrnn_lab.models.fused.tape import Tape, Weights, once, places_of
+from vrnn_lab.models.fused.tape import Tape, Weights, memory, once, places_of
 
 TAPE = 2**28  # bytes of activations above which they are recomputed in the backward pass
 BLOCK = 2048  # rows whose weight gradients are computed at once
@@ -48,8 +48,7 @@ class RungeKuttaSteps(Tape):
     def __init__(self, weights: Weights, inputs: Sequence[Tensor]):
         super().__init__(weights, inputs)
         self.steps = len(inputs[0]) // 4
-        self.stages = inputs[0].new_empty(3, *inputs[0].shape[1:]).unbind(0)
-        self.carried = torch.empty_like(self.stages[0])
+        *self.stages, self.carried = memory(4, *inputs[0].shape[1:], inputs[0]).unbind(0)
 
     def step(self, n: int, state: Tensor, length: Lengths, slope: Tensor, out: Tensor) -> None:
         """Write the state one step later to `out`, and the field at `state` to `slope`."""
@@ -119,7 +118,7 @@ class RungeKutta(torch.autograd.Function):
     def forward(ctx, activation: str, keep: bool, count: int, length: Tensor, start: Tensor, *flat: Tensor):
         weights, lengths, rows = Weights.of(activation, flat), Lengths.of(length), len(start)
         keep = keep and _fits(weights, count, rows, start)
-        states, slopes = start.new_empty(2, count + 1, *start.shape).unbind(0)
+        states, slopes = (memory(count + 1, *start.shape, start) for _ in range(2))
         states[0] = start
         kept: list[Tensor] = []
         step_by_step = RungeKuttaSteps(weights, Tape.empty(weights, 4, rows, start))
@@ -146,6 +145,7 @@ class RungeKutta(torch.autograd.Function):
             len(states) - 1,
             states.shape[1],
         )
+        of_states, of_slopes = (torch.empty_like(states).copy_(x) for x in (of_states, of_slopes))  # in their layout
         sums = [torch.zeros_like(x) for x in flat]
         last = _evaluated(weights, states[count], torch.empty_like(states[0]))
         last.prepare_backward()
