@@ -164,7 +164,38 @@ def test_a_variational_sequence_is_that_of_autograd(activation, depth, samples):
     agree(values_and_gradients(weights, inputs), by_autograd(weights, inputs))
 
 
-@pytest.mark.parametrize("name", ["vrnn", "rnn", "latent_ode", "ode_rnn"])
+@pytest.mark.parametrize("activation", ["tanh", "relu", "silu"])
+@pytest.mark.parametrize(("depth", "posterior", "latent"), [(0, "shared", 2), (1, "narrowed", 2), (2, "narrowed", 20)])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_the_chain_of_a_latent_sde_is_that_of_autograd(activation, depth, posterior, latent, samples):
+    keys = {"activation": activation, "depth": depth, "posterior": posterior, "latent": latent}
+    model, batch = model_of("latent_sde", double=True, **keys), density(batch_of())
+
+    def chain():
+        model.noise.seed(0, device=batch.values.device)
+        path = model._chain(model.standardise(batch), samples)[2]
+        return path.states, path.pull
+
+    inputs = list(model.parameters())
+    agree(values_and_gradients(chain, inputs), by_autograd(chain, inputs))
+    fused = type(chain()[0].grad_fn.next_functions[0][0]).__name__
+    assert (fused == "GuidedChainBackward") == (activation != "silu")
+
+
+def test_a_changed_guide_of_a_latent_sde_is_the_one_that_guides():
+    model, batch = model_of("latent_sde"), density(batch_of())
+    model.steering.leave.register_forward_hook(lambda layer, readings, out: 2 * out)
+
+    def loss():
+        model.noise.seed(0, device=batch.values.device)
+        return model.loss_terms(batch).nll
+
+    with tape.fused_disabled():
+        known = loss()
+    torch.testing.assert_close(loss(), known)
+
+
+@pytest.mark.parametrize("name", ["vrnn", "rnn", "latent_ode", "ode_rnn", "latent_sde"])
 def test_with_gradients_or_without_a_loss_is_the_same(name):
     model, batch = model_of(name, double=True), density(batch_of())
     with_gradients = model.loss_terms(batch).nll

@@ -14,11 +14,13 @@ from vrnn_lab.core.series import Scale, TimeSeries, pick
 from vrnn_lab.core.types import Count, Natural, Positive
 from vrnn_lab.models.base import SequenceModel
 from vrnn_lab.models.encoders import GRUEncoder, Reading
+from vrnn_lab.models.fused.chain import GuidedChain
+from vrnn_lab.models.fused.tape import Weights
 from vrnn_lab.models.layers import Activation, VectorField, mlp
 from vrnn_lab.models.lines import Line, Lines, PathLevel
 from vrnn_lab.models.losses import Latents, LossTerms, Normal
 from vrnn_lab.models.networks import with_covariates
-from vrnn_lab.models.ode import linear_read, steps_in_training, steps_to_cover
+from vrnn_lab.models.ode import fused_weights, linear_read, steps_in_training, steps_to_cover
 from vrnn_lab.models.recipe import Recipe
 
 
@@ -81,6 +83,15 @@ class PosteriorDrift(nn.Module):
 
     def forward(self, state: Tensor, shift: Tensor, slope: Tensor, hidden: Tensor) -> Tensor:
         return torch.addcmul(shift, slope, state) + self.leave(torch.tanh(hidden + self.enter(state)))
+
+    def fused_weights(self) -> Weights | None:
+        """Return the weights of C tanh(d + D z), d excluded, in fused form; None where a subclass changes them."""
+        layers = (self.enter, self.leave)
+        hooked = any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
+        if hooked or type(self) is not PosteriorDrift:
+            return None
+        matrices = tuple(layer.weight for layer in layers)
+        return Weights("tanh", matrices, tuple(m.new_zeros(len(m)) for m in matrices)).for_fused()
 
 
 class LatentSDE(SequenceModel):
@@ -160,14 +171,47 @@ class LatentSDE(SequenceModel):
         there, *plan, log_spread = self._plan(reading, times.expand(len(series.ids), -1))
         noise = self._noise(series, times.expand(len(series.ids), -1), start)
         sigma = sqrt(self.step) * self.log_sigma.exp()
-        jumps, time = sigma * log_spread.exp() * noise, start.new_zeros(())
-        state, states, pulls = start, [start], []
+        jumps = sigma * log_spread.exp() * noise
+        if (drift := fused_weights(self.field)) and (guide := self.steering.fused_weights()):
+            return SDEPath(*self._fused_chain(start, jumps, there, plan, sigma, drift, guide), log_spread, noise)
+        time, state, states, pulls = start.new_zeros(()), start, [start], []
         for k in range(count):
             pull = there[k] * self.steering(state, *(part[k] for part in plan))
             state = torch.addcmul(state + jumps[k], sigma, pull) + self.step * self.field(time, state)
             states.append(state)
             pulls.append(pull)
         return SDEPath(torch.stack(states), torch.stack(pulls), log_spread, noise)
+
+    def _fused_chain(
+        self,
+        start: Tensor,
+        jumps: Tensor,
+        there: Tensor,
+        plan: list[Tensor],
+        sigma: Tensor,
+        drift: Weights,
+        guide: Weights,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the states and pulls of `_simulate` by one fused function with its own backward pass."""
+        samples, batch = start.shape[:2]
+        drift = drift.times(self.step)
+        shift, slope, hidden = (part[:, 0] for part in plan)
+        outputs = GuidedChain.apply(
+            (drift.activation, guide.activation),
+            len(drift.flat),
+            torch.is_grad_enabled(),
+            start.flatten(0, 1),
+            jumps.flatten(1, 2),
+            there[:, 0],
+            shift,
+            slope,
+            2 * hidden,  # the guide's tanh(x) is 2 sigmoid(2 x) - 1 in its fused form
+            sigma,
+            *drift.flat,
+            *guide.flat,
+        )
+        states, pulls = (x.unflatten(1, (samples, batch)) for x in outputs)
+        return states, pulls
 
     def _noise(self, series: TimeSeries, times: Tensor, start: Tensor) -> Float[Tensor, "steps samples batch latent"]:
         """Draw noise for every step as a function of series and node, independent of the number of steps."""

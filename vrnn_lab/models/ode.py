@@ -192,7 +192,7 @@ def rk4_step(field: Field, state: Tensor, slope: Tensor, step: Float[Tensor, "..
 def rk4(field: Field, start: Tensor, step: float | Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return states and slopes at `count` + 1 nodes; the slopes are the steps' first stages, at no extra cost."""
     time, length = start.new_zeros(()), step if isinstance(step, Tensor) else start.new_full((), step)
-    if weights := _weights(field):
+    if weights := fused_weights(field):
         rows = start.flatten(0, -2)
         row_length = length.expand(*start.shape[:-1], 1).reshape(-1, 1) if length.ndim else length
         states, slopes = RungeKutta.apply(
@@ -208,7 +208,7 @@ def rk4(field: Field, start: Tensor, step: float | Tensor, count: int) -> tuple[
     return torch.stack(states), torch.stack(slopes)
 
 
-def _weights(field: Field) -> Weights | None:
+def fused_weights(field: Field) -> Weights | None:
     """Return the weights of a field that has a fused implementation; None for any other field."""
     if not isinstance(field, VectorField) or type(field) is not VectorField or not fused_enabled():
         return None
@@ -309,7 +309,7 @@ def integrate_with_jumps(
     inputs: the inputs of the jump at each place.
     """
     ticks = Ticks.of(gap, step, most)
-    if isinstance(jump, GRUCell) and type(jump) is GRUCell and (weights := _weights(field)):
+    if isinstance(jump, GRUCell) and type(jump) is GRUCell and (weights := fused_weights(field)):
         return _fused_with_jumps(weights, jump, ticks, inputs, start)
     time, state, jumped, arrived = start.new_zeros(()), start, [], []
     ticks_in_turn = zip(
