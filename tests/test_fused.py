@@ -165,7 +165,9 @@ def test_a_variational_sequence_is_that_of_autograd(activation, depth, samples):
 
 
 @pytest.mark.parametrize("activation", ["tanh", "relu", "silu"])
-@pytest.mark.parametrize(("depth", "posterior", "latent"), [(0, "shared", 2), (1, "narrowed", 2), (2, "narrowed", 20)])
+@pytest.mark.parametrize(
+    ("depth", "posterior", "latent"), [(0, "shared", 2), (1, "narrowed", 2), (2, "narrowed", 20)]
+)
 @pytest.mark.parametrize("samples", [1, 3])
 def test_the_chain_of_a_latent_sde_is_that_of_autograd(activation, depth, posterior, latent, samples):
     keys = {"activation": activation, "depth": depth, "posterior": posterior, "latent": latent}

@@ -48,7 +48,8 @@ class RungeKuttaSteps(Tape):
     def __init__(self, weights: Weights, inputs: Sequence[Tensor]):
         super().__init__(weights, inputs)
         self.steps = len(inputs[0]) // 4
-        *self.stages, self.carried = memory(4, *inputs[0].shape[1:], inputs[0]).unbind(0)
+        _, rows, width = inputs[0].shape
+        *self.stages, self.carried = memory(4, rows, width, inputs[0]).unbind(0)
 
     def step(self, n: int, state: Tensor, length: Lengths, slope: Tensor, out: Tensor) -> None:
         """Write the state one step later to `out`, and the field at `state` to `slope`."""
@@ -118,7 +119,7 @@ class RungeKutta(torch.autograd.Function):
     def forward(ctx, activation: str, keep: bool, count: int, length: Tensor, start: Tensor, *flat: Tensor):
         weights, lengths, rows = Weights.of(activation, flat), Lengths.of(length), len(start)
         keep = keep and _fits(weights, count, rows, start)
-        states, slopes = (memory(count + 1, *start.shape, start) for _ in range(2))
+        states, slopes = (memory(count + 1, rows, start.shape[1], start) for _ in range(2))
         states[0] = start
         kept: list[Tensor] = []
         step_by_step = RungeKuttaSteps(weights, Tape.empty(weights, 4, rows, start))
