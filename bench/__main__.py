@@ -14,6 +14,7 @@ from vrnn_lab.core.files import write_whole
 # The suites in their order, each with its numbers of threads; 0 leaves threads and cores as they are.
 ONE_AND_TWO = ("solve", "training", "vrnn", "whole")
 SUITES = dict.fromkeys(ONE_AND_TWO, (1, 2)) | {
+    "steps": (1,),
     "linear": (1,),
     "sweep": (0,),
     "memory": (1,),

@@ -5,8 +5,10 @@ import json
 import os
 import subprocess
 import sys
+from functools import reduce
 from itertools import islice, pairwise
 from math import log
+from operator import getitem
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +16,7 @@ import pytest
 import torch
 
 from bench import __main__ as command
-from bench import harness, memory, results, solve, training, vrnn
+from bench import harness, memory, results, solve, steps, training, vrnn
 from bench.plain_latent_ode import PlainLatentODE
 from bench.plain_ode_rnn import over_union
 from bench.plain_vrnn import copied
@@ -246,6 +248,43 @@ def test_peers_answer_the_same_question(problem, packages):
         slope = found[1][0] if packages[-1] == "diffrax" else found[0]
         slope = torch.as_tensor(slope[0].__array__() if isinstance(slope, tuple) else slope.__array__())
         assert torch.allclose(own, slope, atol=0.05 * own.abs().max().item()), peer.name
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # those of the peers' own libraries
+def test_the_losses_in_jax_are_ours_and_so_are_their_gradients():
+    if not harness.installed("jax", "equinox", "diffrax"):
+        pytest.skip("jax and diffrax are not installed")
+    from bench import jax_steps
+
+    def agree(ours: torch.Tensor, theirs: tuple, *gradients: tuple) -> None:
+        loss, step = theirs[:2]
+        assert ours.item() == pytest.approx(loss, rel=1e-5)
+        ours.backward()
+        found = step()[1]
+        for weight, place in gradients:
+            expected = torch.as_tensor(reduce(getitem, place, found)["matrix"].__array__()).t()
+            tolerance = 1e-4 * expected.abs().max().item()
+            torch.testing.assert_close(weight.grad, expected, rtol=1e-3, atol=tolerance)
+
+    keys = ("data=periodic", "data.points=12", "data.train=50", "task=interpolate", "task.seen=6", "trainer=cpu")
+    for name in ("latent_ode", "latent_sde"):
+        parts = training.ours.parts_of(f"model={name}", "model.nodes=8", "model.decoder_depth=1", *keys)
+        model, batch = parts.model, next(iter(parts.data.train_dataloader()))
+        series = model.standardise(batch)
+        noise = steps.noise_of(model, series)
+        if name == "latent_ode":
+            theirs = jax_steps.latent_ode(model, series, noise, "same")
+            further = (model.recognition.posterior[0].weight, ("posterior", 0))
+        else:
+            theirs = jax_steps.latent_sde(model, series, noise, steps.path_noise_of(model, series, noise), "same")
+            further = (model.steering.enter.weight, ("guide", 0))
+        agree(steps.loss_of(model, series)(), theirs, (model.field.layers[0].weight, ("field", 0)), further)
+
+    model, batch = vrnn.model_of(4, 8), vrnn.batch_of(3, 4, vrnn.PIXELS)
+    theirs = jax_steps.vrnn(model, batch.values, steps.noise_of_points(model, batch))
+    further = (model.posterior_of_x.weight, ("of_x",))
+    agree(steps.loss_of(model, model.standardise(batch))(), theirs, (model.memory.recur.weight, ("recur",)), further)
 
 
 def test_the_plain_vrnn_is_the_same_function_and_costs_the_same_products():
