@@ -30,21 +30,20 @@ class GuidedChain(torch.autograd.Function):
         states, pulls = memory(steps + 1, rows, latent, start), memory(steps, rows, latent, start)
         inner = [Tape.empty(network, places, rows, start)[1:] for network in (drift, guide)]
         drift_tape, guide_tape = (Tape(network, kept) for network, kept in zip((drift, guide), inner, strict=True))
-        inner_at = [places_of(kept) or [()] * places for kept in inner]
+        drift_at, guide_at = (places_of(kept) or [()] * places for kept in inner)
         by_sample = lambda x: x.unflatten(1, (rows // batch, batch))
         views = (states[:-1], states[1:], pulls, by_sample(states[:-1]), by_sample(pulls))
         at_step = places_of((*views, jumps, there, shift, slope, hidden))
         first = hidden.new_empty(rows, hidden.shape[2])  # hidden_k, repeated for each sample
         moved, guided = (torch.empty_like(states[0]) for _ in range(2))
-        guided_by_sample = guided.unflatten(0, (rows // batch, batch))
+        first_s, guided_s = (x.unflatten(0, (rows // batch, batch)) for x in (first, guided))
         states[0] = start
         for k, (state, after, pull, state_s, pull_s, jump, guides, a, b, d) in enumerate(at_step):
-            drift_inner, guide_inner = (each[k if keep else 0] for each in inner_at)
-            drift_tape.evaluate((state, *drift_inner), moved)
-            first.unflatten(0, (rows // batch, batch)).copy_(d)
-            guide_tape.evaluate((state, *guide_inner), guided, first)
-            torch.addcmul(a, b, state_s, out=pull_s)
-            torch.mul(pull_s.add_(guided_by_sample), guides, out=pull_s)
+            place = k if keep else 0
+            drift_tape.evaluate((state, *drift_at[place]), moved)
+            first_s.copy_(d)
+            guide_tape.evaluate((state, *guide_at[place]), guided, first)
+            torch.addcmul(a, b, state_s, out=pull_s).add_(guided_s).mul_(guides)
             torch.add(state, jump, out=after).addcmul_(sigma, pull).add_(moved)
         ctx.activations, ctx.drifts, ctx.many, ctx.inner = activations, drifts, len(flat), len(inner[0])
         ctx.save_for_backward(there, slope, sigma, states, pulls, *flat, *inner[0], *inner[1])
@@ -67,6 +66,7 @@ class GuidedChain(torch.autograd.Function):
         of_states = torch.empty_like(states).copy_(of_states)  # in their layout
         pull_gradients = torch.empty_like(pulls).copy_(of_pulls)
         carried, passed = (torch.empty_like(states[0]) for _ in range(2))
+        passed_s = passed.unflatten(0, (rows // batch, batch))
         at_step = places_of(
             (of_jumps, of_states[:-1], pull_gradients, *map(by_sample, (pull_gradients, of_guided)), there, slope)
         )
@@ -76,7 +76,7 @@ class GuidedChain(torch.autograd.Function):
             of_jump.copy_(gradient)
             of_pull.addcmul_(sigma, of_jump)
             torch.mul(of_pull_s, guides, out=of_guided_s)
-            torch.mul(of_guided_s, b, out=passed.unflatten(0, (rows // batch, batch)))
+            torch.mul(of_guided_s, b, out=passed_s)
             gradient = of_state.add_(of_jump).add_(passed)
             gradient.add_(drift_tape.pull(k, carried)).add_(guide_tape.pull(k, passed))
         sums = [torch.zeros_like(x) for x in flat]
