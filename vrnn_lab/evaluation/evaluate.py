@@ -136,17 +136,21 @@ def _nll(model: SequenceModel, data: SeriesData, split: str, protocol: Evaluatio
 
 
 def _loss(model: SequenceModel, data: SeriesData, split: str) -> dict[str, float]:
-    """Return the objective under the dataset's task, in nats per value, and statistics of the latents."""
-    loss = values = 0.0
+    """Return the objective under the dataset's task, in nats per value, statistics of the latents, and the error that
+    the solver's steps leave in a path, relative to the path's spread."""
+    loss = values = apart = spread = 0.0
     activity = Activity()
     for batch in batches(model, data, split, data.task, getattr(model.recipe.objective, "samples", 1)):
         terms = model.loss_terms(batch)
         activity.add(terms.latents)
         loss += (terms.nll + terms.kl).double().sum().item()
         values += batch.scored.sum().item()
-    return {f"{split}/loss": loss / max(values, 1)} | {
-        f"{split}/latent/{name}": value for name, value in activity.result().items()
-    }
+        if sums := model.solver_error(batch):
+            apart, spread = apart + sums[0], spread + sums[1]
+    scores = {f"{split}/loss": loss / max(values, 1)}
+    if spread > 0:
+        scores[f"{split}/solver_error"] = sqrt(apart / spread)
+    return scores | {f"{split}/latent/{name}": value for name, value in activity.result().items()}
 
 
 def _parts(model: SequenceModel) -> dict[str, tuple[str, ...]]:

@@ -289,6 +289,14 @@ class SequenceModel(TrainingSteps, ABC):
         self.check_signal()
         return self._in_units(batch, samples, partial(self._extremes, highest=highest))
 
+    def solver_error(self, batch: TimeSeries) -> tuple[float, float] | None:
+        """Return two sums of squares over the points of a batch: of the distances between the path on the model's
+        solver steps and that on steps of half the length, and of the path's distances from its mean.
+
+        None where the model has no path that a solver of fixed steps computes.
+        """
+        return None
+
     def check_signal(self) -> None:
         """Raise ValueError where the model does not know the extremes of its signal."""
         if not self.has_signal:

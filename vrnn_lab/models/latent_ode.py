@@ -14,7 +14,7 @@ from vrnn_lab.models.intensity import Intensity
 from vrnn_lab.models.layers import Activation, VectorField, mlp
 from vrnn_lab.models.lines import PathLevel
 from vrnn_lab.models.networks import Levels
-from vrnn_lab.models.ode import Method, Path, Solver, steps_in_training, steps_to_cover
+from vrnn_lab.models.ode import ADAPTIVE, Method, Path, Solver, steps_in_training, steps_to_cover
 from vrnn_lab.models.recipe import Recipe
 
 
@@ -111,7 +111,8 @@ class LatentODE(EventTimes):
         """Return the window relative to z_0, (batch, 2), in typical windows."""
         return series.window - (series.window[:, :1] if self.origin == "row" else self.zero)
 
-    def _path(self, series: TimeSeries, z: Tensor) -> Path:
+    def _path(self, series: TimeSeries, z: Tensor, finer: int = 1) -> Path:
+        """Return the path from z, on `finer` solver steps in place of each."""
         if series.in_training:
             after, before = self.nodes, 0
         else:
@@ -121,7 +122,17 @@ class LatentODE(EventTimes):
             after, before = steps_to_cover(times, self.step, self.nodes)
         if self.origin == "middle":  # equal numbers of steps in both directions are solved as one batch
             after = before = max(after, before)
-        return self.solver.path(self.field, z[..., : self.moving], self.step, after, before)
+        return self.solver.path(self.field, z[..., : self.moving], self.step / finer, finer * after, finer * before)
+
+    def solver_error(self, batch):
+        if self.solver.method in ADAPTIVE:  # its error is that of its tolerances, whatever the steps
+            return None
+        with torch.no_grad():
+            series, _ = self._line(self.standardise(batch), 1)
+            z, times = self._encode(series).mean[None], self._moving(series)
+            own, half = (self._path(series, z, finer).at(times)[:, series.counts].double() for finer in (1, 2))
+        apart = half - half.mean((0, 1))
+        return (own - half).square().sum().item(), apart.square().sum().item()
 
     def backward(self, loss, *args, **options) -> None:
         """Compute the gradients of a loss; ValueError where the adjoint method cannot solve the ODE backwards."""

@@ -42,6 +42,7 @@ FEW = 30  # validation values that a recalibration needs
 COLUMNS = ("nll", "brier", "mse", "mse_clean", "nmse", "crps", "energy", "coverage_50", "coverage_90")
 MIXED = ("nll", "brier", "nmse", "ncrps", "energy", "coverage_50", "coverage_90")  # for channels of different units
 COVERAGE = ("coverage_50", "coverage_90")
+SOLVER_ERROR = 0.01  # of a path's spread; above it a run's table mentions it
 DIVERGED = 100.0  # multiple of the training mean's squared error that no successful fit reaches
 OUTSIDE = 0.05  # above this fraction outside the training range, that is a likely cause of poor coverage
 
@@ -415,6 +416,12 @@ def facts(metrics: dict[str, Any], split: str) -> str:
                 "latents; a remedy may be beta=warmup, cyclic or free_bits, and for model=vrnn "
                 "model.posterior=smooth or model.dropout=0.3"
             )
+    if (error := metrics.get(f"{split}/solver_error", 0.0)) > SOLVER_ERROR:
+        lines.append(
+            f"solver   the path on its solver steps differs by {error:.1%} of its spread from that on steps of half "
+            "the length: the model is these steps rather than the ODE itself. Its scores hold for that model; "
+            "more steps (model.nodes) bring the two together"
+        )
     floored = [v for k, v in metrics.items() if k.startswith(f"{split}/") and k.endswith("/on_floor")]
     if floored:
         floor = f"scale floor 1e-3 of the training std: {max(floored):.1%} of predicted stds lie on it"
