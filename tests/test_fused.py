@@ -1,5 +1,7 @@
 """Loops differentiated by hand are what autograd makes of them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -182,6 +184,14 @@ def test_the_chain_of_a_latent_sde_is_that_of_autograd(activation, depth, poster
     agree(values_and_gradients(chain, inputs), by_autograd(chain, inputs))
     fused = type(chain()[0].grad_fn.next_functions[0][0]).__name__
     assert (fused == "GuidedChainBackward") == (activation != "silu")
+
+
+def test_a_chain_without_rows_is_no_fault():
+    model, batch = model_of("latent_sde"), density(batch_of())
+    nobody = replace(batch.rows(slice(0)), in_training=True, most_seen=batch.times.shape[1])
+    terms = model.loss_terms(nobody)
+    (terms.nll.sum() + terms.kl.sum()).backward()
+    assert terms.nll.shape == (0,)
 
 
 def test_a_changed_guide_of_a_latent_sde_is_the_one_that_guides():

@@ -199,6 +199,7 @@ class LatentSDE(SequenceModel):
         outputs = GuidedChain.apply(
             (drift.activation, guide.activation),
             len(drift.flat),
+            samples,
             torch.is_grad_enabled(),
             start.flatten(0, 1),
             jumps.flatten(1, 2),

@@ -90,8 +90,8 @@ def _mixed(
     count, samples, batch, state = nodes.shape
     # A product with a narrow weight matrix: its backward pass is several times cheaper on a CPU than a gather's.
     spread = weights.new_zeros(*places.shape[:2], count).scatter(2, places, weights)
-    both = nodes.permute(2, 0, 1, 3).reshape(batch, count, -1)
-    return torch.bmm(spread, both).view(batch, -1, samples, state).permute(2, 0, 1, 3)
+    both = nodes.permute(2, 0, 1, 3).reshape(batch, count, samples * state)
+    return torch.bmm(spread, both).unflatten(2, (samples, state)).permute(2, 0, 1, 3)
 
 
 @dataclass(frozen=True)

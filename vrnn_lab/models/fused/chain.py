@@ -17,26 +17,28 @@ class GuidedChain(torch.autograd.Function):
     The rows are samples * batch. drift is a network, which includes the step's length; guide is a network with
     hidden_k in place of its first shift. there, shift, slope and hidden are (steps, batch, _), the same for all
     samples; jumps is (steps, rows, latent), start is z_0, sigma (latent,). activations: those of the two networks.
-    drifts: the number of the drift's weights in flat, which precede those of the guide.
+    drifts: the number of the drift's weights in flat, which precede those of the guide. keep: whether a backward pass
+    will follow.
     """
 
     @staticmethod
     def forward(
-        ctx, activations, drifts: int, keep: bool, start, jumps, there, shift, slope, hidden, sigma, *flat: Tensor
-    ):
+        ctx, activations, drifts: int, samples: int, keep: bool, start, jumps, there, shift, slope, hidden, sigma,
+        *flat: Tensor,
+    ):  # fmt: skip
         drift, guide = _networks(activations, drifts, flat)
-        (steps, rows, latent), batch = jumps.shape, hidden.shape[1]
+        steps, rows, latent = jumps.shape
         places = steps if keep else 1
         states, pulls = memory(steps + 1, rows, latent, start), memory(steps, rows, latent, start)
         inner = [Tape.empty(network, places, rows, start)[1:] for network in (drift, guide)]
         drift_tape, guide_tape = (Tape(network, kept) for network, kept in zip((drift, guide), inner, strict=True))
         drift_at, guide_at = (places_of(kept) or [()] * places for kept in inner)
-        by_sample = lambda x: x.unflatten(1, (rows // batch, batch))
+        by_sample = lambda x: x.unflatten(1, (samples, -1 if rows else 0))
         views = (states[:-1], states[1:], pulls, by_sample(states[:-1]), by_sample(pulls))
         at_step = places_of((*views, jumps, there, shift, slope, hidden))
         first = hidden.new_empty(rows, hidden.shape[2])  # hidden_k, repeated for each sample
         moved, guided = (torch.empty_like(states[0]) for _ in range(2))
-        first_s, guided_s = (x.unflatten(0, (rows // batch, batch)) for x in (first, guided))
+        first_s, guided_s = (by_sample(x[None])[0] for x in (first, guided))
         states[0] = start
         for k, (state, after, pull, state_s, pull_s, jump, guides, a, b, d) in enumerate(at_step):
             place = k if keep else 0
@@ -45,7 +47,8 @@ class GuidedChain(torch.autograd.Function):
             guide_tape.evaluate((state, *guide_at[place]), guided, first)
             torch.addcmul(a, b, state_s, out=pull_s).add_(guided_s).mul_(guides)
             torch.add(state, jump, out=after).addcmul_(sigma, pull).add_(moved)
-        ctx.activations, ctx.drifts, ctx.many, ctx.inner = activations, drifts, len(flat), len(inner[0])
+        ctx.activations, ctx.drifts, ctx.samples = activations, drifts, samples
+        ctx.many, ctx.inner = len(flat), len(inner[0])
         ctx.save_for_backward(there, slope, sigma, states, pulls, *flat, *inner[0], *inner[1])
         return states, pulls
 
@@ -57,8 +60,8 @@ class GuidedChain(torch.autograd.Function):
         drift, guide = _networks(ctx.activations, ctx.drifts, flat)
         drift_tape = Tape(drift, [states[:-1], *inner[: ctx.inner]])
         guide_tape = Tape(guide, [states[:-1], *inner[ctx.inner :]])
-        (steps, rows, latent), batch = pulls.shape, slope.shape[1]
-        by_sample = lambda x: x.unflatten(1, (rows // batch, batch))
+        steps, rows, latent = pulls.shape
+        by_sample = lambda x: x.unflatten(1, (ctx.samples, -1 if rows else 0))
         # z_(k+1) is the sum of jump_k, of the drift and of other terms: all three have one gradient, in one memory.
         of_jumps, of_guided = (memory(steps, rows, latent, states) for _ in range(2))
         drift_tape.prepare_backward(last=of_jumps)
@@ -66,7 +69,7 @@ class GuidedChain(torch.autograd.Function):
         of_states = torch.empty_like(states).copy_(of_states)  # in their layout
         pull_gradients = torch.empty_like(pulls).copy_(of_pulls)
         carried, passed = (torch.empty_like(states[0]) for _ in range(2))
-        passed_s = passed.unflatten(0, (rows // batch, batch))
+        passed_s = by_sample(passed[None])[0]
         at_step = places_of(
             (of_jumps, of_states[:-1], pull_gradients, *map(by_sample, (pull_gradients, of_guided)), there, slope)
         )
@@ -87,7 +90,7 @@ class GuidedChain(torch.autograd.Function):
         of_sigma = (of_jumps * pulls).sum((0, 1))
         of_hidden = over_samples(guide_tape.slopes[0])
         given = gradient, of_jumps, None, over_samples(of_guided), of_slope, of_hidden, of_sigma
-        return None, None, None, *given, *sums
+        return None, None, None, None, *given, *sums
 
 
 def _networks(activations: Sequence[str], drifts: int, flat: Sequence[Tensor]) -> tuple[Weights, Weights]:
