@@ -8,6 +8,7 @@ import re
 import shutil
 import stat
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -278,6 +279,22 @@ def test_a_folder_removed_while_the_run_is_at_work_is_one_message(tmp_path, monk
     with pytest.raises(checkpoints.RemovedError, match="was removed, or moved"):
         trained(folder)
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_thread_that_finds_the_folder_removed_prints_nothing_beside_the_message(there, tmp_path, monkeypatch):
+    printed = []
+    monkeypatch.setattr(threading, "excepthook", printed.append)
+    folder = tmp_path if there else tmp_path / "removed"
+
+    def write():  # as TensorBoard's writer does
+        (tmp_path / "removed" / "events").write_bytes(b"")
+
+    with fit._without_tracebacks_of_threads(folder):
+        thread = threading.Thread(target=write)
+        thread.start()
+        thread.join()
+    assert len(printed) == there
 
 
 @pytest.mark.slow

@@ -141,7 +141,7 @@ def release() -> None:
 @contextmanager
 def _failures_recorded(folder: Path, loggers: Sequence[RunLogger]):
     """Record a failure in metrics.json; of several processes, that of the first to fail, which caused the others."""
-    with _log_to(folder / run_files.LOG), _without_tracebacks_of_a_full_disk():
+    with _log_to(folder / run_files.LOG), _without_tracebacks_of_threads(folder):
         try:
             yield
         except Exception as error:
@@ -243,12 +243,14 @@ def _record(folder: Path, config: DictConfig, overrides: list[str], choices: dic
 
 
 @contextmanager
-def _without_tracebacks_of_a_full_disk():
-    """Keep threads, such as TensorBoard's writer, from printing an error of the disk, which the fit raises too."""
+def _without_tracebacks_of_threads(folder: Path):
+    """Keep threads, such as TensorBoard's writer, from printing errors that the fit raises too: those of a full disk,
+    and of a run folder that was removed."""
     before = threading.excepthook
 
     def hook(ended: threading.ExceptHookArgs) -> None:
-        if not (isinstance(ended.exc_value, OSError) and ended.exc_value.errno in FULL):
+        error = ended.exc_value
+        if not (isinstance(error, OSError) and (error.errno in FULL or not folder.is_dir())):
             before(ended)
 
     threading.excepthook = hook
