@@ -34,6 +34,7 @@ class GuidedChain(torch.autograd.Function):
         drift_tape, guide_tape = (Tape(network, kept) for network, kept in zip((drift, guide), inner, strict=True))
         drift_at, guide_at = (places_of(kept) or [()] * places for kept in inner)
         by_sample = lambda x: x.unflatten(1, (samples, -1 if rows else 0))
+        # Names that end in _s are views with the samples as an axis of their own, beside which the batch's terms fit.
         views = (states[:-1], states[1:], pulls, by_sample(states[:-1]), by_sample(pulls))
         at_step = places_of((*views, jumps, there, shift, slope, hidden))
         first = hidden.new_empty(rows, hidden.shape[2])  # hidden_k, repeated for each sample
