@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import diffrax
 import jax
 import lineax
+import numpy as np
 import torch
 from jax import numpy as jnp
 
@@ -85,7 +86,9 @@ def reading_of(model: LatentODE, series: TimeSeries) -> jax.Array:
     return nn.array(path.at(series.times)[0])
 
 
-def latent_ode(model: LatentODE, series: TimeSeries, noise: torch.Tensor, way: str) -> tuple[float, Any, Any]:
+def latent_ode(
+    model: LatentODE, series: TimeSeries, noise: torch.Tensor, way: str
+) -> tuple[float, Any, torch.Tensor]:
     """Return the loss, a step, and the states at the points, (samples, batch, time, latent).
 
     way: `same`, rk4 on our nodes; `together`, dopri5 of all rows at once, for shared times; `rows`, of each row.
@@ -144,7 +147,7 @@ def latent_ode(model: LatentODE, series: TimeSeries, noise: torch.Tensor, way: s
         total = nn.nll(of.values, of.scored, out, speed * weights["log_std"]) + nn.kl(mean, spread)
         return total / of.scored.sum()
 
-    states = jax.jit(parts)(weights, of)[2]
+    states = torch.from_numpy(np.array(jax.jit(parts)(weights, of)[2])).to(noise.device)
     return *nn.step_of(loss, weights, of), states
 
 

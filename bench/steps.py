@@ -1,7 +1,9 @@
 """Measure whole training steps, forward and backward, against the same losses in JAX, compiled."""
 
+import tempfile
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from vrnn_lab.core.series import TimeSeries
 from vrnn_lab.models.latent_ode import LatentODE
 from vrnn_lab.models.latent_sde import LatentSDE
 from vrnn_lab.models.ode import Solver
+from vrnn_lab.training.fit import trainer_of
 
 SAME = "JAX, our algorithm by a scan"
 APART = 1e-4  # largest relative difference of two losses that are the same function
@@ -72,11 +75,6 @@ def latent_ode(quick: bool) -> Iterator[Row]:
 
 def trained(parts: Any) -> LatentODE:
     """Return a copy of a model, fitted by the run's recipe."""
-    import tempfile
-    from pathlib import Path
-
-    from vrnn_lab.training.fit import trainer_of
-
     other = deepcopy(parts)
     with tempfile.TemporaryDirectory() as folder:
         trainer_of(other, Path(folder)).fit(other.model, datamodule=other.data, weights_only=True)
@@ -115,22 +113,16 @@ def latent_ode_rows(model: LatentODE, batch: TimeSeries, name: str, times: str) 
 
     theirs, step, states = jax_steps.latent_ode(model, series, noise, "same")
     same_losses(name, loss_of(model, series)().item(), theirs)
-    errors = [own_error(model.nodes), error_of(torch.from_numpy(jax_copy(states)))]
+    errors = [own_error(model.nodes), error_of(states)]
     details = {"sizes": size, "nodes": model.nodes, "errors": errors}
     yield against(f"{name}: {SAME}", ours.backward_of(model, batch), step, SAME, 1.0, **details)
 
     _, step, states = jax_steps.latent_ode(model, series, noise, way)
-    error = error_of(torch.from_numpy(jax_copy(states)))
+    error = error_of(states)
     nodes = next((n for n in NODES if own_error(n) <= error), NODES[-1])
     chosen = with_nodes(model, nodes)
     details = {"sizes": size, "nodes": nodes, "errors": [own_error(nodes), error]}
     yield against(f"{name}: {dopri}", ours.backward_of(chosen, batch), step, dopri, 1.0, **details)
-
-
-def jax_copy(states: Any) -> Any:
-    import numpy as np
-
-    return np.array(states)
 
 
 # ---- latent SDE, VRNN ----------------------------------------------------------------------------------------
