@@ -1,4 +1,4 @@
-"""Compute the losses of our models in JAX, with our weights, our noise and our encoder's inputs.
+"""Compute the losses of our latent ODE and SDE in JAX, with our weights, our noise and our encoder's inputs.
 
 So that a loss is the same function, everything that does not depend on the weights (the encoder's features, which
 node of a path is read with which weight) is computed by us once and given to JAX, whose step need not compute it.
@@ -19,7 +19,6 @@ from vrnn_lab.core.series import TimeSeries
 from vrnn_lab.models.latent_ode import LatentODE
 from vrnn_lab.models.latent_sde import LatentSDE
 from vrnn_lab.models.ode import Path, linear_read
-from vrnn_lab.models.vrnn import VRNN
 
 STEPS = 64  # of diffrax; as checkpoints too, which was fastest in bench.diffrax_peer
 TOLERANCES = 1e-3, 1e-4  # relative and absolute, as in bench.solve
@@ -70,11 +69,6 @@ def summary(states: jax.Array, first: jax.Array) -> jax.Array:
     return jnp.concatenate([states[-1], states.mean(0), first], -1)
 
 
-def log_std_of(head) -> Any:
-    """Return the parameter of a head with one std per channel or one for all, and its speed."""
-    return nn.array(head.log_std), head.speed
-
-
 # ---- latent ODE ----------------------------------------------------------------------------------------------
 
 
@@ -95,13 +89,12 @@ def latent_ode(
     """
     of = given(model, model.recognition.encoder, series, noise)
     rate, step, count = model.field.rate, model.step, model.nodes
-    log_std, speed = log_std_of(model.head)
     weights = {
         "encoder": encoder_of(model.recognition.encoder),
         "posterior": nn.layers_of(model.recognition.posterior),
         "field": nn.layers_of(model.field.layers),
         "decoder": nn.layers_of(model.decoder),
-        "log_std": log_std,
+        "log_std": nn.array(model.head.log_std),
     }
     reading = reading_of(model, series) if way == "same" else None
 
@@ -144,7 +137,7 @@ def latent_ode(
     def loss(weights, of):
         mean, spread, states = parts(weights, of)
         out = nn.network(weights["decoder"], states)
-        total = nn.nll(of.values, of.scored, out, speed * weights["log_std"]) + nn.kl(mean, spread)
+        total = nn.nll(of.values, of.scored, out, model.head.speed * weights["log_std"]) + nn.kl(mean, spread)
         return total / of.scored.sum()
 
     states = torch.from_numpy(np.array(jax.jit(parts)(weights, of)[2])).to(noise.device)
@@ -182,12 +175,12 @@ def latent_sde(model: LatentSDE, series: TimeSeries, noise: torch.Tensor, path_n
     weights = {
         "encoder": encoder_of(model.encoder),
         "start": nn.layers_of(model.start),
-        "told": nn.layers_of(model.steering.told),
+        "plan": nn.layers_of(model.steering.told),
         "guide": [nn.linear_of(model.steering.enter), nn.linear_of(model.steering.leave)],
         "field": nn.layers_of(model.field.layers),
         "decoder": nn.layers_of(model.decoder),
         "log_sigma": nn.array(model.log_sigma),
-        "log_std": log_std_of(model.head)[0],
+        "log_std": nn.array(model.head.log_std),
     }
     rate, step, count, latent, speed = model.field.rate, model.step, model.nodes, model.latent, model.head.speed
     ends = [latent, 2 * latent, 2 * latent + model.steering.enter.out_features]
@@ -199,8 +192,8 @@ def latent_sde(model: LatentSDE, series: TimeSeries, noise: torch.Tensor, path_n
     def guidance(weights, states):
         """Return the guide's shift, slope, hidden shift and log spread of each step, (steps, batch, _)."""
         context = jnp.take_along_axis(states.transpose(1, 0, 2), place[..., None], 1)
-        told = nn.network(weights["told"], jnp.concatenate([context, features], -1)).transpose(1, 0, 2)
-        shift, slope, hidden, *spread = jnp.split(told, ends if narrowed else ends[:2], -1)
+        numbers = nn.network(weights["plan"], jnp.concatenate([context, features], -1)).transpose(1, 0, 2)
+        shift, slope, hidden, *spread = jnp.split(numbers, ends if narrowed else ends[:2], -1)
         return shift, slope, hidden, jnp.where(there, -jax.nn.softplus(spread[0] - 2), 0) if spread else 0 * shift
 
     def pull_of(weights, z, guides, shift, slope, hidden):
@@ -255,52 +248,3 @@ def latent_sde(model: LatentSDE, series: TimeSeries, noise: torch.Tensor, path_n
         return total / of.scored.sum()
 
     return nn.step_of(loss, weights, of, nn.array(path_noise))
-
-
-# ---- VRNN ----------------------------------------------------------------------------------------------------
-
-
-def vrnn(model: VRNN, values: torch.Tensor, noise: torch.Tensor) -> tuple[float, Any]:
-    """Return the loss and a step of a VRNN with a Bernoulli head, all values known at equal gaps of the usual length.
-
-    values: (batch, time, dim); noise: (time, batch, latent).
-    """
-    assert isinstance(model.prior, torch.nn.Sequential)
-    weights = {name: nn.layers_of(getattr(model, name)) for name in ("phi_x", "phi_z", "prior", "output")} | {
-        "gates": nn.linear_of(model.memory.gates),
-        "gates_of_z": nn.linear_of(model.gates_of_z),
-        "recur": nn.linear_of(model.memory.recur),
-        "of_x": nn.linear_of(model.posterior_of_x),
-        "of_state": nn.linear_of(model.posterior_of_state),
-        "posterior": nn.linear_of(model.posterior_out),
-    }
-
-    def features(layers, x):
-        return jnp.tanh(nn.network(layers, x))
-
-    def loss(weights, x, noise):
-        time, batch, dim = x.shape
-        of_x = features(weights["phi_x"], jnp.concatenate([x, jnp.ones_like(x)], -1))
-        nothing = features(weights["phi_x"], jnp.zeros((1, batch, 2 * dim)))
-        gap = jnp.ones((time, batch, 1)).at[0].set(0.0)
-        before = jnp.concatenate([nothing, of_x[:-1]])
-        gates = nn.linear(weights["gates"], jnp.concatenate([before, jnp.log1p(gap), jnp.exp(-gap)], -1))
-        from_x = nn.linear(weights["of_x"], of_x)
-
-        def forward(carry, now):
-            state, of_latent = carry
-            gate, from_x, eps = now
-            state = nn.gru(weights["recur"], gate + of_latent, state)
-            raw = nn.linear(weights["posterior"], jnp.tanh(from_x + nn.linear(weights["of_state"], state)))
-            mean, log_std = nn.gaussian(raw)
-            feature = features(weights["phi_z"], mean + jnp.exp(log_std) * eps)
-            return (state, nn.linear(weights["gates_of_z"], feature)), (state, raw, feature)
-
-        first = nn.linear(weights["gates_of_z"], features(weights["phi_z"], jnp.zeros((batch, noise.shape[-1]))))
-        start = jnp.zeros((batch, weights["recur"]["matrix"].shape[0])), first
-        _, (states, raw, feature) = jax.lax.scan(forward, start, (gates, from_x, noise))
-        logits = nn.network(weights["output"], jnp.concatenate([feature, states], -1))
-        nll = (jnp.maximum(logits, 0) - logits * x + jnp.log1p(jnp.exp(-jnp.abs(logits)))).sum()
-        return (nll + nn.kl(*nn.gaussian(raw), *nn.gaussian(nn.network(weights["prior"], states)))) / x.size
-
-    return nn.step_of(loss, weights, nn.array(values.transpose(0, 1)), nn.array(noise))

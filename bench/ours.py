@@ -11,6 +11,8 @@ from vrnn_lab.models.base import SequenceModel
 from vrnn_lab.models.losses import LossTerms
 from vrnn_lab.runs.build import Parts, assemble
 
+APART = 1e-4
+
 
 def parts_of(*overrides: str, scale: Scale | None = None) -> Parts:
     """Return the parts of a run with these overrides; with a scale given, its data set is not read."""
@@ -22,6 +24,12 @@ def parts_of(*overrides: str, scale: Scale | None = None) -> Parts:
 def loss_of(terms: LossTerms, batch: TimeSeries) -> torch.Tensor:
     """Return the loss of a training step, per scored value."""
     return (terms.nll.sum() + terms.kl.sum()) / batch.scored.sum()
+
+
+def check_losses(name: str, own: float, theirs: float) -> None:
+    """Raise RuntimeError where two losses that should be one function differ by more than APART, relative."""
+    if abs(own - theirs) > APART * abs(theirs):
+        raise RuntimeError(f"{name}: our loss is {own}, the peer's is {theirs}; expected equal ones")
 
 
 def backward_of(model: SequenceModel, batch: TimeSeries) -> Callable[[], torch.Tensor]:

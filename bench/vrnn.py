@@ -54,15 +54,18 @@ def model_of(time: int, width: int, dim: int = PIXELS) -> VRNN:
     return model
 
 
+def noise_of(model: VRNN, batch: TimeSeries) -> torch.Tensor:
+    """Return the noise of the latents, (batch, time, latent), that a loss draws after seeding with 0."""
+    model.noise.seed(0, device=batch.values.device)
+    return model.noise.at_points("latent", batch, 1, model.latent, next(model.parameters()))[0]
+
+
 def losses(model: VRNN, plain: PlainVRNN, batch: TimeSeries) -> tuple[float, float]:
     """Return the losses of our VRNN and of the plain one, with the same weights and the same noise."""
-    seed = lambda: model.noise.seed(0, device=batch.values.device)
-    like = next(model.parameters())
-    seed()
-    noise = model.noise.at_points("latent", batch, 1, model.latent, like)[0]
-    seed()
+    noise = noise_of(model, batch)
+    model.noise.seed(0, device=batch.values.device)
     own = ours.loss_of(model.loss_terms(batch), batch)
-    return own.item(), plain.loss(batch.values.to(like), noise).item()
+    return own.item(), plain.loss(batch.values.to(noise), noise).item()
 
 
 def plain_backward(plain: PlainVRNN, batch: TimeSeries) -> Callable[[], torch.Tensor]:
@@ -94,10 +97,7 @@ def compare(time: int, size: int, width: int, target: float) -> Iterator[Row]:
     model, batch = model_of(time, width), batch_of(size, time, PIXELS)
     plain = copied(model, PIXELS)
     own, theirs = losses(model, plain, batch)
-    if abs(own - theirs) > 1e-4 * abs(theirs):
-        raise RuntimeError(
-            f"the two VRNNs compute different losses: ours {own}, the plain loop's {theirs}; expected equal ones"
-        )
+    ours.check_losses("VRNN against the plain loop", own, theirs)
     step, other = ours.backward_of(model, batch), plain_backward(plain, batch)
     count, other_count = flops(step), flops(other)
     name = f"VRNN, T {time}, batch {size}, width {width}"

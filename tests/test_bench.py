@@ -255,7 +255,7 @@ def test_peers_answer_the_same_question(problem, packages):
 def test_the_losses_in_jax_are_ours_and_so_are_their_gradients():
     if not harness.installed("jax", "equinox", "diffrax"):
         pytest.skip("jax and diffrax are not installed")
-    from bench import jax_steps
+    from bench import jax_steps, jax_vrnn
 
     def agree(ours: torch.Tensor, theirs: tuple, *gradients: tuple) -> None:
         loss, step = theirs[:2]
@@ -282,7 +282,7 @@ def test_the_losses_in_jax_are_ours_and_so_are_their_gradients():
         agree(steps.loss_of(model, series)(), theirs, (model.field.layers[0].weight, ("field", 0)), further)
 
     model, batch = vrnn.model_of(4, 8), vrnn.batch_of(3, 4, vrnn.PIXELS)
-    theirs = jax_steps.vrnn(model, batch.values, steps.noise_of_points(model, batch))
+    theirs = jax_vrnn.vrnn(model, batch.values, vrnn.noise_of(model, batch).transpose(0, 1))
     further = (model.posterior_of_x.weight, ("of_x",))
     agree(steps.loss_of(model, model.standardise(batch))(), theirs, (model.memory.recur.weight, ("recur",)), further)
 

@@ -16,7 +16,7 @@ from vrnn_lab.models.base import SequenceModel
 from vrnn_lab.models.encoders import GRUEncoder, Reading
 from vrnn_lab.models.fused.chain import GuidedChain
 from vrnn_lab.models.fused.tape import Weights
-from vrnn_lab.models.layers import Activation, VectorField, mlp
+from vrnn_lab.models.layers import Activation, VectorField, hooked, mlp
 from vrnn_lab.models.lines import Line, Lines, PathLevel
 from vrnn_lab.models.losses import Latents, LossTerms, Normal
 from vrnn_lab.models.networks import with_covariates
@@ -87,8 +87,7 @@ class PosteriorDrift(nn.Module):
     def fused_weights(self) -> Weights | None:
         """Return the weights of C tanh(d + D z), d excluded, in fused form; None where a subclass changes them."""
         layers = (self.enter, self.leave)
-        hooked = any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
-        if hooked or type(self) is not PosteriorDrift:
+        if hooked(layers) or type(self) is not PosteriorDrift:
             return None
         matrices = tuple(layer.weight for layer in layers)
         return Weights("tanh", matrices, tuple(m.new_zeros(len(m)) for m in matrices)).for_fused()

@@ -1,6 +1,7 @@
 """Define the layers that solvers, loops and models share."""
 
 import itertools
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -42,13 +43,17 @@ def mlp(inputs: int, width: int, outputs: int, depth: int, activation: Activatio
     return nn.Sequential(*layers, nn.Linear(sizes[-1], outputs))
 
 
+def hooked(layers: Iterable[nn.Module]) -> bool:
+    """Return whether a layer carries hooks, which a fused function would not call."""
+    return any(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks for layer in layers)
+
+
 def weights_of(network: nn.Sequential, activation: Activation) -> Weights | None:
     """Return the weights of an unmodified `mlp`; None where its layers were changed or carry hooks."""
     layers = list(network)
     kinds = [ACTIVATIONS[activation] if i % 2 else nn.Linear for i in range(len(layers))]
-    hooked = any(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks for layer in layers)
     linear = [layer for layer in layers[::2] if isinstance(layer, nn.Linear)]
-    if hooked or [type(layer) for layer in layers] != kinds or any(layer.bias is None for layer in linear):
+    if hooked(layers) or [type(layer) for layer in layers] != kinds or any(layer.bias is None for layer in linear):
         return None
     return Weights(activation, tuple(layer.weight for layer in linear), tuple(layer.bias for layer in linear))
 

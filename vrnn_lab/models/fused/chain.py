@@ -27,13 +27,13 @@ class GuidedChain(torch.autograd.Function):
         *flat: Tensor,
     ):  # fmt: skip
         drift, guide = _networks(activations, drifts, flat)
-        steps, rows, latent = jumps.shape
+        (steps, rows, latent), batch = jumps.shape, hidden.shape[1]
         places = steps if keep else 1
         states, pulls = memory(steps + 1, rows, latent, start), memory(steps, rows, latent, start)
         inner = [Tape.empty(network, places, rows, start)[1:] for network in (drift, guide)]
         drift_tape, guide_tape = (Tape(network, kept) for network, kept in zip((drift, guide), inner, strict=True))
         drift_at, guide_at = (places_of(kept) or [()] * places for kept in inner)
-        by_sample = lambda x: x.unflatten(1, (samples, -1 if rows else 0))
+        by_sample = lambda x: x.unflatten(1, (samples, batch))
         # Names that end in _s are views with the samples as an axis of their own, beside which the batch's terms fit.
         views = (states[:-1], states[1:], pulls, by_sample(states[:-1]), by_sample(pulls))
         at_step = places_of((*views, jumps, there, shift, slope, hidden))
@@ -61,8 +61,8 @@ class GuidedChain(torch.autograd.Function):
         drift, guide = _networks(ctx.activations, ctx.drifts, flat)
         drift_tape = Tape(drift, [states[:-1], *inner[: ctx.inner]])
         guide_tape = Tape(guide, [states[:-1], *inner[ctx.inner :]])
-        steps, rows, latent = pulls.shape
-        by_sample = lambda x: x.unflatten(1, (ctx.samples, -1 if rows else 0))
+        (steps, rows, latent), batch = pulls.shape, slope.shape[1]
+        by_sample = lambda x: x.unflatten(1, (ctx.samples, batch))
         # z_(k+1) is the sum of jump_k, of the drift and of other terms: all three have one gradient, in one memory.
         of_jumps, of_guided = (memory(steps, rows, latent, states) for _ in range(2))
         drift_tape.prepare_backward(last=of_jumps)
