@@ -24,7 +24,7 @@ NODES = (2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 60, 80)  # solver steps a
 
 def rows(quick: bool = False) -> Iterator[Row]:
     if not installed("jax", "equinox", "diffrax"):
-        yield missing("steps against JAX", "jax, diffrax")
+        yield missing("steps against JAX", "diffrax")
         return
     from bench import diffrax_peer
 

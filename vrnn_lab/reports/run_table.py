@@ -419,8 +419,8 @@ def facts(metrics: dict[str, Any], split: str) -> str:
     if (error := metrics.get(f"{split}/solver_error", 0.0)) > SOLVER_ERROR:
         lines.append(
             f"solver   the path on its solver steps differs by {error:.1%} of its spread from that on steps of half "
-            "the length: the model is these steps rather than the ODE itself. Its scores hold for that model; "
-            "more steps (model.nodes) bring the two together"
+            "the length: the model is what these steps compute, not the solution of the ODE. Its scores hold for "
+            "that model; more steps (model.nodes) bring the two together"
         )
     floored = [v for k, v in metrics.items() if k.startswith(f"{split}/") and k.endswith("/on_floor")]
     if floored:
